@@ -1,0 +1,123 @@
+"""Hypers: numbers, 0-d tensors, or tree prefixes of them; checked by name and handed to each leaf."""
+
+import fnmatch
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from functional_sgd.rule import REQUIRED
+from functional_sgd.tree import Spec, Tree, first_difference, flatten, paths, unflatten
+from functional_sgd.wiring import did_you_mean
+
+Scalar: TypeAlias = float | Tensor
+Hyper: TypeAlias = Any
+"""A Scalar, or a tree prefix of params with Scalars at its leaves."""
+
+
+def by_path(params: Tree, values: Mapping[str, Hyper]) -> Tree:
+    """A value for every leaf, chosen by the leaf's name: `by_path(params, {"head.*": 1e-2, "*": 1e-3})`.
+
+    Names are dotted paths ("head.weight"), patterns are those of the shell (*, ?, [abc]); the first that matches wins.
+    Returns a tree like params, to be used as a hyper. Raises ValueError when a leaf matches no pattern, or a pattern no
+    leaf.
+
+    >>> import torch
+    >>> by_path({"body": torch.zeros(2), "head": torch.zeros(2)}, {"head*": 1e-2, "*": 1e-3})
+    {'body': 0.001, 'head': 0.01}
+    """
+    names = paths(params)
+    for pattern in values:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            raise ValueError(f"by_path: pattern {pattern!r} matches no leaf. Leaves: {', '.join(names)}.")
+    chosen = []
+    for name in names:
+        pattern = next((pattern for pattern in values if fnmatch.fnmatchcase(name, pattern)), None)
+        if pattern is None:
+            raise ValueError(f"by_path: no pattern matches leaf {name!r}. End with '*' to cover the rest.")
+        chosen.append(values[pattern])
+    return unflatten(flatten(params)[1], chosen)
+
+
+def collect(
+    who: str, defaults: Mapping[str, Any], hyper: Mapping[str, Hyper] | None, extras: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The value of every hyper and extra for this call.
+
+    Raises ValueError for a name that no rule reads, for one given twice, and for one without a value.
+    """
+    hyper = {} if hyper is None else hyper
+    if not isinstance(hyper, Mapping):
+        raise TypeError(f"{who}: hyper must be a dict such as dict(lr=0.1), got {type(hyper).__name__}.")
+    for name in (*hyper, *extras):
+        if name not in defaults:
+            raise ValueError(f"{who}: no rule reads {name!r}. {did_you_mean(name, defaults)}")
+        if name in hyper and name in extras:
+            raise ValueError(f"{who}: {name!r} is given both in hyper and by keyword. Give it once.")
+    values = {**defaults, **hyper, **extras}
+    for name, value in values.items():
+        if value is REQUIRED:
+            raise ValueError(
+                f"{who}: {name!r} has no default, so it must be passed: opt(params, grads, state, dict({name}=...)) "
+                f"for a hyper, opt(params, grads, state, {name}=...) for anything else."
+            )
+    return values
+
+
+def per_leaf(
+    who: str, values: Mapping[str, Any], extras: Iterable[str], params: Tree, spec: Spec
+) -> tuple[dict[str, Any], dict[str, list[Scalar]]]:
+    """(values that all leaves share, values that differ by leaf), ready for the rules.
+
+    Numbers stay numbers; tensors become float64, so that scalar arithmetic is never the less precise part. Extras are
+    handed over as they are.
+    """
+    shared: dict[str, Any] = {}
+    separate: dict[str, list[Scalar]] = {}
+    for name, value in values.items():
+        if name in extras:
+            shared[name] = value
+        elif isinstance(value, (int, float, Tensor)):
+            shared[name] = _scalar(who, name, value)
+        elif isinstance(value, (dict, list, tuple)) or flatten(value)[0] != [value]:
+            leaves = broadcast(who, name, value, params, spec)
+            separate[name] = [_scalar(who, name, leaf) for leaf in leaves]
+        else:
+            shared[name] = _scalar(who, name, value)
+    return shared, separate
+
+
+def broadcast(who: str, name: str, prefix: Tree, params: Tree, spec: Spec) -> list[Any]:
+    """The value of a tree prefix for every leaf of params. Raises ValueError if it is not a prefix."""
+    leaves, prefix_spec = flatten(prefix)
+    try:
+        subtrees = prefix_spec.flatten_up_to(params)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{who}: {name!r} must be a number, a 0-d tensor, or a tree prefix of params, but "
+            f"{first_difference(params, prefix)}. by_path(params, {{...}}) makes such a tree."
+        ) from error
+    values = [leaf for leaf, subtree in zip(leaves, subtrees, strict=True) for _ in flatten(subtree)[0]]
+    if len(values) != spec.num_leaves:
+        raise ValueError(f"{who}: {name!r} covers {len(values)} of {spec.num_leaves} leaves of params.")
+    return values
+
+
+def _scalar(who: str, name: str, value: Any) -> Scalar:
+    if isinstance(value, Tensor):
+        if value.dim() != 0:
+            raise ValueError(
+                f"{who}: hyper {name!r} must be a number or a 0-d tensor, got a tensor of shape {tuple(value.shape)}. "
+                f"One value for each leaf is a tree (by_path); one for each member of an ensemble is vmap's axis."
+            )
+        return value if value.device.type == "mps" else value.to(torch.float64)
+    if isinstance(value, (int, float)):
+        return value
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{who}: hyper {name!r} must be a number, a 0-d tensor or a tree prefix of them, "
+            f"got {type(value).__name__}: {value!r}."
+        ) from None

@@ -1,0 +1,144 @@
+"""Rules that keep running averages of the gradient, and correct them."""
+
+import torch
+from torch import Tensor
+
+from functional_sgd.rule import elementwise
+
+
+@elementwise(grad_avg=torch.zeros_like)
+def average_grad(grad: Tensor, grad_avg: Tensor, *, mom: float = 0.9) -> dict[str, Tensor]:
+    """Move along the running mean of the gradients: momentum, dampened so that it stays on the gradient's scale.
+
+    grad_avg = mom * grad_avg + (1 - mom) * grad;  update = grad_avg
+
+    Reads grad and mom in [0, 1); with mom = 0 the update is the gradient. Keeps grad_avg, which starts at 0.
+    Source: fastbook chapter 16; the first moment of Adam (Kingma and Ba 2015).
+
+    >>> average_grad(torch.tensor([1.0]), torch.tensor([0.0]), mom=0.5)
+    {'grad_avg': tensor([0.5000]), 'update': tensor([0.5000])}
+    """
+    grad_avg = mom * grad_avg + (1 - mom) * grad
+    return dict(grad_avg=grad_avg, update=grad_avg)
+
+
+@elementwise(grad_avg=torch.zeros_like)
+def heavy_ball(grad: Tensor, grad_avg: Tensor, *, mom: float = 0.9) -> dict[str, Tensor]:
+    """Move with the speed that the gradients have built up: momentum without dampening, as in torch.optim.SGD.
+
+    grad_avg = mom * grad_avg + grad;  update = grad_avg
+
+    Reads grad and mom in [0, 1). Under a constant gradient the update grows to grad / (1 - mom).
+    Source: Polyak 1964; Sutskever et al. 2013.
+
+    >>> heavy_ball(torch.tensor([1.0]), torch.tensor([1.0]), mom=0.5)
+    {'grad_avg': tensor([1.5000]), 'update': tensor([1.5000])}
+    """
+    grad_avg = mom * grad_avg + grad
+    return dict(grad_avg=grad_avg, update=grad_avg)
+
+
+@elementwise
+def dampen(grad: Tensor, *, step: Tensor, dampening: float = 0.0) -> dict[str, Tensor]:
+    """Let later gradients weigh less than the first, as torch.optim.SGD(dampening=...) does before its momentum.
+
+    grad = grad at step 1, (1 - dampening) * grad afterwards
+
+    Reads grad, dampening in [0, 1], step. Source: torch.optim.SGD.
+
+    >>> dampen(torch.tensor([2.0]), step=torch.tensor(2), dampening=0.5)
+    {'grad': tensor([1.])}
+    """
+    return dict(grad=torch.where(step <= 1, grad, (1 - dampening) * grad))
+
+
+@elementwise
+def nesterov(grad: Tensor, grad_avg: Tensor, *, mom: float = 0.9) -> dict[str, Tensor]:
+    """Look one step of momentum ahead: use the new speed and this gradient together.
+
+    update = grad + mom * grad_avg
+
+    Reads grad, grad_avg (of heavy_ball) and mom in [0, 1). Source: Sutskever et al. 2013, in torch.optim.SGD's form.
+
+    >>> nesterov(torch.tensor([1.0]), torch.tensor([2.0]), mom=0.5)
+    {'update': tensor([2.])}
+    """
+    return dict(update=grad + mom * grad_avg)
+
+
+@elementwise(sqr_avg=torch.zeros_like)
+def average_sqr_grad(grad: Tensor, sqr_avg: Tensor, *, sqr_mom: float = 0.99) -> dict[str, Tensor]:
+    """Keep the running mean of the squared gradient: how steep each direction has been.
+
+    sqr_avg = sqr_mom * sqr_avg + (1 - sqr_mom) * grad**2
+
+    Reads grad and sqr_mom in [0, 1); keeps sqr_avg (same shape as the parameter, at least float32), which starts at 0.
+    Source: Hinton, lecture 6e (RMSProp); fastbook chapter 16.
+
+    >>> average_sqr_grad(torch.tensor([2.0]), torch.tensor([0.0]), sqr_mom=0.5)
+    {'sqr_avg': tensor([2.])}
+    """
+    return dict(sqr_avg=sqr_mom * sqr_avg + (1 - sqr_mom) * grad.square())
+
+
+@elementwise
+def debias(
+    update: Tensor,
+    grad_avg: Tensor | None = None,
+    sqr_avg: Tensor | None = None,
+    *,
+    step: Tensor,
+    mom: float = 0.9,
+    sqr_mom: float = 0.99,
+) -> dict[str, Tensor]:
+    """Undo the pull of the averages towards the zero that they started from; what is kept stays biased.
+
+    grad_avg = grad_avg / (1 - mom**step);  sqr_avg = sqr_avg / (1 - sqr_mom**step)
+
+    Reads whichever of grad_avg (then also update, which it divides likewise) and sqr_avg the chain has, their momenta
+    and step. Shadows them for the rest of the step. Source: Adam (Kingma and Ba 2015), section 3.
+
+    >>> debias(torch.tensor([0.5]), torch.tensor([0.5]), step=torch.tensor(1), mom=0.5)
+    {'grad_avg': tensor([1.]), 'update': tensor([1.])}
+    """
+    unbiased = {}
+    if grad_avg is not None:
+        weight = 1 - mom**step
+        unbiased |= dict(grad_avg=grad_avg / weight, update=update / weight)
+    if sqr_avg is not None:
+        unbiased |= dict(sqr_avg=sqr_avg / (1 - sqr_mom**step))
+    return unbiased
+
+
+@elementwise
+def quasi_hyperbolic(
+    grad: Tensor, update: Tensor, sqr_avg: Tensor, *, nu_1: float = 0.7, nu_2: float = 1.0
+) -> dict[str, Tensor]:
+    """Mix the averages with the gradient of this very step.
+
+    update = (1 - nu_1) * grad + nu_1 * update;  sqr_avg = (1 - nu_2) * grad**2 + nu_2 * sqr_avg
+
+    Reads grad, update (the average), sqr_avg, nu_1 and nu_2 in [0, 1]; shadows sqr_avg.
+    Source: QHAdam (Ma and Yarats 2019); defaults of fastai.
+
+    >>> quasi_hyperbolic(torch.tensor([1.0]), torch.tensor([3.0]), torch.tensor([1.0]), nu_1=0.5)
+    {'update': tensor([2.]), 'sqr_avg': tensor([1.])}
+    """
+    mixed = (1 - nu_1) * grad + nu_1 * update
+    return dict(update=mixed, sqr_avg=(1 - nu_2) * grad.square() + nu_2 * sqr_avg)
+
+
+@elementwise(grad_avg=torch.zeros_like)
+def sign_of_average(grad: Tensor, grad_avg: Tensor, *, mom: float = 0.9, slow_mom: float = 0.99) -> dict[str, Tensor]:
+    """Move by one unit in the direction on which the gradient and its slow average agree.
+
+    update = sign(mom * grad_avg + (1 - mom) * grad);  grad_avg = slow_mom * grad_avg + (1 - slow_mom) * grad
+
+    Reads grad, mom and slow_mom in [0, 1); keeps grad_avg, which starts at 0. sign(0) is 0.
+    Source: Lion (Chen et al. 2023).
+
+    >>> sign_of_average(torch.tensor([-3.0]), torch.tensor([1.0]), mom=0.5, slow_mom=0.5)
+    {'update': tensor([-1.]), 'grad_avg': tensor([-1.])}
+    """
+    update = (mom * grad_avg + (1 - mom) * grad).sign()
+    return dict(update=update, grad_avg=slow_mom * grad_avg + (1 - slow_mom) * grad)

@@ -1,0 +1,36 @@
+"""Rules that pull the parameters towards zero."""
+
+from torch import Tensor
+
+from functional_sgd.rule import elementwise
+
+
+@elementwise
+def weight_decay(param: Tensor, *, lr: float, wd: float = 0.01) -> dict[str, Tensor]:
+    """Shrink every parameter a little, whatever its gradient: decoupled weight decay.
+
+    param = (1 - lr * wd) * param
+
+    Reads param, lr and wd >= 0. Put it first: it acts before the step, as in torch.optim.AdamW.
+    Source: Loshchilov and Hutter 2019.
+
+    >>> import torch
+    >>> weight_decay(torch.tensor([1.0]), lr=0.5, wd=0.5)
+    {'param': tensor([0.7500])}
+    """
+    return dict(param=(1 - lr * wd) * param)
+
+
+@elementwise
+def l2_reg(param: Tensor, grad: Tensor, *, wd: float = 0.01) -> dict[str, Tensor]:
+    """Add the gradient of a squared penalty, for the rules after it; the caller's gradients stay as they are.
+
+    grad = grad + wd * param
+
+    Reads param, grad and wd >= 0. The same as weight_decay for plain SGD only. Source: fastbook chapter 16.
+
+    >>> import torch
+    >>> l2_reg(torch.tensor([2.0]), torch.tensor([1.0]), wd=0.5)
+    {'grad': tensor([2.])}
+    """
+    return dict(grad=grad + wd * param)

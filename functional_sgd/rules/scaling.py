@@ -1,0 +1,131 @@
+"""Rules that divide the update by how steep each direction has been."""
+
+import torch
+from torch import Tensor
+
+from functional_sgd.rule import elementwise
+
+
+def root(x: Tensor) -> Tensor:
+    """sqrt(x) for x >= 0, with derivative 0 (not infinity) at 0, so that zero gradients stay differentiable."""
+    zero = x == 0
+    return torch.where(zero, 0.0, torch.where(zero, 1.0, x).sqrt())
+
+
+@elementwise
+def scale_by_rms(update: Tensor, sqr_avg: Tensor, *, eps: float = 1e-8) -> dict[str, Tensor]:
+    """Give every direction the same speed: divide by the root of its mean squared gradient.
+
+    update = update / (sqrt(sqr_avg) + eps)
+
+    Reads update, sqr_avg and eps > 0, which bounds the step: |update| <= |update| / eps.
+    Source: Hinton, lecture 6e (RMSProp); eps outside the root as in torch.optim.
+
+    >>> scale_by_rms(torch.tensor([4.0]), torch.tensor([4.0]), eps=0.0)
+    {'update': tensor([2.])}
+    """
+    return dict(update=update / (root(sqr_avg) + eps))
+
+
+@elementwise
+def scale_by_rms_eps_inside(update: Tensor, sqr_avg: Tensor, *, eps: float = 1e-8) -> dict[str, Tensor]:
+    """scale_by_rms with eps inside the root, as the book and optax write RMSProp.
+
+    update = update / sqrt(sqr_avg + eps)
+
+    Reads update, sqr_avg and eps > 0. Source: fastbook chapter 16.
+
+    >>> scale_by_rms_eps_inside(torch.tensor([4.0]), torch.tensor([3.0]), eps=1.0)
+    {'update': tensor([2.])}
+    """
+    return dict(update=update / root(sqr_avg + eps))
+
+
+@elementwise(grad_mean=torch.zeros_like)
+def center(grad: Tensor, sqr_avg: Tensor, grad_mean: Tensor, *, sqr_mom: float = 0.99) -> dict[str, Tensor]:
+    """Replace the mean square by the variance, so that a steady slope is not slowed down.
+
+    grad_mean = sqr_mom * grad_mean + (1 - sqr_mom) * grad;  sqr_avg = max(sqr_avg - grad_mean**2, 0)
+
+    Reads grad, sqr_avg and sqr_mom in [0, 1); keeps grad_mean; shadows sqr_avg.
+    Source: Graves 2013, as torch.optim.RMSprop(centered=True); rounding below 0 is cut off here.
+
+    >>> center(torch.tensor([1.0]), torch.tensor([1.0]), torch.tensor([0.0]), sqr_mom=0.5)
+    {'grad_mean': tensor([0.5000]), 'sqr_avg': tensor([0.7500])}
+    """
+    grad_mean = sqr_mom * grad_mean + (1 - sqr_mom) * grad
+    return dict(grad_mean=grad_mean, sqr_avg=(sqr_avg - grad_mean.square()).clamp(min=0))
+
+
+@elementwise
+def rectify(
+    update: Tensor, sqr_avg: Tensor, *, step: Tensor, sqr_mom: float = 0.99, eps: float = 1e-8
+) -> dict[str, Tensor]:
+    """scale_by_rms, but only as far as sqr_avg can be trusted: not at all in the first steps.
+
+    update = nu * update / (sqrt(sqr_avg) + eps) where r > 5, else update;  r and nu as in `rectification`
+
+    Reads update, the debiased sqr_avg, step, sqr_mom in [0, 1), eps > 0 (added to the debiased root, as fastai does).
+    Source: RAdam (Liu et al. 2020).
+
+    >>> rectify(torch.tensor([4.0]), torch.tensor([4.0]), step=torch.tensor(1))  # too early: unchanged
+    {'update': tensor([4.])}
+    """
+    return dict(update=_rectified(update, root(sqr_avg) + eps, step, sqr_mom))
+
+
+@elementwise
+def rectify_eps_early(
+    update: Tensor, sqr_avg: Tensor, *, step: Tensor, sqr_mom: float = 0.99, eps: float = 1e-8
+) -> dict[str, Tensor]:
+    """rectify with eps added to the root before the bias is corrected, as torch.optim.RAdam does.
+
+    Reads what `rectify` reads; the two differ by about eps. Source: torch.optim.RAdam.
+
+    >>> rectify_eps_early(torch.tensor([4.0]), torch.tensor([4.0]), step=torch.tensor(1))
+    {'update': tensor([4.])}
+    """
+    return dict(update=_rectified(update, root(sqr_avg) + eps / (1 - sqr_mom**step) ** 0.5, step, sqr_mom))
+
+
+@elementwise
+def rectify_softplus(
+    update: Tensor,
+    sqr_avg: Tensor,
+    *,
+    step: Tensor,
+    sqr_mom: float = 0.99,
+    eps: float = 1e-8,
+    beta: float = 50.0,
+) -> dict[str, Tensor]:
+    """rectify with a divisor that cannot come near zero: softplus(sqrt(sqr_avg) + eps), of sharpness beta > 0.
+
+    softplus(x) = log(1 + exp(beta * x)) / beta, and x itself where beta * x > 20
+
+    Reads what `rectify` reads, and beta. Source: SAdam (Tong et al. 2019), fastai's RAdam(beta=...).
+
+    >>> rectify_softplus(torch.tensor([4.0]), torch.tensor([4.0]), step=torch.tensor(1))
+    {'update': tensor([4.])}
+    """
+    divisor = root(sqr_avg) + eps
+    soft = (beta * divisor).clamp(max=20.0).exp().log1p() / beta
+    return dict(update=_rectified(update, torch.where(beta * divisor > 20, divisor, soft), step, sqr_mom))
+
+
+def rectification(step: Tensor, sqr_mom: float | Tensor) -> tuple[Tensor, Tensor]:
+    """(whether the variance can be trusted, the factor nu) of RAdam.
+
+    r_max = 2 / (1 - sqr_mom) - 1;  r = r_max - 2 * step * sqr_mom**step / (1 - sqr_mom**step)
+    nu = sqrt((r - 4) (r - 2) r_max / ((r_max - 4) (r_max - 2) r)), used where r > 5
+    """
+    r_max = 2 / (1 - sqr_mom) - 1
+    decayed = sqr_mom**step
+    r = r_max - 2 * step * decayed / (1 - decayed)
+    trusted = r > 5
+    r = torch.where(trusted, r, 6.0)  # keep the root real where it is not used
+    return trusted, ((r - 4) * (r - 2) * r_max / ((r_max - 4) * (r_max - 2) * r)) ** 0.5
+
+
+def _rectified(update: Tensor, divisor: Tensor, step: Tensor, sqr_mom: float) -> Tensor:
+    trusted, nu = rectification(step, sqr_mom)
+    return torch.where(trusted, nu * update / divisor, update)

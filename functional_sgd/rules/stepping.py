@@ -1,0 +1,40 @@
+"""Rules that move the parameters."""
+
+import torch
+from torch import Tensor
+
+from functional_sgd.rule import elementwise
+
+
+@elementwise
+def sgd_step(param: Tensor, update: Tensor, *, lr: float) -> dict[str, Tensor]:
+    """Go a little way against the update.
+
+    param = param - lr * update
+
+    Reads param, update (the gradient, if no rule has written another) and lr.
+    Source: Robbins and Monro 1951.
+
+    >>> sgd_step(torch.tensor([1.0]), torch.tensor([2.0]), lr=0.25)
+    {'param': tensor([0.5000])}
+    """
+    return dict(param=param - lr * update)
+
+
+@elementwise(slow_param=torch.clone)
+def sync_slow_params(
+    param: Tensor, slow_param: Tensor, *, step: Tensor, sync_every: int = 6, slow_step: float = 0.5
+) -> dict[str, Tensor]:
+    """Every few steps, pull slow weights towards the fast ones and go on from there.
+
+    every sync_every-th step:  slow_param = slow_param + slow_step * (param - slow_param);  param = slow_param
+
+    Reads param, step, sync_every >= 1 and slow_step in [0, 1]; keeps slow_param, which starts as the parameter.
+    Source: Lookahead (Zhang et al. 2019).
+
+    >>> sync_slow_params(torch.tensor([3.0]), torch.tensor([1.0]), step=torch.tensor(6))
+    {'param': tensor([2.]), 'slow_param': tensor([2.])}
+    """
+    now = step % sync_every == 0
+    slow_param = torch.where(now, slow_param + slow_step * (param - slow_param), slow_param)
+    return dict(param=torch.where(now, slow_param, param), slow_param=slow_param)
