@@ -117,7 +117,7 @@ def chain(*rules: Rule | Chain, **hyper_defaults: Any) -> Chain:
 
     Checked here and now: every column that a rule reads comes from the caller (`param`, `grad`, `update`) or from an
     earlier rule; no slot has two owners; some rule writes `param`; every default is read by a rule and is
-    not ambiguous. Raises ValueError (TypeError for things that are not rules) which names the rule, the name, and the cure.
+    not ambiguous. Raises ValueError (TypeError for things that are not rules) with the rule, the name and the cure.
 
     >>> from functional_sgd import average_grad, sgd_step
     >>> chain(average_grad, sgd_step, lr=0.1)

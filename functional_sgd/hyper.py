@@ -33,10 +33,10 @@ def by_path(params: Tree, values: Mapping[str, Hyper]) -> Tree:
             raise ValueError(f"by_path: pattern {pattern!r} matches no leaf. Leaves: {', '.join(names)}.")
     chosen = []
     for name in names:
-        pattern = next((pattern for pattern in values if fnmatch.fnmatchcase(name, pattern)), None)
-        if pattern is None:
+        matching = [value for pattern, value in values.items() if fnmatch.fnmatchcase(name, pattern)]
+        if not matching:
             raise ValueError(f"by_path: no pattern matches leaf {name!r}. End with '*' to cover the rest.")
-        chosen.append(values[pattern])
+        chosen.append(matching[0])
     return unflatten(flatten(params)[1], chosen)
 
 

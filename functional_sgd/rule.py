@@ -104,8 +104,8 @@ def elementwise(function: RuleFunction | None = None, /, *, writes: Any = None, 
 
     The decorated function takes columns (a tensor for each leaf) by position and hypers (scalars) by keyword, and
     returns a dict of what it writes. A column or hyper with a default is optional. The keywords of the decorator
-    declare the state slots that the rule owns: `slot=first_value`, where `first_value(param)` returns a tensor; half-precision
-    parameters are seen as float32.
+    declare the state slots that the rule owns: `slot=first_value`, where `first_value(param)` returns a tensor;
+    half-precision parameters are seen as float32.
 
     `writes` lists the names of the dict, for a rule that cannot be tried on a 2 x 2 tensor of ones.
 

@@ -133,11 +133,11 @@ class Join:
         """The value at this position; beyond the ends, the first and last value."""
         ends = [*accumulate(self.shares)]
         ends[-1] = 1.0
-        live = [
-            (end - share, end, part) for end, share, part in zip(ends, self.shares, self.parts, strict=True) if share
-        ]
         value = None
-        for start, end, part in live:
+        for end, share, part in zip(ends, self.shares, self.parts, strict=True):
+            if share == 0:
+                continue
+            start = end - share
             local = _clamp((position - start) / (end - start))
             value = part(local) if value is None else _choose(position >= start - 1e-12, part(local), value)
         return value

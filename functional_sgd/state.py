@@ -80,9 +80,7 @@ def _check_params(leaves: list[Any]) -> None:
         if not isinstance(leaf, Tensor):
             raise TypeError(f"init: expected a tree of tensors, got a leaf of type {type(leaf).__name__}: {leaf!r}.")
         if not (leaf.is_floating_point() or leaf.is_complex()):
-            raise TypeError(
-                f"init: expected floating or complex parameters, got {leaf.dtype}. Keep other tensors among the buffers."
-            )
+            raise TypeError(f"init: expected floating or complex tensors, got {leaf.dtype}. Keep it among the buffers.")
 
 
 def _counter_device(leaves: list[Tensor]) -> torch.device:

@@ -10,7 +10,7 @@ from torch import Tensor
 from functional_sgd.hyper import collect, per_leaf
 from functional_sgd.rule import COUNTER
 from functional_sgd.state import State, check_state, gradient_for, stored, working
-from functional_sgd.tree import Spec, Tree, flatten, flatten_like, unflatten
+from functional_sgd.tree import Spec, Tree, flatten, flatten_like, paths, unflatten
 from functional_sgd.wiring import Call
 
 
@@ -136,7 +136,7 @@ def _run_treewise(
     common = next(iter(scalars.values()))
     result = call.rule.function(**reads, **{inner: common[outer] for inner, outer in call.scalars})
     for inner, outer in call.writes:
-        values = leaves.spec.flatten_up_to(result[inner])
+        values: list[Any] = leaves.spec.flatten_up_to(result[inner])
         for index in columns:
             columns[index][outer] = values[index]
             if inner in call.rule.initializers:
@@ -162,8 +162,6 @@ def _on(value: Any, device: Any) -> Any:
 
 
 def _wrong_shape(who: str, params: Tree, leaves: list[Tensor], grads: list[Tensor | None]) -> str:
-    from functional_sgd.tree import paths
-
     for path, leaf, grad in zip(paths(params), leaves, grads, strict=True):
         if grad is not None and leaf.shape != grad.shape:
             return (

@@ -101,7 +101,7 @@ def debias(
     >>> debias(torch.tensor([0.5]), torch.tensor([0.5]), step=torch.tensor(1), mom=0.5)
     {'grad_avg': tensor([1.]), 'update': tensor([1.])}
     """
-    unbiased = {}
+    unbiased: dict[str, Tensor] = {}
     if grad_avg is not None:
         weight = 1 - mom**step
         unbiased |= dict(grad_avg=grad_avg / weight, update=update / weight)

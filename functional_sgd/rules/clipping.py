@@ -38,8 +38,9 @@ def clip_norm(grad: Tree, *, max_norm: float = 1.0) -> dict[str, Tree]:
 
 def global_norm(tree: Tree) -> Tensor:
     """The length of all leaves taken as one vector (0-d); its derivative at zero is zero."""
-    norms = [torch.linalg.vector_norm(leaf) for leaf in optree.tree_leaves(tree)]
-    return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+    norms: list[Tensor] = [torch.linalg.vector_norm(leaf) for leaf in optree.tree_leaves(tree)]
+    length: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+    return length
 
 
 @leafwise

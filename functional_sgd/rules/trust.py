@@ -57,5 +57,6 @@ def lars_ratio(
 
 
 def _local_rate(param: Tensor, grad: Tensor, trust_coeff: float, wd: float, eps: float) -> Tensor:
-    size, slope = torch.linalg.vector_norm(param), torch.linalg.vector_norm(grad)
+    size: Tensor = torch.linalg.vector_norm(param)
+    slope: Tensor = torch.linalg.vector_norm(grad)
     return trust_coeff * size / (slope + size * wd + eps)
