@@ -67,7 +67,9 @@ def split(module: nn.Module) -> tuple[Tensors, Tensors]:
     return params, {**frozen, **buffers}
 
 
-def apply(module: nn.Module, params: Mapping[str, Tensor], buffers: Tensors, *args: Any) -> tuple[Any, Tensors]:
+def apply(
+    module: nn.Module, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], *args: Any
+) -> tuple[Any, Tensors]:
     """(the module's output for these tensors, the buffers as they are afterwards); neither argument is touched.
 
     Copies the buffers if the module is training, since layers such as BatchNorm then write to them.

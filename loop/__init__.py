@@ -1,0 +1,37 @@
+"""The training loop as an immutable state machine: callbacks take a state and return the next one, or raise a signal."""
+
+from loop.callback import Callback as Callback
+from loop.callbacks import GradientClip as GradientClip
+from loop.callbacks import ModelResetter as ModelResetter
+from loop.callbacks import ParamScheduler as ParamScheduler
+from loop.callbacks import Progress as Progress
+from loop.callbacks import Recorder as Recorder
+from loop.callbacks import SingleBatch as SingleBatch
+from loop.callbacks import TerminateOnNaN as TerminateOnNaN
+from loop.data import Batches as Batches
+from loop.data import DataLoaders as DataLoaders
+from loop.events import events as events
+from loop.fit import fit as fit
+from loop.fit import fit_one_cycle as fit_one_cycle
+from loop.fit import predict as predict
+from loop.fit import trace as trace
+from loop.fit import validate as validate
+from loop.history import History as History
+from loop.learner import Learner as Learner
+from loop.metrics import accuracy as accuracy
+from loop.metrics import error_rate as error_rate
+from loop.plots import plot_losses as plot_losses
+from loop.plots import plot_predictions as plot_predictions
+from loop.plots import plot_schedule as plot_schedule
+from loop.plots import plot_schedules as plot_schedules
+from loop.show import show_loop as show_loop
+from loop.signals import Cancel as Cancel
+from loop.signals import CancelBackward as CancelBackward
+from loop.signals import CancelBatch as CancelBatch
+from loop.signals import CancelEpoch as CancelEpoch
+from loop.signals import CancelFit as CancelFit
+from loop.signals import CancelStep as CancelStep
+from loop.signals import CancelTrain as CancelTrain
+from loop.signals import CancelValidate as CancelValidate
+from loop.signals import SignalError as SignalError
+from loop.state import State as State

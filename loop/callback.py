@@ -1,0 +1,125 @@
+"""What a callback is, and the one order in which callbacks are called."""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar, TypeAlias
+
+from functional_sgd.wiring import did_you_mean
+from loop.events import EVENTS, SCOPES
+
+Wish: TypeAlias = type | str
+"""Another callback, by class or by name."""
+
+
+class Callback:
+    """Frozen configuration with methods named after events: `after_loss(self, state) -> State | None`.
+
+    A handler returns the state it wants next, or None for no change, or raises a signal. What it must remember goes into
+    the state: `state.remember(self.name, value)`. A method `around_batch(self, state)` (or any other scope) returns a
+    context manager that is open during that scope, whatever way out is taken; what it yields is
+    `state.resources[self.name]` meanwhile.
+
+    `order` (lower is earlier), `run_before` and `run_after` (classes or names) decide who is called first. Any object
+    with such methods will do; this class adds the name, and the check that every handler is named after an event.
+
+    >>> class Halve(Callback):
+    ...     def before_step(self, state):
+    ...         return state.replace(grads={name: grad / 2 for name, grad in state.grads.items()})
+    >>> Halve().name
+    'halve'
+    """
+
+    order: ClassVar[int] = 0
+    run_before: ClassVar[tuple[Wish, ...]] = ()
+    run_after: ClassVar[tuple[Wish, ...]] = ()
+
+    @property
+    def name(self) -> str:
+        """The key of this callback's memory; give one of two callbacks of a class another."""
+        return snake_case(type(self).__name__)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        places = {*EVENTS, *(f"around_{scope}" for scope in SCOPES)}
+        for name in vars(cls):
+            if name.startswith(("before_", "after_", "around_")) and name not in places:
+                raise TypeError(f"callback {cls.__name__}: {name!r} is no event. {did_you_mean(name, places)}")
+
+
+def snake_case(name: str) -> str:
+    """A class name as a variable name: "TerminateOnNaN" -> "terminate_on_nan".
+
+    >>> snake_case("TerminateOnNaN"), snake_case("ParamScheduler")
+    ('terminate_on_nan', 'param_scheduler')
+    """
+    words = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", name.replace("NaN", "Nan"))
+    return re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", words).lower()
+
+
+def name_of(callback: Any) -> str:
+    """The name of a callback, of whatever class."""
+    return str(getattr(callback, "name", snake_case(type(callback).__name__)))
+
+
+def in_order(callbacks: Sequence[Any]) -> list[Any]:
+    """The callbacks in the order in which every event calls them.
+
+    Wishes (`run_before`, `run_after`) hold; among those who may go next, the lowest `order` goes first, and of equals the
+    first listed. Raises ValueError if wishes contradict each other (showing the circle) or two have one name, and
+    TypeError for an object without any handler.
+
+    >>> class A(Callback): run_after = ("b",)
+    >>> class B(Callback): pass
+    >>> [callback.name for callback in in_order([A(), B()])]
+    ['b', 'a']
+    """
+    _check(callbacks)
+    waiting = {index: set[int]() for index in range(len(callbacks))}
+    for index, callback in enumerate(callbacks):
+        for other in _matching(getattr(callback, "run_after", ()), callbacks):
+            waiting[index].add(other)
+        for other in _matching(getattr(callback, "run_before", ()), callbacks):
+            waiting[other].add(index)
+    ordered: list[int] = []
+    while waiting:
+        ready = [index for index, others in waiting.items() if not others & waiting.keys()]
+        if not ready:
+            raise ValueError(f"callbacks cannot be ordered: {_circle(waiting, callbacks)}. Drop one of these wishes.")
+        chosen = min(ready, key=lambda index: (getattr(callbacks[index], "order", 0), index))
+        del waiting[chosen]
+        ordered.append(chosen)
+    return [callbacks[index] for index in ordered]
+
+
+def _check(callbacks: Sequence[Any]) -> None:
+    seen: dict[str, Any] = {}
+    places = (*EVENTS, *(f"around_{scope}" for scope in SCOPES))
+    for callback in callbacks:
+        if isinstance(callback, type):
+            raise TypeError(f"callbacks must be objects, got the class {callback.__name__}. Call it.")
+        if not isinstance(callback, Callback) and not any(callable(getattr(callback, place, None)) for place in places):
+            raise TypeError(f"callback {callback!r} has no handler: no method is named after an event.")
+        name = name_of(callback)
+        if name in seen:
+            raise ValueError(
+                f"two callbacks are called {name!r}: {seen[name]!r} and {callback!r}. "
+                f"Give one another name (a `name` attribute): names are the keys of state.memory."
+            )
+        seen[name] = callback
+
+
+def _matching(wishes: Wish | Iterable[Wish], callbacks: Sequence[Any]) -> list[int]:
+    wishes = (wishes,) if isinstance(wishes, (type, str)) else tuple(wishes)
+    return [
+        index
+        for index, callback in enumerate(callbacks)
+        if any(name_of(callback) == wish if isinstance(wish, str) else isinstance(callback, wish) for wish in wishes)
+    ]
+
+
+def _circle(waiting: dict[int, set[int]], callbacks: Sequence[Any]) -> str:
+    path = [next(iter(waiting))]
+    while len(set(path)) == len(path):
+        path.append(min(waiting[path[-1]] & waiting.keys()))
+    circle = path[path.index(path[-1]) :]
+    return " runs after ".join(name_of(callbacks[index]) for index in circle)

@@ -1,0 +1,24 @@
+"""Change the gradients before the step."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from functional_sgd import clip_norm
+from loop.callback import Callback
+from loop.state import State
+
+
+@dataclass(frozen=True)
+class GradientClip(Callback):
+    """Shorten the whole gradient to length max_norm > 0 if it is longer: the rule `clip_norm`, as a callback."""
+
+    max_norm: float = 1.0
+    order: ClassVar[int] = 11
+
+    def __post_init__(self) -> None:
+        if not self.max_norm > 0:
+            raise ValueError(f"GradientClip: max_norm must be above 0, got {self.max_norm}.")
+
+    def before_step(self, state: State) -> State:
+        """Clip."""
+        return state.replace(grads=clip_norm(state.grads, max_norm=self.max_norm)["grad"])

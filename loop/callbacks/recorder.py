@@ -1,0 +1,111 @@
+"""Write down what happens: losses, hypers, and a row of means for every epoch."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from loop.callback import Callback
+from loop.history import Log
+from loop.metrics import Sums, add_batch, means, metric_name
+from loop.stages import learner_of
+from loop.state import State
+
+
+@dataclass(frozen=True)
+class Record:
+    """What the Recorder remembers: a run's smooth loss, and the sums of the phase at hand."""
+
+    average: Tensor | float = 0.0  # exponential, not debiased
+    count: int = 0
+    debiased: float = 1.0
+    sums: Sums = field(default_factory=dict)
+    row: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def smooth_loss(self) -> Tensor | float:
+        """The exponential average of the run's training losses, debiased; a 0-d tensor once there was a batch."""
+        return self.average / self.debiased
+
+
+@dataclass(frozen=True)
+class Recorder(Callback):
+    """Fill `state.history`: every training loss and hyper, and for every epoch a row of means.
+
+    train_loss is the exponential average of the batches' losses, debiased, as in the book:
+    average = beta * average + (1 - beta) * loss, divided by 1 - beta**n. valid_loss and the metrics are means over all
+    samples, whatever the batch sizes. With `train_metrics`, metrics of the training batches (taken while the model
+    learns) are columns too: train_accuracy and so on. A batch cancelled before its loss is known is not recorded.
+
+    Nothing here waits for a device before the epoch is over. Every fit has a Recorder; list one to configure it.
+    """
+
+    beta: float = 0.98
+    train_metrics: bool = False
+    order: ClassVar[int] = 50
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.beta < 1:
+            raise ValueError(f"Recorder: beta must be in [0, 1), got {self.beta}.")
+
+    def before_fit(self, state: State) -> State:
+        """Start the smooth loss of this run."""
+        return state.remember(self.name, Record())
+
+    def before_train(self, state: State) -> State:
+        """Start the sums of the training phase."""
+        return self._update(state, sums={}, row={})
+
+    def before_validate(self, state: State) -> State:
+        """Start the sums of the validation phase."""
+        return self._update(state, sums={})
+
+    def after_loss(self, state: State) -> State:
+        """Count a validation batch in; write down the loss and the hypers of a training batch."""
+        record, metrics = recorded(state), learner_of(state).metrics
+        if not state.training:
+            return self._update(state, sums=add_batch(record.sums, state, metrics, "valid_loss"))
+        assert state.loss is not None
+        loss, count = state.loss.detach(), record.count + 1
+        average = self.beta * record.average + (1 - self.beta) * loss
+        sums = add_batch(record.sums, state, metrics, "mean_loss") if self.train_metrics else record.sums
+        state = self._update(state, average=average, count=count, debiased=1 - self.beta**count, sums=sums)
+        history = state.history
+        hypers = {name: history.hypers.get(name, Log()).append(value) for name, value in state.hyper.items()}
+        return state.replace(history=replace(history, losses=history.losses.append(loss), hypers=hypers))
+
+    def after_train(self, state: State) -> State:
+        """The training half of the row."""
+        record = recorded(state)
+        row = {"train_loss": float(record.smooth_loss)} if record.count else {}
+        row |= {f"train_{name}": value for name, value in means(record.sums).items()}
+        return self._update(state, row=row, sums={})
+
+    def after_validate(self, state: State) -> State:
+        """The validation half of the row."""
+        record = recorded(state)
+        return self._update(state, row={**record.row, **means(record.sums)})
+
+    def after_epoch(self, state: State) -> State:
+        """Write the row; a column that was not measured is None."""
+        measured = recorded(state).row
+        row = {"epoch": state.epoch, "train_iter": state.train_iter}
+        row |= {name: measured.get(name) for name in self.columns(state)}
+        history = state.history
+        return state.replace(history=replace(history, rows=(*history.rows, row)))
+
+    def columns(self, state: State) -> list[str]:
+        """The measured columns of this run's rows."""
+        learner = learner_of(state)
+        names = [metric_name(metric) for metric in learner.metrics]
+        train = ["train_loss", *(f"train_{name}" for name in ("mean_loss", *names) if self.train_metrics)]
+        return train if learner.data.valid is None else [*train, "valid_loss", *names]
+
+    def _update(self, state: State, **changes: Any) -> State:
+        return state.remember(self.name, replace(recorded(state), **changes))
+
+
+def recorded(state: State) -> Record:
+    """What the Recorder remembers in this state."""
+    record: Record = state.memory.get("recorder", Record())
+    return record

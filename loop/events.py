@@ -1,0 +1,96 @@
+"""The training loop, drawn once, as data: its scopes, its stages, its events, and which signals each place allows."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+
+@dataclass(frozen=True)
+class Event:
+    """A named place where the state passes through the callbacks."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Work that the machine does between events; written in brackets, as in [predict]."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Scope:
+    """before_x; the parts; a CancelX raised in there gives after_cancel_x; then after_x in both cases."""
+
+    name: str
+    parts: tuple["Part", ...]
+    repeat: str = ""  # "for each ..." if the machine runs it more than once in a row
+    when: str = ""  # the condition under which the machine runs it, if any
+
+    @property
+    def before(self) -> str:
+        """The event at the opening."""
+        return f"before_{self.name}"
+
+    @property
+    def cancelled(self) -> str:
+        """The event after a signal has ended the scope."""
+        return f"after_cancel_{self.name}"
+
+    @property
+    def after(self) -> str:
+        """The event at the close, cancelled or not."""
+        return f"after_{self.name}"
+
+
+Part: TypeAlias = Event | Stage | Scope
+
+_FORWARD = (Stage("predict"), Event("after_pred"), Stage("loss"), Event("after_loss"))
+
+BACKWARD = Scope("backward", (Stage("gradients"),))
+STEP = Scope("step", (Stage("update"),), when="if there are gradients")
+TRAIN_BATCH = Scope("batch", (*_FORWARD, BACKWARD, STEP), repeat="for each training batch")
+VALID_BATCH = Scope("batch", _FORWARD, repeat="for each validation batch")
+TRAIN = Scope("train", (TRAIN_BATCH,))
+VALIDATE = Scope("validate", (VALID_BATCH,), when="if there is validation data")
+EPOCH = Scope("epoch", (TRAIN, VALIDATE), repeat="for each epoch")
+FIT = Scope("fit", (EPOCH,))
+
+
+@dataclass(frozen=True)
+class Place:
+    """An event where it happens: inside these scopes, of which `open` can still be cancelled."""
+
+    event: str
+    inside: tuple[str, ...]
+    open: tuple[str, ...]
+
+
+def places(scope: Scope = FIT, outer: tuple[str, ...] = ()) -> Iterator[Place]:
+    """Every event of a scope, in order, with where it happens."""
+    inside = (*outer, scope.name)
+    yield Place(scope.before, inside, inside)
+    for part in scope.parts:
+        if isinstance(part, Event):
+            yield Place(part.name, inside, inside)
+        elif isinstance(part, Scope):
+            yield from places(part, inside)
+    yield Place(scope.cancelled, inside, outer)
+    yield Place(scope.after, inside, outer)
+
+
+EVENTS: tuple[str, ...] = tuple(dict.fromkeys(place.event for place in places()))
+"""All event names, in the order in which they first appear."""
+
+SCOPES: tuple[str, ...] = tuple(dict.fromkeys(place.inside[-1] for place in places()))
+"""All scope names, outermost first."""
+
+
+def events() -> tuple[str, ...]:
+    """All event names, in the order in which they first appear.
+
+    >>> events()[:3], len(events())
+    (('before_fit', 'before_epoch', 'before_train'), 23)
+    """
+    return EVENTS

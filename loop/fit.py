@@ -1,0 +1,155 @@
+"""Ways to run the machine: fit, fit_one_cycle, validate, predict, trace; each from state to state (or to numbers)."""
+
+import signal
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import FrameType
+from typing import Any
+
+import optree
+import torch
+
+from functional_sgd.schedules import one_cycle, three_cosines
+from functional_sgd.wiring import did_you_mean
+from loop.callback import Callback
+from loop.callbacks import ParamScheduler, Recorder
+from loop.callbacks.recorder import recorded
+from loop.data import DataLoaders
+from loop.events import VALIDATE
+from loop.learner import Learner
+from loop.machine import Steps, drain, steps
+from loop.metrics import means
+from loop.state import State
+
+
+def fit(learner: Learner, state: State, epochs: int, callbacks: Sequence[Any] = (), **hyper: Any) -> State:
+    """Train for some epochs: state -> state. The state given is not touched and can be used again.
+
+    `callbacks` join the learner's for this run. `hyper` are new values for the optimizer's hypers (`lr=0.1`), which stay
+    in the state. Ctrl-C and SIGTERM end the run between two events: the last state is returned.
+
+    Raises ValueError for an unknown hyper or a negative number of epochs, and whatever the model, the loss, the loaders
+    and the callbacks raise; such an error has a note on where it happened, and `error.state`, the last good state.
+
+    >>> from functional_sgd import sgd
+    >>> x = torch.linspace(-1, 1, 8)[:, None]
+    >>> learner = Learner(torch.nn.Linear(1, 1), DataLoaders([(x, 3 * x + 1)]), torch.nn.functional.mse_loss, sgd(lr=0.1))
+    >>> state = fit(learner, learner.init(), epochs=200)
+    >>> round(state.params["weight"].item(), 3)
+    3.0
+    """
+    running = trace(learner, state, epochs, callbacks, **hyper)
+    with interruptible() as interrupted:
+        return drain(running, interrupted.is_set)
+
+
+def trace(learner: Learner, state: State, epochs: int = 1, callbacks: Sequence[Any] = (), **hyper: Any) -> Steps:
+    """`fit`, one transition at a time: yields (event, state) after every event; the last state is its return value.
+
+    >>> from functional_sgd import sgd
+    >>> x = torch.ones(1, 1)
+    >>> learner = Learner(torch.nn.Linear(1, 1), DataLoaders([(x, x)]), torch.nn.functional.mse_loss, sgd(lr=0.1))
+    >>> [event for event, state in trace(learner, learner.init())][3:7]
+    ['before_batch', 'after_pred', 'after_loss', 'before_backward']
+    """
+    if not isinstance(epochs, int) or epochs < 0:
+        raise ValueError(f"fit: epochs must be a whole number, 0 or more, got {epochs!r}.")
+    known = {*learner.opt.hyper, *getattr(learner.opt, "required", ())}
+    for name in hyper:
+        if name not in known:
+            raise ValueError(f"fit: the optimizer reads no {name!r}. {did_you_mean(name, known)}")
+    start = state.replace(epoch=0, n_epoch=epochs, pct_train=0.0, hyper={**state.hyper, **hyper})
+    return steps(learner, start, callbacks=with_recorder([*learner.callbacks, *callbacks]))
+
+
+def fit_one_cycle(
+    learner: Learner,
+    state: State,
+    epochs: int,
+    lr: Any,
+    moms: tuple[float, float, float] | None = (0.95, 0.85, 0.95),
+    div: float = 25.0,
+    div_final: float = 1e5,
+    pct_start: float = 0.25,
+    callbacks: Sequence[Any] = (),
+) -> State:
+    """Train while lr rises to its maximum and falls again, and momentum does the opposite.
+
+    `lr` is the maximum, a number or a tree prefix of params. `moms` are the momentum at the start, at the peak and at the
+    end; left alone if None, or if the optimizer has no `mom`. The other arguments are those of `one_cycle`.
+    Source: Smith 2018, in fastai's form.
+    """
+    schedules = {"lr": optree.tree_map(lambda top: one_cycle(float(top), div, div_final, pct_start), lr)}
+    if moms is not None and "mom" in learner.opt.hyper:
+        schedules["mom"] = three_cosines(pct_start, *moms)
+    return fit(learner, state, epochs, [*callbacks, ParamScheduler(schedules)])
+
+
+def validate(learner: Learner, state: State, data: Iterable[Any] | None = None) -> dict[str, float]:
+    """The loss and metrics on the validation data (or on other data): {"valid_loss": ..., metric: ...}.
+
+    Means over all samples, whatever the batch sizes. The state is not touched, and no history is written.
+    Raises ValueError if there is no data.
+    """
+    return means(recorded(_evaluate(learner, state, data, [])).sums)
+
+
+def predict(learner: Learner, state: State, data: Iterable[Any] | None = None) -> Any:
+    """The model's outputs on the validation data (or on other data, with or without targets), all batches joined.
+
+    The model is in evaluation mode. Raises ValueError if there is no data.
+    """
+    collected = _evaluate(learner, state, data, [CollectPredictions()]).memory["collect_predictions"]
+    return optree.tree_map(lambda *parts: torch.cat(parts), *collected)
+
+
+@dataclass(frozen=True)
+class CollectPredictions(Callback):
+    """Remember every prediction of a validation."""
+
+    def after_pred(self, state: State) -> State:
+        """Keep one batch's."""
+        return state.remember(self.name, (*state.memory.get(self.name, ()), state.pred))
+
+
+@contextmanager
+def interruptible() -> Iterator[threading.Event]:
+    """An event that Ctrl-C and SIGTERM set, while it lasts; a second one interrupts at once. Main thread only."""
+    asked = threading.Event()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def with_recorder(callbacks: Sequence[Any]) -> list[Any]:
+    """The callbacks, with a Recorder among them."""
+    return [*callbacks] if any(isinstance(callback, Recorder) for callback in callbacks) else [Recorder(), *callbacks]
+
+
+def _evaluate(learner: Learner, state: State, data: Iterable[Any] | None, callbacks: Sequence[Any]) -> State:
+    if data is not None:
+        learner = replace(learner, data=DataLoaders(learner.data.train, data))
+    if learner.data.valid is None:
+        raise ValueError("validate: the learner has no validation data. Pass data=..., or DataLoaders(train, valid).")
+    everyone = with_recorder([*learner.callbacks, *callbacks])
+    start = state.replace(memory=_without(state.memory, "collect_predictions"), n_epoch=0)
+    with interruptible() as interrupted:
+        return drain(steps(learner, start, VALIDATE, everyone), interrupted.is_set)
+
+
+def _without(mapping: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in mapping.items() if key != name}

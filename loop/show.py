@@ -1,0 +1,54 @@
+"""Print the loop as it will run: every event, and which callbacks are called there."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from loop.callback import in_order, name_of
+from loop.events import FIT, Event, Scope, Stage
+from loop.fit import with_recorder
+from loop.learner import Learner
+
+
+def show_loop(learner: Learner) -> None:
+    """Print the scopes, stages and events of `fit`, with the callbacks at each place in the order of their call.
+
+    >>> from functional_sgd import sgd
+    >>> from loop import DataLoaders, GradientClip
+    >>> import torch
+    >>> learner = Learner(torch.nn.Linear(1, 1), DataLoaders([1]), torch.nn.functional.mse_loss, sgd(),
+    ...                   callbacks=[GradientClip()])
+    >>> show_loop(learner)  # doctest: +ELLIPSIS
+    fit
+      before_fit: recorder
+      epoch  (for each epoch)
+        before_epoch
+    ...
+            step  (if there are gradients)
+              before_step: gradient_clip
+              [update]
+    ...
+    """
+    print("\n".join(_lines(FIT, in_order(with_recorder(learner.callbacks)), "")))
+
+
+def _lines(scope: Scope, callbacks: list[Any], indent: str) -> Iterator[str]:
+    conditions = ", ".join(filter(None, (scope.repeat, scope.when)))
+    around = _called(callbacks, f"around_{scope.name}")
+    yield indent + scope.name + (f"  ({conditions})" if conditions else "") + (f"  around it{around}" if around else "")
+    inner = indent + "  "
+    yield inner + scope.before + _called(callbacks, scope.before)
+    for part in scope.parts:
+        if isinstance(part, Scope):
+            yield from _lines(part, callbacks, inner)
+        elif isinstance(part, Event):
+            yield inner + part.name + _called(callbacks, part.name)
+        elif isinstance(part, Stage):
+            yield f"{inner}[{part.name}]"
+    if _called(callbacks, scope.cancelled):
+        yield inner + scope.cancelled + _called(callbacks, scope.cancelled)
+    yield inner + scope.after + _called(callbacks, scope.after)
+
+
+def _called(callbacks: list[Any], place: str) -> str:
+    names = [name_of(callback) for callback in callbacks if callable(getattr(callback, place, None))]
+    return f": {', '.join(names)}" if names else ""

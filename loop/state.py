@@ -1,0 +1,105 @@
+"""The state: everything about a run that changes, as one frozen value."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from functional_sgd.wiring import did_you_mean
+from loop.history import History
+
+if TYPE_CHECKING:
+    from loop.learner import Learner
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class State:
+    """Everything about a run that changes. A state is a checkpoint, a fork and an undo: keep it and use it again.
+
+    `state.replace(name=value)` gives the next one.
+    """
+
+    # Learned: what training is for. Changed by [predict] (buffers), [update], and callbacks.
+    params: Tensors
+    buffers: Tensors
+    opt_state: dict[str, Any]
+    hyper: Mapping[str, Any]  # overrides the optimizer's defaults; schedules write here
+
+    # Chance: all randomness is a function of this and of the counters below.
+    seed: int = 0
+
+    # Progress. Changed by the machine only.
+    epoch: int = 0  # the epoch of this run, from 0
+    n_epoch: int = 0  # how many epochs this run has
+    iter: int = 0  # the batch of this phase, from 0
+    n_iter: int | None = None  # how many batches this phase has, None if the loader cannot tell
+    train_iter: int = 0  # training batches since the state was made, over all runs
+    epochs_seen: int = 0  # epochs since the state was made, over all runs
+    pct_train: float = 0.0  # the share of this run's training that is done, 0 to 1
+    training: bool = False  # True in the training phase
+    event: str = ""  # the event being handled
+
+    # Kept: what happened, and what callbacks remember (by their names).
+    history: History = field(default_factory=History)
+    memory: Mapping[str, Any] = field(default_factory=dict)
+
+    # Transient: only while a batch is at work, None outside it.
+    xb: tuple[Any, ...] | None = None
+    yb: tuple[Any, ...] | None = None
+    pred: Any = None
+    loss: Tensor | None = None
+    grads: dict[str, Tensor | None] | None = None
+
+    # Lent: only during a run. A learner replaced inside a scope is put back at its end.
+    learner: "Learner | None" = None
+    resources: Mapping[str, Any] = field(default_factory=dict)  # what callbacks' brackets opened, by name
+
+    def replace(self, **changes: Any) -> "State":
+        """The same state but for these fields. Raises TypeError for a name that is not a field.
+
+        >>> State({}, {}, {}, {}).replace(epoch=3).epoch
+        3
+        """
+        values = {**self.__dict__, **changes}
+        if len(values) != len(_NAMES):
+            unknown = next(name for name in changes if name not in _NAMES)
+            raise TypeError(f"State has no field {unknown!r}. {did_you_mean(unknown, _NAMES)}")
+        new: State = object.__new__(State)
+        object.__setattr__(new, "__dict__", values)
+        return new
+
+    def remember(self, name: str, value: Any) -> "State":
+        """The state in which the callback of this name remembers this value.
+
+        >>> State({}, {}, {}, {}).remember("counter", 1).memory
+        {'counter': 1}
+        """
+        return self.replace(memory={**self.memory, name: value})
+
+    def without_batch(self) -> "State":
+        """The state as it is between batches."""
+        return self.replace(xb=None, yb=None, pred=None, loss=None, grads=None)
+
+    @property
+    def x(self) -> Any:
+        """The input, if there is just one; else the tuple of inputs."""
+        return self.xb[0] if self.xb is not None and len(self.xb) == 1 else self.xb
+
+    @property
+    def y(self) -> Any:
+        """The target, if there is just one; else the tuple of targets."""
+        return self.yb[0] if self.yb is not None and len(self.yb) == 1 else self.yb
+
+    def __repr__(self) -> str:
+        size = sum(value.numel() for value in self.params.values())
+        return (
+            f"State(epoch {self.epoch} of {self.n_epoch}, train_iter {self.train_iter}, seed {self.seed}, "
+            f"{len(self.params)} params of {size:,} elements, hyper {dict(self.hyper)}, "
+            f"{len(self.history.rows)} rows of history)"
+        )
+
+
+_NAMES = frozenset(entry.name for entry in fields(State))
