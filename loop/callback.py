@@ -14,9 +14,9 @@ Wish: TypeAlias = type | str
 class Callback:
     """Frozen configuration with methods named after events: `after_loss(self, state) -> State | None`.
 
-    A handler returns the state it wants next, or None for no change, or raises a signal. What it must remember goes into
-    the state: `state.remember(self.name, value)`. A method `around_batch(self, state)` (or any other scope) returns a
-    context manager that is open during that scope, whatever way out is taken; what it yields is
+    A handler returns the state it wants next, or None for no change, or raises a signal. What it must remember goes
+    into the state: `state.remember(self.name, value)`. A method `around_batch(self, state)` (or any other scope)
+    returns a context manager that is open during that scope, whatever way out is taken; what it yields is
     `state.resources[self.name]` meanwhile.
 
     `order` (lower is earlier), `run_before` and `run_after` (classes or names) decide who is called first. Any object
@@ -64,8 +64,8 @@ def name_of(callback: Any) -> str:
 def in_order(callbacks: Sequence[Any]) -> list[Any]:
     """The callbacks in the order in which every event calls them.
 
-    Wishes (`run_before`, `run_after`) hold; among those who may go next, the lowest `order` goes first, and of equals the
-    first listed. Raises ValueError if wishes contradict each other (showing the circle) or two have one name, and
+    Wishes (`run_before`, `run_after`) hold; among those who may go next, the lowest `order` goes first, and of equals
+    the first listed. Raises ValueError if wishes contradict each other (showing the circle) or two have one name, and
     TypeError for an object without any handler.
 
     >>> class A(Callback): run_after = ("b",)

@@ -25,8 +25,8 @@ class DataLoaders:
 class Batches:
     """Tensors that fit in memory, in batches: the first axis is cut, in order or shuffled anew for every epoch.
 
-    The last batch is as large as what is left, unless `drop_last`. Raises ValueError if the tensors are not equally long
-    or batch_size is below 1.
+    The last batch is as large as what is left, unless `drop_last`. Raises ValueError if the tensors are not equally
+    long or batch_size is below 1.
 
     >>> x = torch.arange(5)
     >>> [batch[0].tolist() for batch in Batches((x, x), batch_size=2)]

@@ -27,15 +27,16 @@ from loop.state import State
 def fit(learner: Learner, state: State, epochs: int, callbacks: Sequence[Any] = (), **hyper: Any) -> State:
     """Train for some epochs: state -> state. The state given is not touched and can be used again.
 
-    `callbacks` join the learner's for this run. `hyper` are new values for the optimizer's hypers (`lr=0.1`), which stay
-    in the state. Ctrl-C and SIGTERM end the run between two events: the last state is returned.
+    `callbacks` join the learner's for this run. `hyper` are new values for the optimizer's hypers (`lr=0.1`), which
+    stay in the state. Ctrl-C and SIGTERM end the run between two events: the last state is returned.
 
     Raises ValueError for an unknown hyper or a negative number of epochs, and whatever the model, the loss, the loaders
     and the callbacks raise; such an error has a note on where it happened, and `error.state`, the last good state.
 
     >>> from functional_sgd import sgd
     >>> x = torch.linspace(-1, 1, 8)[:, None]
-    >>> learner = Learner(torch.nn.Linear(1, 1), DataLoaders([(x, 3 * x + 1)]), torch.nn.functional.mse_loss, sgd(lr=0.1))
+    >>> data = DataLoaders([(x, 3 * x + 1)])
+    >>> learner = Learner(torch.nn.Linear(1, 1), data, torch.nn.functional.mse_loss, sgd(lr=0.1))
     >>> state = fit(learner, learner.init(), epochs=200)
     >>> round(state.params["weight"].item(), 3)
     3.0
@@ -77,11 +78,13 @@ def fit_one_cycle(
 ) -> State:
     """Train while lr rises to its maximum and falls again, and momentum does the opposite.
 
-    `lr` is the maximum, a number or a tree prefix of params. `moms` are the momentum at the start, at the peak and at the
-    end; left alone if None, or if the optimizer has no `mom`. The other arguments are those of `one_cycle`.
+    `lr` is the maximum, a number or a tree prefix of params. `moms` are the momentum at the start, at the peak and at
+    the end; left alone if None, or if the optimizer has no `mom`. The other arguments are those of `one_cycle`.
     Source: Smith 2018, in fastai's form.
     """
-    schedules = {"lr": optree.tree_map(lambda top: one_cycle(float(top), div, div_final, pct_start), lr)}
+    schedules: dict[str, Any] = {
+        "lr": optree.tree_map(lambda top: one_cycle(float(top), div, div_final, pct_start), lr)
+    }
     if moms is not None and "mom" in learner.opt.hyper:
         schedules["mom"] = three_cosines(pct_start, *moms)
     return fit(learner, state, epochs, [*callbacks, ParamScheduler(schedules)])

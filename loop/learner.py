@@ -17,8 +17,8 @@ class Learner:
     """What a run is made of and what does not change while it runs.
 
     `loss(pred, *targets)` returns a 0-d tensor, a mean over the batch. Each of `metrics` is a function
-    `(pred, *targets) -> 0-d tensor`, also a mean over the batch; its name is the column. The first `n_inputs` entries of
-    a batch are inputs, the rest targets; a batch of one entry has no targets.
+    `(pred, *targets) -> 0-d tensor`, also a mean over the batch; its name is the column. The first `n_inputs` entries
+    of a batch are inputs, the rest targets; a batch of one entry has no targets.
 
     Raises TypeError if the data, the loss, the optimizer or a metric is not of the right kind.
 

@@ -1,7 +1,7 @@
 """Measures of a batch, and means over batches of uneven size."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import optree
 import torch
@@ -66,7 +66,8 @@ def means(sums: Sums) -> dict[str, float]:
 
 def sample_count(state: State) -> int:
     """How many samples the batch has: the length of its first tensor, targets first."""
-    for leaf in optree.tree_leaves((state.yb, state.xb)):
+    batch: Any = (state.yb, state.xb)
+    for leaf in optree.tree_leaves(batch):
         if isinstance(leaf, Tensor) and leaf.dim() > 0:
             return len(leaf)
     return 1

@@ -1,4 +1,4 @@
-"""What the machine does between events: fetch, predict, measure, differentiate, update; each a step from state to state."""
+"""What the machine does between events: fetch, predict, measure, differentiate, update; each from state to state."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -72,7 +72,7 @@ class Work:
 def epochs(state: State) -> Iterator[Callable[[State], State]]:
     """Enter every epoch of the run."""
     for epoch in range(state.n_epoch):
-        yield lambda current, epoch=epoch: current.replace(epoch=epoch)
+        yield _Enter(epoch=epoch)
 
 
 def batches(state: State) -> Iterator[Callable[[State], State]]:
@@ -92,7 +92,7 @@ def batches(state: State) -> Iterator[Callable[[State], State]]:
         except StopIteration:
             break
         xb, yb = split_batch(learner, batch, device)
-        yield lambda current, index=index, xb=xb, yb=yb: current.replace(iter=index, xb=xb, yb=yb)
+        yield _Enter(iter=index, xb=xb, yb=yb)
         index += 1
     if index == 0:
         name = "data.train" if state.training else "data.valid"
@@ -138,6 +138,16 @@ def has_validation_data(state: State) -> bool:
 def has_gradients(state: State) -> bool:
     """Whether [update] has anything to go by: not after CancelBackward."""
     return state.grads is not None
+
+
+class _Enter:
+    """The change of fields on entering a scope."""
+
+    def __init__(self, **changes: Any) -> None:
+        self.changes = changes
+
+    def __call__(self, state: State) -> State:
+        return state.replace(**self.changes)
 
 
 def learner_of(state: State) -> Learner:

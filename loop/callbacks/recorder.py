@@ -89,7 +89,7 @@ class Recorder(Callback):
     def after_epoch(self, state: State) -> State:
         """Write the row; a column that was not measured is None."""
         measured = recorded(state).row
-        row = {"epoch": state.epoch, "train_iter": state.train_iter}
+        row: dict[str, Any] = {"epoch": state.epoch, "train_iter": state.train_iter}
         row |= {name: measured.get(name) for name in self.columns(state)}
         history = state.history
         return state.replace(history=replace(history, rows=(*history.rows, row)))

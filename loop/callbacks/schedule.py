@@ -17,8 +17,8 @@ class ParamScheduler(Callback):
     """Set hypers before every training batch: `ParamScheduler(dict(lr=one_cycle(0.1), mom=Linear(0.95, 0.85)))`.
 
     A schedule is a function of the share of the run's training that is done, from 0 to 1 (the value at 1 is never
-    used: batch k of n trains with schedule(k / n)). A tree of schedules, built like params or a prefix of it, gives each
-    leaf or group its own. After the run the hypers are what they were before it.
+    used: batch k of n trains with schedule(k / n)). A tree of schedules, built like params or a prefix of it, gives
+    each leaf or group its own. After the run the hypers are what they were before it.
 
     Raises ValueError when the run starts if the optimizer reads no such hyper, or a loader has no length.
     """
