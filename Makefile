@@ -1,0 +1,42 @@
+# One virtual environment, .venv, for everything; each target installs what it needs into it.
+PYTHON ?= python3
+PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test check format clean
+
+demo: .venv/installed-examples
+	.venv/bin/python examples/digits.py
+
+test: .venv/installed-test
+	.venv/bin/python -m pytest -n 2
+
+check: .venv/installed-lint
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+format: .venv/installed-lint
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+
+.venv/installed-examples: pyproject.toml | .venv/bin/python
+	@echo "installing into .venv (about a minute)"
+	$(PIP) --editable '.[examples]'
+	@touch $@
+
+# fastai, the peer of the differential tests, is worth having but not worth failing for: its tests skip without it.
+.venv/installed-test: pyproject.toml .venv/installed-examples
+	$(PIP) --editable '.[test]'
+	-$(PIP) --editable '.[differential]'
+	@touch $@
+
+.venv/installed-lint: pyproject.toml .venv/installed-examples
+	$(PIP) --editable '.[lint]'
+	@touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .hypothesis pictures
