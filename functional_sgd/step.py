@@ -1,10 +1,11 @@
 """Run a chain leaf by leaf, with plain torch operators: the meaning that every faster executor must reproduce."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from functional_sgd.hyper import collect, per_leaf
@@ -35,6 +36,7 @@ class Leaves:
     step: Tensor  # the new count
     shared: dict[str, Any]  # scalars that are the same for all leaves
     separate: dict[str, list[Any]]  # scalars that differ by leaf
+    common: dict[torch.device, dict[str, Any]] = field(default_factory=dict)  # shared, and the step, by device
 
     @property
     def active(self) -> list[int]:
@@ -43,10 +45,16 @@ class Leaves:
 
     def scalars(self, index: int) -> dict[str, Any]:
         """The scalars that one leaf sees."""
-        own = {name: values[index] for name, values in self.separate.items()}
-        every = {**self.shared, **own, COUNTER: self.step.double()}
         device = self.params[index].device
-        return {name: _on(value, device) for name, value in every.items()}
+        own = {name: _on(values[index], device) for name, values in self.separate.items()}
+        return {**self._common(device), **own}
+
+    def _common(self, device: torch.device) -> dict[str, Any]:
+        """The scalars that all leaves on a device see."""
+        if device not in self.common:
+            every = {**self.shared, COUNTER: self.step.double()}
+            self.common[device] = {name: _on(value, device) for name, value in every.items()}
+        return self.common[device]
 
     def rebuild(self, params: list[Tensor], slots: Mapping[str, list[Tensor]]) -> tuple[Tree, State]:
         """The trees that the optimizer returns."""
@@ -60,9 +68,9 @@ def take_apart(plan: Plan, params: Tree, grads: Tree, state: Any, hyper: Any, ex
     leaves, spec = flatten(params)
     grad_leaves = flatten_like(spec, grads, params, plan.who, "grads")
     slots = {name: flatten_like(spec, state[name], params, plan.who, f"state[{name!r}]") for name in plan.slots}
-    for leaf, grad in zip(leaves, grad_leaves, strict=True):
-        if grad is not None and leaf.shape != grad.shape:
-            raise ValueError(_wrong_shape(plan.who, params, leaves, grad_leaves))
+    given = [leaf if grad is None else grad for leaf, grad in zip(leaves, grad_leaves, strict=True)]
+    if list(map(Tensor.size, leaves)) != list(map(Tensor.size, given)):
+        raise ValueError(_wrong_shape(plan.who, params, leaves, grad_leaves))
     values = collect(plan.who, plan.defaults, hyper, extras)
     shared, separate = per_leaf(plan.who, values, extras.keys(), params, spec)
     return Leaves(spec, leaves, grad_leaves, slots, state[COUNTER] + 1, shared, separate)
@@ -72,8 +80,12 @@ def leaf_by_leaf(
     plan: Plan, params: Tree, grads: Tree, state: Any, hyper: Any, extras: Mapping[str, Any]
 ) -> tuple[Tree, State]:
     """One step of the chain: (new params, new state). Leaves without a gradient come back as they are."""
-    leaves = take_apart(plan, params, grads, state, hyper, extras)
-    columns = {index: _columns_of(leaves, index) for index in leaves.active}
+    return run_leaves(plan, take_apart(plan, params, grads, state, hyper, extras))
+
+
+def run_leaves(plan: Plan, leaves: Leaves) -> tuple[Tree, State]:
+    """`leaf_by_leaf`, for a call that has been taken apart."""
+    columns = {index: columns_of(leaves, index) for index in leaves.active}
     kept: dict[int, dict[str, Tensor]] = {index: {} for index in columns}
     scalars = {index: leaves.scalars(index) for index in columns}
     for last, calls in _segments(plan.calls):
@@ -82,7 +94,7 @@ def leaf_by_leaf(
         else:
             for index in columns:
                 for call in calls:
-                    _run_on_leaf(call, columns[index], scalars[index], kept[index])
+                    run_on_leaf(call, columns[index], scalars[index], kept[index])
                 if last:  # let go of temporaries before the next leaf makes its own
                     columns[index] = {"param": columns[index]["param"]}
     return _results(leaves, columns, kept)
@@ -98,14 +110,14 @@ def _segments(calls: Sequence[Call]) -> Iterator[tuple[bool, list[Call]]]:
             yield left == 0, segment
 
 
-def _columns_of(leaves: Leaves, index: int) -> dict[str, Tensor]:
+def columns_of(leaves: Leaves, index: int) -> dict[str, Tensor]:
     param, grad = leaves.params[index], leaves.grads[index]
     assert grad is not None
     own = {name: working(values[index]) for name, values in leaves.slots.items()}
     return {"param": working(param), "grad": gradient_for(param, grad), **own}
 
 
-def _run_on_leaf(call: Call, columns: dict[str, Tensor], scalars: Mapping[str, Any], kept: dict[str, Tensor]) -> None:
+def run_on_leaf(call: Call, columns: dict[str, Tensor], scalars: Mapping[str, Any], kept: dict[str, Tensor]) -> None:
     reads = {inner: columns[outer] for inner, outer in call.reads}
     result = call.rule.function(**reads, **{inner: scalars[outer] for inner, outer in call.scalars})
     for inner, outer in call.writes:
@@ -124,23 +136,29 @@ def _run_treewise(
 ) -> None:
     if not columns:
         return
+    common = next(iter(scalars.values()))
+    names = {outer for _, outer in call.reads}
+    results = run_on_tree(plan, call, leaves, {n: {i: columns[i][n] for i in columns} for n in names}, common)
+    for inner, outer in call.writes:
+        for index in columns:
+            columns[index][outer] = results[outer][index]
+            if inner in call.rule.initializers:
+                kept[index][outer] = results[outer][index]
+
+
+def run_on_tree(
+    plan: Plan, call: Call, leaves: Leaves, columns: Mapping[str, Mapping[int, Any]], scalars: Mapping[str, Any]
+) -> dict[str, list[Any]]:
+    """Call a treewise rule: column -> its value for every leaf (None where there was none)."""
     for _, name in call.scalars:
         if name in leaves.separate:
             raise ValueError(f"{plan.who}: rule {call.rule.name} sees whole trees, so {name!r} must be one number.")
-    count = len(leaves.params)
-
-    def tree_of(name: str) -> Tree:
-        return unflatten(leaves.spec, [columns[i][name] if i in columns else None for i in range(count)])
-
-    reads = {inner: tree_of(outer) for inner, outer in call.reads}
-    common = next(iter(scalars.values()))
-    result = call.rule.function(**reads, **{inner: common[outer] for inner, outer in call.scalars})
-    for inner, outer in call.writes:
-        values: list[Any] = leaves.spec.flatten_up_to(result[inner])
-        for index in columns:
-            columns[index][outer] = values[index]
-            if inner in call.rule.initializers:
-                kept[index][outer] = values[index]
+    count = range(len(leaves.params))
+    reads = {
+        inner: unflatten(leaves.spec, [columns[outer].get(index) for index in count]) for inner, outer in call.reads
+    }
+    result = call.rule.function(**reads, **{inner: scalars[outer] for inner, outer in call.scalars})
+    return {outer: leaves.spec.flatten_up_to(result[inner]) for inner, outer in call.writes}
 
 
 def _results(

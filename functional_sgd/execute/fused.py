@@ -1,0 +1,212 @@
+"""fuse: the same optimizer, with every run of elementwise rules as one compiled pass over memory."""
+
+import os
+import warnings
+from collections import defaultdict
+from collections.abc import Mapping
+from operator import is_
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from functional_sgd.chain import Chain
+from functional_sgd.execute.buffers import Pool
+from functional_sgd.execute.compiler import NoCompiler, load
+from functional_sgd.execute.group import Group, Signature, signature
+from functional_sgd.execute.run import Run
+from functional_sgd.execute.segments import Segment, cut
+from functional_sgd.state import State, working_dtype
+from functional_sgd.step import Leaves, run_leaves, take_apart
+from functional_sgd.tree import Tree, paths
+
+
+def fuse(opt: Chain, donate: bool = False, debug: bool | None = None) -> "Fused":
+    """The optimizer with the same signature and results, as one pass over memory for all leaves.
+
+    Every run of elementwise rules becomes one kernel: the rules are run on symbols, what they do is written as C and
+    compiled with the system's compiler (once: kernels are kept on disk), and called over a table of pointers to the
+    leaves where they lie. Other rules (leafwise, treewise, or with an operation that is not pointwise arithmetic) run
+    with torch between the kernels; `explain()` says which and why. Hypers are data: another value, a schedule, or a
+    tree of values compiles nothing again. Leaves that are not on the CPU, and calls under torch.func, torch.compile or
+    with gradients to be tracked, run leaf by leaf.
+
+    Pure by default: results are new tensors, in memory that is used again once the caller has dropped it. With `donate`
+    the buffers of params and state are overwritten and handed back: the trees passed in are spent. With `debug`
+    (default: whether the environment has FUNCTIONAL_SGD_DEBUG) using a spent tree raises ValueError.
+
+    Raises TypeError if `opt` is not a chain. Without a compiler it warns once, and runs leaf by leaf.
+
+    >>> from functional_sgd import adamw
+    >>> opt = fuse(adamw(lr=0.1))
+    >>> params = {"w": torch.ones(3)}
+    >>> params, state = opt(params, {"w": torch.ones(3)}, opt.init(params))
+    >>> params
+    {'w': tensor([0.8990, 0.8990, 0.8990])}
+    """
+    if not isinstance(opt, Chain):
+        raise TypeError(f"fuse: expected a chain such as adamw(), got {opt!r}.")
+    debug = bool(os.environ.get("FUNCTIONAL_SGD_DEBUG")) if debug is None else debug
+    return Fused(opt, donate, debug)
+
+
+class Fused:
+    """An optimizer whose elementwise rules run as compiled kernels; `fuse` makes one.
+
+    Besides memory and compiled code it keeps nothing: results depend on the arguments alone.
+    """
+
+    def __init__(self, opt: Chain, donate: bool, debug: bool) -> None:
+        self.opt, self.donate, self.debug = opt, donate, debug and donate
+        self.segments: tuple[Segment, ...] = cut(opt.plan)
+        self.compiled = _has_compiler()
+        self._groups: dict[tuple[Signature, ...], list[Group]] = {}
+        self._last: _Last | None = None
+        self._pool = Pool()
+
+    @property
+    def hyper(self) -> dict[str, Any]:
+        """The hypers and their defaults."""
+        return self.opt.hyper
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """The hypers and extras that have no default."""
+        return self.opt.required
+
+    def init(self, params: Tree) -> State:
+        """A fresh state, as the chain makes it."""
+        return self.opt.init(params)
+
+    def __call__(
+        self, params: Tree, grads: Tree, state: State, hyper: Mapping[str, Any] | None = None, **extras: Any
+    ) -> tuple[Tree, State]:
+        """One step: (new params, new state)."""
+        plan = self.opt.plan
+        if not self.compiled or _transformed():
+            return self.opt(params, grads, state, hyper, **extras)
+        leaves = take_apart(plan, params, grads, state, hyper, extras)
+        if self.debug:
+            _refuse_spent(params, leaves)
+        if _tracked(leaves):
+            return run_leaves(plan, leaves)
+        groups = self._groups_of(leaves)
+        new_params, new_slots = Run(plan, self.segments, groups, leaves, self.donate, self._pool)()
+        if self.debug:
+            new_params, new_slots = _spend(leaves, new_params, new_slots)
+        self._last = _Last(new_params, new_slots, groups)
+        return leaves.rebuild(new_params, new_slots)
+
+    def source(self, dtype: torch.dtype = torch.float32) -> str:
+        """The C code of every kernel, for leaves and gradients of this dtype."""
+        working = working_dtype(torch.empty(0, dtype=dtype))
+        parts = []
+        for segment in self.segments:
+            if segment.graph is not None:
+                kept = {key: dtype if key == "param" else working for key in segment.outputs}
+                dtypes = defaultdict(lambda: working, {"param": dtype, "grad": dtype})
+                parts.append(segment.kernel(dtypes, kept, working).source)
+        return "\n".join(parts)
+
+    def explain(self) -> None:
+        """Print the segments of the chain: what is a kernel, and what is not and why.
+
+        >>> from functional_sgd import chain, clip_norm, sgd
+        >>> fuse(chain(clip_norm, sgd(lr=0.1))).explain()
+        torch   clip_norm: it is treewise
+        kernel  sgd_step
+        """
+        for segment in self.segments:
+            print(f"kernel  {segment.title}" if segment.graph is not None else f"torch   {segment.reason}")
+
+    def __repr__(self) -> str:
+        return f"fuse({self.opt!r}{', donate=True' if self.donate else ''})"
+
+    def _groups_of(self, leaves: Leaves) -> list[Group]:
+        """The leaves in groups of one kind; remembered for the trees that the last call returned."""
+        last = self._last
+        if last is not None and last.holds(leaves) and all(group.fits(leaves.grads) for group in last.groups):
+            return last.groups
+        key = tuple(signature(leaves, index) for index in range(len(leaves.params)))
+        if key not in self._groups:
+            if len(self._groups) >= 16:
+                self._groups.clear()
+            self._groups[key] = Group.split(key, leaves)
+        for group in self._groups[key]:
+            group.forget()
+        return self._groups[key]
+
+
+class _Last:
+    """What the last call returned, leaf by leaf, and how its leaves were grouped."""
+
+    def __init__(self, params: list[Tensor], slots: Mapping[str, list[Tensor]], groups: list[Group]) -> None:
+        self.params, self.slots, self.groups = params, slots, groups
+
+    def holds(self, leaves: Leaves) -> bool:
+        """Whether a call gets exactly these tensors."""
+        return _same(self.params, leaves.params) and all(_same(self.slots[n], leaves.slots[n]) for n in self.slots)
+
+
+def _same(left: list[Tensor], right: list[Tensor]) -> bool:
+    return len(left) == len(right) and all(map(is_, left, right))
+
+
+def _transformed() -> bool:
+    compiling: bool = torch.compiler.is_compiling()
+    return compiling or torch._C._functorch.maybe_current_level() is not None
+
+
+def _tracked(leaves: Leaves) -> bool:
+    """Whether somebody wants to differentiate through the step."""
+    if not torch.is_grad_enabled():
+        return False
+    values = [
+        *leaves.params,
+        *leaves.grads,
+        *leaves.shared.values(),
+        *(v for vs in leaves.separate.values() for v in vs),
+    ]
+    values += [leaf for column in leaves.slots.values() for leaf in column]
+    return any(value.requires_grad for value in values if isinstance(value, Tensor))
+
+
+def _refuse_spent(params: Tree, leaves: Leaves) -> None:
+    for index, path in enumerate(paths(params)):
+        for leaf in (leaves.params[index], *(column[index] for column in leaves.slots.values())):
+            if getattr(leaf, "_spent_by", None):
+                raise ValueError(
+                    f"fuse: leaf {path!r} was donated to an earlier step, which has overwritten it. "
+                    f"Go on with the params and state that the step returned, or fuse(opt, donate=False)."
+                )
+
+
+def _spend(
+    leaves: Leaves, params: list[Tensor], slots: Mapping[str, list[Tensor]]
+) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
+    """New tensors for the results; those passed in are emptied and marked."""
+    new = (
+        [leaf.detach() for leaf in params],
+        {name: [leaf.detach() for leaf in column] for name, column in slots.items()},
+    )
+    for old in (*leaves.params, *(leaf for column in leaves.slots.values() for leaf in column)):
+        old.data = torch.empty(0, dtype=old.dtype)
+        old._spent_by = "fuse"  # type: ignore[attr-defined]
+    return new
+
+
+_warned = False
+
+
+def _has_compiler() -> bool:
+    global _warned
+    try:
+        load("int run(void) { return 0; }\n")
+    except NoCompiler as error:
+        if not _warned:
+            warnings.warn(
+                f"fuse: {error}. Optimizers run leaf by leaf, several times slower. Install gcc or clang.", stacklevel=3
+            )
+            _warned = True
+        return False
+    return True

@@ -1,0 +1,254 @@
+"""Rules as arithmetic: run a rule on symbols, and what it does becomes a graph of pointwise operations.
+
+A symbol is an `element` (one number of a leaf) or a `scalar` (a hyper, the step, or anything made of them). Scalars are
+double precision and computed once a step; elements are computed in the precision of the leaf.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from functional_sgd.rule import COUNTER
+from functional_sgd.wiring import Call
+
+
+class NotPointwise(Exception):
+    """A rule does something that is not pointwise arithmetic; the message says what."""
+
+
+class Node:
+    """One value in a graph: an operation and its arguments. Made by a Graph, which keeps equal nodes one."""
+
+    __slots__ = ("args", "element", "graph", "index", "op")
+
+    def __init__(self, graph: "Graph", op: str, args: tuple[Any, ...], element: bool, index: int) -> None:
+        self.graph, self.op, self.args, self.element, self.index = graph, op, args, element, index
+
+    def __repr__(self) -> str:
+        return f"{self.op}({', '.join(f'%{a.index}' if isinstance(a, Node) else repr(a) for a in self.args)})"
+
+    # What rules do with tensors: operators, torch functions, methods.
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> "Node":
+        name = getattr(func, "__name__", str(func))
+        return _apply(name, args, kwargs or {})
+
+    def __getattr__(self, name: str) -> Callable[..., "Node"]:
+        if name.startswith("__") or name not in FUNCTIONS:
+            raise NotPointwise(f"it uses .{name}, which is not a pointwise operation that can be fused")
+        return lambda *args, **kwargs: _apply(name, (self, *args), kwargs)
+
+    def __bool__(self) -> bool:
+        raise NotPointwise("it branches on a value (if, and, or, max(), min()); torch.where does not")
+
+    def __float__(self) -> float:
+        raise NotPointwise("it turns a value into a Python number")
+
+    __hash__ = object.__hash__
+
+
+class Graph:
+    """A growing list of nodes, each made once."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+        self._known: dict[tuple[Any, ...], Node] = {}
+
+    def node(self, op: str, *args: Any, element: bool | None = None) -> Node:
+        """The node with this operation and these arguments (nodes or constants)."""
+        element = any(isinstance(arg, Node) and arg.element for arg in args) if element is None else element
+        key = (op, element, *(("%", arg.index) if isinstance(arg, Node) else (type(arg), repr(arg)) for arg in args))
+        if key not in self._known:
+            self._known[key] = Node(self, op, args, element, len(self.nodes))
+            self.nodes.append(self._known[key])
+        return self._known[key]
+
+    def column(self, name: str) -> Node:
+        """What a leaf has in a column."""
+        return self.node("column", name, element=True)
+
+    def scalar(self, name: str) -> Node:
+        """A hyper, or the step."""
+        return self.node("scalar", name, element=False)
+
+    def value(self, constant: Any) -> Node:
+        """A constant."""
+        if isinstance(constant, Node):
+            return constant
+        if isinstance(constant, (bool, int, float)):
+            return self.node("constant", float(constant), element=False)
+        if isinstance(constant, torch.Tensor) and constant.dim() == 0 and constant.device.type == "cpu":
+            return self.node("constant", float(constant), element=False)
+        raise NotPointwise(f"it mixes in a {type(constant).__name__} that is no number")
+
+    def run(self, call: Call, columns: dict[str, Node]) -> dict[str, Node]:
+        """Run a rule on symbols: column -> node for what it writes. Raises NotPointwise if that cannot be done."""
+        reads = {inner: columns[outer] for inner, outer in call.reads}
+        scalars = {inner: self.scalar(outer) for inner, outer in call.scalars}
+        try:
+            result = call.rule.function(**reads, **scalars)
+        except NotPointwise:
+            raise
+        except Exception as error:
+            raise NotPointwise(f"{type(error).__name__}: {error}") from error
+        return {outer: self.value(result[inner]) for inner, outer in call.writes}
+
+    def needed(self, outputs: Iterable[Node]) -> list[Node]:
+        """The nodes that these are made of, in an order in which they can be computed."""
+        marked: set[int] = set()
+        waiting = list(outputs)
+        while waiting:
+            node = waiting.pop()
+            if node.index not in marked:
+                marked.add(node.index)
+                waiting.extend(arg for arg in node.args if isinstance(arg, Node))
+        return [node for node in self.nodes if node.index in marked]
+
+
+def _apply(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Node:
+    if name not in FUNCTIONS:
+        raise NotPointwise(f"it calls {name}, which is not a pointwise operation that can be fused")
+    graph = next(arg.graph for arg in (*args, *kwargs.values()) if isinstance(arg, Node))
+    try:
+        return FUNCTIONS[name](graph, *args, **kwargs)
+    except TypeError as error:
+        raise NotPointwise(f"it calls {name} in a way that cannot be fused ({error})") from error
+
+
+def _plain(op: str, arity: int) -> Callable[..., Node]:
+    """A function whose arguments are values, and nothing else."""
+
+    def build(graph: Graph, *args: Any) -> Node:
+        if len(args) != arity:
+            raise NotPointwise(f"it calls {op} with {len(args)} arguments")
+        return graph.node(op, *map(graph.value, args))
+
+    return build
+
+
+def _swapped(op: str) -> Callable[..., Node]:
+    return lambda graph, right, left: graph.node(op, graph.value(left), graph.value(right))
+
+
+def _add(graph: Graph, left: Any, right: Any, *, alpha: Any = 1) -> Node:
+    return graph.node("add", graph.value(left), _times(graph, right, alpha))
+
+
+def _sub(graph: Graph, left: Any, right: Any, *, alpha: Any = 1) -> Node:
+    return graph.node("sub", graph.value(left), _times(graph, right, alpha))
+
+
+def _times(graph: Graph, value: Any, factor: Any) -> Node:
+    return graph.value(value) if factor == 1 and not isinstance(factor, Node) else _mul(graph, value, factor)
+
+
+def _mul(graph: Graph, left: Any, right: Any) -> Node:
+    return graph.node("mul", graph.value(left), graph.value(right))
+
+
+def _div(graph: Graph, left: Any, right: Any) -> Node:
+    return graph.node("div", graph.value(left), graph.value(right))
+
+
+def _pow(graph: Graph, base: Any, exponent: Any) -> Node:
+    base, exponent = graph.value(base), graph.value(exponent)
+    if exponent.op == "constant" and exponent.args[0] == 2.0:
+        return graph.node("mul", base, base)
+    if exponent.op == "constant" and exponent.args[0] == 0.5:
+        return graph.node("sqrt", base)
+    return graph.node("pow", base, exponent)
+
+
+def _square(graph: Graph, value: Any) -> Node:
+    return _mul(graph, value, value)
+
+
+def _clamp(graph: Graph, value: Any, min: Any = None, max: Any = None) -> Node:
+    clamped = graph.value(value)
+    clamped = clamped if min is None else graph.node("maximum", clamped, graph.value(min))
+    return clamped if max is None else graph.node("minimum", clamped, graph.value(max))
+
+
+def _where(graph: Graph, condition: Any, yes: Any, no: Any) -> Node:
+    return graph.node("where", graph.value(condition), graph.value(yes), graph.value(no))
+
+
+def _lerp(graph: Graph, start: Any, end: Any, weight: Any) -> Node:
+    difference = _sub(graph, end, start)
+    near = _add(graph, start, _mul(graph, weight, difference))
+    far = _sub(graph, end, _mul(graph, difference, _sub(graph, 1.0, weight)))
+    return _where(graph, graph.node("lt", graph.node("abs", graph.value(weight)), graph.value(0.5)), near, far)
+
+
+def _addcmul(graph: Graph, value: Any, left: Any, right: Any, *, value_: Any = 1) -> Node:
+    return _add(graph, value, _mul(graph, _times(graph, left, value_), right))
+
+
+def _addcdiv(graph: Graph, value: Any, left: Any, right: Any, *, value_: Any = 1) -> Node:
+    return _add(graph, value, _div(graph, _times(graph, left, value_), right))
+
+
+def _itself(graph: Graph, value: Any) -> Node:
+    return graph.value(value)
+
+
+def _full(constant: float) -> Callable[..., Node]:
+    return lambda graph, like: graph.node("constant", constant, element=False)
+
+
+_UNARY = "neg abs sqrt rsqrt exp expm1 log log1p log2 sin cos tanh sigmoid sign floor ceil trunc round isnan isfinite"
+_BINARY = "maximum minimum eq ne lt le gt ge remainder fmod copysign atan2"
+
+FUNCTIONS: dict[str, Callable[..., Node]] = {
+    **{name: _plain(name, 1) for name in _UNARY.split()},
+    **{name: _plain(name, 2) for name in _BINARY.split()},
+    **{f"__{name}__": _plain(name, 2) for name in ["eq", "ne", "lt", "le", "gt", "ge"]},
+    **dict.fromkeys(("add", "__add__", "__radd__"), _add),
+    **dict.fromkeys(("sub", "subtract", "__sub__"), _sub),
+    **dict.fromkeys(("mul", "multiply", "__mul__", "__rmul__"), _mul),
+    **dict.fromkeys(("div", "divide", "true_divide", "__truediv__"), _div),
+    **dict.fromkeys(("pow", "__pow__"), _pow),
+    **{name: _plain("and", 2) for name in ("logical_and", "bitwise_and", "__and__", "__rand__")},
+    **{name: _plain("or", 2) for name in ("logical_or", "bitwise_or", "__or__", "__ror__")},
+    **{name: _plain("not", 1) for name in ("logical_not", "bitwise_not", "__invert__")},
+    **dict.fromkeys(("clone", "detach", "contiguous", "positive", "__pos__"), _itself),
+    "__rsub__": _swapped("sub"),
+    "rsub": _swapped("sub"),
+    "__rtruediv__": _swapped("div"),
+    "__rpow__": _swapped("pow"),
+    "__mod__": _plain("remainder", 2),
+    "__rmod__": _swapped("remainder"),
+    "__neg__": _plain("neg", 1),
+    "__abs__": _plain("abs", 1),
+    "negative": _plain("neg", 1),
+    "absolute": _plain("abs", 1),
+    "max": _plain("maximum", 2),
+    "min": _plain("minimum", 2),
+    "square": _square,
+    "reciprocal": lambda graph, value: _div(graph, 1.0, value),
+    "relu": lambda graph, value: _clamp(graph, value, min=0.0),
+    "clamp": _clamp,
+    "clip": _clamp,
+    "clamp_min": lambda graph, value, min: _clamp(graph, value, min=min),
+    "clamp_max": lambda graph, value, max: _clamp(graph, value, max=max),
+    "where": _where,
+    "lerp": _lerp,
+    "addcmul": lambda graph, start, left, right, value=1: _addcmul(graph, start, left, right, value_=value),
+    "addcdiv": lambda graph, start, left, right, value=1: _addcdiv(graph, start, left, right, value_=value),
+    "zeros_like": _full(0.0),
+    "ones_like": _full(1.0),
+    "full_like": lambda graph, like, fill_value: graph.value(fill_value),
+}
+
+
+def _operator(name: str) -> Callable[..., Node]:
+    return lambda *args: _apply(name, args, {})
+
+
+for _name in FUNCTIONS:
+    if _name.startswith("__"):
+        setattr(Node, _name, _operator(_name))
+
+__all__ = ["COUNTER", "Graph", "Node", "NotPointwise"]

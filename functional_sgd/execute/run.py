@@ -1,0 +1,200 @@
+"""One call of a fused optimizer: kernels and torch take turns over a table of columns."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from functional_sgd.execute.buffers import Pool, views
+from functional_sgd.execute.group import Group, addresses, dense
+from functional_sgd.execute.launch import Hypers, Pointers
+from functional_sgd.execute.segments import Segment, key_of
+from functional_sgd.rule import COUNTER
+from functional_sgd.state import stored, working, working_dtype
+from functional_sgd.step import Leaves, Plan, columns_of, run_on_leaf, run_on_tree
+from functional_sgd.wiring import Call
+
+
+class Column:
+    """A column of a group: its tensors, and where they lie. Tensors in a flat buffer are made when asked for."""
+
+    def __init__(
+        self, dtype: torch.dtype, tensors: list[Tensor] | None, ours: bool = False, rough: bool = False
+    ) -> None:
+        self.dtype = dtype
+        self.ours = ours  # it may be overwritten
+        self.rough = rough  # a rule's own result: not yet in the shape and dtype in which it is kept
+        self.addresses: Pointers | None = None
+        self._tensors = tensors
+        self._flat: Tensor | None = None
+        self._like: Sequence[Tensor] = ()
+
+    @classmethod
+    def flat(cls, buffer: Tensor, like: Sequence[Tensor], group: Group) -> "Column":
+        """A column in one buffer."""
+        column = cls(buffer.dtype, None, ours=True)
+        column._flat, column._like = buffer, like
+        column.addresses = group.shape.offsets * buffer.itemsize + buffer.data_ptr()
+        return column
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The tensors, one for each leaf of the group."""
+        if self._tensors is None:
+            assert self._flat is not None
+            self._tensors = views(self._flat, self._like)
+        return self._tensors
+
+    @property
+    def pointers(self) -> Pointers:
+        """The addresses of the tensors; of contiguous copies where they are not contiguous."""
+        if self.addresses is None:
+            self._tensors = dense(self.tensors)
+            self.addresses = addresses(self._tensors)
+        return self.addresses
+
+
+class Run:
+    """A call: the table of each group, and the columns of the leaves that no kernel can treat."""
+
+    def __init__(
+        self, plan: Plan, segments: Sequence[Segment], groups: list[Group], leaves: Leaves, donate: bool, pool: Pool
+    ) -> None:
+        self.plan, self.segments, self.groups, self.leaves = plan, segments, groups, leaves
+        self.donate, self.pool = donate, pool
+        self.tables = [self._table(group) for group in groups]
+        treated = {index for group in groups for index in group.indices}
+        others = () if len(treated) == len(leaves.params) else (i for i in leaves.active if i not in treated)
+        self.others = {index: columns_of(leaves, index) for index in others}
+        self.kept: dict[int, dict[str, Tensor]] = {index: {} for index in self.others}
+
+    @torch.no_grad()
+    def __call__(self) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
+        """New params and slots, leaf by leaf."""
+        for segment in self.segments:
+            if segment.graph is not None:
+                for number, group in enumerate(self.groups):
+                    self._kernel(segment, number, group)
+            elif segment.calls[0].treewise:
+                self._on_tree(segment.calls[0], segment)
+            else:
+                self._on_leaves(segment.calls[0], segment)
+            if not (segment.graph is None and segment.calls[0].treewise):
+                for index, columns in self.others.items():
+                    for call in segment.calls:
+                        run_on_leaf(call, columns, self.leaves.scalars(index), self.kept[index])
+        return self._results()
+
+    def _table(self, group: Group) -> dict[str, Column]:
+        table = {"grad": Column(group.dtypes["grad"], group.pick(self.leaves.grads))}
+        for name, values in (("param", self.leaves.params), *self.leaves.slots.items()):
+            table[name] = Column(group.dtypes[name], group.pick(values), ours=self.donate)
+            table[name].addresses = group.pointers.get(name)
+        return table
+
+    def _kernel(self, segment: Segment, number: int, group: Group) -> None:
+        """Run a segment's kernel over a group."""
+        table, precision = self.tables[number], _precision(group)
+        results = {key: group.dtypes[key] if key in segment.final else precision for key in segment.outputs}
+        launcher = segment.launcher({key: column.dtype for key, column in table.items()}, results, precision)
+        columns = {key: table[key].pointers for key in launcher.kernel.inputs}
+        for key in segment.outputs:
+            column = table.get(key)
+            if column is None or not column.ours or column.dtype != results[key]:
+                buffer = self.pool.take(f"{number}.{key}", group.shape.numel, results[key])
+                table[key] = Column.flat(buffer, table["grad"].tensors, group)
+        written = {key: table[key].pointers for key in segment.outputs}
+        launcher(group.shape, columns, written, self._hypers(launcher.kernel.hypers, group))
+
+    def _hypers(self, names: Sequence[str], group: Group) -> Hypers:
+        leaves = self.leaves
+        row = [float(leaves.step) if name == COUNTER else float(leaves.shared.get(name, 0.0)) for name in names]
+        if not leaves.separate.keys() & set(names):
+            return np.array([row], dtype=np.float64)
+        hypers = np.array([row] * len(group.indices), dtype=np.float64)
+        for place, name in enumerate(names):
+            if name in leaves.separate:
+                hypers[:, place] = [float(value) for value in group.pick(leaves.separate[name])]
+        return hypers
+
+    def _on_leaves(self, call: Call, segment: Segment) -> None:
+        """Run one rule with torch, leaf by leaf."""
+        for table, group in zip(self.tables, self.groups, strict=True):
+            made: dict[str, list[Tensor]] = {key_of(self.plan, call, *names): [] for names in call.writes}
+            reads = {inner: self._seen(table, segment.keys[outer], group) for inner, outer in call.reads}
+            for place, index in enumerate(group.indices):
+                scalars = self.leaves.scalars(index)
+                columns = {inner: values[place] for inner, values in reads.items()}
+                result = call.rule.function(**columns, **{inner: scalars[outer] for inner, outer in call.scalars})
+                for inner, outer in call.writes:
+                    made[key_of(self.plan, call, inner, outer)].append(result[inner])
+            self._put(table, group, made)
+
+    def _on_tree(self, call: Call, segment: Segment) -> None:
+        """Run one rule with torch on whole trees."""
+        columns: dict[str, dict[int, Tensor]] = {}
+        for _, outer in call.reads:
+            columns[outer] = {index: own[outer] for index, own in self.others.items()}
+            for table, group in zip(self.tables, self.groups, strict=True):
+                columns[outer].update(zip(group.indices, self._seen(table, segment.keys[outer], group), strict=True))
+        active = next(iter([*self.others, *(index for group in self.groups for index in group.indices)]), None)
+        if active is None:
+            return
+        results = run_on_tree(self.plan, call, self.leaves, columns, self.leaves.scalars(active))
+        for table, group in zip(self.tables, self.groups, strict=True):
+            keys = {key_of(self.plan, call, *names): results[names[1]] for names in call.writes}
+            self._put(table, group, {key: group.pick(values) for key, values in keys.items()})
+        for index, own in self.others.items():
+            for inner, outer in call.writes:
+                own[outer] = results[outer][index]
+                if inner in call.rule.initializers:
+                    self.kept[index][outer] = own[outer]
+
+    def _seen(self, table: dict[str, Column], key: str, group: Group) -> list[Tensor]:
+        """A column as rules see it."""
+        precision = _precision(group)
+        return [working(tensor).to(precision) for tensor in table[key].tensors]
+
+    def _put(self, table: dict[str, Column], group: Group, made: dict[str, list[Tensor]]) -> None:
+        """Results of torch become columns, in the precision that kernels expect of temporaries."""
+        precision = _precision(group)
+        params = group.pick(self.leaves.params)
+        for key, values in made.items():
+            whole = [
+                value.to(precision).expand(working(param).shape) for value, param in zip(values, params, strict=True)
+            ]
+            table[key] = Column(precision, whole, rough=True)
+
+    def _results(self) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
+        before = {"param": self.leaves.params, **self.leaves.slots}
+        after = {name: list(values) for name, values in before.items()}
+        for table, group in zip(self.tables, self.groups, strict=True):
+            for name, values in after.items():
+                column = table[name]
+                tensors = self._kept(column.tensors, group.pick(before[name])) if column.rough else column.tensors
+                if group.everything:
+                    after[name] = tensors
+                else:
+                    for place, index in enumerate(group.indices):
+                        values[index] = tensors[place]
+                if column.addresses is not None and not column.rough:
+                    group.pointers[name] = column.addresses
+                else:
+                    group.pointers.pop(name, None)
+        for index, columns in self.others.items():
+            for name, value in {**self.kept[index], "param": columns["param"]}.items():
+                after[name][index] = self._kept([value], [before[name][index]])[0]
+        params = after.pop("param")
+        return params, after
+
+    def _kept(self, values: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
+        """Results in the shape and dtype in which they are kept; in the old buffers if those were donated."""
+        kept = [stored(value, old) for value, old in zip(values, like, strict=True)]
+        if not self.donate:
+            return kept
+        return [old if new is old else old.copy_(new) for new, old in zip(kept, like, strict=True)]
+
+
+def _precision(group: Group) -> torch.dtype:
+    return working_dtype(torch.empty(0, dtype=group.dtypes["param"]))
