@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from functional_sgd.rule import COUNTER
 from functional_sgd.wiring import Call
 
 
@@ -250,5 +249,3 @@ def _operator(name: str) -> Callable[..., Node]:
 for _name in FUNCTIONS:
     if _name.startswith("__"):
         setattr(Node, _name, _operator(_name))
-
-__all__ = ["COUNTER", "Graph", "Node", "NotPointwise"]

@@ -1,6 +1,7 @@
 """One call of a fused optimizer: kernels and torch take turns over a table of columns."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,10 +10,12 @@ from torch import Tensor
 from functional_sgd.execute.buffers import Pool, views
 from functional_sgd.execute.group import Group, addresses, dense
 from functional_sgd.execute.launch import Hypers, Pointers
+from functional_sgd.execute.prelude import Prelude
 from functional_sgd.execute.segments import Segment, key_of
 from functional_sgd.rule import COUNTER
 from functional_sgd.state import stored, working, working_dtype
 from functional_sgd.step import Leaves, Plan, columns_of, run_on_leaf, run_on_tree
+from functional_sgd.tree import unflatten
 from functional_sgd.wiring import Call
 
 
@@ -68,23 +71,59 @@ class Run:
         others = () if len(treated) == len(leaves.params) else (i for i in leaves.active if i not in treated)
         self.others = {index: columns_of(leaves, index) for index in others}
         self.kept: dict[int, dict[str, Tensor]] = {index: {} for index in self.others}
+        self.numbers: dict[str, dict[int, Tensor]] = {}  # what the last prelude reduced each leaf to
 
     @torch.no_grad()
     def __call__(self) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
         """New params and slots, leaf by leaf."""
         for segment in self.segments:
-            if segment.graph is not None:
-                for number, group in enumerate(self.groups):
-                    self._kernel(segment, number, group)
-            elif segment.calls[0].treewise:
-                self._on_tree(segment.calls[0], segment)
-            else:
-                self._on_leaves(segment.calls[0], segment)
-            if not (segment.graph is None and segment.calls[0].treewise):
-                for index, columns in self.others.items():
-                    for call in segment.calls:
-                        run_on_leaf(call, columns, self.leaves.scalars(index), self.kept[index])
+            self._segment(segment)
         return self._results()
+
+    def _segment(self, segment: Segment) -> None:
+        if segment.prelude is not None and not self._reduce(segment.prelude, segment):
+            for part in segment.instead:
+                self._segment(part)
+            return
+        if segment.graph is not None:
+            for number, group in enumerate(self.groups):
+                self._kernel(segment, number, group)
+        elif segment.calls[0].treewise:
+            self._on_tree(segment.calls[0], segment)
+        else:
+            self._on_leaves(segment.calls[0], segment)
+        if not (segment.graph is None and segment.calls[0].treewise):
+            for index, columns in self.others.items():
+                for call in segment.calls:
+                    run_on_leaf(call, columns, self.leaves.scalars(index), self.kept[index])
+
+    def _reduce(self, prelude: Prelude, segment: Segment) -> bool:
+        """Reduce leaves to the numbers that the kernel wants; False if that cannot be done this time."""
+        call, leaves = prelude.call, self.leaves
+        if self.others or (call.treewise and any(name in leaves.separate for _, name in call.scalars)):
+            return False
+        indices = [index for group in self.groups for index in group.indices]
+        if not indices:
+            return True
+        columns: list[dict[str, Tensor]] = [{} for _ in indices]
+        for _, outer in call.reads:
+            seen = (
+                t
+                for tab, g in zip(self.tables, self.groups, strict=True)
+                for t in self._seen(tab, segment.keys[outer], g)
+            )
+            for column, tensor in zip(columns, seen, strict=True):
+                column[outer] = tensor
+        numbers = prelude.numbers(
+            columns,
+            segment.keys,
+            [leaves.scalars(index) for index in indices],
+            lambda values: unflatten(leaves.spec, _scattered(values, indices, len(leaves.params))),
+            lambda tree: [leaves.spec.flatten_up_to(tree)[index] for index in indices],
+        )
+        if numbers is not None:
+            self.numbers = {name: dict(zip(indices, values, strict=True)) for name, values in numbers.items()}
+        return numbers is not None
 
     def _table(self, group: Group) -> dict[str, Column]:
         table = {"grad": Column(group.dtypes["grad"], group.pick(self.leaves.grads))}
@@ -109,13 +148,20 @@ class Run:
 
     def _hypers(self, names: Sequence[str], group: Group) -> Hypers:
         leaves = self.leaves
-        row = [float(leaves.step) if name == COUNTER else float(leaves.shared.get(name, 0.0)) for name in names]
-        if not leaves.separate.keys() & set(names):
-            return np.array([row], dtype=np.float64)
-        hypers = np.array([row] * len(group.indices), dtype=np.float64)
+        differing: dict[int, list[Any]] = {}
+        row = []
         for place, name in enumerate(names):
-            if name in leaves.separate:
-                hypers[:, place] = [float(value) for value in group.pick(leaves.separate[name])]
+            if name in self.numbers or name in leaves.separate:
+                source = self.numbers.get(name) or leaves.separate[name]
+                values = [source[index] for index in group.indices]
+                if any(value is not values[0] for value in values):
+                    differing[place] = values
+                row.append(float(values[0]))
+            else:
+                row.append(float(leaves.step if name == COUNTER else leaves.shared[name]))
+        hypers = np.array([row] * (len(group.indices) if differing else 1), dtype=np.float64)
+        for place, values in differing.items():
+            hypers[:, place] = [float(value) for value in values]
         return hypers
 
     def _on_leaves(self, call: Call, segment: Segment) -> None:
@@ -194,6 +240,12 @@ class Run:
         if not self.donate:
             return kept
         return [old if new is old else old.copy_(new) for new, old in zip(kept, like, strict=True)]
+
+
+def _scattered(values: Sequence[Any], indices: Sequence[int], count: int) -> list[Any]:
+    """A list over all leaves with these values at these places, None elsewhere."""
+    places = dict(zip(indices, values, strict=True))
+    return [places.get(index) for index in range(count)]
 
 
 def _precision(group: Group) -> torch.dtype:

@@ -1,7 +1,7 @@
 """Cut a chain into segments: runs of elementwise rules that become one kernel, and single rules that cannot."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ import torch
 from functional_sgd.execute.c_source import Kernel, emit
 from functional_sgd.execute.graph import Graph, Node, NotPointwise
 from functional_sgd.execute.launch import Launcher
+from functional_sgd.execute.prelude import Prelude, prepare
 from functional_sgd.step import Plan
 from functional_sgd.wiring import Call
 
@@ -25,6 +26,8 @@ class Segment:
     graph: Graph | None = None  # None: run it with torch
     outputs: Mapping[str, Node] = field(default_factory=dict)  # key -> what the kernel writes there
     final: frozenset[str] = frozenset()  # the outputs that are results, not temporaries
+    prelude: Prelude | None = None  # what its first rule reduces leaves to, before the kernel
+    instead: tuple["Segment", ...] = ()  # the same without the prelude, for calls in which it does not work
     reason: str = ""  # why it is not a kernel
     launchers: dict[Any, Launcher] = field(default_factory=dict)  # compiled so far
 
@@ -51,29 +54,39 @@ class Segment:
 
 
 def cut(plan: Plan) -> tuple[Segment, ...]:
-    """The segments of a chain."""
+    """The segments of a chain. Rules that reduce whole leaves are preludes of kernels where they can be."""
     segments: list[Segment] = []
     keys = {name: name for name in ("param", "grad", *plan.slots)}
-    position = 0
-    while position < len(plan.calls):
-        graph, columns, kept, reason = Graph(), _Columns(keys), dict[str, Node](), ""
-        start = position
-        while position < len(plan.calls):
-            call = plan.calls[position]
-            reason = _trace(graph, columns, kept, call)
-            if reason:
-                break
-            position += 1
-        if position > start:
-            calls = plan.calls[start:position]
-            segment, keys = _kernel_segment(plan, calls, position, graph, columns, kept, keys)
-            segments.append(segment)
-        if reason:
-            call = plan.calls[position]
-            segments.append(Segment((call,), dict(keys), reason=f"{call.rule!r}: {reason}"))
-            keys = {**keys, **{outer: key_of(plan, call, inner, outer) for inner, outer in call.writes}}
-            position += 1
+    start = 0
+    while start < len(plan.calls):
+        segment, after = _next_segment(plan, start, keys, lazily=True)
+        if segment.prelude is not None:
+            alone, between = _next_segment(plan, start, keys, lazily=False)
+            rest = plan.calls[start + 1 : start + len(segment.calls)]
+            instead = (alone, _next_segment(plan, start + 1, between, lazily=False)[0]) if rest else (alone,)
+            segment = replace(segment, instead=instead)
+        segments.append(segment)
+        keys, start = after, start + len(segment.calls)
     return tuple(segments)
+
+
+def _next_segment(plan: Plan, start: int, keys: Mapping[str, str], lazily: bool) -> tuple[Segment, dict[str, str]]:
+    """The segment that begins at this call, and where names are found after it."""
+    graph = Graph()
+    columns, kept = _Columns(graph, keys), dict[str, Node]()
+    prelude, position, reason = None, start, ""
+    while position < len(plan.calls):
+        reason = _trace(graph, columns, kept, plan.calls[position])
+        if reason and position == start and lazily:
+            prelude = prepare(plan, plan.calls[position], graph, columns)
+        if reason and not (position == start and prelude):
+            break
+        position += 1
+    if position > start:
+        return _kernel_segment(plan, plan.calls[start:position], position, graph, columns, kept, keys, prelude)
+    call = plan.calls[start]
+    after = {**keys, **{outer: key_of(plan, call, inner, outer) for inner, outer in call.writes}}
+    return Segment((call,), dict(keys), reason=f"{call.rule!r}: {reason}"), after
 
 
 def key_of(plan: Plan, call: Call, inner: str, outer: str) -> str:
@@ -84,13 +97,11 @@ def key_of(plan: Plan, call: Call, inner: str, outer: str) -> str:
 class _Columns(dict[str, Node]):
     """The symbols at hand, by name; those from before the segment are made on demand."""
 
-    def __init__(self, keys: Mapping[str, str]) -> None:
+    def __init__(self, graph: Graph, keys: Mapping[str, str]) -> None:
         super().__init__()
-        self.keys_before = keys
-        self.graph: Graph | None = None
+        self.graph, self.keys_before = graph, keys
 
     def __missing__(self, name: str) -> Node:
-        assert self.graph is not None
         self[name] = self.graph.column(self.keys_before[name])
         return self[name]
 
@@ -99,7 +110,6 @@ def _trace(graph: Graph, columns: _Columns, kept: dict[str, Node], call: Call) -
     """Run one rule on symbols; the reason if it cannot be done."""
     if call.rule.scope != "elementwise":
         return f"it is {call.rule.scope}"
-    columns.graph = graph
     try:
         written = graph.run(call, columns)
     except NotPointwise as problem:
@@ -117,6 +127,7 @@ def _kernel_segment(
     columns: _Columns,
     kept: Mapping[str, Node],
     keys: Mapping[str, str],
+    prelude: Prelude | None,
 ) -> tuple[Segment, dict[str, str]]:
     """The segment, with only those outputs that somebody needs; and where names are found after it."""
     later = plan.calls[position:]
@@ -132,4 +143,4 @@ def _kernel_segment(
             outputs[after[name]] = columns[name]
     last_param = not any(outer == "param" for call in later for _, outer in call.writes)
     final = frozenset(name for name in outputs if name in plan.slots or (name == "param" and last_param))
-    return Segment(tuple(calls), dict(keys), graph, outputs, final), after
+    return Segment(tuple(calls), dict(keys), graph, outputs, final, prelude), after

@@ -4,21 +4,21 @@ import torch
 from torch import Tensor
 
 from functional_sgd.rule import leafwise
-from functional_sgd.rules.scaling import root
 
 
 @leafwise
 def trust_ratio(param: Tensor, update: Tensor, *, max_trust: float = 10.0) -> dict[str, Tensor]:
     """Let a leaf move in proportion to its own size.
 
-    update = update * min(rms(param) / rms(update), max_trust), unchanged if either is 0;  rms(x) = sqrt(mean(x**2))
+    update = update * min(|param| / |update|, max_trust), unchanged if either is 0;  |x| is the Euclidean norm
 
     Reads param, update and max_trust > 0. Source: LAMB (You et al. 2020), clipped as in fastai.
 
     >>> trust_ratio(torch.tensor([2.0, 2.0]), torch.tensor([0.5, -0.5]), max_trust=10.0)
     {'update': tensor([ 2., -2.])}
     """
-    size, length = root(param.square().mean()), root(update.square().mean())
+    size: Tensor = torch.linalg.vector_norm(param)
+    length: Tensor = torch.linalg.vector_norm(update)
     ratio = (size / torch.where(length == 0, 1.0, length)).clamp(max=max_trust)
     return dict(update=torch.where((size == 0) | (length == 0), 1.0, ratio) * update)
 

@@ -1,0 +1,92 @@
+"""A leafwise or treewise rule as the prelude of a kernel: what it reduces leaves to, and what it does with that."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from functional_sgd.execute.graph import Graph, Node
+from functional_sgd.execute.lazy import Lazy, lazy_leaf
+from functional_sgd.rule import COUNTER, REQUIRED
+from functional_sgd.step import Plan
+from functional_sgd.tree import Tree
+from functional_sgd.wiring import Call
+
+
+@dataclass(frozen=True)
+class Prelude:
+    """A rule whose results are pointwise in its leaves, given a few numbers that it makes of them."""
+
+    call: Call
+    trace: tuple[str, ...]  # the arithmetic, in words: a run that does something else cannot be used
+
+    def numbers(
+        self,
+        columns: Sequence[Mapping[str, Tensor]],
+        keys: Mapping[str, str],
+        scalars: Sequence[Mapping[str, Any]],
+        tree_of: Callable[[list[Any]], Tree],
+        leaves_of: Callable[[Tree], list[Any]],
+    ) -> dict[str, list[Tensor]] | None:
+        """The numbers of every leaf, by name; None if the rule did not do what it did when it was traced."""
+        graph = Graph()
+        symbols = {outer: graph.column(keys[outer]) for _, outer in self.call.reads}
+        found = _run(self.call, symbols, columns, scalars, tree_of, leaves_of)
+        if found is None or _words(graph, found[0]) != self.trace:
+            return None
+        every = found[1]
+        return {f"{self.call.rule.name}_{place}": [own[place] for own in every] for place in range(len(every[0]))}
+
+
+def prepare(plan: Plan, call: Call, graph: Graph, columns: dict[str, Node]) -> Prelude | None:
+    """The prelude that this rule can be, tried on two small leaves; its results are then among the columns."""
+    if call.rule.initializers or graph.nodes:
+        return None
+    symbols = {outer: columns[outer] for _, outer in call.reads}
+    leaves = [{outer: torch.full((2, 2), size) for outer in symbols} for size in (1.0, 2.0)]
+    defaults = {name: 0.5 if value is REQUIRED else value for name, value in plan.defaults.items()}
+    defaults[COUNTER] = torch.ones((), dtype=torch.float64)
+    try:
+        found = _run(call, symbols, leaves, [defaults, defaults], list, list)
+    except Exception:  # whatever it does that lazy leaves cannot do: torch will run it
+        found = None
+    if found is None:
+        return None
+    columns.update(found[0])
+    return Prelude(call, _words(graph, found[0]))
+
+
+def _run(
+    call: Call,
+    symbols: Mapping[str, Node],
+    columns: Sequence[Mapping[str, Tensor]],
+    scalars: Sequence[Mapping[str, Any]],
+    tree_of: Callable[[list[Any]], Tree],
+    leaves_of: Callable[[Tree], list[Any]],
+) -> tuple[dict[str, Node], list[list[Tensor]]] | None:
+    """Run the rule on lazy leaves: what it writes as nodes, the same for all leaves, and the numbers of each leaf."""
+    lazy = [lazy_leaf(leaf, symbols, call.rule.name) for leaf in columns]
+    results: dict[str, list[Any]]
+    if call.treewise:
+        reads = {inner: tree_of([leaf[outer] for leaf in lazy]) for inner, outer in call.reads}
+        written = call.rule.function(**reads, **{inner: scalars[0][outer] for inner, outer in call.scalars})
+        results = {outer: leaves_of(written[inner]) for inner, outer in call.writes}
+    else:
+        results = {outer: [] for _, outer in call.writes}
+        for leaf, own in zip(lazy, scalars, strict=True):
+            reads_one = {inner: leaf[outer] for inner, outer in call.reads}
+            written = call.rule.function(**reads_one, **{inner: own[outer] for inner, outer in call.scalars})
+            for inner, outer in call.writes:
+                results[outer].append(written[inner])
+    nodes = {}
+    for outer, values in results.items():
+        if not all(isinstance(value, Lazy) and value.node is values[0].node for value in values):
+            return None
+        nodes[outer] = values[0].node
+    return nodes, [next(iter(leaf.values())).numbers.values for leaf in lazy]
+
+
+def _words(graph: Graph, results: Mapping[str, Node]) -> tuple[str, ...]:
+    return (*map(repr, graph.nodes), *(f"{name} = %{node.index}" for name, node in sorted(results.items())))
