@@ -28,7 +28,8 @@ def fit(learner: Learner, state: State, epochs: int, callbacks: Sequence[Any] = 
     """Train for some epochs: state -> state. The state given is not touched and can be used again.
 
     `callbacks` join the learner's for this run. `hyper` are new values for the optimizer's hypers (`lr=0.1`), which
-    stay in the state. Ctrl-C and SIGTERM end the run between two events: the last state is returned.
+    stay in the state. Ctrl-C and SIGTERM end the run between two events: the last state is returned, and its `stopped` says
+    which it was.
 
     Raises ValueError for an unknown hyper or a negative number of epochs, and whatever the model, the loss, the loaders
     and the callbacks raise; such an error has a note on where it happened, and `error.state`, the last good state.
@@ -41,9 +42,7 @@ def fit(learner: Learner, state: State, epochs: int, callbacks: Sequence[Any] = 
     >>> round(state.params["weight"].item(), 3)
     3.0
     """
-    running = trace(learner, state, epochs, callbacks, **hyper)
-    with interruptible() as interrupted:
-        return drain(running, interrupted.is_set)
+    return run_to_end(trace(learner, state, epochs, callbacks, **hyper))
 
 
 def trace(learner: Learner, state: State, epochs: int = 1, callbacks: Sequence[Any] = (), **hyper: Any) -> Steps:
@@ -61,7 +60,7 @@ def trace(learner: Learner, state: State, epochs: int = 1, callbacks: Sequence[A
     for name in hyper:
         if name not in known:
             raise ValueError(f"fit: the optimizer reads no {name!r}. {did_you_mean(name, known)}")
-    start = state.replace(epoch=0, n_epoch=epochs, pct_train=0.0, hyper={**state.hyper, **hyper})
+    start = state.replace(epoch=0, n_epoch=epochs, pct_train=0.0, stopped="", hyper={**state.hyper, **hyper})
     return steps(learner, start, callbacks=with_recorder([*learner.callbacks, *callbacks]))
 
 
@@ -117,22 +116,32 @@ class CollectPredictions(Callback):
         return state.remember(self.name, (*state.memory.get(self.name, ()), state.pred))
 
 
-@contextmanager
-def interruptible() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set, while it lasts; a second one interrupts at once. Main thread only."""
-    asked = threading.Event()
+def run_to_end(running: Steps) -> State:
+    """The last state of a run, or the state where Ctrl-C or SIGTERM stopped it."""
+    with interruptible() as caught:
+        state = drain(running, lambda: bool(caught))
+    return state.replace(stopped=signal.Signals(caught[0]).name) if caught else state
 
-    def ask(number: int, frame: FrameType | None) -> None:
-        if asked.is_set():
+
+@contextmanager
+def interruptible() -> Iterator[list[int]]:
+    """A list that gets the numbers of SIGINT and SIGTERM when they come; a second one interrupts at once.
+
+    In another thread than the main one, Python cannot listen to them, and the list stays empty.
+    """
+    caught: list[int] = []
+
+    def catch(number: int, frame: FrameType | None) -> None:
+        if caught:
             raise KeyboardInterrupt
-        asked.set()
+        caught.append(number)
 
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield caught
         return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, catch) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield asked
+        yield caught
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -150,8 +159,7 @@ def _evaluate(learner: Learner, state: State, data: Iterable[Any] | None, callba
         raise ValueError("validate: the learner has no validation data. Pass data=..., or DataLoaders(train, valid).")
     everyone = with_recorder([*learner.callbacks, *callbacks])
     start = state.replace(memory=_without(state.memory, "collect_predictions"), n_epoch=0)
-    with interruptible() as interrupted:
-        return drain(steps(learner, start, VALIDATE, everyone), interrupted.is_set)
+    return run_to_end(steps(learner, start, VALIDATE, everyone))
 
 
 def _without(mapping: Mapping[str, Any], name: str) -> dict[str, Any]:
