@@ -1,0 +1,134 @@
+"""Everything public in functional_sgd, with arguments: what is listed here has to keep all the laws."""
+
+from collections.abc import Callable
+from typing import Any
+
+import optree
+import torch
+from torch import Tensor
+
+import functional_sgd as fs
+from functional_sgd import Chain, Rule, chain
+
+Tree = Any
+
+RULES: tuple[Rule, ...] = (
+    fs.average_grad,
+    fs.average_sqr_grad,
+    fs.center,
+    fs.centralize,
+    fs.clip_norm,
+    fs.clip_value,
+    fs.dampen,
+    fs.debias,
+    fs.heavy_ball,
+    fs.l2_reg,
+    fs.larc_ratio,
+    fs.lars_ratio,
+    fs.nesterov,
+    fs.quasi_hyperbolic,
+    fs.rectify,
+    fs.rectify_eps_early,
+    fs.rectify_softplus,
+    fs.scale_by_rms,
+    fs.scale_by_rms_eps_inside,
+    fs.sgd_step,
+    fs.sign_of_average,
+    fs.sync_slow_params,
+    fs.trust_ratio,
+    fs.weight_decay,
+)
+
+RECIPES: dict[str, Callable[[], Chain]] = {
+    "adam": lambda: fs.adam(lr=0.02),
+    "adam_wd": lambda: fs.adam(lr=0.02, wd=0.1),
+    "adamw": lambda: fs.adamw(lr=0.02, wd=0.1),
+    "lamb": lambda: fs.lamb(lr=0.02, wd=0.1),
+    "larc": lambda: fs.larc(lr=0.05, wd=0.1),
+    "lion": lambda: fs.lion(lr=0.01, wd=0.1),
+    "momentum": lambda: fs.momentum(lr=0.05),
+    "qhadam": lambda: fs.qhadam(lr=0.02, nu_2=0.9, wd=0.1),
+    "radam": lambda: fs.radam(lr=0.02),
+    "radam_wd": lambda: fs.radam(lr=0.02, wd=0.1),
+    "ranger": lambda: fs.ranger(lr=0.02, sync_every=2),
+    "rmsprop": lambda: fs.rmsprop(lr=0.01),
+    "rmsprop_centered": lambda: fs.rmsprop(lr=0.01, centered=True),
+    "rmsprop_momentum": lambda: fs.rmsprop(lr=0.01, mom=0.9),
+    "rmsprop_wd_momentum_centered": lambda: fs.rmsprop(lr=0.01, wd=0.1, mom=0.9, centered=True),
+    "sgd": lambda: fs.sgd(lr=0.05),
+    "sgd_dampening": lambda: fs.sgd(lr=0.05, mom=0.9, dampening=0.3),
+    "sgd_mom": lambda: fs.sgd(lr=0.05, mom=0.9),
+    "sgd_nesterov_wd": lambda: fs.sgd(lr=0.05, mom=0.9, nesterov=True, wd=0.1),
+    "sgd_wd": lambda: fs.sgd(lr=0.05, wd=0.1),
+    # chains that no recipe has
+    "identity": fs.identity,
+    "lookahead_sgd": lambda: fs.lookahead(fs.sgd(lr=0.05), sync_every=3, slow_step=0.4),
+    "lookahead_adamw": lambda: fs.lookahead(fs.adamw(lr=0.02), sync_every=2),
+    "centralize_sgd": lambda: chain(fs.centralize, fs.sgd(lr=0.05, mom=0.9)),
+    "clip_norm_adam": lambda: chain(fs.clip_norm, fs.adam(lr=0.02), max_norm=0.5),
+    "clip_value_adamw": lambda: chain(fs.clip_value, fs.adamw(lr=0.02), max_value=0.5),
+    "lars": lambda: chain(fs.weight_decay, fs.heavy_ball, fs.lars_ratio, fs.sgd_step, lr=0.05, wd=0.1),
+    "radam_fastai": lambda: chain(*_AVERAGES, fs.rectify, fs.sgd_step, lr=0.02),
+    "radam_softplus": lambda: chain(*_AVERAGES, fs.rectify_softplus, fs.sgd_step, lr=0.02, beta=20.0),
+    "rmsprop_eps_inside": lambda: chain(fs.average_sqr_grad, fs.scale_by_rms_eps_inside, fs.sgd_step, lr=0.01),
+    "clip_norm_inside": lambda: chain(
+        fs.average_grad, fs.rename(fs.clip_norm, grad="update"), fs.sgd_step, lr=0.05, max_norm=0.2
+    ),
+    "two_averages": lambda: chain(
+        fs.average_grad,
+        fs.rename(fs.average_grad, grad="update", grad_avg="slow_avg", mom="slow_mom"),
+        fs.sgd_step,
+        lr=0.05,
+        slow_mom=0.5,
+    ),
+}
+
+_AVERAGES = (fs.average_grad, fs.average_sqr_grad, fs.debias)
+
+ELEMENTWISE_RULES = tuple(rule for rule in RULES if rule.scope == "elementwise")
+
+
+def scopes(opt: Chain) -> set[str]:
+    """The scopes of the rules in a chain."""
+    return {rule.scope for rule in opt.rules}
+
+
+ELEMENTWISE_RECIPES = tuple(name for name, make in RECIPES.items() if scopes(make()) <= {"elementwise"})
+SEPARABLE_RECIPES = tuple(name for name, make in RECIPES.items() if "treewise" not in scopes(make()))
+
+
+def sample_tree(seed: int = 0, dtype: torch.dtype = torch.float32) -> Tree:
+    """A nested tree with leaves of 0, 1, 2 and 4 axes."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def leaf(*shape: int) -> Tensor:
+        wide = torch.complex128 if dtype.is_complex else torch.float64
+        return torch.randn(shape, generator=generator, dtype=wide).to(dtype)
+
+    return {"body": [leaf(3, 4), {"bias": leaf(4)}], "conv": leaf(2, 3, 2, 2), "ends": (leaf(), leaf(5))}
+
+
+def small_tree(seed: int = 0, dtype: torch.dtype = torch.float64) -> Tree:
+    """Two leaves, seven numbers between 0.5 and 1.5."""
+    generator = torch.Generator().manual_seed(seed)
+    matrix, scalar = (0.5 + torch.rand(shape, generator=generator, dtype=torch.float64) for shape in ((2, 3), ()))
+    return {"matrix": matrix.to(dtype), "scalar": scalar.to(dtype)}
+
+
+def run(opt: Chain, params: Tree, steps: int, state: Any = None, start: int = 0, **hyper: Any) -> tuple[Tree, Any]:
+    """Steps with random gradients, which depend on `start` and the number of the step alone."""
+    state = opt.init(params) if state is None else state
+    for number in range(start, start + steps):
+        params, state = opt(params, random_like(params, 100 + number), state, hyper)
+    return params, state
+
+
+def random_like(params: Tree, seed: int) -> Tree:
+    """Gradients for these params."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(leaf: Tensor) -> Tensor:
+        wide = torch.complex128 if leaf.is_complex() else torch.float64
+        return torch.randn(leaf.shape, generator=generator, dtype=wide).to(leaf.dtype)
+
+    return optree.tree_map(draw, params)

@@ -1,0 +1,18 @@
+"""Settings for every test: one thread, no display. Helpers are imported as `from tests.catalogue import ...`."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """No compiled code is left over from other tests, and none is left behind."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()

@@ -1,0 +1,142 @@
+"""Laws on vmap, torch.compile and differentiation through steps."""
+
+from collections.abc import Callable
+from typing import Any
+
+import optree
+import pytest
+import torch
+from torch import Tensor
+
+from functional_sgd import Chain
+from tests.catalogue import RECIPES, random_like, run, small_tree
+from tests.comparing import assert_close, assert_finite, assert_same, member, stack
+
+MEMBERS = 3
+
+
+@pytest.fixture(params=RECIPES)
+def opt(request: pytest.FixtureRequest) -> Chain:
+    return RECIPES[request.param]()
+
+
+def hypers_of(opt: Chain) -> dict[str, Tensor]:
+    """For each member of an ensemble its own lr, and its own weight decay where there is one."""
+    hyper = {"lr": torch.tensor([0.01, 0.03, 0.1]), "wd": torch.tensor([0.0, 0.1, 0.3])}
+    return {name: value.double() for name, value in hyper.items() if name in opt.hyper}
+
+
+def test_vmap_over_members_is_a_loop_over_members(opt: Chain) -> None:
+    """Law 8, with an lr for each member."""
+    members, hyper = [small_tree(seed) for seed in range(MEMBERS)], hypers_of(opt)
+    params, state = stack(members), stack([opt.init(tree) for tree in members])
+    for seed in range(3):
+        grads = random_like(params, seed)
+        params, state = torch.func.vmap(opt)(params, grads, state, hyper)
+    for index, tree in enumerate(members):
+        mine, own_state = tree, opt.init(tree)
+        for seed in range(3):
+            grads = member(random_like(stack(members), seed), index)
+            mine, own_state = opt(mine, grads, own_state, member(hyper, index))
+        assert_close((member(params, index), member(state, index)), (mine, own_state), rtol=1e-13, atol=1e-15)
+
+
+def test_init_can_be_mapped(opt: Chain) -> None:
+    members = [small_tree(seed) for seed in range(MEMBERS)]
+    assert_same(torch.func.vmap(opt.init)(stack(members)), stack([opt.init(tree) for tree in members]))
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_compiles_once_and_gives_the_numbers_of_eager(opt: Chain) -> None:
+    """Law 10 and part of law 6: fullgraph, three steps, another lr (a 0-d tensor) at each, one compilation."""
+    compiled = []
+
+    def counting(graph: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
+        compiled.append(graph)
+        return graph.forward
+
+    fast = torch.compile(opt, fullgraph=True, backend=counting)
+    params = small_tree()
+    state = opt.init(params)
+    expected = params, state
+    for seed in range(3):
+        hyper = {"lr": torch.tensor(0.01 * (seed + 1), dtype=torch.float64)} if "lr" in opt.hyper else {}
+        grads = random_like(params, seed)
+        params, state = fast(params, grads, state, hyper)
+        expected = opt(expected[0], grads, expected[1], hyper)
+    assert_same((params, state), expected)
+    assert len(compiled) <= 1  # none at all if nothing is computed on tensors
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_init_compiles() -> None:
+    opt, params = RECIPES["adamw"](), small_tree()
+    assert_same(torch.compile(opt.init, fullgraph=True, backend="eager")(params), opt.init(params))
+
+
+def smooth_loss(params: Any) -> Tensor:
+    """A bowl with waves; its slope is far from 0 around the sample params."""
+    return sum(((leaf - 3).square() / 2 + torch.sin(leaf)).sum() for leaf in optree.tree_leaves(params))
+
+
+def ten_steps(opt: Chain, loss: Callable[[Any], Tensor], params: Any, hyper: dict[str, Any]) -> Any:
+    """Params after ten steps, differentiable through all of it, the gradients included."""
+    state = opt.init(params)
+    for _ in range(10):
+        params, state = opt(params, torch.func.grad(loss)(params), state, hyper)
+    return params
+
+
+def trajectory(opt: Chain, loss: Callable[[Any], Tensor]) -> Callable[..., tuple[Tensor, ...]]:
+    """Ten steps as a function of lr and the leaves of the initial params."""
+    spec = optree.tree_structure(small_tree())
+
+    def run_from(lr: Tensor, *leaves: Tensor) -> tuple[Tensor, ...]:
+        hyper = {"lr": lr} if "lr" in opt.hyper else {}
+        return tuple(optree.tree_leaves(ten_steps(opt, loss, optree.tree_unflatten(spec, leaves), hyper)))
+
+    return run_from
+
+
+def test_gradients_through_ten_steps_match_finite_differences(opt: Chain) -> None:
+    """Law 9, by lr and by initial params. Clips and signs have no kink near this trajectory."""
+    leaves = [leaf.requires_grad_() for leaf in optree.tree_leaves(small_tree())]
+    lr = torch.tensor(0.01, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(trajectory(opt, smooth_loss), (lr, *leaves), eps=1e-6, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("start", ["at zero", "elsewhere"])
+def test_derivatives_are_finite_where_all_gradients_are_zero(opt: Chain, start: str) -> None:
+    """Law 9: ten steps on a flat loss."""
+    leaves = [leaf * (0.0 if start == "at zero" else 1.0) for leaf in optree.tree_leaves(small_tree())]
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    lr = torch.tensor(0.01, dtype=torch.float64, requires_grad=True)
+    flat = trajectory(opt, lambda params: sum(0.0 * leaf.sum() for leaf in optree.tree_leaves(params)))
+    total = sum(leaf.sum() for leaf in flat(lr, *leaves))
+    assert_finite([grad for grad in torch.autograd.grad(total, [lr, *leaves], allow_unused=True) if grad is not None])
+
+
+def test_derivatives_are_finite_at_a_minimum(opt: Chain) -> None:
+    """Law 9: zero gradients of a loss that is not flat."""
+    leaves = [leaf.zero_().requires_grad_() for leaf in optree.tree_leaves(small_tree())]
+    lr = torch.tensor(0.01, dtype=torch.float64, requires_grad=True)
+    bowl = trajectory(opt, lambda params: sum(leaf.square().sum() for leaf in optree.tree_leaves(params)))
+    total = sum(leaf.sum() for leaf in bowl(lr, *leaves))
+    assert_finite([grad for grad in torch.autograd.grad(total, [lr, *leaves], allow_unused=True) if grad is not None])
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")  # inside torch.func.jvp
+@pytest.mark.parametrize("name", [name for name in RECIPES if name != "identity"])
+def test_forward_mode_agrees_with_reverse_mode(name: str) -> None:
+    opt = RECIPES[name]()
+    leaves, lr = optree.tree_leaves(small_tree()), torch.tensor(0.01, dtype=torch.float64)
+    path = trajectory(opt, smooth_loss)
+    _, forward = torch.func.jvp(lambda rate: path(rate, *leaves), (lr,), (torch.ones_like(lr),))
+    reverse = torch.func.jacrev(lambda rate: path(rate, *leaves))(lr)
+    assert_close(list(forward), list(reverse), rtol=1e-10, atol=1e-12)
+
+
+def test_steps_on_plain_tensors_keep_no_graph() -> None:
+    params = small_tree()
+    after, state = run(RECIPES["adamw"](), params, steps=2)
+    assert not any(leaf.requires_grad for leaf in optree.tree_leaves([after, state]))

@@ -1,0 +1,136 @@
+"""What is written for readers runs: examples in docstrings, and the blocks of README.md and docs/."""
+
+import contextlib
+import doctest
+import importlib
+import inspect
+import pkgutil
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+import functional_sgd
+import loop
+from functional_sgd import Rule
+
+ROOT = Path(__file__).parent.parent
+PARSER = doctest.DocTestParser()
+
+
+PACKAGES = (functional_sgd, loop)
+NAMES = [package.__name__ for package in PACKAGES] + [
+    found.name
+    for package in PACKAGES
+    for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}.", onerror=lambda _: None)
+]
+
+
+def modules() -> Iterator[ModuleType]:
+    """Those that can be imported; a test finds the others."""
+    for name in NAMES:
+        with contextlib.suppress(Exception):
+            yield importlib.import_module(name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_module_can_be_imported(name: str) -> None:
+    importlib.import_module(name)
+
+
+def docstrings_of(module: ModuleType) -> Iterator[tuple[str, str]]:
+    """(where, text) of the module and of what is defined in it: functions, rules, classes and their members."""
+    yield module.__name__, module.__doc__ or ""
+    for name, value in vars(module).items():
+        if getattr(value, "__module__", None) != module.__name__:
+            continue
+        where = f"{module.__name__}.{name}"
+        if inspect.isclass(value):
+            yield from docstrings_of_class(where, value)
+        elif inspect.isroutine(value) or isinstance(value, Rule):
+            yield where, value.__doc__ or ""
+
+
+def docstrings_of_class(where: str, cls: type) -> Iterator[tuple[str, str]]:
+    """(where, text) of a class and of its own members."""
+    yield where, cls.__doc__ or ""
+    for name, value in vars(cls).items():
+        function = value.__func__ if isinstance(value, (classmethod, staticmethod)) else value
+        if inspect.isroutine(function) or isinstance(function, property):
+            yield f"{where}.{name}", function.__doc__ or ""
+
+
+EXAMPLES = {where: (text, module) for module in modules() for where, text in docstrings_of(module) if ">>>" in text}
+
+
+def run_examples(where: str, text: str, names: dict[str, Any]) -> None:
+    """Fail, and show what came out, unless every example in the text gives what it says."""
+    report: list[str] = []
+    test = PARSER.get_doctest(text, names, where, None, 0)
+    result = doctest.DocTestRunner(verbose=False).run(test, out=report.append)
+    assert result.attempted > 0
+    assert result.failed == 0, "".join(report)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Examples may write files, elsewhere; and leave the random numbers as they were."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("where", EXAMPLES)
+def test_examples_in_docstrings(where: str) -> None:
+    text, module = EXAMPLES[where]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        run_examples(where, text, {**vars(module), "torch": torch})
+
+
+PUBLIC = [name for name, value in vars(functional_sgd).items() if name[0] != "_" and not inspect.ismodule(value)]
+
+
+def examples_of(value: Any) -> str:
+    """The docstring; of a class, with those of its members."""
+    if inspect.isclass(value):
+        return "\n".join(text for _, text in docstrings_of_class("", value))
+    return value.__doc__ or ""
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in PUBLIC if not getattr(getattr(functional_sgd, name), "_is_protocol", 0)]
+)
+def test_every_public_name_has_an_example(name: str) -> None:
+    assert ">>>" in examples_of(getattr(functional_sgd, name))
+
+
+def test_examples_of_rules_and_methods_are_among_those_that_run() -> None:
+    assert {"functional_sgd.rules.averaging.average_grad", "functional_sgd.chain.Chain.describe"} <= EXAMPLES.keys()
+
+
+def blocks_of(file: Path) -> list[tuple[int, str]]:
+    """(line, code) of every ```python block."""
+    text = file.read_text()
+    found = re.finditer(r"^```python[^\n]*\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    return [(text.count("\n", 0, match.start(1)), match.group(1)) for match in found]
+
+
+PAGES = [
+    page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))) if page.exists() and blocks_of(page)
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_blocks_of_a_page_run_one_after_the_other(page: Path) -> None:
+    """In one namespace: later blocks may use what earlier ones made."""
+    names: dict[str, Any] = {"__name__": "__main__"}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for line, code in blocks_of(page):
+            if code.lstrip().startswith(">>>"):
+                run_examples(f"{page.name}:{line}", code, names)
+            else:
+                exec(compile("\n" * line + code, str(page), "exec"), names)
