@@ -72,7 +72,7 @@ def apply(
 ) -> tuple[Any, Tensors]:
     """(the module's output for these tensors, the buffers as they are afterwards); neither argument is touched.
 
-    Copies the buffers if the module is training, since layers such as BatchNorm then write to them.
+    Copies the buffers if any layer is training, since layers such as BatchNorm then write to them.
     Raises RuntimeError if a tensor of the module is missing or unknown.
 
     >>> norm = torch.nn.BatchNorm1d(2, momentum=1.0)
@@ -80,7 +80,8 @@ def apply(
     >>> after["running_mean"]
     tensor([2., 2.])
     """
-    inside = {name: value.clone() for name, value in buffers.items()} if module.training else dict(buffers)
+    writes = any(layer.training for layer in module.modules())
+    inside = {name: value.clone() for name, value in buffers.items()} if writes else dict(buffers)
     tensors = {**params, **inside}
     output = torch.func.functional_call(module, tensors, args, strict=True)
     return output, {name: tensors[name].detach() for name in buffers}

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+from functional_sgd.arguments import Plan
 from functional_sgd.rule import REQUIRED, Rule
 from functional_sgd.state import State, init_state
-from functional_sgd.step import Plan, leaf_by_leaf
+from functional_sgd.step import leaf_by_leaf
 from functional_sgd.tree import Tree
 from functional_sgd.wiring import scalar_defaults, wire
 
@@ -40,7 +41,8 @@ class Chain:
         calls = wire(self.rules)
         slots = tuple(slot for rule in self.rules for slot in rule.slots)
         defaults = scalar_defaults(self.rules, self.given)
-        object.__setattr__(self, "plan", Plan(repr(self), calls, slots, defaults))
+        shaped = tuple(slot for rule in self.rules if rule.scope == "elementwise" for slot in rule.slots)
+        object.__setattr__(self, "plan", Plan(repr(self), calls, slots, shaped, defaults))
 
     @property
     def hyper(self) -> dict[str, Any]:

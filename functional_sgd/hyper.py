@@ -1,14 +1,14 @@
 """Hypers: numbers, 0-d tensors, or tree prefixes of them; checked by name and handed to each leaf."""
 
 import fnmatch
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from functional_sgd.rule import REQUIRED
-from functional_sgd.tree import Spec, Tree, first_difference, flatten, paths, unflatten
+from functional_sgd.tree import Spec, Tree, flatten, paths, prefix_difference, unflatten
 from functional_sgd.wiring import did_you_mean
 
 Scalar: TypeAlias = float | Tensor
@@ -66,20 +66,20 @@ def collect(
 
 
 def per_leaf(
-    who: str, values: Mapping[str, Any], extras: Iterable[str], params: Tree, spec: Spec
+    who: str, values: Mapping[str, Any], given: Mapping[str, Hyper], params: Tree, spec: Spec
 ) -> tuple[dict[str, Any], dict[str, list[Scalar]]]:
     """(values that all leaves share, values that differ by leaf), ready for the rules.
 
-    Numbers stay numbers; tensors become float64, so that scalar arithmetic is never the less precise part. Extras are
-    handed over as they are.
+    Numbers stay numbers; tensors become float64, so that scalar arithmetic is never the less precise part. `given` are
+    those that the caller passed as hypers; of all others, what is no number is an extra, and handed over as it is.
     """
     shared: dict[str, Any] = {}
     separate: dict[str, list[Scalar]] = {}
     for name, value in values.items():
-        if name in extras:
-            shared[name] = value
-        elif isinstance(value, (int, float, Tensor)):
+        if isinstance(value, (int, float)) or (isinstance(value, Tensor) and (name in given or value.dim() == 0)):
             shared[name] = _scalar(who, name, value)
+        elif name not in given and not _is_tree_of_scalars(value):
+            shared[name] = value
         elif isinstance(value, (dict, list, tuple)) or flatten(value)[0] != [value]:
             leaves = broadcast(who, name, value, params, spec)
             separate[name] = [_scalar(who, name, leaf) for leaf in leaves]
@@ -96,12 +96,19 @@ def broadcast(who: str, name: str, prefix: Tree, params: Tree, spec: Spec) -> li
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"{who}: {name!r} must be a number, a 0-d tensor, or a tree prefix of params, but "
-            f"{first_difference(params, prefix)}. by_path(params, {{...}}) makes such a tree."
+            f"{prefix_difference(params, prefix)}. by_path(params, {{...}}) makes such a tree."
         ) from error
     values = [leaf for leaf, subtree in zip(leaves, subtrees, strict=True) for _ in flatten(subtree)[0]]
     if len(values) != spec.num_leaves:
         raise ValueError(f"{who}: {name!r} covers {len(values)} of {spec.num_leaves} leaves of params.")
     return values
+
+
+def _is_tree_of_scalars(value: Any) -> bool:
+    leaves = flatten(value)[0]
+    if not isinstance(value, (dict, list, tuple)) or not leaves:
+        return False
+    return all(isinstance(leaf, (int, float)) or (isinstance(leaf, Tensor) and leaf.dim() == 0) for leaf in leaves)
 
 
 def _scalar(who: str, name: str, value: Any) -> Scalar:

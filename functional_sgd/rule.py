@@ -32,6 +32,10 @@ class Rule:
 
     Made by `elementwise`, `leafwise` and `treewise`. Two rules are equal when they are the same function with the same
     scope, slots and names.
+
+    >>> from functional_sgd import average_grad
+    >>> average_grad, average_grad.scope, average_grad.columns, average_grad.slots
+    (average_grad, 'elementwise', ('grad', 'grad_avg'), ('grad_avg',))
     """
 
     function: RuleFunction
@@ -175,6 +179,11 @@ def rename(rule: Rule, **names: str) -> Rule:
             raise ValueError(f"rename: rule {rule.name} has no name {old!r}; it has {', '.join(sorted(known))}.")
     renames = {**rule.renames, **{known[old]: new for old, new in names.items()}}
     kept = {inner: outer for inner, outer in renames.items() if inner != outer}
+    for group in ((*rule.columns, *rule.scalars), _own_writes(rule)):
+        outer = [kept.get(name, name) for name in group]
+        if len(set(outer)) < len(outer):
+            twice = next(name for name in outer if outer.count(name) > 1)
+            raise ValueError(f"rename: two things in rule {rule.name} would be called {twice!r}. Choose another name.")
     return Rule(rule.function, rule.scope, rule.initializers, rule.declared_writes, kept)
 
 

@@ -55,8 +55,8 @@ class Cosine:
 
     start + (1 - cos(pi * position)) / 2 * (end - start)
 
-    >>> Cosine(0, 2)(0.5)
-    1.0
+    >>> Cosine(0, 2)(1)
+    2.0
     """
 
     start: float

@@ -31,10 +31,15 @@ def check_state(who: str, state: Any, slots: tuple[str, ...]) -> None:
     """Raise ValueError unless the state has the counter and exactly these slots."""
     if not isinstance(state, Mapping):
         raise TypeError(f"{who}: state must be what opt.init(params) returns, got {type(state).__name__}.")
-    expected = {COUNTER, *slots}
-    for name in expected - state.keys():
-        raise ValueError(f"{who}: state has no {name!r}. Was it made by another optimizer? opt.init(params) makes one.")
-    for name in state.keys() - expected:
+    expected = (COUNTER, *slots)
+    if state.keys() == set(expected):
+        return
+    for name in expected:
+        if name not in state:
+            raise ValueError(
+                f"{who}: state has no {name!r}. Was it made by another optimizer? opt.init(params) makes one."
+            )
+    for name in sorted(state.keys() - set(expected)):
         raise ValueError(f"{who}: no rule keeps {name!r}, which is in state. {did_you_mean(name, expected)}")
 
 
@@ -54,6 +59,11 @@ def stored(value: Tensor, like: Tensor) -> Tensor:
     return value.to(like.dtype).reshape(like.shape) if value.shape != like.shape else value.to(like.dtype)
 
 
+def owned(value: Tensor, *others: Tensor | None) -> Tensor:
+    """The value, copied if it shares memory with any of the others."""
+    return value.clone() if any(other is not None and _share(value, other) for other in others) else value
+
+
 def gradient_for(leaf: Tensor, grad: Tensor) -> Tensor:
     """A gradient as rules see it: like `working`, in the precision of its parameter."""
     return working(grad).to(working_dtype(leaf))
@@ -68,11 +78,20 @@ def working_dtype(leaf: Tensor) -> torch.dtype:
 
 def _first_value(rule: Rule, initializer: Initializer, leaf: Tensor) -> Tensor:
     seen = torch.view_as_real(leaf) if leaf.is_complex() else leaf
-    seen = (seen.to(torch.float32) if leaf.dtype in _HALVES else seen).detach()
+    seen = seen.to(torch.float32) if leaf.dtype in _HALVES else seen
     value = initializer(seen)
     if not isinstance(value, Tensor):
         raise TypeError(f"rule {rule.name}: a slot's first value must be a tensor, got {type(value).__name__}.")
-    return value.clone() if value is seen or value._base is not None else value
+    return owned(value, leaf, seen)
+
+
+def _share(one: Tensor, other: Tensor) -> bool:
+    if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:
+        return one is other  # inside transforms, memory is not to be seen
+    try:
+        return one.numel() > 0 and one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):  # tensors without memory of their own
+        return one is other
 
 
 def _check_params(leaves: list[Any]) -> None:

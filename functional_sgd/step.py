@@ -1,79 +1,16 @@
 """Run a chain leaf by leaf, with plain torch operators: the meaning that every faster executor must reproduce."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from functional_sgd.hyper import collect, per_leaf
-from functional_sgd.rule import COUNTER
-from functional_sgd.state import State, check_state, gradient_for, stored, working
-from functional_sgd.tree import Spec, Tree, flatten, flatten_like, paths, unflatten
+from functional_sgd.arguments import Leaves, Plan, take_apart
+from functional_sgd.state import State, gradient_for, owned, stored, working
+from functional_sgd.tree import Tree, unflatten
 from functional_sgd.wiring import Call
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What an executor needs to know of a chain; made once, when the chain is built."""
-
-    who: str  # named in errors
-    calls: tuple[Call, ...]
-    slots: tuple[str, ...]
-    defaults: Mapping[str, Any]  # every hyper and extra that is read -> default or REQUIRED
-
-
-@dataclass
-class Leaves:
-    """One call of an optimizer, taken apart: a list for each tree, with one entry for each leaf of params."""
-
-    spec: Spec
-    params: list[Tensor]
-    grads: list[Tensor | None]
-    slots: dict[str, list[Tensor]]
-    step: Tensor  # the new count
-    shared: dict[str, Any]  # scalars that are the same for all leaves
-    separate: dict[str, list[Any]]  # scalars that differ by leaf
-    common: dict[torch.device, dict[str, Any]] = field(default_factory=dict)  # shared, and the step, by device
-
-    @property
-    def active(self) -> list[int]:
-        """The leaves that have a gradient."""
-        return [index for index, grad in enumerate(self.grads) if grad is not None]
-
-    def scalars(self, index: int) -> dict[str, Any]:
-        """The scalars that one leaf sees."""
-        device = self.params[index].device
-        own = {name: _on(values[index], device) for name, values in self.separate.items()}
-        return {**self._common(device), **own}
-
-    def _common(self, device: torch.device) -> dict[str, Any]:
-        """The scalars that all leaves on a device see."""
-        if device not in self.common:
-            every = {**self.shared, COUNTER: self.step.double()}
-            self.common[device] = {name: _on(value, device) for name, value in every.items()}
-        return self.common[device]
-
-    def rebuild(self, params: list[Tensor], slots: Mapping[str, list[Tensor]]) -> tuple[Tree, State]:
-        """The trees that the optimizer returns."""
-        trees = {name: unflatten(self.spec, values) for name, values in slots.items()}
-        return unflatten(self.spec, params), {COUNTER: self.step, **trees}
-
-
-def take_apart(plan: Plan, params: Tree, grads: Tree, state: Any, hyper: Any, extras: Mapping[str, Any]) -> Leaves:
-    """Check the arguments of a call and flatten them; nothing has been computed yet when an error is raised."""
-    check_state(plan.who, state, plan.slots)
-    leaves, spec = flatten(params)
-    grad_leaves = flatten_like(spec, grads, params, plan.who, "grads")
-    slots = {name: flatten_like(spec, state[name], params, plan.who, f"state[{name!r}]") for name in plan.slots}
-    given = [leaf if grad is None else grad for leaf, grad in zip(leaves, grad_leaves, strict=True)]
-    if list(map(Tensor.size, leaves)) != list(map(Tensor.size, given)):
-        raise ValueError(_wrong_shape(plan.who, params, leaves, grad_leaves))
-    values = collect(plan.who, plan.defaults, hyper, extras)
-    shared, separate = per_leaf(plan.who, values, extras.keys(), params, spec)
-    return Leaves(spec, leaves, grad_leaves, slots, state[COUNTER] + 1, shared, separate)
 
 
 def leaf_by_leaf(
@@ -94,7 +31,7 @@ def run_leaves(plan: Plan, leaves: Leaves) -> tuple[Tree, State]:
         else:
             for index in columns:
                 for call in calls:
-                    run_on_leaf(call, columns[index], scalars[index], kept[index])
+                    run_on_leaf(call, leaves.params[index], columns[index], scalars[index], kept[index])
                 if last:  # let go of temporaries before the next leaf makes its own
                     columns[index] = {"param": columns[index]["param"]}
     return _results(leaves, columns, kept)
@@ -117,13 +54,21 @@ def columns_of(leaves: Leaves, index: int) -> dict[str, Tensor]:
     return {"param": working(param), "grad": gradient_for(param, grad), **own}
 
 
-def run_on_leaf(call: Call, columns: dict[str, Tensor], scalars: Mapping[str, Any], kept: dict[str, Tensor]) -> None:
-    reads = {inner: columns[outer] for inner, outer in call.reads}
+def run_on_leaf(
+    call: Call, leaf: Tensor, columns: dict[str, Tensor], scalars: Mapping[str, Any], kept: dict[str, Tensor]
+) -> None:
+    """Call a rule on the columns of one leaf; put what it writes among them, and its slots among what is kept.
+
+    A leafwise rule sees a complex leaf as it is, since it looks at shapes; elementwise rules see pairs of reals.
+    """
+    whole = leaf.is_complex() and call.rule.scope == "leafwise"
+    reads = {inner: torch.view_as_complex(columns[outer]) if whole else columns[outer] for inner, outer in call.reads}
     result = call.rule.function(**reads, **{inner: scalars[outer] for inner, outer in call.scalars})
     for inner, outer in call.writes:
-        columns[outer] = result[inner]
+        value = result[inner]
+        columns[outer] = torch.view_as_real(value) if whole and value.is_complex() else value
         if inner in call.rule.initializers:
-            kept[outer] = result[inner]
+            kept[outer] = columns[outer]
 
 
 def _run_treewise(
@@ -168,22 +113,6 @@ def _results(
     for index in columns:
         params[index] = stored(columns[index]["param"], params[index])
         for name, value in kept[index].items():
-            slots[name][index] = stored(value, slots[name][index])
+            kept_value = stored(value, slots[name][index])
+            slots[name][index] = owned(kept_value, leaves.params[index], leaves.grads[index], params[index])
     return leaves.rebuild(params, slots)
-
-
-def _on(value: Any, device: Any) -> Any:
-    """A scalar tensor where a leaf can use it: CPU scalars go anywhere, others must move."""
-    if isinstance(value, Tensor) and value.device.type != "cpu" and value.device != device:
-        return value.to(device)
-    return value
-
-
-def _wrong_shape(who: str, params: Tree, leaves: list[Tensor], grads: list[Tensor | None]) -> str:
-    for path, leaf, grad in zip(paths(params), leaves, grads, strict=True):
-        if grad is not None and leaf.shape != grad.shape:
-            return (
-                f"{who}: the gradient of {path!r} must have its shape {tuple(leaf.shape)}, got {tuple(grad.shape)}. "
-                f"Were the gradients taken of other params?"
-            )
-    raise AssertionError("shapes agree")

@@ -51,6 +51,18 @@ def paths(tree: Tree) -> list[str]:
     return [dotted(path) for path in optree.tree_paths(tree)]
 
 
+def prefix_difference(tree: Tree, prefix: Tree) -> str:
+    """Where a tree that should be a prefix of another is not, in words."""
+    wanted, given = paths(tree), paths(prefix)
+    for path in wanted:
+        if not any(path == other or path.startswith(f"{other}.") for other in given):
+            return f"{path!r} is not covered"
+    for path in given:
+        if not any(other == path or other.startswith(f"{path}.") for other in wanted):
+            return f"{path!r} is not in params"
+    return first_difference(tree, prefix)
+
+
 def first_difference(expected: Tree, found: Tree) -> str:
     """Where two trees first differ, in words."""
     wanted, given = paths(expected), paths(found)

@@ -28,8 +28,8 @@ def fit(learner: Learner, state: State, epochs: int, callbacks: Sequence[Any] = 
     """Train for some epochs: state -> state. The state given is not touched and can be used again.
 
     `callbacks` join the learner's for this run. `hyper` are new values for the optimizer's hypers (`lr=0.1`), which
-    stay in the state. Ctrl-C and SIGTERM end the run between two events: the last state is returned, and its `stopped` says
-    which it was.
+    stay in the state. Ctrl-C and SIGTERM end the run between two events: the last state is returned, and its `stopped`
+    says which it was.
 
     Raises ValueError for an unknown hyper or a negative number of epochs, and whatever the model, the loss, the loaders
     and the callbacks raise; such an error has a note on where it happened, and `error.state`, the last good state.

@@ -16,3 +16,8 @@ def fresh_compiler() -> Iterator[None]:
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Functions by name: an id with an address in it differs between the processes that share the tests."""
+    return str(getattr(val, "__name__", type(val).__name__)) if callable(val) else None

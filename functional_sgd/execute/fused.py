@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from functional_sgd.arguments import Leaves, take_apart
 from functional_sgd.chain import Chain
 from functional_sgd.execute.buffers import Pool
 from functional_sgd.execute.compiler import NoCompiler, load
@@ -17,7 +18,7 @@ from functional_sgd.execute.group import Group, Signature, signature
 from functional_sgd.execute.run import Run
 from functional_sgd.execute.segments import Segment, cut
 from functional_sgd.state import State, working_dtype
-from functional_sgd.step import Leaves, run_leaves, take_apart
+from functional_sgd.step import run_leaves
 from functional_sgd.tree import Tree, paths
 
 
@@ -111,10 +112,10 @@ class Fused:
     def explain(self) -> None:
         """Print the segments of the chain: what is a kernel, and what is not and why.
 
-        >>> from functional_sgd import chain, clip_norm, sgd
-        >>> fuse(chain(clip_norm, sgd(lr=0.1))).explain()
-        torch   clip_norm: it is treewise
-        kernel  sgd_step
+        >>> from functional_sgd import centralize, chain, clip_norm, sgd
+        >>> fuse(chain(centralize, clip_norm, sgd(lr=0.1))).explain()
+        torch   centralize: it is leafwise
+        kernel  clip_norm, sgd_step
         """
         for segment in self.segments:
             print(f"kernel  {segment.title}" if segment.graph is not None else f"torch   {segment.reason}")

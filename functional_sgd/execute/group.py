@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from functional_sgd.arguments import Leaves
 from functional_sgd.execute.c_source import SUPPORTED_DTYPES
 from functional_sgd.execute.launch import Pointers, Shape
-from functional_sgd.step import Leaves
 
 
 class Signature(NamedTuple):

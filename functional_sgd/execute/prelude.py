@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from functional_sgd.arguments import Plan
 from functional_sgd.execute.graph import Graph, Node
 from functional_sgd.execute.lazy import Lazy, lazy_leaf
 from functional_sgd.rule import COUNTER, REQUIRED
-from functional_sgd.step import Plan
 from functional_sgd.tree import Tree
 from functional_sgd.wiring import Call
 

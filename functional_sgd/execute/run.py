@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from functional_sgd.arguments import Leaves, Plan
 from functional_sgd.execute.buffers import Pool, views
 from functional_sgd.execute.group import Group, addresses, dense
 from functional_sgd.execute.launch import Hypers, Pointers
@@ -14,7 +15,7 @@ from functional_sgd.execute.prelude import Prelude
 from functional_sgd.execute.segments import Segment, key_of
 from functional_sgd.rule import COUNTER
 from functional_sgd.state import stored, working, working_dtype
-from functional_sgd.step import Leaves, Plan, columns_of, run_on_leaf, run_on_tree
+from functional_sgd.step import columns_of, run_on_leaf, run_on_tree
 from functional_sgd.tree import unflatten
 from functional_sgd.wiring import Call
 
@@ -95,7 +96,7 @@ class Run:
         if not (segment.graph is None and segment.calls[0].treewise):
             for index, columns in self.others.items():
                 for call in segment.calls:
-                    run_on_leaf(call, columns, self.leaves.scalars(index), self.kept[index])
+                    run_on_leaf(call, self.leaves.params[index], columns, self.leaves.scalars(index), self.kept[index])
 
     def _reduce(self, prelude: Prelude, segment: Segment) -> bool:
         """Reduce leaves to the numbers that the kernel wants; False if that cannot be done this time."""

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
+from functional_sgd.arguments import Plan
 from functional_sgd.execute.c_source import Kernel, emit
 from functional_sgd.execute.graph import Graph, Node, NotPointwise
 from functional_sgd.execute.launch import Launcher
 from functional_sgd.execute.prelude import Prelude, prepare
-from functional_sgd.step import Plan
 from functional_sgd.wiring import Call
 
 

@@ -15,10 +15,10 @@ from functional_sgd.tree import Tree, flatten, unflatten
 def compile_step(loss_fn: Callable[..., Any], opt: Chain, has_aux: bool = False) -> Callable[..., Any]:
     """A training step in one graph: `step(params, state, hyper, *batch) -> (value, params, state)`.
 
-    `loss_fn(params, *batch)` returns a 0-d tensor or, with `has_aux`, a pair (0-d tensor, anything), such as new buffers; so
-    does `value`. Hypers are handed to the graph as 0-d tensors, so changing them compiles nothing again; a batch of another
-    size compiles once more, then for all sizes. Nothing is overwritten. Raises TypeError if `opt` is not a chain (a
-    fused optimizer has kernels of its own: compile the chain).
+    `loss_fn(params, *batch)` returns a 0-d tensor or, with `has_aux`, a pair (0-d tensor, anything), such as new
+    buffers; so does `value`. Hypers are handed to the graph as 0-d tensors, so changing them compiles nothing again; a
+    batch of another size compiles once more, then for all sizes. Nothing is overwritten. Raises TypeError if `opt` is
+    not a chain (a fused optimizer has kernels of its own: compile the chain).
 
     >>> from functional_sgd import sgd
     >>> step = compile_step(lambda params, x: (params["w"] * x).sum(), sgd())  # doctest: +SKIP
@@ -44,4 +44,6 @@ def compile_step(loss_fn: Callable[..., Any], opt: Chain, has_aux: bool = False)
 
 def _tensors(value: Any) -> Any:
     leaves, spec = flatten(value)
-    return unflatten(spec, [leaf if isinstance(leaf, Tensor) else torch.tensor(leaf, dtype=torch.float64) for leaf in leaves])
+    return unflatten(
+        spec, [leaf if isinstance(leaf, Tensor) else torch.tensor(leaf, dtype=torch.float64) for leaf in leaves]
+    )

@@ -28,9 +28,11 @@ def test_slow_params_start_as_a_copy_of_params() -> None:
     assert_same(lookahead(sgd()).init(PARAMS)["slow_param"], PARAMS)
 
 
-def test_state_of_params_that_require_grad_has_no_graph() -> None:
+def test_init_is_a_function_that_can_be_differentiated() -> None:
     params = torch.ones(2, requires_grad=True)
-    assert not lookahead(sgd()).init(params)["slow_param"].requires_grad
+    assert lookahead(sgd()).init(params)["slow_param"].requires_grad
+    with torch.no_grad():
+        assert not lookahead(sgd()).init(params)["slow_param"].requires_grad
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)

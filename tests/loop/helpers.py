@@ -1,4 +1,4 @@
-"""Builders for the tests of the loop: a small net with chance and buffers in it, its data, callbacks made of functions."""
+"""Builders for the tests of the loop: a small net with chance and buffers in it, data, callbacks made of functions."""
 
 from collections.abc import Callable
 from types import SimpleNamespace

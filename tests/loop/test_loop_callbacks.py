@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from loop import Callback, CancelBatch, GradientClip, ModelResetter, Recorder, State, TerminateOnNaN, fit, trace
 from loop.callback import in_order, name_of, snake_case
 from tests.comparing import assert_same
-from tests.loop.helpers import EVENTS, SCOPES, assert_same_run, everywhere, learner, learned, on
+from tests.loop.helpers import EVENTS, SCOPES, assert_same_run, everywhere, learned, learner, on
 
 LEARNER = learner()
 START = LEARNER.init()

@@ -4,8 +4,8 @@ Where the loop differs from fastai 2.8.12 on purpose:
 
 | fastai | loop | why |
 |---|---|---|
-| a signal that no open scope has a name for leaves fit as a raw exception | SignalError, naming the callback, the event \
-and what is legal there | a silent exit hides a slip |
+| a signal that no open scope has a name for leaves fit as a raw exception | SignalError that says \
+what is legal there | a silent exit hides a slip |
 | CancelBackward is followed by the step, with old gradients | no gradients, no step scope | a step needs gradients |
 | nothing is cleaned up when an error or an outer signal passes | brackets close on every way out | effects would leak |
 | a batch cancelled before its loss is recorded with the loss of the batch before | not recorded | it has no loss |

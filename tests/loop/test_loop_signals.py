@@ -64,9 +64,7 @@ def seen_at(event: str, signal: type[Cancel], raised_in: str, change: Callable[[
 
 
 @pytest.mark.parametrize(("signal", "raised_in", "event"), CARRIED)
-def test_the_run_goes_on_from_the_state_that_a_signal_carries(
-    signal: type[Cancel], raised_in: str, event: str
-) -> None:
+def test_the_run_goes_on_from_the_state_that_a_signal_carries(signal: type[Cancel], raised_in: str, event: str) -> None:
     assert_same(seen_at(event, signal, raised_in, lambda state: state.replace(params=MARK)).params, MARK)
 
 
@@ -200,17 +198,13 @@ class Loader:
             yield batch
 
 
-@pytest.mark.parametrize(
-    ("signal", "steps"), [(CancelBatch, 2), (CancelTrain, 1), (CancelEpoch, 1), (CancelFit, 1)]
-)
+@pytest.mark.parametrize(("signal", "steps"), [(CancelBatch, 2), (CancelTrain, 1), (CancelEpoch, 1), (CancelFit, 1)])
 def test_the_model_may_raise_a_signal(signal: type[Cancel], steps: int) -> None:
     mine = learner(Cancelling(signal, at=1))
     assert fit(mine, mine.init(), 1).opt_state["step"] == steps
 
 
-@pytest.mark.parametrize(
-    ("signal", "steps"), [(CancelBatch, 2), (CancelTrain, 1), (CancelEpoch, 1), (CancelFit, 1)]
-)
+@pytest.mark.parametrize(("signal", "steps"), [(CancelBatch, 2), (CancelTrain, 1), (CancelEpoch, 1), (CancelFit, 1)])
 def test_the_loss_may_raise_a_signal(signal: type[Cancel], steps: int) -> None:
     mine = learner(loss=cancelling_loss(signal))
     assert fit(mine, mine.init(), 1).opt_state["step"] == steps

@@ -1,0 +1,130 @@
+"""Ctrl-C and SIGTERM end a run between two events; handlers are as before afterwards."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from loop import Progress, State, fit, predict, trace, validate
+from tests.comparing import assert_same
+from tests.loop.helpers import assert_at_rest, assert_same_run, everywhere, learned, learner, losses, on
+
+MINE = learner()
+START = MINE.init()
+SIGNALS = [signal.SIGINT, signal.SIGTERM]
+
+
+def send(number: int, at_batch: int = 1, times: int = 1) -> Callable[[State], None]:
+    """A handler that sends this process a signal, in one training batch."""
+
+    def act(state: State) -> None:
+        if state.train_iter == at_batch:
+            for _ in range(times):
+                os.kill(os.getpid(), number)
+
+    return act
+
+
+@pytest.fixture(autouse=True)
+def _handlers_are_put_back() -> Iterator[None]:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    yield
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("event", ["before_batch", "after_loss", "after_step"])
+def test_the_run_ends_at_the_next_transition(event: str, number: int) -> None:
+    seen: list[str] = []
+    spy = everywhere(lambda name, state: seen.append(name), "all", order=100)
+    end = fit(MINE, START, 3, [on(**{event: send(number)}), spy])
+    assert seen[-1] == event
+    assert end.train_iter == 1
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_last_state_is_returned_and_at_rest(number: int) -> None:
+    """In the second batch, after the step: the state of a trace up to there."""
+    expected = next(state for event, state in trace(MINE, START, 3) if event == "after_step" and state.train_iter == 1)
+    end = fit(MINE, START, 3, [on(after_step=send(number))])
+    assert_same(learned(end), learned(expected))
+    assert losses(end) == losses(expected)
+    assert_at_rest(end)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_state_says_what_stopped_it(number: int) -> None:
+    assert fit(MINE, START, 3, [on(after_step=send(number))]).stopped == signal.Signals(number).name
+
+
+def test_a_run_that_was_not_stopped_says_so() -> None:
+    stopped = fit(MINE, START, 3, [on(after_step=send(signal.SIGINT))])
+    assert fit(MINE, stopped, 1).stopped == fit(MINE, START, 1).stopped == ""
+
+
+def test_a_stopped_run_can_be_gone_on_with() -> None:
+    stopped = fit(MINE, START, 3, [on(after_batch=send(signal.SIGINT, at_batch=3))])
+    assert fit(MINE, stopped, 1).train_iter == 6
+
+
+def test_a_second_ctrl_c_interrupts_at_once() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        fit(MINE, START, 3, [on(after_step=send(signal.SIGINT, times=2))])
+
+
+def test_brackets_close_when_a_run_is_stopped() -> None:
+    log: list[str] = []
+
+    @contextmanager
+    def around(state: State) -> Iterator[None]:
+        log.append("open")
+        yield
+        log.append("never here when stopped")
+
+    @contextmanager
+    def closing(state: State) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            log.append("closed")
+
+    fit(MINE, START, 3, [on("a", around_fit=around), on("b", around_step=closing), on(before_step=send(signal.SIGINT))])
+    assert log == ["open", "closed", "closed"]
+
+
+def test_the_model_keeps_its_mode_when_a_run_is_stopped() -> None:
+    MINE.model.eval()
+    fit(MINE, START, 3, [on(after_step=send(signal.SIGINT)), Progress()])
+    assert not MINE.model.training
+
+
+def test_handlers_are_put_back_after_an_error() -> None:
+    with pytest.raises(ZeroDivisionError):
+        fit(MINE, START, 3, [on(after_step=lambda state: 1 / 0)])
+
+
+@pytest.mark.parametrize("look", [validate, predict])
+def test_numbers_that_are_not_finished_are_not_returned(look: Callable[..., object]) -> None:
+    """A mean over half of the data must not look like one over all of it."""
+    mine = learner(callbacks=[on(before_batch=send(signal.SIGINT, at_batch=0))])
+    with pytest.raises(KeyboardInterrupt):
+        look(mine, START)
+
+
+def test_a_run_in_another_thread_is_the_same_run() -> None:
+    ends: list[State] = []
+    thread = threading.Thread(target=lambda: ends.append(fit(MINE, START, 1)))
+    thread.start()
+    thread.join()
+    assert_same_run(ends[0], fit(MINE, START, 1))
+
+
+def test_a_trace_does_not_listen_to_signals() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    running = trace(MINE, START, 1)
+    next(running)
+    assert signal.getsignal(signal.SIGINT) is before
+    running.close()
