@@ -105,8 +105,7 @@ def main(
     for name in names:
         row, started = ROWS[name], time.perf_counter()
         print(f"\n{name}: {row.opt}")
-        state = train(row, data, min(epochs, len(row.losses)))
-        history = state.history
+        history = (state := train(row, data, min(epochs, len(row.losses)))).history
         ours, seconds = history.column("accuracy"), time.perf_counter() - started
         difference = f"{ours[-1] - row.accuracies[-1]:+.3f}" if len(ours) == len(row.losses) else "-"
         losses = column(row.losses), column(history.column("valid_loss"))

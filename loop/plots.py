@@ -57,13 +57,16 @@ def plot_predictions(
     """Images (N, 1 or 3, H, W) with the predicted class, and the true one in red where they differ."""
     figure = Figure(figsize=(1.3 * columns, 1.6 * rows), layout="constrained")
     guesses = pred.argmax(dim=-1)
-    for index, axes in enumerate(figure.subplots(rows, columns).flat):
+    grid = np.atleast_1d(figure.subplots(rows, columns)).ravel()
+    for index, axes in enumerate(grid):
         axes.axis("off")
         if index >= len(images):
             continue
         image = images[index].detach().cpu().float()
         image = (image - image.min()) / (image.max() - image.min()).clamp(min=1e-12)
-        axes.imshow(image[0] if len(image) == 1 else image.movedim(0, -1), cmap="gray_r" if len(image) == 1 else None)
+        axes.imshow(
+            (image[0] if len(image) == 1 else image.movedim(0, -1)).numpy(), cmap="gray_r" if len(image) == 1 else None
+        )
         guess, truth = int(guesses[index]), int(targets[index])
         said, meant = (classes[guess], classes[truth]) if classes is not None else (str(guess), str(truth))
         right = guess == truth

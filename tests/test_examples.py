@@ -1,0 +1,59 @@
+"""Every example runs, in short form, as its reader would run it."""
+
+import re
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py") if "def main" in path.read_text())
+
+
+def run(name: str, *arguments: str, cwd: Path) -> str:
+    """What an example prints; warnings are errors there too."""
+    command = [sys.executable, "-W", "error", str(ROOT / "examples" / name), *arguments]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_digits_reaches_97_percent_and_saves_three_pictures(tmp_path: Path) -> None:
+    printed = run("digits.py", cwd=tmp_path)
+    last = re.fullmatch(r"accuracy (0\.\d{3}) in \d+ s", printed.strip().splitlines()[-1])
+    assert last is not None
+    assert float(last[1]) >= 0.97
+    saved = re.findall(r"saved (.*\.png)", printed)
+    assert len(saved) == 3
+    assert all((tmp_path / path).read_bytes().startswith(b"\x89PNG") for path in saved)
+
+
+def test_new_optimizer(tmp_path: Path) -> None:
+    printed = run("new_optimizer.py", "--steps", "20", cwd=tmp_path)
+    assert "rename(average_grad" in printed
+    assert len(re.findall(r"loss 0\.\d+ after 20 steps", printed)) == 3
+
+
+def test_new_callback(tmp_path: Path) -> None:
+    printed = run("new_callback.py", "--target", "10", cwd=tmp_path)
+    assert "after_epoch: recorder, stop_when_good, progress" in printed or "stopped after epoch 0, 12 noisy" in printed
+    assert "stopped after epoch 0, 12 noisy steps" in printed
+
+
+def test_fashion_mnist_on_made_up_images(tmp_path: Path) -> None:
+    for name, count in (("train", 2048), ("t10k", 1024)):
+        images = bytes(i % 251 for i in range(count * 28 * 28))
+        header = struct.pack(">HBBIII", 0, 8, 3, count, 28, 28)
+        (tmp_path / f"{name}-images-idx3-ubyte").write_bytes(header + images)
+        labels = bytes(i % 10 for i in range(count))
+        (tmp_path / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">HBBI", 0, 8, 1, count) + labels)
+    printed = run("fashion_mnist.py", "--root", str(tmp_path), "--quick", "--rows", "sgd", cwd=tmp_path)
+    assert "0.825" in printed  # the lesson's first epoch, beside ours
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_it_says_how_to_use_it_and_fits_on_two_screens(name: str, tmp_path: Path) -> None:
+    assert "usage" in run(name, "--help", cwd=tmp_path)
+    assert len((ROOT / "examples" / name).read_text().splitlines()) < 120
