@@ -1,7 +1,8 @@
 """The arguments of a call: checked, and taken apart into leaves."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -62,16 +63,28 @@ class Leaves:
         return unflatten(self.spec, params), {COUNTER: self.step, **trees}
 
 
-def take_apart(plan: Plan, params: Tree, grads: Tree, state: Any, hyper: Any, extras: Mapping[str, Any]) -> Leaves:
-    """Check the arguments of a call and flatten them; nothing has been computed yet when an error is raised."""
+def take_apart(
+    plan: Plan,
+    params: Tree,
+    grads: Tree,
+    state: Any,
+    hyper: Any,
+    extras: Mapping[str, Any],
+    known: Callable[[list[Tensor], dict[str, list[Tensor]]], bool] | None = None,
+) -> Leaves:
+    """Check the arguments of a call and flatten them; nothing has been computed yet when an error is raised.
+
+    `known` says of params and slots that they have been checked before.
+    """
     check_state(plan.who, state, plan.slots)
     leaves, spec = flatten(params)
     grad_leaves = flatten_like(spec, grads, params, plan.who, "grads")
     _check_like(plan.who, "the gradient", params, leaves, grad_leaves, "Were the gradients taken of other params?")
     slots = {name: flatten_like(spec, state[name], params, plan.who, f"state[{name!r}]") for name in plan.slots}
-    seen = [torch.view_as_real(leaf) if leaf.is_complex() else leaf for leaf in leaves]
-    for name in plan.shaped:
-        _check_like(plan.who, f"state[{name!r}]", params, seen, slots[name], "Was it made for other params?")
+    if known is None or not known(leaves, slots):
+        seen = [torch.view_as_real(leaf) if leaf.is_complex() else leaf for leaf in leaves]
+        for name in plan.shaped:
+            _check_like(plan.who, f"state[{name!r}]", params, seen, slots[name], "Was it made for other params?")
     values = collect(plan.who, plan.defaults, hyper, extras)
     shared, separate = per_leaf(plan.who, values, {} if hyper is None else hyper, params, spec)
     return Leaves(spec, leaves, grad_leaves, slots, state[COUNTER] + 1, shared, separate)
@@ -86,9 +99,15 @@ def _on(value: Any, device: Any) -> Any:
 
 def _check_like(who: str, what: str, params: Tree, leaves: Sequence[Any], values: Sequence[Any], cure: str) -> None:
     """Raise an error, with the first path, unless each value is None or a tensor of its leaf's shape and kind."""
-    given = [leaf if value is None else value for leaf, value in zip(leaves, values, strict=True)]
-    if all(isinstance(value, Tensor) for value in given) and _kinds(given) == _kinds(leaves):
-        return
+    given = values
+    types = set(map(type, values))
+    if type(None) in types:
+        given = [leaf if value is None else value for leaf, value in zip(leaves, values, strict=True)]
+    tensors = all(issubclass(kind, (Tensor, type(None))) for kind in types)
+    if tensors and list(map(Tensor.size, given)) == list(map(Tensor.size, leaves)):
+        complex_ones = [dtype.is_complex for dtype in {*map(_dtype_of, given), *map(_dtype_of, leaves)}]
+        if not any(complex_ones) or list(map(Tensor.is_complex, given)) == list(map(Tensor.is_complex, leaves)):
+            return
     for path, leaf, value in zip(paths(params), leaves, given, strict=True):
         if not isinstance(value, Tensor):
             raise ValueError(f"{who}: {what} of {path!r} must be a tensor, got {type(value).__name__}. {cure}")
@@ -100,5 +119,4 @@ def _check_like(who: str, what: str, params: Tree, leaves: Sequence[Any], values
             raise TypeError(f"{who}: {what} of {path!r} is {value.dtype}, its leaf {leaf.dtype}. {cure}")
 
 
-def _kinds(values: Sequence[Tensor]) -> tuple[list[torch.Size], list[bool]]:
-    return list(map(Tensor.size, values)), list(map(Tensor.is_complex, values))
+_dtype_of = attrgetter("dtype")

@@ -86,7 +86,8 @@ class Fused:
         plan = self.opt.plan
         if not self.compiled or _transformed():
             return self.opt(params, grads, state, hyper, **extras)
-        leaves = take_apart(plan, params, grads, state, hyper, extras)
+        known = None if self._last is None else self._last.holds
+        leaves = take_apart(plan, params, grads, state, hyper, extras, known)
         if self.debug:
             _refuse_spent(params, leaves)
         if _tracked(leaves):
@@ -126,7 +127,7 @@ class Fused:
     def _groups_of(self, leaves: Leaves) -> list[Group]:
         """The leaves in groups of one kind; remembered for the trees that the last call returned."""
         last = self._last
-        if last is not None and last.holds(leaves) and all(group.fits(leaves.grads) for group in last.groups):
+        if last is not None and last.met and all(group.fits(leaves) for group in last.groups):
             return last.groups
         key = tuple(signature(leaves, index) for index in range(len(leaves.params)))
         if key not in self._groups:
@@ -143,10 +144,12 @@ class _Last:
 
     def __init__(self, params: list[Tensor], slots: Mapping[str, list[Tensor]], groups: list[Group]) -> None:
         self.params, self.slots, self.groups = params, slots, groups
+        self.met = False  # whether the call at hand got exactly these tensors
 
-    def holds(self, leaves: Leaves) -> bool:
+    def holds(self, params: list[Tensor], slots: Mapping[str, list[Tensor]]) -> bool:
         """Whether a call gets exactly these tensors."""
-        return _same(self.params, leaves.params) and all(_same(self.slots[n], leaves.slots[n]) for n in self.slots)
+        self.met = _same(self.params, params) and all(_same(self.slots[name], slots[name]) for name in self.slots)
+        return self.met
 
 
 def _same(left: list[Tensor], right: list[Tensor]) -> bool:

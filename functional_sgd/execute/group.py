@@ -63,12 +63,18 @@ class Group:
         """The group's part of a list over all leaves."""
         return list(values) if self.everything else [values[index] for index in self.indices]
 
-    def fits(self, grads: Sequence[Tensor | None]) -> bool:
-        """Whether these gradients are of the group's kind, and no other leaf has any."""
-        if not self.everything or set(map(type, grads)) != {Tensor}:
+    def fits(self, leaves: Leaves) -> bool:
+        """Whether a call with the tensors of the last one can be treated as it was.
+
+        All leaves are in one group, the gradients are of its kind, and every tensor is where it was (nobody has set
+        its data since).
+        """
+        if not self.everything or set(map(type, leaves.grads)) != {Tensor}:
             return False
-        kinds = set(zip(map(_dtype_of, grads), map(_device_of, grads), strict=True))
-        return kinds == {(self.dtypes["grad"], _CPU)}
+        if set(map(_dtype_of, leaves.grads)) != {self.dtypes["grad"]} or set(map(_device_of, leaves.grads)) != {_CPU}:
+            return False
+        columns = {"param": leaves.params, **leaves.slots}
+        return all(np.array_equal(addresses(columns[name]), where) for name, where in self.pointers.items())
 
     def forget(self) -> None:
         """Drop addresses that belong to other trees."""
