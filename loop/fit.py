@@ -15,12 +15,11 @@ from functional_sgd.schedules import one_cycle, three_cosines
 from functional_sgd.wiring import did_you_mean
 from loop.callback import Callback
 from loop.callbacks import ParamScheduler, Recorder
-from loop.callbacks.recorder import recorded
+from loop.callbacks.recorder import RECORDER, recorded
 from loop.data import DataLoaders
 from loop.events import VALIDATE
 from loop.learner import Learner
 from loop.machine import Steps, drain, steps
-from loop.metrics import means
 from loop.state import State
 
 
@@ -42,7 +41,7 @@ def fit(learner: Learner, state: State, epochs: int, callbacks: Sequence[Any] = 
     >>> round(state.params["weight"].item(), 3)
     3.0
     """
-    return run_to_end(trace(learner, state, epochs, callbacks, **hyper))
+    return run_to_end(begin(learner, state, epochs, callbacks, hyper))
 
 
 def trace(learner: Learner, state: State, epochs: int = 1, callbacks: Sequence[Any] = (), **hyper: Any) -> Steps:
@@ -54,6 +53,11 @@ def trace(learner: Learner, state: State, epochs: int = 1, callbacks: Sequence[A
     >>> [event for event, state in trace(learner, learner.init())][3:7]
     ['before_batch', 'after_pred', 'after_loss', 'before_backward']
     """
+    return _named(begin(learner, state, epochs, callbacks, hyper))
+
+
+def begin(learner: Learner, state: State, epochs: int, callbacks: Sequence[Any], hyper: Mapping[str, Any]) -> Steps:
+    """A run of `fit` that has not taken its first step; its arguments are checked here."""
     if not isinstance(epochs, int) or epochs < 0:
         raise ValueError(f"fit: epochs must be a whole number, 0 or more, got {epochs!r}.")
     known = {*learner.opt.hyper, *getattr(learner.opt, "required", ())}
@@ -95,7 +99,7 @@ def validate(learner: Learner, state: State, data: Iterable[Any] | None = None) 
     Means over all samples, whatever the batch sizes. The state is not touched, and no history is written.
     Raises ValueError if there is no data.
     """
-    return means(recorded(_evaluate(learner, state, data, [])).sums)
+    return dict(recorded(_evaluate(learner, state, data, [])).row)
 
 
 def predict(learner: Learner, state: State, data: Iterable[Any] | None = None) -> Any:
@@ -158,9 +162,18 @@ def _evaluate(learner: Learner, state: State, data: Iterable[Any] | None, callba
     if learner.data.valid is None:
         raise ValueError("validate: the learner has no validation data. Pass data=..., or DataLoaders(train, valid).")
     everyone = with_recorder([*learner.callbacks, *callbacks])
-    start = state.replace(memory=_without(state.memory, "collect_predictions"), n_epoch=0)
-    return run_to_end(steps(learner, start, VALIDATE, everyone))
+    start = state.forget(RECORDER).forget("collect_predictions").replace(n_epoch=0)
+    return drain(steps(learner, start, VALIDATE, everyone), stop=lambda: False)
 
 
-def _without(mapping: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return {key: value for key, value in mapping.items() if key != name}
+def _named(running: Steps) -> Steps:
+    """Steps whose states know the event even where no callback has asked for it."""
+    try:
+        while True:
+            event, state = next(running)
+            yield event, state.replace(event=event)
+    except StopIteration as end:
+        result: State = end.value
+        return result
+    finally:
+        running.close()

@@ -76,7 +76,7 @@ class History:
     rows: tuple[Mapping[str, Any], ...] = ()
 
     def smooth_losses(self, beta: float = 0.98) -> list[float]:
-        """The losses averaged exponentially and debiased: what the Recorder's smooth_loss was after every batch.
+        """The losses averaged exponentially and debiased; over all runs, while a smooth_loss begins anew in each.
 
         >>> [round(loss, 3) for loss in History(losses=Log([1.0, 2.0])).smooth_losses()]
         [1.0, 1.505]

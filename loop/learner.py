@@ -45,7 +45,7 @@ class Learner:
         if not isinstance(self.opt, Optimizer):
             raise TypeError(f"Learner: opt must be an optimizer such as adamw(), got {self.opt!r}. Call the recipe.")
         object.__setattr__(self, "metrics", _functions("metrics", self.metrics))
-        object.__setattr__(self, "callbacks", tuple(self.callbacks))
+        object.__setattr__(self, "callbacks", tuple(_listed("callbacks", self.callbacks)))
         _functions("loss", [self.loss])
 
     def init(self, seed: int = 0, device: torch.device | str | None = None) -> State:
@@ -60,8 +60,14 @@ class Learner:
         return State(params, buffers, self.opt.init(params), self.opt.hyper, seed)
 
 
+def _listed(what: str, values: Any) -> Iterable[Any]:
+    if not isinstance(values, Iterable):
+        raise TypeError(f"Learner: {what} must be a list, got {values!r}. Put it in one: [{values!r}].")
+    return values
+
+
 def _functions(what: str, values: Iterable[Any]) -> tuple[Any, ...]:
-    for value in values:
+    for value in _listed(what, values):
         if not callable(value):
             raise TypeError(f"Learner: {what} must be functions (pred, *targets) -> 0-d tensor, got {value!r}.")
     return tuple(values)

@@ -5,12 +5,13 @@ It knows no callback. `steps` is the machine; running it to the end is `fit`, on
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from itertools import count
 from typing import Any, TypeAlias
 
 from loop import stages
 from loop.callback import in_order, name_of
 from loop.chance import global_generators_kept
-from loop.events import EPOCH, EVENTS, FIT, SCOPES, STEP, TRAIN_BATCH, VALIDATE, Event, Scope, Stage
+from loop.events import EPOCH, EVENTS, FIT, SCOPES, STEP, TRAIN, TRAIN_BATCH, VALIDATE, Event, Scope, Stage
 from loop.learner import Learner
 from loop.signals import SIGNALS, Cancel, SignalError
 from loop.state import State
@@ -26,7 +27,7 @@ def steps(learner: Learner, state: State, root: Scope = FIT, callbacks: Sequence
     a note that says where, and `error.state`, the state after the last event that went well.
     """
     run = Run(learner.callbacks if callbacks is None else callbacks)
-    return run.steps(root, state.replace(learner=learner))
+    return run.steps(root, state.at_rest().replace(learner=learner))
 
 
 class Run:
@@ -50,30 +51,41 @@ class Run:
         except Exception as error:
             _attach(error, self.last)
             raise
-        return state.without_batch().replace(learner=None, event="", training=False)
+        return state.at_rest()
 
     def _scope(self, scope: Scope, state: State) -> Steps:
-        """One bracket for every scope: before; the parts; the signal of its name caught; after; everything closed."""
+        """One bracket for every scope; whatever way it ends, what it lent is taken back."""
         fixed, lent, depth = state.learner, state.resources, len(self.open)
-        with ExitStack() as stack:
-            state = self._open(scope, state, stack)
-            self.open.append(scope.name)
-            try:
-                state = yield from self._event(scope.before, state)
-                state = yield from self._parts(scope, state)
-            except Cancel as signal:
-                if signal.scope != scope.name or signal.state is None:
-                    raise
-                del self.open[depth:]
-                state = signal.state if scope.name in _INSIDE_BATCH else signal.state.without_batch()
-                state = yield from self._event(scope.cancelled, state)
-            finally:
-                del self.open[depth:]
-            state = stages.LEAVE.get(scope.name, _unchanged)(state)
-            state = yield from self._event(scope.after, state)
-        if state.learner is not fixed or state.resources is not lent:
-            state = state.replace(learner=fixed, resources=lent)
-        return state.without_batch() if scope.name == "batch" else state
+
+        def left(state: State) -> State:
+            if state.learner is not fixed or state.resources is not lent:
+                state = state.replace(learner=fixed, resources=lent)
+            return stages.LEFT.get(scope.name, _unchanged)(state)
+
+        try:
+            with ExitStack() as stack:
+                state = yield from self._inside(scope, self._open(scope, state, stack), depth)
+        except Cancel as signal:
+            signal.state = left(signal.state or state)
+            raise
+        finally:
+            del self.open[depth:]
+        return left(state)
+
+    def _inside(self, scope: Scope, state: State, depth: int) -> Steps:
+        """Before; the parts; the signal of the scope's name caught; after."""
+        self.open.append(scope.name)
+        try:
+            state = yield from self._event(scope.before, state)
+            state = yield from self._parts(scope, state)
+        except Cancel as signal:
+            if signal.scope != scope.name or signal.state is None:
+                raise
+            del self.open[depth:]
+            state = yield from self._event(scope.cancelled, signal.state)
+        del self.open[depth:]
+        state = stages.LEAVE.get(scope.name, _unchanged)(state)
+        return (yield from self._event(scope.after, state))
 
     def _parts(self, scope: Scope, state: State) -> Steps:
         for part in scope.parts:
@@ -92,15 +104,16 @@ class Run:
     def _each(self, scope: Scope, state: State) -> Iterator[Callable[[State], State]]:
         """What changes on entering a repeated scope, once for each time; an error in the loader says so."""
         entries = REPEATED[scope.name](state)
-        while True:
+        for index in count():
             try:
                 enter = next(entries)
             except StopIteration:
                 return
             except Cancel as signal:
-                raise self._checked(signal, self.last or state, "the data loader raised {}") from signal.__cause__
+                self._check(signal, state if self.last is None else self.last, "the data loader raised {}")
+                raise
             except Exception as error:
-                error.add_note(f"loop: raised while fetching data, {_where(self.last or state)}.")
+                error.add_note(f"loop: raised while fetching data, {self._where(state, index)}.")
                 raise
             yield enter
 
@@ -118,11 +131,12 @@ class Run:
         try:
             result = handler(state)
         except Cancel as signal:
-            raise self._checked(signal, state, f"callback {name!r} raised {{}} in {event}") from signal.__cause__
+            self._check(signal, state, f"callback {name!r} raised {{}} in {event}")
+            raise
         except StopIteration as error:
             raise RuntimeError(f"callback {name!r} raised StopIteration in {event}.") from error
         except Exception as error:
-            error.add_note(f"loop: raised by callback {name!r} in {event}, {_where(state)}.")
+            error.add_note(f"loop: raised by callback {name!r} in {event}, {self._where(state)}.")
             raise
         if result is None:
             return state
@@ -133,24 +147,34 @@ class Run:
             )
         return _in_run(result, state)
 
-    def _checked(self, signal: Cancel, state: State, what: str) -> Exception:
-        """The signal, with a state to go on from; or an error, if there is nothing that would catch it."""
+    def _where(self, state: State, batch: int | None = None) -> str:
+        """Where the run is, for a note."""
+        batch = state.iter if batch is None else batch
+        if FIT.name not in self.open:
+            return f"batch {batch} of a validation"
+        phases = {TRAIN.name: "training", VALIDATE.name: "validation"}
+        phase = next((phases[name] for name in phases if name in self.open), None)
+        return f"epoch {state.epoch}" if phase is None else f"{phase} batch {batch} of epoch {state.epoch}"
+
+    def _check(self, signal: Cancel, state: State, what: str) -> None:
+        """Give a signal a state to go on from. Raises SignalError if there is nothing that would catch it."""
         if signal.scope in self.open:
-            signal.state = _in_run(signal.state or state, state)
-            return signal
+            signal.state = state if signal.state is None else _in_run(signal.state, state)
+            return
         legal = " or ".join(SIGNALS[scope].__name__ for scope in self.open) or "no signal"
-        return SignalError(
+        raise SignalError(
             f"{what.format(type(signal).__name__)}, where nothing can catch it: "
             f"the open scopes are {', '.join(self.open) or 'none'}. Raise {legal} here."
-        )
+        ) from signal
 
     def _stage(self, stage: Stage, state: State) -> State:
         try:
             state = getattr(self.work, stage.name)(state)
         except Cancel as signal:
-            raise self._checked(signal, state, f"[{stage.name}] raised {{}}") from signal.__cause__
+            self._check(signal, state, f"[{stage.name}] raised {{}}")
+            raise
         except Exception as error:
-            error.add_note(f"loop: raised in [{stage.name}], {_where(state)}; {stages.shapes(state)}.")
+            error.add_note(f"loop: raised in [{stage.name}], {self._where(state)}; {stages.shapes(state)}.")
             raise
         return state
 
@@ -159,8 +183,11 @@ class Run:
         for name, around in self.brackets[scope.name]:
             try:
                 resource = stack.enter_context(around(state))
+            except Cancel as signal:
+                self._check(signal, state, f"callback {name!r} raised {{}} in around_{scope.name}")
+                raise
             except Exception as error:
-                error.add_note(f"loop: raised by callback {name!r} in around_{scope.name}, {_where(state)}.")
+                error.add_note(f"loop: raised by callback {name!r} in around_{scope.name}, {self._where(state)}.")
                 raise
             state = state.replace(resources={**state.resources, name: resource})
         return state
@@ -176,8 +203,6 @@ WHEN: dict[str, Callable[[State], bool]] = {
     STEP.name: stages.has_gradients,
 }
 
-_INSIDE_BATCH = ("batch", "backward", "step")
-
 
 def drain(running: Steps, stop: Callable[[], bool]) -> State:
     """Run to the end, or until `stop()` says so between two events; then every bracket is closed first."""
@@ -187,7 +212,7 @@ def drain(running: Steps, stop: Callable[[], bool]) -> State:
             _, state = next(running)
             if stop():
                 running.close()
-                return state.without_batch().replace(learner=None, resources={}, event="", training=False)
+                return state.at_rest()
     except StopIteration as end:
         result: State = end.value
         return result
@@ -198,22 +223,21 @@ def _methods(callbacks: Iterable[Any], place: str) -> tuple[tuple[str, Any], ...
     return tuple((name, method) for name, method in found if callable(method))
 
 
-def _where(state: State) -> str:
-    if state.n_epoch == 0:
-        return f"batch {state.iter} of a validation"
-    return f"{'training' if state.training else 'validation'} batch {state.iter} of epoch {state.epoch}"
-
-
 def _attach(error: Exception, state: State | None) -> None:
     if state is not None:
-        error.state = state.without_batch().replace(learner=None, resources={}, event="")  # type: ignore[attr-defined]
+        error.state = state.at_rest()  # type: ignore[attr-defined]
 
 
 def _in_run(result: State, state: State) -> State:
-    """A state from outside the run (one kept from before, say) becomes part of it."""
-    if result.learner is not None:
+    """A state that a callback wants next, as part of this run: where the run is, is not for callbacks to say."""
+    if result.learner is not None and all(getattr(result, name) == getattr(state, name) for name in _PROGRESS):
         return result
-    return result.replace(learner=state.learner, resources=state.resources, training=state.training)
+    progress = {name: getattr(state, name) for name in _PROGRESS}
+    learner = state.learner if result.learner is None else result.learner
+    return result.replace(learner=learner, resources=state.resources, **progress)
+
+
+_PROGRESS = ("epoch", "n_epoch", "iter", "n_iter", "pct_train", "training")
 
 
 def _unchanged(state: State) -> State:

@@ -18,10 +18,11 @@ _DATA, _VALID_DATA, _BATCH, _VALID_BATCH = range(4)  # what a random number is f
 
 
 class Work:
-    """The stages. Between [predict] and [gradients] it holds the leaves that the batch's gradients are taken of."""
+    """The stages. Between [predict] and [gradients] it holds the params of the batch, tracked and as they were."""
 
     def __init__(self) -> None:
-        self.leaves: dict[str, Tensor] = {}
+        self.tracked: dict[str, Tensor] = {}
+        self.before: dict[str, Tensor] = {}
 
     def predict(self, state: State) -> State:
         """The model's output for xb, and the buffers after it."""
@@ -34,10 +35,11 @@ class Work:
                 pred, _ = apply(learner.model, state.params, state.buffers, *(state.xb or ()))
             return state.replace(pred=pred)
         seed_torch(key(state.seed, state.train_iter, _BATCH), device)
-        self.leaves = {name: value.detach().requires_grad_() for name, value in state.params.items()}
+        self.before = state.params
+        self.tracked = {name: value.detach().requires_grad_() for name, value in state.params.items()}
         with torch.enable_grad():
-            pred, buffers = apply(learner.model, self.leaves, state.buffers, *(state.xb or ()))
-        return state.replace(pred=pred, buffers=buffers)
+            pred, buffers = apply(learner.model, self.tracked, state.buffers, *(state.xb or ()))
+        return state.replace(params=self.tracked, pred=pred, buffers=buffers)
 
     def loss(self, state: State) -> State:
         """The loss of the prediction; none where a validation batch has no targets."""
@@ -57,10 +59,11 @@ class Work:
                 "Learner: the loss does not depend on any parameter, so there is no gradient. "
                 "Does the model, or a callback, detach it? Have all parameters requires_grad=False?"
             )
-        grads = gradients(state.loss, list(self.leaves.values()))
-        by_name = dict(zip(self.leaves, grads, strict=True))
-        self.leaves = {}
-        return state.replace(grads=by_name, pred=_detached(state.pred), loss=state.loss.detach())
+        grads = gradients(state.loss, list(self.tracked.values()))
+        by_name = dict(zip(self.tracked, grads, strict=True))
+        params = self.before if state.params is self.tracked else state.params
+        self.tracked, self.before = {}, {}
+        return state.replace(params=params, grads=by_name, pred=_detached(state.pred), loss=state.loss.detach())
 
     def update(self, state: State) -> State:
         """One step of the optimizer."""
@@ -83,7 +86,7 @@ def batches(state: State) -> Iterator[Callable[[State], State]]:
     order = key(state.seed, state.epochs_seen, purpose)
     seed_loader(loader, order)
     seed_torch(order, device)
-    iterator = iter(loader or ())
+    iterator = iter(() if loader is None else loader)
     index = 0
     while True:
         seed_torch(key(order, index), device)
@@ -126,8 +129,20 @@ def leave_epoch(state: State) -> State:
     return state.replace(epochs_seen=state.epochs_seen + 1)
 
 
+def left_batch(state: State) -> State:
+    """Nothing of a batch stays."""
+    return state.without_batch()
+
+
+def left_train(state: State) -> State:
+    """The training phase is over."""
+    return state.replace(training=False)
+
+
 ENTER: Mapping[str, Callable[[State], State]] = {"train": enter_train, "validate": enter_validate}
 LEAVE: Mapping[str, Callable[[State], State]] = {"batch": leave_batch, "epoch": leave_epoch}
+LEFT: Mapping[str, Callable[[State], State]] = {"batch": left_batch, "train": left_train}
+"""What changes on entering a scope; before its after_x, unless an outer signal left it; and whenever it ends."""
 
 
 def has_validation_data(state: State) -> bool:

@@ -22,7 +22,8 @@ class State:
     `state.replace(name=value)` gives the next one.
     """
 
-    # Learned: what training is for. Changed by [predict] (buffers), [update], and callbacks.
+    # Learned: what training is for. Changed by [predict] (buffers), [update], and callbacks. Between [predict] and
+    # [gradients] of a training batch, params are tracked: a penalty on them, added to the loss, has a gradient.
     params: Tensors
     buffers: Tensors
     opt_state: dict[str, Any]
@@ -80,9 +81,24 @@ class State:
         """
         return self.replace(memory={**self.memory, name: value})
 
+    def forget(self, name: str) -> "State":
+        """The state in which the callback of this name remembers nothing.
+
+        >>> State({}, {}, {}, {}, memory={"counter": 1}).forget("counter").memory
+        {}
+        """
+        return self.replace(memory={key: value for key, value in self.memory.items() if key != name})
+
     def without_batch(self) -> "State":
-        """The state as it is between batches."""
-        return self.replace(xb=None, yb=None, pred=None, loss=None, grads=None)
+        """The state as it is between batches: no transient field, and params that nothing tracks."""
+        params = self.params
+        if any(value.requires_grad for value in params.values()):
+            params = {name: value.detach() for name, value in params.items()}
+        return self.replace(params=params, xb=None, yb=None, pred=None, loss=None, grads=None)
+
+    def at_rest(self) -> "State":
+        """The state as it is between runs."""
+        return self.without_batch().replace(learner=None, resources={}, event="", training=False)
 
     @property
     def x(self) -> Any:

@@ -38,7 +38,9 @@ class SingleBatch(Callback):
 
     def after_batch(self, state: State) -> State | None:
         """Enough."""
-        raise CancelFit(state)
+        if state.training:
+            raise CancelFit(state)
+        return None
 
 
 @dataclass(frozen=True)

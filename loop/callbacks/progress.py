@@ -42,6 +42,10 @@ class Progress(Callback):
     order: ClassVar[int] = 60
     run_after: ClassVar[tuple[type, ...]] = (Recorder,)
 
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"Progress: every must be at least 1, got {self.every}.")
+
     @contextmanager
     def around_fit(self, state: State) -> Iterator[Display]:
         """Open the display, and close it whatever happens."""

@@ -11,6 +11,9 @@ from loop.metrics import Sums, add_batch, means, metric_name
 from loop.stages import learner_of
 from loop.state import State
 
+RECORDER = "recorder"
+"""Where the Recorder of a run, whatever its name, keeps its memory."""
+
 
 @dataclass(frozen=True)
 class Record:
@@ -50,11 +53,7 @@ class Recorder(Callback):
 
     def before_fit(self, state: State) -> State:
         """Start the smooth loss of this run."""
-        return state.remember(self.name, Record())
-
-    def before_train(self, state: State) -> State:
-        """Start the sums of the training phase."""
-        return self._update(state, sums={}, row={})
+        return state.remember(RECORDER, Record())
 
     def before_validate(self, state: State) -> State:
         """Start the sums of the validation phase."""
@@ -84,7 +83,7 @@ class Recorder(Callback):
     def after_validate(self, state: State) -> State:
         """The validation half of the row."""
         record = recorded(state)
-        return self._update(state, row={**record.row, **means(record.sums)})
+        return self._update(state, row={**record.row, **means(record.sums)}, sums={})
 
     def after_epoch(self, state: State) -> State:
         """Write the row; a column that was not measured is None."""
@@ -92,7 +91,8 @@ class Recorder(Callback):
         row: dict[str, Any] = {"epoch": state.epoch, "train_iter": state.train_iter}
         row |= {name: measured.get(name) for name in self.columns(state)}
         history = state.history
-        return state.replace(history=replace(history, rows=(*history.rows, row)))
+        state = state.replace(history=replace(history, rows=(*history.rows, row)))
+        return self._update(state, sums={}, row={})
 
     def columns(self, state: State) -> list[str]:
         """The measured columns of this run's rows."""
@@ -102,10 +102,10 @@ class Recorder(Callback):
         return train if learner.data.valid is None else [*train, "valid_loss", *names]
 
     def _update(self, state: State, **changes: Any) -> State:
-        return state.remember(self.name, replace(recorded(state), **changes))
+        return state.remember(RECORDER, replace(recorded(state), **changes))
 
 
 def recorded(state: State) -> Record:
     """What the Recorder remembers in this state."""
-    record: Record = state.memory.get("recorder", Record())
+    record: Record = state.memory.get(RECORDER, Record())
     return record

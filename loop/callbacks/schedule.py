@@ -49,9 +49,11 @@ class ParamScheduler(Callback):
 
     def after_fit(self, state: State) -> State:
         """Put the hypers back."""
-        kept = state.memory[self.name]
+        kept = state.memory.get(self.name)
+        if kept is None:  # the run ended before it began, or went back to a state from before it
+            return state
         names = [name for name in state.hyper if name in kept or name not in self.schedules]
-        return state.replace(hyper={name: kept.get(name, state.hyper[name]) for name in names})
+        return state.replace(hyper={name: kept.get(name, state.hyper[name]) for name in names}).forget(self.name)
 
 
 def values_at(schedule: Any, position: float) -> Any:

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
+from torch.utils.data import DataLoader, TensorDataset
 
-from functional_sgd import Optimizer, sgd
-from loop import DataLoaders, Learner, State
+from functional_sgd import Optimizer, adamw, sgd
+from loop import Batches, DataLoaders, Learner, State
 from tests.comparing import Untouched, assert_same
 
 EVENTS = (
@@ -128,6 +129,26 @@ def assert_at_rest(state: State) -> None:
     assert state.resources == {}
     assert state.event == ""
     assert not state.training
+
+
+X, Y = (torch.cat(parts) for parts in zip(*batches(5, seed=3), strict=True))
+
+
+def shuffled(kind: str) -> DataLoaders:
+    """Twenty samples in batches of 8, 8 and 4, shuffled by one loader or another; and validation data."""
+    generator = torch.Generator() if kind == "DataLoader with a generator" else None
+    train: Any = Batches((X, Y), 8, shuffle=True)
+    if kind != "Batches":
+        train = DataLoader(TensorDataset(X, Y), 8, shuffle=True, generator=generator)
+    return DataLoaders(train, Batches((X, Y), 16))
+
+
+KINDS = ["Batches", "DataLoader", "DataLoader with a generator"]
+
+
+def full(kind: str = "Batches", **rest: Any) -> Learner:
+    """Dropout, BatchNorm, an optimizer with memory, and shuffled data."""
+    return learner(net(), shuffled(kind), opt=adamw(lr=0.01), **rest)
 
 
 class Kept:

@@ -216,6 +216,14 @@ def test_training_is_true_from_before_train_to_after_train() -> None:
     assert delivered.training == expected
 
 
+def test_training_is_false_outside_the_training_phase_even_if_nothing_is_validated() -> None:
+    mine = learner(data=loaders(valid=None))
+    seen = {(event, state.training) for event, state in trace(mine, mine.init(), 2)}
+    outside = {"before_fit", "before_epoch", "after_epoch", "after_fit"}
+    assert {event for event, training in seen if not training} == outside
+    assert not {event for event, training in seen if training} & outside
+
+
 def test_the_names_of_all_events() -> None:
     assert sorted(loop.events()) == sorted(EVENTS)
     assert len(EVENTS) == 23

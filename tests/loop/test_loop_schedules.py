@@ -129,8 +129,8 @@ def test_a_scheduled_run_can_go_back_to_a_state_from_before_it() -> None:
 
 def test_validation_batches_do_not_move_a_schedule() -> None:
     mine = learner(data=loaders(train=4, valid=3))
-    end = fit(mine, mine.init(), 1, [ParamScheduler({"lr": Linear(0.0, 1.0)})])
-    assert list(end.history.hypers["lr"]) == [0.0, 0.25, 0.5, 0.75]
+    running = trace(mine, mine.init(), 1, [ParamScheduler({"lr": Linear(0.0, 1.0)})])
+    assert [state.hyper["lr"] for event, state in running if event == "before_batch"] == [0, 0.25, 0.5] + [0.75] * 4
 
 
 def test_validate_with_a_scheduler_at_hand() -> None:
