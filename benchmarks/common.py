@@ -1,0 +1,170 @@
+"""What the benchmarks share: trees of parameters, a fair race, tables, and a description of the machine."""
+
+import datetime
+import gc
+import importlib.metadata
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+TreeName = Literal["resnet34", "gpt10", "gpt124", "many1000", "one100m"]
+Tensors = dict[str, Tensor]
+RESULTS = Path(__file__).parent / "results"
+
+
+def trees(name: TreeName, seed: int = 0) -> Tensors:
+    """The parameters of a network, by name, as small random numbers."""
+    generator = torch.Generator().manual_seed(seed)
+    return {key: torch.randn(shape, generator=generator).mul_(0.02) for key, shape in shapes(name).items()}
+
+
+def shapes(name: TreeName) -> dict[str, tuple[int, ...]]:
+    """The shape of every leaf."""
+    if name == "resnet34":
+        return _resnet34()
+    if name == "gpt10":
+        return _gpt(width=384, layers=6, vocab=65, context=256)
+    if name == "gpt124":
+        return _gpt(width=768, layers=12, vocab=50257, context=1024)
+    if name == "many1000":
+        return {f"leaf{index:04d}": (500,) for index in range(1000)}
+    return {"leaf": (100_000_000,)}
+
+
+def _resnet34() -> dict[str, tuple[int, ...]]:
+    sizes: dict[str, tuple[int, ...]] = {}
+
+    def conv_and_norm(name: str, inputs: int, outputs: int, kernel: int) -> None:
+        sizes[f"{name}.conv"] = (outputs, inputs, kernel, kernel)
+        sizes[f"{name}.scale"] = sizes[f"{name}.shift"] = (outputs,)
+
+    conv_and_norm("stem", 3, 64, 7)
+    inputs = 64
+    for stage, (blocks, outputs) in enumerate(((3, 64), (4, 128), (6, 256), (3, 512))):
+        for block in range(blocks):
+            conv_and_norm(f"{stage}.{block}.0", inputs, outputs, 3)
+            conv_and_norm(f"{stage}.{block}.1", outputs, outputs, 3)
+            if inputs != outputs:
+                conv_and_norm(f"{stage}.{block}.shortcut", inputs, outputs, 1)
+            inputs = outputs
+    return {**sizes, "head.weight": (1000, 512), "head.bias": (1000,)}
+
+
+def _gpt(width: int, layers: int, vocab: int, context: int) -> dict[str, tuple[int, ...]]:
+    sizes: dict[str, tuple[int, ...]] = {"tokens": (vocab, width), "positions": (context, width)}
+    for layer in range(layers):
+        for name, outputs, inputs in (("qkv", 3, 1), ("out", 1, 1), ("up", 4, 1), ("down", 1, 4)):
+            sizes[f"{layer}.{name}.weight"] = (outputs * width, inputs * width)
+            sizes[f"{layer}.{name}.bias"] = (outputs * width,)
+        for name in ("norm1", "norm2"):
+            sizes[f"{layer}.{name}.scale"] = sizes[f"{layer}.{name}.shift"] = (width,)
+    return {**sizes, "norm.scale": (width,), "norm.shift": (width,)}
+
+
+class Timing(NamedTuple):
+    """Seconds of one call: the median of all rounds, and the 10th and 90th percentile."""
+
+    low: float
+    median: float
+    high: float
+
+
+def race(contenders: Mapping[str, Callable[[], object]], rounds: int = 30, warmup: int = 3) -> dict[str, Timing]:
+    """The time of one call of each contender.
+
+    Every round calls every contender once, so that a slow minute of the machine meets all of them. Each round begins
+    with another one, and every second round goes backwards. The garbage collector is off, since it would charge one for
+    what another has left. What a contender needs is seldom in a cache when its turn comes, as in training.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for contender in contenders.values():
+        for _ in range(warmup):
+            contender()
+    gc.collect()
+    gc.disable()
+    try:
+        for turn in range(rounds):
+            for name in _order(list(contenders), turn):
+                started = time.perf_counter()
+                contenders[name]()
+                seconds[name].append(time.perf_counter() - started)
+    finally:
+        gc.enable()
+    return {name: Timing(*map(float, np.percentile(values, (10, 50, 90)))) for name, values in seconds.items()}
+
+
+def _order(names: list[str], turn: int) -> list[str]:
+    first = turn // 2 % len(names)
+    order = names[first:] + names[:first]
+    return order[::-1] if turn % 2 else order
+
+
+def bandwidths(elements: int = 100_000_000, rounds: int = 7) -> tuple[float, float]:
+    """Bytes per second of a long copy and of a long addition in place; what is read and what is written counts once."""
+    source, target = torch.ones(elements), torch.zeros(elements)
+    times = race({"copy": lambda: target.copy_(source), "add": lambda: target.add_(source)}, rounds)
+    return 2 * 4 * elements / times["copy"].median, 3 * 4 * elements / times["add"].median
+
+
+def show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Print a table; returns it as markdown."""
+    table = Table(*(f"[bold]{name}" for name in header), title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*row)
+    Console(width=max(100, 16 * len(header) + 20)).print(table)
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return f"## {title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def say(text: str) -> str:
+    """Print a paragraph; returns it as markdown."""
+    print(text)
+    return f"{text}\n"
+
+
+def machine() -> str:
+    """What the numbers were measured on."""
+    packages = ("torch", "numpy", "optree", "jax", "optax", "torchopt")
+    versions = ", ".join(f"{name} {version}" for name in packages if (version := _version(name)))
+    system, today = platform.system(), datetime.date.today()
+    return (
+        f"Measured on {today}: {_processor()}, {len(_cores())} cores, {torch.get_num_threads()} torch threads, "
+        f"{system}, Python {platform.python_version()}, {versions}."
+    )
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _cores() -> Sequence[int]:
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def save(name: str, text: str) -> Path:
+    """Write results/<date>-<name>.md: what was measured, and on what."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{datetime.date.today()}-{name}.md"
+    path.write_text(f"# {name}\n\n{machine()}\n\n{text}")
+    print(f"saved {path}")
+    return path

@@ -1,0 +1,108 @@
+"""How long does one update take? Ours, torch.optim, TorchOpt and optax race over the same trees of parameters."""
+
+import json
+from typing import get_args
+
+import torch
+import tyro
+from common import Tensors, Timing, TreeName, bandwidths, machine, race, save, say, show, trees
+from contenders import OURS, Contender, OptimizerName, contenders
+
+Medians = dict[str, dict[str, Timing]]
+
+
+def check(entered: dict[str, Contender], name: str) -> None:
+    """After one step, everybody must be where the chain is, leaf by leaf; otherwise they do not do the same work."""
+    results = {who: contender.result() for who, contender in entered.items()}
+    wanted = results["ours, leaf by leaf"]
+    for who, params in results.items():
+        for leaf, value in params.items():
+            if not torch.allclose(value, wanted[leaf], rtol=1e-4, atol=2e-6):
+                far = (value - wanted[leaf]).abs().max().item()
+                print(f"careful: {who} does another {name}: {leaf} differs by {far:.1e}")
+                break
+
+
+def time_tree(tree: Tensors, names: tuple[OptimizerName, ...], rounds: int, compiled: bool) -> Medians:
+    """The times of every contender, for every optimizer."""
+    generator = torch.Generator().manual_seed(1)
+    grads = {leaf: torch.randn(value.shape, generator=generator).mul_(0.01) for leaf, value in tree.items()}
+    times: Medians = {}
+    for name in names:
+        entered = dict(contenders(name, tree, grads, compiled))
+        for contender in entered.values():
+            contender.step()
+        check(entered, name)
+        times[name] = race({who: contender.step for who, contender in entered.items()}, rounds, warmup=2)
+    return times
+
+
+def baseline(times: dict[str, Timing]) -> str:
+    """Whom the others are compared with."""
+    return next(who for who in ("torch fused", "foreach by hand", "ours, leaf by leaf") if who in times)
+
+
+def table(tree_name: str, tree: Tensors, times: Medians) -> str:
+    """Rows of contenders, columns of optimizers: milliseconds, and how many times the baseline."""
+    elements = sum(value.numel() for value in tree.values())
+    everybody = list(dict.fromkeys(who for column in times.values() for who in column))
+    rows = [[who, *(cell(column, who) for column in times.values())] for who in everybody]
+    title = f"{tree_name}: {len(tree):,} leaves, {elements / 1e6:.1f} M parameters"
+    return show(title, ["median ms, times baseline", *times], rows)
+
+
+def cell(times: dict[str, Timing], who: str) -> str:
+    """A median, and its ratio to that of the baseline."""
+    if who not in times:
+        return "-"
+    median = times[who].median
+    return f"{1e3 * median:.{2 if median < 0.1 else 0}f}, {median / times[baseline(times)].median:.2f}x"
+
+
+def traffic(tree: Tensors, times: Medians, copying: float, adding: float) -> str:
+    """How close the donated step comes to the memory: each of its columns read once and written once."""
+    elements = sum(value.numel() for value in tree.values())
+    parts = []
+    for name, column in times.items():
+        slots = len(OURS[name].plan.slots)
+        rate = 4 * elements * (2 + slots + 1 + slots) / column["ours, donated"].median
+        parts.append(f"{name} {rate / 1e9:.1f} GB/s ({rate / copying:.0%} of a copy, {rate / adding:.0%} of add_)")
+    return say(f"Ours, donated, moves at least: {'; '.join(parts)}.")
+
+
+def main(
+    tree_names: tuple[TreeName, ...] = get_args(TreeName),
+    optimizers: tuple[OptimizerName, ...] = get_args(OptimizerName),
+    rounds: int = 30,
+    compiled: bool = False,
+    save_results: bool = False,
+) -> None:
+    """Race every contender, with every optimizer, on every tree.
+
+    Args:
+        tree_names: The trees of parameters.
+        optimizers: The updates; four is clip_norm, AdamW, cautious updates and an average of the parameters.
+        rounds: How often each contender is timed.
+        compiled: Enter torch.compile(torch.optim's step) as well; it takes long to compile.
+        save_results: Write the tables and a JSON into results/.
+    """
+    print(machine())
+    copying, adding = bandwidths()
+    text = say(
+        f"A copy of 400 MB moves {copying / 1e9:.1f} GB/s, an addition in place (add_) {adding / 1e9:.1f} GB/s. "
+        f"Baseline: torch fused, or foreach by hand."
+    )
+    medians = {}
+    for tree_name in tree_names:
+        tree = trees(tree_name)
+        medians[tree_name] = times = time_tree(tree, optimizers, rounds, compiled)
+        text += "\n" + table(tree_name, tree, times) + "\n" + traffic(tree, times, copying, adding)
+    if save_results:
+        path = save("optimizer_step", text).with_suffix(".json")
+        path.write_text(
+            json.dumps({"machine": machine(), "copy": copying, "add": adding, "seconds": medians}, indent=1)
+        )
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
