@@ -1,8 +1,8 @@
 """The arguments of a call: checked, and taken apart into leaves."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from operator import attrgetter
+from operator import is_
 from typing import Any
 
 import torch
@@ -37,6 +37,7 @@ class Leaves:
     step: Tensor  # the new count
     shared: dict[str, Any]  # scalars that are the same for all leaves
     separate: dict[str, list[Any]]  # scalars that differ by leaf
+    known: bool = False  # whether params and slots are those that the last call returned
     common: dict[torch.device, dict[str, Any]] = field(default_factory=dict)  # shared, and the step, by device
 
     @property
@@ -63,6 +64,29 @@ class Leaves:
         return unflatten(self.spec, params), {COUNTER: self.step, **trees}
 
 
+class Known:
+    """What a call returned, leaf by leaf: trees that need not be checked when they come back."""
+
+    def __init__(self, spec: Spec, params: list[Tensor], slots: Mapping[str, list[Tensor]]) -> None:
+        self.spec, self.params, self.slots = spec, params, slots
+
+    def flatten(self, params: Tree) -> tuple[list[Any], Spec] | None:
+        """Leaves and spec, if these are the params; several times faster than finding out the spec."""
+        try:
+            leaves: list[Any] = self.spec.flatten_up_to(params)
+        except (ValueError, TypeError):
+            return None
+        return (leaves, self.spec) if _same(leaves, self.params) else None
+
+    def holds(self, params: list[Tensor], slots: Mapping[str, list[Tensor]]) -> bool:
+        """Whether a call got exactly these tensors."""
+        return _same(self.params, params) and all(_same(self.slots[name], slots[name]) for name in self.slots)
+
+
+def _same(left: list[Tensor], right: list[Tensor]) -> bool:
+    return len(left) == len(right) and all(map(is_, left, right))
+
+
 def take_apart(
     plan: Plan,
     params: Tree,
@@ -70,24 +94,25 @@ def take_apart(
     state: Any,
     hyper: Any,
     extras: Mapping[str, Any],
-    known: Callable[[list[Tensor], dict[str, list[Tensor]]], bool] | None = None,
+    last: Known | None = None,
 ) -> Leaves:
     """Check the arguments of a call and flatten them; nothing has been computed yet when an error is raised.
 
-    `known` says of params and slots that they have been checked before.
+    What the `last` call returned is known by its tensors, and not checked again.
     """
     check_state(plan.who, state, plan.slots)
-    leaves, spec = flatten(params)
+    leaves, spec = (last and last.flatten(params)) or flatten(params)
     grad_leaves = flatten_like(spec, grads, params, plan.who, "grads")
     _check_like(plan.who, "the gradient", params, leaves, grad_leaves, "Were the gradients taken of other params?")
     slots = {name: flatten_like(spec, state[name], params, plan.who, f"state[{name!r}]") for name in plan.slots}
-    if known is None or not known(leaves, slots):
+    known = last is not None and last.holds(leaves, slots)
+    if not known:
         seen = [torch.view_as_real(leaf) if leaf.is_complex() else leaf for leaf in leaves]
         for name in plan.shaped:
             _check_like(plan.who, f"state[{name!r}]", params, seen, slots[name], "Was it made for other params?")
     values = collect(plan.who, plan.defaults, hyper, extras)
     shared, separate = per_leaf(plan.who, values, {} if hyper is None else hyper, params, spec)
-    return Leaves(spec, leaves, grad_leaves, slots, state[COUNTER] + 1, shared, separate)
+    return Leaves(spec, leaves, grad_leaves, slots, state[COUNTER] + 1, shared, separate, known)
 
 
 def _on(value: Any, device: Any) -> Any:
@@ -104,10 +129,8 @@ def _check_like(who: str, what: str, params: Tree, leaves: Sequence[Any], values
     if type(None) in types:
         given = [leaf if value is None else value for leaf, value in zip(leaves, values, strict=True)]
     tensors = all(issubclass(kind, (Tensor, type(None))) for kind in types)
-    if tensors and list(map(Tensor.size, given)) == list(map(Tensor.size, leaves)):
-        complex_ones = [dtype.is_complex for dtype in {*map(_dtype_of, given), *map(_dtype_of, leaves)}]
-        if not any(complex_ones) or list(map(Tensor.is_complex, given)) == list(map(Tensor.is_complex, leaves)):
-            return
+    if tensors and all(list(map(of, given)) == list(map(of, leaves)) for of in (Tensor.size, Tensor.is_complex)):
+        return
     for path, leaf, value in zip(paths(params), leaves, given, strict=True):
         if not isinstance(value, Tensor):
             raise ValueError(f"{who}: {what} of {path!r} must be a tensor, got {type(value).__name__}. {cure}")
@@ -117,6 +140,3 @@ def _check_like(who: str, what: str, params: Tree, leaves: Sequence[Any], values
             )
         if value.is_complex() != leaf.is_complex():
             raise TypeError(f"{who}: {what} of {path!r} is {value.dtype}, its leaf {leaf.dtype}. {cure}")
-
-
-_dtype_of = attrgetter("dtype")

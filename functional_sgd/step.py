@@ -62,7 +62,10 @@ def run_on_leaf(
     A leafwise rule sees a complex leaf as it is, since it looks at shapes; elementwise rules see pairs of reals.
     """
     whole = leaf.is_complex() and call.rule.scope == "leafwise"
-    reads = {inner: torch.view_as_complex(columns[outer]) if whole else columns[outer] for inner, outer in call.reads}
+    reads = {inner: columns[outer] for inner, outer in call.reads}
+    if whole:
+        pairs = (*leaf.shape, 2)
+        reads = {name: torch.view_as_complex(v) if v.shape == pairs else v for name, v in reads.items()}
     result = call.rule.function(**reads, **{inner: scalars[outer] for inner, outer in call.scalars})
     for inner, outer in call.writes:
         value = result[inner]

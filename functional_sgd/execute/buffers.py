@@ -1,5 +1,6 @@
 """Memory for results: one flat buffer for a column of all leaves, used again once the caller has dropped it."""
 
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -18,27 +19,26 @@ class Pool:
         """A flat CPU buffer that nobody else uses; what is in it is left over."""
         known = self._buffers.setdefault(name, [])
         for index, buffer in enumerate(known):
-            if buffer.numel() == numel and buffer.dtype == dtype and _unused(buffer):
+            if buffer.numel() == numel and buffer.dtype == dtype and _users(buffer) == _ALONE:
                 known.append(known.pop(index))
                 return buffer
-        buffer = torch.empty(numel, dtype=dtype)
+        with torch.inference_mode(False):
+            buffer = torch.empty(numel, dtype=dtype, device="cpu")
         known.append(buffer)
         del known[:-_KEPT]
         return buffer
 
 
 def views(buffer: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """The buffer, cut into tensors of these shapes."""
-    return list(torch._C._nn.unflatten_dense_tensors(buffer, list(like)))
+    """The buffer, cut into tensors of these shapes; to autograd they are not views, and do not know each other."""
+    pieces = buffer.split_with_sizes([tensor.numel() for tensor in like])
+    return [piece.view(tensor.shape).data for piece, tensor in zip(pieces, like, strict=True)]
 
 
-def _unused(buffer: Tensor) -> bool:
-    return _users(buffer) == _ALONE
+def _users(buffer: Tensor) -> tuple[int, int]:
+    """How many tensors and other owners share the memory, and how many hold its storage in Python."""
+    storage = buffer.untyped_storage()
+    return int(torch._C._storage_Use_Count(storage._cdata)), sys.getrefcount(storage)
 
 
-def _users(buffer: Tensor) -> int:
-    """How many tensors and other owners share the memory."""
-    return int(torch._C._storage_Use_Count(buffer.untyped_storage()._cdata))
-
-
-_ALONE = _users(torch.empty(1))
+_ALONE = _users(torch.empty(1, device="cpu"))

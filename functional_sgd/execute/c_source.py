@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from functional_sgd.execute.graph import Graph, Node
+from functional_sgd.execute.graph import LOGICAL, Graph, Node
 
 _HEADER = """\
 #include <math.h>
@@ -20,6 +20,14 @@ static inline uint16_t to_bfloat16(float f) {{
     uint32_t u; memcpy(&u, &f, 4);
     uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
     return f != f ? 0x7fc0 : (uint16_t)rounded;
+}}
+static inline double remainder_double(double a, double b) {{
+    double r = fmod(a, b);
+    return (r != 0 && (r < 0) != (b < 0)) ? r + b : r;
+}}
+static inline float remainder_float(float a, float b) {{
+    float r = fmodf(a, b);
+    return (r != 0 && (r < 0) != (b < 0)) ? r + b : r;
 }}
 
 /* {title} */
@@ -62,7 +70,6 @@ _STORED = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "uin
 
 _OPERATORS = {"add": "+", "sub": "-", "mul": "*", "div": "/", "eq": "==", "ne": "!=", "lt": "<", "le": "<="}
 _OPERATORS |= {"gt": ">", "ge": ">=", "and": "&&", "or": "||"}
-_LOGICAL = {"eq", "ne", "lt", "le", "gt", "ge", "and", "or", "not", "isnan", "isfinite"}
 _TEMPLATES = {
     "neg": "-{0}",
     "not": "!{0}",
@@ -72,7 +79,7 @@ _TEMPLATES = {
     "sign": "({T})(({0} > 0) - ({0} < 0))",
     "rsqrt": "1 / sqrt{f}({0})",
     "sigmoid": "1 / (1 + exp{f}(-{0}))",
-    "remainder": "{0} - {1} * floor{f}({0} / {1})",
+    "remainder": "remainder_{T}({0}, {1})",
     "abs": "fabs{f}({0})",
     "round": "rint{f}({0})",
     "isnan": "{0} != {0}",
@@ -148,7 +155,7 @@ def _name(node: Node) -> str:
 
 
 def _type(node: Node, precision: str) -> str:
-    return "int" if node.op in _LOGICAL else precision
+    return "int" if node.op in LOGICAL else precision
 
 
 def _reference(node: Node, element: bool, precision: str) -> str:

@@ -45,11 +45,15 @@ def find_compiler() -> str:
 
 
 def cache_folder() -> Path:
-    """Where kernels are kept: $FUNCTIONAL_SGD_CACHE, or functional_sgd in the user's cache folder."""
+    """Where kernels are kept: $FUNCTIONAL_SGD_CACHE, or functional_sgd in the user's cache or the temporary folder."""
     chosen = os.environ.get("FUNCTIONAL_SGD_CACHE")
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = Path(chosen) if chosen else base / "functional_sgd"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # a read-only home, say
+        folder = Path(tempfile.gettempdir()) / f"functional_sgd-{os.getuid() if hasattr(os, 'getuid') else 'user'}"
+        folder.mkdir(exist_ok=True)
     return folder
 
 
@@ -74,7 +78,7 @@ def _compile(compiler: str, flags: tuple[str, ...], source: str, library: Path, 
 def _intact(library: Path, digest: Path) -> bool:
     try:
         return digest.read_text() == _sha256(library)
-    except OSError:
+    except (OSError, ValueError):  # not there, or not even text
         return False
 
 

@@ -1,16 +1,16 @@
 """fuse: the same optimizer, with every run of elementwise rules as one compiled pass over memory."""
 
 import os
+import threading
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping
-from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from functional_sgd.arguments import Leaves, take_apart
+from functional_sgd.arguments import Known, Leaves, take_apart
 from functional_sgd.chain import Chain
 from functional_sgd.execute.buffers import Pool
 from functional_sgd.execute.compiler import NoCompiler, load
@@ -32,7 +32,8 @@ def fuse(opt: Chain, donate: bool = False, debug: bool | None = None) -> "Fused"
     tree of values compiles nothing again. Leaves that are not on the CPU, and calls under torch.func, torch.compile or
     with gradients to be tracked, run leaf by leaf.
 
-    Pure by default: results are new tensors, in memory that is used again once the caller has dropped it. With `donate`
+    Pure by default: results are new tensors, in memory that is used again once the caller has dropped it; all leaves of
+    params, or of a slot, lie in one buffer (so torch.save of a single leaf writes the whole buffer). With `donate`
     the buffers of params and state are overwritten and handed back: the trees passed in are spent. With `debug`
     (default: whether the environment has FUNCTIONAL_SGD_DEBUG) using a spent tree raises ValueError.
 
@@ -62,7 +63,11 @@ class Fused:
         self.segments: tuple[Segment, ...] = cut(opt.plan)
         self.compiled = _has_compiler()
         self._groups: dict[tuple[Signature, ...], list[Group]] = {}
-        self._last: _Last | None = None
+        self._last: Known | None = None
+        self._last_groups: list[Group] = []
+        self._lock = threading.Lock()
+        nodes = [node for segment in self.segments if segment.graph is not None for node in segment.graph.nodes]
+        self._scalars = {node.args[0] for node in nodes if node.op == "scalar"}
         self._pool = Pool()
 
     @property
@@ -86,17 +91,25 @@ class Fused:
         plan = self.opt.plan
         if not self.compiled or _transformed():
             return self.opt(params, grads, state, hyper, **extras)
-        known = None if self._last is None else self._last.holds
-        leaves = take_apart(plan, params, grads, state, hyper, extras, known)
+        leaves = take_apart(plan, params, grads, state, hyper, extras, self._last)
         if self.debug:
             _refuse_spent(params, leaves)
-        if _tracked(leaves):
+        if _tracked(leaves) or not all(_is_number(leaves.shared.get(name, 0)) for name in self._scalars):
             return run_leaves(plan, leaves)
-        groups = self._groups_of(leaves)
-        new_params, new_slots = Run(plan, self.segments, groups, leaves, self.donate, self._pool)()
-        if self.debug:
-            new_params, new_slots = _spend(leaves, new_params, new_slots)
-        self._last = _Last(new_params, new_slots, groups)
+        with self._lock:
+            groups = self._groups_of(leaves)
+            run = Run(plan, self.segments, groups, leaves, self.donate, self._pool)
+            try:
+                new_params, new_slots = run()
+            except NoCompiler as error:
+                if run.started:
+                    raise
+                _warn(error)
+                self.compiled = False
+                return run_leaves(plan, leaves)
+            if self.debug:
+                new_params, new_slots = _spend(leaves, new_params, new_slots)
+            self._last, self._last_groups = Known(leaves.spec, new_params, new_slots), groups
         return leaves.rebuild(new_params, new_slots)
 
     def source(self, dtype: torch.dtype = torch.float32) -> str:
@@ -126,9 +139,8 @@ class Fused:
 
     def _groups_of(self, leaves: Leaves) -> list[Group]:
         """The leaves in groups of one kind; remembered for the trees that the last call returned."""
-        last = self._last
-        if last is not None and last.met and all(group.fits(leaves) for group in last.groups):
-            return last.groups
+        if leaves.known and all(group.fits(leaves) for group in self._last_groups):
+            return self._last_groups
         key = tuple(signature(leaves, index) for index in range(len(leaves.params)))
         if key not in self._groups:
             if len(self._groups) >= 16:
@@ -139,23 +151,6 @@ class Fused:
         return self._groups[key]
 
 
-class _Last:
-    """What the last call returned, leaf by leaf, and how its leaves were grouped."""
-
-    def __init__(self, params: list[Tensor], slots: Mapping[str, list[Tensor]], groups: list[Group]) -> None:
-        self.params, self.slots, self.groups = params, slots, groups
-        self.met = False  # whether the call at hand got exactly these tensors
-
-    def holds(self, params: list[Tensor], slots: Mapping[str, list[Tensor]]) -> bool:
-        """Whether a call gets exactly these tensors."""
-        self.met = _same(self.params, params) and all(_same(self.slots[name], slots[name]) for name in self.slots)
-        return self.met
-
-
-def _same(left: list[Tensor], right: list[Tensor]) -> bool:
-    return len(left) == len(right) and all(map(is_, left, right))
-
-
 def _transformed() -> bool:
     compiling: bool = torch.compiler.is_compiling()
     return compiling or torch._C._functorch.maybe_current_level() is not None
@@ -163,6 +158,8 @@ def _transformed() -> bool:
 
 def _tracked(leaves: Leaves) -> bool:
     """Whether somebody wants to differentiate through the step."""
+    if torch.autograd.forward_ad._current_level >= 0:
+        return True
     if not torch.is_grad_enabled():
         return False
     values = [
@@ -199,18 +196,27 @@ def _spend(
     return new
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.dim() == 0)
+
+
 _warned = False
 
 
 def _has_compiler() -> bool:
-    global _warned
     try:
         load("int run(void) { return 0; }\n")
     except NoCompiler as error:
-        if not _warned:
-            warnings.warn(
-                f"fuse: {error}. Optimizers run leaf by leaf, several times slower. Install gcc or clang.", stacklevel=3
-            )
-            _warned = True
+        _warn(error)
         return False
     return True
+
+
+def _warn(error: NoCompiler) -> None:
+    """Say once what is lost."""
+    global _warned
+    if not _warned:
+        _warned = True
+        warnings.warn(
+            f"fuse: {error}. Optimizers run leaf by leaf, several times slower. Install gcc or clang.", stacklevel=5
+        )

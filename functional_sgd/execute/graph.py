@@ -11,6 +11,9 @@ import torch
 
 from functional_sgd.wiring import Call
 
+LOGICAL = frozenset({"eq", "ne", "lt", "le", "gt", "ge", "and", "or", "not", "isnan", "isfinite"})
+"""Operations whose results are true or false."""
+
 
 class NotPointwise(Exception):
     """A rule does something that is not pointwise arithmetic; the message says what."""
@@ -132,7 +135,8 @@ def _swapped(op: str) -> Callable[..., Node]:
 
 
 def _add(graph: Graph, left: Any, right: Any, *, alpha: Any = 1) -> Node:
-    return graph.node("add", graph.value(left), _times(graph, right, alpha))
+    left, right = graph.value(left), _times(graph, right, alpha)
+    return graph.node("or" if left.op in LOGICAL and right.op in LOGICAL else "add", left, right)
 
 
 def _sub(graph: Graph, left: Any, right: Any, *, alpha: Any = 1) -> Node:
@@ -140,11 +144,12 @@ def _sub(graph: Graph, left: Any, right: Any, *, alpha: Any = 1) -> Node:
 
 
 def _times(graph: Graph, value: Any, factor: Any) -> Node:
-    return graph.value(value) if factor == 1 and not isinstance(factor, Node) else _mul(graph, value, factor)
+    return graph.value(value) if not isinstance(factor, Node) and factor == 1 else _mul(graph, value, factor)
 
 
 def _mul(graph: Graph, left: Any, right: Any) -> Node:
-    return graph.node("mul", graph.value(left), graph.value(right))
+    left, right = graph.value(left), graph.value(right)
+    return graph.node("and" if left.op in LOGICAL and right.op in LOGICAL else "mul", left, right)
 
 
 def _div(graph: Graph, left: Any, right: Any) -> Node:

@@ -1,6 +1,5 @@
 """Leaves of one kind (dtypes, dense, on the CPU), which one kernel treats together."""
 
-import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -71,9 +70,12 @@ class Group:
         """
         if not self.everything or set(map(type, leaves.grads)) != {Tensor}:
             return False
-        if set(map(_dtype_of, leaves.grads)) != {self.dtypes["grad"]} or set(map(_device_of, leaves.grads)) != {_CPU}:
+        grads: Any = leaves.grads
+        if torch._C._group_tensors_by_device_and_dtype([grads], False).keys() != {(_CPU, self.dtypes["grad"])}:
             return False
         columns = {"param": leaves.params, **leaves.slots}
+        if any(map(Tensor.is_neg, grads)) or not all(all(map(Tensor.is_contiguous, c)) for c in columns.values()):
+            return False
         return all(np.array_equal(addresses(columns[name]), where) for name, where in self.pointers.items())
 
     def forget(self) -> None:
@@ -95,13 +97,12 @@ def dense(tensors: list[Tensor]) -> list[Tensor]:
 
 def _ordinary(value: Tensor) -> bool:
     kind = type(value) is Tensor or isinstance(value, torch.nn.Parameter)
-    return kind and value.device.type == "cpu" and value.layout is torch.strided and value.dtype in SUPPORTED_DTYPES
+    plain = kind and value.device.type == "cpu" and value.layout is torch.strided and not value.is_neg()
+    return plain and value.dtype in SUPPORTED_DTYPES
 
 
 def _dense(value: Tensor) -> bool:
     return _ordinary(value) and value.is_contiguous()
 
 
-_dtype_of = operator.attrgetter("dtype")
-_device_of = operator.attrgetter("device")
 _CPU = torch.device("cpu")

@@ -14,6 +14,8 @@ from functional_sgd.execute.c_source import Kernel
 
 CHUNK = 65_536  # elements: large enough to hide the call, small enough to share out and to stay in the cache
 
+GRAIN = 32_768  # elements that are worth a thread
+
 Pointers = NDArray[np.int64]
 """The address of each leaf of one column."""
 
@@ -64,7 +66,7 @@ class Launcher:
         self.function(
             shape.n_leaves, table.ctypes.data, rows, hypers.ctypes.data, row.ctypes.data,
             shape.n_chunks, shape.leaf.ctypes.data, shape.start.ctypes.data, shape.count.ctypes.data,
-            scratch.ctypes.data, torch.get_num_threads(),
+            scratch.ctypes.data, min(torch.get_num_threads(), 1 + shape.numel // GRAIN),
         )  # fmt: skip
 
 

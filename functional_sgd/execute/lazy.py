@@ -7,7 +7,6 @@ happen (with torch) and the multiplication does not: it becomes part of the next
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import optree
 from torch import Tensor
 
 from functional_sgd.execute.graph import FUNCTIONS, Node, NotPointwise
@@ -62,9 +61,7 @@ class Lazy:
 
 def _call(name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     def really() -> Any:
-        given: Any = (args, kwargs)
-        real_args, real_kwargs = optree.tree_map(_real, given)
-        return func(*real_args, **real_kwargs)
+        return func(*map(_real, args), **{key: _real(value) for key, value in kwargs.items()})
 
     lazy = next((arg for arg in (*args, *kwargs.values()) if isinstance(arg, Lazy)), None)
     if lazy is None or name not in FUNCTIONS:
@@ -90,6 +87,8 @@ def _symbol(value: Any, lazy: Lazy) -> Any:
 
 
 def _real(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_real, value))
     return value.tensor if isinstance(value, Lazy) else value
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from functional_sgd.arguments import Plan
+from functional_sgd.execute.check import evaluate
 from functional_sgd.execute.graph import Graph, Node
 from functional_sgd.execute.lazy import Lazy, lazy_leaf
 from functional_sgd.rule import COUNTER, REQUIRED
@@ -52,10 +53,37 @@ def prepare(plan: Plan, call: Call, graph: Graph, columns: dict[str, Node]) -> P
         found = _run(call, symbols, leaves, [defaults, defaults], list, list)
     except Exception:  # whatever it does that lazy leaves cannot do: torch will run it
         found = None
-    if found is None:
+    if found is None or not _agrees(call, graph, found, leaves, symbols, defaults):
         return None
     columns.update(found[0])
     return Prelude(call, _words(graph, found[0]))
+
+
+def _agrees(
+    call: Call,
+    graph: Graph,
+    found: tuple[dict[str, Node], list[list[Tensor]]],
+    leaves: Sequence[Mapping[str, Tensor]],
+    symbols: Mapping[str, Node],
+    scalars: Mapping[str, Any],
+) -> bool:
+    """Whether the arithmetic, with the numbers, gives what the rule gives on tensors."""
+    given = {inner: scalars[outer] for inner, outer in call.scalars}
+    reads = {inner: [leaf[outer] for leaf in leaves] for inner, outer in call.reads}
+    if call.treewise:
+        written = call.rule.function(**reads, **given)
+        wanted = {outer: written[inner] for inner, outer in call.writes}
+    else:
+        each = [call.rule.function(**{k: v[i] for k, v in reads.items()}, **given) for i in range(len(leaves))]
+        wanted = {outer: [one[inner] for one in each] for inner, outer in call.writes}
+    for place, (leaf, numbers) in enumerate(zip(leaves, found[1], strict=True)):
+        columns = {symbols[outer].args[0]: value.double() for outer, value in leaf.items()}
+        named = {f"{call.rule.name}_{k}": float(number) for k, number in enumerate(numbers)}
+        values = evaluate(graph.needed(found[0].values()), columns, named)
+        for outer, node in found[0].items():
+            if not torch.allclose(values[node.index].float(), wanted[outer][place].float(), rtol=1e-4):
+                return False
+    return True
 
 
 def _run(

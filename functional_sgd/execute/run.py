@@ -14,7 +14,7 @@ from functional_sgd.execute.launch import Hypers, Pointers
 from functional_sgd.execute.prelude import Prelude
 from functional_sgd.execute.segments import Segment, key_of
 from functional_sgd.rule import COUNTER
-from functional_sgd.state import stored, working, working_dtype
+from functional_sgd.state import owned, stored, working, working_dtype
 from functional_sgd.step import columns_of, run_on_leaf, run_on_tree
 from functional_sgd.tree import unflatten
 from functional_sgd.wiring import Call
@@ -67,6 +67,7 @@ class Run:
     ) -> None:
         self.plan, self.segments, self.groups, self.leaves = plan, segments, groups, leaves
         self.donate, self.pool = donate, pool
+        self.started = False  # whether anything has been written
         self.tables = [self._table(group) for group in groups]
         treated = {index for group in groups for index in group.indices}
         others = () if len(treated) == len(leaves.params) else (i for i in leaves.active if i not in treated)
@@ -120,7 +121,7 @@ class Run:
             segment.keys,
             [leaves.scalars(index) for index in indices],
             lambda values: unflatten(leaves.spec, _scattered(values, indices, len(leaves.params))),
-            lambda tree: [leaves.spec.flatten_up_to(tree)[index] for index in indices],
+            lambda tree: [values[index] for values in [leaves.spec.flatten_up_to(tree)] for index in indices],
         )
         if numbers is not None:
             self.numbers = {name: dict(zip(indices, values, strict=True)) for name, values in numbers.items()}
@@ -143,8 +144,9 @@ class Run:
             column = table.get(key)
             if column is None or not column.ours or column.dtype != results[key]:
                 buffer = self.pool.take(f"{number}.{key}", group.shape.numel, results[key])
-                table[key] = Column.flat(buffer, table["grad"].tensors, group)
+                table[key] = Column.flat(buffer, group.pick(self.leaves.params), group)
         written = {key: table[key].pointers for key in segment.outputs}
+        self.started = True
         launcher(group.shape, columns, written, self._hypers(launcher.kernel.hypers, group))
 
     def _hypers(self, names: Sequence[str], group: Group) -> Hypers:
@@ -204,13 +206,18 @@ class Run:
         return [working(tensor).to(precision) for tensor in table[key].tensors]
 
     def _put(self, table: dict[str, Column], group: Group, made: dict[str, list[Tensor]]) -> None:
-        """Results of torch become columns, in the precision that kernels expect of temporaries."""
+        """Results of torch become columns, in the precision that kernels expect of temporaries.
+
+        A result that shares memory with another column is copied: a kernel may overwrite either.
+        """
         precision = _precision(group)
-        params = group.pick(self.leaves.params)
+        taken = [column.tensors for column in table.values()]
         for key, values in made.items():
             whole = [
-                value.to(precision).expand(working(param).shape) for value, param in zip(values, params, strict=True)
+                owned(value.to(precision), *(tensors[place] for tensors in taken)).expand(working(param).shape)
+                for place, (value, param) in enumerate(zip(values, group.pick(self.leaves.params), strict=True))
             ]
+            taken.append(whole)
             table[key] = Column(precision, whole, rough=True)
 
     def _results(self) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
@@ -230,8 +237,14 @@ class Run:
                 else:
                     group.pointers.pop(name, None)
         for index, columns in self.others.items():
-            for name, value in {**self.kept[index], "param": columns["param"]}.items():
-                after[name][index] = self._kept([value], [before[name][index]])[0]
+            taken = [self.leaves.params[index], self.leaves.grads[index]]
+            for name, value in {"param": columns["param"], **self.kept[index]}.items():
+                kept = stored(value, before[name][index])
+                after[name][index] = kept if name == "param" else owned(kept, *taken)
+                taken.append(after[name][index])
+            if self.donate:
+                for name in ("param", *self.kept[index]):
+                    after[name][index] = before[name][index].copy_(after[name][index])
         params = after.pop("param")
         return params, after
 

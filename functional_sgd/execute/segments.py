@@ -8,6 +8,7 @@ import torch
 
 from functional_sgd.arguments import Plan
 from functional_sgd.execute.c_source import Kernel, emit
+from functional_sgd.execute.check import check
 from functional_sgd.execute.graph import Graph, Node, NotPointwise
 from functional_sgd.execute.launch import Launcher
 from functional_sgd.execute.prelude import Prelude, prepare
@@ -77,7 +78,7 @@ def _next_segment(plan: Plan, start: int, keys: Mapping[str, str], lazily: bool)
     prelude, position, reason = None, start, ""
     while position < len(plan.calls):
         reason = _trace(graph, columns, kept, plan.calls[position])
-        if reason and position == start and lazily:
+        if reason and position == start and lazily and plan.calls[position].rule.scope != "elementwise":
             prelude = prepare(plan, plan.calls[position], graph, columns)
         if reason and not (position == start and prelude):
             break
@@ -111,6 +112,7 @@ def _trace(graph: Graph, columns: _Columns, kept: dict[str, Node], call: Call) -
     if call.rule.scope != "elementwise":
         return f"it is {call.rule.scope}"
     try:
+        check(call)
         written = graph.run(call, columns)
     except NotPointwise as problem:
         return str(problem)
