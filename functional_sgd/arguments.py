@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from operator import is_
+from operator import eq, is_
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ class Leaves:
     step: Tensor  # the new count
     shared: dict[str, Any]  # scalars that are the same for all leaves
     separate: dict[str, list[Any]]  # scalars that differ by leaf
-    known: bool = False  # whether params and slots are those that the last call returned
+    kinds: frozenset[Any] | None = None  # (device, dtype) of the gradients, if all else is what the last call returned
     common: dict[torch.device, dict[str, Any]] = field(default_factory=dict)  # shared, and the step, by device
 
     @property
@@ -68,7 +68,14 @@ class Known:
     """What a call returned, leaf by leaf: trees that need not be checked when they come back."""
 
     def __init__(self, spec: Spec, params: list[Tensor], slots: Mapping[str, list[Tensor]]) -> None:
-        self.spec, self.params, self.slots = spec, params, slots
+        self.spec = spec
+        self.sizes = list(map(Tensor.size, params))
+        self.real = not any(map(Tensor.is_complex, params))
+        self.renew(params, slots)
+
+    def renew(self, params: list[Tensor], slots: Mapping[str, list[Tensor]]) -> None:
+        """Go on to what the next call returned, which has the same shapes."""
+        self.params, self.slots = params, slots
 
     def flatten(self, params: Tree) -> tuple[list[Any], Spec] | None:
         """Leaves and spec, if these are the params; several times faster than finding out the spec."""
@@ -77,6 +84,14 @@ class Known:
         except (ValueError, TypeError):
             return None
         return (leaves, self.spec) if _same(leaves, self.params) else None
+
+    def kinds(self, params: list[Tensor], grads: list[Any]) -> frozenset[Any] | None:
+        """The devices and dtypes of the gradients, if there is a real one of the right shape for every leaf."""
+        if not self.real or set(map(type, grads)) != {Tensor} or not _same(params, self.params):
+            return None
+        kinds = frozenset(torch._C._group_tensors_by_device_and_dtype([grads], False))
+        right = all(map(eq, map(Tensor.size, grads), self.sizes)) and not any(dtype.is_complex for _, dtype in kinds)
+        return kinds if right else None
 
     def holds(self, params: list[Tensor], slots: Mapping[str, list[Tensor]]) -> bool:
         """Whether a call got exactly these tensors."""
@@ -103,7 +118,9 @@ def take_apart(
     check_state(plan.who, state, plan.slots)
     leaves, spec = (last and last.flatten(params)) or flatten(params)
     grad_leaves = flatten_like(spec, grads, params, plan.who, "grads")
-    _check_like(plan.who, "the gradient", params, leaves, grad_leaves, "Were the gradients taken of other params?")
+    kinds = last.kinds(leaves, grad_leaves) if last is not None else None
+    if kinds is None:
+        _check_like(plan.who, "the gradient", params, leaves, grad_leaves, "Were the gradients taken of other params?")
     slots = {name: flatten_like(spec, state[name], params, plan.who, f"state[{name!r}]") for name in plan.slots}
     known = last is not None and last.holds(leaves, slots)
     if not known:
@@ -112,7 +129,7 @@ def take_apart(
             _check_like(plan.who, f"state[{name!r}]", params, seen, slots[name], "Was it made for other params?")
     values = collect(plan.who, plan.defaults, hyper, extras)
     shared, separate = per_leaf(plan.who, values, {} if hyper is None else hyper, params, spec)
-    return Leaves(spec, leaves, grad_leaves, slots, state[COUNTER] + 1, shared, separate, known)
+    return Leaves(spec, leaves, grad_leaves, slots, state[COUNTER] + 1, shared, separate, kinds if known else None)
 
 
 def _on(value: Any, device: Any) -> Any:
@@ -129,7 +146,7 @@ def _check_like(who: str, what: str, params: Tree, leaves: Sequence[Any], values
     if type(None) in types:
         given = [leaf if value is None else value for leaf, value in zip(leaves, values, strict=True)]
     tensors = all(issubclass(kind, (Tensor, type(None))) for kind in types)
-    if tensors and all(list(map(of, given)) == list(map(of, leaves)) for of in (Tensor.size, Tensor.is_complex)):
+    if tensors and all(all(map(eq, map(of, given), map(of, leaves))) for of in (Tensor.size, Tensor.is_complex)):
         return
     for path, leaf, value in zip(paths(params), leaves, given, strict=True):
         if not isinstance(value, Tensor):

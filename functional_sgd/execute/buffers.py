@@ -29,10 +29,12 @@ class Pool:
         return buffer
 
 
-def views(buffer: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """The buffer, cut into tensors of these shapes; to autograd they are not views, and do not know each other."""
-    pieces = buffer.split_with_sizes([tensor.numel() for tensor in like])
-    return [piece.view(tensor.shape).data for piece, tensor in zip(pieces, like, strict=True)]
+def views(buffer: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
+    """The buffer, cut into tensors of these shapes; to autograd they do not know each other."""
+    pieces = buffer.split_with_sizes([shape.numel() for shape in shapes])
+    return [
+        piece.data if len(shape) == 1 else piece.data.view(shape) for piece, shape in zip(pieces, shapes, strict=True)
+    ]
 
 
 def _users(buffer: Tensor) -> tuple[int, int]:

@@ -109,7 +109,11 @@ class Fused:
                 return run_leaves(plan, leaves)
             if self.debug:
                 new_params, new_slots = _spend(leaves, new_params, new_slots)
-            self._last, self._last_groups = Known(leaves.spec, new_params, new_slots), groups
+            if self._last is not None and leaves.kinds is not None:
+                self._last.renew(new_params, new_slots)
+            else:
+                self._last = Known(leaves.spec, new_params, new_slots)
+            self._last_groups = groups
         return leaves.rebuild(new_params, new_slots)
 
     def source(self, dtype: torch.dtype = torch.float32) -> str:
@@ -139,7 +143,7 @@ class Fused:
 
     def _groups_of(self, leaves: Leaves) -> list[Group]:
         """The leaves in groups of one kind; remembered for the trees that the last call returned."""
-        if leaves.known and all(group.fits(leaves) for group in self._last_groups):
+        if leaves.kinds is not None and all(group.fits(leaves) for group in self._last_groups):
             return self._last_groups
         key = tuple(signature(leaves, index) for index in range(len(leaves.params)))
         if key not in self._groups:

@@ -35,10 +35,12 @@ def signature(leaves: Leaves, index: int) -> Signature:
 class Group:
     """Some leaves of one kind, by their numbers, and how they are cut into chunks."""
 
-    def __init__(self, indices: Sequence[int], sizes: Sequence[int], dtypes: dict[str, torch.dtype]) -> None:
+    def __init__(self, indices: Sequence[int], shapes: Sequence[torch.Size], dtypes: dict[str, torch.dtype]) -> None:
         self.indices = list(indices)
+        self.shapes = list(shapes)
         self.dtypes = dtypes
-        self.shape = Shape(sizes)
+        self.turnable = [index for index, shape in enumerate(shapes) if len(shape) > 1]
+        self.shape = Shape([shape.numel() for shape in shapes])
         self.pointers: dict[str, Pointers] = {}  # of params and slots, as the last call returned them
         self.everything = False  # whether these are all leaves, in order
 
@@ -51,7 +53,7 @@ class Group:
                 kinds.setdefault(one.dtypes, []).append(index)
         names = ("param", "grad", *leaves.slots)
         groups = [
-            Group(indices, [signatures[i].shape.numel() for i in indices], dict(zip(names, dtypes, strict=True)))
+            Group(indices, [signatures[i].shape for i in indices], dict(zip(names, dtypes, strict=True)))
             for dtypes, indices in kinds.items()
         ]
         for group in groups:
@@ -68,15 +70,21 @@ class Group:
         All leaves are in one group, the gradients are of its kind, and every tensor is where it was (nobody has set
         its data since).
         """
-        if not self.everything or set(map(type, leaves.grads)) != {Tensor}:
+        if not self.everything or leaves.kinds != frozenset({(_CPU, self.dtypes["grad"])}) or self._moved(leaves):
             return False
         grads: Any = leaves.grads
-        if torch._C._group_tensors_by_device_and_dtype([grads], False).keys() != {(_CPU, self.dtypes["grad"])}:
-            return False
-        columns = {"param": leaves.params, **leaves.slots}
-        if any(map(Tensor.is_neg, grads)) or not all(all(map(Tensor.is_contiguous, c)) for c in columns.values()):
-            return False
-        return all(np.array_equal(addresses(columns[name]), where) for name, where in self.pointers.items())
+        return not any(map(Tensor.is_neg, grads))
+
+    def _moved(self, leaves: Leaves) -> bool:
+        """Whether a tensor has other memory, or another order in it, than when its address was written down."""
+        columns: dict[str, list[Any]] = {"param": leaves.params, **leaves.slots}
+        for name, where in self.pointers.items():
+            tensors = columns[name]
+            if not torch._C._tensors_data_ptrs_at_indices_equal(tensors, where.tolist(), self.shape.every):
+                return True
+            if not all(tensors[index].is_contiguous() for index in self.turnable):
+                return True
+        return False
 
     def forget(self) -> None:
         """Drop addresses that belong to other trees."""

@@ -32,13 +32,13 @@ class Column:
         self.addresses: Pointers | None = None
         self._tensors = tensors
         self._flat: Tensor | None = None
-        self._like: Sequence[Tensor] = ()
+        self._shapes: Sequence[torch.Size] = ()
 
     @classmethod
-    def flat(cls, buffer: Tensor, like: Sequence[Tensor], group: Group) -> "Column":
+    def flat(cls, buffer: Tensor, group: Group) -> "Column":
         """A column in one buffer."""
         column = cls(buffer.dtype, None, ours=True)
-        column._flat, column._like = buffer, like
+        column._flat, column._shapes = buffer, group.shapes
         column.addresses = group.shape.offsets * buffer.itemsize + buffer.data_ptr()
         return column
 
@@ -47,7 +47,7 @@ class Column:
         """The tensors, one for each leaf of the group."""
         if self._tensors is None:
             assert self._flat is not None
-            self._tensors = views(self._flat, self._like)
+            self._tensors = views(self._flat, self._shapes)
         return self._tensors
 
     @property
@@ -144,7 +144,7 @@ class Run:
             column = table.get(key)
             if column is None or not column.ours or column.dtype != results[key]:
                 buffer = self.pool.take(f"{number}.{key}", group.shape.numel, results[key])
-                table[key] = Column.flat(buffer, group.pick(self.leaves.params), group)
+                table[key] = Column.flat(buffer, group)
         written = {key: table[key].pointers for key in segment.outputs}
         self.started = True
         launcher(group.shape, columns, written, self._hypers(launcher.kernel.hypers, group))
