@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check format clean
+.PHONY: demo test check format bench clean
 
 demo: .venv/installed-examples
 	.venv/bin/python examples/digits.py
@@ -36,6 +36,16 @@ format: .venv/installed-lint
 
 .venv/installed-lint: pyproject.toml .venv/installed-examples
 	$(PIP) --editable '.[lint]'
+	@touch $@
+
+bench: .venv/installed-benchmarks
+	for question in optimizer_step build_time memory overhead whole_step; do \
+		.venv/bin/python benchmarks/$$question.py --save-results || exit 1; \
+	done
+	.venv/bin/python benchmarks/chart.py --save
+
+.venv/installed-benchmarks: pyproject.toml .venv/installed-examples
+	$(PIP) --editable '.[benchmarks]'
 	@touch $@
 
 clean:

@@ -7,6 +7,7 @@ from functional_sgd.chain import Chain as Chain
 from functional_sgd.chain import Optimizer as Optimizer
 from functional_sgd.chain import chain as chain
 from functional_sgd.chain import identity as identity
+from functional_sgd.execute import compile_step as compile_step
 from functional_sgd.execute import fuse as fuse
 from functional_sgd.hyper import by_path as by_path
 from functional_sgd.optimizers import adam as adam

@@ -21,8 +21,10 @@ def compile_step(loss_fn: Callable[..., Any], opt: Chain, has_aux: bool = False)
     not a chain (a fused optimizer has kernels of its own: compile the chain).
 
     >>> from functional_sgd import sgd
-    >>> step = compile_step(lambda params, x: (params["w"] * x).sum(), sgd())  # doctest: +SKIP
-    >>> value, params, state = step(params, state, dict(lr=0.1), x)  # doctest: +SKIP
+    >>> step = compile_step(lambda params, x: (params["w"] * x).sum(), sgd())
+
+    The first call of `step` compiles, which takes some seconds:
+    `value, params, state = step(params, state, dict(lr=0.1), x)`.
     """
     if not isinstance(opt, Chain):
         raise TypeError(f"compile_step: expected a chain such as adamw(), got {opt!r}.")
