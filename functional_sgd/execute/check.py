@@ -1,6 +1,6 @@
 """Check a traced rule against the rule itself, on a few numbers: symbols must not lead it where tensors do not."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -42,12 +42,16 @@ def evaluate(nodes: Iterable[Node], columns: Mapping[str, Tensor], scalars: Mapp
             value = scalars[node.args[0]] if node.op == "scalar" else node.args[0]
             values[node.index] = torch.as_tensor(value, dtype=torch.float64, device="cpu")
         else:
-            function = getattr(torch, _NAMES.get(node.op, node.op))
-            args = [values[arg.index] for arg in node.args]
-            if node.op == "where":
-                args[0] = args[0] != 0
-            values[node.index] = function(*args)
+            values[node.index] = operator_of(node)(*(values[arg.index] for arg in node.args))
     return values
+
+
+def operator_of(node: Node) -> Callable[..., Tensor]:
+    """The torch function of an operation."""
+    if node.op == "where":
+        return lambda condition, yes, no: torch.where(condition != 0, yes, no)
+    function: Callable[..., Tensor] = getattr(torch, _NAMES.get(node.op, node.op))
+    return function
 
 
 def _trial_value(call: Call, inner: str, outer: str) -> Any:

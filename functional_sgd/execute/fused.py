@@ -37,7 +37,8 @@ def fuse(opt: Chain, donate: bool = False, debug: bool | None = None) -> "Fused"
     the buffers of params and state are overwritten and handed back: the trees passed in are spent. With `debug`
     (default: whether the environment has FUNCTIONAL_SGD_DEBUG) using a spent tree raises ValueError.
 
-    Raises TypeError if `opt` is not a chain. Without a compiler it warns once, and runs leaf by leaf.
+    Raises TypeError if `opt` is not a chain. Without a compiler it warns once, and kernels are
+    replaced by torch's foreach operators.
 
     >>> from functional_sgd import adamw
     >>> opt = fuse(adamw(lr=0.1))
@@ -89,7 +90,7 @@ class Fused:
     ) -> tuple[Tree, State]:
         """One step: (new params, new state)."""
         plan = self.opt.plan
-        if not self.compiled or _transformed():
+        if _transformed():
             return self.opt(params, grads, state, hyper, **extras)
         leaves = take_apart(plan, params, grads, state, hyper, extras, self._last)
         if self.debug:
@@ -98,7 +99,7 @@ class Fused:
             return run_leaves(plan, leaves)
         with self._lock:
             groups = self._groups_of(leaves)
-            run = Run(plan, self.segments, groups, leaves, self.donate, self._pool)
+            run = Run(plan, self.segments, groups, leaves, self.donate, self._pool, self.compiled)
             try:
                 new_params, new_slots = run()
             except NoCompiler as error:
@@ -222,5 +223,6 @@ def _warn(error: NoCompiler) -> None:
     if not _warned:
         _warned = True
         warnings.warn(
-            f"fuse: {error}. Optimizers run leaf by leaf, several times slower. Install gcc or clang.", stacklevel=5
+            f"fuse: {error}. Optimizers run with foreach operators, several times slower. Install gcc or clang.",
+            stacklevel=5,
         )

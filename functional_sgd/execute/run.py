@@ -9,6 +9,7 @@ from torch import Tensor
 
 from functional_sgd.arguments import Leaves, Plan
 from functional_sgd.execute.buffers import Pool, views
+from functional_sgd.execute.foreach import run_foreach
 from functional_sgd.execute.group import Group, addresses, dense
 from functional_sgd.execute.launch import Hypers, Pointers
 from functional_sgd.execute.prelude import Prelude
@@ -63,10 +64,17 @@ class Run:
     """A call: the table of each group, and the columns of the leaves that no kernel can treat."""
 
     def __init__(
-        self, plan: Plan, segments: Sequence[Segment], groups: list[Group], leaves: Leaves, donate: bool, pool: Pool
+        self,
+        plan: Plan,
+        segments: Sequence[Segment],
+        groups: list[Group],
+        leaves: Leaves,
+        donate: bool,
+        pool: Pool,
+        compiled: bool,
     ) -> None:
         self.plan, self.segments, self.groups, self.leaves = plan, segments, groups, leaves
-        self.donate, self.pool = donate, pool
+        self.donate, self.pool, self.compiled = donate, pool, compiled
         self.started = False  # whether anything has been written
         self.tables = [self._table(group) for group in groups]
         treated = {index for group in groups for index in group.indices}
@@ -138,6 +146,9 @@ class Run:
         """Run a segment's kernel over a group."""
         table, precision = self.tables[number], _precision(group)
         results = {key: group.dtypes[key] if key in segment.final else precision for key in segment.outputs}
+        if not self.compiled:
+            self._foreach(segment, table, group)
+            return
         launcher = segment.launcher({key: column.dtype for key, column in table.items()}, results, precision)
         columns = {key: table[key].pointers for key in launcher.kernel.inputs}
         for key in segment.outputs:
@@ -148,6 +159,17 @@ class Run:
         written = {key: table[key].pointers for key in segment.outputs}
         self.started = True
         launcher(group.shape, columns, written, self._hypers(launcher.kernel.hypers, group))
+
+    def _foreach(self, segment: Segment, table: dict[str, Column], group: Group) -> None:
+        """Do without a kernel."""
+        assert segment.graph is not None
+        nodes = segment.graph.needed(segment.outputs.values())
+        names = [node.args[0] for node in nodes if node.op == "scalar"]
+        hypers = self._hypers(names, group)
+        rows = {name: hypers[:, place].tolist() for place, name in enumerate(names)}
+        keys = [node.args[0] for node in nodes if node.op == "column"] or ["grad"]
+        columns = {key: self._seen(table, key, group) for key in keys}
+        self._put(table, group, run_foreach(segment.graph, segment.outputs, columns, rows))
 
     def _hypers(self, names: Sequence[str], group: Group) -> Hypers:
         leaves = self.leaves

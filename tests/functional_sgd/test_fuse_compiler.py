@@ -11,6 +11,7 @@ import torch
 import functional_sgd as fs
 from functional_sgd import fuse
 from functional_sgd.execute import compiler, fused, launch
+from tests.catalogue import RECIPES
 from tests.comparing import assert_same
 from tests.functional_sgd.fuse_helpers import check_steps
 
@@ -172,3 +173,12 @@ def test_where_kernels_are_kept(tmp_path, monkeypatch):
     assert compiler.cache_folder() == tmp_path / "functional_sgd"
     monkeypatch.setenv("FUNCTIONAL_SGD_CACHE", str(tmp_path / "own"))
     assert compiler.cache_folder() == tmp_path / "own"
+
+
+@pytest.mark.parametrize("donate", [False, True], ids=["pure", "donated"])
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_foreach_operators_do_what_a_kernel_would(name, donate, monkeypatch):
+    opt = fuse(RECIPES[name](), donate=donate)
+    opt.compiled = False
+    tree = {"a": torch.ones(4, 3), "b": [torch.ones(2), torch.ones(())]}
+    check_steps(RECIPES[name](), tree, donate=donate, fused=opt)
