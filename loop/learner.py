@@ -20,7 +20,8 @@ class Learner:
     `(pred, *targets) -> 0-d tensor`, also a mean over the batch; its name is the column. The first `n_inputs` entries
     of a batch are inputs, the rest targets; a batch of one entry has no targets.
 
-    Raises TypeError if the data, the loss, the optimizer or a metric is not of the right kind.
+    Raises TypeError if the data, the loss, the optimizer or a metric is not of the right kind, and ValueError for an
+    optimizer that donates its buffers.
 
     >>> from functional_sgd import sgd
     >>> x = torch.linspace(-1, 1, 8)[:, None]
@@ -44,6 +45,11 @@ class Learner:
             raise TypeError(f"Learner: data must be DataLoaders(train, valid), got {type(self.data).__name__}.")
         if not isinstance(self.opt, Optimizer):
             raise TypeError(f"Learner: opt must be an optimizer such as adamw(), got {self.opt!r}. Call the recipe.")
+        if getattr(self.opt, "donate", False):
+            raise ValueError(
+                f"Learner: {self.opt!r} overwrites the state it is given, but a run must leave yours as it was. "
+                f"Use fuse(opt) without donate: it uses memory again once you have dropped it."
+            )
         object.__setattr__(self, "metrics", _functions("metrics", self.metrics))
         object.__setattr__(self, "callbacks", tuple(_listed("callbacks", self.callbacks)))
         _functions("loss", [self.loss])
