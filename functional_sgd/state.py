@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from functional_sgd.mode import transformed
 from functional_sgd.rule import COUNTER, Initializer, Rule
 from functional_sgd.tree import Tree, flatten, unflatten
 from functional_sgd.wiring import did_you_mean
@@ -86,7 +87,7 @@ def _first_value(rule: Rule, initializer: Initializer, leaf: Tensor) -> Tensor:
 
 
 def _share(one: Tensor, other: Tensor) -> bool:
-    if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:
+    if transformed():
         return one is other  # inside transforms, memory is not to be seen
     try:
         return one.numel() > 0 and one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()

@@ -17,6 +17,7 @@ from functional_sgd.execute.compiler import NoCompiler, load
 from functional_sgd.execute.group import Group, Signature, signature
 from functional_sgd.execute.run import Run
 from functional_sgd.execute.segments import Segment, cut
+from functional_sgd.mode import transformed
 from functional_sgd.state import State, working_dtype
 from functional_sgd.step import run_leaves
 from functional_sgd.tree import Tree, paths
@@ -90,7 +91,7 @@ class Fused:
     ) -> tuple[Tree, State]:
         """One step: (new params, new state)."""
         plan = self.opt.plan
-        if _transformed():
+        if transformed():
             return self.opt(params, grads, state, hyper, **extras)
         leaves = take_apart(plan, params, grads, state, hyper, extras, self._last)
         if self.debug:
@@ -154,11 +155,6 @@ class Fused:
         for group in self._groups[key]:
             group.forget()
         return self._groups[key]
-
-
-def _transformed() -> bool:
-    compiling: bool = torch.compiler.is_compiling()
-    return compiling or torch._C._functorch.maybe_current_level() is not None
 
 
 def _tracked(leaves: Leaves) -> bool:
