@@ -80,7 +80,7 @@ class Group:
         columns: dict[str, list[Any]] = {"param": leaves.params, **leaves.slots}
         for name, where in self.pointers.items():
             tensors = columns[name]
-            if not torch._C._tensors_data_ptrs_at_indices_equal(tensors, where.tolist(), self.shape.every):
+            if not np.array_equal(addresses(tensors), where):
                 return True
             if not all(tensors[index].is_contiguous() for index in self.turnable):
                 return True

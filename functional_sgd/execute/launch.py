@@ -40,7 +40,6 @@ class Shape:
         self.one_row = np.zeros(self.n_leaves, dtype=np.int32)
         self.own_rows = np.arange(self.n_leaves, dtype=np.int32)
         self.numel = int(sum(sizes))
-        self.every = list(range(len(sizes)))
         self.offsets = np.concatenate(([0], np.cumsum(sizes, dtype=np.int64)[:-1])) if sizes else np.zeros(0, np.int64)
 
 
