@@ -38,7 +38,7 @@ def value_and_grad(loss_fn: Callable[..., Any], has_aux: bool = False) -> Callab
             _check_loss(loss)
             grads = gradients(loss, tracked)
         value = loss.detach()
-        return (value, _detached(result[1])) if has_aux else value, unflatten(spec, grads)
+        return (value, detached(result[1])) if has_aux else value, unflatten(spec, grads)
 
     return compute
 
@@ -122,6 +122,7 @@ def _check_loss(loss: Any) -> None:
         raise ValueError(f"value_and_grad: the loss must be a 0-d tensor, got {found}. Take its mean or sum.")
 
 
-def _detached(tree: Tree) -> Tree:
+def detached(tree: Tree) -> Tree:
+    """The tree with its tensors cut off from what computed them; whatever else is in it stays."""
     leaves, spec = flatten(tree)
     return unflatten(spec, [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves])

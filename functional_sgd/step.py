@@ -48,6 +48,7 @@ def _segments(calls: Sequence[Call]) -> Iterator[tuple[bool, list[Call]]]:
 
 
 def columns_of(leaves: Leaves, index: int) -> dict[str, Tensor]:
+    """What one leaf has in every column before the first rule, as rules see it."""
     param, grad = leaves.params[index], leaves.grads[index]
     assert grad is not None
     own = {name: working(values[index]) for name, values in leaves.slots.items()}
@@ -62,16 +63,14 @@ def run_on_leaf(
     A leafwise rule sees a complex leaf as it is, since it looks at shapes; elementwise rules see pairs of reals.
     """
     whole = leaf.is_complex() and call.rule.scope == "leafwise"
-    reads = {inner: columns[outer] for inner, outer in call.reads}
+    seen: Mapping[str, Tensor] = columns
     if whole:
         pairs = (*leaf.shape, 2)
-        reads = {name: torch.view_as_complex(v) if v.shape == pairs else v for name, v in reads.items()}
-    result = call.rule.function(**reads, **{inner: scalars[outer] for inner, outer in call.scalars})
-    for inner, outer in call.writes:
-        value = result[inner]
-        columns[outer] = torch.view_as_real(value) if whole and value.is_complex() else value
-        if inner in call.rule.initializers:
-            kept[outer] = columns[outer]
+        seen = {name: torch.view_as_complex(v) if v.shape == pairs else v for name, v in columns.items()}
+    for name, value in call.run(seen, scalars).items():
+        columns[name] = torch.view_as_real(value) if whole and value.is_complex() else value
+        if name in call.rule.slots:
+            kept[name] = columns[name]
 
 
 def _run_treewise(
@@ -87,11 +86,21 @@ def _run_treewise(
     common = next(iter(scalars.values()))
     names = {outer for _, outer in call.reads}
     results = run_on_tree(plan, call, leaves, {n: {i: columns[i][n] for i in columns} for n in names}, common)
-    for inner, outer in call.writes:
+    put_on_leaves(call, results, columns, kept)
+
+
+def put_on_leaves(
+    call: Call,
+    results: Mapping[str, Sequence[Any]],
+    columns: Mapping[int, dict[str, Tensor]],
+    kept: Mapping[int, dict[str, Tensor]],
+) -> None:
+    """Put what a treewise rule writes among the columns of each leaf, and its slots among what is kept."""
+    for name, values in results.items():
         for index in columns:
-            columns[index][outer] = results[outer][index]
-            if inner in call.rule.initializers:
-                kept[index][outer] = results[outer][index]
+            columns[index][name] = values[index]
+            if name in call.rule.slots:
+                kept[index][name] = values[index]
 
 
 def run_on_tree(
@@ -102,11 +111,8 @@ def run_on_tree(
         if name in leaves.separate:
             raise ValueError(f"{plan.who}: rule {call.rule.name} sees whole trees, so {name!r} must be one number.")
     count = range(len(leaves.params))
-    reads = {
-        inner: unflatten(leaves.spec, [columns[outer].get(index) for index in count]) for inner, outer in call.reads
-    }
-    result = call.rule.function(**reads, **{inner: scalars[outer] for inner, outer in call.scalars})
-    return {outer: leaves.spec.flatten_up_to(result[inner]) for inner, outer in call.writes}
+    trees = {name: unflatten(leaves.spec, [own.get(index) for index in count]) for name, own in columns.items()}
+    return {name: leaves.spec.flatten_up_to(tree) for name, tree in call.run(trees, scalars).items()}
 
 
 def _results(

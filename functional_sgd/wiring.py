@@ -17,6 +17,12 @@ class Call:
     scalars: tuple[tuple[str, str], ...]  # (the function's parameter, the hyper, extra or step that it gets)
     writes: tuple[tuple[str, str], ...]  # (the key in the function's dict, the column that it becomes)
 
+    def run(self, columns: Mapping[str, Any], scalars: Mapping[str, Any]) -> dict[str, Any]:
+        """Call the rule on columns and scalars by the chain's names: column -> what it writes there."""
+        reads = {inner: columns[outer] for inner, outer in self.reads}
+        result = self.rule.function(**reads, **{inner: scalars[outer] for inner, outer in self.scalars})
+        return {outer: result[inner] for inner, outer in self.writes}
+
     @property
     def treewise(self) -> bool:
         """Whether the rule must see all leaves at once."""

@@ -18,7 +18,7 @@ from loop.callbacks import ParamScheduler, Recorder
 from loop.callbacks.recorder import RECORDER, recorded
 from loop.data import DataLoaders
 from loop.events import VALIDATE
-from loop.learner import Learner
+from loop.learner import Learner, hyper_names
 from loop.machine import Steps, drain, steps
 from loop.state import State
 
@@ -60,7 +60,7 @@ def begin(learner: Learner, state: State, epochs: int, callbacks: Sequence[Any],
     """A run of `fit` that has not taken its first step; its arguments are checked here."""
     if not isinstance(epochs, int) or epochs < 0:
         raise ValueError(f"fit: epochs must be a whole number, 0 or more, got {epochs!r}.")
-    known = {*learner.opt.hyper, *getattr(learner.opt, "required", ())}
+    known = hyper_names(learner)
     for name in hyper:
         if name not in known:
             raise ValueError(f"fit: the optimizer reads no {name!r}. {did_you_mean(name, known)}")

@@ -66,6 +66,11 @@ class Learner:
         return State(params, buffers, self.opt.init(params), self.opt.hyper, seed)
 
 
+def hyper_names(learner: Learner) -> set[str]:
+    """Every hyper and extra that the optimizer reads, with or without a default."""
+    return {*learner.opt.hyper, *getattr(learner.opt, "required", ())}
+
+
 def _listed(what: str, values: Any) -> Iterable[Any]:
     if not isinstance(values, Iterable):
         raise TypeError(f"Learner: {what} must be a list, got {values!r}. Put it in one: [{values!r}].")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from functional_sgd import apply
-from functional_sgd.autodiff import gradients
+from functional_sgd.autodiff import detached, gradients
 from loop.chance import key, seed_loader, seed_torch
 from loop.learner import Learner
 from loop.state import State
@@ -63,7 +63,7 @@ class Work:
         by_name = dict(zip(self.tracked, grads, strict=True))
         params = self.before if state.params is self.tracked else state.params
         self.tracked, self.before = {}, {}
-        return state.replace(params=params, grads=by_name, pred=_detached(state.pred), loss=state.loss.detach())
+        return state.replace(params=params, grads=by_name, pred=detached(state.pred), loss=state.loss.detach())
 
     def update(self, state: State) -> State:
         """One step of the optimizer."""
@@ -211,12 +211,6 @@ def _to(part: Any, device: torch.device) -> Any:
     if isinstance(part, Tensor):
         return part if part.device == device else part.to(device, non_blocking=True)
     return optree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, part)
-
-
-def _detached(pred: Any) -> Any:
-    if isinstance(pred, Tensor):
-        return pred.detach()
-    return optree.tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, pred)
 
 
 def _length(loader: Any) -> int | None:

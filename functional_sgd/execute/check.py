@@ -24,10 +24,9 @@ def check(call: Call) -> None:
     scalars = {outer: _trial_value(call, inner, outer) for inner, outer in call.scalars}
     values = evaluate(graph.needed(written.values()), columns, scalars)
     with torch.no_grad():
-        reads = {inner: columns[outer].clone() for inner, outer in call.reads}
-        results = call.rule.function(**reads, **{inner: scalars[outer] for inner, outer in call.scalars})
-    for inner, outer in call.writes:
-        wanted, found = results[inner].double(), values[written[outer].index].double()
+        results = call.run({name: column.clone() for name, column in columns.items()}, scalars)
+    for name, result in results.items():
+        wanted, found = result.double(), values[written[name].index].double()
         if not torch.allclose(found.broadcast_to(wanted.shape), wanted, rtol=1e-9, atol=1e-12, equal_nan=True):
             raise NotPointwise("on symbols it does something else than on tensors (does it look at types?)")
 

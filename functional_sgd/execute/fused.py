@@ -93,7 +93,8 @@ class Fused:
         plan = self.opt.plan
         if transformed():
             return self.opt(params, grads, state, hyper, **extras)
-        leaves = take_apart(plan, params, grads, state, hyper, extras, self._last)
+        last = self._last
+        leaves = take_apart(plan, params, grads, state, hyper, extras, last)
         if self.debug:
             _refuse_spent(params, leaves)
         if _tracked(leaves) or not all(_is_number(leaves.shared.get(name, 0)) for name in self._scalars):
@@ -111,11 +112,10 @@ class Fused:
                 return run_leaves(plan, leaves)
             if self.debug:
                 new_params, new_slots = _spend(leaves, new_params, new_slots)
-            if self._last is not None and leaves.kinds is not None:
-                self._last.renew(new_params, new_slots)
-            else:
-                self._last = Known(leaves.spec, new_params, new_slots)
-            self._last_groups = groups
+            if last is None or leaves.kinds is None:
+                last = Known(leaves.spec, new_params, new_slots)
+            last.renew(new_params, new_slots)
+            self._last, self._last_groups = last, groups
         return leaves.rebuild(new_params, new_slots)
 
     def source(self, dtype: torch.dtype = torch.float32) -> str:

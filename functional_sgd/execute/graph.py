@@ -87,15 +87,13 @@ class Graph:
 
     def run(self, call: Call, columns: dict[str, Node]) -> dict[str, Node]:
         """Run a rule on symbols: column -> node for what it writes. Raises NotPointwise if that cannot be done."""
-        reads = {inner: columns[outer] for inner, outer in call.reads}
-        scalars = {inner: self.scalar(outer) for inner, outer in call.scalars}
         try:
-            result = call.rule.function(**reads, **scalars)
+            result = call.run(columns, {name: self.scalar(name) for _, name in call.scalars})
         except NotPointwise:
             raise
         except Exception as error:
             raise NotPointwise(f"{type(error).__name__}: {error}") from error
-        return {outer: self.value(result[inner]) for inner, outer in call.writes}
+        return {name: self.value(value) for name, value in result.items()}
 
     def needed(self, outputs: Iterable[Node]) -> list[Node]:
         """The nodes that these are made of, in an order in which they can be computed."""

@@ -68,14 +68,7 @@ def _agrees(
     scalars: Mapping[str, Any],
 ) -> bool:
     """Whether the arithmetic, with the numbers, gives what the rule gives on tensors."""
-    given = {inner: scalars[outer] for inner, outer in call.scalars}
-    reads = {inner: [leaf[outer] for leaf in leaves] for inner, outer in call.reads}
-    if call.treewise:
-        written = call.rule.function(**reads, **given)
-        wanted = {outer: written[inner] for inner, outer in call.writes}
-    else:
-        each = [call.rule.function(**{k: v[i] for k, v in reads.items()}, **given) for i in range(len(leaves))]
-        wanted = {outer: [one[inner] for one in each] for inner, outer in call.writes}
+    wanted = _results(call, leaves, [scalars] * len(leaves), list, list)
     for place, (leaf, numbers) in enumerate(zip(leaves, found[1], strict=True)):
         columns = {symbols[outer].args[0]: value.double() for outer, value in leaf.items()}
         named = {f"{call.rule.name}_{k}": float(number) for k, number in enumerate(numbers)}
@@ -96,24 +89,27 @@ def _run(
 ) -> tuple[dict[str, Node], list[list[Tensor]]] | None:
     """Run the rule on lazy leaves: what it writes as nodes, the same for all leaves, and the numbers of each leaf."""
     lazy = [lazy_leaf(leaf, symbols, call.rule.name) for leaf in columns]
-    results: dict[str, list[Any]]
-    if call.treewise:
-        reads = {inner: tree_of([leaf[outer] for leaf in lazy]) for inner, outer in call.reads}
-        written = call.rule.function(**reads, **{inner: scalars[0][outer] for inner, outer in call.scalars})
-        results = {outer: leaves_of(written[inner]) for inner, outer in call.writes}
-    else:
-        results = {outer: [] for _, outer in call.writes}
-        for leaf, own in zip(lazy, scalars, strict=True):
-            reads_one = {inner: leaf[outer] for inner, outer in call.reads}
-            written = call.rule.function(**reads_one, **{inner: own[outer] for inner, outer in call.scalars})
-            for inner, outer in call.writes:
-                results[outer].append(written[inner])
     nodes = {}
-    for outer, values in results.items():
+    for outer, values in _results(call, lazy, scalars, tree_of, leaves_of).items():
         if not all(isinstance(value, Lazy) and value.node is values[0].node for value in values):
             return None
         nodes[outer] = values[0].node
     return nodes, [next(iter(leaf.values())).numbers.values for leaf in lazy]
+
+
+def _results(
+    call: Call,
+    leaves: Sequence[Mapping[str, Any]],
+    scalars: Sequence[Mapping[str, Any]],
+    tree_of: Callable[[list[Any]], Tree],
+    leaves_of: Callable[[Tree], list[Any]],
+) -> dict[str, list[Any]]:
+    """What the rule writes, leaf by leaf, on leaves of whatever kind."""
+    if call.treewise:
+        trees = {name: tree_of([leaf[name] for leaf in leaves]) for _, name in call.reads}
+        return {name: leaves_of(tree) for name, tree in call.run(trees, scalars[0]).items()}
+    each = [call.run(leaf, own) for leaf, own in zip(leaves, scalars, strict=True)]
+    return {name: [one[name] for one in each] for _, name in call.writes}
 
 
 def _words(graph: Graph, results: Mapping[str, Node]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from functional_sgd.execute.prelude import Prelude
 from functional_sgd.execute.segments import Segment, key_of
 from functional_sgd.rule import COUNTER
 from functional_sgd.state import owned, stored, working, working_dtype
-from functional_sgd.step import columns_of, run_on_leaf, run_on_tree
+from functional_sgd.step import columns_of, put_on_leaves, run_on_leaf, run_on_tree
 from functional_sgd.tree import unflatten
 from functional_sgd.wiring import Call
 
@@ -192,14 +192,12 @@ class Run:
     def _on_leaves(self, call: Call, segment: Segment) -> None:
         """Run one rule with torch, leaf by leaf."""
         for table, group in zip(self.tables, self.groups, strict=True):
-            made: dict[str, list[Tensor]] = {key_of(self.plan, call, *names): [] for names in call.writes}
-            reads = {inner: self._seen(table, segment.keys[outer], group) for inner, outer in call.reads}
+            made: dict[str, list[Tensor]] = {key_of(self.plan, call, name): [] for _, name in call.writes}
+            reads = {name: self._seen(table, segment.keys[name], group) for _, name in call.reads}
             for place, index in enumerate(group.indices):
-                scalars = self.leaves.scalars(index)
-                columns = {inner: values[place] for inner, values in reads.items()}
-                result = call.rule.function(**columns, **{inner: scalars[outer] for inner, outer in call.scalars})
-                for inner, outer in call.writes:
-                    made[key_of(self.plan, call, inner, outer)].append(result[inner])
+                columns = {name: values[place] for name, values in reads.items()}
+                for name, value in call.run(columns, self.leaves.scalars(index)).items():
+                    made[key_of(self.plan, call, name)].append(value)
             self._put(table, group, made)
 
     def _on_tree(self, call: Call, segment: Segment) -> None:
@@ -214,13 +212,9 @@ class Run:
             return
         results = run_on_tree(self.plan, call, self.leaves, columns, self.leaves.scalars(active))
         for table, group in zip(self.tables, self.groups, strict=True):
-            keys = {key_of(self.plan, call, *names): results[names[1]] for names in call.writes}
-            self._put(table, group, {key: group.pick(values) for key, values in keys.items()})
-        for index, own in self.others.items():
-            for inner, outer in call.writes:
-                own[outer] = results[outer][index]
-                if inner in call.rule.initializers:
-                    self.kept[index][outer] = own[outer]
+            made = {key_of(self.plan, call, name): group.pick(values) for name, values in results.items()}
+            self._put(table, group, made)
+        put_on_leaves(call, results, self.others, self.kept)
 
     def _seen(self, table: dict[str, Column], key: str, group: Group) -> list[Tensor]:
         """A column as rules see it."""

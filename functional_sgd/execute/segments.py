@@ -86,13 +86,13 @@ def _next_segment(plan: Plan, start: int, keys: Mapping[str, str], lazily: bool)
     if position > start:
         return _kernel_segment(plan, plan.calls[start:position], position, graph, columns, kept, keys, prelude)
     call = plan.calls[start]
-    after = {**keys, **{outer: key_of(plan, call, inner, outer) for inner, outer in call.writes}}
+    after = {**keys, **{name: key_of(plan, call, name) for _, name in call.writes}}
     return Segment((call,), dict(keys), reason=f"{call.rule!r}: {reason}"), after
 
 
-def key_of(plan: Plan, call: Call, inner: str, outer: str) -> str:
+def key_of(plan: Plan, call: Call, name: str) -> str:
     """Where a call's result is put."""
-    return outer if inner in call.rule.initializers or outer not in plan.slots else f"{outer}__shadow"
+    return name if name in call.rule.slots or name not in plan.slots else f"{name}__shadow"
 
 
 class _Columns(dict[str, Node]):
@@ -117,7 +117,7 @@ def _trace(graph: Graph, columns: _Columns, kept: dict[str, Node], call: Call) -
     except NotPointwise as problem:
         return str(problem)
     columns.update(written)
-    kept.update({outer: written[outer] for inner, outer in call.writes if inner in call.rule.initializers})
+    kept.update({name: written[name] for name in call.rule.slots if name in written})
     return ""
 
 

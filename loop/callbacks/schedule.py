@@ -8,6 +8,7 @@ import optree
 
 from functional_sgd.wiring import did_you_mean
 from loop.callback import Callback
+from loop.learner import hyper_names
 from loop.stages import learner_of
 from loop.state import State
 
@@ -28,8 +29,7 @@ class ParamScheduler(Callback):
 
     def before_fit(self, state: State) -> State:
         """Check the names, and keep the hypers of before."""
-        opt = learner_of(state).opt
-        known = {*state.hyper, *opt.hyper, *getattr(opt, "required", ())}
+        known = {*state.hyper, *hyper_names(learner_of(state))}
         for name in self.schedules:
             if name not in known:
                 raise ValueError(f"ParamScheduler: the optimizer reads no {name!r}. {did_you_mean(name, known)}")
