@@ -32,6 +32,7 @@ class Leaves:
     """One call of an optimizer, taken apart: a list for each tree, with one entry for each leaf of params."""
 
     spec: Spec
+    trees: dict[str, Tree]  # params, as "param", and the slots, as they came
     params: list[Tensor]
     grads: list[Tensor | None]
     slots: dict[str, list[Tensor]]
@@ -60,9 +61,13 @@ class Leaves:
         return self.common[device]
 
     def rebuild(self, params: list[Tensor], slots: Mapping[str, list[Tensor]]) -> tuple[Tree, State]:
-        """The trees that the optimizer returns."""
-        trees = {name: unflatten(self.spec, values) for name, values in slots.items()}
-        return unflatten(self.spec, params), {COUNTER: self.step, **trees}
+        """The trees that the optimizer returns; where they have the very leaves that came, as they came."""
+        new, old = {"param": params, **slots}, {"param": self.params, **self.slots}
+        trees = {
+            name: self.trees[name] if values is old[name] else unflatten(self.spec, values)
+            for name, values in new.items()
+        }
+        return trees.pop("param"), {COUNTER: self.step, **trees}
 
 
 def take_apart(
@@ -79,10 +84,11 @@ def take_apart(
     Trees that the guard recognises are not checked again.
     """
     check_state(plan.who, state, plan.slots)
-    known = guard.flatten((params, grads, *(state[name] for name in plan.slots))) if guard is not None else None
+    trees = {"param": params, **{name: state[name] for name in plan.slots}}
+    known = guard.flatten((*trees.values(), grads)) if guard is not None else None
     if guard is not None and known is not None:
         spec = guard.spec
-        leaves, grad_leaves, *columns = known
+        leaves, *columns, grad_leaves = known
         slots = dict(zip(plan.slots, columns, strict=True))
     else:
         leaves, spec = flatten(params)
@@ -94,7 +100,7 @@ def take_apart(
             check_like(plan.who, f"state[{name!r}]", params, seen, slots[name], "Was it made for other params?")
     values = collect(plan.who, plan.defaults, hyper, extras)
     shared, separate = per_leaf(plan.who, values, {} if hyper is None else hyper, params, spec)
-    return Leaves(spec, leaves, grad_leaves, slots, state[COUNTER] + 1, shared, separate, known is not None)
+    return Leaves(spec, trees, leaves, grad_leaves, slots, state[COUNTER] + 1, shared, separate, known is not None)
 
 
 def _on(value: Any, device: Any) -> Any:

@@ -1,7 +1,6 @@
 """Recognise the tensors of a call as being just like those of an earlier one, which has been checked."""
 
 from collections.abc import Callable, Sequence
-from itertools import chain
 from operator import eq
 from typing import Any
 
@@ -20,12 +19,15 @@ class Guard:
 
     def __init__(self, spec: Spec, columns: Sequence[list[Tensor]]) -> None:
         self.spec = spec
-        self._alike = _alike([*chain.from_iterable(columns)])
+        self._alike: list[Callable[..., bool]] = []  # for each column; columns that look alike share theirs,
+        for column in columns:  # since what has been looked at just now is still in the processor's cache
+            shared = next((alike for alike in self._alike if alike(*column)), None)
+            self._alike.append(shared or _alike(column))
 
     def holds(self, tensors: list[Tensor]) -> bool:
-        """Whether tensors are just like the known ones, in number too."""
+        """Whether tensors are just like those of the first column, in number too."""
         try:
-            return self._alike(*tensors)
+            return self._alike[0](*tensors)
         except (ValueError, TypeError):
             return False
 
@@ -33,7 +35,7 @@ class Guard:
         """The leaves of trees that are just like the known ones; None if they are not."""
         try:
             columns = [self.spec.flatten_up_to(tree) for tree in trees]
-            return columns if self._alike(*chain.from_iterable(columns)) else None
+            return columns if all(alike(*column) for alike, column in zip(self._alike, columns, strict=True)) else None
         except (ValueError, TypeError):
             return None
 

@@ -179,7 +179,7 @@ class Fused:
         if len(grads) == len(leaves.params):
             for group in groups:
                 group.dense_grads = all(map(Tensor.is_contiguous, group.pick(grads)))
-            self._guard, self._guarded = Guard(leaves.spec, [leaves.params, grads, *leaves.slots.values()]), groups
+            self._guard, self._guarded = Guard(leaves.spec, [leaves.params, *leaves.slots.values(), grads]), groups
 
     def _groups_of(self, leaves: Leaves) -> list[Group]:
         """The leaves in groups of one kind."""

@@ -95,9 +95,9 @@ class Group:
             group.everything = len(group.indices) == len(signatures)
         return groups
 
-    def pick(self, values: Sequence[Any]) -> list[Any]:
-        """The group's part of a list over all leaves."""
-        return list(values) if self.everything else [values[index] for index in self.indices]
+    def pick(self, values: list[Any]) -> list[Any]:
+        """The group's part of a list over all leaves; the list itself, if that is everything."""
+        return values if self.everything else [values[index] for index in self.indices]
 
 
 def dense(tensors: list[Tensor]) -> list[Tensor]:

@@ -67,8 +67,10 @@ class Launcher:
         its outputs.
         """
         table, hypers, scratch = self._arrays(shape.n_leaves, len(rows))
+        known: dict[int, int] = {}
         for index, addresses in enumerate(columns):
-            table.array[index] = addresses
+            same = known.setdefault(id(addresses), index)  # a column that is overwritten is both read and written
+            table.array[index] = addresses if same == index else table.array[same]
         hypers.array[:] = rows
         self.function(
             shape.n_leaves, table.address, len(rows), hypers.address,

@@ -70,9 +70,10 @@ class Run:
         self.donate, self.means = donate, means
         self.started = False  # whether anything has been written
         self.tables = [self._table(group) for group in groups]
-        treated = {index for group in groups for index in group.indices}
-        others = () if len(treated) == len(leaves.params) else (i for i in leaves.active if i not in treated)
-        self.others = {index: columns_of(leaves, index) for index in others}
+        self.others: dict[int, dict[str, Tensor]] = {}
+        if sum(len(group.indices) for group in groups) < len(leaves.params):
+            treated = {index for group in groups for index in group.indices}
+            self.others = {index: columns_of(leaves, index) for index in leaves.active if index not in treated}
         self.kept: dict[int, dict[str, Tensor]] = {index: {} for index in self.others}
         self.numbers: dict[str, dict[int, Tensor]] = {}  # what the last prelude reduced each leaf to
 
