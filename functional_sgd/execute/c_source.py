@@ -7,21 +7,24 @@ import torch
 from functional_sgd.execute.graph import LOGICAL, Graph, Node
 from functional_sgd.execute.source import Kernel, name_of, parts_of
 
-_HEADER = """\
+CONVERSIONS = """\
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
 
-static inline float from_bfloat16(uint16_t x) {{
+static inline float from_bfloat16(uint16_t x) {
     uint32_t u = (uint32_t)x << 16; float f; memcpy(&f, &u, 4);
     return f;
-}}
-static inline uint16_t to_bfloat16(float f) {{
+}
+static inline uint16_t to_bfloat16(float f) {
     uint32_t u; memcpy(&u, &f, 4);
     uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
     return f != f ? 0x7fc0 : (uint16_t)rounded;
-}}
-static inline double remainder_double(double a, double b) {{
+}
+"""
+
+_HEADER = """\
+{conversions}static inline double remainder_double(double a, double b) {{
     double r = fmod(a, b);
     return (r != 0 && (r < 0) != (b < 0)) ? r + b : r;
 }}
@@ -125,7 +128,7 @@ def emit(
         for node in parts.elements
     ]
     body += [f"        out_{name}[i] = {_store(node, results[name])};" for name, node in outputs.items()]
-    text = _HEADER.format(title=title) + _FUNCTION.format(
+    text = _HEADER.format(conversions=CONVERSIONS, title=title) + _FUNCTION.format(
         n_hypers=len(hypers), n_scalars=len(crossing), stride=max(len(crossing), 1), n_columns=len(names),
         prepare="\n".join(prepare), scalars="\n".join(scalars), bind="\n".join(bind), body="\n".join(body),
     )  # fmt: skip
@@ -165,8 +168,18 @@ def _comment(node: Node) -> str:
 
 
 def _load(node: Node, dtypes: Mapping[str, torch.dtype]) -> str:
-    name = node.args[0]
-    return f"from_bfloat16(in_{name}[i])" if dtypes[name] == torch.bfloat16 else f"in_{name}[i]"
+    return loaded(f"in_{node.args[0]}", "i", dtypes[node.args[0]])
+
+
+def loaded(array: str, index: str, dtype: torch.dtype) -> str:
+    """An element of an array of stored numbers, as a number that C can calculate with."""
+    element = f"{array}[{index}]"
+    return f"from_bfloat16({element})" if dtype == torch.bfloat16 else element
+
+
+def stored_type(dtype: torch.dtype) -> str:
+    """The C type of an element in memory."""
+    return _STORED[dtype]
 
 
 def _store(node: Node, dtype: torch.dtype) -> str:

@@ -15,14 +15,15 @@ _NAMES = {"and": "logical_and", "or": "logical_or", "not": "logical_not"}
 
 def check(call: Call) -> None:
     """Raise NotPointwise if a rule, run on symbols, is not the arithmetic that it is on tensors."""
-    graph = Graph()
+    graph = Graph(reducing=call.rule.scope == "leafwise")
     written = graph.run(call, {outer: graph.column(outer) for _, outer in call.reads})
     columns = {
         outer: torch.linspace(-1.3, 1.7, 7, dtype=torch.float64, device="cpu").roll(place).mul(1 + place)
         for place, outer in enumerate(sorted({outer for _, outer in call.reads}))
     }
     scalars = {outer: _trial_value(call, inner, outer) for inner, outer in call.scalars}
-    values = evaluate(graph.needed(written.values()), columns, scalars)
+    norms = {name: torch.linalg.vector_norm(columns[column]) for name, column in graph.norms.items()}
+    values = evaluate(graph.needed(written.values()), columns, {**scalars, **norms})
     with torch.no_grad():
         results = call.run({name: column.clone() for name, column in columns.items()}, scalars)
     for name, result in results.items():

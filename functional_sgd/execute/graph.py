@@ -11,6 +11,9 @@ import torch
 
 from functional_sgd.wiring import Call
 
+NORMS = frozenset({"linalg_vector_norm", "linalg_norm", "norm"})
+"""Functions that give the Euclidean norm of a tensor, when they are called with nothing else."""
+
 LOGICAL = frozenset({"eq", "ne", "lt", "le", "gt", "ge", "and", "or", "not", "isnan", "isfinite"})
 """Operations whose results are true or false."""
 
@@ -38,7 +41,7 @@ class Node:
         return _apply(name, args, kwargs or {})
 
     def __getattr__(self, name: str) -> Callable[..., "Node"]:
-        if name.startswith("__") or name not in FUNCTIONS:
+        if name.startswith("__") or (name not in FUNCTIONS and name not in NORMS):
             raise NotPointwise(f"it uses .{name}, which is not a pointwise operation that can be fused")
         return lambda *args, **kwargs: _apply(name, (self, *args), kwargs)
 
@@ -52,10 +55,15 @@ class Node:
 
 
 class Graph:
-    """A growing list of nodes, each made once."""
+    """A growing list of nodes, each made once.
 
-    def __init__(self) -> None:
+    While it is `reducing`, rules may take the norm of a column: a scalar, whose name is among `norms`.
+    """
+
+    def __init__(self, reducing: bool = False) -> None:
         self.nodes: list[Node] = []
+        self.norms: dict[str, str] = {}  # name of a scalar -> the column of which it is the norm
+        self.reducing = reducing
         self._known: dict[tuple[Any, ...], Node] = {}
 
     def node(self, op: str, *args: Any, element: bool | None = None) -> Node:
@@ -74,6 +82,14 @@ class Graph:
     def scalar(self, name: str) -> Node:
         """A hyper, or the step."""
         return self.node("scalar", name, element=False)
+
+    def norm(self, column: Any) -> Node:
+        """The norm of a whole leaf, as a scalar."""
+        if not (self.reducing and isinstance(column, Node) and column.op == "column"):
+            raise NotPointwise("it takes a norm")
+        name = f"norm_of_{column.args[0]}"
+        self.norms[name] = column.args[0]
+        return self.scalar(name)
 
     def value(self, constant: Any) -> Node:
         """A constant."""
@@ -108,6 +124,8 @@ class Graph:
 
 
 def _apply(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Node:
+    if name in NORMS and len(args) == 1 and not kwargs:
+        return args[0].graph.norm(args[0])  # type: ignore[no-any-return]
     if name not in FUNCTIONS:
         raise NotPointwise(f"it calls {name}, which is not a pointwise operation that can be fused")
     graph = next(arg.graph for arg in (*args, *kwargs.values()) if isinstance(arg, Node))

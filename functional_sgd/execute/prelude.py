@@ -10,7 +10,7 @@ from torch import Tensor
 from functional_sgd.arguments import Plan
 from functional_sgd.execute.check import evaluate
 from functional_sgd.execute.graph import Graph, Node
-from functional_sgd.execute.lazy import Lazy, lazy_leaf
+from functional_sgd.execute.lazy import Lazy, lazy_leaves
 from functional_sgd.rule import COUNTER, REQUIRED
 from functional_sgd.tree import Tree
 from functional_sgd.wiring import Call
@@ -22,6 +22,7 @@ class Prelude:
 
     call: Call
     trace: tuple[str, ...]  # the arithmetic, in words: a run that does something else cannot be used
+    together: bool  # whether the numbers are those of all leaves
 
     def numbers(
         self,
@@ -30,19 +31,26 @@ class Prelude:
         scalars: Sequence[Mapping[str, Any]],
         tree_of: Callable[[list[Any]], Tree],
         leaves_of: Callable[[Tree], list[Any]],
+        norms: Callable[[str], Sequence[Tensor]],
     ) -> dict[str, list[Tensor]] | None:
-        """The numbers of every leaf, by name; None if the rule did not do what it did when it was traced."""
+        """The numbers of every leaf, by name; None if the rule did not do what it did when it was traced.
+
+        `norms` gives those of all leaves of a column.
+        """
         graph = Graph()
         symbols = {outer: graph.column(keys[outer]) for _, outer in self.call.reads}
-        found = _run(self.call, symbols, columns, scalars, tree_of, leaves_of)
+        found = _run(self.call, symbols, columns, scalars, tree_of, leaves_of, self.together, norms)
         if found is None or _words(graph, found[0]) != self.trace:
             return None
         every = found[1]
         return {f"{self.call.rule.name}_{place}": [own[place] for own in every] for place in range(len(every[0]))}
 
 
-def prepare(plan: Plan, call: Call, graph: Graph, columns: dict[str, Node]) -> Prelude | None:
-    """The prelude that this rule can be, tried on two small leaves; its results are then among the columns."""
+def prepare(plan: Plan, call: Call, graph: Graph, columns: dict[str, Node], together: bool) -> Prelude | None:
+    """The prelude that this rule can be, tried on two small leaves; its results are then among the columns.
+
+    It is `together` if the rule reduces all leaves to the same numbers.
+    """
     if call.rule.initializers or graph.nodes:
         return None
     symbols = {outer: columns[outer] for _, outer in call.reads}
@@ -50,13 +58,13 @@ def prepare(plan: Plan, call: Call, graph: Graph, columns: dict[str, Node]) -> P
     defaults = {name: 0.5 if value is REQUIRED else value for name, value in plan.defaults.items()}
     defaults[COUNTER] = torch.ones((), dtype=torch.float64)
     try:
-        found = _run(call, symbols, leaves, [defaults, defaults], list, list)
+        found = _run(call, symbols, leaves, [defaults, defaults], list, list, together)
     except Exception:  # whatever it does that lazy leaves cannot do: torch will run it
         found = None
     if found is None or not _agrees(call, graph, found, leaves, symbols, defaults):
         return None
     columns.update(found[0])
-    return Prelude(call, _words(graph, found[0]))
+    return Prelude(call, _words(graph, found[0]), together)
 
 
 def _agrees(
@@ -86,9 +94,11 @@ def _run(
     scalars: Sequence[Mapping[str, Any]],
     tree_of: Callable[[list[Any]], Tree],
     leaves_of: Callable[[Tree], list[Any]],
+    together: bool,
+    norms: Callable[[str], Sequence[Tensor]] | None = None,
 ) -> tuple[dict[str, Node], list[list[Tensor]]] | None:
     """Run the rule on lazy leaves: what it writes as nodes, the same for all leaves, and the numbers of each leaf."""
-    lazy = [lazy_leaf(leaf, symbols, call.rule.name) for leaf in columns]
+    lazy = lazy_leaves(columns, symbols, call.rule.name, together, norms)
     nodes = {}
     for outer, values in _results(call, lazy, scalars, tree_of, leaves_of).items():
         if not all(isinstance(value, Lazy) and value.node is values[0].node for value in values):

@@ -1,5 +1,6 @@
 """One call of a fused optimizer: kernels and torch take turns over a table of columns."""
 
+import functools
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,8 +14,9 @@ from functional_sgd.execute.buffers import Pool, apart, results
 from functional_sgd.execute.foreach import run_foreach
 from functional_sgd.execute.group import Group, dense
 from functional_sgd.execute.launch import Pointers
+from functional_sgd.execute.norms import norms_by_torch, norms_on_cpu
 from functional_sgd.execute.prelude import Prelude
-from functional_sgd.execute.scalars import on_device, rows, separate
+from functional_sgd.execute.scalars import Numbers, on_device, rows, separate
 from functional_sgd.execute.segments import Segment, key_of
 from functional_sgd.state import owned, stored, working, working_dtype
 from functional_sgd.step import columns_of, put_on_leaves, run_on_leaf, run_on_tree
@@ -121,9 +123,10 @@ class Run:
         numbers = prelude.numbers(
             columns,
             segment.keys,
-            [leaves.scalars(index) for index in indices],
+            [leaves.scalars(index) for index in (indices[:1] if call.treewise else indices)],
             lambda values: unflatten(leaves.spec, _scattered(values, indices, len(leaves.params))),
             lambda tree: [values[index] for values in [leaves.spec.flatten_up_to(tree)] for index in indices],
+            functools.cache(lambda outer: self._norms_of_leaves(segment.keys[outer])),
         )
         if numbers is not None:
             self.numbers = {name: dict(zip(indices, values, strict=True)) for name, values in numbers.items()}
@@ -146,7 +149,7 @@ class Run:
             return
         kept = {key: group.dtypes[key] if key in segment.final else precision for key in segment.outputs}
         kinds = ({key: column.dtype for key, column in table.items()}, kept, precision)
-        scalars = (segment.hypers, self.leaves, self.numbers, group)
+        scalars = (segment.hypers, self.leaves, self._numbers(segment, table, group), group)
         if by_triton:
             hypers = on_device(*scalars)
             launch = partial(segment.on_device(group.device, hypers, *kinds), group.chunks, hypers)
@@ -169,10 +172,30 @@ class Run:
         self.started = True
         launch([*read, *written])
 
+    def _numbers(self, segment: Segment, table: dict[str, Column], group: Group) -> Numbers:
+        """What the leaves of a group have been reduced to, for a kernel that wants to know."""
+        norms = {name: self._norms(table, key, group) for name, key in segment.norms.items()}
+        return {**self.numbers, **norms} if norms else self.numbers
+
+    def _norms(self, table: dict[str, Column], key: str, group: Group) -> Tensor:
+        """The norms of a column, float64."""
+        column = table[key]
+        if self.means.compiler and not device.treats(group.device):
+            return norms_on_cpu(group.shape, column.dtype, column.pointers)
+        return norms_by_torch(column.tensors, _precision(group))
+
+    def _norms_of_leaves(self, key: str) -> list[Tensor]:
+        """The norms of a column for the leaves of all groups, as rules see them."""
+        return [
+            norm
+            for table, group in zip(self.tables, self.groups, strict=True)
+            for norm in self._norms(table, key, group).to(_precision(group)).unbind()
+        ]
+
     def _foreach(self, segment: Segment, table: dict[str, Column], group: Group) -> None:
         """Do without a kernel."""
         assert segment.graph is not None
-        values = separate(segment.hypers, self.leaves, self.numbers, group)
+        values = separate(segment.hypers, self.leaves, self._numbers(segment, table, group), group)
         columns = {key: self._seen(table, key, group) for key in segment.columns or ("grad",)}
         self._put(table, group, run_foreach(segment.graph, segment.outputs, columns, values))
 

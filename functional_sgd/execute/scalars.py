@@ -12,8 +12,8 @@ from functional_sgd.execute import device
 from functional_sgd.execute.group import Group
 from functional_sgd.rule import COUNTER
 
-Numbers = Mapping[str, Mapping[int, Tensor]]
-"""What a prelude has reduced each leaf to, by name and leaf."""
+Numbers = Mapping[str, Mapping[int, Tensor] | Tensor]
+"""What leaves have been reduced to: a number by name and leaf, or a tensor with those of a whole group."""
 
 
 def rows(names: Sequence[str], leaves: Leaves, numbers: Numbers, group: Group) -> list[list[float]]:
@@ -30,9 +30,14 @@ def rows(names: Sequence[str], leaves: Leaves, numbers: Numbers, group: Group) -
 def on_device(names: Sequence[str], leaves: Leaves, numbers: Numbers, group: Group) -> list[device.Hyper]:
     """For each scalar a number, or a tensor on the group's device, or an array of numbers, one for each leaf."""
     where = group.device
-    return [
-        _together([_here(value, where) for value in _values(name, leaves, numbers, group)], where) for name in names
-    ]
+
+    def find(name: str) -> device.Hyper:
+        known = numbers.get(name)
+        if isinstance(known, Tensor):
+            return known
+        return _together([_here(value, where) for value in _values(name, leaves, numbers, group)], where)
+
+    return list(map(find, names))
 
 
 def separate(names: Sequence[str], leaves: Leaves, numbers: Numbers, group: Group) -> dict[str, list[float | Tensor]]:
@@ -46,7 +51,9 @@ def separate(names: Sequence[str], leaves: Leaves, numbers: Numbers, group: Grou
 def _values(name: str, leaves: Leaves, numbers: Numbers, group: Group) -> list[Any]:
     """One value for all leaves, or one for each."""
     if name in numbers or name in leaves.separate:
-        source = numbers.get(name) or leaves.separate[name]
+        source = numbers[name] if name in numbers else leaves.separate[name]
+        if isinstance(source, Tensor):
+            return source.tolist() if source.device.type == "cpu" else list(source.unbind())
         values = [source[index] for index in group.indices]
         return values[:1] if all(value is values[0] for value in values) else values
     return [leaves.step if name == COUNTER else leaves.shared[name]]

@@ -75,6 +75,12 @@ class Segment:
         return self._parts.hypers
 
     @functools.cached_property
+    def norms(self) -> dict[str, str]:
+        """Those of them that are norms of a leaf in some column."""
+        known = {} if self.graph is None else self.graph.norms
+        return {name: known[name] for name in self.hypers if name in known}
+
+    @functools.cached_property
     def columns(self) -> tuple[str, ...]:
         """The columns that the kernel reads."""
         return self._parts.inputs
@@ -125,13 +131,12 @@ def _next_segment(plan: Plan, start: int, keys: Mapping[str, str], lazily: bool)
     graph = Graph()
     columns, kept = _Columns(graph, keys), dict[str, Node]()
     prelude, position, reason = None, start, ""
-    while position < len(plan.calls):
+    if lazily and plan.calls[start].rule.scope != "elementwise":
+        graph, columns, prelude, reason = _reduction(plan, plan.calls[start], keys)
+        position += not reason
+    while not reason and position < len(plan.calls):
         reason = _trace(graph, columns, kept, plan.calls[position])
-        if reason and position == start and lazily and plan.calls[position].rule.scope != "elementwise":
-            prelude = prepare(plan, plan.calls[position], graph, columns)
-        if reason and not (position == start and prelude):
-            break
-        position += 1
+        position += not reason
     if position > start:
         return _kernel_segment(plan, plan.calls[start:position], position, graph, columns, kept, keys, prelude)
     call = plan.calls[start]
@@ -142,6 +147,22 @@ def _next_segment(plan: Plan, start: int, keys: Mapping[str, str], lazily: bool)
 def key_of(plan: Plan, call: Call, name: str) -> str:
     """Where a call's result is put."""
     return name if name in call.rule.slots or name not in plan.slots else f"{name}__shadow"
+
+
+def _reduction(plan: Plan, call: Call, keys: Mapping[str, str]) -> tuple[Graph, "_Columns", Prelude | None, str]:
+    """Begin a kernel with a rule that reduces whole leaves: to norms, or to what it is said to by its prelude."""
+    graph = Graph(reducing=True)
+    columns = _Columns(graph, keys)
+    if call.rule.scope == "leafwise" and not call.rule.initializers and not _trace(graph, columns, {}, call):
+        graph.reducing = False
+        return graph, columns, None, ""
+    for together in (True, False) if call.treewise else (False,):
+        graph = Graph()
+        columns = _Columns(graph, keys)
+        prelude = prepare(plan, call, graph, columns, together)
+        if prelude:
+            return graph, columns, prelude, ""
+    return graph, columns, None, f"it is {call.rule.scope}"
 
 
 class _Columns(dict[str, Node]):
@@ -158,7 +179,7 @@ class _Columns(dict[str, Node]):
 
 def _trace(graph: Graph, columns: _Columns, kept: dict[str, Node], call: Call) -> str:
     """Run one rule on symbols; the reason if it cannot be done."""
-    if call.rule.scope != "elementwise":
+    if call.rule.scope != "elementwise" and not graph.reducing:
         return f"it is {call.rule.scope}"
     try:
         check(call)
