@@ -9,10 +9,9 @@ import optree
 import torch
 from torch import Tensor, nn
 
-from functional_sgd.guard import Guard
+from functional_sgd.execute.traced import LIST, Traced, by_name, numbers_of, trace
 from loop.chance import key, seed_torch
-from loop.graph import LIST, Graph, Learned, by_name, counted, flat, graphs_of, numbers_of
-from loop.signals import Cancel
+from loop.graph import Learned, counted, flat, graphs_of
 from loop.stages import FOR_BATCH, Work, device_of, learner_of
 from loop.state import State
 
@@ -82,7 +81,7 @@ class CompiledWork(Work):
         if learner.model.training != state.training:
             learner.model.train(state.training)
         tensors, fixed = self._inputs(state, device)
-        graph = next((one for one in self.graphs if one.fixed == fixed and one.guard.holds(tensors)), None)
+        graph = next((one for one in self.graphs if one.fits(tensors, fixed)), None)
         if graph is None:
             graph = self._traced(state, tensors, fixed)
             self.graphs.append(graph)
@@ -158,14 +157,11 @@ class CompiledWork(Work):
             self.learned = Learned(found, *optree.tree_flatten(found))
         return self.learned
 
-    def _traced(self, state: State, tensors: list[Tensor], fixed: tuple[Any, ...]) -> Graph:
+    def _traced(self, state: State, tensors: list[Tensor], fixed: tuple[Any, ...]) -> Traced:
         """The graph for a batch like this one."""
-        from torch.fx.experimental.proxy_tensor import make_fx  # half a second, for compiled runs only
-
         constants, spec, learned = dict(fixed[0]), fixed[1], fixed[2]
-        shape: list[Any] = []
 
-        def batch(*values: Tensor) -> list[Tensor]:
+        def batch(*values: Tensor) -> Any:
             rest = iter(values)
             buffers, params, opt_state = learned.unflatten([next(rest) for _ in range(learned.num_leaves)])
             leaves = [constants[i] if i in constants else next(rest) for i in range(spec.num_leaves)]
@@ -176,25 +172,9 @@ class CompiledWork(Work):
                 learner = replace(learner, opt=_chain_of(learner.opt))
                 changes |= dict(opt_state=opt_state, hyper=by_name(hyper))
             known = {**state.memory, **(memory or {})}
-            results: Any = self._eagerly(state.replace(**changes, learner=learner, memory=known))
-            leaves, made = optree.tree_flatten(results, none_is_leaf=True)
-            fixed_leaves = {place: leaf for place, leaf in enumerate(leaves) if not isinstance(leaf, Tensor)}
-            shape[:] = [made, fixed_leaves]
-            return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+            return self._eagerly(state.replace(**changes, learner=learner, memory=known))
 
-        try:
-            graph = make_fx(batch)(*tensors)
-            with torch.no_grad():
-                run: Any = torch._inductor.compile(graph, [*tensors])
-        except Cancel:
-            raise
-        except Exception as error:
-            error.add_note(
-                "fit(compile=True): this batch could not be compiled. A model, a loss or a traceable callback that "
-                "branches on the values of tensors cannot; fit without compile=True."
-            )
-            raise
-        return Graph(fixed, Guard(LIST, [tensors]), run, *shape)
+        return trace(batch, tensors, fixed, _ADVICE)
 
     def _eagerly(self, state: State) -> tuple[Any, ...]:
         """The batch, by the ordinary stages and the handlers inside."""
@@ -220,6 +200,12 @@ class CompiledWork(Work):
                 raise ValueError(f"callback {name!r} is traceable, so it cannot remember anything in {event}.")
             state = state if result is None else result
         return state
+
+
+_ADVICE = (
+    "fit(compile=True): this batch could not be compiled. A model, a loss or a traceable callback that branches on the "
+    "values of tensors cannot; fit without compile=True."
+)
 
 
 def check_compilable(callbacks: Sequence[Any]) -> None:

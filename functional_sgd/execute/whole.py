@@ -3,22 +3,36 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import optree
 import torch
 from torch import Tensor
 
 from functional_sgd.autodiff import value_and_grad
-from functional_sgd.chain import Chain
+from functional_sgd.chain import Optimizer
+from functional_sgd.execute.fused import Fused
+from functional_sgd.execute.traced import Traced, by_name, numbers_of, trace
 from functional_sgd.state import State
-from functional_sgd.tree import Tree, flatten, unflatten
+from functional_sgd.tree import Tree
+from functional_sgd.wrappers.wrapper import check_optimizer
+
+_ADVICE = (
+    "compile_step: this step could not be compiled. A loss or an optimizer that branches on the values of tensors "
+    "cannot: write torch.where, or take the step without compile_step."
+)
 
 
-def compile_step(loss_fn: Callable[..., Any], opt: Chain, has_aux: bool = False) -> Callable[..., Any]:
+def compile_step(loss_fn: Callable[..., Any], opt: Optimizer, has_aux: bool = False) -> Callable[..., Any]:
     """A training step in one graph: `step(params, state, hyper, *batch) -> (value, params, state)`.
 
     `loss_fn(params, *batch)` returns a 0-d tensor or, with `has_aux`, a pair (0-d tensor, anything), such as new
-    buffers; so does `value`. Hypers are handed to the graph as 0-d tensors, so changing them compiles nothing again; a
-    batch of another size compiles once more, then for all sizes. Nothing is overwritten. Raises TypeError if `opt` is
-    not a chain (a fused optimizer has kernels of its own: compile the chain).
+    buffers; so does `value`. Nothing is overwritten. Of `opt` (a chain, a wrapper, or one of them fused) the rules
+    become part of the graph.
+
+    Hypers are data, so changing them compiles nothing again. The first batch has a graph of its own; those of other
+    shapes share another, by torch.compile. What `loss_fn` reads besides its arguments (numbers, the mode of a module)
+    is as it was at the first call.
+
+    Raises TypeError if `opt` is no optimizer.
 
     >>> from functional_sgd import sgd
     >>> step = compile_step(lambda params, x: (params["w"] * x).sum(), sgd())
@@ -26,26 +40,53 @@ def compile_step(loss_fn: Callable[..., Any], opt: Chain, has_aux: bool = False)
     The first call of `step` compiles, which takes some seconds:
     `value, params, state = step(params, state, dict(lr=0.1), x)`.
     """
-    if not isinstance(opt, Chain):
-        raise TypeError(f"compile_step: expected a chain such as adamw(), got {opt!r}.")
+    check_optimizer("compile_step", opt)
+    plain = _without_kernels(opt)
+    gradient = value_and_grad(loss_fn, has_aux=has_aux)
 
-    def step(params: Tree, state: State, hyper: Mapping[str, Any], *batch: Any) -> tuple[Any, Tree, State]:
-        value, grads = value_and_grad(loss_fn, has_aux=has_aux)(params, *batch)
-        params, state = opt(params, grads, state, hyper)
-        return value, params, state
-
-    compiled = torch.compile(step, fullgraph=True)
-
-    def run(params: Tree, state: State, hyper: Mapping[str, Any] | None, *batch: Any) -> Any:
-        values = {name: _tensors(value) for name, value in {**opt.hyper, **(hyper or {})}.items()}
+    def update(params: Tree, state: State, hyper: Mapping[str, Any], *batch: Any) -> tuple[Any, Tree, State]:
+        value, grads = gradient(params, *batch)
         with torch.no_grad():
-            return compiled(params, state, values, *batch)
+            return value, *plain(params, grads, state, dict(hyper))
 
-    return run
+    of_any_shape = torch.compile(update, fullgraph=True)
+    graphs: list[Traced] = []
+
+    def step(params: Tree, state: State, hyper: Mapping[str, Any] | None, *batch: Any) -> Any:
+        arguments: Any = (params, state, numbers_of({**plain.hyper, **(hyper or {})}), batch)
+        leaves, spec = optree.tree_flatten(arguments, none_is_leaf=True)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        constants = {place: leaf for place, leaf in enumerate(leaves) if not isinstance(leaf, Tensor)}
+        fixed = (spec, constants)
+        graph = next((one for one in graphs if one.fixed == fixed), None)
+        if graph is None:
+            graph = trace(_of_tensors(update, spec, constants), tensors, fixed, _ADVICE)
+            graphs.append(graph)
+        if graph.guard.holds(tensors):
+            return graph(tensors)[0]
+        with torch.no_grad():
+            return of_any_shape(params, state, by_name(arguments[2]), *batch)
+
+    return step
 
 
-def _tensors(value: Any) -> Any:
-    leaves, spec = flatten(value)
-    return unflatten(
-        spec, [leaf if isinstance(leaf, Tensor) else torch.tensor(leaf, dtype=torch.float64) for leaf in leaves]
-    )
+def _of_tensors(
+    update: Callable[..., Any], spec: optree.PyTreeSpec, constants: Mapping[int, Any]
+) -> Callable[..., Any]:
+    """The step as a function of the tensors among its arguments."""
+
+    def step(*tensors: Tensor) -> Any:
+        each = iter(tensors)
+        leaves = [constants[place] if place in constants else next(each) for place in range(spec.num_leaves)]
+        arguments: Any = spec.unflatten(leaves)
+        params, state, hyper, batch = arguments
+        return update(params, state, by_name(hyper), *batch)
+
+    return step
+
+
+def _without_kernels(opt: Any) -> Any:
+    """The optimizer that a fused one was made of."""
+    if isinstance(opt, Fused):
+        return opt.opt
+    return opt.map_inner(_without_kernels) if hasattr(opt, "map_inner") else opt

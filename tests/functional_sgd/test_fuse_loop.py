@@ -8,6 +8,7 @@ from torch.nn.functional import mse_loss
 import functional_sgd as fs
 from functional_sgd import by_path, chain, fuse, value_and_grad
 from functional_sgd.execute.whole import compile_step
+from functional_sgd.schedules import Linear
 from loop import DataLoaders, Learner, fit, fit_one_cycle
 from tests.comparing import Untouched, assert_close, assert_same, copy_of
 
@@ -80,6 +81,7 @@ def graphs(monkeypatch, fresh_compiler):
         made.append(graph)
         return graph
 
+    monkeypatch.setattr(torch._inductor, "compile", backend)
     real = torch.compile
     monkeypatch.setattr(torch, "compile", lambda function, **options: real(function, backend=backend, **options))
     return made
@@ -112,12 +114,49 @@ def test_a_whole_step_is_the_gradient_and_the_update(opt, graphs):
     assert len(graphs) <= 2
 
 
-def test_batches_of_many_sizes_compile_at_most_twice(graphs):
+def test_batches_of_many_sizes_share_a_graph(graphs):
     opt = fs.sgd(lr=0.1)
     whole, params, state = compile_step(loss_of, opt), net(), fs.sgd().init(net())
-    for batch in batches((8, 5, 7, 8, 3, 11)):
+    for batch in batches((8, 5, 7, 8, 3, 11, 2)):
+        expected = opt(params, value_and_grad(loss_of)(params, *batch)[1], state)
         _, params, state = whole(params, state, None, *batch)
-    assert len(graphs) <= 2
+        assert_close((params, state), expected, rtol=1e-4, atol=1e-6)
+    assert len(graphs) <= 3
+
+
+WRAPPED = {
+    "fused": fuse(fs.adamw(lr=0.05), donate=True),
+    "partition": fuse(fs.partition({"a": fs.adamw(lr=0.05), "b": fs.sgd(lr=0.1)}, {"first*": "a", "*": "b"})),
+    "scheduled": fs.scheduled(fs.sgd(), steps=4, lr=Linear(0.1, 0.0)),
+    "lookahead": fs.lookahead(fs.sgd(lr=0.1), sync_every=2),
+    "accumulate": fs.accumulate(fs.sgd(lr=0.1), 2),
+    "skip_nonfinite": fs.skip_nonfinite(fs.sgd(lr=0.1)),
+    "average_params": fs.average_params(fs.sgd(lr=0.1)),
+    "schedule_free": fs.schedule_free(fs.sgd(lr=0.1)),
+}
+
+
+@pytest.mark.parametrize("opt", WRAPPED.values(), ids=WRAPPED)
+def test_wrappers_and_fused_optimizers_are_part_of_the_graph(opt, graphs):
+    whole, params, state = compile_step(loss_of, opt), net(), opt.init(net())
+    for batch in batches((8, 8, 8)):
+        grads = value_and_grad(loss_of)(params, *batch)[1]
+        expected = copy_of(opt(copy_of(params), grads, copy_of(state)))
+        keep = Untouched(params, state)
+        _, params, state = whole(params, state, None, *batch)
+        keep.check()
+        assert_close((params, state), expected, rtol=1e-4, atol=1e-6)
+    assert len(graphs) == 1
+
+
+def test_a_loss_that_branches_on_values_cannot_be_compiled():
+    def loss(params, x):
+        return params["w"].sum() if x.sum() > 0 else params["w"].prod()
+
+    step, params = compile_step(loss, fs.sgd(lr=0.1)), {"w": torch.ones(2)}
+    with pytest.raises(Exception, match=".*") as found:
+        step(params, fs.sgd().init(params), None, torch.ones(3))
+    assert "compile_step: this step could not be compiled" in "".join(found.value.__notes__)
 
 
 def test_aux_and_hypers_by_leaf(graphs):
@@ -136,9 +175,9 @@ def test_aux_and_hypers_by_leaf(graphs):
     assert_close(params_after, opt(params, grads, opt.init(params), hyper)[0], rtol=1e-4, atol=1e-6)
 
 
-def test_a_whole_step_wants_a_chain():
-    for wrong in (fuse(fs.adamw()), fs.adamw, None):
-        with pytest.raises(TypeError, match="chain"):
+def test_a_whole_step_wants_an_optimizer():
+    for wrong in (fs.adamw, None, torch.optim.AdamW):
+        with pytest.raises(TypeError, match="expected an optimizer"):
             compile_step(loss_of, wrong)
 
 

@@ -1,0 +1,79 @@
+"""A function of tensors as compiled code, for arguments that look like those with which it was traced."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optree
+import torch
+from torch import Tensor
+
+from functional_sgd.guard import Guard
+
+_LEAF: Any = 0
+LIST = optree.tree_structure(_LEAF)
+"""The structure of what is no tree."""
+
+
+@dataclass(frozen=True, eq=False)
+class Traced:
+    """Compiled code, and what it was made for: everything that is not a tensor, and the looks of what is."""
+
+    fixed: Any
+    guard: Guard
+    run: Callable[..., Sequence[Tensor]]
+    spec: optree.PyTreeSpec  # of the result
+    constants: dict[int, Any]  # the leaves of the result that are no tensors
+
+    def fits(self, tensors: list[Tensor], fixed: Any) -> bool:
+        """Whether it is right for these arguments."""
+        return bool(self.fixed == fixed) and self.guard.holds(tensors)
+
+    def __call__(self, tensors: list[Tensor]) -> Any:
+        """The result for these tensors, and its leaves."""
+        with torch.no_grad():
+            leaves = list(self.run(*tensors))
+        for place, constant in self.constants.items():  # in order
+            leaves.insert(place, constant)
+        return self.spec.unflatten(leaves), leaves
+
+
+def trace(function: Callable[..., Any], tensors: list[Tensor], fixed: Any, advice: str) -> Traced:
+    """`function(*tensors)`, which may return any tree, as one compiled graph for tensors like these.
+
+    It is called once, on these tensors. What depends on their values cannot be traced: then torch's error goes on, with
+    `advice` as a note.
+    """
+    from torch.fx.experimental.proxy_tensor import make_fx  # half a second, for those only who compile
+
+    shape: list[Any] = []
+
+    def flat(*values: Tensor) -> list[Tensor]:
+        leaves, spec = optree.tree_flatten(function(*values), none_is_leaf=True)
+        shape[:] = spec, {place: leaf for place, leaf in enumerate(leaves) if not isinstance(leaf, Tensor)}
+        return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+    try:
+        graph = make_fx(flat)(*tensors)
+        with torch.no_grad():
+            run: Any = torch._inductor.compile(graph, [*tensors])
+    except Exception as error:
+        error.add_note(advice)
+        raise
+    return Traced(fixed, Guard(LIST, [tensors]), run, *shape)
+
+
+def numbers_of(hyper: Mapping[str, Any]) -> Any:
+    """Hypers as (their structure, all plain numbers in one tensor, the rest)."""
+    tree: Any = dict(hyper)
+    leaves, spec = optree.tree_flatten(tree, none_is_leaf=True)
+    numbers = [leaf for leaf in leaves if type(leaf) in (int, float)]
+    rest = [None if type(leaf) in (int, float) else leaf for leaf in leaves] if len(numbers) < len(leaves) else None
+    return spec, torch.tensor(numbers, dtype=torch.float64), rest
+
+
+def by_name(packed: Any) -> Any:
+    """The hypers again, their numbers as 0-d tensors."""
+    spec, numbers, rest = packed
+    each = iter(numbers.unbind())
+    return spec.unflatten([next(each) if leaf is None else leaf for leaf in rest or [None] * spec.num_leaves])
