@@ -3,8 +3,10 @@
 import datetime
 import gc
 import importlib.metadata
+import math
 import os
 import platform
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -98,18 +100,22 @@ def race(
     warmup: int = 3,
     collector: bool = False,
     device: Device = "cpu",
+    cold: bool = False,
 ) -> dict[str, Timing]:
     """The time of one call of each contender.
 
-    Every round calls every contender once, so that a slow minute of the machine meets all of them. Each round begins
-    with another one, and every second round goes backwards. The garbage collector is off, since it would charge one for
-    what another has left; with `collector` it is on, and what was left is collected before each turn. What a contender
-    needs is seldom in a cache when its turn comes, as in training.
+    In every round every contender has a turn, in an order that is drawn anew, so that a slow minute of the machine
+    meets all of them. A turn is one call that is not timed, and then as many as take 10 ms, whose mean counts; or a
+    single call, if that takes longer. The garbage collector is off, since it would charge one for what another has
+    left; with `collector` it is on, and what was left is collected before each turn.
 
-    On a GPU a turn is many calls in a row, between two events: the time of one is that of the host or of the device,
-    whichever is longer.
+    With `cold` a turn is one call, right after another contender's: nothing that it needs is in a cache.
+
+    On a GPU the calls of a turn are between two events: the time of one is that of the host or of the device, whichever
+    is longer.
     """
-    clock = _seconds if device == "cpu" else _seconds_on_gpu
+    clock = _seconds_on_gpu if device == "cuda" else _seconds_of_one if cold else _seconds
+    generator = random.Random(0)
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for contender in contenders.values():
         for _ in range(warmup):
@@ -117,8 +123,8 @@ def race(
     gc.collect()
     gc.freeze() if collector else gc.disable()
     try:
-        for turn in range(rounds):
-            for name in _order(list(contenders), turn):
+        for _ in range(rounds):
+            for name in generator.sample(list(contenders), len(contenders)):
                 if collector:
                     gc.collect()
                 seconds[name].append(clock(contenders[name]))
@@ -127,10 +133,22 @@ def race(
     return {name: spread(values) for name, values in seconds.items()}
 
 
-def _seconds(call: Callable[[], object]) -> float:
+def _seconds_of_one(call: Callable[[], object]) -> float:
     started = time.perf_counter()
     call()
     return time.perf_counter() - started
+
+
+def _seconds(call: Callable[[], object], at_least: float = 0.01) -> float:
+    """The mean time of a call, of as many as take so many seconds, after one that counts only if it takes longer."""
+    first = _seconds_of_one(call)
+    if first >= at_least:
+        return first
+    calls = math.ceil(at_least / first)
+    started = time.perf_counter()
+    for _ in range(calls):
+        call()
+    return (time.perf_counter() - started) / calls
 
 
 def _seconds_on_gpu(call: Callable[[], object], at_least: float = 0.02) -> float:
@@ -147,12 +165,6 @@ def _seconds_on_gpu(call: Callable[[], object], at_least: float = 0.02) -> float
     after.record()
     torch.cuda.synchronize()
     return before.elapsed_time(after) / 1000 / calls
-
-
-def _order(names: list[str], turn: int) -> list[str]:
-    first = turn // 2 % len(names)
-    order = names[first:] + names[:first]
-    return order[::-1] if turn % 2 else order
 
 
 def bandwidths(elements: int = 100_000_000, rounds: int = 7, device: Device = "cpu") -> tuple[float, float]:

@@ -24,7 +24,12 @@ def check(entered: dict[str, Contender], name: str) -> None:
 
 
 def time_tree(
-    tree: Tensors, names: tuple[OptimizerName, ...], rounds: int, compiled: bool, device: Device = "cpu"
+    tree: Tensors,
+    names: tuple[OptimizerName, ...],
+    rounds: int,
+    compiled: bool,
+    device: Device = "cpu",
+    cold: bool = False,
 ) -> Medians:
     """The times of every contender, for every optimizer."""
     grads = gradients(tree)
@@ -34,7 +39,9 @@ def time_tree(
         for contender in entered.values():
             contender.step()
         check(entered, name)
-        times[name] = race({who: contender.step for who, contender in entered.items()}, rounds, 2, device=device)
+        times[name] = race(
+            {who: contender.step for who, contender in entered.items()}, rounds, 2, device=device, cold=cold
+        )
     return times
 
 
@@ -77,6 +84,7 @@ def main(
     rounds: int = 30,
     compiled: bool = False,
     device: Device = "cpu",
+    cold: bool = False,
     save_results: bool = False,
 ) -> None:
     """Race every contender, with every optimizer, on every tree.
@@ -87,21 +95,23 @@ def main(
         rounds: How often each contender is timed.
         compiled: Enter torch.compile(torch.optim's step) as well; it takes long to compile.
         device: Where the parameters are.
+        cold: Time single steps, each after another contender's, on the CPU.
         save_results: Write the tables and a JSON into results/.
     """
     print(machine())
     copying, adding = bandwidths(device=device)
     text = say(
         f"A copy of 400 MB moves {copying / 1e9:.1f} GB/s, an addition in place (add_) {adding / 1e9:.1f} GB/s. "
-        f"Baseline: torch fused, or foreach by hand."
+        f"Baseline: torch fused, or foreach by hand. {'Single steps, with cold caches.' if cold else ''}"
     )
     medians = {}
     for tree_name in tree_names:
         tree = trees(tree_name, device=device)
-        medians[tree_name] = times = time_tree(tree, optimizers, rounds, compiled, device)
+        medians[tree_name] = times = time_tree(tree, optimizers, rounds, compiled, device, cold)
         text += "\n" + table(tree_name, tree, times) + "\n" + traffic(tree, times, copying, adding)
     if save_results:
-        path = save("optimizer_step" if device == "cpu" else "optimizer_step_gpu", text).with_suffix(".json")
+        name = "optimizer_step_gpu" if device == "cuda" else "optimizer_step_cold" if cold else "optimizer_step"
+        path = save(name, text).with_suffix(".json")
         path.write_text(
             json.dumps({"machine": machine(), "copy": copying, "add": adding, "seconds": medians}, indent=1)
         )

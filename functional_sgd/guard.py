@@ -1,13 +1,13 @@
 """Recognise the tensors of a call as being just like those of an earlier one, which has been checked."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import eq
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from functional_sgd.tree import Spec, Tree
+from functional_sgd.tree import Spec, Tree, unflatten
 
 
 class Guard:
@@ -19,6 +19,7 @@ class Guard:
 
     def __init__(self, spec: Spec, columns: Sequence[list[Tensor]]) -> None:
         self.spec = spec
+        self._containers = _containers(unflatten(spec, [None] * spec.num_leaves))
         self._alike: list[Callable[..., bool]] = []  # for each column; columns that look alike share theirs,
         for column in columns:  # since what has been looked at just now is still in the processor's cache
             shared = next((alike for alike in self._alike if alike(*column)), None)
@@ -33,11 +34,42 @@ class Guard:
 
     def flatten(self, trees: Sequence[Tree]) -> list[list[Any]] | None:
         """The leaves of trees that are just like the known ones; None if they are not."""
+        if not _built_alike(trees[0], self._containers):
+            return None  # before optree finds out, which writes all tensors into its message
         try:
             columns = [self.spec.flatten_up_to(tree) for tree in trees]
             return columns if all(alike(*column) for alike, column in zip(self._alike, columns, strict=True)) else None
         except (ValueError, TypeError):
             return None
+
+
+Containers: TypeAlias = tuple[type, Any, dict[Any, Any]] | None
+"""Of a dict, list or tuple: its type, its keys or its length, and those of its children that are containers too."""
+
+
+def _containers(tree: Any) -> Containers:
+    """How a tree is built, as far as it is of dicts, lists and tuples."""
+    children = dict(_children(tree))
+    if not children:
+        return None
+    inner = {key: found for key, child in children.items() if (found := _containers(child)) is not None}
+    return type(tree), frozenset(children) if isinstance(tree, dict) else len(children), inner
+
+
+def _built_alike(tree: Any, known: Containers) -> bool:
+    if known is None:
+        return True
+    kind: Any
+    kind, size, inner = known
+    if type(tree) is not kind or (tree.keys() if isinstance(tree, dict) else len(tree)) != size:
+        return False
+    return all(_built_alike(tree[key], child) for key, child in inner.items())
+
+
+def _children(tree: Tree) -> Iterable[tuple[Any, Tree]]:
+    if isinstance(tree, dict):
+        return tree.items()
+    return enumerate(tree) if isinstance(tree, (list, tuple)) else ()
 
 
 def _alike(known: list[Tensor]) -> Callable[..., bool]:

@@ -89,7 +89,7 @@ def _first_value(rule: Rule, initializer: Initializer, leaf: Tensor) -> Tensor:
     value = initializer(seen)
     if not isinstance(value, Tensor):
         raise TypeError(f"rule {rule.name}: a slot's first value must be a tensor, got {type(value).__name__}.")
-    return owned(value, leaf, seen)
+    return owned(value, leaf) if seen is leaf else owned(value, leaf, seen)
 
 
 def _share(one: Tensor, other: Tensor) -> bool:

@@ -31,12 +31,16 @@ def signatures(leaves: Leaves) -> tuple[Signature, ...]:
 
 def _signature(param: Tensor, grad: Tensor | None, *slots: Tensor) -> Signature:
     if grad is None:
-        return Signature(False, False, param.shape, param.device, ())
+        return _known(False, False, param.shape, param.device, ())
     shape, columns = param.shape, (param, grad, *slots)
     kinds = tuple([(type(value), value.device, value.layout, value.dtype) for value in columns])
     plain = _ordinary(kinds) and param.is_contiguous() and not any(map(Tensor.is_neg, columns))
     plain = plain and all(slot.shape == shape and slot.is_contiguous() for slot in slots)
-    return Signature(True, plain, shape, param.device, tuple([kind[3] for kind in kinds]))
+    return _known(True, plain, shape, param.device, tuple([kind[3] for kind in kinds]))
+
+
+_known = functools.lru_cache(maxsize=4096)(Signature)
+"""Equal signatures are one: thousands of new objects would wake the garbage collector, which takes longer than this."""
 
 
 @functools.lru_cache(maxsize=256)

@@ -16,6 +16,9 @@ from tests.functional_sgd.fuse_helpers import (
     tolerance_of,
 )
 
+ULPS = {"rmsprop_centered": 3}
+"""2 for all others. With AVX512, one in five of torch's own float32 roots is an ulp off: here, of a small difference."""
+
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 
 
@@ -28,11 +31,12 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_fused_recipe_equals_the_chain(name, tree, donate, dtype):
     opt = RECIPES[name]()
-    params, state = check_steps(opt, tree(dtype), donate=donate)
+    params, state = check_steps(opt, tree(dtype), donate=donate, ulps=ULPS.get(name, 2))
     late = {**state, "step": torch.tensor(40)}  # where RAdam trusts its variance
     grads, before = grads_for(params, 9), copy_of((params, late))
     expected = opt(before[0], grads, before[1])
-    assert_near(fuse(opt, donate=donate)(params, grads, late), expected, before, more=tolerance_of(opt))
+    found = fuse(opt, donate=donate)(params, grads, late)
+    assert_near(found, expected, before, ULPS.get(name, 2), tolerance_of(opt))
 
 
 @pytest.mark.parametrize("name", ["adamw", "lamb", "clip_norm_adam"])

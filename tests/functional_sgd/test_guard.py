@@ -69,6 +69,31 @@ def test_a_tree_of_another_structure_does_not_pass(guard: Guard, tree: object) -
     assert guard.flatten((params(), tree)) is None
 
 
+NESTED = {"a": [torch.ones(1), {"b": torch.ones(1), "c": (torch.ones(1),)}], "d": None}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"a": [torch.ones(1), {"b": torch.ones(1), "x": (torch.ones(1),)}], "d": None},
+        {"a": [torch.ones(1), {"b": torch.ones(1), "c": (torch.ones(1), torch.ones(1))}], "d": None},
+        {"a": (torch.ones(1), {"b": torch.ones(1), "c": (torch.ones(1),)}), "d": None},
+        {"a": [torch.ones(1)], "d": None},
+        {"a": torch.ones(1), "d": None},
+        {"a": [torch.ones(1), {"b": torch.ones(1), "c": (torch.ones(1),)}]},
+    ],
+)
+def test_trees_of_another_model_are_told_apart_without_a_look_at_their_tensors(
+    other: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of optree has the whole tree in its message: seconds, for a large model, and a wait for a GPU."""
+    leaves, spec = flatten(NESTED)
+    guard = Guard(spec, [leaves])
+    monkeypatch.setattr(Tensor, "__repr__", lambda self: pytest.fail("it was written out"))
+    assert guard.flatten([other]) is None
+    assert guard.flatten([NESTED]) is not None
+
+
 def test_inference_tensors_do_not_pass(guard: Guard) -> None:
     with torch.inference_mode():
         inner = params()
