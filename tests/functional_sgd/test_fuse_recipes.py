@@ -17,7 +17,7 @@ from tests.functional_sgd.fuse_helpers import (
 )
 
 ULPS = {"rmsprop_centered": 3}
-"""2 for all others. With AVX512, one in five of torch's own float32 roots is an ulp off: here, of a small difference."""
+"""2 for all others. With AVX512, a fifth of torch's own float32 roots are an ulp off: here, of a small difference."""
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 
