@@ -105,11 +105,12 @@ class GradientAccumulation(Callback):
     def before_step(self, state: State) -> State | None:
         """Add the batch; let the step happen if the window is full."""
         assert state.grads is not None
-        window = add_batch(state.memory.get(self.name), state.grads, self._weight(state), sample_count(state))
+        weight = self._weight(state)
+        window = add_batch(state.memory.get(self.name), state.grads, weight, sample_count(state))
         if not self._full(window) and not _last(state):
             raise CancelStep(state.remember(self.name, window))
-        if window["batches"] == 1:
-            return None
+        if window["batches"] == 1:  # its own gradient, to the last bit
+            return state.replace(grads=zero_without_weight(state.grads, weight))
         return state.forget(self.name).replace(grads=mean_gradient(window))
 
     def after_train(self, state: State) -> State | None:
@@ -180,12 +181,26 @@ def mean_gradient(window: Mapping[str, Any]) -> dict[str, Tensor | None]:
     return {name: None if part is None else part / _like(divisor, part) for name, part in window["sum"].items()}
 
 
+def zero_without_weight(grads: Grads, weight: Any) -> dict[str, Tensor | None]:
+    """The gradients as they are; zero if the weight is.
+
+    >>> zero_without_weight({"w": torch.tensor([torch.nan])}, 0), zero_without_weight({"w": None}, 2)
+    ({'w': tensor([0.])}, {'w': None})
+    """
+    return {name: None if grad is None else _unless_zero(weight, grad, grad) for name, grad in grads.items()}
+
+
 def _weighted(grad: Tensor, weight: Any) -> Tensor:
     grad = grad.float() if grad.dtype in _HALVES else grad
     weight = _like(weight, grad)
+    return _unless_zero(weight, grad, weight * grad)
+
+
+def _unless_zero(weight: Any, grad: Tensor, part: Tensor) -> Tensor:
+    """A part of a gradient; zero if the weight is, even where the part is NaN."""
     if isinstance(weight, Tensor):
-        return torch.where(weight == 0, 0.0, weight * grad)
-    return weight * grad if weight else torch.zeros_like(grad)
+        return torch.where(_like(weight, grad) == 0, 0.0, part)
+    return part if weight else torch.zeros_like(grad)
 
 
 def _like(weight: Any, grad: Tensor) -> Any:

@@ -1,6 +1,6 @@
 """Watch the outputs of layers while a model learns."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -79,18 +79,10 @@ class ActivationStats(Callback):
 
     def before_fit(self, state: State) -> State:
         """Find the layers; go on with what was measured, if it is the same."""
-        chosen = layers_of(learner_of(state).model, self.layers)
-        kinds = tuple(type(layer).__name__ for layer in chosen.values())
-        about = {
-            "layers": tuple(chosen),
-            "kinds": kinds,
-            "bins": self.bins if self.hist else 0,
-            "range": tuple(self.range),
-        }
-        kept = state.memory.get(self.name, {})
-        if all(name in kept and kept[name] == value for name, value in about.items()):
+        fresh, kept = self._fresh(state), state.memory.get(self.name, {})
+        if all(name in kept and kept[name] == fresh[name] for name in ("layers", "kinds", "bins", "range")):
             return state
-        return state.remember(self.name, {**about, "train_iter": Log(), "stats": Log(), "histograms": Log()})
+        return state.remember(self.name, fresh)
 
     @contextmanager
     def around_fit(self, state: State) -> Iterator[dict[str, Measured]]:
@@ -105,7 +97,7 @@ class ActivationStats(Callback):
             return
         found: dict[str, Measured] = state.resources[self.name]
         found.clear()
-        with hooked(learner_of(state).model, state.memory[self.name]["layers"], self._measure, found):
+        with hooked(learner_of(state).model, self._memory(state)["layers"], self._measure, found):
             yield
 
     def after_pred(self, state: State) -> State | None:
@@ -113,13 +105,29 @@ class ActivationStats(Callback):
         if not self._measures(state):
             return None
         found: dict[str, Measured] = state.resources[self.name]
-        memory, device = state.memory[self.name], device_of(state)
+        memory, device = self._memory(state), device_of(state)
         none = Measured(torch.full((3,), torch.nan, device=device), torch.zeros(self.bins, device=device))
         rows = [found.pop(name, none) for name in memory["layers"]]
         new: dict[str, Any] = {"train_iter": state.train_iter, "stats": torch.stack([row.stats for row in rows])}
         if self.hist:
             new["histograms"] = torch.stack([row.histogram for row in rows if row.histogram is not None])
         return state.remember(self.name, {**memory, **{name: memory[name].append(item) for name, item in new.items()}})
+
+    def _memory(self, state: State) -> Mapping[str, Any]:
+        memory: Mapping[str, Any] | None = state.memory.get(self.name)
+        return self._fresh(state) if memory is None else memory  # a callback went back to a state from before the run
+
+    def _fresh(self, state: State) -> dict[str, Any]:
+        chosen = layers_of(learner_of(state).model, self.layers)
+        return {
+            "layers": tuple(chosen),
+            "kinds": tuple(type(layer).__name__ for layer in chosen.values()),
+            "bins": self.bins if self.hist else 0,
+            "range": tuple(self.range),
+            "train_iter": Log(),
+            "stats": Log(),
+            "histograms": Log(),
+        }
 
     def _measure(self, output: Tensor) -> Measured:
         return Measured(stats_of(output), torch.histc(output, self.bins, *self.range) if self.hist else None)

@@ -101,12 +101,12 @@ class AnnealOnGradRatio(Callback):
             raise ValueError(f"AnnealOnGradRatio: threshold must be above 1, got {self.threshold}.")
         check_reduction("AnnealOnGradRatio", self.factor, self.min_lr)
 
-    def before_fit(self, state: State) -> State | None:
-        """Check lr, and start anew."""
+    def before_fit(self, state: State) -> State:
+        """Check lr, and start anew; of an epoch that was not finished, nothing goes on."""
         check_unscheduled("AnnealOnGradRatio", state, "lr")
-        if self.name in state.memory and not self.reset_on_fit:
-            return None
-        return state.remember(self.name, FRESH)
+        kept = {} if self.reset_on_fit else state.memory.get(self.name, {})
+        going_on = {key: kept[key] for key in ("reference", "ratios") if key in kept}
+        return state.remember(self.name, {**FRESH, **going_on})
 
     def before_step(self, state: State) -> State | None:
         """Measure the gradient of a step."""

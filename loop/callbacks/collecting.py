@@ -15,7 +15,7 @@ _KEPT = {"x", "y", *(entry.name for entry in fields(State))} - {"history", "memo
 
 @dataclass(frozen=True)
 class CollectData(Callback):
-    """Keep what every batch of a run had: `state.memory["collect_data"]` is a tuple with a dict for each.
+    """Keep what every batch of a run had: `state.memory["collect_data"]` is a Log with a dict for each.
 
     `what` are names of the state's fields, or x and y; a value that a batch did not come to is None. `training` says of
     which phase: True, False, or None for both. Tensors are detached and stay where they are: everything that is
@@ -40,14 +40,14 @@ class CollectData(Callback):
 
     def before_fit(self, state: State) -> State:
         """Begin anew."""
-        return state.remember(self.name, ())
+        return state.remember(self.name, Log())
 
     def after_batch(self, state: State) -> State | None:
         """Keep one batch's."""
         if self.training not in (None, state.training):
             return None
         values = {name: detached(getattr(state, name)) for name in self.what}
-        return state.remember(self.name, (*state.memory.get(self.name, ()), values))
+        return state.remember(self.name, state.memory.get(self.name, Log()).append(values))
 
 
 @dataclass(frozen=True, init=False)

@@ -34,7 +34,7 @@ class TerminateOnNaN(Callback):
 class SingleBatch(Callback):
     """End the run after one training batch: to see whether everything fits together."""
 
-    order: ClassVar[int] = 1
+    order: ClassVar[int] = 100  # when everyone has seen the batch
 
     def after_batch(self, state: State) -> State | None:
         """Enough."""

@@ -54,15 +54,20 @@ class BnFreeze(Callback):
     all: bool = False
 
     @contextmanager
+    def around_train(self, state: State) -> Iterator[tuple[str, ...]]:
+        """Find the names of the layers, which are the same for every batch."""
+        model, trained = learner_of(state).model, state.params.keys() - {*state.frozen}
+        yield tuple(
+            name
+            for name, layer in model.named_modules()
+            if isinstance(layer, _BatchNorm) and (self.all or not is_trained(model, name, trained))
+        )
+
+    @contextmanager
     def around_predict(self, state: State) -> Iterator[None]:
         """Switch the layers to evaluation mode for the forward pass of a training batch."""
-        model = learner_of(state).model
-        trained = state.params.keys() - {*state.frozen}
-        layers = [
-            layer
-            for name, layer in (model.named_modules() if state.training else ())
-            if isinstance(layer, _BatchNorm) and layer.training and (self.all or not is_trained(model, name, trained))
-        ]
+        model, names = learner_of(state).model, state.resources[self.name] if state.training else ()
+        layers = [layer for layer in map(model.get_submodule, names) if layer.training]
         try:
             for layer in layers:
                 layer.training = False

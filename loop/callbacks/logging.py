@@ -94,7 +94,7 @@ class JSONLLogger(Callback):
         """Open the file, and close it whatever happens."""
         with _opened(self.path) as file:
             try:
-                lines = lines_up_to(io.StringIO(_text(file)), state.train_iter, len(state.history.rows))
+                lines = lines_up_to(io.StringIO(_text(file)), state.train_iter, state.history.rows)
             except ValueError as error:
                 raise ValueError(f"JSONLLogger: {self.path} is not its log: {error}. Give another path.") from error
             _become(file, "".join(lines))

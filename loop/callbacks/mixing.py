@@ -189,7 +189,7 @@ def cutmix_batch(batch: Tree, order: Tensor, box: Box) -> Any:
     def mix(leaf: Any) -> Any:
         if not _is_image(leaf):
             return leaf
-        mixed = leaf.clone(memory_format=torch.contiguous_format)
+        mixed = leaf.clone()
         mixed[..., top:bottom, left:right] = leaf[..., top:bottom, left:right][order]
         return mixed
 

@@ -144,7 +144,9 @@ class MixedPrecision(Callback):
     def remembered(self, state: State) -> Mapping[str, Any]:
         """{"scale": 0-d float32, "good_steps": int} in this state."""
         memory: Mapping[str, Any] | None = state.memory.get(self.name)
-        return {"scale": torch.tensor(self.init_scale), "good_steps": 0} if memory is None else memory
+        return (
+            {"scale": torch.tensor(self.init_scale, dtype=torch.float32), "good_steps": 0} if memory is None else memory
+        )
 
 
 def scaled_gradient(value: Tensor, scale: Tensor) -> Tensor:

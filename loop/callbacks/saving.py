@@ -77,7 +77,8 @@ class SaveModel(Callback):
     def around_fit(self, state: State) -> Iterator[Callable[[State], None]]:
         """The function that writes a state's tensors; the folder is made now, so that a bad path fails early."""
         if self.path is not None:
-            make(Path(self.path).absolute().parent)
+            known = str(Path(self.path).absolute()).partition("{epoch}")[0]
+            make(Path(f"{known}_").parent)
             if Path(self.path).is_dir():
                 raise ValueError(
                     f"SaveModel: {self.path} is a folder. Give the path of a file, such as model.safetensors."

@@ -52,7 +52,7 @@ class ShowGraph(Callback):
 
     path: str | Path | None = None
     skip: int = 0
-    order: ClassVar[int] = 65
+    order: ClassVar[int] = 62  # before EarlyStopping, whose signal would hide the last epoch
     reports: ClassVar[bool] = True
     run_after: ClassVar[tuple[type, ...]] = (Recorder,)
 

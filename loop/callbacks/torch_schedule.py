@@ -44,7 +44,7 @@ class TorchScheduler(Callback):
     make: Callable[[torch.optim.Optimizer], Any]
     every: str = "batch"
     monitor: str = "valid_loss"
-    order: ClassVar[int] = 60
+    order: ClassVar[int] = 70  # when everyone has seen the batch with the lr that it was trained with
     run_after: ClassVar[tuple[type, ...]] = (Recorder,)
 
     def __post_init__(self) -> None:

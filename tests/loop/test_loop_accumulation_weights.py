@@ -54,6 +54,15 @@ def test_a_window_of_weight_zero_has_a_gradient_of_zero(weight: Any) -> None:
     assert_same(found.params, double(cut(8)).init().params)
 
 
+@pytest.mark.parametrize("weight", [0, torch.tensor(0)], ids=["number", "tensor"])
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_batch_of_weight_zero_that_is_alone_in_its_window_counts_nothing_either(size: int, weight: Any) -> None:
+    bad = (X[:1] * torch.nan, Y[:1])
+    count = GradientAccumulation(size, weight=lambda state: weight if state.iter == size else len(state.x))
+    found = run([*cut(8)[:1] * size, bad], [count], epochs=1, opt=sgd(lr=1.0))
+    assert_close(found.params, run(cut(8), [], epochs=1, opt=sgd(lr=1.0)).params, atol=1e-15)
+
+
 def test_weights_are_checked() -> None:
     with pytest.raises(ValueError, match="weight must be 'samples' or 'targets', or a function of the state, got 'x'"):
         GradientAccumulation(batches=2, weight="x")

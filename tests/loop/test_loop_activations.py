@@ -265,3 +265,11 @@ def test_nothing_measured_says_so(epochs: int | None) -> None:
     state: State = mine.init() if epochs is None else fit(mine, mine.init(), epochs, [ActivationStats()])
     with pytest.raises(ValueError, match="activation_stats: the state has no measurements"):
         activation_stats(state)
+
+
+def test_a_run_can_go_back_to_a_state_from_before_it() -> None:
+    """The measurements begin anew there, as in the other callbacks that remember."""
+    mine = identity(3)
+    start = mine.init()
+    back = on("back", 99, after_batch=lambda state: start if state.training and state.iter == 1 else None)
+    assert measured(mine, ActivationStats("*"), back).mean.tolist() == [[-0.25, 0.75]]

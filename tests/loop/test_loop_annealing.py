@@ -12,6 +12,7 @@ from functional_sgd import adamw, average_grad, average_sqr_grad, chain, scale_b
 from functional_sgd.schedules import Constant
 from loop import (
     AnnealOnGradRatio,
+    CancelFit,
     CancelStep,
     DataLoaders,
     GradientClip,
@@ -22,7 +23,7 @@ from loop import (
     sqr_avg_size,
 )
 from loop.callbacks.annealing import cut_on_fall, cut_on_rise
-from tests.loop.helpers import Kept, assert_same_run, learner, on, one_weight
+from tests.loop.helpers import Kept, assert_same_run, learner, on, one_weight, raiser
 
 X = [14, 86, 28, 51, 28, 29, 72, 62, 84, 15, 42, 62, 47, 35, 9, 38, 44, 99, 13, 21, 28, 20, 8, 64, 99, 70, 27, 17, 8]
 STALE = 7002.565171676694  # the smallest size that the workbook's macro remembered from before
@@ -226,6 +227,16 @@ def test_a_run_can_be_stopped_within_an_epoch_and_resumed() -> None:
     found, expected = fit(mine, caught.value.state, 2, callbacks, resume=True), fit(mine, mine.init(), 2, callbacks)
     assert_same_run(found, expected)
     assert found.memory["anneal_on_grad_ratio"] == expected.memory["anneal_on_grad_ratio"]
+
+
+def test_nothing_of_an_epoch_that_was_cancelled_goes_into_the_next_run() -> None:
+    """The gradients of the second run are 1; those of the first one's epoch, 9, have not been compared."""
+    mine, pull = pulled((9.0, 9.0))
+    callback = AnnealOnGradRatio(reset_on_fit=False)
+    cancelled = fit(mine, mine.init(), 1, [*pull, callback, on("cancel", 99, after_step=raiser(CancelFit))])
+    mine, pull = pulled((1.0, 1.0))
+    end = fit(mine, cancelled, 1, [*pull, callback])
+    assert end.memory["anneal_on_grad_ratio"]["reference"] == pytest.approx(1.0)
 
 
 def test_the_state_given_is_not_touched() -> None:

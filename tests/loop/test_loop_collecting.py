@@ -22,9 +22,11 @@ from loop import (
     fit,
     plot_records,
     predict,
+    trace,
     validate,
 )
 from loop.disk.store import load, save
+from loop.history import Log
 from tests.comparing import assert_same
 from tests.loop.helpers import (
     Kept,
@@ -46,9 +48,22 @@ START = MINE.init()
 TRAIN, VALID = batches(3, seed=1), batches(2, seed=2)
 
 
-def collected(state: State) -> tuple[dict[str, Any], ...]:
-    found: tuple[dict[str, Any], ...] = state.memory["collect_data"]
+def collected(state: State) -> Log:
+    found: Log = state.memory["collect_data"]
     return found
+
+
+def entries(kept: Any) -> str:
+    """All that is kept, as text."""
+    return str(list(kept) if isinstance(kept, Log) else kept)
+
+
+def test_collect_data_grows_without_copying_what_it_has() -> None:
+    """So that the cost of a batch does not depend on how many there were."""
+    first, *_, last = [state for event, state in trace(MINE, START, 2, [CollectData()]) if event == "after_batch"]
+    assert isinstance(collected(last), Log)
+    assert collected(first)._items is collected(last)._items
+    assert (len(collected(first)), len(collected(last))) == (1, 10)
 
 
 def test_collect_data_has_every_batch_in_order() -> None:
@@ -109,7 +124,7 @@ def test_a_resumed_run_goes_on_with_what_was_kept(make: Any) -> None:
     name = make().name
     for state in states[1::4]:
         resumed = fit(mine, state, 2, [make()], resume=True)
-        assert str(resumed.memory[name]) == str(end.memory[name])
+        assert entries(resumed.memory[name]) == entries(end.memory[name])
 
 
 def test_the_state_given_is_untouched() -> None:

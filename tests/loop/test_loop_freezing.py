@@ -9,6 +9,7 @@ from torch import nn
 
 from functional_sgd import Optimizer, adamw, fuse, lookahead, ranger, sgd
 from loop import CancelBatch, GradientClip, Learner, State, fit, validate
+from loop.callbacks import freezing
 from loop.callbacks.freezing import BnFreeze, Freeze
 from loop.groups import exactly, layer_groups, matching, spread
 from tests.comparing import assert_same
@@ -222,6 +223,16 @@ def test_validation_is_in_evaluation_mode_anyway() -> None:
     mine = deep()
     start = mine.init()
     assert validate(deep(callbacks=[BnFreeze(all=True)]), start) == validate(mine, start)
+
+
+def test_layers_are_looked_up_once_a_phase_and_not_for_every_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, is_trained = list[str](), freezing.is_trained
+    monkeypatch.setattr(
+        freezing, "is_trained", lambda model, path, trained: asked.append(path) or is_trained(model, path, trained)
+    )
+    mine = deep()
+    fit(mine, mine.init(), 2, [BnFreeze()])
+    assert asked == ["1", "1"]
 
 
 def test_groups_are_the_children_in_order() -> None:

@@ -224,3 +224,11 @@ def test_without_a_backward_pass_there_is_nothing_to_scale() -> None:
     end = fit(mine, mine.init(), 1, [half(), on(before_backward=raise_once(CancelBackward))])
     assert end.opt_state["step"] == 2
     assert memory(end) == (2.0**8, 2)
+
+
+def test_the_scale_is_float32_whatever_the_default_dtype_is() -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert half().remembered(State({}, {}, {}, {}))["scale"].dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)

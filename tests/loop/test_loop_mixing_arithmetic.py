@@ -90,3 +90,11 @@ def test_a_pasted_box_by_hand() -> None:
 def test_a_pasted_box_in_expanded_memory() -> None:
     x = torch.tensor([1.0, 2.0]).reshape(2, 1, 1, 1).expand(2, 1, 2, 2)
     assert cutmix_batch(x, torch.tensor([1, 0]), (0, 1, 0, 1))[:, 0].tolist() == [[[2, 1], [1, 1]], [[1, 2], [2, 2]]]
+
+
+def test_a_pasted_box_leaves_the_memory_format() -> None:
+    x = torch.arange(2.0 * 3 * 4 * 4).reshape(2, 3, 4, 4)
+    box, order = (0, 2, 1, 3), torch.tensor([1, 0])
+    found = cutmix_batch(x.to(memory_format=torch.channels_last), order, box)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(found, cutmix_batch(x, order, box))

@@ -154,6 +154,11 @@ def test_the_last(tmp_path: Path, others: list[Any]) -> None:
     assert_same(weights(state), weights(after(1 if others else 2)))
 
 
+def test_every_epoch_in_a_folder_of_its_own(tmp_path: Path) -> None:
+    fit(MINE, START, 2, [SaveModel(tmp_path / "all" / "{epoch}" / "weights", every=1)])
+    assert sorted(path.name for path in (tmp_path / "all").iterdir()) == ["1", "2"]
+
+
 def test_no_epoch_is_no_monitored_value(tmp_path: Path) -> None:
     fit(MINE, START, 0, [SaveModel(tmp_path / "last", at_end=True)])
     assert metadata(tmp_path / "last") == {"epoch": "0", "train_iter": "0"}

@@ -19,6 +19,7 @@ from loop import (
     ModelResetter,
     Progress,
     Recorder,
+    RecordValues,
     SingleBatch,
     State,
     TerminateOnNaN,
@@ -85,6 +86,12 @@ def test_single_batch_trains_on_one_batch() -> None:
     first = learner(data=DataLoaders(batches(3, seed=1)[:1]))
     assert_same(learned(end), learned(fit(first, first.init(), 1)))
     assert (end.train_iter, len(end.history.losses)) == (1, 1)
+
+
+def test_the_single_batch_is_seen_by_everyone() -> None:
+    mine = learner()
+    end = fit(mine, mine.init(), 5, [SingleBatch(), RecordValues(lr=lambda state: state.hyper["lr"])])
+    assert list(end.memory["record_values"]["lr"]) == [0.1]
 
 
 def test_single_batch_leaves_validate_alone() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from loop import CancelFit, History, ShowGraph, State, fit, trace, validate
+from loop import CancelFit, EarlyStopping, History, ShowGraph, State, fit, trace, validate
 from loop.callbacks import showing
 from loop.plots import plot_losses
 from tests.loop.helpers import Kept, assert_same_run, learner, on, raise_once, raiser
@@ -158,3 +158,9 @@ def test_a_path_is_one_of_a_picture(path: str | Path) -> None:
 def test_skip_is_a_number_of_batches(skip: Any) -> None:
     with pytest.raises(ValueError, match="ShowGraph: skip"):
         ShowGraph(skip=skip)
+
+
+def test_the_epoch_that_early_stopping_ends_is_drawn(drawn: list[tuple[History, int]], tmp_path: Path) -> None:
+    end = fit(MINE, START, 5, [ShowGraph(tmp_path / "losses.png"), EarlyStopping(min_delta=1e9)])
+    assert [len(history.rows) for history, _ in drawn] == [1, 2]
+    assert len(end.history.rows) == 2

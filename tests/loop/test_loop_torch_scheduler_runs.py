@@ -8,7 +8,7 @@ import torch
 from torch.optim import lr_scheduler as schedulers
 
 from functional_sgd.schedules import Constant
-from loop import CancelFit, CancelValidate, ParamScheduler, State, TorchScheduler, fit, validate
+from loop import CancelFit, CancelValidate, ParamScheduler, RecordValues, State, TorchScheduler, fit, validate
 from tests.comparing import assert_same
 from tests.loop.helpers import Kept, assert_same_run, everywhere, learned, learner, loaders, on, raise_once, raiser
 from tests.loop.test_loop_torch_scheduler import BATCHES, BY_BATCH, EPOCHS, LR, MOM, SCHEDULERS, in_torch
@@ -72,6 +72,16 @@ def test_a_hyper_that_nobody_had_given_is_gone_after_the_run() -> None:
     end = fit(MINE, bare, 1, [TorchScheduler(ONE_CYCLE)])
     assert end.history.hypers["mom"][0] == 0.95
     assert end.hyper == {"lr": LR}
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_others_see_a_batch_with_the_lr_that_it_was_trained_with(first: bool) -> None:
+    """Wherever the scheduler is in the list."""
+    halve = TorchScheduler(partial(schedulers.ExponentialLR, gamma=0.5))
+    record = RecordValues(lr=lambda state: state.hyper["lr"])
+    end = fit(MINE, MINE.init(), 1, [halve, record] if first else [record, halve])
+    assert list(end.memory["record_values"]["lr"])[:3] == [0.1, 0.05, 0.025]
+    assert list(end.memory["record_values"]["lr"]) == list(end.history.hypers["lr"])
 
 
 def test_what_is_remembered_is_plain() -> None:

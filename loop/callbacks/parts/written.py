@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -88,23 +89,24 @@ def json_line(values: Mapping[str, Any]) -> str:
     return json.dumps(finite) + "\n"
 
 
-def lines_up_to(lines: Iterable[str], train_iter: int, rows: int) -> list[str]:
-    """Of a log of JSON lines, those of batches up to train_iter, and those of the first epochs.
+def lines_up_to(lines: Iterable[str], train_iter: int, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Of a log of JSON lines, those of batches up to train_iter, and those of epochs that are in the history's rows.
 
     A line that was cut off, as by a crash, ends it. Raises ValueError for a line of something else.
     """
-    kept, epochs = [], 0
+    kept, epochs = [], Counter((row.get("epoch"), row.get("train_iter")) for row in rows)
     for line in lines:
         if not line.endswith("\n"):
             break
         try:
             entry = json.loads(line)
-            reached = entry["train_iter"] <= train_iter
-        except (ValueError, TypeError, KeyError):
+            place = entry.get("epoch"), entry["train_iter"]
+            known = epochs[place] > 0 if "epoch" in entry else place[1] <= train_iter
+        except (ValueError, TypeError, KeyError, AttributeError):
             raise ValueError(f"it has the line {line[:80]!r}") from None
-        epochs += "epoch" in entry
-        if reached and ("epoch" not in entry or epochs <= rows):
+        if known:
             kept.append(line)
+            epochs[place] -= 1
     return kept
 
 
