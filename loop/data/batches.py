@@ -121,7 +121,8 @@ def one_batch(source: Any) -> Any:
 def class_count(source: Any) -> int:
     """How many classes the targets have: the largest of them in one pass over the loader, plus 1.
 
-    `source` is what one_batch takes; targets are the last part of a batch. Raises ValueError if they are no integers.
+    `source` is what one_batch takes; targets are the last part of a batch. Raises ValueError if they are no integers,
+    or there are none.
 
     >>> class_count([(torch.zeros(2, 8), torch.tensor([0, 4])), (torch.zeros(1, 8), torch.tensor([3]))])
     5
@@ -134,4 +135,6 @@ def class_count(source: Any) -> int:
             found = str(target.dtype) if isinstance(target, Tensor) else type(target).__name__
             raise ValueError(f"class_count: targets must be tensors of classes, got {found}.")
         largest = max(largest, int(target.max()))
+    if largest < 0:
+        raise ValueError("class_count: there is no target that is 0 or more. Check the data set.")
     return largest + 1

@@ -17,7 +17,8 @@ def padding_collate(
     `value`; mask is (N, longest T), True where there was something. Of the rest, tensors with axes are filled up to the
     longest with `target_value`, which cross_entropy ignores; numbers and tensors without axes are stacked. Other values
     of padding: `functools.partial(padding_collate, value=1)`. The model's forward takes both padded and mask if the
-    Learner has n_inputs=2. Raises ValueError for no samples, or samples of different kinds.
+    Learner has n_inputs=2. Raises ValueError for no samples, samples of different kinds, or bools to be filled up with
+    something else.
 
     >>> padded, mask, target = padding_collate([(torch.tensor([1, 2]), 0), (torch.tensor([3]), 1)])
     >>> padded.tolist(), mask.tolist(), target.tolist()
@@ -38,4 +39,9 @@ def _joined(column: Sequence[Any], value: float) -> Any:
 
 
 def _padded(sequences: Sequence[Tensor], value: float) -> Tensor:
+    if sequences[0].dtype == torch.bool and value not in (0, 1):
+        raise ValueError(
+            f"padding_collate: sequences of bool cannot be filled up with {value}, which would be True. "
+            f"Choose 0 or 1, as with functools.partial(padding_collate, target_value=0), or convert them."
+        )
     return torch.nn.utils.rnn.pad_sequence(list(sequences), batch_first=True, padding_value=value)

@@ -181,7 +181,8 @@ class SeededStream(IterableDataset[Any]):
         self.position: Position = (0, 0, 0)
 
     def __len__(self) -> int:
-        return len(self.source())  # type: ignore[arg-type]  # a TypeError, if it has none, is right
+        with generators_kept():  # a function may draw before it returns a stream
+            return len(self.source())  # type: ignore[arg-type]  # a TypeError, if it has none, is right
 
     def __iter__(self) -> Iterator[Any]:
         seed, epoch, skip = self.position

@@ -49,7 +49,7 @@ def put(new: Path, path: Path) -> None:
 
 def aside(path: Path) -> Path:
     """Where the directory at `path` is while another takes its place."""
-    return path.with_name(f".{path.name}.replaced")
+    return path.parent / f".{path.name}.replaced"  # with_name refuses "."
 
 
 def find(path: Path) -> Path:
@@ -108,15 +108,22 @@ def make(folder: Path) -> None:
 
 
 def _scratch_name() -> str:
-    return f".saving-{platform.node()}-{os.getpid()}-{_PROCESS}-{secrets.token_hex(4)}"
+    return f".saving-{_host()}-{os.getpid()}-{_PROCESS}-{secrets.token_hex(4)}"
+
+
+def _host() -> str:
+    """Where a process id means one process: a machine, and on it a namespace, as containers may share its name."""
+    with suppress(OSError):
+        return f"{platform.node()}-{Path('/proc/self/ns/pid').stat().st_ino}"
+    return platform.node()
 
 
 def _is_dead(path: Path) -> bool:
-    """Whether the process that made a scratch directory is surely gone; of another machine's, after a day."""
+    """Whether the process that made a scratch directory is surely gone; of another host's, after a day."""
     found = _SCRATCH.fullmatch(path.name)
     if found is None:
         return False
-    if found["host"] != platform.node():
+    if found["host"] != _host():
         with suppress(FileNotFoundError):
             return time.time() - path.stat().st_mtime > _DAY
         return False

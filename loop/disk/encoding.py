@@ -84,7 +84,10 @@ def decode(node: Node, tensors: Mapping[str, Tensor]) -> Any:
     if len(node) != 1 or not node.keys() <= _DECODERS.keys():
         raise ValueError(f"expected one of the tags {', '.join(_DECODERS)}, got {', '.join(node) or 'none'}.")
     ((tag, body),) = node.items()
-    return _DECODERS[tag](body, tensors)
+    try:
+        return _DECODERS[tag](body, tensors)
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"what follows the tag {tag} makes no sense: {error}.") from error
 
 
 def _node(value: Any, where: str, tensors: dict[str, Tensor], depth: int) -> Node:
@@ -187,6 +190,13 @@ def _tensor(name: str, tensors: Mapping[str, Tensor]) -> Tensor:
     return tensors[name]
 
 
+def _dtype(name: str, _: Mapping[str, Tensor]) -> torch.dtype:
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype):
+        raise ValueError(f"there is no dtype {name}.")
+    return found
+
+
 def _log(runs: list[Node], tensors: Mapping[str, Tensor]) -> Log:
     return Log([item for run in runs for item in decode(run, tensors)])
 
@@ -215,7 +225,7 @@ _DECODERS: Mapping[str, Callable[[Any, Mapping[str, Tensor]], Any]] = {
     "tuple": lambda body, tensors: tuple(decode(body, tensors)),
     "dict": lambda body, tensors: {decode(key, tensors): decode(part, tensors) for key, part in body},
     "tensor": _tensor,
-    "dtype": lambda body, _: getattr(torch, body),
+    "dtype": _dtype,
     "log": _log,
     "items": decode,
     "scalars": lambda body, tensors: _tensor(body, tensors).unbind(),

@@ -26,6 +26,8 @@ FILES = frozenset({TENSORS, REST, SUMS})
 NOT_SAVED = frozenset({"xb", "yb", "pred", "loss", "grads", "learner", "resources"})
 """The fields of a state that it has only during a run."""
 
+_ENTRY = frozenset({"dtype", "shape", "device", "sha256"})  # what state.json says of a tensor
+
 CPU = torch.device("cpu")
 
 
@@ -76,7 +78,7 @@ def read(directory: Path, device: torch.device = CPU) -> State:
             tensors[name] = tensors[name].to(device)
     try:
         return State(**{name: decode(node, tensors) for name, node in document["fields"].items()})
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StateFileError(f"load: {directory / REST}: {error}") from None
 
 
@@ -162,7 +164,7 @@ def _read_rest(path: Path, expected: str) -> dict[str, Any]:
         raise _disagreeing(path, digest, expected)
     try:
         document: Any = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StateFileError(f"load: {path} is not JSON: {error}. Was it written by save?") from None
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise StateFileError(
@@ -174,6 +176,15 @@ def _read_rest(path: Path, expected: str) -> dict[str, Any]:
             f"{document.get('library')}; expected version {VERSION}, as read by {_library()}. Load it with the library "
             f"that wrote it."
         )
+    for name, kind in (("fields", dict), ("tensors", dict), ("device", str)):
+        if not isinstance(document.get(name), kind):
+            raise StateFileError(f"load: {path} has no {name} in it, or of another type. Was it written by save?")
+    for name, entry in document["tensors"].items():
+        if not isinstance(entry, dict) or not entry.keys() >= _ENTRY or str(entry["dtype"]) not in DTYPES:
+            raise StateFileError(
+                f"load: {path} does not describe {name}: expected {', '.join(sorted(_ENTRY))}, the dtype one of "
+                f"{', '.join(DTYPES)}, got {entry}. Was it written by save?"
+            )
     expected_fields = _saved_fields()
     if document["fields"].keys() != set(expected_fields):
         raise StateFileError(

@@ -1,5 +1,6 @@
 """States on disk: save one, load it again, and keep the newest few in a folder."""
 
+import os
 import re
 import warnings
 from collections.abc import Mapping
@@ -34,7 +35,9 @@ def save(state: State, path: str | Path, overwrite: bool = False) -> Path:
     """
     path = Path(path)
     document, tensors = pack(state.at_rest())
-    _check_place(path, overwrite)
+    if path.parent.is_dir():
+        with locked(path.parent):  # or another process could be moving what is looked at
+            _check_place(path, overwrite)
     with scratch(path.parent) as new:
         write(new, document, tensors)
         with locked(path.parent):
@@ -115,7 +118,12 @@ def checkpoints(folder: str | Path) -> list[Path]:
     """The checkpoints in a folder, oldest first; none if there is no such folder."""
     folder = Path(folder)
     paths = folder.iterdir() if folder.is_dir() else ()
-    return sorted((path for path in paths if _CHECKPOINT.fullmatch(path.name)), key=_number)
+    return sorted((path for path in paths if _CHECKPOINT.fullmatch(path.name) and not _is_other(path)), key=_number)
+
+
+def _is_other(path: Path) -> bool:
+    """Whether there is something here that is no directory; a directory that is removed meanwhile was one."""
+    return not path.is_dir() and os.path.lexists(path)
 
 
 def _number(path: Path) -> int:

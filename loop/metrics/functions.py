@@ -14,7 +14,8 @@ def accuracy(pred: Tensor, target: Tensor) -> Tensor:
     >>> accuracy(torch.tensor([[2.0, 1.0], [0.0, 3.0]]), torch.tensor([0, 0]))
     tensor(0.5000)
     """
-    return (pred.argmax(dim=-1) == target).float().mean()
+    given, wanted = flat("accuracy", pred.argmax(dim=-1), target)
+    return (given == wanted).float().mean()
 
 
 def error_rate(pred: Tensor, target: Tensor) -> Tensor:
@@ -39,7 +40,8 @@ def top_k_accuracy(k: int = 5) -> Callable[[Tensor, Tensor], Tensor]:
 
     def measure(pred: Tensor, target: Tensor) -> Tensor:
         best = pred.topk(k, dim=-1).indices
-        return (best == target[..., None]).any(dim=-1).float().mean()
+        _, wanted = flat(measure.__name__, best[..., 0], target)
+        return (best.reshape(-1, k) == wanted[:, None]).any(dim=-1).float().mean()
 
     measure.__name__ = f"top_{k}_accuracy"
     return measure
@@ -69,7 +71,7 @@ def mse(pred: Tensor, target: Tensor) -> Tensor:
     >>> mse(torch.tensor([1.0, 4.0]), torch.tensor([[1.0], [2.0]]))
     tensor(2.)
     """
-    pred, target = flat("mse", pred, target)
+    pred, target = _numbers("mse", pred, target)
     return (pred - target).square().mean()
 
 
@@ -79,7 +81,7 @@ def mae(pred: Tensor, target: Tensor) -> Tensor:
     >>> mae(torch.tensor([1.0, 4.0]), torch.tensor([1.0, 2.0]))
     tensor(1.)
     """
-    pred, target = flat("mae", pred, target)
+    pred, target = _numbers("mae", pred, target)
     return (pred - target).abs().mean()
 
 
@@ -89,5 +91,11 @@ def msle(pred: Tensor, target: Tensor) -> Tensor:
     >>> msle(torch.tensor([0.0]), torch.tensor([torch.e - 1]))
     tensor(1.)
     """
-    pred, target = flat("msle", pred, target)
+    pred, target = _numbers("msle", pred, target)
     return (torch.log1p(pred) - torch.log1p(target)).square().mean()
+
+
+def _numbers(what: str, pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as vectors, pred in float32 at least: squares overflow in float16, and a mean has two digits in bfloat16."""
+    pred, target = flat(what, pred, target)
+    return pred.to(torch.promote_types(pred.dtype, torch.float32)), target

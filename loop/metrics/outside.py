@@ -1,10 +1,11 @@
 """Metrics of other libraries, as Mergeables."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
+import optree
 import torch
 from torch import Tensor
 
@@ -48,7 +49,8 @@ class TorchMetric:
         metric = self._restored(accumulator, pred.device)
         with torch.no_grad():
             metric.update(pred, *targets)
-        return {"state": _copied(metric.metric_state), "updates": accumulator.get("updates", 0) + 1}
+        state = _copied(metric.metric_state, _pieces(accumulator))
+        return {"state": state, "updates": accumulator.get("updates", 0) + 1}
 
     def merge(self, left: Accumulator, right: Accumulator) -> Accumulator:
         """The accumulator of the data of both."""
@@ -67,21 +69,34 @@ class TorchMetric:
         return self.value(self.add(self.start(), pred, *targets))
 
     def _restored(self, accumulator: Accumulator, device: torch.device | None = None) -> Any:
-        """A metric that has counted this; its tensors are copies, for metrics add to theirs in place."""
+        """A metric that has counted this, on its device; its tensors are copies, for metrics add to theirs in place.
+
+        To its lists they only append, so pieces in these are not copied: that would take O(batches**2) in all.
+        """
         metric = deepcopy(self.__dict__["_fresh"])
+        state = accumulator.get("state", {})
+        if device is None:
+            leaves: list[Any] = optree.tree_leaves(state)
+            device = next((leaf.device for leaf in leaves if isinstance(leaf, Tensor)), None)
         if device is not None and hasattr(metric, "to"):
             metric = metric.to(device)
-        for name, value in _copied(accumulator.get("state", {})).items():
+        for name, value in _copied(state, _pieces(accumulator)).items():
             setattr(metric, name, value)
         if accumulator:
             metric._update_count = accumulator["updates"]  # or compute() warns that there was no update
         return metric
 
 
-def _copied(state: Any) -> Any:
-    """The state with tensors of its own, and no graph."""
+def _copied(state: Any, shared: Set[int] = frozenset()) -> Any:
+    """The state with tensors of its own, but for those of these ids, and no graph."""
     if isinstance(state, Tensor):
-        return state.detach().clone()
+        return state if id(state) in shared else state.detach().clone()
     if isinstance(state, dict):
-        return {name: _copied(value) for name, value in state.items()}
-    return [_copied(value) for value in state] if isinstance(state, list) else state
+        return {name: _copied(value, shared) for name, value in state.items()}
+    return [_copied(value, shared) for value in state] if isinstance(state, list) else state
+
+
+def _pieces(accumulator: Accumulator) -> Set[int]:
+    """The ids of what is in the lists of an accumulator."""
+    lists = [value for value in accumulator.get("state", {}).values() if isinstance(value, list)]
+    return {id(piece) for pieces in lists for piece in pieces}

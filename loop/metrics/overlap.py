@@ -27,7 +27,7 @@ class Overlap(Tally):
     (its sigmoid, unless `sigmoid` is False) is above the threshold. "binary" then is over all entries; the others have
     a label for each place along `axis`, all of which count.
 
-    0/0 is 0. Raises ValueError for an unknown average.
+    0/0 is 0. Raises ValueError for an unknown average, and for predictions that it does not go with.
     """
 
     average: Average = "binary"
@@ -80,6 +80,11 @@ class Overlap(Tally):
         return how_often(wanted, right, classes), how_often(given, kept, classes), how_often(wanted, kept, classes)
 
     def _by_entry(self, pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if self.average != "binary" and pred.dim() < 2:
+            raise ValueError(
+                f"{type(self).__name__}: average={self.average!r} with a threshold needs samples along one axis, "
+                f"labels along another, got shape {tuple(pred.shape)}. Use average='binary' for one label."
+            )
         labels = 1 if self.average == "binary" else pred.shape[self.axis]
         if labels > 1:
             pred, target = pred.movedim(self.axis, -1), target.movedim(self.axis, -1)

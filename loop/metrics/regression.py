@@ -20,9 +20,10 @@ def moments(*values: Tensor) -> Accumulator:
     table = torch.stack([wide(column).reshape(-1) for column in values], dim=1)
     if not len(table):
         return {}
-    mean = table.mean(dim=0)
-    centred = table - mean
-    return {"count": torch.full_like(mean[0], len(table)), "mean": mean, "products": centred.T @ centred}
+    moved = table - table[0]  # first, so that a constant column has no deviations, not even of rounding
+    gap = moved.mean(dim=0)
+    centred = moved - gap
+    return {"count": torch.full_like(gap[0], len(table)), "mean": table[0] + gap, "products": centred.T @ centred}
 
 
 def joined_moments(left: Accumulator, right: Accumulator) -> Accumulator:
@@ -127,7 +128,8 @@ class Pearson(_OfMoments):
 class Spearman(Tally):
     """The correlation of the ranks of pred and target over all elements, -1 to 1; equal values share their mean rank.
 
-    A rank is known only when all data is, so predictions and targets are kept until the end.
+    A rank is known only when all data is, so predictions and targets are kept until the end. nan if
+    one of them is constant, or has a nan.
 
     >>> round(Spearman()(torch.tensor([1.0, 20.0, 300.0]), torch.tensor([1.0, 3.0, 2.0])), 6)
     0.5
@@ -143,7 +145,8 @@ class Spearman(Tally):
 
     def read(self, counted: Accumulator) -> Tensor:
         """The correlation of the ranks."""
-        return _correlation(moments(*(_ranks(column) for column in columns(counted))))
+        pred, target = columns(counted)
+        return _correlation(moments(_ranks(pred), _ranks(target))) if len(pred) else torch.tensor(torch.nan)
 
 
 @dataclass(frozen=True)
@@ -194,6 +197,7 @@ def _correlation(counted: Accumulator) -> Tensor:
 
 
 def _ranks(values: Tensor) -> Tensor:
-    """Ranks from 1; equal values share the mean of theirs."""
+    """Ranks from 1; equal values share the mean of theirs, and a nan has none."""
     _, place, counts = torch.unique(values, return_inverse=True, return_counts=True)
-    return (wide(counts.cumsum(0)) - (wide(counts) - 1) / 2)[place]
+    ranks = (wide(counts.cumsum(0)) - (wide(counts) - 1) / 2)[place]
+    return torch.where(values.isnan(), torch.nan, ranks)

@@ -1,6 +1,7 @@
 """The means and tallies of a phase: every column of the batches seen so far, and their values at the end."""
 
 from collections.abc import Mapping, Sequence
+from math import nan
 from typing import Any, TypeAlias
 
 import optree
@@ -57,7 +58,7 @@ def add_batch(sums: Sums, state: State, metrics: Sequence[Metric], loss_name: st
 
 
 def means(sums: Sums, metrics: Sequence[Metric] = ()) -> dict[str, float]:
-    """The value of every column; this is where a device is waited for.
+    """The value of every column, nan where no sample was counted; this is where a device is waited for.
 
     `metrics` are those that were counted; only they can read their accumulators, so others are left out.
 
@@ -69,7 +70,7 @@ def means(sums: Sums, metrics: Sequence[Metric] = ()) -> dict[str, float]:
     for name, counted in sums.items():
         metric = named.get(name)
         if isinstance(counted, tuple):
-            values[name] = float(counted[0]) / counted[1]
+            values[name] = float(counted[0]) / counted[1] if counted[1] else nan
         elif isinstance(metric, Mergeable):
             values[name] = metric.value(counted)
     return values
@@ -86,4 +87,6 @@ def sample_count(state: State) -> int:
 
 def _weighted(before: tuple[Any, int] | None, value: Any, count: int) -> tuple[Any, int]:
     total, weight = before or (0.0, 0)
+    if not count:  # its mean is nan
+        return total, weight
     return total + wide(torch.as_tensor(value).detach()) * count, weight + count

@@ -70,5 +70,6 @@ def _enough(rule: str, losses: Sequence[float], least: int) -> None:
     if len(losses) < least:
         raise ValueError(
             f"{rule}: needs {least} points of the curve, got {len(losses)}. Run lr_find with more iterations or a "
-            f"larger stop_factor (the first iterations // 10 and the last 5 batches are no part of the curve)."
+            f"larger stop_factor (the first iterations // 10 and the last 5 batches are no part of the curve, nor what "
+            f"follows a loss that is not finite: if the first one is not, look at the model and the data)."
         )

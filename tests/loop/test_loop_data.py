@@ -256,3 +256,16 @@ def test_n32_the_number_of_classes_is_not_a_matter_of_shapes() -> None:
 def test_values_of_padding_by_partial() -> None:
     loader = make_loader([torch.tensor([1, 2]), torch.tensor([3])], 2, collate=partial(padding_collate, value=9))
     assert one_batch(loader)[0].tolist() == [[1, 2], [3, 9]]
+
+
+def test_bools_are_not_filled_up_with_what_would_be_true() -> None:
+    samples = [(torch.ones(length), torch.ones(length, dtype=torch.bool)) for length in (2, 1)]
+    with pytest.raises(ValueError, match="sequences of bool cannot be filled up with -100"):
+        padding_collate(samples)
+    assert padding_collate(samples, target_value=0)[2].tolist() == [[True, True], [True, False]]
+
+
+@pytest.mark.parametrize("batches", [[], [(torch.zeros(2), torch.tensor([-100, -1]))]])
+def test_no_targets_are_of_no_number_of_classes(batches: list[Any]) -> None:
+    with pytest.raises(ValueError, match="class_count: there is no target"):
+        class_count(batches)

@@ -285,3 +285,13 @@ def test_what_cannot_be_rebuilt_is_no_storable(kind: str) -> None:
     }
     with pytest.raises(TypeError, match="must be a dataclass that is called with all of its fields"):
         storable(bad[kind])
+
+
+NONSENSE = {"dtype": "load", "tuple": 3, "int": 5, "float": [], "str": 3, "dict": [[[1], 2]], "tensor": [], "log": 3}
+
+
+@pytest.mark.parametrize(("tag", "body"), [*NONSENSE.items(), ("dtype", 3), ("object", ["History", "loop", 3])])
+def test_nodes_that_make_no_sense_are_value_errors(tag: str, body: Any) -> None:
+    """torch.load is a function, no dtype."""
+    with pytest.raises(ValueError, match=r"makes no sense|there is no dtype"):
+        decode({tag: body}, {})

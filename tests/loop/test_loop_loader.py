@@ -277,3 +277,11 @@ def test_workers_leave_ctrl_c_to_the_main_process() -> None:
     """A terminal sends it to all of them, and the main process may want batches until it ends."""
     assert torch.cat(list(make_loader(Listening(), 2, workers=1))).tolist() == [1, 1, 1, 1]
     assert torch.cat(list(make_loader(Listening(), 2))).tolist() == [0, 0, 0, 0]
+
+
+def test_asking_for_the_length_of_a_stream_draws_nothing() -> None:
+    loader = make_loader(lambda: iter([random.random() for _ in range(3)]), 2)
+    before = random.getstate()
+    with pytest.raises(TypeError, match="has no len"):
+        len(loader)
+    assert random.getstate() == before

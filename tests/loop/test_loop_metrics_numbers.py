@@ -201,3 +201,48 @@ def test_they_are_errors_before_anything_is_trained() -> None:
     with pytest.raises(TypeError) as caught:
         fit(plays(R2), plays().init(), 1)
     assert "in before_fit" in caught.value.__notes__[0]
+
+
+@pytest.mark.parametrize("metric", [accuracy, top_k_accuracy(1)])
+def test_targets_may_have_an_axis_of_one(metric: Any) -> None:
+    """(N, 1) against (N,) is no table of N x N comparisons."""
+    assert metric(torch.eye(3), torch.tensor([[0], [1], [2]])) == 1.0
+    with pytest.raises(ValueError, match="accuracy: pred and target must have equally many elements"):
+        metric(torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4))
+
+
+def test_constants_do_not_vary_even_if_their_mean_is_rounded() -> None:
+    """The mean of three times 0.1 is not 0.1."""
+    constant, other = torch.full((3,), 0.1, dtype=torch.float64), torch.tensor([0.1, 0.2, 0.4], dtype=torch.float64)
+    assert isnan(Pearson()(other, constant))
+    assert R2()(other, constant) == ExplainedVariance()(other, constant) == 0.0
+    assert R2()(constant, constant) == 1.0
+
+
+def test_a_nan_has_no_rank() -> None:
+    assert isnan(Spearman()(torch.tensor([1.0, 2.0, nan]), torch.tensor([1.0, 2.0, 3.0])))
+
+
+def test_empty_batches_count_nothing() -> None:
+    """For means and correlations, of some batches or of all."""
+    none = torch.zeros(0)
+    assert isnan(Spearman()(none, none))
+    full, empty = (torch.ones(2, 1), torch.zeros(2, 1)), (torch.zeros(0, 1), torch.zeros(0, 1))
+    learner = Learner(one_weight(2.0), DataLoaders([full]), torch.nn.functional.mse_loss, sgd(), metrics=[mse])
+    assert validate(learner, learner.init(), [full, empty]) == {"valid_loss": 4.0, "mse": 4.0}
+    assert all(isnan(value) for value in validate(learner, learner.init(), [empty]).values())
+
+
+def test_averages_over_labels_need_an_axis_of_them() -> None:
+    scores, answers = torch.tensor([3.0, -2.0, 1.0]), torch.tensor([1, 1, 0])
+    with pytest.raises(ValueError, match=r"F1: average='micro' with a threshold .* got shape \(3,\)"):
+        F1("micro", threshold=0.5)(scores, answers)
+    assert F1("micro", threshold=0.5)(scores[:, None], answers[:, None]) == F1(threshold=0.5)(scores, answers) == 0.5
+
+
+def test_functions_of_half_precision_are_computed_in_single() -> None:
+    """300 squared is no float16, and 257 no bfloat16."""
+    half, brain = torch.tensor([300.0], dtype=torch.float16), torch.tensor([256.0, 258.0], dtype=torch.bfloat16)
+    assert mse(half, torch.zeros_like(half)) == 90_000.0
+    assert mae(brain, torch.zeros_like(brain)) == 257.0
+    assert mse(half.double(), torch.zeros(1)).dtype == torch.float64

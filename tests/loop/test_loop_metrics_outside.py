@@ -145,3 +145,43 @@ def test_a_run_records_it() -> None:
 def test_what_is_no_metric_is_an_error(make: Any) -> None:
     with pytest.raises(TypeError, match="TorchMetric: make must return a metric of torchmetrics"):
         TorchMetric(make)
+
+
+def test_pieces_are_not_copied_for_every_batch() -> None:
+    """They are shared by the accumulators; so a batch costs as much late as early."""
+    metric = TorchMetric(RootMeanSquare)
+    one = fold(metric, batches()[:1])
+    two = metric.add(one, *batches()[1])
+    assert two["state"]["pieces"][0] is one["state"]["pieces"][0]
+    assert len(one["state"]["pieces"]) == 1
+
+
+class Placed:
+    """A metric with something that is no state, on the device that it was moved to."""
+
+    def __init__(self) -> None:
+        self.total, self.scale = torch.zeros(()), torch.ones(())
+
+    def to(self, device: torch.device) -> "Placed":
+        """Moved."""
+        self.total, self.scale = self.total.to(device), self.scale.to(device)
+        return self
+
+    @property
+    def metric_state(self) -> dict[str, Any]:
+        """Not copied."""
+        return {"total": self.total}
+
+    def update(self, pred: Tensor) -> None:
+        """One more batch."""
+        self.total = self.total + pred.sum()
+
+    def compute(self) -> float:
+        """Works on one device only."""
+        assert self.total.device == self.scale.device
+        return 1.0
+
+
+def test_the_value_is_computed_where_the_state_is() -> None:
+    metric = TorchMetric(Placed)
+    assert metric.value(metric.add(metric.start(), torch.zeros(2, device="meta"))) == 1.0

@@ -173,6 +173,21 @@ FOREIGN: dict[str, tuple[Callable[[Document], Any], str]] = {
         lambda document: document["tensors"]["params['w']"].update(shape=[2, 2]),
         r"expected params\['w'\] to be float32\[2, 2\], got float32\[4\]",
     ),
+    "no leaves": (lambda document: document.pop("tensors"), "state.json has no tensors in it, or of another type"),
+    "no fields": (lambda document: document.update(fields=3), "state.json has no fields in it, or of another type"),
+    "no device": (lambda document: document.pop("device"), "state.json has no device in it, or of another type"),
+    "dtype": (
+        lambda document: document["tensors"]["params['w']"].update(dtype="float4"),
+        r"state.json does not describe params\['w'\]: expected .*, the dtype one of bool, .*'float4'",
+    ),
+    "no digest": (
+        lambda document: document["tensors"]["params['w']"].pop("sha256"),
+        r"state.json does not describe params\['w'\]: expected .*sha256",
+    ),
+    "no dtype": (
+        lambda document: document["fields"].update(hyper={"dtype": "load"}),
+        "state.json: there is no dtype load",
+    ),
 }
 
 
@@ -189,7 +204,12 @@ def test_a_rewritten_file_that_says_the_same_is_taken(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("{", "is not JSON: .* Was it written by save?"), ("[1]", "does not hold a state")]
+    ("text", "message"),
+    [
+        ("{", "is not JSON: .* Was it written by save?"),
+        ("[1]", "does not hold a state"),
+        ("[" * 200_000, "is not JSON: maximum recursion depth exceeded"),
+    ],
 )
 def test_text_that_says_nothing(path: Path, text: str, message: str) -> None:
     with pytest.raises(StateFileError, match=f"state.json {message}"):

@@ -4,6 +4,8 @@ import os
 import platform
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 import torch
 
 from loop import load, load_latest, save, save_in
-from loop.disk.atomic import _scratch_name, aside
+from loop.disk.atomic import _host, _scratch_name, aside, locked, scratch
 from loop.disk.store import checkpoints
 from tests.loop.saving import identical, in_process, tiny
 
@@ -152,7 +154,7 @@ def test_the_checkpoint_is_loaded_like_another_state(tmp_path: Path) -> None:
 
 def test_what_dead_processes_have_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
     mine = _scratch_name()
-    host, pid, process = platform.node(), str(os.getpid()), mine.split("-")[-2]
+    host, pid, process = _host(), str(os.getpid()), mine.split("-")[-2]
     day_old, new = f".saving-{host}2-1-00000000-00000000", f".saving-{host}2-1-00000000-00000001"
     dead = [f".saving-{host}-{2**22 + 1}-{process}-00000000", mine.replace(process, "00000000"), day_old]
     alive = [mine, mine.replace(pid, "1").replace(process, "00000000"), new, ".saving-something-else", ".savings"]
@@ -193,3 +195,48 @@ def test_two_processes_save_into_one_folder_while_a_third_loads(crashes: dict[st
     assert (found["wrong"], found["codes"]) == ([], [0, 0])
     assert [int(name[:6]) for name in found["names"]] == [49, 50, 51]
     assert found["reads"] > 0
+
+
+# Names that are not what they seem
+
+
+def test_a_file_with_the_name_of_a_checkpoint_is_none(tmp_path: Path) -> None:
+    path = save_in(tiny(1), tmp_path)
+    (tmp_path / "000009-train_iter-00000009").touch()
+    (tmp_path / "000008-train_iter-00000008").symlink_to(tmp_path / "none")
+    assert checkpoints(tmp_path) == [path]
+    assert load_latest(tmp_path).train_iter == 1
+
+
+def test_a_state_is_loaded_from_the_directory_one_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(save(tiny(1), tmp_path / "a"))
+    assert load(".").train_iter == 1
+    with pytest.raises(FileExistsError, match=r"there is something at \. already"):
+        save(tiny(2), ".")
+
+
+def test_processes_of_another_namespace_are_not_taken_for_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Containers may share the name of their host, but count their processes apart."""
+    with scratch(tmp_path) as mine, monkeypatch.context() as elsewhere:
+        elsewhere.setattr("loop.disk.atomic._host", lambda: f"{platform.node()}-1")
+        elsewhere.setattr("loop.disk.atomic._is_alive", lambda pid: False)
+        elsewhere.setattr("loop.disk.atomic._PROCESS", "00000000")
+        with scratch(tmp_path):
+            assert mine.is_dir()
+
+
+def test_a_place_is_looked_at_under_the_lock_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it, what another process moves aside for a moment was taken for something that is no state."""
+    held, seen = [False], []
+
+    @contextmanager
+    def watched(folder: Path) -> Iterator[None]:
+        with locked(folder):
+            held[0] = True
+            yield
+            held[0] = False
+
+    monkeypatch.setattr("loop.disk.store.locked", watched)
+    monkeypatch.setattr("loop.disk.store._check_place", lambda path, overwrite: seen.append(held[0]))
+    save(tiny(1), tmp_path / "a", overwrite=True)
+    assert seen == [True, True]
