@@ -190,7 +190,7 @@ def say(text: str) -> str:
     return f"{text}\n"
 
 
-PACKAGES = ("torch", "triton", "numpy", "optree", "jax", "optax", "torchopt")
+PACKAGES = ("torch", "triton", "numpy", "optree", "jax", "optax", "torchopt", "heavyball")
 
 
 def machine(packages: Sequence[str] = PACKAGES) -> str:

@@ -6,6 +6,7 @@ from functional_sgd.autodiff import value_and_grad as value_and_grad
 from functional_sgd.bridge import from_torch as from_torch
 from functional_sgd.bridge import into_torch as into_torch
 from functional_sgd.bridge import to_torch as to_torch
+from functional_sgd.bridge import torch_optimizer as torch_optimizer
 from functional_sgd.chain import Chain as Chain
 from functional_sgd.chain import Optimizer as Optimizer
 from functional_sgd.chain import chain as chain

@@ -1,5 +1,8 @@
 """Where code is running: on tensors with memory, or inside a transform or a compiler."""
 
+from collections.abc import Callable, Iterable
+from typing import Any
+
 import torch
 
 
@@ -11,3 +14,22 @@ def transformed() -> bool:
     """
     compiling: bool = torch.compiler.is_compiling()
     return compiling or torch._C._functorch.maybe_current_level() is not None
+
+
+def recorded() -> bool:
+    """Whether operations are written down, or done on stand-ins: `transformed`, or in a mode such as make_fx's."""
+    return transformed() or torch._C._len_torch_dispatch_stack() > 0
+
+
+def known(condition: torch.Tensor, involved: Callable[[], Iterable[Any]] = tuple) -> bool | None:
+    """What a 0-d condition says, if a branch may be taken: on the CPU, and not while a program is recorded.
+
+    Nor if derivatives by any of what `involved()` gives are tracked, which must be there on either branch.
+
+    >>> known(torch.tensor(True)), torch.vmap(lambda x: x if known(x > 0) is None else -x)(torch.ones(1))
+    (True, tensor([1.]))
+    """
+    if recorded() or condition.device.type != "cpu":
+        return None
+    tracked = any(value.requires_grad for value in involved() if isinstance(value, torch.Tensor))
+    return None if tracked else bool(condition)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from functional_sgd.execute.traced import LIST, Traced, by_name, numbers_of, trace
+from functional_sgd.execute.whole import can_be_traced, without_kernels
 from loop.chance import key, seed_torch
 from loop.graph import Learned, counted, flat, graphs_of
 from loop.stages import FOR_BATCH, Work, device_of, learner_of
@@ -54,6 +55,7 @@ class CompiledWork(Work):
         self.results: Results | None = None
         self.updates = False  # whether the graph goes on to the update
         self.learned = Learned((None, None, None), (), LIST)
+        self.plain: tuple[Any, Any] = (None, None)  # an optimizer, and what is traced of it
         self.layers = list(model.modules())
         self.graphs = graphs_of(model)
 
@@ -62,7 +64,7 @@ class CompiledWork(Work):
         self.brackets = run.brackets_of
         own = {event: [one for one in run.handlers[event] if _is_traceable(event, one[1])] for event in _EVENTS}
         update = [*BEFORE_UPDATE, "around_gradients", "around_update"]
-        few = len(run.state.params) <= FEW
+        few = len(run.state.params) <= FEW and can_be_traced(learner_of(run.state).opt)
         self.updates = few and all(len(own.get(event, ())) == len(run.handlers_of(event)) for event in update)
         self.inside = {event: own[event] for event in (_EVENTS if self.updates else INSIDE)}
         for event, taken in self.inside.items():
@@ -137,7 +139,7 @@ class CompiledWork(Work):
             memory = optree.tree_map(counted, known, none_is_leaf=True)
         opt, hyper = None, None
         if self.updates:
-            opt, hyper = _chain_of(learner.opt), numbers_of({**learner.opt.hyper, **state.hyper})
+            opt, hyper = self._plain(learner.opt), numbers_of({**learner.opt.hyper, **state.hyper})
         learned = self._learned(state)
         around, spec = flat((state.xb, state.yb, learner.loss, memory, hyper))
         tensors, constants = list(learned.leaves), []
@@ -149,6 +151,11 @@ class CompiledWork(Work):
         autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
         flags = tuple([layer.training for layer in self.layers])
         return tensors, (constants, spec, learned.spec, state.frozen, flags, autocast, opt, self.always)
+
+    def _plain(self, opt: Any) -> Any:
+        if self.plain[0] is not opt:
+            self.plain = (opt, without_kernels(opt))
+        return self.plain[1]
 
     def _learned(self, state: State) -> "Learned":
         """What the batch starts from; known, if it is what the last one ended with."""
@@ -169,7 +176,7 @@ class CompiledWork(Work):
             learner = replace(learner_of(state), loss=loss)
             changes: dict[str, Any] = dict(params=params, buffers=buffers, xb=xb, yb=yb)
             if self.updates:
-                learner = replace(learner, opt=_chain_of(learner.opt))
+                learner = replace(learner, opt=self._plain(learner.opt))
                 changes |= dict(opt_state=opt_state, hyper=by_name(hyper))
             known = {**state.memory, **(memory or {})}
             return self._eagerly(state.replace(**changes, learner=learner, memory=known))
@@ -224,11 +231,6 @@ def _late(name: str) -> ValueError:
         f"computed in one go. Change it in before_batch; or name the event in `traceable` of the callback's class, if "
         f"its handler works on tensors without looking at their values; or fit without compile=True."
     )
-
-
-def _chain_of(opt: Any) -> Any:
-    """The chain that a fused optimizer was made of, or the optimizer itself."""
-    return getattr(opt, "opt", opt)
 
 
 def _is_traceable(event: str, method: Any) -> bool:

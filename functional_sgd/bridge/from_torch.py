@@ -43,8 +43,8 @@ def from_torch(optimizer: torch.optim.Optimizer, names: Named) -> Imported:
     >>> opt.hyper["lr"], opt.hyper["wd"], list(params), state["step"], hyper
     (0.1, 0.3, ['weight', 'bias'], tensor(0), {})
     """
-    kind, named = kind_of(optimizer), _by_name(optimizer, names)
-    opt = kind.chain_of(optimizer.param_groups)
+    kind, named = kind_of("from_torch", optimizer), _by_name("from_torch", optimizer, names)
+    opt = kind.chain_of("from_torch", optimizer.param_groups)
     params = {name: param.detach().clone() for name, param in named.items()}
     kept = {name: dict(optimizer.state.get(param, {})) for name, param in named.items()}
     state = opt.init(params)
@@ -71,7 +71,7 @@ def into_torch(
     dict {parameter name: value} must have one value within each group. The parameters themselves go back with
     module.load_state_dict.
 
-    Raises ValueError for a slot that is missing, and TypeError for other optimizers.
+    Raises ValueError for a slot that is missing or too many, and TypeError for other optimizers.
 
     >>> import torch
     >>> from functional_sgd import adam
@@ -82,9 +82,11 @@ def into_torch(
     >>> optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["betas"]
     (0.5, (0.8, 0.999))
     """
-    kind, named = kind_of(optimizer), _by_name(optimizer, names)
-    slots = [slot for slot in kind.slots if slot in kind.chain_of(optimizer.param_groups).init({})]
+    kind, named = kind_of("into_torch", optimizer), _by_name("into_torch", optimizer, names)
+    slots = [slot for slot in kind.slots if slot in kind.chain_of("into_torch", optimizer.param_groups).init({})]
     check_state("into_torch", state, tuple(slots))
+    for name in sorted({name for slot in slots for name in state[slot]} - named.keys()):
+        raise ValueError(f"into_torch: the state has slots for {name!r}, which is no parameter of the optimizer.")
     entries: dict[int, dict[str, Any]] = {}
     for number, (name, param) in enumerate(named.items()):
         own: dict[str, Any] = {COUNTER: state[COUNTER].to(torch.float32, copy=True)} if kind.counts else {}
@@ -106,11 +108,12 @@ def into_torch(
             )
     for group in packed:
         own_names = [order[number] for number in group["params"]]
-        group.update(kind.write(group, {n: _of_group(n, value, own_names) for n, value in (hyper or {}).items()}))
+        given = {n: v for n, v in (hyper or {}).items() if own_names or not isinstance(v, Mapping)}
+        group.update(kind.write(group, {n: _of_group(n, value, own_names) for n, value in given.items()}))
     return {"state": entries, "param_groups": packed}
 
 
-def _by_name(optimizer: torch.optim.Optimizer, names: Named) -> dict[str, Tensor]:
+def _by_name(who: str, optimizer: torch.optim.Optimizer, names: Named) -> dict[str, Tensor]:
     """The parameters of the optimizer in its order, by name."""
     pairs = names.items() if isinstance(names, Mapping) else names
     known = {id(param): name for name, param in pairs}
@@ -119,7 +122,7 @@ def _by_name(optimizer: torch.optim.Optimizer, names: Named) -> dict[str, Tensor
         for place, param in enumerate(group["params"]):
             if id(param) not in known:
                 raise ValueError(
-                    f"from_torch: parameter {place} of group {number}, of shape {tuple(param.shape)}, has no name. "
+                    f"{who}: parameter {place} of group {number}, of shape {tuple(param.shape)}, has no name. "
                     f"Pass the named_parameters() of the module that the optimizer was made for."
                 )
             named[known[id(param)]] = param
@@ -175,6 +178,9 @@ def _of_group(name: str, value: Any, paths: list[str]) -> Any:
     """The one value of a hyper within a group."""
     if not isinstance(value, Mapping):
         return value
+    for path in paths:
+        if path not in value:
+            raise ValueError(f"into_torch: {name!r} has no value for {path!r}; it has {', '.join(value)}.")
     values = {value[path] for path in paths}
     if len(values) > 1:
         raise ValueError(f"into_torch: {name!r} has several values within one group: {sorted(values)}.")

@@ -47,7 +47,7 @@ class Kind:
             found[key] = value
         return found
 
-    def chain_of(self, groups: Sequence[Group]) -> Chain:
+    def chain_of(self, who: str, groups: Sequence[Group]) -> Chain:
         """The chain that does what torch does for these groups. Raises ValueError if there is none for all of them."""
         hypers = [self.read(group) for group in groups]
         given = dict(hypers[0])
@@ -55,22 +55,18 @@ class Kind:
             values = [own[name] for own in hypers if own[name] != 0]
             given[name] = values[0] if values else None
         return self.build(
-            **{name: value for name, value in given.items() if value is not None}, **self._switches(groups)
+            **{name: value for name, value in given.items() if value is not None}, **self._switches(who, groups)
         )
 
-    def _switches(self, groups: Sequence[Group]) -> dict[str, bool]:
+    def _switches(self, who: str, groups: Sequence[Group]) -> dict[str, bool]:
         for name in UNKNOWN:
             if any(group.get(name) for group in groups):
-                raise ValueError(
-                    f"from_torch: {name}=True has no rule here. Only optimizers without it can be taken over."
-                )
+                raise ValueError(f"{who}: {name}=True has no rule here. Only optimizers without it can be taken over.")
         found = {}
         for name, default in self.switches.items():
             values = {bool(group.get(name, default)) for group in groups}
             if len(values) > 1:
-                raise ValueError(
-                    f"from_torch: groups differ in {name!r}. Take them over one by one: one optimizer each."
-                )
+                raise ValueError(f"{who}: groups differ in {name!r}. Take them over one by one: one optimizer each.")
             found[name] = values.pop()
         return found
 
@@ -119,11 +115,14 @@ KINDS: dict[type, Kind] = {
 }
 
 
-def kind_of(optimizer: Any) -> Kind:
+def kind_of(who: str, optimizer: Any) -> Kind:
     """The kind of an optimizer. Raises TypeError for those that cannot be taken over."""
     if type(optimizer) not in KINDS:
         known = ", ".join(sorted(kind.__name__ for kind in KINDS))
-        raise TypeError(f"from_torch: expected an optimizer of torch.optim: {known}; got {type(optimizer).__name__}.")
+        raise TypeError(
+            f"{who}: expected an optimizer of torch.optim: {known}; got {type(optimizer).__name__}. "
+            f"torch_optimizer runs others."
+        )
     return KINDS[type(optimizer)]
 
 

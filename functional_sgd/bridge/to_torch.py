@@ -10,7 +10,7 @@ from functional_sgd.chain import Optimizer
 from functional_sgd.state import State
 from functional_sgd.tree import flatten, paths, unflatten
 from functional_sgd.wiring import did_you_mean
-from functional_sgd.wrappers.wrapper import check_optimizer, names_of
+from functional_sgd.wrappers.wrapper import check_optimizer, names_of, spends
 
 STATE = "functional_sgd"
 """Where the state is, in `optimizer.state` and in the state_dict."""
@@ -52,6 +52,8 @@ class TorchOptimizer(torch.optim.Optimizer):
         for name, param in named.items():
             if moved[name].data_ptr() != param.data_ptr():
                 param.copy_(moved[name])
+            elif spends(self.opt) and grads[name] is not None:  # a kernel wrote into it, unseen by autograd
+                torch.autograd.graph.increment_version(param)
         return loss
 
     def named_params(self) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from functional_sgd.execute.group import Group, Signature, signatures
 from functional_sgd.execute.run import Means, Run
 from functional_sgd.execute.segments import Segment, cut
 from functional_sgd.guard import Guard
-from functional_sgd.mode import transformed
+from functional_sgd.mode import recorded
 from functional_sgd.rule import COUNTER
 from functional_sgd.state import State, working_dtype
 from functional_sgd.step import run_leaves
@@ -54,8 +54,9 @@ def fuse(opt: Any, donate: bool = False, debug: bool | None = None) -> Any:
     the buffers of params and state are overwritten and handed back: the trees passed in are spent. With `debug`
     (default: whether the environment has FUNCTIONAL_SGD_DEBUG) using a spent tree raises ValueError.
 
-    A wrapper (partition, accumulate, ...) comes back around its fused optimizers. Raises TypeError if `opt` is neither
-    a chain nor a wrapper. Without a compiler it warns once, and kernels are replaced by torch's foreach operators.
+    A wrapper (partition, accumulate, ...) comes back around its fused optimizers; what is fused is fused anew. Raises
+    TypeError if `opt` is neither a chain nor a wrapper. Without a compiler it warns once, and kernels are replaced by
+    torch's foreach operators.
 
     >>> from functional_sgd import adamw
     >>> opt = fuse(adamw(lr=0.1))
@@ -66,6 +67,8 @@ def fuse(opt: Any, donate: bool = False, debug: bool | None = None) -> Any:
     """
     if hasattr(opt, "map_inner"):
         return opt.map_inner(partial(fuse, donate=donate, debug=debug))
+    if isinstance(opt, Fused):
+        opt = opt.opt
     if not isinstance(opt, Chain):
         raise TypeError(f"fuse: expected a chain such as adamw(), got {opt!r}.")
     debug = bool(os.environ.get("FUNCTIONAL_SGD_DEBUG")) if debug is None else debug
@@ -101,6 +104,9 @@ class Fused:
         """The hypers and extras that have no default."""
         return self.opt.required
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Fused, (self.opt, self.donate, self.debug)  # for copies, which compile for themselves
+
     def init(self, params: Tree) -> State:
         """A fresh state, as the chain makes it."""
         return self.opt.init(params)
@@ -110,7 +116,7 @@ class Fused:
     ) -> tuple[Tree, State]:
         """One step: (new params, new state)."""
         plan = self.opt.plan
-        if transformed():
+        if recorded():
             return self.opt(params, grads, state, hyper, **extras)
         guard, guarded = self._guard, self._guarded
         leaves = take_apart(plan, params, grads, state, hyper, extras, guard)

@@ -32,7 +32,7 @@ def compile_step(loss_fn: Callable[..., Any], opt: Optimizer, has_aux: bool = Fa
     shapes share another, by torch.compile. What `loss_fn` reads besides its arguments (numbers, the mode of a module)
     is as it was at the first call.
 
-    Raises TypeError if `opt` is no optimizer.
+    Raises TypeError if `opt` is no optimizer, or one of torch.optim inside.
 
     >>> from functional_sgd import sgd
     >>> step = compile_step(lambda params, x: (params["w"] * x).sum(), sgd())
@@ -41,7 +41,9 @@ def compile_step(loss_fn: Callable[..., Any], opt: Optimizer, has_aux: bool = Fa
     `value, params, state = step(params, state, dict(lr=0.1), x)`.
     """
     check_optimizer("compile_step", opt)
-    plain = _without_kernels(opt)
+    if not can_be_traced(opt):
+        raise TypeError(f"compile_step: {opt!r} works in place, so it cannot be compiled. A chain of rules can.")
+    plain = without_kernels(opt)
     gradient = value_and_grad(loss_fn, has_aux=has_aux)
 
     def update(params: Tree, state: State, hyper: Mapping[str, Any], *batch: Any) -> tuple[Any, Tree, State]:
@@ -85,8 +87,21 @@ def _of_tensors(
     return step
 
 
-def _without_kernels(opt: Any) -> Any:
-    """The optimizer that a fused one was made of."""
+def can_be_traced(opt: Any) -> bool:
+    """Whether an optimizer is made of rules, also inside wrappers, and does not run something that writes in place."""
+    inner: list[Any] = []
+
+    def meet(one: Any) -> Any:
+        inner.append(one)
+        return one
+
+    if hasattr(opt, "map_inner"):
+        opt.map_inner(meet)
+    return getattr(opt, "traceable", True) and all(map(can_be_traced, inner))
+
+
+def without_kernels(opt: Any) -> Any:
+    """The optimizer that a fused one was made of, also inside wrappers: one that can be traced."""
     if isinstance(opt, Fused):
         return opt.opt
-    return opt.map_inner(_without_kernels) if hasattr(opt, "map_inner") else opt
+    return opt.map_inner(without_kernels) if hasattr(opt, "map_inner") else opt

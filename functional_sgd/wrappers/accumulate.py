@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 
 from functional_sgd.chain import Optimizer
+from functional_sgd.mode import known
 from functional_sgd.rule import COUNTER
 from functional_sgd.state import State, check_state
 from functional_sgd.tree import Tree, flatten, flatten_like, unflatten
@@ -41,13 +42,20 @@ class Accumulate(Wrapper):
         """One call: (params, new state), with new params if it is the k-th."""
         check_state(self.name, state, ("gathered", "grad_sum", INNER))
         own, others, extras = self.take_own(hyper, extras)
-        _, given, spec = take_grads(self.name, params, grads)
+        leaves, given, spec = take_grads(self.name, params, grads)
         old = flatten_like(spec, state["grad_sum"], params, self.name, "state['grad_sum']")
         sums = [
             before if grad is None else before + grad.to(before.dtype) for before, grad in zip(old, given, strict=True)
         ]
         gathered = state["gathered"] + 1
         act = gathered >= own["every"]
+        if known(act, lambda: (*leaves, *given, *flatten(others)[0])) is False:  # the optimizer need not be asked
+            return unflatten(spec, leaves), {
+                COUNTER: state[COUNTER] + 1,
+                "gathered": gathered,
+                "grad_sum": unflatten(spec, sums),
+                INNER: choose(act, state[INNER], state[INNER]),
+            }
         means = [None if grad is None else total / gathered for total, grad in zip(sums, given, strict=True)]
         moved, inner = self.opt(params, unflatten(spec, means), state[INNER], others, **extras)
         kept = [

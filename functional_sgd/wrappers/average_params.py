@@ -10,6 +10,7 @@ from functional_sgd.chain import Optimizer
 from functional_sgd.rule import COUNTER
 from functional_sgd.state import State, check_state, owned
 from functional_sgd.tree import Tree, flatten, flatten_like, unflatten
+from functional_sgd.wrappers.partition import PARTS
 from functional_sgd.wrappers.wrapper import INNER, Wrapper, counter_like, take_grads, towards, wide
 
 
@@ -82,7 +83,8 @@ def averaged(state: State, like: Tree = None) -> Tree:
     """The averaged parameters that `average_params` keeps in this state, also when it is inside other wrappers.
 
     A copy that shares no memory with the state; with `like` (the parameters), in their dtypes: half-precision
-    parameters are averaged in float32. Raises ValueError if the state has no average.
+    parameters are averaged in float32. Raises ValueError if the state has no average, or has it in a part of a
+    partition: `averaged(state["parts"][label])` is that of one part.
 
     >>> import torch
     >>> from functional_sgd import sgd
@@ -91,6 +93,12 @@ def averaged(state: State, like: Tree = None) -> Tree:
     """
     inside = state
     while "average" not in inside:
+        if PARTS in inside:
+            raise ValueError(
+                f"averaged: the state is that of a partition, with an average for each part or none. "
+                f"Put average_params outside, or look into a part: averaged(state[{PARTS!r}][label]), with a label of "
+                f"{', '.join(map(repr, inside[PARTS]))}."
+            )
         if INNER not in inside:
             raise ValueError(
                 f"averaged: the state has no 'average'; it has {', '.join(state)}. "

@@ -1,5 +1,6 @@
 """Which leaf belongs to which part: labels by path, by leaf, or as a tree."""
 
+import glob
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -14,10 +15,10 @@ Labels: TypeAlias = Any
 
 def as_patterns(labels: Labels) -> Labels:
     """Labels as a function or a mapping of path patterns: a tree becomes the paths of its leaves."""
-    if callable(labels) or (isinstance(labels, Mapping) and not any(map(_is_branch, labels.values()))):
+    if callable(labels) or (isinstance(labels, Mapping) and all(map(_is_pattern, labels, labels.values()))):
         return labels
     paths, values, _ = optree.tree_flatten_with_path(labels, none_is_leaf=True)
-    return {dotted(path) or "*": label for path, label in zip(paths, values, strict=True)}
+    return {glob.escape(dotted(path)) or "*": label for path, label in zip(paths, values, strict=True)}
 
 
 def labels_of(who: str, labels: Labels, params: Tree, names: list[str]) -> list[Any]:
@@ -39,5 +40,5 @@ def covers(name: str, pattern: str) -> bool:
     return bool(matches(name, pattern) or matches(name, f"{pattern}.*"))
 
 
-def _is_branch(value: Any) -> bool:
-    return isinstance(value, (dict, list, tuple))
+def _is_pattern(key: Any, value: Any) -> bool:
+    return isinstance(key, str) and not isinstance(value, (dict, list, tuple))

@@ -44,12 +44,15 @@ class Partition:
 
     @property
     def hyper(self) -> dict[str, Any]:
-        """The hypers and their defaults: `lr` if all parts that have it agree, else `label.lr` for each of them."""
+        """The hypers and their defaults: `lr` if all parts that have it agree, else `label.lr` for each of them.
+
+        A part that reads it without a default, as one whose lr is scheduled, does not agree: it would get the others'.
+        """
         merged: dict[str, Any] = {}
         for label, opt in self.optimizers.items():
             for name, default in opt.hyper.items():
-                others = [other.hyper[name] for other in self.optimizers.values() if name in other.hyper]
-                merged[name if all(_same(default, other) for other in others) else f"{label}.{name}"] = default
+                shared = all(_agrees(other, name, default) for other in self.optimizers.values())
+                merged[name if shared else f"{label}.{name}"] = default
         return merged
 
     @property
@@ -91,6 +94,11 @@ class Partition:
         check_state("partition", state, (PARTS,))
         hyper = as_hyper("partition", hyper, extras, self.names)
         split = self._split(params)
+        if state[PARTS].keys() != split.owned.keys():
+            raise ValueError(
+                f"partition: expected state['parts'] for the labels {', '.join(map(repr, split.owned))}, got those for "
+                f"{', '.join(map(repr, state[PARTS]))}. Was it made with other labels? opt.init(params) makes one."
+            )
         given = flatten_like(split.spec, grads, params, "partition", "grads")
         moved, states = list(split.leaves), {}
         for label in split.owned:
@@ -165,8 +173,9 @@ def freeze(opt: Optimizer, chosen: Chosen) -> Partition:
     """
     if callable(chosen):
         return Partition({"trained": opt}, _Unless(chosen, "trained"))
-    patterns = (chosen,) if isinstance(chosen, str) else chosen
-    return Partition({"trained": opt}, {**dict.fromkeys(patterns), "*": "trained"})
+    labels: dict[str, str | None] = dict.fromkeys((chosen,) if isinstance(chosen, str) else chosen)
+    labels.setdefault("*", "trained")
+    return Partition({"trained": opt}, labels)
 
 
 @dataclass(frozen=True)
@@ -214,6 +223,13 @@ class _Split:
             return self.cut(label, name, value)
         except ValueError:
             return value
+
+
+def _agrees(opt: Optimizer, name: str, default: Any) -> bool:
+    """Whether an optimizer can be passed the default of another one, and nothing changes."""
+    if name in opt.hyper:
+        return _same(default, opt.hyper[name])
+    return name not in names_of(opt) or any(own.endswith(f".{name}") for own in opt.hyper)  # whose labels win
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from functional_sgd.chain import Optimizer
-from functional_sgd.hyper import scalar
 from functional_sgd.rules.clipping import global_norm
 from functional_sgd.state import State
 from functional_sgd.tree import Tree, unflatten
@@ -35,12 +34,12 @@ class Sam(Wrapper):
 
         Leaves without a gradient stay as they are.
         """
+        own, _, _ = self.take_own(hyper, {})
         leaves, given, spec = take_grads(self.name, params, grads)
         there = [wide(grad) for grad in given if grad is not None]
         if not there:
             return params
-        rho = scalar(self.name, "rho", {"rho": self.rho, **(hyper or {})}["rho"])
-        scale = rho / (global_norm(there) + 1e-12)
+        scale = own["rho"] / (global_norm(there) + 1e-12)
         moved = [
             leaf if grad is None else (wide(leaf) + scale.to(leaf.device, wide(grad).dtype) * wide(grad)).to(leaf.dtype)
             for leaf, grad in zip(leaves, given, strict=True)

@@ -57,7 +57,7 @@ class ScheduleFree(Wrapper):
             flatten_like(spec, state[name], params, self.name, f"state[{name!r}]") for name in ("fast", "average")
         )
         pulled = [
-            old if grad is None else old - (lr * own["wd"]) * wide(leaf)
+            old if grad is None else old - (lr * own["wd"] * wide(leaf)).to(old.dtype)
             for old, leaf, grad in zip(fast, leaves, given, strict=True)
         ]
         moved, inner = self.opt(unflatten(spec, pulled), grads, state[INNER], others, **extras)

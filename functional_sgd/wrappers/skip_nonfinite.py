@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from functional_sgd.chain import Optimizer
+from functional_sgd.mode import known
 from functional_sgd.rule import COUNTER
 from functional_sgd.state import State, check_state
 from functional_sgd.tree import Tree, unflatten
@@ -35,7 +36,9 @@ class SkipNonfinite(Wrapper):
         _, given, spec = take_grads(self.name, params, grads)
         finite = all_finite(given, like=state["skipped"])
         # The step is taken along zeros when it is skipped, so that derivatives through it are finite as well.
-        safe = [None if grad is None else choose_leaf(finite, grad, torch.zeros_like(grad)) for grad in given]
+        safe = given
+        if not known(finite, lambda: given):
+            safe = [None if grad is None else choose_leaf(finite, grad, torch.zeros_like(grad)) for grad in given]
         moved, inner = self.opt(params, unflatten(spec, safe), state[INNER], hyper, **extras)
         return choose(finite, moved, params), {
             COUNTER: state[COUNTER] + 1,

@@ -10,6 +10,7 @@ from torch import Tensor
 from functional_sgd.arguments import check_like
 from functional_sgd.chain import Optimizer
 from functional_sgd.hyper import Scalar, scalar
+from functional_sgd.mode import known
 from functional_sgd.rule import COUNTER
 from functional_sgd.state import State, working_dtype
 from functional_sgd.tree import Spec, Tree, flatten, flatten_like, unflatten
@@ -78,7 +79,7 @@ class Wrapper:
         """(the values of the wrapper's own hypers, the other hypers, the other extras)."""
         hyper = as_hyper(self.name, hyper, extras, self.names)
         given = {**{name: getattr(self, name) for name in self.own_hypers}, **hyper, **extras}
-        own = {name: scalar(self.name, name, given[name]) for name in self.own_hypers}
+        own = {name: one_number(self.name, name, given[name]) for name in self.own_hypers}
         others = [{name: value for name, value in values.items() if name not in own} for values in (hyper, extras)]
         return own, others[0], others[1]
 
@@ -102,6 +103,16 @@ def as_hyper(
         if name in hyper and name in extras:
             raise ValueError(f"{who}: {name!r} is given both in hyper and by keyword. Give it once.")
     return hyper
+
+
+def one_number(who: str, name: str, value: Any) -> Scalar:
+    """A hyper that is the same for all leaves, as `scalar` gives it. Raises ValueError for a tree."""
+    if isinstance(value, (dict, list, tuple)):
+        raise ValueError(
+            f"{who}: {name!r} must be one number for all leaves, got {value!r}. "
+            f"A partition can have a {who} for each part, with values of their own."
+        )
+    return scalar(who, name, value)
 
 
 def required_of(opt: Optimizer) -> tuple[str, ...]:
@@ -138,14 +149,17 @@ def wide(leaf: Tensor) -> Tensor:
 
 
 def choose(condition: Tensor, yes: Tree, no: Tree) -> Tree:
-    """The tree `yes` if the condition (0-d) holds, else `no`, without a branch. Leaves that are the same stay."""
+    """The tree `yes` if the condition (0-d) holds, else `no`; without a branch, unless the condition is known."""
     chosen, spec = flatten(yes)
     others: list[Any] = spec.flatten_up_to(no)
+    found = known(condition, lambda: (*chosen, *others))
+    if found is not None:
+        return unflatten(spec, chosen if found else others)
     return unflatten(spec, [choose_leaf(condition, one, other) for one, other in zip(chosen, others, strict=True)])
 
 
 def choose_leaf(condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:
-    """`choose` for one tensor."""
+    """`choose` for one tensor, without a branch."""
     return yes if yes is no else torch.where(condition.to(yes.device), yes, no)
 
 

@@ -251,8 +251,8 @@ def test_a_slot_that_is_missing_is_named() -> None:
 
 def test_other_optimizers_are_an_error() -> None:
     model = Net()
-    for call in (from_torch, lambda *args: into_torch(*args, {})):
-        with pytest.raises(TypeError, match="expected an optimizer of torch.optim: .*SGD; got Adagrad"):
+    for who, call in (("from_torch", from_torch), ("into_torch", lambda *args: into_torch(*args, {}))):
+        with pytest.raises(TypeError, match=f"{who}: expected an optimizer of torch.optim: .*SGD; got Adagrad"):
             call(O.Adagrad(model.parameters()), model.named_parameters())
 
 
@@ -267,6 +267,21 @@ def test_wrong_states_and_hypers_are_errors_on_the_way_back() -> None:
         into_torch(optimizer, model.named_parameters(), partial)
     with pytest.raises(ValueError, match="no hyper of AdamW is 'momentum'"):
         into_torch(optimizer, model.named_parameters(), state, {"momentum": 0.9})
+    with pytest.raises(ValueError, match="into_torch: the state has slots for 'a', which is no parameter"):
+        into_torch(O.AdamW([model.b, model.c, model.scale]), model.named_parameters(), state)
+    with pytest.raises(ValueError, match="into_torch: 'lr' has no value for 'b'; it has a"):
+        into_torch(optimizer, model.named_parameters(), state, {"lr": {"a": 0.1}})
+    with pytest.raises(ValueError, match="into_torch: parameter 0 of group 0, .*has no name"):
+        into_torch(optimizer, {}, state)
     rates = {"a": 0.1, "b": 0.2, "c": 0.1, "scale": 0.1}
     with pytest.raises(ValueError, match="'lr' has several values within one group"):
         into_torch(optimizer, model.named_parameters(), state, {"lr": rates})
+
+
+def test_a_group_without_parameters_keeps_its_hypers() -> None:
+    model = Net()
+    optimizer = O.AdamW([{"params": [*model.parameters()]}, {"params": [], "lr": 0.5}])
+    state = from_torch(optimizer, model.named_parameters()).state
+    rates = {name: 0.1 for name, _ in model.named_parameters()}
+    there = into_torch(optimizer, model.named_parameters(), state, {"lr": rates, "wd": 0.2})
+    assert [(group["lr"], group["weight_decay"]) for group in there["param_groups"]] == [(0.1, 0.2), (0.5, 0.2)]

@@ -173,6 +173,27 @@ def test_a_fused_optimizer_that_donates_writes_into_the_params(debug: bool) -> N
     assert [param.data_ptr() for param in model.parameters()] == addresses
 
 
+@pytest.mark.parametrize("donate", [False, True])
+def test_a_backward_pass_through_params_that_were_overwritten_is_an_error(donate: bool) -> None:
+    """As after a step of torch.optim, and not a wrong gradient."""
+    weight = nn.Parameter(torch.ones(3))
+    loss = weight.square().sum()
+    weight.grad = torch.ones(3)
+    to_torch(fuse(sgd(lr=0.1), donate=donate), [weight]).step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_a_backward_pass_through_params_that_stayed_is_fine() -> None:
+    """A frozen parameter has not been written to."""
+    weight = nn.Parameter(torch.ones(3))
+    loss = weight.square().sum()
+    weight.grad = torch.zeros(3)
+    to_torch(fs.freeze(sgd(lr=0.1), "*"), [weight]).step()
+    loss.backward()
+    assert_same(weight.grad, torch.full((3,), 2.0))
+
+
 @elementwise
 def scale_by_loss(update: Tensor, *, value: Tensor) -> dict[str, Tensor]:
     """A rule with an extra."""

@@ -179,6 +179,8 @@ def test_a_whole_step_wants_an_optimizer():
     for wrong in (fs.adamw, None, torch.optim.AdamW):
         with pytest.raises(TypeError, match="expected an optimizer"):
             compile_step(loss_of, wrong)
+    with pytest.raises(TypeError, match="works in place"):
+        compile_step(loss_of, fs.accumulate(fs.torch_optimizer(torch.optim.NAdam), 2))
 
 
 def test_one_real_compilation(fresh_compiler):

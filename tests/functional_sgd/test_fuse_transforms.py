@@ -1,6 +1,8 @@
 """Fused optimizers where kernels cannot go: transforms, tracked gradients, other modes. And state that outlives it."""
 
+import copy as copying
 import io
+import pickle
 import subprocess
 import sys
 
@@ -191,6 +193,22 @@ def test_it_is_an_optimizer():
     assert isinstance(opt, Optimizer)
     assert repr(opt) == f"fuse({fs.adamw()!r})"
     assert repr(fuse(fs.sgd(lr=0.1), donate=True)) == "fuse(chain(sgd_step, lr=0.1), donate=True)"
-    for wrong in (opt, fs.adamw, fs.sgd_step, None):
+    for wrong in (fs.adamw, fs.sgd_step, None):
         with pytest.raises(TypeError, match="chain"):
             fuse(wrong)
+
+
+def test_under_make_fx_the_rules_are_traced():
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    opt = fuse(fs.sgd(lr=0.5))
+    state = opt.init([torch.ones(2)])
+    graph = make_fx(lambda param, grad: opt([param], [grad], state)[0][0])(torch.ones(2), torch.ones(2))
+    assert graph(torch.full((2,), 3.0), torch.full((2,), 2.0)).tolist() == [2.0, 2.0]
+
+
+def test_a_fused_optimizer_can_be_copied_and_pickled():
+    opt, params = fuse(fs.adamw(lr=0.1), donate=True), [torch.ones(2)]
+    for copy in (copying.copy(opt), copying.deepcopy(opt), pickle.loads(pickle.dumps(opt)), fuse(opt, donate=True)):
+        assert repr(copy) == repr(opt)
+        assert_same(copy([torch.ones(2)], params, opt.init(params)), opt([torch.ones(2)], params, opt.init(params)))

@@ -5,7 +5,17 @@ from typing import Any
 import pytest
 import torch
 
-from functional_sgd import accumulate, adamw, average_params, averaged, freeze, scheduled, sgd, skip_nonfinite
+from functional_sgd import (
+    accumulate,
+    adamw,
+    average_params,
+    averaged,
+    freeze,
+    partition,
+    scheduled,
+    sgd,
+    skip_nonfinite,
+)
 from functional_sgd.wrappers.wrapper import towards
 from tests.catalogue import random_like, sample_tree
 from tests.comparing import Untouched, assert_close, assert_same
@@ -149,6 +159,14 @@ def test_frozen_leaves_have_no_average_inside_freeze() -> None:
 def test_a_state_without_average_is_an_error() -> None:
     with pytest.raises(ValueError, match="averaged: the state has no 'average'; it has step, grad_avg, sqr_avg"):
         averaged(adamw().init(START))
+
+
+def test_the_average_of_a_partition_is_in_its_parts() -> None:
+    params = {"a": torch.ones(1), "b": torch.ones(1)}
+    state = partition({"x": average_params(sgd()), "y": sgd()}, {"a": "x", "b": "y"}).init(params)
+    with pytest.raises(ValueError, match="state is that of a partition, .*averaged\\(state\\['parts'\\].* of 'x', 'y'"):
+        averaged(state)
+    assert averaged(state["parts"]["x"]).keys() == {"a"}
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.1])

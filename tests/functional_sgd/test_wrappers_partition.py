@@ -7,7 +7,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from functional_sgd import adamw, by_path, chain, clip_norm, elementwise, freeze, momentum, partition, sgd, sgd_step
+from functional_sgd import (
+    adamw,
+    by_path,
+    chain,
+    clip_norm,
+    elementwise,
+    freeze,
+    momentum,
+    partition,
+    sgd,
+    sgd_step,
+)
 from tests.catalogue import random_like
 from tests.comparing import Untouched, assert_same
 
@@ -232,6 +243,31 @@ def test_wrong_labels_are_errors_at_init(labels: Any, message: str) -> None:
 
 def test_a_label_that_no_leaf_has_is_fine() -> None:
     assert bodies({"body": "a", "head": None}).init(PARAMS)["parts"].keys() == {"a"}
+
+
+def test_all_leaves_may_be_frozen() -> None:
+    for chosen in ("*", ["head", "*"]):
+        opt = freeze(sgd(lr=1.0), chosen)
+        assert_same(one_step(opt), PARAMS)
+        assert opt.init(PARAMS)["parts"] == {}
+
+
+def test_keys_in_a_tree_of_labels_are_no_patterns() -> None:
+    params = {"w[0]": torch.ones(1), "*": torch.ones(1), "n": {"x?": torch.ones(1)}}
+    opt = bodies({"w[0]": "a", "*": None, "n": {"x?": None}})
+    assert_same(opt(params, params, opt.init(params))[0], {**params, "w[0]": torch.zeros(1)})
+    numbered = {0: torch.ones(1), 1: torch.ones(1)}
+    opt = bodies({0: "a", 1: None})
+    assert_same(opt(numbered, numbered, opt.init(numbered))[0], {0: torch.zeros(1), 1: torch.ones(1)})
+
+
+@pytest.mark.parametrize("labels", [{"body": "a", "head": None}, {"body": None, "head": "b"}], ids=["more", "others"])
+def test_a_state_with_other_parts_is_an_error(labels: Any) -> None:
+    opt, state = bodies(labels), bodies({"body": "a", "head": "b"}).init(PARAMS)
+    if labels["body"] is None:
+        del state["parts"]["b"]
+    with pytest.raises(ValueError, match="expected state\\['parts'\\] for the labels '[ab]', got those for 'a'"):
+        opt(PARAMS, GRADS, state)
 
 
 def test_paths_that_clash_are_an_error() -> None:

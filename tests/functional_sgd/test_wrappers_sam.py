@@ -87,6 +87,11 @@ def test_perturb_compiles_and_maps() -> None:
     assert_close(mapped, stack([opt.perturb(tree, tree) for tree in members]), rtol=1e-14)
 
 
+def test_a_hyper_that_nobody_reads_is_an_error() -> None:
+    with pytest.raises(ValueError, match="sam: no rule reads 'rhoo'. Did you mean 'rho'"):
+        sam(sgd()).perturb(PARAMS, GRADS, {"rhoo": 1.0})
+
+
 def test_a_negative_rho_is_an_error() -> None:
     with pytest.raises(ValueError, match="sam: rho must be at least 0, got -1"):
         sam(sgd(), rho=-1)

@@ -143,6 +143,22 @@ def test_a_leaf_without_gradient_is_left_alone() -> None:
     assert_same((new["fast"]["a"], new["average"]["a"]), (state["fast"]["a"], state["average"]["a"]))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64], ids=str)
+def test_leaves_of_no_axes_keep_their_dtype_under_a_rate_that_is_a_tensor(dtype: torch.dtype) -> None:
+    """Fast 1 - 0.5 * 0.25 * 1 - 0.5 * 1 = 0.375."""
+    opt, params = schedule_free_sgd(wd=0.25), torch.ones((), dtype=dtype)
+    state = opt.init(params)
+    _, after = opt(params, params, state, {"lr": torch.tensor(0.5)})
+    assert after["fast"].dtype == state["fast"].dtype
+    assert after["fast"].item() == 0.375
+
+
+def test_a_decay_for_each_leaf_is_an_error() -> None:
+    opt, params = schedule_free_sgd(), {"a": torch.ones(1)}
+    with pytest.raises(ValueError, match="schedule_free: 'wd' must be one number for all leaves, got {'a': 0.1}"):
+        opt(params, params, opt.init(params), {"wd": {"a": 0.1}})
+
+
 def test_a_rate_of_zero_is_no_division_by_zero() -> None:
     params, average = ours(schedule_free_sgd(), [0.0, 0.0])
     assert_same((params, average), (START, START))

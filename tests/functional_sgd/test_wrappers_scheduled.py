@@ -166,3 +166,12 @@ def test_a_wrong_state_is_an_error() -> None:
 def test_repr() -> None:
     opt = scheduled(sgd(), steps=9, lr=Join((1.0,), (Linear(0, 1),)))
     assert repr(opt).startswith("scheduled(chain(sgd_step, lr=0.001), steps=9, lr=Join(")
+
+
+def test_passing_all_defaults_changes_nothing_where_one_part_has_a_schedule() -> None:
+    """A learner passes all hypers at every step."""
+    opt = partition({"a": scheduled(sgd(), lr=lambda step: 0.5 + step), "b": sgd(lr=0.25)}, {"x": "a", "y": "b"})
+    assert opt.hyper == {"b.lr": 0.25}
+    ones = {"x": torch.ones(1), "y": torch.ones(1)}
+    after, _ = opt(ones, ones, opt.init(ones), opt.hyper)
+    assert_same(after, {"x": torch.tensor([0.5]), "y": torch.tensor([0.75])})
