@@ -130,25 +130,27 @@ class HeavyBall:
 
 def contenders(
     name: OptimizerName, tree: Tensors, grads: Tensors, compiled: bool = False, jax: bool = True
-) -> Iterator[tuple[str, Contender]]:
-    """Everybody who can do this optimizer and is installed."""
-    yield "ours, donated", Ours(fs.fuse(OURS[name], donate=True), tree, grads)
-    yield "ours, pure", Ours(fs.fuse(OURS[name]), tree, grads)
-    yield "ours, leaf by leaf", Ours(OURS[name], tree, grads)
+) -> Iterator[tuple[str, Callable[[], Contender]]]:
+    """Everybody who can do this optimizer and is installed: a name, and how to make one."""
+    yield "ours, donated", lambda: Ours(fs.fuse(OURS[name], donate=True), tree, grads)
+    yield "ours, pure", lambda: Ours(fs.fuse(OURS[name]), tree, grads)
+    yield "ours, leaf by leaf", lambda: Ours(OURS[name], tree, grads)
     if name in BY_HAND:
-        yield "foreach by hand", ByHand(name, tree, grads)
+        yield "foreach by hand", lambda: ByHand(name, tree, grads)
     yield from _of_torch(name, tree, grads, compiled)
     if name in ("sgd", "adamw") and importlib.util.find_spec("torchopt"):
         torchopt = importlib.import_module("torchopt")
         opt = torchopt.sgd(1e-3, momentum=0.9) if name == "sgd" else torchopt.adamw(1e-3)
-        yield "TorchOpt", TorchOpt(opt, tree, grads)
+        yield "TorchOpt", lambda: TorchOpt(opt, tree, grads)
     if name == "adamw" and importlib.util.find_spec("heavyball"):
-        yield "HeavyBall", HeavyBall(tree, grads)
+        yield "HeavyBall", lambda: HeavyBall(tree, grads)
     if jax and importlib.util.find_spec("optax") and importlib.util.find_spec("jax"):
-        yield "optax, jit", importlib.import_module("with_optax").Optax(name, tree, grads)
+        yield "optax, jit", lambda: importlib.import_module("with_optax").Optax(name, tree, grads)
 
 
-def _of_torch(name: str, tree: Tensors, grads: Tensors, compiled: bool) -> Iterator[tuple[str, Contender]]:
+def _of_torch(
+    name: str, tree: Tensors, grads: Tensors, compiled: bool
+) -> Iterator[tuple[str, Callable[[], Contender]]]:
     if name not in ("sgd", "adamw"):
         return
 
@@ -157,11 +159,11 @@ def _of_torch(name: str, tree: Tensors, grads: Tensors, compiled: bool) -> Itera
             return lambda params, lr: torch.optim.SGD(params, lr, momentum=0.9, **form)
         return lambda params, lr: torch.optim.AdamW(params, lr, weight_decay=0.01, **form)
 
-    yield "torch for-loop", Torch(maker(foreach=False), tree, grads)
-    yield "torch foreach", Torch(maker(foreach=True), tree, grads)
-    yield "torch fused", Torch(maker(fused=True), tree, grads)
+    yield "torch for-loop", lambda: Torch(maker(foreach=False), tree, grads)
+    yield "torch foreach", lambda: Torch(maker(foreach=True), tree, grads)
+    yield "torch fused", lambda: Torch(maker(fused=True), tree, grads)
     if compiled:
-        yield "torch compiled", Torch(maker(foreach=True), tree, grads, compiled=True)
+        yield "torch compiled", lambda: Torch(maker(foreach=True), tree, grads, compiled=True)
 
 
 def _copied(tree: Tensors) -> Tensors:

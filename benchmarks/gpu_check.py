@@ -29,7 +29,7 @@ def error(name: OptimizerName, donate: bool, steps: int = 5) -> float:
 def times(tree_name: TreeName, name: OptimizerName, rounds: int) -> tuple[Tensors, dict[str, Timing]]:
     """The times of everybody who can do this."""
     tree = trees(tree_name, device="cuda")
-    entered = dict(contenders(name, tree, gradients(tree), jax=False))
+    entered = {who: make() for who, make in contenders(name, tree, gradients(tree), jax=False)}
     del entered["ours, leaf by leaf"]
     return tree, race({who: one.step for who, one in entered.items()}, rounds, device="cuda")
 

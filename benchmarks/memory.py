@@ -41,7 +41,7 @@ def set_back() -> int:
 def enter(who: str, tree: dict[str, torch.Tensor]) -> Contender:
     """This contender, and no other."""
     grads = {leaf: torch.full_like(value, 1e-3) for leaf, value in tree.items()}
-    return next(one for name, one in contenders("adamw", tree, grads, jax=False) if name == who)
+    return next(make() for name, make in contenders("adamw", tree, grads, jax=False) if name == who)
 
 
 def measure(tree_name: TreeName, who: str, steps: int) -> dict[str, float]:

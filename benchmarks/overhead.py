@@ -17,7 +17,7 @@ def measure(leaves: int, rounds: int) -> list[str]:
     """A row of microseconds for each way of doing AdamW."""
     tree = {f"leaf{index:05d}": torch.ones(1) for index in range(leaves)}
     grads = {name: torch.full((1,), 0.5) for name in tree}
-    entered = {who: c.step for who, c in contenders("adamw", tree, grads, jax=False) if who in CHOSEN}
+    entered = {who: make().step for who, make in contenders("adamw", tree, grads, jax=False) if who in CHOSEN}
     times = race(entered, rounds)
     return [f"{leaves:,}", *(f"{1e6 * times[who].median:,.0f}" for who in CHOSEN)]
 
