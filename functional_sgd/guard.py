@@ -37,14 +37,18 @@ class Guard:
         if not _built_alike(trees[0], self._containers):
             return None  # before optree finds out, which writes all tensors into its message
         try:
-            columns = [self.spec.flatten_up_to(tree) for tree in trees]
-            return columns if all(alike(*column) for alike, column in zip(self._alike, columns, strict=True)) else None
+            columns = []
+            for tree, alike in zip(trees, self._alike, strict=True):  # one by one, while its tensors are in the cache
+                columns.append(self.spec.flatten_up_to(tree))
+                if not alike(*columns[-1]):
+                    return None
+            return columns
         except (ValueError, TypeError):
             return None
 
 
 Containers: TypeAlias = tuple[type, Any, dict[Any, Any]] | None
-"""Of a dict, list or tuple: its type, its keys or its length, and those of its children that are containers too."""
+"""Of a dict, list or tuple: its type, its size and first and last key, and its children that are containers too."""
 
 
 def _containers(tree: Any) -> Containers:
@@ -53,7 +57,7 @@ def _containers(tree: Any) -> Containers:
     if not children:
         return None
     inner = {key: found for key, child in children.items() if (found := _containers(child)) is not None}
-    return type(tree), frozenset(children) if isinstance(tree, dict) else len(children), inner
+    return type(tree), _size(tree), inner
 
 
 def _built_alike(tree: Any, known: Containers) -> bool:
@@ -61,9 +65,14 @@ def _built_alike(tree: Any, known: Containers) -> bool:
         return True
     kind: Any
     kind, size, inner = known
-    if type(tree) is not kind or (tree.keys() if isinstance(tree, dict) else len(tree)) != size:
+    if type(tree) is not kind or _size(tree) != size:
         return False
     return all(_built_alike(tree[key], child) for key, child in inner.items())
+
+
+def _size(tree: Any) -> Any:
+    """Enough to tell most trees apart; looking at all keys would take as long as flattening."""
+    return (len(tree), next(iter(tree)), next(reversed(tree))) if isinstance(tree, dict) and tree else len(tree)
 
 
 def _children(tree: Tree) -> Iterable[tuple[Any, Tree]]:
