@@ -254,7 +254,7 @@ class Run:
                 column = table[name]
                 tensors = self._kept(column.tensors, group.pick(before[name])) if column.rough else column.tensors
                 if group.everything:
-                    after[name] = tensors
+                    after[name] = tensors if self.donate else list(tensors)  # a pure step makes trees of its own
                 else:
                     for place, index in enumerate(group.indices):
                         values[index] = tensors[place]

@@ -198,6 +198,17 @@ def test_it_is_an_optimizer():
             fuse(wrong)
 
 
+@pytest.mark.parametrize("name", ["identity", "sgd", "adamw"])
+def test_a_pure_step_makes_trees_of_its_own(name):
+    opt, params = RECIPES[name](), {"a": [torch.ones(2)], "b": torch.ones(3)}
+    state = opt.init(params)
+    new, after = fuse(opt)(params, params, state)
+    assert new is not params
+    assert new["a"] is not params["a"]
+    assert after is not state
+    assert all(after[slot] is not state[slot] for slot in state)
+
+
 def test_under_make_fx_the_rules_are_traced():
     from torch.fx.experimental.proxy_tensor import make_fx
 
