@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -35,6 +36,14 @@ def load(source: str) -> ctypes.CDLL:
         return ctypes.CDLL(str(library))
     except OSError as error:
         raise NoCompiler(f"the compiled kernel does not load: {error}") from error
+
+
+@functools.lru_cache(maxsize=256)
+def function_of(source: str, *argtypes: Any) -> Any:
+    """The function `run` of a source, which takes arguments of these ctypes and returns nothing. Raises NoCompiler."""
+    function = load(source).run
+    function.argtypes, function.restype = argtypes, None
+    return function
 
 
 def find_compiler() -> str:

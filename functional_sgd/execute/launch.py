@@ -1,7 +1,6 @@
 """Call a compiled kernel on many leaves at once."""
 
 import ctypes
-import functools
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -13,6 +12,9 @@ from functional_sgd.execute import compiler
 from functional_sgd.execute.source import Kernel
 
 CHUNK = 65_536  # elements: large enough to hide the call, small enough to share out and to stay in the cache
+
+_WHOLE, _ADDRESS = ctypes.c_int64, ctypes.c_void_p
+_SIGNATURE = (_WHOLE, _ADDRESS, _WHOLE, _ADDRESS, _ADDRESS, _WHOLE, *[_ADDRESS] * 4, ctypes.c_int)
 
 GRAIN = 32_768  # elements that are worth a thread
 
@@ -59,7 +61,7 @@ class Launcher:
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
-        self.function = _compiled(kernel.source)
+        self.function = compiler.function_of(kernel.source, *_SIGNATURE)
         self._buffers: dict[tuple[int, int], tuple[Buffer, Buffer, Buffer]] = {}
 
     def __call__(self, shape: Shape, rows: Sequence[Sequence[float]], columns: Sequence[Pointers]) -> None:
@@ -92,12 +94,3 @@ class Launcher:
                 Buffer(np.empty((n_rows, max(kernel.n_scalars, 1)), dtype=np.float64)),
             )
         return self._buffers[key]
-
-
-@functools.lru_cache(maxsize=256)
-def _compiled(source: str) -> Any:
-    function = compiler.load(source).run
-    whole, address = ctypes.c_int64, ctypes.c_void_p
-    function.argtypes = [whole, address, whole, address, address, whole, *[address] * 4, ctypes.c_int]
-    function.restype = None
-    return function

@@ -69,8 +69,5 @@ def _compiled(dtype: torch.dtype) -> Any:
         load_lane=loaded("in", "i + k", dtype),
         lanes=_LANES,
     )
-    function = compiler.load(source).run
     whole, address = ctypes.c_int64, ctypes.c_void_p
-    function.argtypes = [whole, address, whole, *[address] * 5, ctypes.c_int]
-    function.restype = None
-    return function
+    return compiler.function_of(source, whole, address, whole, *[address] * 5, ctypes.c_int)

@@ -1,8 +1,6 @@
 """The same arithmetic as fastai's MixUp, CutMix, RNNRegularizer, label smoothing and fine_tune."""
 
-import importlib
-import warnings
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,19 +17,10 @@ from loop.fine_tune import fine_tune
 from loop.groups import spread
 from loop.losses import MixedLoss, smoothed
 from tests.comparing import assert_close
+from tests.differential.peers import fastai_module
 
-
-def _import(name: str) -> ModuleType:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what fastai imports
-        try:
-            return importlib.import_module(name)
-        except ImportError:
-            pytest.skip("fastai is not installed", allow_module_level=True)
-
-
-basics, mixup, rnn = (_import(f"fastai.{name}") for name in ("basics", "callback.mixup", "callback.rnn"))
-_import("fastai.callback.schedule")  # gives its learner fine_tune
+basics, mixup, rnn = (fastai_module(f"fastai.{name}") for name in ("basics", "callback.mixup", "callback.rnn"))
+fastai_module("fastai.callback.schedule")  # gives its learner fine_tune
 pytestmark = pytest.mark.filterwarnings("ignore")  # of what fastai does
 
 GENERATOR = torch.Generator().manual_seed(0)

@@ -10,7 +10,7 @@ import torch
 
 import functional_sgd as fs
 from functional_sgd import fuse
-from functional_sgd.execute import compiler, fused, launch
+from functional_sgd.execute import compiler, fused
 from tests.catalogue import RECIPES
 from tests.comparing import assert_same
 from tests.functional_sgd.fuse_helpers import check_steps
@@ -23,15 +23,15 @@ def cache(tmp_path, monkeypatch):
     """An empty cache, and no kernel remembered in the process, before and after."""
     folder = tmp_path / "deep" / "cache"
     monkeypatch.setenv("FUNCTIONAL_SGD_CACHE", str(folder))
-    launch._compiled.cache_clear()
+    compiler.function_of.cache_clear()
     monkeypatch.setattr(fused, "_warned", set())
     yield folder
-    launch._compiled.cache_clear()
+    compiler.function_of.cache_clear()
 
 
 def step(opt=None):
     opt = fuse(fs.sgd(lr=0.5)) if opt is None else opt
-    launch._compiled.cache_clear()
+    compiler.function_of.cache_clear()
     return opt(PARAMS, PARAMS, opt.init(PARAMS))[0]["w"].tolist()
 
 
