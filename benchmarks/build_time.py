@@ -1,4 +1,6 @@
-"""How long until the first step is done, with and without kernels on disk? And does a schedule compile anything?"""
+"""How long until the first step is done, with and without kernels on disk? And does a schedule
+compile anything?
+"""
 
 import json
 import os
@@ -18,7 +20,10 @@ from functional_sgd.schedules import one_cycle
 
 def tree_of(leaves: int) -> dict[str, torch.Tensor]:
     """Small leaves, of three shapes."""
-    return {f"leaf{index:05d}": torch.ones(((100,), (10, 10), (5, 5, 4))[index % 3]) for index in range(leaves)}
+    return {
+        f"leaf{index:05d}": torch.ones(((100,), (10, 10), (5, 5, 4))[index % 3])
+        for index in range(leaves)
+    }
 
 
 def measure(leaves: int) -> dict[str, float]:
@@ -41,7 +46,11 @@ def in_new_process(leaves: int, folder: str) -> dict[str, float]:
     """`measure` in a process of its own, with the kernels of this folder."""
     command = [sys.executable, __file__, "--leaves", str(leaves), "--here"]
     done = subprocess.run(
-        command, env={**os.environ, "FUNCTIONAL_SGD_CACHE": folder}, capture_output=True, text=True, check=True
+        command,
+        env={**os.environ, "FUNCTIONAL_SGD_CACHE": folder},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     times: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return times
@@ -71,7 +80,10 @@ def row(leaves: int) -> list[str]:
 
 
 def main(
-    leaves: tuple[int, ...] = (10, 100, 1000, 5000), steps: int = 1000, here: bool = False, save_results: bool = False
+    leaves: tuple[int, ...] = (10, 100, 1000, 5000),
+    steps: int = 1000,
+    here: bool = False,
+    save_results: bool = False,
 ) -> None:
     """Time the first step of AdamW.
 
@@ -84,11 +96,24 @@ def main(
     if here:
         print(json.dumps(measure(leaves[0])))
         return
-    header = ["leaves", "fuse, cold", "first step, cold", "fuse, warm", "first step, warm", "second step"]
-    text = say("Milliseconds, AdamW, each in a process of its own. Cold: no kernels on disk; warm: the same once more.")
+    header = [
+        "leaves",
+        "fuse, cold",
+        "first step, cold",
+        "fuse, warm",
+        "first step, warm",
+        "second step",
+    ]
+    text = say(
+        "Milliseconds, AdamW, each in a process of its own. Cold: no kernels on disk; warm: the "
+        "same once more."
+    )
     text += "\n" + show("build time", header, [row(count) for count in leaves])
     first, later = kernels_of_a_run(steps)
-    text += "\n" + say(f"Kernels loaded in {steps:,} steps of one-cycle: {first} in the first step, {later} after it.")
+    text += "\n" + say(
+        f"Kernels loaded in {steps:,} steps of one-cycle: {first} in the first step, {later} after "
+        f"it."
+    )
     if save_results:
         save("build_time", text)
 

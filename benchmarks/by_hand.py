@@ -1,4 +1,6 @@
-"""Optimizers that torch.optim does not have, written as one would by hand: in place, with torch's foreach functions."""
+"""Optimizers that torch.optim does not have, written as one would by hand: in place, with torch's
+foreach functions.
+"""
 
 import torch
 from torch import Tensor
@@ -6,7 +8,9 @@ from torch import Tensor
 List = list[Tensor]
 
 
-def lion(params: List, grads: List, state: dict[str, List], lr: float = 1e-4, wd: float = 0.1) -> None:
+def lion(
+    params: List, grads: List, state: dict[str, List], lr: float = 1e-4, wd: float = 0.1
+) -> None:
     """Chen et al. 2023, with averages of 0.9 and 0.99."""
     update = torch._foreach_lerp(state["grad_avg"], grads, 0.1)
     torch._foreach_sign_(update)
@@ -18,15 +22,22 @@ def lion(params: List, grads: List, state: dict[str, List], lr: float = 1e-4, wd
 def lamb(params: List, grads: List, state: dict[str, List], lr: float = 1e-3) -> None:
     """You et al. 2020, with a trust ratio of at most 10."""
     update = adam_update(grads, state, sqr_mom=0.99, eps=1e-5)
-    sizes, lengths = torch.stack(torch._foreach_norm(params)), torch.stack(torch._foreach_norm(update))
+    sizes, lengths = (
+        torch.stack(torch._foreach_norm(params)),
+        torch.stack(torch._foreach_norm(update)),
+    )
     ratios = (sizes / lengths).clamp(max=10.0)
     ratios = torch.where((sizes == 0) | (lengths == 0), 1.0, ratios)
     torch._foreach_mul_(update, list(ratios.unbind()))
     torch._foreach_add_(params, update, alpha=-lr)
 
 
-def four(params: List, grads: List, state: dict[str, List], lr: float = 1e-3, wd: float = 0.01) -> None:
-    """The gradient clipped to a norm of 1, AdamW, cautious updates, and an average of the parameters."""
+def four(
+    params: List, grads: List, state: dict[str, List], lr: float = 1e-3, wd: float = 0.01
+) -> None:
+    """The gradient clipped to a norm of 1, AdamW, cautious updates, and an average of the
+    parameters.
+    """
     norm = torch.stack(torch._foreach_norm(grads)).norm()
     grads = torch._foreach_mul(grads, (1 / (norm + 1e-6)).clamp(max=1.0))
     update = adam_update(grads, state, sqr_mom=0.999, eps=1e-8)

@@ -24,7 +24,10 @@ def draw(axes: Axes, title: str, times: dict[str, list[float]]) -> None:
     """One bar for each contender, the fastest on top; lines from the 10th to the 90th percentile."""
     names = sorted(times, key=lambda who: -times[who][1])
     low, median, high = zip(*([1e3 * value for value in times[who]] for who in names), strict=True)
-    errors = [[m - a for a, m in zip(low, median, strict=True)], [b - m for m, b in zip(median, high, strict=True)]]
+    errors = [
+        [m - a for a, m in zip(low, median, strict=True)],
+        [b - m for m, b in zip(median, high, strict=True)],
+    ]
     colors = [OURS if who.startswith("ours") else OTHERS for who in names]
     axes.barh(names, median, color=colors, xerr=errors, error_kw=dict(ecolor="#666666", lw=0.8))
     for place, (end, value) in enumerate(zip(high, median, strict=True)):

@@ -1,4 +1,6 @@
-"""What the benchmarks share: trees of parameters, a fair race, tables, and a description of the machine."""
+"""What the benchmarks share: trees of parameters, a fair race, tables, and a description of the
+machine.
+"""
 
 import datetime
 import gc
@@ -27,14 +29,18 @@ RESULTS = Path(__file__).parent / "results"
 def trees(name: TreeName, seed: int = 0, device: Device = "cpu") -> Tensors:
     """The parameters of a network, by name, as small random numbers."""
     generator = torch.Generator().manual_seed(seed)
-    return {key: torch.randn(shape, generator=generator).mul_(0.02).to(device) for key, shape in shapes(name).items()}
+    return {
+        key: torch.randn(shape, generator=generator).mul_(0.02).to(device)
+        for key, shape in shapes(name).items()
+    }
 
 
 def gradients(tree: Tensors) -> Tensors:
     """Small random numbers, where the leaves are."""
     generator = torch.Generator().manual_seed(1)
     return {
-        leaf: torch.randn(value.shape, generator=generator).mul_(0.01).to(value.device) for leaf, value in tree.items()
+        leaf: torch.randn(value.shape, generator=generator).mul_(0.01).to(value.device)
+        for leaf, value in tree.items()
     }
 
 
@@ -104,15 +110,17 @@ def race(
 ) -> dict[str, Timing]:
     """The time of one call of each contender.
 
-    In every round every contender has a turn, in an order that is drawn anew, so that a slow minute of the machine
-    meets all of them. A turn is one call that is not timed, and then as many as take 10 ms, whose mean counts; or a
-    single call, if that takes longer. The garbage collector is off, since it would charge one for what another has
-    left; with `collector` it is on, and what was left is collected before each turn.
+    In every round every contender has a turn, in an order that is drawn anew, so that a slow minute
+    of the machine meets all of them. A turn is one call that is not timed, and then as many as take
+    10 ms, whose mean counts; or a single call, if that takes longer. The garbage collector is off,
+    since it would charge one for what another has left; with `collector` it is on, and what was
+    left is collected before each turn.
 
-    With `cold` a turn is one call, right after another contender's: nothing that it needs is in a cache.
+    With `cold` a turn is one call, right after another contender's: nothing that it needs is in a
+    cache.
 
-    On a GPU the calls of a turn are between two events: the time of one is that of the host or of the device, whichever
-    is longer.
+    On a GPU the calls of a turn are between two events: the time of one is that of the host or of
+    the device, whichever is longer.
     """
     clock = _seconds_on_gpu if device == "cuda" else _seconds_of_one if cold else _seconds
     generator = random.Random(0)
@@ -140,7 +148,9 @@ def _seconds_of_one(call: Callable[[], object]) -> float:
 
 
 def _seconds(call: Callable[[], object], at_least: float = 0.01) -> float:
-    """The mean time of a call, of as many as take so many seconds, after one that counts only if it takes longer."""
+    """The mean time of a call, of as many as take so many seconds, after one that counts only if it
+    takes longer.
+    """
     first = _seconds_of_one(call)
     if first >= at_least:
         return first
@@ -167,10 +177,18 @@ def _seconds_on_gpu(call: Callable[[], object], at_least: float = 0.02) -> float
     return before.elapsed_time(after) / 1000 / calls
 
 
-def bandwidths(elements: int = 100_000_000, rounds: int = 7, device: Device = "cpu") -> tuple[float, float]:
-    """Bytes per second of a long copy and of a long addition in place; what is read and what is written counts once."""
+def bandwidths(
+    elements: int = 100_000_000, rounds: int = 7, device: Device = "cpu"
+) -> tuple[float, float]:
+    """Bytes per second of a long copy and of a long addition in place; what is read and what is
+    written counts once.
+    """
     source, target = torch.ones(elements, device=device), torch.zeros(elements, device=device)
-    times = race({"copy": lambda: target.copy_(source), "add": lambda: target.add_(source)}, rounds, device=device)
+    times = race(
+        {"copy": lambda: target.copy_(source), "add": lambda: target.add_(source)},
+        rounds,
+        device=device,
+    )
     return 2 * 4 * elements / times["copy"].median, 3 * 4 * elements / times["add"].median
 
 
@@ -199,7 +217,8 @@ def machine(packages: Sequence[str] = PACKAGES) -> str:
     system, today = platform.system(), datetime.date.today()
     gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
     return (
-        f"Measured on {today}: {gpu}{_processor()}, {len(_cores())} cores, {torch.get_num_threads()} torch threads, "
+        f"Measured on {today}: {gpu}{_processor()}, {len(_cores())} cores, "
+        f"{torch.get_num_threads()} torch threads, "
         f"{system}, Python {platform.python_version()}, {versions}."
     )
 
@@ -209,11 +228,18 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return next(
+        (line.split(":")[1].strip() for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )
 
 
 def _cores() -> Sequence[int]:
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    return (
+        sorted(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else range(os.cpu_count() or 1)
+    )
 
 
 def _version(package: str) -> str:

@@ -1,4 +1,6 @@
-"""The contenders of optimizer_step.py: the same update, as each library does it. Each has params and a step."""
+"""The contenders of optimizer_step.py: the same update, as each library does it. Each has params
+and a step.
+"""
 
 import importlib
 import importlib.util
@@ -66,9 +68,13 @@ class Ours:
 
 
 class Torch:
-    """torch.optim, in one of its forms. A compiled step has its learning rate built in: it is for this one only."""
+    """torch.optim, in one of its forms. A compiled step has its learning rate built in: it is for
+    this one only.
+    """
 
-    def __init__(self, make: Callable[..., Any], tree: Tensors, grads: Tensors, compiled: bool = False) -> None:
+    def __init__(
+        self, make: Callable[..., Any], tree: Tensors, grads: Tensors, compiled: bool = False
+    ) -> None:
         self.params = {name: value.requires_grad_() for name, value in _copied(tree).items()}
         for name, value in self.params.items():
             value.grad = grads[name]
@@ -97,13 +103,19 @@ class TorchOpt:
     """TorchOpt's functional optimizers; nothing is overwritten."""
 
     def __init__(self, opt: Any, tree: Tensors, grads: Tensors) -> None:
-        self.apply, self.opt, self.grads = importlib.import_module("torchopt").apply_updates, opt, grads
+        self.apply, self.opt, self.grads = (
+            importlib.import_module("torchopt").apply_updates,
+            opt,
+            grads,
+        )
         self.params = _copied(tree)
         self.state = opt.init(self.params)
 
     @torch.no_grad()
     def step(self) -> None:
-        updates, self.state = self.opt.update(self.grads, self.state, params=self.params, inplace=False)
+        updates, self.state = self.opt.update(
+            self.grads, self.state, params=self.params, inplace=False
+        )
         self.params = self.apply(self.params, updates, inplace=False)
 
     def result(self) -> Tensors:
@@ -116,7 +128,10 @@ class HeavyBall:
     def __init__(self, tree: Tensors, grads: Tensors) -> None:
         heavyball = importlib.import_module("heavyball")
         make = getattr(heavyball, "AdamW", None) or heavyball.ForeachAdamW
-        self.params, self.grads = {name: value.requires_grad_() for name, value in _copied(tree).items()}, grads
+        self.params, self.grads = (
+            {name: value.requires_grad_() for name, value in _copied(tree).items()},
+            grads,
+        )
         self.opt = make(list(self.params.values()), lr=1e-3, betas=(0.9, 0.999), weight_decay=0.01)
 
     def step(self) -> None:

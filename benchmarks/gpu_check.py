@@ -1,4 +1,6 @@
-"""Is the GPU backend right, and as fast as it should be? First it is compared with double precision, then timed."""
+"""Is the GPU backend right, and as fast as it should be? First it is compared with double
+precision, then timed.
+"""
 
 import sys
 from collections.abc import Iterator
@@ -13,7 +15,9 @@ Row = tuple[str, float, str, float]  # what, measured, at least or at most, the 
 
 
 def error(name: OptimizerName, donate: bool, steps: int = 5) -> float:
-    """How far some fused steps in single precision end from those in double precision, in units of the whole way."""
+    """How far some fused steps in single precision end from those in double precision, in units of
+    the whole way.
+    """
     opt, params = OURS[name], trees("gpt10", device="cuda")
     wide = {leaf: value.double() for leaf, value in params.items()}
     start, fused = dict(wide), fs.fuse(opt, donate=donate)
@@ -21,12 +25,16 @@ def error(name: OptimizerName, donate: bool, steps: int = 5) -> float:
     for _ in range(steps):
         grads = gradients(params)
         params, state = fused(params, grads, state)
-        wide, wide_state = opt(wide, {leaf: grad.double() for leaf, grad in grads.items()}, wide_state)
+        wide, wide_state = opt(
+            wide, {leaf: grad.double() for leaf, grad in grads.items()}, wide_state
+        )
     far = max((params[leaf].double() - wide[leaf]).abs().max().item() for leaf in wide)
     return far / max((wide[leaf] - start[leaf]).abs().max().item() for leaf in wide)
 
 
-def times(tree_name: TreeName, name: OptimizerName, rounds: int) -> tuple[Tensors, dict[str, Timing]]:
+def times(
+    tree_name: TreeName, name: OptimizerName, rounds: int
+) -> tuple[Tensors, dict[str, Timing]]:
     """The times of everybody who can do this."""
     tree = trees(tree_name, device="cuda")
     entered = {who: make() for who, make in contenders(name, tree, gradients(tree), jax=False)}
@@ -42,7 +50,12 @@ def bars(rounds: int) -> Iterator[Row]:
     moved = 7 * 4 * sum(value.numel() for value in tree.values())
     ours = found["ours, donated"].median
     yield "adamw, 100 M parameters: bandwidth, of a copy", moved / ours / copying, "at least", 0.88
-    yield "adamw, 100 M parameters: time, of torch fused", ours / found["torch fused"].median, "at most", 1.0
+    yield (
+        "adamw, 100 M parameters: time, of torch fused",
+        ours / found["torch fused"].median,
+        "at most",
+        1.0,
+    )
     for tree_name, bar in (("gpt124", 0.9), ("many1000", 0.5)):
         _, found = times(tree_name, "adamw", rounds)
         for form in ("ours, donated", "ours, pure"):
@@ -64,7 +77,11 @@ def main(rounds: int = 20) -> None:
     print(machine())
     wrong = [(name, donate, error(name, donate)) for name in OURS for donate in (False, True)]
     rows = [[name, "donated" if donate else "pure", f"{far:.1e}"] for name, donate, far in wrong]
-    show("Five steps, compared with double precision", ["optimizer", "form", "error, of the way"], rows)
+    show(
+        "Five steps, compared with double precision",
+        ["optimizer", "form", "error, of the way"],
+        rows,
+    )
     if any(not far < 1e-3 for *_, far in wrong):
         sys.exit("gpu_check: the numbers are wrong.")
     missed = 0

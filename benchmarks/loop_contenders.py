@@ -1,6 +1,8 @@
-"""What loop_overhead.py lets everybody train, and the first who do: plain PyTorch, and ours. The others: loop_peers.py.
+"""What loop_overhead.py lets everybody train, and the first who do: plain PyTorch, and ours. The
+others: loop_peers.py.
 
-Each contender has `fit()`: a training from always the same weights, which returns the accuracy on the validation data.
+Each contender has `fit()`: a training from always the same weights, which returns the accuracy on
+the validation data.
 """
 
 import inspect
@@ -68,7 +70,9 @@ class Task:
         teacher = torch.randn(WIDTH, CLASSES, generator=generator)
         for name, batches in (("train", self.batches), ("valid", self.valid_batches)):
             x = torch.randn(batches * BATCH, WIDTH, generator=generator)
-            object.__setattr__(self, name, Timed((x, (x @ teacher).argmax(1)), shuffle=name == "train"))
+            object.__setattr__(
+                self, name, Timed((x, (x @ teacher).argmax(1)), shuffle=name == "train")
+            )
 
     @property
     def steps(self) -> int:
@@ -85,7 +89,13 @@ class Task:
 
     def one_cycle(self, opt: torch.optim.Optimizer) -> torch.optim.lr_scheduler.OneCycleLR:
         """torch's schedule of lr and momentum, with the numbers of `fit_one_cycle`."""
-        shape = dict(pct_start=0.25, div_factor=25.0, final_div_factor=4000.0, base_momentum=0.85, max_momentum=0.95)
+        shape = dict(
+            pct_start=0.25,
+            div_factor=25.0,
+            final_div_factor=4000.0,
+            base_momentum=0.85,
+            max_momentum=0.95,
+        )
         return torch.optim.lr_scheduler.OneCycleLR(opt, self.lr, self.steps, **shape)
 
 
@@ -103,7 +113,9 @@ class Restart:
 
 
 class Plain:
-    """PyTorch as everybody writes it, or with the model and its loss compiled; nothing waits for a loss."""
+    """PyTorch as everybody writes it, or with the model and its loss compiled; nothing waits for a
+    loss.
+    """
 
     def __init__(self, task: Task, compiled: bool = False, **form: bool) -> None:
         self.task, self.restart, self.form = task, Restart(task), form
@@ -154,9 +166,13 @@ class Ours:
         self.task, self.options = task, options
         data = loop.DataLoaders(task.train, task.valid)
         opt = fs.fuse(fs.adamw(lr=task.lr, wd=task.wd))
-        self.learner = loop.Learner(task.network(), data, cross_entropy, opt, metrics=(loop.accuracy,))
+        self.learner = loop.Learner(
+            task.network(), data, cross_entropy, opt, metrics=(loop.accuracy,)
+        )
 
     def fit(self) -> float:
         learner, task = self.learner, self.task
-        state = loop.fit_one_cycle(learner, learner.init(torch.initial_seed()), task.epochs, task.lr, **self.options)
+        state = loop.fit_one_cycle(
+            learner, learner.init(torch.initial_seed()), task.epochs, task.lr, **self.options
+        )
         return float(state.history.rows[-1]["accuracy"])

@@ -1,4 +1,6 @@
-"""What does the loop cost? A small network, where a batch is so quick that the loop around it shows."""
+"""What does the loop cost? A small network, where a batch is so quick that the loop around it
+shows.
+"""
 
 import time
 from collections.abc import Callable
@@ -39,7 +41,16 @@ fastai and Keras have their own. Keras measures the accuracy of the training bat
 every fit, as its optimizer is a part of it.
 """
 
-HEADER = ["microseconds a batch", "10 %", "median", "90 %", "minus PyTorch", "times PyTorch", "start, ms", "accuracy"]
+HEADER = [
+    "microseconds a batch",
+    "10 %",
+    "median",
+    "90 %",
+    "minus PyTorch",
+    "times PyTorch",
+    "start, ms",
+    "accuracy",
+]
 
 
 class Entry:
@@ -60,7 +71,10 @@ class Entry:
         self.accuracy.append(self.contender.fit())
         began = task.train.began[-task.epochs :]  # Keras looks at a batch in advance
         if len(began) != task.epochs or len(task.valid.began) < task.epochs:
-            raise RuntimeError(f"loop_overhead: {type(self.contender).__name__} has not trained {task.epochs} epochs.")
+            raise RuntimeError(
+                f"loop_overhead: {type(self.contender).__name__} has not trained {task.epochs} "
+                f"epochs."
+            )
         self.batch.append((began[-1] - began[0]) / (task.steps - task.batches))
         self.ready.append(began[0] - started)
 
@@ -85,8 +99,19 @@ def table(title: str, task: Task, rounds: int, only: tuple[str, ...], warmup: in
     rows = []
     for name, took in times.items():
         entry, more = entered[name], 1e6 * (took.median - plain)
-        cells = [*(f"{1e6 * value:,.0f}" for value in took), f"{more:+,.0f}", f"{took.median / plain:.2f}"]
-        rows.append([name, *cells, f"{1e3 * np.median(entry.ready[warmup:]):,.1f}", f"{np.mean(entry.accuracy):.3f}"])
+        cells = [
+            *(f"{1e6 * value:,.0f}" for value in took),
+            f"{more:+,.0f}",
+            f"{took.median / plain:.2f}",
+        ]
+        rows.append(
+            [
+                name,
+                *cells,
+                f"{1e3 * np.median(entry.ready[warmup:]):,.1f}",
+                f"{np.mean(entry.accuracy):.3f}",
+            ]
+        )
     text = show(title, HEADER, rows)
     return text + "\n" + say(f"Left out: {', '.join(left_out)}.") if left_out else text
 
@@ -112,11 +137,20 @@ def main(
         save_results: Write the tables into results/.
     """
     if epochs < 2 or (unknown := {*only} - CONTENDERS.keys()):
-        raise SystemExit("epochs must be 2 or more." if epochs < 2 else f"unknown: {unknown}; known: {[*CONTENDERS]}")
+        raise SystemExit(
+            "epochs must be 2 or more."
+            if epochs < 2
+            else f"unknown: {unknown}; known: {[*CONTENDERS]}"
+        )
     if threads:
         torch.set_num_threads(threads)
-    text = say(ABOUT.format(epochs=epochs, batches=batches, valid_batches=valid_batches, rounds=rounds))
-    for norm, title in ((False, "Linear, ReLU, Linear"), (True, "Linear, BatchNorm, ReLU, Dropout, Linear")):
+    text = say(
+        ABOUT.format(epochs=epochs, batches=batches, valid_batches=valid_batches, rounds=rounds)
+    )
+    for norm, title in (
+        (False, "Linear, ReLU, Linear"),
+        (True, "Linear, BatchNorm, ReLU, Dropout, Linear"),
+    ):
         text += "\n" + table(title, Task(norm, epochs, batches, valid_batches), rounds, only)
     if save_results:
         save("loop_overhead", text, PACKAGES)

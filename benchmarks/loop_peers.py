@@ -1,4 +1,6 @@
-"""The peers of loop_overhead.py: the training of loop_contenders.py, as each library's manual has it, with no bar."""
+"""The peers of loop_overhead.py: the training of loop_contenders.py, as each library's manual has
+it, with no bar.
+"""
 
 import importlib
 import logging
@@ -26,7 +28,9 @@ def imported(name: str) -> Any:
 
 
 class FastAI:
-    """A Learner with its default callbacks but for the bar; AdamW is fastai's own, or torch's in its wrapper."""
+    """A Learner with its default callbacks but for the bar; AdamW is fastai's own, or torch's in
+    its wrapper.
+    """
 
     def __init__(self, task: Task, torchs: bool = False) -> None:
         fastai, self.task, self.restart = imported("fastai.basics"), task, Restart(task)
@@ -37,7 +41,9 @@ class FastAI:
         if torchs:
             opt = fastai.partial(fastai.OptimWrapper, opt=torch.optim.AdamW)
         make, metric = fastai.Learner, fastai.accuracy
-        self.learner = make(data, self.restart.model, cross_entropy, opt, metrics=metric, wd=task.wd)
+        self.learner = make(
+            data, self.restart.model, cross_entropy, opt, metrics=metric, wd=task.wd
+        )
 
     def fit(self) -> float:
         self.restart()
@@ -47,7 +53,9 @@ class FastAI:
 
 
 class Lightning:
-    """A LightningModule that keeps the smooth loss itself and logs the validation; no logger, no checkpoints."""
+    """A LightningModule that keeps the smooth loss itself and logs the validation; no logger, no
+    checkpoints.
+    """
 
     def __init__(self, task: Task) -> None:
         self.lightning, self.task, self.restart = imported("lightning"), task, Restart(task)
@@ -68,16 +76,26 @@ class Lightning:
                 x, y = batch
                 pred = self.model(x)
                 right = (pred.argmax(-1) == y).float().mean()
-                self.log_dict({"valid_loss": cross_entropy(pred, y), "accuracy": right}, batch_size=len(y))
+                self.log_dict(
+                    {"valid_loss": cross_entropy(pred, y), "accuracy": right}, batch_size=len(y)
+                )
 
             def configure_optimizers(self) -> dict[str, Any]:
                 opt = torch.optim.AdamW(self.parameters(), lr=task.lr, weight_decay=task.wd)
-                return {"optimizer": opt, "lr_scheduler": {"scheduler": task.one_cycle(opt), "interval": "step"}}
+                return {
+                    "optimizer": opt,
+                    "lr_scheduler": {"scheduler": task.one_cycle(opt), "interval": "step"},
+                }
 
         self.make = Module
 
     def fit(self) -> float:
-        quiet = dict(enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, logger=False)
+        quiet = dict(
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+            logger=False,
+        )
         once = dict(max_epochs=self.task.epochs, num_sanity_val_steps=0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -100,7 +118,9 @@ class Ignite:
         trainer = self.engine.create_supervised_trainer(
             model, opt, cross_entropy, output_transform=lambda x, y, pred, loss: loss.detach()
         )
-        self.metrics.RunningAverage(alpha=BETA, output_transform=lambda loss: loss).attach(trainer, "loss")
+        self.metrics.RunningAverage(alpha=BETA, output_transform=lambda loss: loss).attach(
+            trainer, "loss"
+        )
         metrics = {"accuracy": self.metrics.Accuracy(), "loss": self.metrics.Loss(cross_entropy)}
         evaluator = self.engine.create_supervised_evaluator(model, metrics)
         trainer.add_event_handler(events.ITERATION_COMPLETED, lambda: schedule.step())
@@ -110,7 +130,9 @@ class Ignite:
 
 
 class Keras:
-    """Keras on torch; it keeps the plain mean of the loss, and measures accuracy while it trains as well."""
+    """Keras on torch; it keeps the plain mean of the loss, and measures accuracy while it trains as
+    well.
+    """
 
     def __init__(self, task: Task) -> None:
         os.environ.update(KERAS_BACKEND="torch", KERAS_TORCH_DEVICE="cpu")
@@ -122,7 +144,11 @@ class Keras:
             between = [norm, layers.ReLU(), layers.Dropout(0.1)]
         dense = [layers.Dense(WIDTH), layers.Dense(CLASSES)]
         self.model = keras.Sequential([keras.Input((WIDTH,)), dense[0], *between, dense[1]])
-        tensors = (value for name, value in task.network().state_dict().items() if "num_batches" not in name)
+        tensors = (
+            value
+            for name, value in task.network().state_dict().items()
+            if "num_batches" not in name
+        )
         self.first = [value.T.numpy() if value.dim() == 2 else value.numpy() for value in tensors]
         self.keras, self.data = (
             keras,
@@ -131,7 +157,11 @@ class Keras:
 
         class OneCycle(keras.callbacks.Callback):  # type: ignore[misc, name-defined]
             def on_train_begin(self, logs: Any = None) -> None:
-                self.step, self.lr, self.mom = 0, one_cycle(task.lr), three_cosines(0.25, 0.95, 0.85, 0.95)
+                self.step, self.lr, self.mom = (
+                    0,
+                    one_cycle(task.lr),
+                    three_cosines(0.25, 0.95, 0.85, 0.95),
+                )
 
             def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
                 position = self.step / task.steps

@@ -1,10 +1,11 @@
 """How much memory does an AdamW step take beyond params, gradients and state?
 
-Measured as the peak of the resident memory that Linux keeps for a process (VmHWM), set back once everything is there:
-it counts every allocator, where torch's profiler would not see numpy's tables, and unlike ru_maxrss it can be set back,
-so that what came before does not hide the step. Each measurement has a process of its own, in which malloc hands freed
-blocks back at once, so that no old block is used again unseen. A tiny step of the same kind comes first, so that
-compiled code and threads are not counted.
+Measured as the peak of the resident memory that Linux keeps for a process (VmHWM), set back once
+everything is there: it counts every allocator, where torch's profiler would not see numpy's tables,
+and unlike ru_maxrss it can be set back, so that what came before does not hide the step. Each
+measurement has a process of its own, in which malloc hands freed blocks back at once, so that no
+old block is used again unseen. A tiny step of the same kind comes first, so that compiled code and
+threads are not counted.
 """
 
 import ctypes
@@ -20,7 +21,14 @@ import tyro
 from common import TreeName, save, say, show, trees
 from contenders import Contender, contenders
 
-CHOSEN = ("ours, donated", "ours, pure", "ours, leaf by leaf", "torch for-loop", "torch foreach", "torch fused")
+CHOSEN = (
+    "ours, donated",
+    "ours, pure",
+    "ours, leaf by leaf",
+    "torch for-loop",
+    "torch foreach",
+    "torch fused",
+)
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
@@ -45,7 +53,9 @@ def enter(who: str, tree: dict[str, torch.Tensor]) -> Contender:
 
 
 def measure(tree_name: TreeName, who: str, steps: int) -> dict[str, float]:
-    """Extra MiB at the peak of the first steps, and kept after them; and MiB of one copy of the parameters."""
+    """Extra MiB at the peak of the first steps, and kept after them; and MiB of one copy of the
+    parameters.
+    """
     tiny = enter(who, {"leaf": torch.ones(200_000)})
     for _ in range(2):
         tiny.step()
@@ -59,14 +69,29 @@ def measure(tree_name: TreeName, who: str, steps: int) -> dict[str, float]:
     needed = empty + 4 * 4 * elements  # params, gradients and two slots
     for _ in range(steps):
         contender.step()
-    extra = {"peak": resident("VmHWM") - needed, "kept": set_back() - needed, "params": 4 * elements}
+    extra = {
+        "peak": resident("VmHWM") - needed,
+        "kept": set_back() - needed,
+        "params": 4 * elements,
+    }
     return {name: value / 2**20 for name, value in extra.items()}
 
 
 def in_new_process(tree_name: str, who: str, steps: int) -> dict[str, float]:
     """`measure` in a process of its own."""
-    command = [sys.executable, __file__, "--here", who, "--tree-names", tree_name, "--steps", str(steps)]
-    done = subprocess.run(command, env={**os.environ, **MALLOC}, capture_output=True, text=True, check=True)
+    command = [
+        sys.executable,
+        __file__,
+        "--here",
+        who,
+        "--tree-names",
+        tree_name,
+        "--steps",
+        str(steps),
+    ]
+    done = subprocess.run(
+        command, env={**os.environ, **MALLOC}, capture_output=True, text=True, check=True
+    )
     extra: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return extra
 
@@ -74,7 +99,10 @@ def in_new_process(tree_name: str, who: str, steps: int) -> dict[str, float]:
 def row(tree_name: str, who: str, steps: int) -> list[str]:
     """MiB, and how many copies of the parameters that is: at the peak, and kept between steps."""
     extra = in_new_process(tree_name, who, steps)
-    return [who, *(f"{extra[key]:,.0f} ({extra[key] / extra['params']:.2f})" for key in ("peak", "kept"))]
+    return [
+        who,
+        *(f"{extra[key]:,.0f} ({extra[key] / extra['params']:.2f})" for key in ("peak", "kept")),
+    ]
 
 
 def main(
@@ -96,9 +124,16 @@ def main(
     if here:
         print(json.dumps(measure(tree_names[0], here, steps)))
         return
-    text = say("Memory beyond params, gradients and state: MiB, and in brackets in copies of the parameters.")
+    text = say(
+        "Memory beyond params, gradients and state: MiB, and in brackets in copies of the "
+        "parameters."
+    )
     for tree_name in tree_names:
-        header = [f"{tree_name}, MiB (copies)", f"at the peak of {steps} steps", "kept between steps"]
+        header = [
+            f"{tree_name}, MiB (copies)",
+            f"at the peak of {steps} steps",
+            "kept between steps",
+        ]
         text += "\n" + show(tree_name, header, [row(tree_name, name, steps) for name in who])
     if save_results:
         save("memory", text)

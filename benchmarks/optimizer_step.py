@@ -1,4 +1,6 @@
-"""How long does one update take? Ours, torch.optim, TorchOpt and optax race over the same trees of parameters."""
+"""How long does one update take? Ours, torch.optim, TorchOpt and optax race over the same trees of
+parameters.
+"""
 
 import gc
 import json
@@ -8,7 +10,20 @@ from typing import get_args
 
 import torch
 import tyro
-from common import Device, Tensors, Timing, TreeName, bandwidths, gradients, machine, race, save, say, show, trees
+from common import (
+    Device,
+    Tensors,
+    Timing,
+    TreeName,
+    bandwidths,
+    gradients,
+    machine,
+    race,
+    save,
+    say,
+    show,
+    trees,
+)
 from contenders import OURS, Contender, OptimizerName, Ours, contenders
 
 import functional_sgd as fs
@@ -18,12 +33,21 @@ Medians = dict[str, dict[str, Timing]]
 CROWDED = 50_000_000
 """For trees of so many elements there is memory for a few contenders only, on usual machines."""
 
-LEAN = ("ours, donated", "ours, pure", "foreach by hand", "torch foreach", "torch fused", "optax, jit")
+LEAN = (
+    "ours, donated",
+    "ours, pure",
+    "foreach by hand",
+    "torch foreach",
+    "torch fused",
+    "optax, jit",
+)
 """They all keep one copy of params and state, or two."""
 
 
 def check(entered: dict[str, Contender], name: str) -> None:
-    """After one step, everybody must be where the chain is, leaf by leaf; otherwise they do not do the same work."""
+    """After one step, everybody must be where the chain is, leaf by leaf; otherwise they do not do
+    the same work.
+    """
     results = {who: contender.result() for who, contender in entered.items()}
     wanted = results["ours, leaf by leaf" if "ours, leaf by leaf" in results else "ours, donated"]
     for who, params in results.items():
@@ -61,7 +85,9 @@ def time_tree(
 
 def baseline(times: dict[str, Timing]) -> str:
     """Whom the others are compared with."""
-    return next(who for who in ("torch fused", "foreach by hand", "ours, leaf by leaf") if who in times)
+    return next(
+        who for who in ("torch fused", "foreach by hand", "ours, leaf by leaf") if who in times
+    )
 
 
 def table(tree_name: str, tree: Tensors, times: Medians) -> str:
@@ -82,23 +108,33 @@ def cell(times: dict[str, Timing], who: str) -> str:
 
 
 def traffic(tree: Tensors, times: Medians, copying: float, adding: float) -> str:
-    """How close the donated step comes to the memory: each of its columns read once and written once."""
+    """How close the donated step comes to the memory: each of its columns read once and written
+    once.
+    """
     elements = sum(value.numel() for value in tree.values())
     parts = []
     for name, column in times.items():
         slots = len(OURS[name].plan.slots)
         rate = 4 * elements * (2 + slots + 1 + slots) / column["ours, donated"].median
-        parts.append(f"{name} {rate / 1e9:.1f} GB/s ({rate / copying:.0%} of a copy, {rate / adding:.0%} of add_)")
+        parts.append(
+            f"{name} {rate / 1e9:.1f} GB/s ({rate / copying:.0%} of a copy, {rate / adding:.0%} of "
+            f"add_)"
+        )
     return say(f"Ours, donated, moves at least: {'; '.join(parts)}.")
 
 
-def side_by_side(tree: Tensors, names: tuple[OptimizerName, ...], rounds: int, device: Device) -> str:
-    """Our donated steps in one race, and how many times AdamW's each takes; for `four`, its bytes say 10/7 at best."""
+def side_by_side(
+    tree: Tensors, names: tuple[OptimizerName, ...], rounds: int, device: Device
+) -> str:
+    """Our donated steps in one race, and how many times AdamW's each takes; for `four`, its bytes
+    say 10/7 at best.
+    """
     grads = gradients(tree)
     steps = {name: Ours(fs.fuse(OURS[name], donate=True), tree, grads).step for name in names}
     times = race(steps, rounds, 2, device=device)
     parts = [
-        f"{name} {1e3 * time.median:.2f} ms, {time.median / times['adamw'].median:.2f}x" for name, time in times.items()
+        f"{name} {1e3 * time.median:.2f} ms, {time.median / times['adamw'].median:.2f}x"
+        for name, time in times.items()
     ]
     return say(f"Ours, donated, all in one race: {'; '.join(parts)}.")
 
@@ -144,21 +180,34 @@ def main(
     print(machine())
     copying, adding = bandwidths(device=device)
     text = say(
-        f"A copy of 400 MB moves {copying / 1e9:.1f} GB/s, an addition in place (add_) {adding / 1e9:.1f} GB/s. "
-        f"Baseline: torch fused, or foreach by hand. {'Single steps, with cold caches.' if cold else ''}"
+        f"A copy of 400 MB moves {copying / 1e9:.1f} GB/s, an addition in place (add_) "
+        f"{adding / 1e9:.1f} GB/s. "
+        f"Baseline: torch fused, or foreach by hand. "
+        f"{'Single steps, with cold caches.' if cold else ''}"
     )
     medians = {}
     for tree_name in tree_names:
-        # In a process of its own, so that what one tree leaves of the memory in pieces does not slow down the next.
+        # In a process of its own, so that what one tree leaves of the memory in pieces does not
+        # slow down the next.
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            found = pool.submit(of_tree, tree_name, optimizers, rounds, compiled, device, cold, (copying, adding))
+            found = pool.submit(
+                of_tree, tree_name, optimizers, rounds, compiled, device, cold, (copying, adding)
+            )
             more, medians[tree_name] = found.result()
         text += "\n" + more
     if save_results:
-        name = "optimizer_step_gpu" if device == "cuda" else "optimizer_step_cold" if cold else "optimizer_step"
+        name = (
+            "optimizer_step_gpu"
+            if device == "cuda"
+            else "optimizer_step_cold"
+            if cold
+            else "optimizer_step"
+        )
         path = save(name, text).with_suffix(".json")
         path.write_text(
-            json.dumps({"machine": machine(), "copy": copying, "add": adding, "seconds": medians}, indent=1)
+            json.dumps(
+                {"machine": machine(), "copy": copying, "add": adding, "seconds": medians}, indent=1
+            )
         )
 
 

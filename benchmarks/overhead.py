@@ -1,4 +1,6 @@
-"""What does a step cost besides arithmetic? Leaves of one element, so that all that is left is Python and calls."""
+"""What does a step cost besides arithmetic? Leaves of one element, so that all that is left is
+Python and calls.
+"""
 
 import cProfile
 import pstats
@@ -17,15 +19,23 @@ def measure(leaves: int, rounds: int) -> list[str]:
     """A row of microseconds for each way of doing AdamW."""
     tree = {f"leaf{index:05d}": torch.ones(1) for index in range(leaves)}
     grads = {name: torch.full((1,), 0.5) for name in tree}
-    entered = {who: make().step for who, make in contenders("adamw", tree, grads, jax=False) if who in CHOSEN}
+    entered = {
+        who: make().step
+        for who, make in contenders("adamw", tree, grads, jax=False)
+        if who in CHOSEN
+    }
     times = race(entered, rounds)
     return [f"{leaves:,}", *(f"{1e6 * times[who].median:,.0f}" for who in CHOSEN)]
 
 
 def profile(leaves: int, steps: int, lines: int) -> None:
-    """Where the time of a donated step goes, function by function; profiling makes calls look dearer than they are."""
+    """Where the time of a donated step goes, function by function; profiling makes calls look
+    dearer than they are.
+    """
     tree = {f"leaf{index:05d}": torch.ones(1) for index in range(leaves)}
-    ours = Ours(fs.fuse(OURS["adamw"], donate=True), tree, {name: torch.full((1,), 0.5) for name in tree})
+    ours = Ours(
+        fs.fuse(OURS["adamw"], donate=True), tree, {name: torch.full((1,), 0.5) for name in tree}
+    )
     ours.step()
     watcher = cProfile.Profile()
     watcher.enable()
@@ -55,7 +65,9 @@ def main(
     if profiled:
         return profile(max(leaves), rounds, lines)
     text = say("Microseconds of one AdamW step on leaves of one element (median).")
-    text += "\n" + show("overhead", ["leaves", *CHOSEN], [measure(count, rounds) for count in leaves])
+    text += "\n" + show(
+        "overhead", ["leaves", *CHOSEN], [measure(count, rounds) for count in leaves]
+    )
     if save_results:
         save("overhead", text)
     return None

@@ -1,4 +1,6 @@
-"""How long does a whole training step take, with forward and backward? Plain PyTorch, compiled, ours, and jax."""
+"""How long does a whole training step take, with forward and backward? Plain PyTorch, compiled,
+ours, and jax.
+"""
 
 import importlib.util
 from collections.abc import Callable, Iterator
@@ -21,7 +23,9 @@ def network(name: ModelName) -> nn.Module:
     """64-64-10, 784-64-10, or four convolutions with BatchNorm."""
     torch.manual_seed(0)
     if name != "cnn":
-        return nn.Sequential(nn.Flatten(), nn.Linear(_side(name) ** 2, 64), nn.ReLU(), nn.Linear(64, 10))
+        return nn.Sequential(
+            nn.Flatten(), nn.Linear(_side(name) ** 2, 64), nn.ReLU(), nn.Linear(64, 10)
+        )
     layers: list[nn.Module] = []
     for inputs, outputs in ((1, 8), (8, 16), (16, 32), (32, 64)):
         conv = nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False)
@@ -32,7 +36,9 @@ def network(name: ModelName) -> nn.Module:
 def batch(name: ModelName) -> tuple[Tensor, Tensor]:
     """64 pictures of noise, and labels."""
     generator, side = torch.Generator().manual_seed(1), _side(name)
-    return torch.randn(64, 1, side, side, generator=generator), torch.randint(10, (64,), generator=generator)
+    return torch.randn(64, 1, side, side, generator=generator), torch.randint(
+        10, (64,), generator=generator
+    )
 
 
 def _side(name: ModelName) -> int:
@@ -68,7 +74,10 @@ class Ours:
             pred, buffers = fs.apply(model, params, buffers, x)
             return cross_entropy(pred, y), buffers
 
-        self.gradient, self.opt = fs.value_and_grad(loss_fn, has_aux=True), fs.fuse(fs.adamw(lr=1e-3), donate=True)
+        self.gradient, self.opt = (
+            fs.value_and_grad(loss_fn, has_aux=True),
+            fs.fuse(fs.adamw(lr=1e-3), donate=True),
+        )
         self.compiled = compile_step(loss_fn, fs.adamw(lr=1e-3), has_aux=True) if compiled else None
         self.state = self.opt.init(self.params)
 
@@ -88,7 +97,10 @@ def jax_mlp(name: ModelName) -> Step:
     import optax
 
     x, y = (jnp.array(part.numpy()) for part in batch(name))
-    weights = {key: jnp.array(value.detach().numpy(), copy=True) for key, value in network(name).named_parameters()}
+    weights = {
+        key: jnp.array(value.detach().numpy(), copy=True)
+        for key, value in network(name).named_parameters()
+    }
     opt = optax.adamw(1e-3, weight_decay=0.01)
 
     def loss_fn(params: Any, x: Any, y: Any) -> Any:
@@ -125,10 +137,16 @@ def table(name: ModelName, rounds: int, compiled: bool) -> str:
     """Microseconds of each, and how many times plain PyTorch's."""
     times = race(dict(contenders(name, compiled)), rounds, warmup=5)
     rows = [
-        [who, *(f"{1e6 * value:,.0f}" for value in time), f"{time.median / times['PyTorch'].median:.2f}"]
+        [
+            who,
+            *(f"{1e6 * value:,.0f}" for value in time),
+            f"{time.median / times['PyTorch'].median:.2f}",
+        ]
         for who, time in times.items()
     ]
-    return show(f"{name}, batch of 64", ["microseconds", "10 %", "median", "90 %", "times PyTorch"], rows)
+    return show(
+        f"{name}, batch of 64", ["microseconds", "10 %", "median", "90 %", "times PyTorch"], rows
+    )
 
 
 def main(

@@ -25,7 +25,9 @@ class Optax:
         self.update = jax.jit(update, donate_argnums=(0, 2))
 
     def step(self) -> None:
-        self.params, self.state = jax.block_until_ready(self.update(self.params, self.grads, self.state))
+        self.params, self.state = jax.block_until_ready(
+            self.update(self.params, self.grads, self.state)
+        )
 
     def result(self) -> Tensors:
         return {name: torch.from_numpy(np.array(value)) for name, value in self.params.items()}
@@ -37,7 +39,9 @@ def arrays(tree: Tensors) -> dict[str, jax.Array]:
 
 
 def four() -> optax.GradientTransformation:
-    """The gradient clipped to a norm of 1, AdamW, cautious updates, and an average of the parameters."""
+    """The gradient clipped to a norm of 1, AdamW, cautious updates, and an average of the
+    parameters.
+    """
     clip, adam = optax.clip_by_global_norm(1.0), optax.scale_by_adam()
 
     def move(update: jax.Array, grad: jax.Array, param: jax.Array) -> jax.Array:

@@ -1,9 +1,11 @@
-"""Who should lower the learning rate? The gradients (lesson 18's automatic annealer), or a schedule made beforehand.
+"""Who should lower the learning rate? The gradients (lesson 18's automatic annealer), or a schedule
+made beforehand.
 
-What came out, as means of three runs of 20 epochs: from a good lr (0.01) all ways end within 0.6 percent of each other.
-From one that is ten times too high, a constant lr ends at a validation loss of 0.24, the workbook's rule at 0.18, the
-rule of the lesson's text at 0.12, a cosine at 0.10, and the workbook's rule with a threshold of 1.2 instead of 2, which
-suits gradients averaged over an epoch, at 0.09. So the annealer forgives a wrong lr; a right one does not need it.
+What came out, as means of three runs of 20 epochs: from a good lr (0.01) all ways end within 0.6
+percent of each other. From one that is ten times too high, a constant lr ends at a validation loss
+of 0.24, the workbook's rule at 0.18, the rule of the lesson's text at 0.12, a cosine at 0.10, and
+the workbook's rule with a threshold of 1.2 instead of 2, which suits gradients averaged over an
+epoch, at 0.09. So the annealer forgives a wrong lr; a right one does not need it.
 """
 
 import time
@@ -62,7 +64,10 @@ def picture(runs: dict[str, State], lr: float) -> Figure:
 
 
 def main(
-    lrs: tuple[float, ...] = (0.01, 0.1), epochs: int = 20, seeds: int = 3, pictures: Path = Path("pictures")
+    lrs: tuple[float, ...] = (0.01, 0.1),
+    epochs: int = 20,
+    seeds: int = 3,
+    pictures: Path = Path("pictures"),
 ) -> None:
     """Train each way from each lr, print the means over seeds, and save a picture for each lr.
 
@@ -78,7 +83,10 @@ def main(
     pictures.mkdir(parents=True, exist_ok=True)
     table = Table("lr", "way", "accuracy", "valid loss", "last lr")
     for lr in lrs:
-        runs = {name: [train(data, way(lr), lr, epochs, seed) for seed in range(seeds)] for name, way in WAYS.items()}
+        runs = {
+            name: [train(data, way(lr), lr, epochs, seed) for seed in range(seeds)]
+            for name, way in WAYS.items()
+        }
         for name, states in runs.items():
             last = fmean(state.history.hypers["lr"][-1] for state in states)
             measured = (last_mean(states, column) for column in ("accuracy", "valid_loss"))

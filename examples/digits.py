@@ -1,4 +1,6 @@
-"""Train a convolutional network on handwritten digits, with a chain of five small pure functions as its optimizer."""
+"""Train a convolutional network on handwritten digits, with a chain of five small pure functions as
+its optimizer.
+"""
 
 import time
 from pathlib import Path
@@ -26,7 +28,9 @@ from loop import (
 
 
 def digits() -> tuple[DataLoaders, Tensor, Tensor]:
-    """1,797 images of 8 x 8 pixels that come with scikit-learn: loaders, and the images and labels held out."""
+    """1,797 images of 8 x 8 pixels that come with scikit-learn: loaders, and the images and labels
+    held out.
+    """
     bunch = load_digits()
     images = torch.tensor(bunch.images, dtype=torch.float32)[:, None] / 8 - 1
     labels = torch.tensor(bunch.target)
@@ -38,17 +42,23 @@ def digits() -> tuple[DataLoaders, Tensor, Tensor]:
 
 
 def network() -> nn.Module:
-    """Three convolutions with BatchNorm, a pooling, a Dropout and a linear layer: 39,146 parameters."""
+    """Three convolutions with BatchNorm, a pooling, a Dropout and a linear layer: 39,146
+    parameters.
+    """
 
     def block(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
         conv = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
         return [conv, nn.BatchNorm2d(outputs), nn.ReLU()]
 
     body = [*block(1, 32, 1), *block(32, 48, 2), *block(48, 56, 2)]
-    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.1), nn.Linear(56, 10))
+    return nn.Sequential(
+        *body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.1), nn.Linear(56, 10)
+    )
 
 
-def main(epochs: int = 15, lr: float = 1e-2, seed: int = 0, pictures: Path = Path("pictures")) -> None:
+def main(
+    epochs: int = 15, lr: float = 1e-2, seed: int = 0, pictures: Path = Path("pictures")
+) -> None:
     """Train, print a table, save three pictures, and say how well it went.
 
     Args:
@@ -63,7 +73,12 @@ def main(epochs: int = 15, lr: float = 1e-2, seed: int = 0, pictures: Path = Pat
     opt = chain(average_grad, average_sqr_grad, debias, scale_by_rms, sgd_step, sqr_mom=0.99, lr=lr)
     opt.describe()
     learner = Learner(
-        network(), data, nn.CrossEntropyLoss(label_smoothing=0.05), opt, [accuracy], [Progress(), TerminateOnNaN()]
+        network(),
+        data,
+        nn.CrossEntropyLoss(label_smoothing=0.05),
+        opt,
+        [accuracy],
+        [Progress(), TerminateOnNaN()],
     )
     state = learner.init(seed)
     state = fit_one_cycle(learner, state, epochs, lr)
@@ -80,7 +95,10 @@ def main(epochs: int = 15, lr: float = 1e-2, seed: int = 0, pictures: Path = Pat
         path = pictures / f"digits_{name}.png"
         figure.savefig(path, dpi=120)
         print(f"saved {path}")
-    print(f"accuracy {validate(learner, state)['accuracy']:.3f} in {time.perf_counter() - started:.0f} s")
+    print(
+        f"accuracy {validate(learner, state)['accuracy']:.3f} in "
+        f"{time.perf_counter() - started:.0f} s"
+    )
 
 
 if __name__ == "__main__":

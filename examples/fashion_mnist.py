@@ -1,4 +1,6 @@
-"""Repeat lesson 18 of fast.ai's course on Fashion-MNIST: seven ways to train one small network, beside its results."""
+"""Repeat lesson 18 of fast.ai's course on Fashion-MNIST: seven ways to train one small network,
+beside its results.
+"""
 
 import time
 from collections.abc import Iterable, Mapping
@@ -19,19 +21,33 @@ from loop import DataLoaders, Learner, ParamScheduler, Progress, State, accuracy
 
 
 @fs.elementwise(sqr_avg=torch.zeros_like)
-def average_sqr_grad_from_first(grad: Tensor, sqr_avg: Tensor, *, step: Tensor, sqr_mom: float) -> dict[str, Tensor]:
-    """The library's average_sqr_grad, but starting at the first gradient's square, as the lesson has it."""
+def average_sqr_grad_from_first(
+    grad: Tensor, sqr_avg: Tensor, *, step: Tensor, sqr_mom: float
+) -> dict[str, Tensor]:
+    """The library's average_sqr_grad, but starting at the first gradient's square, as the lesson
+    has it.
+    """
     before = torch.where(step <= 1, grad.square(), sqr_avg)
     return dict(sqr_avg=sqr_mom * before + (1 - sqr_mom) * grad.square())
 
 
-rmsprop = fs.chain(average_sqr_grad_from_first, fs.scale_by_rms, fs.sgd_step, lr=3e-3, sqr_mom=0.99, eps=1e-5)
-adam_rules = (fs.average_grad, fs.average_sqr_grad, fs.debias, fs.scale_by_rms_eps_inside, fs.sgd_step)
+rmsprop = fs.chain(
+    average_sqr_grad_from_first, fs.scale_by_rms, fs.sgd_step, lr=3e-3, sqr_mom=0.99, eps=1e-5
+)
+adam_rules = (
+    fs.average_grad,
+    fs.average_sqr_grad,
+    fs.debias,
+    fs.scale_by_rms_eps_inside,
+    fs.sgd_step,
+)
 adam = fs.chain(*adam_rules, lr=6e-3, mom=0.9, sqr_mom=0.99, eps=1e-5)
 
 cosine = Cosine(2e-2, 0.0)
 stairs = Join((1 / 3,) * 3, tuple(Constant(cosine(epoch / 3)) for epoch in range(3)))
-cycle = dict(lr=one_cycle(6e-2, div_final=25e4, pct_start=0.3), mom=three_cosines(0.3, 0.95, 0.85, 0.95))
+cycle = dict(
+    lr=one_cycle(6e-2, div_final=25e4, pct_start=0.3), mom=three_cosines(0.3, 0.95, 0.85, 0.95)
+)
 
 
 @dataclass(frozen=True)
@@ -51,7 +67,9 @@ ROWS = {
     "adam": Row(adam, {}, (0.841, 0.863, 0.871), (0.431, 0.376, 0.349)),
     "cosine": Row(fs.adamw(), dict(lr=cosine), (0.858, 0.874, 0.883), (0.383, 0.339, 0.317)),
     "stairs": Row(fs.adamw(), dict(lr=stairs), (0.857, 0.875, 0.887), (0.382, 0.339, 0.307)),
-    "one_cycle": Row(fs.adamw(), cycle, (0.822, 0.856, 0.879, 0.901, 0.906), (0.546, 0.413, 0.333, 0.279, 0.267)),
+    "one_cycle": Row(
+        fs.adamw(), cycle, (0.822, 0.856, 0.879, 0.901, 0.906), (0.546, 0.413, 0.333, 0.279, 0.267)
+    ),
 }
 
 
@@ -66,7 +84,11 @@ def network() -> nn.Module:
     """Five convolutions of stride 2, from 28 x 28 pixels to ten scores: 30,394 parameters."""
     layers: list[nn.Module] = []
     for inputs, outputs in ((1, 8), (8, 16), (16, 32), (32, 64)):
-        layers += [nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), nn.BatchNorm2d(outputs), GeneralRelu()]
+        layers += [
+            nn.Conv2d(inputs, outputs, 3, stride=2, padding=1),
+            nn.BatchNorm2d(outputs),
+            GeneralRelu(),
+        ]
     layers.append(nn.Conv2d(64, 10, 3, stride=2, padding=1))
     for layer in layers:
         if isinstance(layer, nn.Conv2d):
@@ -77,7 +99,9 @@ def network() -> nn.Module:
 def train(row: Row, data: DataLoaders, epochs: int, seed: int = 42) -> State:
     """One run from fresh weights."""
     torch.manual_seed(seed)
-    learner = Learner(network(), data, nn.functional.cross_entropy, row.opt, [accuracy], [Progress()])
+    learner = Learner(
+        network(), data, nn.functional.cross_entropy, row.opt, [accuracy], [Progress()]
+    )
     return fit(learner, learner.init(seed), epochs, [ParamScheduler(row.schedules)])
 
 
@@ -87,7 +111,10 @@ def column(values: Iterable[float]) -> str:
 
 
 def main(
-    root: Path = CACHE, rows: tuple[Literal["all", *ROWS], ...] = ("all",), epochs: int = 5, quick: bool = False
+    root: Path = CACHE,
+    rows: tuple[Literal["all", *ROWS], ...] = ("all",),
+    epochs: int = 5,
+    quick: bool = False,
 ) -> None:
     """Train as the lesson does, and print its validation accuracies and losses beside ours.
 
@@ -101,15 +128,28 @@ def main(
     if quick:
         names, epochs = names[:1], 1
     data = loaders(root, quick)
-    table = Table("row", "lesson", "ours", "difference", "lesson's loss", "our loss", "seconds", show_lines=True)
+    table = Table(
+        "row",
+        "lesson",
+        "ours",
+        "difference",
+        "lesson's loss",
+        "our loss",
+        "seconds",
+        show_lines=True,
+    )
     for name in names:
         row, started = ROWS[name], time.perf_counter()
         print(f"\n{name}: {row.opt}")
         history = (state := train(row, data, min(epochs, len(row.losses)))).history
         ours, seconds = history.column("accuracy"), time.perf_counter() - started
-        difference = f"{ours[-1] - row.accuracies[-1]:+.3f}" if len(ours) == len(row.losses) else "-"
+        difference = (
+            f"{ours[-1] - row.accuracies[-1]:+.3f}" if len(ours) == len(row.losses) else "-"
+        )
         losses = column(row.losses), column(history.column("valid_loss"))
-        table.add_row(name, column(row.accuracies), column(ours), difference, *losses, f"{seconds:.0f}")
+        table.add_row(
+            name, column(row.accuracies), column(ours), difference, *losses, f"{seconds:.0f}"
+        )
         if state.stopped:  # by Ctrl-C
             break
     Console().print(table)

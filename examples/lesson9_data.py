@@ -1,4 +1,6 @@
-"""Batches from scratch: data set, sampler, collate, loader, a few lines each; then the same from torch and from us."""
+"""Batches from scratch: data set, sampler, collate, loader, a few lines each; then the same from
+torch and from us.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -44,7 +46,9 @@ def collate(samples: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return torch.stack(xs), torch.stack(ys)
 
 
-def batches(dataset: Any, indices: Iterable[list[int]], make: Callable[..., Any] = collate) -> Iterator[Any]:
+def batches(
+    dataset: Any, indices: Iterable[list[int]], make: Callable[..., Any] = collate
+) -> Iterator[Any]:
     """A generator that asks another one: nothing is loaded before somebody wants the batch."""
     for batch in indices:
         yield make([dataset[index] for index in batch])
@@ -80,8 +84,14 @@ def main(batch_size: int = 3, workers: int = 2, seed: int = 0) -> None:
     train = Dataset(torch.randn(50, 784), torch.randint(10, (50,)))
     ten = Dataset(*train[:10])
     x, y = train[0:5]
-    print(f"data set: {len(train)} samples; a slice of five has shapes {tuple(x.shape)}, {tuple(y.shape)}")
-    print(f"batches of {batch_size} out of ten: {[len(y) for _, y in batches(ten, sampler(10, batch_size))]}")
+    print(
+        f"data set: {len(train)} samples; a slice of five has shapes {tuple(x.shape)}, "
+        f"{tuple(y.shape)}"
+    )
+    print(
+        f"batches of {batch_size} out of ten: "
+        f"{[len(y) for _, y in batches(ten, sampler(10, batch_size))]}"
+    )
     print(f"sampler in order: {list(sampler(10, batch_size))}")
     for epoch in range(2):
         print(f"sampler shuffled, epoch {epoch}: {list(sampler(10, batch_size, shuffle=True))}")
@@ -91,10 +101,14 @@ def main(batch_size: int = 3, workers: int = 2, seed: int = 0) -> None:
     print(f"padded: {padded.tolist()}, {int(mask.sum())} of {mask.numel()} real")
 
     scratch = list(batches(ten, sampler(10, batch_size)))
-    print(f"torch's DataLoader yields the same: {same(scratch, DataLoader(TensorDataset(*ten[:]), batch_size))}")
+    print(
+        f"torch's DataLoader yields the same: "
+        f"{same(scratch, DataLoader(TensorDataset(*ten[:]), batch_size))}"
+    )
     for count in (0, workers):
         print(
-            f"ours with {count} workers yields the same: {same(scratch, make_loader(ten, batch_size, workers=count))}"
+            f"ours with {count} workers yields the same: "
+            f"{same(scratch, make_loader(ten, batch_size, workers=count))}"
         )
     loader = make_loader(ten, batch_size, shuffle=True)
     loader.set_position(seed, epoch=3)
@@ -107,10 +121,15 @@ def main(batch_size: int = 3, workers: int = 2, seed: int = 0) -> None:
 
     x, errors = torch.zeros(5, 1), torch.tensor([[1.0], [1.0], [0.0], [2.0], [3.0]])
     uneven = [(x[:4], errors[:4]), (x[4:], errors[4:])]
-    learner = Learner(nn.Linear(1, 1, bias=False), DataLoaders(uneven, uneven), mse_loss, sgd(lr=0.1))
+    learner = Learner(
+        nn.Linear(1, 1, bias=False), DataLoaders(uneven, uneven), mse_loss, sgd(lr=0.1)
+    )
     naive = sum(float(mse_loss(x, y)) for x, y in uneven) / len(uneven)
     right = validate(learner, learner.init())["valid_loss"]
-    print(f"loss over batches of 4 and 1: {right:.2f}; the mean of the batches' means would be {naive:.2f}")
+    print(
+        f"loss over batches of 4 and 1: {right:.2f}; the mean of the batches' means would be "
+        f"{naive:.2f}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""A network from scratch, as lesson 9 of 2019 makes it: trained by hand, by the loop, and by the loop many times."""
+"""A network from scratch, as lesson 9 of 2019 makes it: trained by hand, by the loop, and by the
+loop many times.
+"""
 
 from statistics import fmean, stdev
 from typing import Any
@@ -48,7 +50,8 @@ def main(seeds: int = 5, epochs: int = 5, lr: float = 0.2) -> None:
         ("kaiming", kaiming_uniform(torch.empty(32, 1, 5, 5))),
     ):
         print(
-            f"outputs of a convolution, {name}: mean %.2f, deviation %.2f" % stats(nn.functional.conv2d(images, weight))
+            f"outputs of a convolution, {name}: mean %.2f, deviation %.2f"
+            % stats(nn.functional.conv2d(images, weight))
         )
 
     for model in four_versions(*layers(0)):
@@ -59,7 +62,9 @@ def main(seeds: int = 5, epochs: int = 5, lr: float = 0.2) -> None:
     train_by_hand(by_hand, ordered.train, lr)
     learner = Learner(ours, ordered, cross_entropy, sgd(lr=lr))
     end = fit(learner, learner.init(), 1)
-    same = all(torch.equal(end.params[name], parameter) for name, parameter in by_hand.named_parameters())
+    same = all(
+        torch.equal(end.params[name], parameter) for name, parameter in by_hand.named_parameters()
+    )
     print(f"by hand and by the loop, the same weights: {same}")
 
     found = []
@@ -68,7 +73,10 @@ def main(seeds: int = 5, epochs: int = 5, lr: float = 0.2) -> None:
         found.append(fit(learner, learner.init(seed), epochs).history.column("accuracy")[-1])
         assert found[-1] > 0.7
     spread = stdev(found) if seeds > 1 else 0.0
-    print(f"accuracy of {seeds} runs: {fmean(found):.3f} +- {spread:.3f}, {min(found):.3f} to {max(found):.3f}")
+    print(
+        f"accuracy of {seeds} runs: {fmean(found):.3f} +- {spread:.3f}, {min(found):.3f} to "
+        f"{max(found):.3f}"
+    )
 
 
 if __name__ == "__main__":

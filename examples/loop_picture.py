@@ -16,7 +16,11 @@ def rows(part: Any, depth: int = 0) -> Iterator[tuple[int, str, Any]]:
         for inner in (part.before, *part.parts, part.cancelled, part.after):
             yield from rows(inner, depth + 1)
     else:
-        yield depth, f"[{part.name}]" if isinstance(part, Stage) else getattr(part, "name", part), part
+        yield (
+            depth,
+            f"[{part.name}]" if isinstance(part, Stage) else getattr(part, "name", part),
+            part,
+        )
 
 
 def loop_picture(scope: Scope = FIT) -> Figure:
@@ -30,7 +34,9 @@ def loop_picture(scope: Scope = FIT) -> Figure:
         if isinstance(part, Scope):
             height = len(list(rows(part))) - 0.25
             style = dict(boxstyle="round,pad=0.05", edgecolor="0.5", facecolor="C0", alpha=0.12)
-            axes.add_patch(FancyBboxPatch((0.4 * depth, row - 0.4), 9.6 - 0.8 * depth, height, **style))
+            axes.add_patch(
+                FancyBboxPatch((0.4 * depth, row - 0.4), 9.6 - 0.8 * depth, height, **style)
+            )
         color = "C3" if isinstance(part, Stage) else "0.6" if "cancel" in text else "black"
         weight = "bold" if isinstance(part, (Scope, Stage)) else "normal"
         axes.text(0.4 * depth + 0.1, row, text, va="center", fontsize=8, color=color, weight=weight)

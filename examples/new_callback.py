@@ -1,4 +1,6 @@
-"""Write a callback: read the state, return the next one, or raise a signal that ends a part of the run."""
+"""Write a callback: read the state, return the next one, or raise a signal that ends a part of the
+run.
+"""
 
 from dataclasses import dataclass
 
@@ -7,7 +9,19 @@ import tyro
 from torch import nn
 
 from functional_sgd import adamw
-from loop import Batches, Callback, CancelFit, DataLoaders, Learner, Progress, Recorder, State, fit, show_loop, trace
+from loop import (
+    Batches,
+    Callback,
+    CancelFit,
+    DataLoaders,
+    Learner,
+    Progress,
+    Recorder,
+    State,
+    fit,
+    show_loop,
+    trace,
+)
 
 
 @dataclass(frozen=True)
@@ -32,7 +46,9 @@ class NoisyGradients(Callback):
 
     def before_step(self, state: State) -> State:
         """Return a state with other gradients, and count."""
-        grads = {name: grad + self.scale * torch.randn_like(grad) for name, grad in state.grads.items()}
+        grads = {
+            name: grad + self.scale * torch.randn_like(grad) for name, grad in state.grads.items()
+        }
         return state.replace(grads=grads).remember(self.name, state.memory.get(self.name, 0) + 1)
 
 
@@ -47,15 +63,24 @@ def main(epochs: int = 20, target: float = 0.12, seed: int = 0) -> None:
     torch.manual_seed(seed)
     x = torch.rand(512, 2) * 2 - 1
     y = (x[:, :1] * x[:, 1:]).sign()
-    data = DataLoaders(Batches((x[:384], y[:384]), 32, shuffle=True), Batches((x[384:], y[384:]), 128))
+    data = DataLoaders(
+        Batches((x[:384], y[:384]), 32, shuffle=True), Batches((x[384:], y[384:]), 128)
+    )
     model = nn.Sequential(nn.Linear(2, 64), nn.ReLU(), nn.Linear(64, 1), nn.Tanh())
-    learner = Learner(model, data, nn.functional.mse_loss, adamw(lr=1e-2), callbacks=[Progress(), NoisyGradients()])
+    learner = Learner(
+        model,
+        data,
+        nn.functional.mse_loss,
+        adamw(lr=1e-2),
+        callbacks=[Progress(), NoisyGradients()],
+    )
     show_loop(learner)
 
     start = learner.init(seed)
     end = fit(learner, start, epochs, callbacks=[StopWhenGood(target)])
     print(
-        f"\nstopped after epoch {end.epoch}, {end.memory['noisy_gradients']} noisy steps; the start is still {start}\n"
+        f"\nstopped after epoch {end.epoch}, {end.memory['noisy_gradients']} noisy steps; the "
+        f"start is still {start}\n"
     )
     for event, state in trace(learner, end):
         loss = "" if state.loss is None else f"loss {state.loss.item():.4f}"

@@ -1,10 +1,21 @@
-"""Write a new optimizer: a rule of your own among the library's, tried as a function, checked, and raced."""
+"""Write a new optimizer: a rule of your own among the library's, tried as a function, checked, and
+raced.
+"""
 
 import torch
 import tyro
 from torch import Tensor, nn
 
-from functional_sgd import adamw, average_grad, chain, elementwise, rename, sgd_step, value_and_grad, weight_decay
+from functional_sgd import (
+    adamw,
+    average_grad,
+    chain,
+    elementwise,
+    rename,
+    sgd_step,
+    value_and_grad,
+    weight_decay,
+)
 
 
 @elementwise
@@ -22,7 +33,9 @@ def move_by_sign(param: Tensor, update: Tensor, *, lr: float) -> dict[str, Tenso
 two_speeds = chain(
     average_grad,  # a fast average, which becomes the update
     cautious,
-    rename(average_grad, grad="update", grad_avg="slow_avg", mom="slow_mom"),  # and a slow one of that
+    rename(
+        average_grad, grad="update", grad_avg="slow_avg", mom="slow_mom"
+    ),  # and a slow one of that
     sgd_step,
     lr=0.3,
     slow_mom=0.5,
@@ -36,7 +49,9 @@ def main(steps: int = 200, seed: int = 0) -> None:
         steps: Updates for each of them.
         seed: Decides the first weights.
     """
-    print("a rule is a function:", cautious(torch.tensor([1.0, 1.0]), torch.tensor([2.0, -2.0])), "\n")
+    print(
+        "a rule is a function:", cautious(torch.tensor([1.0, 1.0]), torch.tensor([2.0, -2.0])), "\n"
+    )
     two_speeds.describe()
 
     torch.manual_seed(seed)

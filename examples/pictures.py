@@ -1,4 +1,6 @@
-"""Draw the pictures of the book's chapter: what each optimizer reaches, averages of noise, and the loop itself."""
+"""Draw the pictures of the book's chapter: what each optimizer reaches, averages of noise, and the
+loop itself.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -57,12 +59,16 @@ def points(seed: int) -> tuple[Tensor, Tensor]:
 
 
 def averages(values: Tensor, beta: float, debiased: bool) -> Tensor:
-    """The running averages: momentum, on points instead of gradients. Debiasing goes by how many were averaged."""
+    """The running averages: momentum, on points instead of gradients. Debiasing goes by how many
+    were averaged.
+    """
     average, seen = torch.zeros((), dtype=values.dtype), []
     for count, value in enumerate(values, start=1):
         average = average_grad(value, average, mom=beta)["grad_avg"]
         step = torch.tensor(count, dtype=values.dtype)
-        seen.append(debias(average, average, step=step, mom=beta)["update"] if debiased else average)
+        seen.append(
+            debias(average, average, step=step, mom=beta)["update"] if debiased else average
+        )
     return torch.stack(seen)
 
 

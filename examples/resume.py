@@ -1,7 +1,9 @@
-"""Train on handwritten digits so that nothing is lost: stop it or kill it, give the same command again, and it goes on.
+"""Train on handwritten digits so that nothing is lost: stop it or kill it, give the same command
+again, and it goes on.
 
-Ctrl-C ends it after the present batch. `--kill-at 30` lets it kill itself (kill -9) after 30 batches of its own; give
-the command until it is done. The digest at the end is that of a run which nobody has interrupted.
+Ctrl-C ends it after the present batch. `--kill-at 30` lets it kill itself (kill -9) after 30
+batches of its own; give the command until it is done. The digest at the end is that of a run which
+nobody has interrupted.
 """
 
 import hashlib
@@ -18,7 +20,17 @@ from digits import digits, network
 from torch import nn
 
 from functional_sgd import adamw
-from loop import Callback, Checkpoint, CSVLogger, Learner, Progress, State, accuracy, fit_one_cycle, validate
+from loop import (
+    Callback,
+    Checkpoint,
+    CSVLogger,
+    Learner,
+    Progress,
+    State,
+    accuracy,
+    fit_one_cycle,
+    validate,
+)
 
 
 @dataclass(frozen=True)
@@ -30,7 +42,9 @@ class KillItself(Callback):
     @contextmanager
     def around_fit(self, state: State) -> Iterator[int]:
         """Keep the number of the first batch for as long as this process runs."""
-        print(f"goes on after batch {state.train_iter}" if state.train_iter else "begins", flush=True)
+        print(
+            f"goes on after batch {state.train_iter}" if state.train_iter else "begins", flush=True
+        )
         yield state.train_iter
 
     def after_step(self, state: State) -> None:
@@ -41,7 +55,9 @@ class KillItself(Callback):
 
 
 def digest(state: State) -> str:
-    """The first 16 digits of the SHA-256 of all parameters and buffers: equal if every bit of them is."""
+    """The first 16 digits of the SHA-256 of all parameters and buffers: equal if every bit of them
+    is.
+    """
     sha = hashlib.sha256()
     for name, value in sorted({**state.params, **state.buffers}.items()):
         sha.update(name.encode())
@@ -78,7 +94,9 @@ def main(
     learner = Learner(network(), data, nn.CrossEntropyLoss(), adamw(), [accuracy], callbacks)
     state = fit_one_cycle(learner, learner.init(seed), epochs, lr, resume=folder)
     if state.stopped:
-        print(f"{state.stopped} after batch {state.train_iter}: give the same command again to go on")
+        print(
+            f"{state.stopped} after batch {state.train_iter}: give the same command again to go on"
+        )
     else:
         print(f"accuracy {validate(learner, state)['accuracy']:.3f}, digest {digest(state)}")
 

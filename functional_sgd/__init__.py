@@ -1,4 +1,6 @@
-"""Optimizers as pure functions, (params, grads, state, hyper) -> (params, state), made of chains of small rules."""
+"""Optimizers as pure functions, (params, grads, state, hyper) -> (params, state), made of chains of
+small rules.
+"""
 
 from functional_sgd.autodiff import apply as apply
 from functional_sgd.autodiff import split as split

@@ -29,7 +29,9 @@ class Plan:
 
 @dataclass
 class Leaves:
-    """One call of an optimizer, taken apart: a list for each tree, with one entry for each leaf of params."""
+    """One call of an optimizer, taken apart: a list for each tree, with one entry for each leaf of
+    params.
+    """
 
     spec: Spec
     trees: dict[str, Tree]  # params, as "param", and the slots, as they came
@@ -40,7 +42,9 @@ class Leaves:
     shared: dict[str, Any]  # scalars that are the same for all leaves
     separate: dict[str, list[Any]]  # scalars that differ by leaf
     familiar: bool = False  # whether the trees are just like those of an earlier call
-    common: dict[torch.device, dict[str, Any]] = field(default_factory=dict)  # shared, and the step, by device
+    common: dict[torch.device, dict[str, Any]] = field(
+        default_factory=dict
+    )  # shared, and the step, by device
 
     @property
     def active(self) -> list[int]:
@@ -60,8 +64,12 @@ class Leaves:
             self.common[device] = {name: _on(value, device) for name, value in every.items()}
         return self.common[device]
 
-    def rebuild(self, params: list[Tensor], slots: Mapping[str, list[Tensor]]) -> tuple[Tree, State]:
-        """The trees that the optimizer returns; where they have the very leaves that came, as they came."""
+    def rebuild(
+        self, params: list[Tensor], slots: Mapping[str, list[Tensor]]
+    ) -> tuple[Tree, State]:
+        """The trees that the optimizer returns; where they have the very leaves that came, as they
+        came.
+        """
         new, old = {"param": params, **slots}, {"param": self.params, **self.slots}
         trees = {
             name: self.trees[name] if values is old[name] else unflatten(self.spec, values)
@@ -79,7 +87,8 @@ def take_apart(
     extras: Mapping[str, Any],
     guard: Guard | None = None,
 ) -> Leaves:
-    """Check the arguments of a call and flatten them; nothing has been computed yet when an error is raised.
+    """Check the arguments of a call and flatten them; nothing has been computed yet when an error
+    is raised.
 
     Trees that the guard recognises are not checked again.
     """
@@ -93,14 +102,41 @@ def take_apart(
     else:
         leaves, spec = flatten(params)
         grad_leaves = flatten_like(spec, grads, params, plan.who, "grads")
-        check_like(plan.who, "the gradient", params, leaves, grad_leaves, "Were the gradients taken of other params?")
-        slots = {name: flatten_like(spec, state[name], params, plan.who, f"state[{name!r}]") for name in plan.slots}
+        check_like(
+            plan.who,
+            "the gradient",
+            params,
+            leaves,
+            grad_leaves,
+            "Were the gradients taken of other params?",
+        )
+        slots = {
+            name: flatten_like(spec, state[name], params, plan.who, f"state[{name!r}]")
+            for name in plan.slots
+        }
         seen = [torch.view_as_real(leaf) if leaf.is_complex() else leaf for leaf in leaves]
         for name in plan.shaped:
-            check_like(plan.who, f"state[{name!r}]", params, seen, slots[name], "Was it made for other params?")
+            check_like(
+                plan.who,
+                f"state[{name!r}]",
+                params,
+                seen,
+                slots[name],
+                "Was it made for other params?",
+            )
     values = collect(plan.who, plan.defaults, hyper, extras)
     shared, separate = per_leaf(plan.who, values, {} if hyper is None else hyper, params, spec)
-    return Leaves(spec, trees, leaves, grad_leaves, slots, state[COUNTER] + 1, shared, separate, known is not None)
+    return Leaves(
+        spec,
+        trees,
+        leaves,
+        grad_leaves,
+        slots,
+        state[COUNTER] + 1,
+        shared,
+        separate,
+        known is not None,
+    )
 
 
 def _on(value: Any, device: Any) -> Any:
@@ -110,21 +146,34 @@ def _on(value: Any, device: Any) -> Any:
     return value
 
 
-def check_like(who: str, what: str, params: Tree, leaves: Sequence[Any], values: Sequence[Any], cure: str) -> None:
-    """Raise an error, with the first path, unless each value is None or a tensor of its leaf's shape and kind."""
+def check_like(
+    who: str, what: str, params: Tree, leaves: Sequence[Any], values: Sequence[Any], cure: str
+) -> None:
+    """Raise an error, with the first path, unless each value is None or a tensor of its leaf's
+    shape and kind.
+    """
     given = values
     types = set(map(type, values))
     if type(None) in types:
-        given = [leaf if value is None else value for leaf, value in zip(leaves, values, strict=True)]
+        given = [
+            leaf if value is None else value for leaf, value in zip(leaves, values, strict=True)
+        ]
     tensors = all(issubclass(kind, (Tensor, type(None))) for kind in types)
-    if tensors and all(all(map(eq, map(of, given), map(of, leaves))) for of in (Tensor.size, Tensor.is_complex)):
+    if tensors and all(
+        all(map(eq, map(of, given), map(of, leaves))) for of in (Tensor.size, Tensor.is_complex)
+    ):
         return
     for path, leaf, value in zip(paths(params), leaves, given, strict=True):
         if not isinstance(value, Tensor):
-            raise ValueError(f"{who}: {what} of {path!r} must be a tensor, got {type(value).__name__}. {cure}")
+            raise ValueError(
+                f"{who}: {what} of {path!r} must be a tensor, got {type(value).__name__}. {cure}"
+            )
         if value.shape != leaf.shape:
             raise ValueError(
-                f"{who}: {what} of {path!r} must have its shape {tuple(leaf.shape)}, got {tuple(value.shape)}. {cure}"
+                f"{who}: {what} of {path!r} must have its shape {tuple(leaf.shape)}, got "
+                f"{tuple(value.shape)}. {cure}"
             )
         if value.is_complex() != leaf.is_complex():
-            raise TypeError(f"{who}: {what} of {path!r} is {value.dtype}, its leaf {leaf.dtype}. {cure}")
+            raise TypeError(
+                f"{who}: {what} of {path!r} is {value.dtype}, its leaf {leaf.dtype}. {cure}"
+            )

@@ -12,12 +12,16 @@ from functional_sgd.tree import Tree, flatten, unflatten
 Tensors = dict[str, Tensor]
 
 
-def value_and_grad(loss_fn: Callable[..., Any], has_aux: bool = False) -> Callable[..., tuple[Any, Tree]]:
-    """A function that returns the loss and its gradient: `value_and_grad(loss_fn)(params, *batch) -> (value, grads)`.
+def value_and_grad(
+    loss_fn: Callable[..., Any], has_aux: bool = False
+) -> Callable[..., tuple[Any, Tree]]:
+    """A function that returns the loss and its gradient: `value_and_grad(loss_fn)(params, *batch)
+    -> (value, grads)`.
 
-    `loss_fn(params, *batch)` returns a 0-d tensor; with `has_aux`, a pair (0-d tensor, anything), which then comes back
-    as the value. The gradient is a tree like params, with None where the loss does not depend on a leaf. Value and aux
-    are detached. Works eagerly, under torch.func transforms and in torch.compile.
+    `loss_fn(params, *batch)` returns a 0-d tensor; with `has_aux`, a pair (0-d tensor, anything),
+    which then comes back as the value. The gradient is a tree like params, with None where the loss
+    does not depend on a leaf. Value and aux are detached. Works eagerly, under torch.func
+    transforms and in torch.compile.
 
     Raises ValueError if the loss is not a 0-d tensor.
 
@@ -51,10 +55,12 @@ def gradients(loss: Tensor, leaves: list[Tensor]) -> list[Tensor | None]:
 
 
 def split(module: nn.Module) -> tuple[Tensors, Tensors]:
-    """The tensors of a module: (params, buffers), each a dict from name to a copy that shares nothing with the module.
+    """The tensors of a module: (params, buffers), each a dict from name to a copy that shares
+    nothing with the module.
 
-    params are what is trained; parameters with requires_grad=False go with the buffers. Together they are the module's
-    state: `module.load_state_dict({**params, **buffers}, strict=False)` puts them back.
+    params are what is trained; parameters with requires_grad=False go with the buffers. Together
+    they are the module's state: `module.load_state_dict({**params, **buffers}, strict=False)` puts
+    them back.
 
     >>> params, buffers = split(torch.nn.BatchNorm1d(2))
     >>> list(params), list(buffers)
@@ -71,7 +77,8 @@ def split(module: nn.Module) -> tuple[Tensors, Tensors]:
 def apply(
     module: nn.Module, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], *args: Any
 ) -> tuple[Any, Tensors]:
-    """(the module's output for these tensors, the buffers as they are afterwards); neither argument is touched.
+    """(the module's output for these tensors, the buffers as they are afterwards); neither argument
+    is touched.
 
     Copies the buffers if any layer is training, since layers such as BatchNorm then write to them.
     Raises RuntimeError if a tensor of the module is missing or unknown.
@@ -90,12 +97,16 @@ def apply(
 
 
 def _call(module: nn.Module, tensors: Tensors, args: tuple[Any, ...]) -> Any:
-    """The module's output for these tensors; buffers that it has set anew are in `tensors` afterwards."""
+    """The module's output for these tensors; buffers that it has set anew are in `tensors`
+    afterwards.
+    """
     return torch.func.functional_call(module, tensors, args, strict=True)
 
 
 def _call_eagerly(module: nn.Module, tensors: Tensors, args: tuple[Any, ...]) -> Any:
-    """`_call` in half the time (62 of 138 microseconds for a small network are not the network's), for eager mode."""
+    """`_call` in half the time (62 of 138 microseconds for a small network are not the network's),
+    for eager mode.
+    """
     places = []  # where each tensor of the module is, under the first of its names
     first_name: dict[int, str] = {}
     for prefix, layer in module.named_modules():
@@ -105,7 +116,9 @@ def _call_eagerly(module: nn.Module, tensors: Tensors, args: tuple[Any, ...]) ->
                     name = first_name.setdefault(id(value), f"{prefix}.{key}" if prefix else key)
                     places.append((store, key, name, value))
     if tensors.keys() != set(first_name.values()):
-        return _call(module, tensors, args)  # which knows other names of tied tensors, and what to say of wrong ones
+        return _call(
+            module, tensors, args
+        )  # which knows other names of tied tensors, and what to say of wrong ones
     try:
         for store, key, name, _ in places:
             store[key] = tensors[name]
@@ -119,8 +132,14 @@ def _call_eagerly(module: nn.Module, tensors: Tensors, args: tuple[Any, ...]) ->
 
 def _check_loss(loss: Any) -> None:
     if not isinstance(loss, Tensor) or loss.dim() != 0:
-        found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise ValueError(f"value_and_grad: the loss must be a 0-d tensor, got {found}. Take its mean or sum.")
+        found = (
+            f"a tensor of shape {tuple(loss.shape)}"
+            if isinstance(loss, Tensor)
+            else type(loss).__name__
+        )
+        raise ValueError(
+            f"value_and_grad: the loss must be a 0-d tensor, got {found}. Take its mean or sum."
+        )
 
 
 def detached(tree: Tree) -> Tree:

@@ -24,7 +24,12 @@ class Optimizer(Protocol):
         """A fresh state for these parameters."""
 
     def __call__(
-        self, params: Tree, grads: Tree, state: State, hyper: Mapping[str, Any] | None = None, **extras: Any
+        self,
+        params: Tree,
+        grads: Tree,
+        state: State,
+        hyper: Mapping[str, Any] | None = None,
+        **extras: Any,
     ) -> tuple[Tree, State]:
         """One step: (new params, new state)."""
 
@@ -41,7 +46,9 @@ class Chain:
         calls = wire(self.rules)
         slots = tuple(slot for rule in self.rules for slot in rule.slots)
         defaults = scalar_defaults(self.rules, self.given)
-        shaped = tuple(slot for rule in self.rules if rule.scope == "elementwise" for slot in rule.slots)
+        shaped = tuple(
+            slot for rule in self.rules if rule.scope == "elementwise" for slot in rule.slots
+        )
         object.__setattr__(self, "plan", Plan(repr(self), calls, slots, shaped, defaults))
 
     @property
@@ -60,7 +67,8 @@ class Chain:
         return tuple(name for name, value in self.plan.defaults.items() if value is REQUIRED)
 
     def init(self, params: Tree) -> State:
-        """A fresh state: {"step": 0, slot: tree like params, ...}; float32 for half-precision parameters.
+        """A fresh state: {"step": 0, slot: tree like params, ...}; float32 for half-precision
+        parameters.
 
         Raises TypeError if a leaf is not a floating or complex tensor.
 
@@ -72,14 +80,21 @@ class Chain:
         return init_state(self.rules, params)
 
     def __call__(
-        self, params: Tree, grads: Tree, state: State, hyper: Mapping[str, Any] | None = None, **extras: Any
+        self,
+        params: Tree,
+        grads: Tree,
+        state: State,
+        hyper: Mapping[str, Any] | None = None,
+        **extras: Any,
     ) -> tuple[Tree, State]:
         """One step: (new params, new state). The arguments are not touched.
 
-        `grads` is a tree like params; a leaf that is None is left alone. `hyper` overrides defaults, each with a
-        number, a 0-d tensor, or a tree prefix of params. `extras` are what some rules read besides.
+        `grads` is a tree like params; a leaf that is None is left alone. `hyper` overrides
+        defaults, each with a number, a 0-d tensor, or a tree prefix of params. `extras` are what
+        some rules read besides.
 
-        Raises ValueError or TypeError, before anything is computed, if a tree, a shape or a name does not fit.
+        Raises ValueError or TypeError, before anything is computed, if a tree, a shape or a name
+        does not fit.
 
         >>> import torch
         >>> from functional_sgd import sgd
@@ -90,7 +105,10 @@ class Chain:
         return leaf_by_leaf(self.plan, params, grads, state, hyper, extras)
 
     def __repr__(self) -> str:
-        parts = [*map(repr, self.rules), *(f"{name}={value!r}" for name, value in self.given.items())]
+        parts = [
+            *map(repr, self.rules),
+            *(f"{name}={value!r}" for name, value in self.given.items()),
+        ]
         return f"chain({', '.join(parts)})"
 
     def describe(self) -> None:
@@ -102,24 +120,43 @@ class Chain:
         average_grad  elementwise  grad, grad_avg  mom=0.9  grad_avg, update  grad_avg
         sgd_step      elementwise  param, update   lr=0.1   param
         """
-        print(_table([("rule", "scope", "reads", "hypers", "writes", "keeps"), *map(self._row, self.plan.calls)]))
+        print(
+            _table(
+                [
+                    ("rule", "scope", "reads", "hypers", "writes", "keeps"),
+                    *map(self._row, self.plan.calls),
+                ]
+            )
+        )
 
     def _row(self, call: Any) -> tuple[str, ...]:
         defaults = self.plan.defaults
         hypers = [name if defaults.get(name, REQUIRED) is REQUIRED else f"{name}={defaults[name]!r}"
                   for _, name in call.scalars]  # fmt: skip
-        reads, writes = (", ".join(outer for _, outer in names) for names in (call.reads, call.writes))
-        return repr(call.rule), call.rule.scope, reads, ", ".join(hypers), writes, ", ".join(call.rule.slots)
+        reads, writes = (
+            ", ".join(outer for _, outer in names) for names in (call.reads, call.writes)
+        )
+        return (
+            repr(call.rule),
+            call.rule.scope,
+            reads,
+            ", ".join(hypers),
+            writes,
+            ", ".join(call.rule.slots),
+        )
 
 
 def chain(*rules: Rule | Chain, **hyper_defaults: Any) -> Chain:
-    """An optimizer that applies the rules one after the other: `(params, grads, state, hyper) -> (params, state)`.
+    """An optimizer that applies the rules one after the other: `(params, grads, state, hyper) ->
+    (params, state)`.
 
-    `rules` are rules or other chains, which are flattened into this one. Each keyword is the default of a hyper.
+    `rules` are rules or other chains, which are flattened into this one. Each keyword is the
+    default of a hyper.
 
-    Checked here and now: every column that a rule reads comes from the caller (`param`, `grad`, `update`) or from an
-    earlier rule; no slot has two owners; some rule writes `param`; every default is read by a rule and is
-    not ambiguous. Raises ValueError (TypeError for things that are not rules) with the rule, the name and the cure.
+    Checked here and now: every column that a rule reads comes from the caller (`param`, `grad`,
+    `update`) or from an earlier rule; no slot has two owners; some rule writes `param`; every
+    default is read by a rule and is not ambiguous. Raises ValueError (TypeError for things that are
+    not rules) with the rule, the name and the cure.
 
     >>> from functional_sgd import average_grad, sgd_step
     >>> chain(average_grad, sgd_step, lr=0.1)
@@ -133,7 +170,8 @@ def chain(*rules: Rule | Chain, **hyper_defaults: Any) -> Chain:
             for name, value in part.given.items():
                 if name not in hyper_defaults and given.get(name, value) != value:
                     raise ValueError(
-                        f"chain: two of its parts give {name!r} different defaults, {given[name]!r} and {value!r}. "
+                        f"chain: two of its parts give {name!r} different defaults, "
+                        f"{given[name]!r} and {value!r}. "
                         f"Decide with chain(..., {name}=...)."
                     )
                 given[name] = value
@@ -141,14 +179,16 @@ def chain(*rules: Rule | Chain, **hyper_defaults: Any) -> Chain:
             flat.append(part)
         else:
             raise TypeError(
-                f"chain: expected rules or chains, got {part!r}. Decorate a function with @elementwise, "
+                f"chain: expected rules or chains, got {part!r}. Decorate a function with "
+                f"@elementwise, "
                 f"@leafwise or @treewise; call a recipe first: adam(), not adam."
             )
     return Chain(tuple(flat), {**given, **hyper_defaults})
 
 
 def identity() -> Chain:
-    """The optimizer that leaves everything as it is (and counts its steps); it vanishes inside a chain.
+    """The optimizer that leaves everything as it is (and counts its steps); it vanishes inside a
+    chain.
 
     >>> from functional_sgd import sgd_step
     >>> chain(identity(), sgd_step) == chain(sgd_step)
@@ -160,5 +200,6 @@ def identity() -> Chain:
 def _table(rows: list[tuple[str, ...]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
     )

@@ -1,4 +1,6 @@
-"""Recognise the tensors of a call as being just like those of an earlier one, which has been checked."""
+"""Recognise the tensors of a call as being just like those of an earlier one, which has been
+checked.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
 from operator import eq
@@ -13,15 +15,20 @@ from functional_sgd.tree import Spec, Tree, unflatten
 class Guard:
     """The trees of a call that went well. Others with tensors just like theirs need no checks.
 
-    Just like: of the same class, dtype, device, shape, strides and requires_grad, and with none of torch's marks
-    (negated, conjugated, within a transform) that the others did not have. Every leaf must be a tensor.
+    Just like: of the same class, dtype, device, shape, strides and requires_grad, and with none of
+    torch's marks (negated, conjugated, within a transform) that the others did not have. Every leaf
+    must be a tensor.
     """
 
     def __init__(self, spec: Spec, columns: Sequence[list[Tensor]]) -> None:
         self.spec = spec
         self._containers = _containers(unflatten(spec, [None] * spec.num_leaves))
-        self._alike: list[Callable[..., bool]] = []  # for each column; columns that look alike share theirs,
-        for column in columns:  # since what has been looked at just now is still in the processor's cache
+        self._alike: list[
+            Callable[..., bool]
+        ] = []  # for each column; columns that look alike share theirs,
+        for (
+            column
+        ) in columns:  # since what has been looked at just now is still in the processor's cache
             shared = next((alike for alike in self._alike if alike(*column)), None)
             self._alike.append(shared or _alike(column))
 
@@ -38,7 +45,9 @@ class Guard:
             return None  # before optree finds out, which writes all tensors into its message
         try:
             columns = []
-            for tree, alike in zip(trees, self._alike, strict=True):  # one by one, while its tensors are in the cache
+            for tree, alike in zip(
+                trees, self._alike, strict=True
+            ):  # one by one, while its tensors are in the cache
                 columns.append(self.spec.flatten_up_to(tree))
                 if not alike(*columns[-1]):
                     return None
@@ -48,7 +57,9 @@ class Guard:
 
 
 Containers: TypeAlias = tuple[type, Any, dict[Any, Any]] | None
-"""Of a dict, list or tuple: its type, its size and first and last key, and its children that are containers too."""
+"""Of a dict, list or tuple: its type, its size and first and last key, and its children that are
+containers too.
+"""
 
 
 def _containers(tree: Any) -> Containers:
@@ -56,7 +67,9 @@ def _containers(tree: Any) -> Containers:
     children = dict(_children(tree))
     if not children:
         return None
-    inner = {key: found for key, child in children.items() if (found := _containers(child)) is not None}
+    inner = {
+        key: found for key, child in children.items() if (found := _containers(child)) is not None
+    }
     return type(tree), _size(tree), inner
 
 
@@ -72,7 +85,11 @@ def _built_alike(tree: Any, known: Containers) -> bool:
 
 def _size(tree: Any) -> Any:
     """Enough to tell most trees apart; looking at all keys would take as long as flattening."""
-    return (len(tree), next(iter(tree)), next(reversed(tree))) if isinstance(tree, dict) and tree else len(tree)
+    return (
+        (len(tree), next(iter(tree)), next(reversed(tree)))
+        if isinstance(tree, dict) and tree
+        else len(tree)
+    )
 
 
 def _children(tree: Tree) -> Iterable[tuple[Any, Tree]]:
@@ -82,11 +99,15 @@ def _children(tree: Tree) -> Iterable[tuple[Any, Tree]]:
 
 
 def _alike(known: list[Tensor]) -> Callable[..., bool]:
-    """A function of as many tensors that says whether each is just like the known one (60 nanoseconds each)."""
+    """A function of as many tensors that says whether each is just like the known one (60
+    nanoseconds each).
+    """
     try:
         from torch._C._dynamo.guards import TensorGuards
 
-        check: Callable[..., bool] = TensorGuards(*known, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
+        check: Callable[..., bool] = TensorGuards(
+            *known, dynamic_dims_sizes=None, dynamic_dims_strides=None
+        ).check
         if check(*known):
             return check
     except (ImportError, TypeError):  # a torch that has something else there

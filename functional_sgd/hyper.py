@@ -17,11 +17,12 @@ Hyper: TypeAlias = Any
 
 
 def by_path(params: Tree, values: Mapping[str, Hyper]) -> Tree:
-    """A value for every leaf, chosen by the leaf's name: `by_path(params, {"head.*": 1e-2, "*": 1e-3})`.
+    """A value for every leaf, chosen by the leaf's name: `by_path(params, {"head.*": 1e-2, "*":
+    1e-3})`.
 
-    Names are dotted paths ("head.weight"), patterns are those of the shell (*, ?, [abc]); the first that matches wins.
-    Returns a tree like params, to be used as a hyper. Raises ValueError when a leaf matches no pattern, or a pattern no
-    leaf.
+    Names are dotted paths ("head.weight"), patterns are those of the shell (*, ?, [abc]); the first
+    that matches wins. Returns a tree like params, to be used as a hyper. Raises ValueError when a
+    leaf matches no pattern, or a pattern no leaf.
 
     >>> import torch
     >>> by_path({"body": torch.zeros(2), "head": torch.zeros(2)}, {"head*": 1e-2, "*": 1e-3})
@@ -32,27 +33,36 @@ def by_path(params: Tree, values: Mapping[str, Hyper]) -> Tree:
 
 
 def first_matches(
-    who: str, names: Sequence[str], values: Mapping[str, Any], fits: Callable[[str, str], bool] | None = None
+    who: str,
+    names: Sequence[str],
+    values: Mapping[str, Any],
+    fits: Callable[[str, str], bool] | None = None,
 ) -> list[Any]:
-    """For each name the value of the first pattern that it fits (by `matches`, or another fits(name, pattern)).
+    """For each name the value of the first pattern that it fits (by `matches`, or another
+    fits(name, pattern)).
 
     Raises ValueError when a name matches no pattern, or a pattern no name.
     """
     fits = matches if fits is None else fits
     for pattern in values:
         if not any(fits(name, pattern) for name in names):
-            raise ValueError(f"{who}: pattern {pattern!r} matches no leaf. Leaves: {', '.join(names)}.")
+            raise ValueError(
+                f"{who}: pattern {pattern!r} matches no leaf. Leaves: {', '.join(names)}."
+            )
     chosen = []
     for name in names:
         first = next((pattern for pattern in values if fits(name, pattern)), None)
         if first is None:
-            raise ValueError(f"{who}: no pattern matches leaf {name!r}. End with '*' to cover the rest.")
+            raise ValueError(
+                f"{who}: no pattern matches leaf {name!r}. End with '*' to cover the rest."
+            )
         chosen.append(values[first])
     return chosen
 
 
 def matches(name: str, pattern: str) -> bool:
-    """Whether a dotted path fits a pattern of the shell (*, ?, [abc]); compilers take the answer as it is.
+    """Whether a dotted path fits a pattern of the shell (*, ?, [abc]); compilers take the answer as
+    it is.
 
     >>> matches("head.weight", "head.*")
     True
@@ -64,25 +74,34 @@ matches._dynamo_marked_constant = True  # type: ignore[attr-defined] # torch.com
 
 
 def collect(
-    who: str, defaults: Mapping[str, Any], hyper: Mapping[str, Hyper] | None, extras: Mapping[str, Any]
+    who: str,
+    defaults: Mapping[str, Any],
+    hyper: Mapping[str, Hyper] | None,
+    extras: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The value of every hyper and extra for this call.
 
-    Raises ValueError for a name that no rule reads, for one given twice, and for one without a value.
+    Raises ValueError for a name that no rule reads, for one given twice, and for one without a
+    value.
     """
     hyper = {} if hyper is None else hyper
     if not isinstance(hyper, Mapping):
-        raise TypeError(f"{who}: hyper must be a dict such as dict(lr=0.1), got {type(hyper).__name__}.")
+        raise TypeError(
+            f"{who}: hyper must be a dict such as dict(lr=0.1), got {type(hyper).__name__}."
+        )
     for name in (*hyper, *extras):
         if name not in defaults:
             raise ValueError(f"{who}: no rule reads {name!r}. {did_you_mean(name, defaults)}")
         if name in hyper and name in extras:
-            raise ValueError(f"{who}: {name!r} is given both in hyper and by keyword. Give it once.")
+            raise ValueError(
+                f"{who}: {name!r} is given both in hyper and by keyword. Give it once."
+            )
     values = {**defaults, **hyper, **extras}
     for name, value in values.items():
         if value is REQUIRED:
             raise ValueError(
-                f"{who}: {name!r} has no default, so it must be passed: opt(params, grads, state, dict({name}=...)) "
+                f"{who}: {name!r} has no default, so it must be passed: opt(params, grads, state, "
+                f"dict({name}=...)) "
                 f"for a hyper, opt(params, grads, state, {name}=...) for anything else."
             )
     return values
@@ -93,13 +112,16 @@ def per_leaf(
 ) -> tuple[dict[str, Any], dict[str, list[Scalar]]]:
     """(values that all leaves share, values that differ by leaf), ready for the rules.
 
-    Numbers stay numbers; tensors become float64, so that scalar arithmetic is never the less precise part. `given` are
-    those that the caller passed as hypers; of all others, what is no number is an extra, and handed over as it is.
+    Numbers stay numbers; tensors become float64, so that scalar arithmetic is never the less
+    precise part. `given` are those that the caller passed as hypers; of all others, what is no
+    number is an extra, and handed over as it is.
     """
     shared: dict[str, Any] = {}
     separate: dict[str, list[Scalar]] = {}
     for name, value in values.items():
-        if isinstance(value, (int, float)) or (isinstance(value, Tensor) and (name in given or value.dim() == 0)):
+        if isinstance(value, (int, float)) or (
+            isinstance(value, Tensor) and (name in given or value.dim() == 0)
+        ):
             shared[name] = scalar(who, name, value)
         elif name not in given and not _is_tree_of_scalars(value):
             shared[name] = value
@@ -121,9 +143,13 @@ def broadcast(who: str, name: str, prefix: Tree, params: Tree, spec: Spec) -> li
             f"{who}: {name!r} must be a number, a 0-d tensor, or a tree prefix of params, but "
             f"{prefix_difference(params, prefix)}. by_path(params, {{...}}) makes such a tree."
         ) from error
-    values = [leaf for leaf, subtree in zip(leaves, subtrees, strict=True) for _ in flatten(subtree)[0]]
+    values = [
+        leaf for leaf, subtree in zip(leaves, subtrees, strict=True) for _ in flatten(subtree)[0]
+    ]
     if len(values) != spec.num_leaves:
-        raise ValueError(f"{who}: {name!r} covers {len(values)} of {spec.num_leaves} leaves of params.")
+        raise ValueError(
+            f"{who}: {name!r} covers {len(values)} of {spec.num_leaves} leaves of params."
+        )
     return values
 
 
@@ -131,16 +157,23 @@ def _is_tree_of_scalars(value: Any) -> bool:
     leaves = flatten(value)[0]
     if not isinstance(value, (dict, list, tuple)) or not leaves:
         return False
-    return all(isinstance(leaf, (int, float)) or (isinstance(leaf, Tensor) and leaf.dim() == 0) for leaf in leaves)
+    return all(
+        isinstance(leaf, (int, float)) or (isinstance(leaf, Tensor) and leaf.dim() == 0)
+        for leaf in leaves
+    )
 
 
 def scalar(who: str, name: str, value: Any) -> Scalar:
-    """A hyper as rules get it: a number as it is, a 0-d tensor as float64. Raises an error for anything else."""
+    """A hyper as rules get it: a number as it is, a 0-d tensor as float64. Raises an error for
+    anything else.
+    """
     if isinstance(value, Tensor):
         if value.dim() != 0:
             raise ValueError(
-                f"{who}: hyper {name!r} must be a number or a 0-d tensor, got a tensor of shape {tuple(value.shape)}. "
-                f"One value for each leaf is a tree (by_path); one for each member of an ensemble is vmap's axis."
+                f"{who}: hyper {name!r} must be a number or a 0-d tensor, got a tensor of shape "
+                f"{tuple(value.shape)}. "
+                f"One value for each leaf is a tree (by_path); one for each member of an ensemble "
+                f"is vmap's axis."
             )
         return value if value.device.type == "mps" else value.to(torch.float64)
     if isinstance(value, (int, float)):

@@ -7,7 +7,8 @@ import torch
 
 
 def transformed() -> bool:
-    """Whether tensors may be stand-ins: under torch.func transforms (vmap, grad, ...) or in torch.compile.
+    """Whether tensors may be stand-ins: under torch.func transforms (vmap, grad, ...) or in
+    torch.compile.
 
     >>> transformed(), torch.func.vmap(lambda x: x + transformed())(torch.zeros(2))
     (False, tensor([1., 1.]))
@@ -17,14 +18,18 @@ def transformed() -> bool:
 
 
 def recorded() -> bool:
-    """Whether operations are written down, or done on stand-ins: `transformed`, or in a mode such as make_fx's."""
+    """Whether operations are written down, or done on stand-ins: `transformed`, or in a mode such
+    as make_fx's.
+    """
     return transformed() or torch._C._len_torch_dispatch_stack() > 0
 
 
 def known(condition: torch.Tensor, involved: Callable[[], Iterable[Any]] = tuple) -> bool | None:
-    """What a 0-d condition says, if a branch may be taken: on the CPU, and not while a program is recorded.
+    """What a 0-d condition says, if a branch may be taken: on the CPU, and not while a program is
+    recorded.
 
-    Nor if derivatives by any of what `involved()` gives are tracked, which must be there on either branch.
+    Nor if derivatives by any of what `involved()` gives are tracked, which must be there on either
+    branch.
 
     >>> known(torch.tensor(True)), torch.vmap(lambda x: x if known(x > 0) is None else -x)(torch.ones(1))
     (True, tensor([1.]))

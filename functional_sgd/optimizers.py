@@ -1,13 +1,22 @@
-"""Recipes: each returns a chain, with the hypers of its paper as keywords. A chain expression is all there is to one.
+"""Recipes: each returns a chain, with the hypers of its paper as keywords. A chain expression is
+all there is to one.
 
-`wd=None` leaves weight decay out. Where a recipe is in torch.optim, its numbers and its kind of decay are torch's; for
-the other kind, put the other rule in front: `chain(weight_decay, radam(), wd=0.01)`.
+`wd=None` leaves weight decay out. Where a recipe is in torch.optim, its numbers and its kind of
+decay are torch's; for the other kind, put the other rule in front: `chain(weight_decay, radam(),
+wd=0.01)`.
 """
 
 from functional_sgd import rules
 from functional_sgd.chain import Chain, chain
 from functional_sgd.rule import Rule, rename
-from functional_sgd.rules import average_grad, average_sqr_grad, debias, heavy_ball, scale_by_rms, sgd_step
+from functional_sgd.rules import (
+    average_grad,
+    average_sqr_grad,
+    debias,
+    heavy_ball,
+    scale_by_rms,
+    sgd_step,
+)
 from functional_sgd.wrappers import lookahead
 
 
@@ -18,7 +27,8 @@ def sgd(
     dampening: float | None = None,
     wd: float | None = None,
 ) -> Chain:
-    """Stochastic gradient descent; with `mom`, torch.optim.SGD's (undampened) momentum. `wd` is an L2 penalty.
+    """Stochastic gradient descent; with `mom`, torch.optim.SGD's (undampened) momentum. `wd` is an
+    L2 penalty.
 
     Raises ValueError for nesterov or dampening without momentum, and for both together.
 
@@ -28,9 +38,13 @@ def sgd(
     chain(heavy_ball, nesterov, sgd_step, lr=0.1, mom=0.9)
     """
     if mom is None and (nesterov or dampening):
-        raise ValueError("sgd: nesterov and dampening are kinds of momentum, but mom is None. Pass mom=0.9.")
+        raise ValueError(
+            "sgd: nesterov and dampening are kinds of momentum, but mom is None. Pass mom=0.9."
+        )
     if nesterov and dampening:
-        raise ValueError(f"sgd: nesterov momentum has no dampening, got dampening={dampening}. Leave one out.")
+        raise ValueError(
+            f"sgd: nesterov momentum has no dampening, got dampening={dampening}. Leave one out."
+        )
     if mom is None:
         return chain(*_l2(wd), sgd_step, **_given(lr=lr, wd=wd))
     damped = [rules.dampen] if dampening else []
@@ -40,7 +54,8 @@ def sgd(
 
 
 def momentum(lr: float = 1e-3, mom: float = 0.9) -> Chain:
-    """SGD along the running mean of the gradients (dampened: the mean stays on the gradient's scale).
+    """SGD along the running mean of the gradients (dampened: the mean stays on the gradient's
+    scale).
 
     >>> momentum(lr=0.1)
     chain(average_grad, sgd_step, lr=0.1, mom=0.9)
@@ -56,7 +71,8 @@ def rmsprop(
     centered: bool = False,
     wd: float | None = None,
 ) -> Chain:
-    """SGD with the speed of every direction made equal. `mom` acts on the scaled update and `wd` is L2, as in torch.
+    """SGD with the speed of every direction made equal. `mom` acts on the scaled update and `wd` is
+    L2, as in torch.
 
     Source: Hinton, lecture 6e; numbers of torch.optim.RMSprop.
 
@@ -70,9 +86,14 @@ def rmsprop(
 
 
 def adam(
-    lr: float = 1e-3, mom: float = 0.9, sqr_mom: float = 0.999, eps: float = 1e-8, wd: float | None = None
+    lr: float = 1e-3,
+    mom: float = 0.9,
+    sqr_mom: float = 0.999,
+    eps: float = 1e-8,
+    wd: float | None = None,
 ) -> Chain:
-    """Momentum's and RMSProp's rules, and debias. `wd` is L2, as in torch.optim.Adam; adamw has the other kind.
+    """Momentum's and RMSProp's rules, and debias. `wd` is L2, as in torch.optim.Adam; adamw has the
+    other kind.
 
     Source: Kingma and Ba 2015; numbers of torch.optim.Adam.
 
@@ -83,7 +104,9 @@ def adam(
     return chain(*_l2(wd), average_grad, average_sqr_grad, debias, scale_by_rms, sgd_step, **given)
 
 
-def adamw(lr: float = 1e-3, mom: float = 0.9, sqr_mom: float = 0.999, eps: float = 1e-8, wd: float = 1e-2) -> Chain:
+def adamw(
+    lr: float = 1e-3, mom: float = 0.9, sqr_mom: float = 0.999, eps: float = 1e-8, wd: float = 1e-2
+) -> Chain:
     """Adam after decoupled weight decay.
 
     Source: Loshchilov and Hutter 2019; numbers of torch.optim.AdamW.
@@ -95,17 +118,25 @@ def adamw(lr: float = 1e-3, mom: float = 0.9, sqr_mom: float = 0.999, eps: float
 
 
 def radam(
-    lr: float = 1e-3, mom: float = 0.9, sqr_mom: float = 0.999, eps: float = 1e-8, wd: float | None = None
+    lr: float = 1e-3,
+    mom: float = 0.9,
+    sqr_mom: float = 0.999,
+    eps: float = 1e-8,
+    wd: float | None = None,
 ) -> Chain:
-    """Adam that does not trust its averages until it has seen enough gradients. `wd` is L2, as in torch.optim.RAdam.
+    """Adam that does not trust its averages until it has seen enough gradients. `wd` is L2, as in
+    torch.optim.RAdam.
 
-    Source: Liu et al. 2020; numbers of torch.optim.RAdam. With `rectify` in place of `rectify_eps_early`, fastai's.
+    Source: Liu et al. 2020; numbers of torch.optim.RAdam. With `rectify` in place of
+    `rectify_eps_early`, fastai's.
 
     >>> print(*radam().rules)
     average_grad average_sqr_grad debias rectify_eps_early sgd_step
     """
     given = _given(lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
-    return chain(*_l2(wd), average_grad, average_sqr_grad, debias, rules.rectify_eps_early, sgd_step, **given)
+    return chain(
+        *_l2(wd), average_grad, average_sqr_grad, debias, rules.rectify_eps_early, sgd_step, **given
+    )
 
 
 def qhadam(
@@ -125,10 +156,26 @@ def qhadam(
     weight_decay average_grad average_sqr_grad debias quasi_hyperbolic scale_by_rms sgd_step
     """
     parts = (average_grad, average_sqr_grad, debias, rules.quasi_hyperbolic, scale_by_rms, sgd_step)
-    return chain(rules.weight_decay, *parts, lr=lr, mom=mom, sqr_mom=sqr_mom, nu_1=nu_1, nu_2=nu_2, eps=eps, wd=wd)
+    return chain(
+        rules.weight_decay,
+        *parts,
+        lr=lr,
+        mom=mom,
+        sqr_mom=sqr_mom,
+        nu_1=nu_1,
+        nu_2=nu_2,
+        eps=eps,
+        wd=wd,
+    )
 
 
-def larc(lr: float = 1e-3, mom: float = 0.9, trust_coeff: float = 0.02, eps: float = 1e-8, wd: float = 0.0) -> Chain:
+def larc(
+    lr: float = 1e-3,
+    mom: float = 0.9,
+    trust_coeff: float = 0.02,
+    eps: float = 1e-8,
+    wd: float = 0.0,
+) -> Chain:
     """SGD with momentum in which no layer moves far for its size; decoupled weight decay.
 
     Source: You et al. 2017; numbers of fastai. With `lars_ratio` in place of `larc_ratio`, LARS.
@@ -148,7 +195,8 @@ def lamb(
     max_trust: float = 10.0,
     wd: float = 0.0,
 ) -> Chain:
-    """Adam in which every layer moves in proportion to its size; decoupled weight decay, outside the ratio.
+    """Adam in which every layer moves in proportion to its size; decoupled weight decay, outside
+    the ratio.
 
     Source: You et al. 2020; numbers of fastai.
 
@@ -156,7 +204,16 @@ def lamb(
     weight_decay average_grad average_sqr_grad debias scale_by_rms trust_ratio sgd_step
     """
     parts = (average_grad, average_sqr_grad, debias, scale_by_rms, rules.trust_ratio, sgd_step)
-    return chain(rules.weight_decay, *parts, lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, max_trust=max_trust, wd=wd)
+    return chain(
+        rules.weight_decay,
+        *parts,
+        lr=lr,
+        mom=mom,
+        sqr_mom=sqr_mom,
+        eps=eps,
+        max_trust=max_trust,
+        wd=wd,
+    )
 
 
 def ranger(
@@ -181,9 +238,11 @@ def ranger(
 
 
 def lion(lr: float = 1e-4, mom: float = 0.9, slow_mom: float = 0.99, wd: float = 0.0) -> Chain:
-    """Steps of equal size in the direction on which gradient and average agree; decoupled weight decay.
+    """Steps of equal size in the direction on which gradient and average agree; decoupled weight
+    decay.
 
-    Choose lr 3 to 10 times smaller, and wd as much larger, than for adamw. Source: Chen et al. 2023.
+    Choose lr 3 to 10 times smaller, and wd as much larger, than for adamw. Source: Chen et al.
+    2023.
 
     >>> print(*lion().rules)
     weight_decay sign_of_average sgd_step

@@ -1,4 +1,6 @@
-"""What a rule is: a plain function on tensors; its signature says what it reads, its dict what it writes."""
+"""What a rule is: a plain function on tensors; its signature says what it reads, its dict what it
+writes.
+"""
 
 import functools
 import inspect
@@ -30,8 +32,8 @@ _known_rules: weakref.WeakSet["Rule"] = weakref.WeakSet()
 class Rule:
     """A step of an optimizer, as a value: call it like the function it was, or put it into a chain.
 
-    Made by `elementwise`, `leafwise` and `treewise`. Two rules are equal when they are the same function with the same
-    scope, slots and names.
+    Made by `elementwise`, `leafwise` and `treewise`. Two rules are equal when they are the same
+    function with the same scope, slots and names.
 
     >>> from functional_sgd import average_grad
     >>> average_grad, average_grad.scope, average_grad.columns, average_grad.slots
@@ -42,8 +44,12 @@ class Rule:
     scope: Scope
     initializers: Mapping[str, Initializer]  # slot -> its first value, by the function's own names
     declared_writes: tuple[str, ...] | None = None  # what it writes, if a trial run cannot tell
-    renames: Mapping[str, str] = field(default_factory=dict)  # the function's name -> the chain's name
-    columns: tuple[str, ...] = field(init=False)  # what it reads of every leaf, by the function's names
+    renames: Mapping[str, str] = field(
+        default_factory=dict
+    )  # the function's name -> the chain's name
+    columns: tuple[str, ...] = field(
+        init=False
+    )  # what it reads of every leaf, by the function's names
     optional: frozenset[str] = field(init=False)  # the columns it can do without
     scalars: Mapping[str, Any] = field(init=False)  # hypers and extras -> default or REQUIRED
 
@@ -73,11 +79,18 @@ class Rule:
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Call the function; after `rename`, keywords and results have the new names."""
         inner = {outer: name for name, outer in self.renames.items()}
-        result = self.function(*args, **{inner.get(name, name): value for name, value in kwargs.items()})
+        result = self.function(
+            *args, **{inner.get(name, name): value for name, value in kwargs.items()}
+        )
         return {self.outer(name): value for name, value in result.items()}
 
     def _identity(self) -> tuple[Any, ...]:
-        return self.function, self.scope, tuple(self.initializers.items()), tuple(sorted(self.renames.items()))
+        return (
+            self.function,
+            self.scope,
+            tuple(self.initializers.items()),
+            tuple(sorted(self.renames.items())),
+        )
 
     def __eq__(self, other: object) -> bool:
         return self._identity() == other._identity() if isinstance(other, Rule) else NotImplemented
@@ -96,20 +109,30 @@ class Rule:
             return self.name
         if isinstance(plain, Rule) and plain.function is self.function:
             return _rename_from, (plain, dict(self.renames))
-        return Rule, (self.function, self.scope, self.initializers, self.declared_writes, self.renames)
+        return Rule, (
+            self.function,
+            self.scope,
+            self.initializers,
+            self.declared_writes,
+            self.renames,
+        )
 
 
 @overload
 def elementwise(function: RuleFunction, /) -> Rule: ...
 @overload
-def elementwise(*, writes: Iterable[str] | None = None, **slots: Initializer) -> Callable[[RuleFunction], Rule]: ...
-def elementwise(function: RuleFunction | None = None, /, *, writes: Any = None, **slots: Any) -> Any:
+def elementwise(
+    *, writes: Iterable[str] | None = None, **slots: Initializer
+) -> Callable[[RuleFunction], Rule]: ...
+def elementwise(
+    function: RuleFunction | None = None, /, *, writes: Any = None, **slots: Any
+) -> Any:
     """A rule in which the result for each element depends on that element alone.
 
-    The decorated function takes columns (a tensor for each leaf) by position and hypers (scalars) by keyword, and
-    returns a dict of what it writes. A column or hyper with a default is optional. The keywords of the decorator
-    declare the state slots that the rule owns: `slot=first_value`, where `first_value(param)` returns a tensor;
-    half-precision parameters are seen as float32.
+    The decorated function takes columns (a tensor for each leaf) by position and hypers (scalars)
+    by keyword, and returns a dict of what it writes. A column or hyper with a default is optional.
+    The keywords of the decorator declare the state slots that the rule owns: `slot=first_value`,
+    where `first_value(param)` returns a tensor; half-precision parameters are seen as float32.
 
     `writes` lists the names of the dict, for a rule that cannot be tried on a 2 x 2 tensor of ones.
 
@@ -128,9 +151,12 @@ def elementwise(function: RuleFunction | None = None, /, *, writes: Any = None, 
 @overload
 def leafwise(function: RuleFunction, /) -> Rule: ...
 @overload
-def leafwise(*, writes: Iterable[str] | None = None, **slots: Initializer) -> Callable[[RuleFunction], Rule]: ...
+def leafwise(
+    *, writes: Iterable[str] | None = None, **slots: Initializer
+) -> Callable[[RuleFunction], Rule]: ...
 def leafwise(function: RuleFunction | None = None, /, *, writes: Any = None, **slots: Any) -> Any:
-    """A rule that sees one whole leaf with its shape; other leaves do not matter. Used like `elementwise`.
+    """A rule that sees one whole leaf with its shape; other leaves do not matter. Used like
+    `elementwise`.
 
     >>> import torch
     >>> @leafwise
@@ -145,9 +171,12 @@ def leafwise(function: RuleFunction | None = None, /, *, writes: Any = None, **s
 @overload
 def treewise(function: RuleFunction, /) -> Rule: ...
 @overload
-def treewise(*, writes: Iterable[str] | None = None, **slots: Initializer) -> Callable[[RuleFunction], Rule]: ...
+def treewise(
+    *, writes: Iterable[str] | None = None, **slots: Initializer
+) -> Callable[[RuleFunction], Rule]: ...
 def treewise(function: RuleFunction | None = None, /, *, writes: Any = None, **slots: Any) -> Any:
-    """A rule that sees whole trees, built like params (None where a leaf has no gradient). Used like `elementwise`.
+    """A rule that sees whole trees, built like params (None where a leaf has no gradient). Used
+    like `elementwise`.
 
     >>> import optree, torch
     >>> @treewise
@@ -164,41 +193,53 @@ def treewise(function: RuleFunction | None = None, /, *, writes: Any = None, **s
 def rename(rule: Rule, **names: str) -> Rule:
     """The same rule under other names: `rename(average_grad, grad_avg="slow_avg", mom="slow_mom")`.
 
-    Each keyword is a column, slot or hyper of the rule; its value is the name it has in the chain. So a chain can keep
-    two averages, or apply a rule of gradients to the update. Raises ValueError for a name that the rule does not have.
+    Each keyword is a column, slot or hyper of the rule; its value is the name it has in the chain.
+    So a chain can keep two averages, or apply a rule of gradients to the update. Raises ValueError
+    for a name that the rule does not have.
 
     >>> from functional_sgd import average_grad
     >>> rename(average_grad, grad_avg="slow_avg", mom="slow_mom").slots
     ('slow_avg',)
     """
     if not isinstance(rule, Rule):
-        raise TypeError(f"rename: expected a rule, got {rule!r}. Rename the rules before chaining them.")
+        raise TypeError(
+            f"rename: expected a rule, got {rule!r}. Rename the rules before chaining them."
+        )
     known = {rule.outer(name): name for name in (*rule.columns, *rule.scalars, *_own_writes(rule))}
     for old in names:
         if old not in known or old == COUNTER:
-            raise ValueError(f"rename: rule {rule.name} has no name {old!r}; it has {', '.join(sorted(known))}.")
+            raise ValueError(
+                f"rename: rule {rule.name} has no name {old!r}; it has {', '.join(sorted(known))}."
+            )
     renames = {**rule.renames, **{known[old]: new for old, new in names.items()}}
     kept = {inner: outer for inner, outer in renames.items() if inner != outer}
     for group in ((*rule.columns, *rule.scalars), _own_writes(rule)):
         outer = [kept.get(name, name) for name in group]
         if len(set(outer)) < len(outer):
             twice = next(name for name in outer if outer.count(name) > 1)
-            raise ValueError(f"rename: two things in rule {rule.name} would be called {twice!r}. Choose another name.")
+            raise ValueError(
+                f"rename: two things in rule {rule.name} would be called {twice!r}. Choose another "
+                f"name."
+            )
     return Rule(rule.function, rule.scope, rule.initializers, rule.declared_writes, kept)
 
 
 @functools.lru_cache(maxsize=4096)
 def writes_of(rule: Rule, available: frozenset[str]) -> tuple[str, ...]:
-    """What the rule writes (its own names) when these of its columns are available: found by a trial run on ones.
+    """What the rule writes (its own names) when these of its columns are available: found by a
+    trial run on ones.
 
-    Raises TypeError, with the cure, if the run fails or returns anything but a dict of tensors of the right shape.
+    Raises TypeError, with the cure, if the run fails or returns anything but a dict of tensors of
+    the right shape.
     """
     if rule.declared_writes is not None:
         return rule.declared_writes
     ones = torch.ones(2, 2, device="cpu")
     value = {"leaf": ones} if rule.scope == "treewise" else ones
     columns = {name: value for name in rule.columns if name in available}
-    scalars = {name: 0.5 if default is REQUIRED else default for name, default in rule.scalars.items()}
+    scalars = {
+        name: 0.5 if default is REQUIRED else default for name, default in rule.scalars.items()
+    }
     if COUNTER in scalars:
         scalars[COUNTER] = torch.ones((), dtype=torch.float64, device="cpu")
     try:
@@ -206,7 +247,8 @@ def writes_of(rule: Rule, available: frozenset[str]) -> tuple[str, ...]:
             result = rule.function(**columns, **scalars)
     except Exception as error:
         raise TypeError(
-            f"rule {rule.name}: its trial run on a 2 x 2 tensor of ones raised {type(error).__name__}: {error}. "
+            f"rule {rule.name}: its trial run on a 2 x 2 tensor of ones raised "
+            f"{type(error).__name__}: {error}. "
             f"Mend the rule, or say what it writes: @{rule.scope}(writes=('update',))."
         ) from error
     _check_result(rule, result)
@@ -223,7 +265,9 @@ def _own_writes(rule: Rule) -> tuple[str, ...]:
     return writes_of(rule, frozenset(rule.columns))
 
 
-def _decorate(scope: Scope, function: RuleFunction | None, writes: Iterable[str] | None, slots: Any) -> Any:
+def _decorate(
+    scope: Scope, function: RuleFunction | None, writes: Iterable[str] | None, slots: Any
+) -> Any:
     if function is not None:
         return Rule(function, scope, {})
     declared = None if writes is None else tuple(writes)
@@ -250,14 +294,21 @@ def _read_signature(
             if parameter.default is not REQUIRED:
                 optional.add(name)
         else:
-            raise TypeError(f"{who}: parameter {name!r} must have a plain name: no *args, **kwargs or '/'.")
+            raise TypeError(
+                f"{who}: parameter {name!r} must have a plain name: no *args, **kwargs or '/'."
+            )
     if COUNTER in columns:
         raise TypeError(f"{who}: {COUNTER!r} is a scalar; write it after a '*' in the signature.")
     for slot, initializer in slots.items():
         if slot not in columns or slot in FROM_CALLER or slot in optional:
-            raise TypeError(f"{who}: slot {slot!r} must be one of its own required columns, which are {columns}.")
+            raise TypeError(
+                f"{who}: slot {slot!r} must be one of its own required columns, which are "
+                f"{columns}."
+            )
         if not callable(initializer):
-            raise TypeError(f"{who}: slot {slot!r} needs a function param -> first value, got {initializer!r}.")
+            raise TypeError(
+                f"{who}: slot {slot!r} needs a function param -> first value, got {initializer!r}."
+            )
     return tuple(columns), frozenset(optional), scalars
 
 
@@ -269,14 +320,23 @@ def _check_result(rule: Rule, result: Any) -> None:
         )
     for name, value in result.items():
         if name == COUNTER:
-            raise TypeError(f"rule {rule.name}: may not write {COUNTER!r}, which the state counts itself.")
+            raise TypeError(
+                f"rule {rule.name}: may not write {COUNTER!r}, which the state counts itself."
+            )
         if rule.scope != "treewise" and not isinstance(value, Tensor):
-            raise TypeError(f"rule {rule.name}: {name!r} must be a tensor, got {type(value).__name__}.")
+            raise TypeError(
+                f"rule {rule.name}: {name!r} must be a tensor, got {type(value).__name__}."
+            )
         if rule.scope == "elementwise" and value.shape != (2, 2):
             raise TypeError(
-                f"rule {rule.name}: an elementwise rule keeps the shape of its leaf, but {name!r} came out as "
-                f"{tuple(value.shape)} for a leaf of (2, 2). Use @leafwise if it looks at the whole leaf."
+                f"rule {rule.name}: an elementwise rule keeps the shape of its leaf, but {name!r} "
+                f"came out as "
+                f"{tuple(value.shape)} for a leaf of (2, 2). Use @leafwise if it looks at the "
+                f"whole leaf."
             )
     for slot in rule.initializers:
         if slot not in result:
-            raise TypeError(f"rule {rule.name}: owns slot {slot!r} but does not write it. Return it in the dict.")
+            raise TypeError(
+                f"rule {rule.name}: owns slot {slot!r} but does not write it. Return it in the "
+                f"dict."
+            )

@@ -1,4 +1,5 @@
-"""Schedules: functions of a position in [0, 1], as values that can be joined, compared, pickled and traced.
+"""Schedules: functions of a position in [0, 1], as values that can be joined, compared, pickled and
+traced.
 
 Each takes a number, or a 0-d tensor if it is to be compiled or differentiated.
 """
@@ -64,13 +65,18 @@ class Cosine:
 
     def __call__(self, position: Position) -> Any:
         """The value at this position."""
-        cosine = torch.cos(math.pi * position) if isinstance(position, Tensor) else math.cos(math.pi * position)
+        cosine = (
+            torch.cos(math.pi * position)
+            if isinstance(position, Tensor)
+            else math.cos(math.pi * position)
+        )
         return self.start + (1 - cosine) / 2 * (self.end - self.start)
 
 
 @dataclass(frozen=True)
 class Exponential:
-    """From start to end by equal factors: start * (end / start)**position. Both have the same sign and are not 0.
+    """From start to end by equal factors: start * (end / start)**position. Both have the same sign
+    and are not 0.
 
     >>> Exponential(1.0, 100.0)(0.5)
     10.0
@@ -82,7 +88,8 @@ class Exponential:
     def __post_init__(self) -> None:
         if not self.start * self.end > 0:
             raise ValueError(
-                f"Exponential: start and end must have one sign and not be 0, got {self.start} and {self.end}. "
+                f"Exponential: start and end must have one sign and not be 0, got {self.start} and "
+                f"{self.end}. "
                 f"Use Linear or Cosine to reach 0."
             )
 
@@ -110,9 +117,11 @@ class Polynomial:
 
 @dataclass(frozen=True)
 class Join:
-    """Schedules one after the other: `parts[i]` runs over `shares[i]` of the way. At a border the later one counts.
+    """Schedules one after the other: `parts[i]` runs over `shares[i]` of the way. At a border the
+    later one counts.
 
-    Raises ValueError if the shares are negative, do not sum to 1 (within 1e-9), or are not as many as the parts.
+    Raises ValueError if the shares are negative, do not sum to 1 (within 1e-9), or are not as many
+    as the parts.
 
     >>> Join((0.3, 0.7), (Cosine(0.3, 0.6), Cosine(0.6, 0.2)))(0.3)
     0.6
@@ -125,7 +134,10 @@ class Join:
         object.__setattr__(self, "shares", tuple(self.shares))
         object.__setattr__(self, "parts", tuple(self.parts))
         if not self.shares or len(self.shares) != len(self.parts):
-            raise ValueError(f"Join: needs one share for each part, got {len(self.shares)} for {len(self.parts)}.")
+            raise ValueError(
+                f"Join: needs one share for each part, got {len(self.shares)} for "
+                f"{len(self.parts)}."
+            )
         if min(self.shares) < 0 or abs(sum(self.shares) - 1) > 1e-9:
             raise ValueError(f"Join: shares must be at least 0 and sum to 1, got {self.shares}.")
 
@@ -139,11 +151,17 @@ class Join:
                 continue
             start = end - share
             local = _clamp((position - start) / (end - start))
-            value = part(local) if value is None else _choose(position >= start - 1e-12, part(local), value)
+            value = (
+                part(local)
+                if value is None
+                else _choose(position >= start - 1e-12, part(local), value)
+            )
         return value
 
 
-def one_cycle(maximum: float, div: float = 25.0, div_final: float = 1e5, pct_start: float = 0.25) -> Join:
+def one_cycle(
+    maximum: float, div: float = 25.0, div_final: float = 1e5, pct_start: float = 0.25
+) -> Join:
     """Warm up along a cosine from maximum / div to maximum, then down to maximum / div_final.
 
     `pct_start` is the share of the warm-up. Source: Smith 2018, in fastai's form.
@@ -173,7 +191,8 @@ def flat_cosine(maximum: float, div_final: float = 1e5, pct_start: float = 0.75)
 
 
 def warm_restarts(maximum: float, cycles: int = 3, cycle_mult: float = 2.0) -> Join:
-    """Cosines from the maximum to 0, one after the other, each `cycle_mult` times as long as the one before.
+    """Cosines from the maximum to 0, one after the other, each `cycle_mult` times as long as the
+    one before.
 
     Source: SGDR (Loshchilov and Hutter 2017).
 
@@ -181,7 +200,9 @@ def warm_restarts(maximum: float, cycles: int = 3, cycle_mult: float = 2.0) -> J
     1.0
     """
     lengths = [cycle_mult**i for i in range(cycles)]
-    return Join(tuple(length / sum(lengths) for length in lengths), (Cosine(maximum, 0.0),) * cycles)
+    return Join(
+        tuple(length / sum(lengths) for length in lengths), (Cosine(maximum, 0.0),) * cycles
+    )
 
 
 def _clamp(position: Position) -> Position:
@@ -189,4 +210,8 @@ def _clamp(position: Position) -> Position:
 
 
 def _choose(condition: Any, yes: Any, no: Any) -> Any:
-    return torch.where(condition, yes, no) if isinstance(condition, Tensor) else (yes if condition else no)
+    return (
+        torch.where(condition, yes, no)
+        if isinstance(condition, Tensor)
+        else (yes if condition else no)
+    )

@@ -18,13 +18,17 @@ _HALVES = (torch.float16, torch.bfloat16)
 
 
 def init_state(rules: tuple[Rule, ...], params: Tree) -> State:
-    """A fresh state: step 0, and the first value of every slot of every leaf. Nothing in it is shared with params."""
+    """A fresh state: step 0, and the first value of every slot of every leaf. Nothing in it is
+    shared with params.
+    """
     leaves, spec = flatten(params)
     _check_params(leaves)
     state: State = {COUNTER: new_counter(leaves)}
     for rule in rules:
         for inner, initializer in rule.initializers.items():
-            state[rule.outer(inner)] = unflatten(spec, [_first_value(rule, initializer, leaf) for leaf in leaves])
+            state[rule.outer(inner)] = unflatten(
+                spec, [_first_value(rule, initializer, leaf) for leaf in leaves]
+            )
     return state
 
 
@@ -37,21 +41,28 @@ def new_counter(leaves: list[Tensor]) -> Tensor:
 def check_state(who: str, state: Any, slots: tuple[str, ...]) -> None:
     """Raise ValueError unless the state has the counter and exactly these slots."""
     if not isinstance(state, Mapping):
-        raise TypeError(f"{who}: state must be what opt.init(params) returns, got {type(state).__name__}.")
+        raise TypeError(
+            f"{who}: state must be what opt.init(params) returns, got {type(state).__name__}."
+        )
     expected = (COUNTER, *slots)
     if state.keys() == set(expected):
         return
     for name in expected:
         if name not in state:
             raise ValueError(
-                f"{who}: state has no {name!r}. Was it made by another optimizer? opt.init(params) makes one."
+                f"{who}: state has no {name!r}. Was it made by another optimizer? opt.init(params) "
+                f"makes one."
             )
     for name in sorted(state.keys() - set(expected)):
-        raise ValueError(f"{who}: no rule keeps {name!r}, which is in state. {did_you_mean(name, expected)}")
+        raise ValueError(
+            f"{who}: no rule keeps {name!r}, which is in state. {did_you_mean(name, expected)}"
+        )
 
 
 def working(leaf: Tensor) -> Tensor:
-    """A leaf as rules see it: half precision as float32, complex as pairs of reals, a 0-d leaf as one element."""
+    """A leaf as rules see it: half precision as float32, complex as pairs of reals, a 0-d leaf as
+    one element.
+    """
     if leaf.is_complex():
         leaf = torch.view_as_real(leaf)
     if leaf.dtype in _HALVES:
@@ -63,12 +74,20 @@ def stored(value: Tensor, like: Tensor) -> Tensor:
     """A result as it is kept: shape and dtype of `like`, rounded once."""
     if like.is_complex():
         return torch.view_as_complex(value.to(like.real.dtype))
-    return value.to(like.dtype).reshape(like.shape) if value.shape != like.shape else value.to(like.dtype)
+    return (
+        value.to(like.dtype).reshape(like.shape)
+        if value.shape != like.shape
+        else value.to(like.dtype)
+    )
 
 
 def owned(value: Tensor, *others: Tensor | None) -> Tensor:
     """The value, copied if it shares memory with any of the others."""
-    return value.clone() if any(other is not None and _share(value, other) for other in others) else value
+    return (
+        value.clone()
+        if any(other is not None and _share(value, other) for other in others)
+        else value
+    )
 
 
 def gradient_for(leaf: Tensor, grad: Tensor) -> Tensor:
@@ -88,7 +107,9 @@ def _first_value(rule: Rule, initializer: Initializer, leaf: Tensor) -> Tensor:
     seen = seen.to(torch.float32) if leaf.dtype in _HALVES else seen
     value = initializer(seen)
     if not isinstance(value, Tensor):
-        raise TypeError(f"rule {rule.name}: a slot's first value must be a tensor, got {type(value).__name__}.")
+        raise TypeError(
+            f"rule {rule.name}: a slot's first value must be a tensor, got {type(value).__name__}."
+        )
     return owned(value, leaf) if seen is leaf else owned(value, leaf, seen)
 
 
@@ -96,7 +117,10 @@ def _share(one: Tensor, other: Tensor) -> bool:
     if transformed():
         return one is other  # inside transforms, memory is not to be seen
     try:
-        return one.numel() > 0 and one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+        return (
+            one.numel() > 0
+            and one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+        )
     except (RuntimeError, NotImplementedError):  # tensors without memory of their own
         return one is other
 
@@ -104,6 +128,12 @@ def _share(one: Tensor, other: Tensor) -> bool:
 def _check_params(leaves: list[Any]) -> None:
     for leaf in leaves:
         if not isinstance(leaf, Tensor):
-            raise TypeError(f"init: expected a tree of tensors, got a leaf of type {type(leaf).__name__}: {leaf!r}.")
+            raise TypeError(
+                f"init: expected a tree of tensors, got a leaf of type {type(leaf).__name__}: "
+                f"{leaf!r}."
+            )
         if not (leaf.is_floating_point() or leaf.is_complex()):
-            raise TypeError(f"init: expected floating or complex tensors, got {leaf.dtype}. Keep it among the buffers.")
+            raise TypeError(
+                f"init: expected floating or complex tensors, got {leaf.dtype}. Keep it among the "
+                f"buffers."
+            )

@@ -23,7 +23,8 @@ def unflatten(spec: Spec, leaves: Sequence[Any]) -> Tree:
 
 
 def flatten_like(spec: Spec, tree: Tree, reference: Tree, who: str, what: str) -> list[Any]:
-    """The leaves of `tree` at the leaf positions of `reference` (whose spec is given); None is allowed there.
+    """The leaves of `tree` at the leaf positions of `reference` (whose spec is given); None is
+    allowed there.
 
     Raises ValueError, naming the first path that differs, if the structures do not match.
     """
@@ -72,4 +73,6 @@ def first_difference(expected: Tree, found: Tree) -> str:
     for path in given:
         if path not in wanted:
             return f"{path!r} is not in params"
-    return f"its containers are {optree.tree_structure(found)}, not {optree.tree_structure(expected)}"
+    return (
+        f"its containers are {optree.tree_structure(found)}, not {optree.tree_structure(expected)}"
+    )

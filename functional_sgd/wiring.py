@@ -1,4 +1,6 @@
-"""Check, when a chain is built, that every rule finds what it reads; and write down who reads and writes what."""
+"""Check, when a chain is built, that every rule finds what it reads; and write down who reads and
+writes what.
+"""
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,13 +16,21 @@ class Call:
 
     rule: Rule
     reads: tuple[tuple[str, str], ...]  # (the function's parameter, the column that it gets)
-    scalars: tuple[tuple[str, str], ...]  # (the function's parameter, the hyper, extra or step that it gets)
-    writes: tuple[tuple[str, str], ...]  # (the key in the function's dict, the column that it becomes)
+    scalars: tuple[
+        tuple[str, str], ...
+    ]  # (the function's parameter, the hyper, extra or step that it gets)
+    writes: tuple[
+        tuple[str, str], ...
+    ]  # (the key in the function's dict, the column that it becomes)
 
     def run(self, columns: Mapping[str, Any], scalars: Mapping[str, Any]) -> dict[str, Any]:
-        """Call the rule on columns and scalars by the chain's names: column -> what it writes there."""
+        """Call the rule on columns and scalars by the chain's names: column -> what it writes
+        there.
+        """
         reads = {inner: columns[outer] for inner, outer in self.reads}
-        result = self.rule.function(**reads, **{inner: scalars[outer] for inner, outer in self.scalars})
+        result = self.rule.function(
+            **reads, **{inner: scalars[outer] for inner, outer in self.scalars}
+        )
         return {outer: result[inner] for inner, outer in self.writes}
 
     @property
@@ -51,7 +61,9 @@ def slot_owners(rules: Iterable[Rule]) -> dict[str, Rule]:
     for rule in rules:
         for slot in rule.slots:
             if slot in FROM_CALLER or slot == COUNTER:
-                raise ValueError(f"chain: rule {rule!r} may not keep a slot called {slot!r}; rename it.")
+                raise ValueError(
+                    f"chain: rule {rule!r} may not keep a slot called {slot!r}; rename it."
+                )
             if slot in owners:
                 raise ValueError(
                     f"chain: slot {slot!r} has two owners, {owners[slot]!r} and {rule!r}. "
@@ -62,9 +74,11 @@ def slot_owners(rules: Iterable[Rule]) -> dict[str, Rule]:
 
 
 def scalar_defaults(rules: Iterable[Rule], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Every hyper and extra that the rules read -> its default, or REQUIRED; `given` wins over the rules' own defaults.
+    """Every hyper and extra that the rules read -> its default, or REQUIRED; `given` wins over the
+    rules' own defaults.
 
-    Raises ValueError if two rules disagree and `given` does not decide, or if `given` has a name that no rule reads.
+    Raises ValueError if two rules disagree and `given` does not decide, or if `given` has a name
+    that no rule reads.
     """
     defaults: dict[str, Any] = {}
     source: dict[str, Rule] = {}
@@ -77,7 +91,8 @@ def scalar_defaults(rules: Iterable[Rule], given: Mapping[str, Any]) -> dict[str
                 defaults[name], source[name] = default, rule
             elif default is not REQUIRED and name not in given and default != defaults[name]:
                 raise ValueError(
-                    f"chain: hyper {name!r} has two defaults, {defaults[name]!r} from {source[name]!r} and "
+                    f"chain: hyper {name!r} has two defaults, {defaults[name]!r} from "
+                    f"{source[name]!r} and "
                     f"{default!r} from {rule!r}. Decide with chain(..., {name}=...), or rename one."
                 )
     for name in given:
@@ -100,14 +115,18 @@ def _wire_one(rule: Rule, written: set[str], owners: Mapping[str, Rule]) -> Call
     for inner in rule.columns:
         outer = rule.outer(inner)
         if outer in available:
-            reads.append((inner, "grad" if outer == "update" and "update" not in written else outer))
+            reads.append(
+                (inner, "grad" if outer == "update" and "update" not in written else outer)
+            )
         elif inner not in rule.optional:
             raise ValueError(_missing_column(rule, outer, owners))
     names = writes_of(rule, frozenset(inner for inner, _ in reads))
     writes = tuple((inner, rule.outer(inner)) for inner in names)
     for _, outer in writes:
         if outer in owners and outer not in written and owners[outer] is not rule:
-            raise ValueError(f"chain: rule {rule!r} writes {outer!r} before its owner {owners[outer]!r} has run.")
+            raise ValueError(
+                f"chain: rule {rule!r} writes {outer!r} before its owner {owners[outer]!r} has run."
+            )
     written.update(outer for _, outer in writes)
     scalars = tuple((inner, rule.outer(inner)) for inner in rule.scalars)
     return Call(rule, tuple(reads), scalars, writes)

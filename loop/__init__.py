@@ -1,4 +1,6 @@
-"""The training loop as an immutable state machine: callbacks return the next state, or raise a signal."""
+"""The training loop as an immutable state machine: callbacks return the next state, or raise a
+signal.
+"""
 
 from loop.callback import Callback as Callback
 from loop.callbacks import ActivationStats as ActivationStats

@@ -18,14 +18,19 @@ class Bracket(AbstractContextManager[Any]):
     What passes through it was raised by somebody else, and is left alone.
     """
 
-    def __init__(self, manager: AbstractContextManager[Any], explain: Callable[[Exception], None]) -> None:
+    def __init__(
+        self, manager: AbstractContextManager[Any], explain: Callable[[Exception], None]
+    ) -> None:
         self.manager, self.explain = manager, explain
 
     def __enter__(self) -> Any:
         return self.manager.__enter__()
 
     def __exit__(
-        self, kind: type[BaseException] | None, passing: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        passing: BaseException | None,
+        traceback: TracebackType | None,
     ) -> bool | None:
         try:
             return self.manager.__exit__(kind, passing, traceback)
@@ -36,7 +41,11 @@ class Bracket(AbstractContextManager[Any]):
 
 
 def opened(
-    methods: Iterable[tuple[str, Callable[[State], Any]]], place: str, state: State, explain: Explain, lend: bool
+    methods: Iterable[tuple[str, Callable[[State], Any]]],
+    place: str,
+    state: State,
+    explain: Explain,
+    lend: bool,
 ) -> tuple[ExitStack, State]:
     """What closes the brackets that these methods make, all of them open now; and the state.
 
@@ -46,7 +55,9 @@ def opened(
         for owner, method in methods:
             where = f"by callback {owner!r} in {place}"
             try:
-                bracket = Bracket(method(state), partial(explain, where=f"{where}, closing", spare=False))
+                bracket = Bracket(
+                    method(state), partial(explain, where=f"{where}, closing", spare=False)
+                )
                 resource = stack.enter_context(bracket)
             except Exception as error:
                 explain(error, where)

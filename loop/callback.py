@@ -16,23 +16,27 @@ COMMITTED = "committed"
 
 
 class Callback:
-    """Frozen configuration with methods named after events: `after_loss(self, state) -> State | None`.
+    """Frozen configuration with methods named after events: `after_loss(self, state) -> State |
+    None`.
 
-    A handler returns the state it wants next, or None for no change, or raises a signal. What it must remember goes
-    into the state: `state.remember(self.name, value)`. A method `around_batch(self, state)` (or any other scope)
-    returns a context manager that is open during that scope, whatever way out is taken; what it yields is
-    `state.resources[self.name]` meanwhile. `around_predict` (or another stage) does the same for that piece of work.
-    A method `committed(self, state)` sees the state wherever the run can be resumed, and changes nothing.
+    A handler returns the state it wants next, or None for no change, or raises a signal. What it
+    must remember goes into the state: `state.remember(self.name, value)`. A method
+    `around_batch(self, state)` (or any other scope) returns a context manager that is open during
+    that scope, whatever way out is taken; what it yields is `state.resources[self.name]` meanwhile.
+    `around_predict` (or another stage) does the same for that piece of work. A method
+    `committed(self, state)` sees the state wherever the run can be resumed, and changes nothing.
 
-    A callback with `reports = True` shows or writes down what happens and has no say in what is learned: forks of a run
-    (lr_find, ablate) leave it out, since screens and files belong to the run that counts.
+    A callback with `reports = True` shows or writes down what happens and has no say in what is
+    learned: forks of a run (lr_find, ablate) leave it out, since screens and files belong to the
+    run that counts.
 
-    `traceable` names events whose handlers work on tensors without looking at their values: in `fit(compile=True)` they
-    become part of the graph (after_pred, after_loss, before_backward, after_backward, before_step). `eager = True`
-    says that a callback cannot be used there at all.
+    `traceable` names events whose handlers work on tensors without looking at their values: in
+    `fit(compile=True)` they become part of the graph (after_pred, after_loss, before_backward,
+    after_backward, before_step). `eager = True` says that a callback cannot be used there at all.
 
-    `order` (lower is earlier), `run_before` and `run_after` (classes or names) decide who is called first. Any object
-    with such methods will do; this class adds the name, and the check that every handler is named after an event.
+    `order` (lower is earlier), `run_before` and `run_after` (classes or names) decide who is called
+    first. Any object with such methods will do; this class adds the name, and the check that every
+    handler is named after an event.
 
     >>> class Halve(Callback):
     ...     def before_step(self, state):
@@ -58,7 +62,9 @@ class Callback:
         places = {*EVENTS, *BRACKETS}
         for name in vars(cls):
             if name.startswith(("before_", "after_", "around_")) and name not in places:
-                raise TypeError(f"callback {cls.__name__}: {name!r} is no event. {did_you_mean(name, places)}")
+                raise TypeError(
+                    f"callback {cls.__name__}: {name!r} is no event. {did_you_mean(name, places)}"
+                )
 
 
 @functools.cache
@@ -80,9 +86,9 @@ def name_of(callback: Any) -> str:
 def in_order(callbacks: Sequence[Any]) -> list[Any]:
     """The callbacks in the order in which every event calls them.
 
-    Wishes (`run_before`, `run_after`) hold; among those who may go next, the lowest `order` goes first, and of equals
-    the first listed. Raises ValueError if wishes contradict each other (showing the circle) or two have one name, and
-    TypeError for an object without any handler.
+    Wishes (`run_before`, `run_after`) hold; among those who may go next, the lowest `order` goes
+    first, and of equals the first listed. Raises ValueError if wishes contradict each other
+    (showing the circle) or two have one name, and TypeError for an object without any handler.
 
     >>> class A(Callback): run_after = ("b",)
     >>> class B(Callback): pass
@@ -100,7 +106,10 @@ def in_order(callbacks: Sequence[Any]) -> list[Any]:
     while waiting:
         ready = [index for index, others in waiting.items() if not others & waiting.keys()]
         if not ready:
-            raise ValueError(f"callbacks cannot be ordered: {_circle(waiting, callbacks)}. Drop one of these wishes.")
+            raise ValueError(
+                f"callbacks cannot be ordered: {_circle(waiting, callbacks)}. Drop one of these "
+                f"wishes."
+            )
         chosen = min(ready, key=lambda index: (getattr(callbacks[index], "order", 0), index))
         del waiting[chosen]
         ordered.append(chosen)
@@ -123,9 +132,15 @@ def _check(callbacks: Sequence[Any]) -> None:
     places = (*EVENTS, *BRACKETS, COMMITTED)
     for callback in callbacks:
         if isinstance(callback, type):
-            raise TypeError(f"callbacks must be objects, got the class {callback.__name__}. Call it.")
-        if not isinstance(callback, Callback) and not any(callable(getattr(callback, place, None)) for place in places):
-            raise TypeError(f"callback {callback!r} has no handler: no method is named after an event.")
+            raise TypeError(
+                f"callbacks must be objects, got the class {callback.__name__}. Call it."
+            )
+        if not isinstance(callback, Callback) and not any(
+            callable(getattr(callback, place, None)) for place in places
+        ):
+            raise TypeError(
+                f"callback {callback!r} has no handler: no method is named after an event."
+            )
         name = name_of(callback)
         if name in seen:
             raise ValueError(
@@ -140,7 +155,10 @@ def _matching(wishes: Wish | Iterable[Wish], callbacks: Sequence[Any]) -> list[i
     return [
         index
         for index, callback in enumerate(callbacks)
-        if any(name_of(callback) == wish if isinstance(wish, str) else isinstance(callback, wish) for wish in wishes)
+        if any(
+            name_of(callback) == wish if isinstance(wish, str) else isinstance(callback, wish)
+            for wish in wishes
+        )
     ]
 
 

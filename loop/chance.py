@@ -1,4 +1,6 @@
-"""Randomness as a function of where the run is: (seed, epoch) for the data order, (seed, train_iter) for a batch."""
+"""Randomness as a function of where the run is: (seed, epoch) for the data order, (seed,
+train_iter) for a batch.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +27,9 @@ def key(*parts: int) -> int:
 
 
 def seed_torch(seed: int, device: torch.device) -> None:
-    """Set torch's global generators, for the CPU and for this device (about 1 microsecond on the CPU)."""
+    """Set torch's global generators, for the CPU and for this device (about 1 microsecond on the
+    CPU).
+    """
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         index = torch.cuda.current_device() if device.index is None else device.index

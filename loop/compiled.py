@@ -1,4 +1,6 @@
-"""Forward pass, loss and gradients of a training batch as one compiled graph, for `fit(..., compile=True)`."""
+"""Forward pass, loss and gradients of a training batch as one compiled graph, for `fit(...,
+compile=True)`.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -32,7 +34,9 @@ Handlers = dict[str, list[tuple[str, Callable[[State], Any]]]]
 
 @dataclass(frozen=True, eq=False)
 class Results:
-    """What a graph has computed, to be handed out stage by stage, and the state that it was computed from."""
+    """What a graph has computed, to be handed out stage by stage, and the state that it was
+    computed from.
+    """
 
     state: State
     shown: Tensor  # the loss after after_loss
@@ -42,11 +46,13 @@ class Results:
 
 
 class CompiledWork(Work):
-    """The stages, of which [predict], [loss] and [gradients] of a training batch, and often [update], are one graph.
+    """The stages, of which [predict], [loss] and [gradients] of a training batch, and often
+    [update], are one graph.
 
-    It runs at [predict]; the later stages hand its results out, so every event happens as ever. What a callback changes
-    between them would come too late and is an error, unless the event is among its `traceable` ones: handlers of these
-    are compiled with the rest, and must work on tensors without looking at their values.
+    It runs at [predict]; the later stages hand its results out, so every event happens as ever.
+    What a callback changes between them would come too late and is an error, unless the event is
+    among its `traceable` ones: handlers of these are compiled with the rest, and must work on
+    tensors without looking at their values.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -60,12 +66,19 @@ class CompiledWork(Work):
         self.graphs = graphs_of(model)
 
     def join(self, run: "Run") -> None:
-        """Take over the handlers that belong into the graph. In validation, which is not compiled, they are called."""
+        """Take over the handlers that belong into the graph. In validation, which is not compiled,
+        they are called.
+        """
         self.brackets = run.brackets_of
-        own = {event: [one for one in run.handlers[event] if _is_traceable(event, one[1])] for event in _EVENTS}
+        own = {
+            event: [one for one in run.handlers[event] if _is_traceable(event, one[1])]
+            for event in _EVENTS
+        }
         update = [*BEFORE_UPDATE, "around_gradients", "around_update"]
         few = len(run.state.params) <= FEW and can_be_traced(learner_of(run.state).opt)
-        self.updates = few and all(len(own.get(event, ())) == len(run.handlers_of(event)) for event in update)
+        self.updates = few and all(
+            len(own.get(event, ())) == len(run.handlers_of(event)) for event in update
+        )
         self.inside = {event: own[event] for event in (_EVENTS if self.updates else INSIDE)}
         for event, taken in self.inside.items():
             run.handlers[event] = tuple(
@@ -73,7 +86,9 @@ class CompiledWork(Work):
                 for name, method in run.handlers[event]
             )
         self.names = {name for taken in self.inside.values() for name, _ in taken}
-        self.always = tuple((event, name, method) for event, taken in self.inside.items() for name, method in taken)
+        self.always = tuple(
+            (event, name, method) for event, taken in self.inside.items() for name, method in taken
+        )
 
     def predict(self, state: State) -> State:
         """Run the graph of a training batch."""
@@ -93,7 +108,9 @@ class CompiledWork(Work):
         self.results = Results(state, shown, loss, grads, updated)
         if updated is not None:
             count = self.learned.spec.num_leaves
-            self.learned = Learned((buffers, *updated), leaves[len(leaves) - count :], self.learned.spec)
+            self.learned = Learned(
+                (buffers, *updated), leaves[len(leaves) - count :], self.learned.spec
+            )
         return state
 
     def loss(self, state: State) -> State:
@@ -120,7 +137,10 @@ class CompiledWork(Work):
 
     def _as_before(self, results: Results, state: State) -> bool:
         """Whether the update was made of what is there now."""
-        same = all(getattr(state, name) is getattr(results.state, name) for name in ("params", "opt_state", "hyper"))
+        same = all(
+            getattr(state, name) is getattr(results.state, name)
+            for name in ("params", "opt_state", "hyper")
+        )
         return same and state.grads is results.grads and state.learner is results.state.learner
 
     def _unchanged(self, state: State, *names: str) -> Results:
@@ -150,7 +170,16 @@ class CompiledWork(Work):
                 constants.append((place, leaf))
         autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
         flags = tuple([layer.training for layer in self.layers])
-        return tensors, (constants, spec, learned.spec, state.frozen, flags, autocast, opt, self.always)
+        return tensors, (
+            constants,
+            spec,
+            learned.spec,
+            state.frozen,
+            flags,
+            autocast,
+            opt,
+            self.always,
+        )
 
     def _plain(self, opt: Any) -> Any:
         if self.plain[0] is not opt:
@@ -170,8 +199,12 @@ class CompiledWork(Work):
 
         def batch(*values: Tensor) -> Any:
             rest = iter(values)
-            buffers, params, opt_state = learned.unflatten([next(rest) for _ in range(learned.num_leaves)])
-            leaves = [constants[i] if i in constants else next(rest) for i in range(spec.num_leaves)]
+            buffers, params, opt_state = learned.unflatten(
+                [next(rest) for _ in range(learned.num_leaves)]
+            )
+            leaves = [
+                constants[i] if i in constants else next(rest) for i in range(spec.num_leaves)
+            ]
             xb, yb, loss, memory, hyper = spec.unflatten(leaves)
             learner = replace(learner_of(state), loss=loss)
             changes: dict[str, Any] = dict(params=params, buffers=buffers, xb=xb, yb=yb)
@@ -204,13 +237,16 @@ class CompiledWork(Work):
             state = state.replace(event=event)
             result = method(state)
             if result is not None and result.memory is not state.memory:
-                raise ValueError(f"callback {name!r} is traceable, so it cannot remember anything in {event}.")
+                raise ValueError(
+                    f"callback {name!r} is traceable, so it cannot remember anything in {event}."
+                )
             state = state if result is None else result
         return state
 
 
 _ADVICE = (
-    "fit(compile=True): this batch could not be compiled. A model, a loss or a traceable callback that branches on the "
+    "fit(compile=True): this batch could not be compiled. A model, a loss or a traceable callback "
+    "that branches on the "
     "values of tensors cannot; fit without compile=True."
 )
 
@@ -220,16 +256,20 @@ def check_compilable(callbacks: Sequence[Any]) -> None:
     for callback in callbacks:
         if getattr(callback, "eager", False):
             raise ValueError(
-                f"fit(compile=True): {callback!r} must see the layers of the model at work, or changes them, which a "
+                f"fit(compile=True): {callback!r} must see the layers of the model at work, or "
+                f"changes them, which a "
                 f"compiled batch does not notice. Leave it out, or fit without compile=True."
             )
 
 
 def _late(name: str) -> ValueError:
     return ValueError(
-        f"fit(compile=True): a callback has changed state.{name} between [predict] and [gradients], which have been "
-        f"computed in one go. Change it in before_batch; or name the event in `traceable` of the callback's class, if "
-        f"its handler works on tensors without looking at their values; or fit without compile=True."
+        f"fit(compile=True): a callback has changed state.{name} between [predict] and "
+        f"[gradients], which have been "
+        f"computed in one go. Change it in before_batch; or name the event in `traceable` of the "
+        f"callback's class, if "
+        f"its handler works on tensors without looking at their values; or fit without "
+        f"compile=True."
     )
 
 

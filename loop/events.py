@@ -1,4 +1,6 @@
-"""The training loop, drawn once, as data: its scopes, its stages, its events, and which signals each place allows."""
+"""The training loop, drawn once, as data: its scopes, its stages, its events, and which signals
+each place allows.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +23,9 @@ class Stage:
 
 @dataclass(frozen=True)
 class Scope:
-    """before_x; the parts; a CancelX raised in there gives after_cancel_x; then after_x in both cases."""
+    """before_x; the parts; a CancelX raised in there gives after_cancel_x; then after_x in both
+    cases.
+    """
 
     name: str
     parts: tuple["Part", ...]
@@ -51,7 +55,9 @@ _FORWARD = (Stage("predict"), Event("after_pred"), Stage("loss"), Event("after_l
 
 BACKWARD = Scope("backward", (Stage("gradients"),), whole=True)
 STEP = Scope("step", (Stage("update"),), when="if there are gradients", whole=True)
-TRAIN_BATCH = Scope("batch", (*_FORWARD, BACKWARD, STEP), repeat="for each training batch", whole=True)
+TRAIN_BATCH = Scope(
+    "batch", (*_FORWARD, BACKWARD, STEP), repeat="for each training batch", whole=True
+)
 VALID_BATCH = Scope("batch", _FORWARD, repeat="for each validation batch", whole=True)
 TRAIN = Scope("train", (TRAIN_BATCH,))
 VALIDATE = Scope("validate", (VALID_BATCH,), when="if there is validation data")

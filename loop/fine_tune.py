@@ -37,18 +37,20 @@ def fine_tune(
 ) -> State:
     """Train the head for `frozen_epochs`, then everything for `epochs`, both with one cycle of lr.
 
-    The groups are the model's children in their order (`layer_groups`), and the head is the last, or what the pattern
-    `head` matches ("fc.*"). While the rest is frozen the maximum is lr (warm-up over 99 % of the way). Then it is from
-    lr / 2 / lr_mult in the first group to lr / 2 in the head, by equal factors (warm-up over `pct_start`, from 1 / div
-    of the maximum). `train_norms` lets normalisation layers (batch, instance, layer) learn even in frozen groups, at
-    lr / 10, as their statistics change. The other arguments are those of `fit_one_cycle`.
+    The groups are the model's children in their order (`layer_groups`), and the head is the last,
+    or what the pattern `head` matches ("fc.*"). While the rest is frozen the maximum is lr (warm-up
+    over 99 % of the way). Then it is from lr / 2 / lr_mult in the first group to lr / 2 in the
+    head, by equal factors (warm-up over `pct_start`, from 1 / div of the maximum). `train_norms`
+    lets normalisation layers (batch, instance, layer) learn even in frozen groups, at lr / 10, as
+    their statistics change. The other arguments are those of `fit_one_cycle`.
 
-    Each half begins with a fresh optimizer state: slots that stood still while the step counter went on would make the
-    first steps of the unfrozen layers too long. If Ctrl-C or SIGTERM ends the first half, the second does not begin;
-    `resume` goes on in the half at hand. Both halves are in the history, one after the other.
+    Each half begins with a fresh optimizer state: slots that stood still while the step counter
+    went on would make the first steps of the unfrozen layers too long. If Ctrl-C or SIGTERM ends
+    the first half, the second does not begin; `resume` goes on in the half at hand. Both halves are
+    in the history, one after the other.
 
-    Raises ValueError if the model has one group only, `head` matches nothing or everything, or the state to resume is
-    not within a fine_tune. Source: fastai's fine_tune, with its defaults.
+    Raises ValueError if the model has one group only, `head` matches nothing or everything, or the
+    state to resume is not within a fine_tune. Source: fastai's fine_tune, with its defaults.
 
     >>> from functional_sgd import adamw
     >>> from loop import DataLoaders
@@ -71,20 +73,36 @@ def fine_tune(
         rates = {name: lr if name in groups[-1] else lr / 10 for name in state.params}
         first = [Freeze(exactly(frozen)), *callbacks] if frozen else callbacks
         state = fit_one_cycle(
-            learner, state, frozen_epochs, rates, pct_start=0.99, callbacks=first, resume=resume, **options
+            learner,
+            state,
+            frozen_epochs,
+            rates,
+            pct_start=0.99,
+            callbacks=first,
+            resume=resume,
+            **options,
         )
         if state.stopped:
             return state
         resume = False
     state = state if resume else _afresh(learner, state, "all")
     state = fit_one_cycle(
-        learner, state, epochs, whole, pct_start=pct_start, div=div, callbacks=callbacks, resume=resume, **options
+        learner,
+        state,
+        epochs,
+        whole,
+        pct_start=pct_start,
+        div=div,
+        callbacks=callbacks,
+        resume=resume,
+        **options,
     )
     return state if state.stopped else state.forget(MEMORY)
 
 
 def with_head(params: Mapping[str, Tensor], head: str | None = None) -> Groups:
-    """The groups of `layer_groups(params)`, or these without what the pattern matches, and that as the last one.
+    """The groups of `layer_groups(params)`, or these without what the pattern matches, and that as
+    the last one.
 
     Raises ValueError if there is one group only, or the pattern matches nothing or everything.
 
@@ -96,7 +114,8 @@ def with_head(params: Mapping[str, Tensor], head: str | None = None) -> Groups:
     groups = [group for group in [*rest, [name for name in params if name in chosen]] if group]
     if len(groups) < 2:
         raise ValueError(
-            f"fine_tune: nothing is left to freeze: all parameters are in the head, {', '.join(params)}. "
+            f"fine_tune: nothing is left to freeze: all parameters are in the head, "
+            f"{', '.join(params)}. "
             f"Say with head=... which are: a pattern such as 'fc.*'."
         )
     return groups
@@ -108,13 +127,19 @@ def norm_names(model: nn.Module) -> set[str]:
     >>> sorted(norm_names(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))))
     ['1.bias', '1.weight']
     """
-    prefixes = tuple(f"{path}." for path, layer in model.named_modules() if isinstance(layer, _NORMS) and path)
+    prefixes = tuple(
+        f"{path}." for path, layer in model.named_modules() if isinstance(layer, _NORMS) and path
+    )
     return {name for name, _ in model.named_parameters() if name.startswith(prefixes)}
 
 
 def _params(learner: Learner, state: State) -> dict[str, Tensor]:
     """The state's params in the order of the model."""
-    return {name: state.params[name] for name, _ in learner.model.named_parameters() if name in state.params}
+    return {
+        name: state.params[name]
+        for name, _ in learner.model.named_parameters()
+        if name in state.params
+    }
 
 
 def _resumed(state: State, resume: bool | str | Path) -> tuple[State, bool]:
@@ -124,7 +149,8 @@ def _resumed(state: State, resume: bool | str | Path) -> tuple[State, bool]:
         return state.forget(MEMORY), False
     if MEMORY not in found.memory:
         raise ValueError(
-            "fine_tune: the state is not within a fine_tune, so there is nothing to resume. Leave resume out to begin."
+            "fine_tune: the state is not within a fine_tune, so there is nothing to resume. Leave "
+            "resume out to begin."
         )
     return found, bool(found.done)
 

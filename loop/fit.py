@@ -1,4 +1,6 @@
-"""Ways to run the machine: fit, fit_one_cycle, validate, predict, trace; each from state to state (or to numbers)."""
+"""Ways to run the machine: fit, fit_one_cycle, validate, predict, trace; each from state to state
+(or to numbers).
+"""
 
 import signal
 import threading
@@ -38,21 +40,24 @@ def fit(
 ) -> State:
     """Train for some epochs: state -> state. The state given is not touched and can be used again.
 
-    `callbacks` join the learner's for this run. `hyper` are new values for the optimizer's hypers (`lr=0.1`), which
-    stay in the state. Ctrl-C and SIGTERM end the run between two events: the state of the latest whole batch is
-    returned, and its `stopped` says which it was.
+    `callbacks` join the learner's for this run. `hyper` are new values for the optimizer's hypers
+    (`lr=0.1`), which stay in the state. Ctrl-C and SIGTERM end the run between two events: the
+    state of the latest whole batch is returned, and its `stopped` says which it was.
 
-    `resume=True` goes on with the run that the state was in when it was stopped or saved, as if nothing had happened:
-    the end is the same bit for bit, if learner, callbacks and epochs are the same. `resume=folder` does so from the
-    newest checkpoint in there (see Checkpoint), and begins with `state` while there is none.
+    `resume=True` goes on with the run that the state was in when it was stopped or saved, as if
+    nothing had happened: the end is the same bit for bit, if learner, callbacks and epochs are the
+    same. `resume=folder` does so from the newest checkpoint in there (see Checkpoint), and begins
+    with `state` while there is none.
 
-    `compile=True` compiles forward pass, loss and gradients of a training batch into one graph (a few seconds for each
-    shape of batch; kept for later runs) and fuses the optimizer. Numbers then differ in their last digits, and dropout
-    draws others. Callbacks that change pred or loss in between must be `traceable`.
+    `compile=True` compiles forward pass, loss and gradients of a training batch into one graph (a
+    few seconds for each shape of batch; kept for later runs) and fuses the optimizer. Numbers then
+    differ in their last digits, and dropout draws others. Callbacks that change pred or loss in
+    between must be `traceable`.
 
-    Raises ValueError for an unknown hyper, a negative number of epochs, or a state that is in no run of as many epochs;
-    and whatever the model, the loss, the loaders and the callbacks raise: such an error has a note on where it
-    happened, and `error.state`, the state of the latest whole batch.
+    Raises ValueError for an unknown hyper, a negative number of epochs, or a state that is in no
+    run of as many epochs; and whatever the model, the loss, the loaders and the callbacks raise:
+    such an error has a note on where it happened, and `error.state`, the state of the latest whole
+    batch.
 
     >>> from functional_sgd import sgd
     >>> x = torch.linspace(-1, 1, 8)[:, None]
@@ -74,7 +79,8 @@ def trace(
     compile: bool = False,
     **hyper: Any,
 ) -> Steps:
-    """`fit`, one transition at a time: yields (event, state) after every event; the last state is its return value.
+    """`fit`, one transition at a time: yields (event, state) after every event; the last state is
+    its return value.
 
     >>> from functional_sgd import sgd
     >>> x = torch.ones(1, 1)
@@ -113,7 +119,9 @@ def begin(
         if stopped is not None:
             _check_resumable(stopped, epochs)
             return Run(learner, stopped.replace(stopped=""), callbacks=everyone, work=work)
-    fresh: dict[str, Any] = dict(epoch=0, n_epoch=epochs, pct_train=0.0, stopped="", done=(), frozen=())
+    fresh: dict[str, Any] = dict(
+        epoch=0, n_epoch=epochs, pct_train=0.0, stopped="", done=(), frozen=()
+    )
     start = state.replace(**fresh, hyper={**state.hyper, **hyper})
     return Run(learner, start, callbacks=everyone, work=work)
 
@@ -126,12 +134,15 @@ def latest(folder: str | Path, like: State) -> State | None:
 def _check_resumable(state: State, epochs: int) -> None:
     if not state.done:
         raise ValueError(
-            "fit: the state is not within a run, so there is nothing to resume. Leave resume out to begin one. "
-            "(A state is within a run if fit was stopped and returned it, or if it comes from a checkpoint.)"
+            "fit: the state is not within a run, so there is nothing to resume. Leave resume out "
+            "to begin one. "
+            "(A state is within a run if fit was stopped and returned it, or if it comes from a "
+            "checkpoint.)"
         )
     if state.n_epoch != epochs:
         raise ValueError(
-            f"fit: the state is in a run of {state.n_epoch} epochs, so it cannot be resumed as one of {epochs}. "
+            f"fit: the state is in a run of {state.n_epoch} epochs, so it cannot be resumed as one "
+            f"of {epochs}. "
             f"Pass epochs={state.n_epoch}, or begin a new run: leave resume out."
         )
 
@@ -150,10 +161,9 @@ def fit_one_cycle(
 ) -> State:
     """Train while lr rises to its maximum and falls again, and momentum does the opposite.
 
-    `lr` is the maximum, a number or a tree prefix of params. `moms` are the momentum at the start, at the peak and at
-    the end; left alone if None, or if the optimizer has no `mom`. The other arguments are those of `one_cycle`, and
-    those of `fit`.
-    Source: Smith 2018, in fastai's form.
+    `lr` is the maximum, a number or a tree prefix of params. `moms` are the momentum at the start,
+    at the peak and at the end; left alone if None, or if the optimizer has no `mom`. The other
+    arguments are those of `one_cycle`, and those of `fit`. Source: Smith 2018, in fastai's form.
     """
     schedules: dict[str, Any] = {
         "lr": optree.tree_map(lambda top: one_cycle(float(top), div, div_final, pct_start), lr)
@@ -164,16 +174,18 @@ def fit_one_cycle(
 
 
 def validate(learner: Learner, state: State, data: Iterable[Any] | None = None) -> dict[str, float]:
-    """The loss and metrics on the validation data (or on other data): {"valid_loss": ..., metric: ...}.
+    """The loss and metrics on the validation data (or on other data): {"valid_loss": ..., metric:
+    ...}.
 
-    Means over all samples, whatever the batch sizes. The state is not touched, and no history is written.
-    Raises ValueError if there is no data.
+    Means over all samples, whatever the batch sizes. The state is not touched, and no history is
+    written. Raises ValueError if there is no data.
     """
     return dict(recorded(evaluate(learner, state, data, [])).row)
 
 
 def predict(learner: Learner, state: State, data: Iterable[Any] | None = None) -> Any:
-    """The model's outputs on the validation data (or on other data, with or without targets), all batches joined.
+    """The model's outputs on the validation data (or on other data, with or without targets), all
+    batches joined.
 
     The model is in evaluation mode. Raises ValueError if there is no data.
     """
@@ -195,7 +207,8 @@ class CollectPredictions(Callback):
 def run_to_end(run: Run) -> State:
     """The last state of a run, or the committed one where Ctrl-C or SIGTERM stopped it.
 
-    What fails between the signal and the next event is not raised: the loader's processes may have got it too.
+    What fails between the signal and the next event is not raised: the loader's processes may have
+    got it too.
     """
     with interruptible() as caught:
         try:
@@ -209,7 +222,8 @@ def run_to_end(run: Run) -> State:
 
 @contextmanager
 def interruptible() -> Iterator[list[int]]:
-    """A list that gets the numbers of SIGINT and SIGTERM when they come; a second one interrupts at once.
+    """A list that gets the numbers of SIGINT and SIGTERM when they come; a second one interrupts at
+    once.
 
     In another thread than the main one, Python cannot listen to them, and the list stays empty.
     """
@@ -221,7 +235,9 @@ def interruptible() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         caught.append(number)
         heard = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
-        if callable(heard):  # torch's raises an error, anywhere, when a loader's process has got the signal too
+        if callable(
+            heard
+        ):  # torch's raises an error, anywhere, when a loader's process has got the signal too
             before[signal.SIGCHLD] = heard
             signal.signal(signal.SIGCHLD, _quiet(heard))
 
@@ -248,15 +264,26 @@ def _quiet(handler: Callable[..., Any]) -> Callable[..., None]:
 
 def with_recorder(callbacks: Sequence[Any]) -> list[Any]:
     """The callbacks, with a Recorder among them."""
-    return [*callbacks] if any(isinstance(callback, Recorder) for callback in callbacks) else [Recorder(), *callbacks]
+    return (
+        [*callbacks]
+        if any(isinstance(callback, Recorder) for callback in callbacks)
+        else [Recorder(), *callbacks]
+    )
 
 
-def evaluate(learner: Learner, state: State, data: Iterable[Any] | None, callbacks: Sequence[Any]) -> State:
-    """The state after the validate scope, run on other data if given; what callbacks have remembered is in it."""
+def evaluate(
+    learner: Learner, state: State, data: Iterable[Any] | None, callbacks: Sequence[Any]
+) -> State:
+    """The state after the validate scope, run on other data if given; what callbacks have
+    remembered is in it.
+    """
     if data is not None:
         learner = replace(learner, data=DataLoaders(learner.data.train, data))
     if learner.data.valid is None:
-        raise ValueError("validate: the learner has no validation data. Pass data=..., or DataLoaders(train, valid).")
+        raise ValueError(
+            "validate: the learner has no validation data. Pass data=..., or DataLoaders(train, "
+            "valid)."
+        )
     everyone = with_recorder([*learner.callbacks, *callbacks])
     start = state.forget(RECORDER).forget("collect_predictions").replace(n_epoch=0, done=())
     return Run(learner, start, VALIDATE, everyone).to_end(stop=lambda: False)

@@ -55,7 +55,11 @@ def counted(value: Any) -> Any:
 def _look(layer: nn.Module) -> tuple[Any, ...]:
     """What of a layer a graph has in it as constants, as far as it is plain."""
     plain = (int, float, bool, str, tuple, type(None))
-    values = {name: value for name, value in vars(layer).items() if isinstance(value, plain) and name != "training"}
+    values = {
+        name: value
+        for name, value in vars(layer).items()
+        if isinstance(value, plain) and name != "training"
+    }
     return type(layer), tuple(sorted((name, repr(value)) for name, value in values.items()))
 
 
@@ -63,5 +67,7 @@ _GRAPHS: WeakKeyDictionary[nn.Module, dict[Any, list[Traced]]] = WeakKeyDictiona
 
 
 def graphs_of(model: nn.Module) -> list[Traced]:
-    """The graphs of a model as it looks now, to find them in and to add to: kept as torch.compile keeps its code."""
+    """The graphs of a model as it looks now, to find them in and to add to: kept as torch.compile
+    keeps its code.
+    """
     return _GRAPHS.setdefault(model, {}).setdefault(tuple(map(_look, model.modules())), [])

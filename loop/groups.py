@@ -13,10 +13,12 @@ Groups: TypeAlias = Sequence[Sequence[str]]
 
 
 def layer_groups(params: Mapping[str, Tensor], *patterns: str) -> tuple[tuple[str, ...], ...]:
-    """The names of params in groups: one for each pattern; without patterns, one for each of the model's children.
+    """The names of params in groups: one for each pattern; without patterns, one for each of the
+    model's children.
 
-    Patterns are those of `by_path`: a name is in the group of the first that it matches. Parameters that the model
-    holds itself are one more group. Raises ValueError if a name matches no pattern, or a pattern no name.
+    Patterns are those of `by_path`: a name is in the group of the first that it matches. Parameters
+    that the model holds itself are one more group. Raises ValueError if a name matches no pattern,
+    or a pattern no name.
 
     >>> from torch import nn
     >>> params = dict(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)).named_parameters())
@@ -35,11 +37,15 @@ def layer_groups(params: Mapping[str, Tensor], *patterns: str) -> tuple[tuple[st
     return tuple(tuple(group) for group in groups.values() if group)
 
 
-def spread(params: Mapping[str, Tensor], low: float, high: float, groups: Groups | None = None) -> dict[str, float]:
-    """A learning rate for every parameter: `low` in the first group, `high` in the last, and equal factors between.
+def spread(
+    params: Mapping[str, Tensor], low: float, high: float, groups: Groups | None = None
+) -> dict[str, float]:
+    """A learning rate for every parameter: `low` in the first group, `high` in the last, and equal
+    factors between.
 
-    Without `groups`, those of `layer_groups(params)`; a single group has `high`. The result is a hyper: `fit(..., lr=
-    spread(state.params, 1e-5, 1e-3))`. Raises ValueError if a rate is not above 0 or groups are not all of params.
+    Without `groups`, those of `layer_groups(params)`; a single group has `high`. The result is a
+    hyper: `fit(..., lr= spread(state.params, 1e-5, 1e-3))`. Raises ValueError if a rate is not
+    above 0 or groups are not all of params.
 
     >>> groups = [["stem"], ["body"], ["head"]]
     >>> spread(dict.fromkeys(["stem", "body", "head"], 0), 0.01, 1.0, groups)
@@ -50,8 +56,12 @@ def spread(params: Mapping[str, Tensor], low: float, high: float, groups: Groups
     groups = layer_groups(params) if groups is None else groups
     names = [name for group in groups for name in group]
     if sorted(names) != sorted(params):
-        wrong = sorted({*names} ^ {*params}) or sorted({name for name in names if names.count(name) > 1})
-        raise ValueError(f"spread: every parameter must be in one group, which is not so for {', '.join(wrong)}.")
+        wrong = sorted({*names} ^ {*params}) or sorted(
+            {name for name in names if names.count(name) > 1}
+        )
+        raise ValueError(
+            f"spread: every parameter must be in one group, which is not so for {', '.join(wrong)}."
+        )
     last = len(groups) - 1
     rate_of = {
         name: high if index == last else low * (high / low) ** (index / last)
@@ -62,13 +72,16 @@ def spread(params: Mapping[str, Tensor], low: float, high: float, groups: Groups
 
 
 def matching(who: str, params: Mapping[str, Tensor], patterns: Sequence[str]) -> frozenset[str]:
-    """The names that match any of the patterns. Raises ValueError, in the name of `who`, if one matches nothing.
+    """The names that match any of the patterns. Raises ValueError, in the name of `who`, if one
+    matches nothing.
 
     >>> sorted(matching("Freeze", dict.fromkeys(["body.0", "body.1", "head.0"], 0), ["body.*"]))
     ['body.0', 'body.1']
     """
     try:
-        matches = by_path(params, {**dict.fromkeys(patterns, True), **({} if "*" in patterns else {"*": False})})
+        matches = by_path(
+            params, {**dict.fromkeys(patterns, True), **({} if "*" in patterns else {"*": False})}
+        )
     except ValueError as error:
         raise ValueError(f"{who}: {error}") from None
     return frozenset(name for name in params if matches[name])

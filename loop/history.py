@@ -8,7 +8,8 @@ from typing import Any, overload
 class Log(Sequence[Any]):
     """An immutable sequence; `append` returns a new one in constant time.
 
-    All logs grown from one share a list, of which each sees its own length; one that is grown twice is copied first.
+    All logs grown from one share a list, of which each sees its own length; one that is grown twice
+    is copied first.
 
     >>> short = Log().append(1)
     >>> long, other = short.append(2), short.append(3)
@@ -66,9 +67,10 @@ class Log(Sequence[Any]):
 class History:
     """The table of what happened, written by the Recorder.
 
-    `losses` has the loss of every training batch and `hypers[name]` the hyper that it was trained with (0-d tensors or
-    numbers, so that recording never waits for a device); `rows` has a dict for every epoch: epoch, train_iter,
-    train_loss (smoothed), valid_loss and the metrics, None where there was nothing to measure.
+    `losses` has the loss of every training batch and `hypers[name]` the hyper that it was trained
+    with (0-d tensors or numbers, so that recording never waits for a device); `rows` has a dict for
+    every epoch: epoch, train_iter, train_loss (smoothed), valid_loss and the metrics, None where
+    there was nothing to measure.
     """
 
     losses: Log = field(default_factory=Log)
@@ -76,7 +78,8 @@ class History:
     rows: tuple[Mapping[str, Any], ...] = ()
 
     def smooth_losses(self, beta: float = 0.98) -> list[float]:
-        """The losses averaged exponentially and debiased; over all runs, while a smooth_loss begins anew in each.
+        """The losses averaged exponentially and debiased; over all runs, while a smooth_loss begins
+        anew in each.
 
         >>> [round(loss, 3) for loss in History(losses=Log([1.0, 2.0])).smooth_losses()]
         [1.0, 1.505]

@@ -33,16 +33,23 @@ _OF_ELEMENTS = (  # plain means, with a weight or not
     F.binary_cross_entropy_with_logits,
     F.soft_margin_loss,
 )
-_OF_NUMBERS = (F.huber_loss, F.l1_loss, F.mse_loss, F.smooth_l1_loss)  # plain means, unless there is a weight
+_OF_NUMBERS = (
+    F.huber_loss,
+    F.l1_loss,
+    F.mse_loss,
+    F.smooth_l1_loss,
+)  # plain means, unless there is a weight
 
 
 def per_sample(loss: Loss) -> Loss:
-    """The loss of every sample by itself: a function (pred, *targets) -> tensor (N,), whose mean is the loss.
+    """The loss of every sample by itself: a function (pred, *targets) -> tensor (N,), whose mean is
+    the loss.
 
-    The usual losses of torch.nn (functions, modules, partials of functions) are asked for unreduced values, so class
-    weights and ignored targets count as much as in the mean. Any other loss is called on batches of one sample, all
-    in one go (torch.vmap). That is right for every mean over samples, and fails with a ValueError for losses that
-    draw random numbers, write in place, or branch on values. Raises ValueError for a loss with reduction="sum".
+    The usual losses of torch.nn (functions, modules, partials of functions) are asked for unreduced
+    values, so class weights and ignored targets count as much as in the mean. Any other loss is
+    called on batches of one sample, all in one go (torch.vmap). That is right for every mean over
+    samples, and fails with a ValueError for losses that draw random numbers, write in place, or
+    branch on values. Raises ValueError for a loss with reduction="sum".
 
     >>> per_sample(F.mse_loss)(torch.tensor([[1.0, 3.0], [0.0, 0.0]]), torch.zeros(2, 2))
     tensor([5., 0.])
@@ -52,20 +59,25 @@ def per_sample(loss: Loss) -> Loss:
     function, options = unwrapped(loss)
     reduction = options.pop("reduction", "mean")
     if reduction == "sum":
-        raise ValueError(f"per_sample: {_name(function)} has reduction='sum', but a Learner's loss is a mean.")
+        raise ValueError(
+            f"per_sample: {_name(function)} has reduction='sum', but a Learner's loss is a mean."
+        )
     if reduction == "mean" and function in _OF_CLASSES:
         return partial(_of_classes, function, options)
-    if reduction == "mean" and (function in _OF_ELEMENTS or (function in _OF_NUMBERS and "weight" not in options)):
+    if reduction == "mean" and (
+        function in _OF_ELEMENTS or (function in _OF_NUMBERS and "weight" not in options)
+    ):
         return partial(_of_elements, function, options)
     return partial(_one_by_one, loss)
 
 
 def smoothed(loss: Loss, eps: float) -> Loss:
-    """Cross-entropy whose targets are softened: (1 - eps) * nll + eps / C * (sum over the C classes of -log p).
+    """Cross-entropy whose targets are softened: (1 - eps) * nll + eps / C * (sum over the C classes
+    of -log p).
 
-    `loss` is F.cross_entropy, a partial of it, or nn.CrossEntropyLoss; its other options stay, and class weights count
-    as torch's `label_smoothing` has it. Raises ValueError for any other loss, and for one that is smoothed already.
-    Source: Szegedy et al. 2016.
+    `loss` is F.cross_entropy, a partial of it, or nn.CrossEntropyLoss; its other options stay, and
+    class weights count as torch's `label_smoothing` has it. Raises ValueError for any other loss,
+    and for one that is smoothed already. Source: Szegedy et al. 2016.
 
     >>> pred = torch.tensor([[2.0, 1.0, 0.0], [0.0, 1.0, 3.0]])
     >>> smoothed(F.cross_entropy, 0.1)(pred, torch.tensor([0, 1]))
@@ -74,22 +86,26 @@ def smoothed(loss: Loss, eps: float) -> Loss:
     function, options = unwrapped(loss)
     if function is not F.cross_entropy:
         raise ValueError(
-            f"LabelSmoothing: the loss must be F.cross_entropy or nn.CrossEntropyLoss, got {_name(loss)}. "
+            f"LabelSmoothing: the loss must be F.cross_entropy or nn.CrossEntropyLoss, got "
+            f"{_name(loss)}. "
             f"Smooth the targets in your own loss: F.cross_entropy(..., label_smoothing={eps})."
         )
     if options.get("label_smoothing"):
         raise ValueError(
-            f"LabelSmoothing: the loss has label_smoothing={options['label_smoothing']} already. Leave one of them out."
+            f"LabelSmoothing: the loss has label_smoothing={options['label_smoothing']} already. "
+            f"Leave one of them out."
         )
     return partial(F.cross_entropy, **{**options, "label_smoothing": eps})
 
 
 @dataclass(frozen=True, eq=False)
 class MixedLoss:
-    """The loss for samples that are mixtures: lam * loss(pred, y) + (1 - lam) * loss(pred, y[order]).
+    """The loss for samples that are mixtures: lam * loss(pred, y) + (1 - lam) * loss(pred,
+    y[order]).
 
-    `lam` is one number for the batch (0-d), which serves any loss, or one for each sample (N,), with the demands of
-    `per_sample`; the mean over the samples is returned. `order` is where the predictions are, `lam` anywhere.
+    `lam` is one number for the batch (0-d), which serves any loss, or one for each sample (N,),
+    with the demands of `per_sample`; the mean over the samples is returned. `order` is where the
+    predictions are, `lam` anywhere.
 
     >>> loss = MixedLoss(F.mse_loss, torch.tensor(0.75), torch.tensor([1, 0]))
     >>> loss(torch.zeros(2), torch.tensor([0.0, 1.0])), loss(torch.tensor([0.0, 1.0]), torch.tensor([0.0, 1.0]))
@@ -108,7 +124,8 @@ class MixedLoss:
 
 
 def permuted(tree: Tree, order: Tensor) -> Any:
-    """The tree with the samples of its tensors in another order; 0-d tensors and what is no tensor stay.
+    """The tree with the samples of its tensors in another order; 0-d tensors and what is no tensor
+    stay.
 
     >>> permuted((torch.tensor([1, 2]), "name"), torch.tensor([1, 0]))
     (tensor([2, 1]), 'name')
@@ -122,7 +139,8 @@ def has_samples(leaf: Any) -> bool:
 
 
 def unwrapped(loss: Loss) -> tuple[Loss, dict[str, Any]]:
-    """A loss as (function, options): of a loss module, its function in torch.nn.functional; of a partial, its own.
+    """A loss as (function, options): of a loss module, its function in torch.nn.functional; of a
+    partial, its own.
 
     >>> function, options = unwrapped(nn.HuberLoss(delta=2.0))
     >>> function is F.huber_loss, options
@@ -130,14 +148,20 @@ def unwrapped(loss: Loss) -> tuple[Loss, dict[str, Any]]:
     """
     if type(loss) in _FUNCTION_OF:
         function = _FUNCTION_OF[type(loss)]
-        values = {name: getattr(loss, name, None) for name in inspect.signature(function).parameters}
+        values = {
+            name: getattr(loss, name, None) for name in inspect.signature(function).parameters
+        }
         return function, {name: value for name, value in values.items() if value is not None}
     if isinstance(loss, partial) and not loss.args:
-        return loss.func, {name: value for name, value in loss.keywords.items() if value is not None}
+        return loss.func, {
+            name: value for name, value in loss.keywords.items() if value is not None
+        }
     return loss, {}
 
 
-def _of_elements(function: Loss, options: Mapping[str, Any], pred: Tensor, target: Tensor) -> Tensor:
+def _of_elements(
+    function: Loss, options: Mapping[str, Any], pred: Tensor, target: Tensor
+) -> Tensor:
     return _of_rows(function(pred, target, **options, reduction="none"))
 
 
@@ -174,12 +198,18 @@ def _one_by_one(loss: Loss, pred: Any, *targets: Any) -> Tensor:
         values: Tensor = torch.vmap(of_one)(*(leaves[place] for place in places))
     except RuntimeError as error:
         raise ValueError(
-            f"per_sample: {_name(loss)} cannot be taken sample by sample: {str(error).splitlines()[0]} "
-            f"It must be a mean over samples without random numbers, writing in place, or branches on values. "
-            f"For mixing, CutMix takes any loss, and so does MixUp(mix_targets=True) of floating-point targets."
+            f"per_sample: {_name(loss)} cannot be taken sample by sample: "
+            f"{str(error).splitlines()[0]} "
+            f"It must be a mean over samples without random numbers, writing in place, or branches "
+            f"on values. "
+            f"For mixing, CutMix takes any loss, and so does MixUp(mix_targets=True) of "
+            f"floating-point targets."
         ) from error
     if values.dim() != 1:
-        raise ValueError(f"per_sample: {_name(loss)} must return a 0-d tensor, got shape {tuple(values.shape[1:])}.")
+        raise ValueError(
+            f"per_sample: {_name(loss)} must return a 0-d tensor, got shape "
+            f"{tuple(values.shape[1:])}."
+        )
     return values
 
 

@@ -1,6 +1,8 @@
-"""The training loop: an interpreter of the drawing in events.py, which passes a state through stages and callbacks.
+"""The training loop: an interpreter of the drawing in events.py, which passes a state through
+stages and callbacks.
 
-It knows no callback. `Run.steps` is the machine; running it to the end is `fit`, one transition at a time is `trace`.
+It knows no callback. `Run.steps` is the machine; running it to the end is `fit`, one transition at
+a time is `trace`.
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -11,7 +13,20 @@ from loop import stages
 from loop.brackets import opened
 from loop.callback import COMMITTED, in_order, name_of
 from loop.chance import global_generators_kept
-from loop.events import EPOCH, EVENTS, FIT, SCOPES, STAGES, STEP, TRAIN, TRAIN_BATCH, VALIDATE, Event, Scope, Stage
+from loop.events import (
+    EPOCH,
+    EVENTS,
+    FIT,
+    SCOPES,
+    STAGES,
+    STEP,
+    TRAIN,
+    TRAIN_BATCH,
+    VALIDATE,
+    Event,
+    Scope,
+    Stage,
+)
 from loop.learner import Learner
 from loop.signals import SIGNALS, Cancel, SignalError
 from loop.state import State
@@ -25,9 +40,10 @@ Entry: TypeAlias = Callable[[State], State]
 class Run:
     """One run of a scope: its tables, and where it is.
 
-    The state at hand is `state`. `committed` is the latest from which the run can go on: nothing of a batch is in it.
-    If the state given is such a one (`done` says where it is), the run goes on from there: the scopes that were open
-    are entered again without their before_x, which the state has passed already.
+    The state at hand is `state`. `committed` is the latest from which the run can go on: nothing of
+    a batch is in it. If the state given is such a one (`done` says where it is), the run goes on
+    from there: the scopes that were open are entered again without their before_x, which the state
+    has passed already.
     """
 
     def __init__(
@@ -46,7 +62,9 @@ class Run:
         self.work = stages.Work() if work is None else work
         self.open: list[str] = []  # the scopes that can be cancelled here
         self.path: list[int] = []  # of every scope that can be resumed: how much of it is done
-        self.ahead = list(state.done)  # the path to go on from, as far as it has not been entered yet
+        self.ahead = list(
+            state.done
+        )  # the path to go on from, as far as it has not been entered yet
         self.state = self.committed = state.at_rest().replace(learner=learner)
         self.stop: Callable[[], bool] = bool  # says whether to end at the next event
         self.failure: Exception | None = None  # what failed when it had said so
@@ -55,8 +73,8 @@ class Run:
     def steps(self) -> Steps:
         """The run itself: yields (event, state) after every event, returns the last state.
 
-        Raises what a callback, the model, the loss or a loader raises, with a note that says where, and `error.state`,
-        the latest committed state.
+        Raises what a callback, the model, the loss or a loader raises, with a note that says where,
+        and `error.state`, the latest committed state.
         """
         try:
             with global_generators_kept(stages.device_of(self.state)), stages.mode_kept(self.state):
@@ -68,7 +86,9 @@ class Run:
         return self.state.at_rest().replace(done=(), frozen=())
 
     def to_end(self, stop: Callable[[], bool]) -> State:
-        """The last state; or the committed one where `stop()` said so between two events, with every bracket closed."""
+        """The last state; or the committed one where `stop()` said so between two events, with
+        every bracket closed.
+        """
         running, self.stop = self.steps(), stop
         try:
             while True:
@@ -81,7 +101,8 @@ class Run:
             return result
 
     def _scope(self, scope: Scope) -> Transitions:
-        """One bracket for every scope: before; the parts; the signal of the scope's name caught; after.
+        """One bracket for every scope: before; the parts; the signal of the scope's name caught;
+        after.
 
         Whatever way it ends, what it lent is taken back.
         """
@@ -124,7 +145,9 @@ class Run:
                 self._enter(stages.LEAVE.get(scope.name, _unchanged))
                 yield self._event(scope.after)
         except Cancel as signal:
-            signal.state = _left(scope, self.state if signal.state is None else signal.state, fixed, lent)
+            signal.state = _left(
+                scope, self.state if signal.state is None else signal.state, fixed, lent
+            )
             raise
         finally:
             del self.path[depth:]
@@ -132,7 +155,11 @@ class Run:
 
     def handlers_of(self, place: str) -> Sequence[Method]:
         """Who handles an event, or has a bracket ("around_...")."""
-        return self.handlers[place] if place in self.handlers else self.brackets[place.removeprefix("around_")]
+        return (
+            self.handlers[place]
+            if place in self.handlers
+            else self.brackets[place.removeprefix("around_")]
+        )
 
     def _begins(self, scope: Scope, index: int, part: Scope) -> bool:
         """Whether this part of a scope is to be run, and if so, what changes on entering it."""
@@ -145,7 +172,9 @@ class Run:
         return True
 
     def _each(self, scope: Scope) -> Iterator[Entry]:
-        """What changes on entering a repeated scope, once for each time; an error in the loader says so."""
+        """What changes on entering a repeated scope, once for each time; an error in the loader
+        says so.
+        """
         entries = REPEATED[scope.name](self.state, self.path[-1])
         while True:
             try:
@@ -158,7 +187,9 @@ class Run:
             yield entry
 
     def _enter(self, entry: Entry) -> None:
-        """The fields that change on entering or leaving a scope; on entering one again, it is where it was."""
+        """The fields that change on entering or leaving a scope; on entering one again, it is where
+        it was.
+        """
         now = self.state
         self.state = entry(now)
         if self.ahead:
@@ -185,7 +216,8 @@ class Run:
             return
         if not isinstance(result, State):
             raise TypeError(
-                f"callback {name!r} returned {type(result).__name__} from {event}: expected a State or None. "
+                f"callback {name!r} returned {type(result).__name__} from {event}: expected a "
+                f"State or None. "
                 f"Return state.replace(...), or nothing for no change."
             )
         self.state = _in_run(result, self.state)
@@ -199,10 +231,14 @@ class Run:
                 raise
 
     def brackets_of(self, name: str, lend: bool = False) -> AbstractContextManager[Any]:
-        """The brackets that callbacks have around this; they close in reverse order, on every way out."""
+        """The brackets that callbacks have around this; they close in reverse order, on every way
+        out.
+        """
         if not self.brackets[name]:
             return _NO_BRACKETS
-        stack, self.state = opened(self.brackets[name], f"around_{name}", self.state, self._explain, lend)
+        stack, self.state = opened(
+            self.brackets[name], f"around_{name}", self.state, self._explain, lend
+        )
         return stack
 
     def _commit(self) -> None:
@@ -218,7 +254,12 @@ class Run:
                     raise
 
     def _explain(
-        self, error: Exception, where: str, batch: int | None = None, shapes: bool = False, spare: bool = True
+        self,
+        error: Exception,
+        where: str,
+        batch: int | None = None,
+        shapes: bool = False,
+        spare: bool = True,
     ) -> None:
         """Give an error a note on where it happened, and a signal the state to go on from.
 
@@ -244,7 +285,11 @@ class Run:
             return f"batch {batch} of a validation"
         phases = {TRAIN.name: "training", VALIDATE.name: "validation"}
         phase = next((phases[name] for name in phases if name in self.open), None)
-        return f"epoch {self.state.epoch}" if phase is None else f"{phase} batch {batch} of epoch {self.state.epoch}"
+        return (
+            f"epoch {self.state.epoch}"
+            if phase is None
+            else f"{phase} batch {batch} of epoch {self.state.epoch}"
+        )
 
 
 REPEATED: dict[str, Callable[[State, int], Iterator[Entry]]] = {
@@ -273,8 +318,12 @@ def _left(scope: Scope, state: State, learner: Learner | None, resources: Any) -
 
 
 def _in_run(result: State, state: State) -> State:
-    """A state that a callback wants next, as part of this run: where the run is, is not for callbacks to say."""
-    if result.learner is not None and all(getattr(result, name) == getattr(state, name) for name in _PROGRESS):
+    """A state that a callback wants next, as part of this run: where the run is, is not for
+    callbacks to say.
+    """
+    if result.learner is not None and all(
+        getattr(result, name) == getattr(state, name) for name in _PROGRESS
+    ):
         return result
     progress = {name: getattr(state, name) for name in _PROGRESS}
     learner = state.learner if result.learner is None else result.learner

@@ -26,8 +26,9 @@ def fit_flat_cos(
 ) -> State:
     """Train with lr for `pct_start` of the run, and then along a cosine down to lr / div_final.
 
-    `lr` is a number or a tree prefix of params. The momentum is left alone. The other arguments are those of
-    `flat_cosine`, and those of `fit`. Source: fastai, for optimizers such as Ranger that need no warm-up.
+    `lr` is a number or a tree prefix of params. The momentum is left alone. The other arguments are
+    those of `flat_cosine`, and those of `fit`. Source: fastai, for optimizers such as Ranger that
+    need no warm-up.
     """
     schedule = optree.tree_map(lambda top: flat_cosine(float(top), div_final, pct_start), lr)
     return fit(learner, state, epochs, [*callbacks, ParamScheduler({"lr": schedule})], **options)
@@ -43,14 +44,19 @@ def fit_sgdr(
     callbacks: Sequence[Any] = (),
     **options: Any,
 ) -> State:
-    """Train in cycles: in each, lr falls along a cosine from its maximum to 0, and starts again at the maximum.
+    """Train in cycles: in each, lr falls along a cosine from its maximum to 0, and starts again at
+    the maximum.
 
-    The first cycle has `cycle_length` epochs, each other `cycle_mult` times as many as the one before: 1, 2 and 4 make
-    7 epochs. `lr` is the maximum, a number or a tree prefix of params. The other arguments are those of `fit`.
-    Raises ValueError unless cycles, cycle_length and cycle_mult are whole numbers, 1 or more.
-    Source: SGDR (Loshchilov and Hutter 2017).
+    The first cycle has `cycle_length` epochs, each other `cycle_mult` times as many as the one
+    before: 1, 2 and 4 make 7 epochs. `lr` is the maximum, a number or a tree prefix of params. The
+    other arguments are those of `fit`. Raises ValueError unless cycles, cycle_length and cycle_mult
+    are whole numbers, 1 or more. Source: SGDR (Loshchilov and Hutter 2017).
     """
-    for name, value in (("cycles", cycles), ("cycle_length", cycle_length), ("cycle_mult", cycle_mult)):
+    for name, value in (
+        ("cycles", cycles),
+        ("cycle_length", cycle_length),
+        ("cycle_mult", cycle_mult),
+    ):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"fit_sgdr: {name} must be a whole number, 1 or more, got {value!r}.")
     epochs = sum(cycle_length * cycle_mult**cycle for cycle in range(cycles))
@@ -61,11 +67,12 @@ def fit_sgdr(
 def overfit_one_batch(
     learner: Learner, state: State, steps: int = 100, callbacks: Sequence[Any] = (), **options: Any
 ) -> State:
-    """Train on one batch over and over: a model that can learn at all brings this loss down. Nothing is validated.
+    """Train on one batch over and over: a model that can learn at all brings this loss down.
+    Nothing is validated.
 
-    The batch is the one that `fit` would train on first. The run is one epoch of so many steps, so schedules work as
-    ever; the losses are in the history of the state returned. The other arguments are those of `fit`.
-    Raises ValueError if steps is below 1.
+    The batch is the one that `fit` would train on first. The run is one epoch of so many steps, so
+    schedules work as ever; the losses are in the history of the state returned. The other arguments
+    are those of `fit`. Raises ValueError if steps is below 1.
 
     >>> import torch
     >>> from functional_sgd import sgd
@@ -77,7 +84,9 @@ def overfit_one_batch(
     3.0
     """
     if not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"overfit_one_batch: steps must be a whole number, 1 or more, got {steps!r}.")
+        raise ValueError(
+            f"overfit_one_batch: steps must be a whole number, 1 or more, got {steps!r}."
+        )
     xb, yb = first_batch(learner, state)
     alone = replace(learner, data=replace(learner.data, train=[(*xb, *yb)] * steps, valid=None))
     return fit(alone, state, 1, callbacks, **options)

@@ -1,4 +1,6 @@
-"""Signals: raise one in a callback to end a scope early; it carries the state that the run goes on from."""
+"""Signals: raise one in a callback to end a scope early; it carries the state that the run goes on
+from.
+"""
 
 from typing import TYPE_CHECKING, ClassVar
 
@@ -7,7 +9,9 @@ if TYPE_CHECKING:
 
 
 class Cancel(Exception):
-    """Ends the scope of its name. `raise CancelBatch(state)`; without a state, the run goes on from the event's own."""
+    """Ends the scope of its name. `raise CancelBatch(state)`; without a state, the run goes on from
+    the event's own.
+    """
 
     scope: ClassVar[str]
 

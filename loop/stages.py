@@ -1,4 +1,6 @@
-"""What the machine does between events: fetch, predict, measure, differentiate, update; each from state to state."""
+"""What the machine does between events: fetch, predict, measure, differentiate, update; each from
+state to state.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +20,9 @@ _DATA, _VALID_DATA, FOR_BATCH, _VALID_BATCH = range(4)  # what a random number i
 
 
 class Work:
-    """The stages. Between [predict] and [gradients] it holds the params of the batch, tracked and as they were."""
+    """The stages. Between [predict] and [gradients] it holds the params of the batch, tracked and
+    as they were.
+    """
 
     def __init__(self) -> None:
         self.during: dict[str, Tensor] = {}
@@ -40,7 +44,8 @@ class Work:
         seed_torch(key(state.seed, state.train_iter, FOR_BATCH), device)
         self.before, frozen = state.params, state.frozen
         self.during = {
-            name: value if name in frozen else value.detach().requires_grad_() for name, value in state.params.items()
+            name: value if name in frozen else value.detach().requires_grad_()
+            for name, value in state.params.items()
         }
         with torch.enable_grad():
             pred, buffers = apply(learner.model, self.during, state.buffers, *(state.xb or ()))
@@ -53,8 +58,14 @@ class Work:
         with torch.set_grad_enabled(state.training):
             loss = learner_of(state).loss(state.pred, *(state.yb or ()))
         if not isinstance(loss, Tensor) or loss.dim() != 0:
-            found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"type {type(loss).__name__}"
-            raise ValueError(f"Learner: loss must return a 0-d tensor, got one of {found}. Take the mean of it.")
+            found = (
+                f"shape {tuple(loss.shape)}"
+                if isinstance(loss, Tensor)
+                else f"type {type(loss).__name__}"
+            )
+            raise ValueError(
+                f"Learner: loss must return a 0-d tensor, got one of {found}. Take the mean of it."
+            )
         return state.replace(loss=loss)
 
     def gradients(self, state: State) -> State:
@@ -69,12 +80,16 @@ class Work:
         by_name = {name: None if name in state.frozen else next(grads) for name in self.during}
         params = self.before if state.params is self.during else state.params
         self.during, self.before = {}, {}
-        return state.replace(params=params, grads=by_name, pred=detached(state.pred), loss=state.loss.detach())
+        return state.replace(
+            params=params, grads=by_name, pred=detached(state.pred), loss=state.loss.detach()
+        )
 
     def update(self, state: State) -> State:
         """One step of the optimizer."""
         with torch.no_grad():
-            params, opt_state = learner_of(state).opt(state.params, state.grads, state.opt_state, state.hyper)
+            params, opt_state = learner_of(state).opt(
+                state.params, state.grads, state.opt_state, state.hyper
+            )
         return state.replace(params=params, opt_state=opt_state)
 
 
@@ -85,7 +100,9 @@ def epochs(state: State, start: int) -> Iterator[Callable[[State], State]]:
 
 
 def batches(state: State, start: int) -> Iterator[Callable[[State], State]]:
-    """Enter every batch of the phase, from this one on. The order of the data is a function of (seed, epoch) alone."""
+    """Enter every batch of the phase, from this one on. The order of the data is a function of
+    (seed, epoch) alone.
+    """
     learner, device = learner_of(state), device_of(state)
     loader = learner.data.train if state.training else learner.data.valid
     name = "data.train" if state.training else "data.valid"
@@ -110,7 +127,8 @@ def batches(state: State, start: int) -> Iterator[Callable[[State], State]]:
         index += 1
     if index < max(start, 1):
         raise ValueError(
-            f"Learner: {name} yielded {index} batches where the run had seen {start} already: it is other data."
+            f"Learner: {name} yielded {index} batches where the run had seen {start} already: it "
+            f"is other data."
             if start
             else f"Learner: {name} is empty: it yielded no batch. Check the data set, or drop_last."
         )
@@ -120,7 +138,9 @@ def enter_train(state: State) -> State:
     """The training phase begins."""
     pct = state.epoch / max(state.n_epoch, 1)
     learner_of(state).model.train(True)
-    return state.replace(training=True, iter=0, n_iter=_length(learner_of(state).data.train), pct_train=pct)
+    return state.replace(
+        training=True, iter=0, n_iter=_length(learner_of(state).data.train), pct_train=pct
+    )
 
 
 def enter_validate(state: State) -> State:
@@ -156,7 +176,9 @@ def left_train(state: State) -> State:
 ENTER: Mapping[str, Callable[[State], State]] = {"train": enter_train, "validate": enter_validate}
 LEAVE: Mapping[str, Callable[[State], State]] = {"batch": leave_batch, "epoch": leave_epoch}
 LEFT: Mapping[str, Callable[[State], State]] = {"batch": left_batch, "train": left_train}
-"""What changes on entering a scope; before its after_x, unless an outer signal left it; and whenever it ends."""
+"""What changes on entering a scope; before its after_x, unless an outer signal left it; and
+whenever it ends.
+"""
 
 
 def has_validation_data(state: State) -> bool:
@@ -190,7 +212,9 @@ def device_of(state: State) -> torch.device:
     return next((value.device for value in state.params.values()), torch.device("cpu"))
 
 
-def split_batch(learner: Learner, batch: Any, device: torch.device) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+def split_batch(
+    learner: Learner, batch: Any, device: torch.device
+) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """A batch as (inputs, targets), on the device."""
     parts = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
     parts = tuple(_to(part, device) for part in parts)
@@ -213,12 +237,18 @@ def mode_kept(state: State) -> Iterator[None]:
 def shapes(state: State) -> str:
     """The shapes in a batch, for an error message."""
     named = {"xb": state.xb, "yb": state.yb, "pred": state.pred}
-    known = {name: optree.tree_map(_shape, value) for name, value in named.items() if value is not None}
+    known = {
+        name: optree.tree_map(_shape, value) for name, value in named.items() if value is not None
+    }
     return ", ".join(f"{name}: {value}" for name, value in known.items())
 
 
 def _shape(value: Any) -> str:
-    return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}" if isinstance(value, Tensor) else repr(value)
+    return (
+        f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+        if isinstance(value, Tensor)
+        else repr(value)
+    )
 
 
 def _to(part: Any, device: torch.device) -> Any:

@@ -18,13 +18,15 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class State:
-    """Everything about a run that changes. A state is a checkpoint, a fork and an undo: keep it and use it again.
+    """Everything about a run that changes. A state is a checkpoint, a fork and an undo: keep it and
+    use it again.
 
     `state.replace(name=value)` gives the next one.
     """
 
-    # Learned: what training is for. Changed by [predict] (buffers), [update], and callbacks. Between [predict] and
-    # [gradients] of a training batch, params are tracked: a penalty on them, added to the loss, has a gradient.
+    # Learned: what training is for. Changed by [predict] (buffers), [update], and callbacks.
+    # Between [predict] and [gradients] of a training batch, params are tracked: a penalty on them,
+    # added to the loss, has a gradient.
     params: Tensors
     buffers: Tensors
     opt_state: dict[str, Any]
@@ -43,9 +45,15 @@ class State:
     pct_train: float = 0.0  # the share of this run's training that is done, 0 to 1
     training: bool = False  # True in the training phase
     event: str = ""  # the event being handled
-    frozen: tuple[str, ...] = ()  # the params that this run does not train; callbacks say so in before_fit
-    done: tuple[int, ...] = ()  # epochs done, then parts of the epoch, then batches of the phase: where to resume
-    stopped: str = ""  # the system's signal that ended the last run early, "SIGINT" or "SIGTERM", if one did
+    frozen: tuple[
+        str, ...
+    ] = ()  # the params that this run does not train; callbacks say so in before_fit
+    done: tuple[
+        int, ...
+    ] = ()  # epochs done, then parts of the epoch, then batches of the phase: where to resume
+    stopped: str = (
+        ""  # the system's signal that ended the last run early, "SIGINT" or "SIGTERM", if one did
+    )
 
     # Kept: what happened, and what callbacks remember (by their names).
     history: History = field(default_factory=History)
@@ -60,7 +68,9 @@ class State:
 
     # Lent: only during a run. A learner replaced inside a scope is put back at its end.
     learner: "Learner | None" = None
-    resources: Mapping[str, Any] = field(default_factory=dict)  # what callbacks' brackets opened, by name
+    resources: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # what callbacks' brackets opened, by name
 
     def replace(self, **changes: Any) -> "State":
         """The same state but for these fields. Raises TypeError for a name that is not a field.
@@ -90,7 +100,9 @@ class State:
         >>> State({}, {}, {}, {}, memory={"counter": 1}).forget("counter").memory
         {}
         """
-        return self.replace(memory={key: value for key, value in self.memory.items() if key != name})
+        return self.replace(
+            memory={key: value for key, value in self.memory.items() if key != name}
+        )
 
     def without_batch(self) -> "State":
         """The state as it is between batches: no transient field, and params that nothing tracks."""
@@ -116,7 +128,8 @@ class State:
     def __repr__(self) -> str:
         size = sum(value.numel() for value in self.params.values())
         return (
-            f"State(epoch {self.epoch} of {self.n_epoch}, train_iter {self.train_iter}, seed {self.seed}, "
+            f"State(epoch {self.epoch} of {self.n_epoch}, train_iter {self.train_iter}, seed "
+            f"{self.seed}, "
             f"{len(self.params)} params of {size:,} elements, hyper {dict(self.hyper)}, "
             f"{len(self.history.rows)} rows of history)"
         )

@@ -1,4 +1,6 @@
-"""Everything public in functional_sgd, with arguments: what is listed here has to keep all the laws."""
+"""Everything public in functional_sgd, with arguments: what is listed here has to keep all the
+laws.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -68,10 +70,16 @@ RECIPES: dict[str, Callable[[], Chain]] = {
     "centralize_sgd": lambda: chain(fs.centralize, fs.sgd(lr=0.05, mom=0.9)),
     "clip_norm_adam": lambda: chain(fs.clip_norm, fs.adam(lr=0.02), max_norm=0.5),
     "clip_value_adamw": lambda: chain(fs.clip_value, fs.adamw(lr=0.02), max_value=0.5),
-    "lars": lambda: chain(fs.weight_decay, fs.heavy_ball, fs.lars_ratio, fs.sgd_step, lr=0.05, wd=0.1),
+    "lars": lambda: chain(
+        fs.weight_decay, fs.heavy_ball, fs.lars_ratio, fs.sgd_step, lr=0.05, wd=0.1
+    ),
     "radam_fastai": lambda: chain(*_AVERAGES, fs.rectify, fs.sgd_step, lr=0.02),
-    "radam_softplus": lambda: chain(*_AVERAGES, fs.rectify_softplus, fs.sgd_step, lr=0.02, beta=20.0),
-    "rmsprop_eps_inside": lambda: chain(fs.average_sqr_grad, fs.scale_by_rms_eps_inside, fs.sgd_step, lr=0.01),
+    "radam_softplus": lambda: chain(
+        *_AVERAGES, fs.rectify_softplus, fs.sgd_step, lr=0.02, beta=20.0
+    ),
+    "rmsprop_eps_inside": lambda: chain(
+        fs.average_sqr_grad, fs.scale_by_rms_eps_inside, fs.sgd_step, lr=0.01
+    ),
     "clip_norm_inside": lambda: chain(
         fs.average_grad, fs.rename(fs.clip_norm, grad="update"), fs.sgd_step, lr=0.05, max_norm=0.2
     ),
@@ -97,7 +105,9 @@ def by_size(path: str, leaf: Tensor) -> str | None:
 
 def halves() -> Optimizer:
     """An optimizer for large leaves and another for small ones."""
-    return fs.partition({"large": fs.momentum(lr=0.05), "small": fs.adamw(lr=0.02, wd=0.1)}, by_size)
+    return fs.partition(
+        {"large": fs.momentum(lr=0.05), "small": fs.adamw(lr=0.02, wd=0.1)}, by_size
+    )
 
 
 WRAPPED: dict[str, Callable[[], Optimizer]] = {
@@ -113,7 +123,10 @@ WRAPPED: dict[str, Callable[[], Optimizer]] = {
     "scheduled": lambda: fs.scheduled(fs.adamw(wd=0.1), steps=10, lr=one_cycle(0.02)),
     "skip_nonfinite": lambda: fs.skip_nonfinite(fs.adamw(lr=0.02, wd=0.1)),
     "skip_nonfinite_of_all_others": lambda: fs.skip_nonfinite(
-        fs.average_params(fs.accumulate(fs.scheduled(halves(), wd=lambda step: 0.1 / (step + 1)), every=2), decay=0.8)
+        fs.average_params(
+            fs.accumulate(fs.scheduled(halves(), wd=lambda step: 0.1 / (step + 1)), every=2),
+            decay=0.8,
+        )
     ),
 }
 """Optimizers around optimizers: each wrapper at least once."""
@@ -130,8 +143,12 @@ def scopes(opt: Chain) -> set[str]:
     return {rule.scope for rule in opt.rules}
 
 
-ELEMENTWISE_RECIPES = tuple(name for name, make in RECIPES.items() if scopes(make()) <= {"elementwise"})
-SEPARABLE_RECIPES = tuple(name for name, make in RECIPES.items() if "treewise" not in scopes(make()))
+ELEMENTWISE_RECIPES = tuple(
+    name for name, make in RECIPES.items() if scopes(make()) <= {"elementwise"}
+)
+SEPARABLE_RECIPES = tuple(
+    name for name, make in RECIPES.items() if "treewise" not in scopes(make())
+)
 
 
 def sample_tree(seed: int = 0, dtype: torch.dtype = torch.float32) -> Tree:
@@ -142,17 +159,25 @@ def sample_tree(seed: int = 0, dtype: torch.dtype = torch.float32) -> Tree:
         wide = torch.complex128 if dtype.is_complex else torch.float64
         return torch.randn(shape, generator=generator, dtype=wide).to(dtype)
 
-    return {"body": [leaf(3, 4), {"bias": leaf(4)}], "conv": leaf(2, 3, 2, 2), "ends": (leaf(), leaf(5))}
+    return {
+        "body": [leaf(3, 4), {"bias": leaf(4)}],
+        "conv": leaf(2, 3, 2, 2),
+        "ends": (leaf(), leaf(5)),
+    }
 
 
 def small_tree(seed: int = 0, dtype: torch.dtype = torch.float64) -> Tree:
     """Two leaves, seven numbers between 0.5 and 1.5."""
     generator = torch.Generator().manual_seed(seed)
-    matrix, scalar = (0.5 + torch.rand(shape, generator=generator, dtype=torch.float64) for shape in ((2, 3), ()))
+    matrix, scalar = (
+        0.5 + torch.rand(shape, generator=generator, dtype=torch.float64) for shape in ((2, 3), ())
+    )
     return {"matrix": matrix.to(dtype), "scalar": scalar.to(dtype)}
 
 
-def run(opt: Optimizer, params: Tree, steps: int, state: Any = None, start: int = 0, **hyper: Any) -> tuple[Tree, Any]:
+def run(
+    opt: Optimizer, params: Tree, steps: int, state: Any = None, start: int = 0, **hyper: Any
+) -> tuple[Tree, Any]:
     """Steps with random gradients, which depend on `start` and the number of the step alone."""
     state = opt.init(params) if state is None else state
     for number in range(start, start + steps):

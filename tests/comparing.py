@@ -14,11 +14,19 @@ def assert_close(found: Tree, expected: Tree, rtol: float = 0.0, atol: float = 0
     """Same containers, dtypes, devices and shapes; numbers within the tolerance, NaN equal to NaN."""
     assert optree.tree_structure(found) == optree.tree_structure(expected)
     for path, left, right in zip(
-        optree.tree_paths(found), optree.tree_leaves(found), optree.tree_leaves(expected), strict=True
+        optree.tree_paths(found),
+        optree.tree_leaves(found),
+        optree.tree_leaves(expected),
+        strict=True,
     ):
         where = ".".join(map(str, path))
         torch.testing.assert_close(
-            left, right, rtol=rtol, atol=atol, equal_nan=True, msg=lambda text, where=where: f"{where}: {text}"
+            left,
+            right,
+            rtol=rtol,
+            atol=atol,
+            equal_nan=True,
+            msg=lambda text, where=where: f"{where}: {text}",
         )
 
 
@@ -35,7 +43,9 @@ def assert_finite(tree: Tree) -> None:
 
 def copy_of(tree: Tree) -> Tree:
     """The same numbers in other memory."""
-    return optree.tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf, tree)
+    return optree.tree_map(
+        lambda leaf: leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf, tree
+    )
 
 
 def by_path_of(tree: Tree) -> dict[str, torch.Tensor]:
@@ -44,7 +54,9 @@ def by_path_of(tree: Tree) -> dict[str, torch.Tensor]:
 
 
 def of_params(path: str, params: Tree) -> bool:
-    """Whether a path in a state ends with that of a leaf of params, so that it is a slot of that leaf."""
+    """Whether a path in a state ends with that of a leaf of params, so that it is a slot of that
+    leaf.
+    """
     return any(path.endswith(f".{name}") for name in paths(params))
 
 
@@ -59,7 +71,9 @@ def member(tree: Tree, index: int) -> Tree:
 
 
 class Untouched:
-    """A snapshot of trees: `check()` fails if a tensor in them was written to, even with equal numbers."""
+    """A snapshot of trees: `check()` fails if a tensor in them was written to, even with equal
+    numbers.
+    """
 
     def __init__(self, *trees: Tree) -> None:
         self.trees = trees

@@ -1,4 +1,6 @@
-"""Settings for every test: one thread, no display. Helpers are imported as `from tests.catalogue import ...`."""
+"""Settings for every test: one thread, no display. Helpers are imported as `from tests.catalogue
+import ...`.
+"""
 
 import os
 from collections.abc import Iterator
@@ -19,5 +21,7 @@ def fresh_compiler() -> Iterator[None]:
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:
-    """Functions by name: an id with an address in it differs between the processes that share the tests."""
+    """Functions by name: an id with an address in it differs between the processes that share the
+    tests.
+    """
     return str(getattr(val, "__name__", type(val).__name__)) if callable(val) else None

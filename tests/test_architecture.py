@@ -11,10 +11,13 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 ORDER = (
-    "mode tree guard pack rule wiring hyper state arguments step chain schedules rules wrappers optimizers autodiff "
+    "mode tree guard pack rule wiring hyper state arguments step chain schedules rules wrappers "
+    "optimizers autodiff "
     "execute bridge"
 ).split()
-"""Of functional_sgd: a module, or a folder of them, imports from what stands before it, and from its own folder."""
+"""Of functional_sgd: a module, or a folder of them, imports from what stands before it, and from
+its own folder.
+"""
 
 MAX_LINES = 300
 
@@ -41,7 +44,10 @@ def imports_of(name: str, also_for_types: bool = True) -> set[str]:
     found = set()
     tree = ast.parse(MODULES[name].read_text())
     skipped = {
-        id(inner) for node in ast.walk(tree) if for_types_only(node) and not also_for_types for inner in ast.walk(node)
+        id(inner)
+        for node in ast.walk(tree)
+        if for_types_only(node) and not also_for_types
+        for inner in ast.walk(node)
     }
     for node in ast.walk(tree):
         if id(node) in skipped:
@@ -53,10 +59,15 @@ def imports_of(name: str, also_for_types: bool = True) -> set[str]:
             if node.level:
                 package = name if MODULES[name].name == "__init__.py" else name.rpartition(".")[0]
                 base = ".".join(
-                    [*package.split(".")[: len(package.split(".")) + 1 - node.level], *filter(None, [base])]
+                    [
+                        *package.split(".")[: len(package.split(".")) + 1 - node.level],
+                        *filter(None, [base]),
+                    ]
                 )
             submodules = {f"{base}.{alias.name}" for alias in node.names} & MODULES.keys()
-            names_of_base = {alias.name for alias in node.names if f"{base}.{alias.name}" not in MODULES}
+            names_of_base = {
+                alias.name for alias in node.names if f"{base}.{alias.name}" not in MODULES
+            }
             found |= submodules | ({base} if names_of_base else set())
     return found & MODULES.keys()
 
@@ -78,7 +89,8 @@ def test_imports_point_one_way(name: str) -> None:
     upwards = {
         other
         for other in imports_of(name)
-        if other == "functional_sgd" or (rank(other) >= rank(name) and other.split(".")[1] != name.split(".")[1])
+        if other == "functional_sgd"
+        or (rank(other) >= rank(name) and other.split(".")[1] != name.split(".")[1])
     }
     assert not upwards
 
@@ -90,13 +102,19 @@ def test_functional_sgd_never_imports_loop(name: str) -> None:
 
 @pytest.mark.parametrize("package", ["functional_sgd", "loop"])
 def test_there_is_no_import_cycle(package: str) -> None:
-    graph = {name: imports_of(name, also_for_types=False) - {name} for name in MODULES if name.split(".")[0] == package}
+    graph = {
+        name: imports_of(name, also_for_types=False) - {name}
+        for name in MODULES
+        if name.split(".")[0] == package
+    }
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which shows the cycle
 
 
 def test_the_machine_knows_no_callback() -> None:
     names = [name for name in MODULES if name == "loop.machine"]
-    assert not {other for name in names for other in imports_of(name) if other.startswith("loop.callbacks")}
+    assert not {
+        other for name in names for other in imports_of(name) if other.startswith("loop.callbacks")
+    }
 
 
 FILES = [
@@ -117,7 +135,9 @@ def test_the_imports_that_are_checked_are_the_real_ones() -> None:
     assert "functional_sgd.rules" in imports_of("functional_sgd.optimizers")
 
 
-@pytest.mark.parametrize("heavy", ["torchvision", "sklearn", "matplotlib", "loop", "torch._dynamo", "triton"])
+@pytest.mark.parametrize(
+    "heavy", ["torchvision", "sklearn", "matplotlib", "loop", "torch._dynamo", "triton"]
+)
 def test_functional_sgd_does_not_load(heavy: str, loaded: set[str]) -> None:
     assert heavy not in loaded
 
@@ -126,7 +146,9 @@ def test_functional_sgd_does_not_load(heavy: str, loaded: set[str]) -> None:
 def loaded() -> set[str]:
     """What is imported by `import functional_sgd`."""
     code = "import sys, functional_sgd; print(*sys.modules)"
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=300)
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=300
+    )
     assert process.returncode == 0, process.stderr
     names = set(process.stdout.split())
     assert "functional_sgd" in names

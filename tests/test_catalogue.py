@@ -15,7 +15,11 @@ def _rules_in(module: object) -> dict[str, Rule]:
 
 def _functions_of(module: object) -> list[str]:
     own = inspect.getmembers(module, inspect.isfunction)
-    return [name for name, function in own if not name.startswith("_") and function.__module__ == module.__name__]
+    return [
+        name
+        for name, function in own
+        if not name.startswith("_") and function.__module__ == module.__name__
+    ]
 
 
 @pytest.mark.parametrize("name", sorted({**_rules_in(functional_sgd), **_rules_in(rules)}))
@@ -43,7 +47,11 @@ def test_every_recipe_is_exported(recipe: str) -> None:
     assert getattr(functional_sgd, recipe) is getattr(optimizers, recipe)
 
 
-WRAPPERS = [name for name, value in vars(wrappers).items() if inspect.isfunction(value) and name != "averaged"]
+WRAPPERS = [
+    name
+    for name, value in vars(wrappers).items()
+    if inspect.isfunction(value) and name != "averaged"
+]
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)

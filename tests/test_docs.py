@@ -26,7 +26,9 @@ PACKAGES = (functional_sgd, loop)
 NAMES = [package.__name__ for package in PACKAGES] + [
     found.name
     for package in PACKAGES
-    for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}.", onerror=lambda _: None)
+    for found in pkgutil.walk_packages(
+        package.__path__, f"{package.__name__}.", onerror=lambda _: None
+    )
 ]
 
 
@@ -43,7 +45,9 @@ def test_every_module_can_be_imported(name: str) -> None:
 
 
 def docstrings_of(module: ModuleType) -> Iterator[tuple[str, str]]:
-    """(where, text) of the module and of what is defined in it: functions, rules, classes and their members."""
+    """(where, text) of the module and of what is defined in it: functions, rules, classes and their
+    members.
+    """
     yield module.__name__, module.__doc__ or ""
     for name, value in vars(module).items():
         if getattr(value, "__module__", None) != module.__name__:
@@ -64,7 +68,12 @@ def docstrings_of_class(where: str, cls: type) -> Iterator[tuple[str, str]]:
             yield f"{where}.{name}", function.__doc__ or ""
 
 
-EXAMPLES = {where: (text, module) for module in modules() for where, text in docstrings_of(module) if ">>>" in text}
+EXAMPLES = {
+    where: (text, module)
+    for module in modules()
+    for where, text in docstrings_of(module)
+    if ">>>" in text
+}
 
 
 def run_examples(where: str, text: str, names: dict[str, Any]) -> None:
@@ -90,7 +99,11 @@ def test_examples_in_docstrings(where: str) -> None:
         run_examples(where, text, {**vars(module), "torch": torch})
 
 
-PUBLIC = [name for name, value in vars(functional_sgd).items() if name[0] != "_" and not inspect.ismodule(value)]
+PUBLIC = [
+    name
+    for name, value in vars(functional_sgd).items()
+    if name[0] != "_" and not inspect.ismodule(value)
+]
 
 
 def examples_of(value: Any) -> str:
@@ -101,14 +114,18 @@ def examples_of(value: Any) -> str:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in PUBLIC if not getattr(getattr(functional_sgd, name), "_is_protocol", 0)]
+    "name",
+    [name for name in PUBLIC if not getattr(getattr(functional_sgd, name), "_is_protocol", 0)],
 )
 def test_every_public_name_has_an_example(name: str) -> None:
     assert ">>>" in examples_of(getattr(functional_sgd, name))
 
 
 def test_examples_of_rules_and_methods_are_among_those_that_run() -> None:
-    assert {"functional_sgd.rules.averaging.average_grad", "functional_sgd.chain.Chain.describe"} <= EXAMPLES.keys()
+    assert {
+        "functional_sgd.rules.averaging.average_grad",
+        "functional_sgd.chain.Chain.describe",
+    } <= EXAMPLES.keys()
 
 
 def blocks_of(file: Path) -> list[tuple[int, str]]:
@@ -119,7 +136,9 @@ def blocks_of(file: Path) -> list[tuple[int, str]]:
 
 
 PAGES = [
-    page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))) if page.exists() and blocks_of(page)
+    page
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md")))
+    if page.exists() and blocks_of(page)
 ]
 
 

@@ -10,13 +10,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py") if "def main" in path.read_text())
+EXAMPLES = sorted(
+    path.name for path in (ROOT / "examples").glob("*.py") if "def main" in path.read_text()
+)
 
 
 def run(name: str, *arguments: str, cwd: Path) -> str:
     """What an example prints; warnings are errors there too."""
     command = [sys.executable, "-W", "error", str(ROOT / "examples" / name), *arguments]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -40,7 +44,10 @@ def test_new_optimizer(tmp_path: Path) -> None:
 
 def test_new_callback(tmp_path: Path) -> None:
     printed = run("new_callback.py", "--target", "10", cwd=tmp_path)
-    assert "after_epoch: recorder, stop_when_good, progress" in printed or "stopped after epoch 0, 12 noisy" in printed
+    assert (
+        "after_epoch: recorder, stop_when_good, progress" in printed
+        or "stopped after epoch 0, 12 noisy" in printed
+    )
     assert "stopped after epoch 0, 12 noisy steps" in printed
 
 
@@ -50,20 +57,31 @@ def test_fashion_mnist_on_made_up_images(tmp_path: Path) -> None:
         header = struct.pack(">HBBIII", 0, 8, 3, count, 28, 28)
         (tmp_path / f"{name}-images-idx3-ubyte").write_bytes(header + images)
         labels = bytes(i % 10 for i in range(count))
-        (tmp_path / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">HBBI", 0, 8, 1, count) + labels)
-    printed = run("fashion_mnist.py", "--root", str(tmp_path), "--quick", "--rows", "sgd", cwd=tmp_path)
+        (tmp_path / f"{name}-labels-idx1-ubyte").write_bytes(
+            struct.pack(">HBBI", 0, 8, 1, count) + labels
+        )
+    printed = run(
+        "fashion_mnist.py", "--root", str(tmp_path), "--quick", "--rows", "sgd", cwd=tmp_path
+    )
     assert "0.825" in printed  # the lesson's first epoch, beside ours
 
 
 def test_lesson9_data(tmp_path: Path) -> None:
     printed = run("lesson9_data.py", cwd=tmp_path)
     assert "batches of 3 out of ten: [3, 3, 3, 1]" in printed
-    assert re.findall(r"the same: (\w+)|tail of epoch 3: (\w+)", printed) == [("True", "")] * 3 + [("", "True")]
-    assert "loss over batches of 4 and 1: 3.00; the mean of the batches' means would be 5.25" in printed
+    assert re.findall(r"the same: (\w+)|tail of epoch 3: (\w+)", printed) == [("True", "")] * 3 + [
+        ("", "True")
+    ]
+    assert (
+        "loss over batches of 4 and 1: 3.00; the mean of the batches' means would be 5.25"
+        in printed
+    )
 
 
 def test_n13_n17_n18_lesson9_model(tmp_path: Path) -> None:
-    """By hand and by the loop it is the same; accuracies vary from run to run, and all are above 0.7."""
+    """By hand and by the loop it is the same; accuracies vary from run to run, and all are above
+    0.7.
+    """
     printed = run("lesson9_model.py", "--seeds", "3", "--epochs", "2", cwd=tmp_path)
     assert "by hand and by the loop, the same weights: True" in printed
     assert printed.count(": 4 parameters") == 4
@@ -85,7 +103,9 @@ def test_r1_b2_b12_b13_n44_pictures(tmp_path: Path) -> None:
 
 
 def test_l19_annealers_are_compared_with_schedules(tmp_path: Path) -> None:
-    """From an lr that is too high, lowering it by what the gradients say ends at a smaller loss than leaving it."""
+    """From an lr that is too high, lowering it by what the gradients say ends at a smaller loss
+    than leaving it.
+    """
     printed = run("annealers.py", "--lrs", "0.1", "--epochs", "10", "--seeds", "1", cwd=tmp_path)
     losses = dict(re.findall(r"0\.1\s+│ (\S.*\S)\s+│ [\d.]+\s+│ ([\d.]+)\s+│", printed))
     assert len(losses) == 6
@@ -106,16 +126,25 @@ def test_resume_ends_the_same_after_a_kill_and_a_ctrl_c(tmp_path: Path) -> None:
         "--folder",
         "parts",
     ]
-    killed = subprocess.run([*command, "--kill-at", "15"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert (killed.returncode, killed.stdout.splitlines()[-1]) == (-signal.SIGKILL, "killed in batch 15")
+    killed = subprocess.run(
+        [*command, "--kill-at", "15"], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert (killed.returncode, killed.stdout.splitlines()[-1]) == (
+        -signal.SIGKILL,
+        "killed in batch 15",
+    )
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as stopped:
         assert stopped.stdout is not None
         assert stopped.stdout.readline() == "goes on after batch 10\n"
         stopped.send_signal(signal.SIGINT)
-        assert re.search(r"SIGINT after batch \d+: give the same command again to go on", stopped.stdout.read())
+        assert re.search(
+            r"SIGINT after batch \d+: give the same command again to go on", stopped.stdout.read()
+        )
     assert stopped.returncode == 0
     assert run("resume.py", *command[4:], cwd=tmp_path).splitlines()[-1] == expected
-    assert (tmp_path / "parts" / "table.csv").read_text() == (tmp_path / "whole" / "table.csv").read_text()
+    assert (tmp_path / "parts" / "table.csv").read_text() == (
+        tmp_path / "whole" / "table.csv"
+    ).read_text()
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

@@ -1,4 +1,6 @@
-"""The parts of a network that examples/lesson9_parts.py makes from scratch (N1 to N15 are rows of lesson 9, 2019)."""
+"""The parts of a network that examples/lesson9_parts.py makes from scratch (N1 to N15 are rows of
+lesson 9, 2019).
+"""
 
 import importlib.util
 import math
@@ -44,13 +46,17 @@ def noise(count: int, channels: int = 1) -> Tensor:
 
 
 def test_n1_torchs_first_weights_shrink_what_passes_and_ours_do_not() -> None:
-    """Weights of deviation 1 / sqrt(3 * 25): outputs of 1 / sqrt(3), and less after a ReLU. Kaiming's: 1."""
+    """Weights of deviation 1 / sqrt(3 * 25): outputs of 1 / sqrt(3), and less after a ReLU.
+    Kaiming's: 1.
+    """
     conv, x = nn.Conv2d(1, 32, 5), noise(100)
     assert parts.stats(conv.weight)[1] == pytest.approx(1 / math.sqrt(75), rel=0.05)
     out = conv(x)
     assert parts.stats(out)[1] == pytest.approx(0.58, rel=0.05)
     assert parts.stats(out.relu())[1] == pytest.approx(0.36, rel=0.1)
-    assert parts.stats(functional.conv2d(x, parts.kaiming_uniform(conv.weight, a=1.0)))[1] == pytest.approx(1, rel=0.05)
+    assert parts.stats(functional.conv2d(x, parts.kaiming_uniform(conv.weight, a=1.0)))[
+        1
+    ] == pytest.approx(1, rel=0.05)
 
 
 def test_n2_a_weight_is_outputs_inputs_height_width() -> None:
@@ -70,23 +76,34 @@ def test_n3_receptive_field_and_fans() -> None:
 
 def test_n4_gains() -> None:
     found = [parts.gain(a) for a in (1, 0, 0.01, 0.1, SQRT5)]
-    assert found == pytest.approx([1, 1.4142135624, 1.4141428570, 1.4071950895, 0.5773502692], rel=1e-10)
+    assert found == pytest.approx(
+        [1, 1.4142135624, 1.4141428570, 1.4071950895, 0.5773502692], rel=1e-10
+    )
 
 
 @pytest.mark.parametrize(("a", "use_fan_out"), [(0.0, False), (SQRT5, False), (0.1, True)])
 def test_n5_uniform_weights_are_as_wide_as_torchs(a: float, use_fan_out: bool) -> None:
     """Bound sqrt(3) times the deviation, since uniform numbers within 1 have deviation 1 / sqrt(3)."""
-    assert torch.empty(100_000).uniform_(-1, 1).std().item() == pytest.approx(1 / math.sqrt(3), rel=0.01)
+    assert torch.empty(100_000).uniform_(-1, 1).std().item() == pytest.approx(
+        1 / math.sqrt(3), rel=0.01
+    )
     weight = torch.empty(64, 16, 5, 5)
-    theirs = nn.init.kaiming_uniform_(weight.clone(), a, mode="fan_out" if use_fan_out else "fan_in")
+    theirs = nn.init.kaiming_uniform_(
+        weight.clone(), a, mode="fan_out" if use_fan_out else "fan_in"
+    )
     ours = parts.kaiming_uniform(weight, a, use_fan_out)
     assert ours.abs().max().item() == pytest.approx(theirs.abs().max().item(), rel=1e-3)
     assert ours.std().item() == pytest.approx(theirs.std().item(), rel=0.02)
 
 
 def deep(change: Callable[[Tensor], Tensor]) -> tuple[float, float]:
-    """Four convolutions with ReLU in between: the output's deviation, and that of the first weight's gradient."""
-    convs = [nn.Conv2d(ni, nf, k, stride=2, padding=k // 2) for ni, nf, k in [(1, 8, 5), (8, 16, 3), (16, 32, 3)]]
+    """Four convolutions with ReLU in between: the output's deviation, and that of the first
+    weight's gradient.
+    """
+    convs = [
+        nn.Conv2d(ni, nf, k, stride=2, padding=k // 2)
+        for ni, nf, k in [(1, 8, 5), (8, 16, 3), (16, 32, 3)]
+    ]
     convs.append(nn.Conv2d(32, 1, 3, stride=2, padding=1))
     for conv in convs:
         conv.weight.data = change(conv.weight.data)
@@ -135,7 +152,9 @@ def test_n10_three_ways_to_the_log_of_a_softmax() -> None:
 
 
 def test_n11_logsumexp_does_not_overflow() -> None:
-    """log(2 exp(1000)) = 1000 + log 2, where exp(1000) is inf; the gradient is finite; rows of -inf are -inf."""
+    """log(2 exp(1000)) = 1000 + log 2, where exp(1000) is inf; the gradient is finite; rows of -inf
+    are -inf.
+    """
     x = torch.tensor([1000.0, 1000.0], dtype=torch.float64, requires_grad=True)
     assert x.exp().sum().log().item() == math.inf
     found = parts.logsumexp(x)
@@ -146,12 +165,18 @@ def test_n11_logsumexp_does_not_overflow() -> None:
 
 
 def test_n12_cross_entropy_is_both() -> None:
-    assert_close(parts.cross_entropy(SCORES, TARGET), functional.cross_entropy(SCORES, TARGET), rtol=1e-12)
-    assert torch.autograd.gradcheck(lambda x: parts.cross_entropy(x, TARGET), SCORES.clone().requires_grad_())
+    assert_close(
+        parts.cross_entropy(SCORES, TARGET), functional.cross_entropy(SCORES, TARGET), rtol=1e-12
+    )
+    assert torch.autograd.gradcheck(
+        lambda x: parts.cross_entropy(x, TARGET), SCORES.clone().requires_grad_()
+    )
 
 
 def test_n14_a_module_that_watches_what_is_assigned() -> None:
-    """What is assigned is listed, but not what begins with an underscore: `_modules` would look for itself for ever."""
+    """What is assigned is listed, but not what begins with an underscore: `_modules` would look for
+    itself for ever.
+    """
     module = parts.DummyModule()
     module.first = nn.Linear(2, 3)
     module._hidden = nn.Linear(2, 3)
@@ -165,7 +190,12 @@ def test_n15_four_versions_of_one_network() -> None:
     versions, x = parts.four_versions(*layers), torch.randn(7, 5)
     assert len(versions) == 4
     for version in versions:
-        assert [tuple(parameter.shape) for parameter in version.parameters()] == [(4, 5), (4,), (3, 4), (3,)]
+        assert [tuple(parameter.shape) for parameter in version.parameters()] == [
+            (4, 5),
+            (4,),
+            (3, 4),
+            (3,),
+        ]
         assert_same(version(x), versions[0](x))
     names = [list(split(version)[0]) for version in versions[1:]]
     assert names[0] == ["layer_0.weight", "layer_0.bias", "layer_2.weight", "layer_2.bias"]
@@ -176,5 +206,7 @@ def test_n15_four_versions_of_one_network() -> None:
 def test_n15_without_init_of_the_parent_nothing_can_be_registered() -> None:
     """super().__init__() makes `_modules`, which nn.Module's __setattr__ writes to."""
     bare = type("Bare", (nn.Module,), {"__init__": lambda self: None})()
-    with pytest.raises(AttributeError, match=r"cannot assign module before Module.__init__\(\) call"):
+    with pytest.raises(
+        AttributeError, match=r"cannot assign module before Module.__init__\(\) call"
+    ):
         bare.layer = nn.Linear(1, 1)

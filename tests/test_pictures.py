@@ -30,20 +30,29 @@ def y(pictures: Any) -> Tensor:
 
 
 def test_b12_the_first_unbiased_average_is_the_first_point(pictures: Any, y: Tensor) -> None:
-    """It is divided by 1 - beta**n, with n of averages so far: the place of a point in the data has no say in it."""
+    """It is divided by 1 - beta**n, with n of averages so far: the place of a point in the data has
+    no say in it.
+    """
     found = pictures.averages(y, 0.7, debiased=True)
     torch.testing.assert_close(found[0], y[0], rtol=1e-15, atol=0)
     torch.testing.assert_close(found[1], (0.7 * 0.3 * y[0] + 0.3 * y[1]) / (1 - 0.7**2))
 
 
 def test_b13_without_debias_the_first_average_is_near_zero(pictures: Any, y: Tensor) -> None:
-    assert pictures.averages(y, 0.99, debiased=False)[0] == pytest.approx(0.01 * y[0].item(), rel=1e-12)
+    assert pictures.averages(y, 0.99, debiased=False)[0] == pytest.approx(
+        0.01 * y[0].item(), rel=1e-12
+    )
 
 
 def test_b13_a_larger_beta_lags_more(pictures: Any) -> None:
-    """The averages of a parabola have their top later and later: by beta / (1 - beta) steps, while that is few."""
+    """The averages of a parabola have their top later and later: by beta / (1 - beta) steps, while
+    that is few.
+    """
     x = torch.linspace(-4, 4, 100, dtype=torch.float64)
-    tops = [int(pictures.averages(1 - (x / 3) ** 2, beta, debiased=False).argmax()) for beta in (0.5, 0.7, 0.9, 0.99)]
+    tops = [
+        int(pictures.averages(1 - (x / 3) ** 2, beta, debiased=False).argmax())
+        for beta in (0.5, 0.7, 0.9, 0.99)
+    ]
     assert all(earlier < later for earlier, later in itertools.pairwise([49, *tops]))
     assert [top - 49.5 for top in tops[:2]] == pytest.approx([1, 0.7 / 0.3], abs=1)
 

@@ -28,13 +28,15 @@ class Imported(NamedTuple):
 def from_torch(optimizer: torch.optim.Optimizer, names: Named) -> Imported:
     """What an optimizer of torch.optim is about to do, as values: (opt, params, state, hyper).
 
-    `opt` is the chain with the numbers of SGD, Adam, AdamW, RAdam or RMSprop, with its hypers as defaults; going on
-    with it is never having switched. `names` are the names of the parameters (module.named_parameters()), by which
-    params and slots are kept: torch's own order does not matter. Hypers in which param groups differ are in `hyper`.
-    SGD keeps no count of its steps: state["step"] is then 1 if there were any.
+    `opt` is the chain with the numbers of SGD, Adam, AdamW, RAdam or RMSprop, with its hypers as
+    defaults; going on with it is never having switched. `names` are the names of the parameters
+    (module.named_parameters()), by which params and slots are kept: torch's own order does not
+    matter. Hypers in which param groups differ are in `hyper`. SGD keeps no count of its steps:
+    state["step"] is then 1 if there were any.
 
-    Raises TypeError for other optimizers, and ValueError, naming the parameter, for one without a name, one that lacks
-    state which others have, and ones that have made different numbers of steps (where those count).
+    Raises TypeError for other optimizers, and ValueError, naming the parameter, for one without a
+    name, one that lacks state which others have, and ones that have made different numbers of steps
+    (where those count).
 
     >>> import torch
     >>> layer = torch.nn.Linear(2, 1)
@@ -49,27 +51,38 @@ def from_torch(optimizer: torch.optim.Optimizer, names: Named) -> Imported:
     kept = {name: dict(optimizer.state.get(param, {})) for name, param in named.items()}
     state = opt.init(params)
     hypers = _hypers(kind, optimizer, named)
-    state[COUNTER] += _steps(kind, opt, named, {name: own for name, own in kept.items() if _keeps(kind, hypers[name])})
+    state[COUNTER] += _steps(
+        kind, opt, named, {name: own for name, own in kept.items() if _keeps(kind, hypers[name])}
+    )
     for slot in state.keys() - {COUNTER}:
         for name, own in kept.items():
             if own.get(kind.slots[slot]) is not None:
                 state[slot][name].copy_(_seen(own[kind.slots[slot]]))
-            elif own and kind.counts and (hypers[name]["mom"] != 0 or kind.slots[slot] != "momentum_buffer"):
+            elif (
+                own
+                and kind.counts
+                and (hypers[name]["mom"] != 0 or kind.slots[slot] != "momentum_buffer")
+            ):
                 raise ValueError(
-                    f"from_torch: the state of {name!r} has no {kind.slots[slot]!r}; it has {', '.join(own)}."
+                    f"from_torch: the state of {name!r} has no {kind.slots[slot]!r}; it has "
+                    f"{', '.join(own)}."
                 )
     return Imported(opt, params, state, _differing(hypers, opt))
 
 
 def into_torch(
-    optimizer: torch.optim.Optimizer, names: Named, state: State, hyper: Mapping[str, Any] | None = None
+    optimizer: torch.optim.Optimizer,
+    names: Named,
+    state: State,
+    hyper: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """A state dict for an optimizer of torch.optim with this state: `optimizer.load_state_dict(into_torch(...))`.
+    """A state dict for an optimizer of torch.optim with this state:
+    `optimizer.load_state_dict(into_torch(...))`.
 
-    The way back from `from_torch`: `optimizer` must be of the kind that `state` belongs to, and have exactly the
-    parameters that the state has slots for. It is not touched. `hyper` sets the hypers of its groups, by our names; a
-    dict {parameter name: value} must have one value within each group. The parameters themselves go back with
-    module.load_state_dict.
+    The way back from `from_torch`: `optimizer` must be of the kind that `state` belongs to, and
+    have exactly the parameters that the state has slots for. It is not touched. `hyper` sets the
+    hypers of its groups, by our names; a dict {parameter name: value} must have one value within
+    each group. The parameters themselves go back with module.load_state_dict.
 
     Raises ValueError for a slot that is missing or too many, and TypeError for other optimizers.
 
@@ -83,20 +96,31 @@ def into_torch(
     (0.5, (0.8, 0.999))
     """
     kind, named = kind_of("into_torch", optimizer), _by_name("into_torch", optimizer, names)
-    slots = [slot for slot in kind.slots if slot in kind.chain_of("into_torch", optimizer.param_groups).init({})]
+    slots = [
+        slot
+        for slot in kind.slots
+        if slot in kind.chain_of("into_torch", optimizer.param_groups).init({})
+    ]
     check_state("into_torch", state, tuple(slots))
     for name in sorted({name for slot in slots for name in state[slot]} - named.keys()):
-        raise ValueError(f"into_torch: the state has slots for {name!r}, which is no parameter of the optimizer.")
+        raise ValueError(
+            f"into_torch: the state has slots for {name!r}, which is no parameter of the optimizer."
+        )
     entries: dict[int, dict[str, Any]] = {}
     for number, (name, param) in enumerate(named.items()):
-        own: dict[str, Any] = {COUNTER: state[COUNTER].to(torch.float32, copy=True)} if kind.counts else {}
+        own: dict[str, Any] = (
+            {COUNTER: state[COUNTER].to(torch.float32, copy=True)} if kind.counts else {}
+        )
         for slot in slots:
             if name not in state[slot]:
                 raise ValueError(
-                    f"into_torch: the state has no {slot!r} for {name!r}; it has {', '.join(state[slot])}."
+                    f"into_torch: the state has no {slot!r} for {name!r}; it has "
+                    f"{', '.join(state[slot])}."
                 )
             value = state[slot][name]
-            own[kind.slots[slot]] = (torch.view_as_complex(value) if param.is_complex() else value).clone()
+            own[kind.slots[slot]] = (
+                torch.view_as_complex(value) if param.is_complex() else value
+            ).clone()
         if own and int(state[COUNTER]) > 0:
             entries[number] = own
     packed = optimizer.state_dict()["param_groups"]
@@ -104,12 +128,15 @@ def into_torch(
     for name in hyper or {}:
         if name not in kind.hypers:
             raise ValueError(
-                f"into_torch: no hyper of {type(optimizer).__name__} is {name!r}. {did_you_mean(name, kind.hypers)}"
+                f"into_torch: no hyper of {type(optimizer).__name__} is {name!r}. "
+                f"{did_you_mean(name, kind.hypers)}"
             )
     for group in packed:
         own_names = [order[number] for number in group["params"]]
         given = {n: v for n, v in (hyper or {}).items() if own_names or not isinstance(v, Mapping)}
-        group.update(kind.write(group, {n: _of_group(n, value, own_names) for n, value in given.items()}))
+        group.update(
+            kind.write(group, {n: _of_group(n, value, own_names) for n, value in given.items()})
+        )
     return {"state": entries, "param_groups": packed}
 
 
@@ -122,14 +149,17 @@ def _by_name(who: str, optimizer: torch.optim.Optimizer, names: Named) -> dict[s
         for place, param in enumerate(group["params"]):
             if id(param) not in known:
                 raise ValueError(
-                    f"{who}: parameter {place} of group {number}, of shape {tuple(param.shape)}, has no name. "
+                    f"{who}: parameter {place} of group {number}, of shape {tuple(param.shape)}, "
+                    f"has no name. "
                     f"Pass the named_parameters() of the module that the optimizer was made for."
                 )
             named[known[id(param)]] = param
     return named
 
 
-def _steps(kind: Kind, opt: Chain, named: Mapping[str, Tensor], kept: Mapping[str, Mapping[str, Any]]) -> int:
+def _steps(
+    kind: Kind, opt: Chain, named: Mapping[str, Tensor], kept: Mapping[str, Mapping[str, Any]]
+) -> int:
     """How many steps the parameters have made."""
     counts = {name: _count(kind, own) for name, own in kept.items()}
     matters = any(COUNTER in rule.scalars for rule in opt.rules)
@@ -137,7 +167,8 @@ def _steps(kind: Kind, opt: Chain, named: Mapping[str, Tensor], kept: Mapping[st
     for name, count in counts.items():
         if matters and count != steps and (count > 0 or named[name].requires_grad):
             raise ValueError(
-                f"from_torch: {name!r} has made {count} steps and others {steps}, but a state has one counter. "
+                f"from_torch: {name!r} has made {count} steps and others {steps}, but a state has "
+                f"one counter. "
                 f"If it never gets a gradient, set its requires_grad to False."
             )
     return steps
@@ -154,9 +185,13 @@ def _seen(value: Tensor) -> Tensor:
     return torch.view_as_real(value) if value.is_complex() else value
 
 
-def _hypers(kind: Kind, optimizer: torch.optim.Optimizer, named: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+def _hypers(
+    kind: Kind, optimizer: torch.optim.Optimizer, named: Mapping[str, Tensor]
+) -> dict[str, dict[str, Any]]:
     """The hypers of every parameter, by our names."""
-    every = [own for group in optimizer.param_groups for own in [kind.read(group)] * len(group["params"])]
+    every = [
+        own for group in optimizer.param_groups for own in [kind.read(group)] * len(group["params"])
+    ]
     return dict(zip(named, every, strict=True))
 
 
@@ -180,8 +215,12 @@ def _of_group(name: str, value: Any, paths: list[str]) -> Any:
         return value
     for path in paths:
         if path not in value:
-            raise ValueError(f"into_torch: {name!r} has no value for {path!r}; it has {', '.join(value)}.")
+            raise ValueError(
+                f"into_torch: {name!r} has no value for {path!r}; it has {', '.join(value)}."
+            )
     values = {value[path] for path in paths}
     if len(values) > 1:
-        raise ValueError(f"into_torch: {name!r} has several values within one group: {sorted(values)}.")
+        raise ValueError(
+            f"into_torch: {name!r} has several values within one group: {sorted(values)}."
+        )
     return values.pop()

@@ -1,4 +1,6 @@
-"""How the optimizers of torch.optim are written here: their chains, and their names for slots and hypers."""
+"""How the optimizers of torch.optim are written here: their chains, and their names for slots and
+hypers.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,9 +25,13 @@ class Kind:
 
     build: Callable[..., Chain]  # (hypers by our names, switches by torch's) -> the chain
     slots: Mapping[str, str]  # our slot -> torch's
-    hypers: Mapping[str, tuple[Any, ...]]  # our hyper -> its key in a group, and its place if that is a tuple
+    hypers: Mapping[
+        str, tuple[Any, ...]
+    ]  # our hyper -> its key in a group, and its place if that is a tuple
     optional: tuple[str, ...] = ()  # hypers that switch a rule off where they are 0
-    switches: Mapping[str, bool] = field(default_factory=dict)  # torch's name -> its value in old groups without it
+    switches: Mapping[str, bool] = field(
+        default_factory=dict
+    )  # torch's name -> its value in old groups without it
     counts: bool = True  # whether torch counts the steps of a parameter
 
     def read(self, group: Group) -> Hypers:
@@ -48,25 +54,34 @@ class Kind:
         return found
 
     def chain_of(self, who: str, groups: Sequence[Group]) -> Chain:
-        """The chain that does what torch does for these groups. Raises ValueError if there is none for all of them."""
+        """The chain that does what torch does for these groups. Raises ValueError if there is none
+        for all of them.
+        """
         hypers = [self.read(group) for group in groups]
         given = dict(hypers[0])
         for name in self.optional:
             values = [own[name] for own in hypers if own[name] != 0]
             given[name] = values[0] if values else None
         return self.build(
-            **{name: value for name, value in given.items() if value is not None}, **self._switches(who, groups)
+            **{name: value for name, value in given.items() if value is not None},
+            **self._switches(who, groups),
         )
 
     def _switches(self, who: str, groups: Sequence[Group]) -> dict[str, bool]:
         for name in UNKNOWN:
             if any(group.get(name) for group in groups):
-                raise ValueError(f"{who}: {name}=True has no rule here. Only optimizers without it can be taken over.")
+                raise ValueError(
+                    f"{who}: {name}=True has no rule here. Only optimizers without it can be taken "
+                    f"over."
+                )
         found = {}
         for name, default in self.switches.items():
             values = {bool(group.get(name, default)) for group in groups}
             if len(values) > 1:
-                raise ValueError(f"{who}: groups differ in {name!r}. Take them over one by one: one optimizer each.")
+                raise ValueError(
+                    f"{who}: groups differ in {name!r}. Take them over one by one: one optimizer "
+                    f"each."
+                )
             found[name] = values.pop()
         return found
 
@@ -97,13 +112,25 @@ KINDS: dict[type, Kind] = {
         counts=False,
     ),
     torch.optim.Adam: Kind(
-        _adam, _MOMENTS, {**_COMMON, **_BETAS, **_EPS}, ("wd",), switches={"decoupled_weight_decay": False}
+        _adam,
+        _MOMENTS,
+        {**_COMMON, **_BETAS, **_EPS},
+        ("wd",),
+        switches={"decoupled_weight_decay": False},
     ),
     torch.optim.AdamW: Kind(
-        _adam, _MOMENTS, {**_COMMON, **_BETAS, **_EPS}, ("wd",), switches={"decoupled_weight_decay": True}
+        _adam,
+        _MOMENTS,
+        {**_COMMON, **_BETAS, **_EPS},
+        ("wd",),
+        switches={"decoupled_weight_decay": True},
     ),
     torch.optim.RAdam: Kind(
-        _radam, _MOMENTS, {**_COMMON, **_BETAS, **_EPS}, ("wd",), switches={"decoupled_weight_decay": False}
+        _radam,
+        _MOMENTS,
+        {**_COMMON, **_BETAS, **_EPS},
+        ("wd",),
+        switches={"decoupled_weight_decay": False},
     ),
     torch.optim.RMSprop: Kind(
         rmsprop,
@@ -120,7 +147,8 @@ def kind_of(who: str, optimizer: Any) -> Kind:
     if type(optimizer) not in KINDS:
         known = ", ".join(sorted(kind.__name__ for kind in KINDS))
         raise TypeError(
-            f"{who}: expected an optimizer of torch.optim: {known}; got {type(optimizer).__name__}. "
+            f"{who}: expected an optimizer of torch.optim: {known}; got "
+            f"{type(optimizer).__name__}. "
             f"torch_optimizer runs others."
         )
     return KINDS[type(optimizer)]

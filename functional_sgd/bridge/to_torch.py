@@ -15,14 +15,19 @@ from functional_sgd.wrappers.wrapper import check_optimizer, names_of, spends
 STATE = "functional_sgd"
 """Where the state is, in `optimizer.state` and in the state_dict."""
 
-_TORCH_NAMES = {"momentum": "mom", "betas": "mom and sqr_mom", "alpha": "sqr_mom", "weight_decay": "wd"}
+_TORCH_NAMES = {
+    "momentum": "mom",
+    "betas": "mom and sqr_mom",
+    "alpha": "sqr_mom",
+    "weight_decay": "wd",
+}
 
 
 class TorchOptimizer(torch.optim.Optimizer):
     """A torch.optim.Optimizer that steps with an optimizer of ours; `to_torch` makes one.
 
-    `optimizer.state["functional_sgd"]` is the state, with slots by the names of the parameters, or by their numbers if
-    they were given without names.
+    `optimizer.state["functional_sgd"]` is the state, with slots by the names of the parameters, or
+    by their numbers if they were given without names.
     """
 
     def __init__(self, opt: Optimizer, params: Any, hyper: Mapping[str, Any]) -> None:
@@ -34,7 +39,8 @@ class TorchOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, **extras: Any) -> Any:
-        """One step along the gradients in the parameters, which are overwritten; the closure's loss, if there is one.
+        """One step along the gradients in the parameters, which are overwritten; the closure's
+        loss, if there is one.
 
         A parameter without a gradient is left alone. `extras` are what some rules read besides.
         """
@@ -44,7 +50,10 @@ class TorchOptimizer(torch.optim.Optimizer):
                 loss = closure()
         named = self.named_params()
         leaves = {name: param.detach() for name, param in named.items()}
-        grads = {name: None if param.grad is None else param.grad.detach() for name, param in named.items()}
+        grads = {
+            name: None if param.grad is None else param.grad.detach()
+            for name, param in named.items()
+        }
         if STATE not in self._entries:
             self._keep(self.opt.init(leaves))
         moved, state = self.opt(leaves, grads, self._entries[STATE], self.hyper(), **extras)
@@ -52,7 +61,9 @@ class TorchOptimizer(torch.optim.Optimizer):
         for name, param in named.items():
             if moved[name].data_ptr() != param.data_ptr():
                 param.copy_(moved[name])
-            elif spends(self.opt) and grads[name] is not None:  # a kernel wrote into it, unseen by autograd
+            elif (
+                spends(self.opt) and grads[name] is not None
+            ):  # a kernel wrote into it, unseen by autograd
                 torch.autograd.graph.increment_version(param)
         return loss
 
@@ -67,17 +78,28 @@ class TorchOptimizer(torch.optim.Optimizer):
         return named
 
     def hyper(self) -> dict[str, Any]:
-        """The hypers of the next step: one value, or a value for each parameter where the groups differ."""
+        """The hypers of the next step: one value, or a value for each parameter where the groups
+        differ.
+        """
         found: dict[str, Any] = {}
         names = names_of(self.opt)
-        for name in dict.fromkeys(name for group in self.param_groups for name in group if name in names):
+        for name in dict.fromkeys(
+            name for group in self.param_groups for name in group if name in names
+        ):
             values = []
             for number, group in enumerate(self.param_groups):
                 if name not in group:
-                    raise ValueError(f"to_torch: group {number} has no {name!r}, which other groups have. Give it one.")
+                    raise ValueError(
+                        f"to_torch: group {number} has no {name!r}, which other groups have. Give "
+                        f"it one."
+                    )
                 values += [group[name]] * len(group["params"])
             shared = all(value is values[0] or _same_number(value, values[0]) for value in values)
-            found[name] = values[0] if shared and values else dict(zip(self.named_params(), values, strict=True))
+            found[name] = (
+                values[0]
+                if shared and values
+                else dict(zip(self.named_params(), values, strict=True))
+            )
         return found
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -95,8 +117,9 @@ class TorchOptimizer(torch.optim.Optimizer):
             self._keep(unflatten(spec, kept))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from what `state_dict()` returned. Raises ValueError if it is of another optimizer, and changes
-        nothing then."""
+        """Go on from what `state_dict()` returned. Raises ValueError if it is of another optimizer,
+        and changes nothing then.
+        """
         before = {"state": self.state, "param_groups": self.param_groups}
         super().load_state_dict(state_dict)
         try:
@@ -104,7 +127,8 @@ class TorchOptimizer(torch.optim.Optimizer):
                 self._keep(_fitted(self._entries[STATE], self._fresh_state()))
             elif self.state:
                 raise ValueError(
-                    "to_torch: the state dict is of an optimizer of torch. from_torch takes its state over by name."
+                    "to_torch: the state dict is of an optimizer of torch. from_torch takes its "
+                    "state over by name."
                 )
         except ValueError:
             self.__setstate__(before)
@@ -118,7 +142,9 @@ class TorchOptimizer(torch.optim.Optimizer):
 
     @property
     def _entries(self) -> dict[Any, Any]:
-        """What torch keeps, under any key: those that are no parameters are saved and loaded as they are."""
+        """What torch keeps, under any key: those that are no parameters are saved and loaded as
+        they are.
+        """
         return self.state
 
     def _keep(self, state: State) -> None:
@@ -130,19 +156,23 @@ class TorchOptimizer(torch.optim.Optimizer):
     def _check_name(self, name: str) -> None:
         if name not in names_of(self.opt):
             hint = f"{name!r} is called {_TORCH_NAMES[name]} here. " if name in _TORCH_NAMES else ""
-            raise ValueError(f"to_torch: no rule reads {name!r}. {hint}{did_you_mean(name, names_of(self.opt))}")
+            raise ValueError(
+                f"to_torch: no rule reads {name!r}. {hint}{did_you_mean(name, names_of(self.opt))}"
+            )
 
 
 def to_torch(opt: Optimizer, params: Iterable[Any], **hyper: Any) -> TorchOptimizer:
-    """The optimizer as a torch.optim.Optimizer, which steps in place: for torch's schedulers, GradScaler and trainers.
+    """The optimizer as a torch.optim.Optimizer, which steps in place: for torch's schedulers,
+    GradScaler and trainers.
 
-    `params` are parameters, (name, parameter) pairs as module.named_parameters() gives them, or dicts with "params" and
-    own hypers: param groups, as in torch.optim. `hyper` are defaults that win over those of `opt`. Each group has every
-    hyper under our name ("lr", "mom", "wd"), and what is written there counts at the next step. All groups are stepped
-    together, so clip_norm sees all parameters. With names, path patterns (partition) match them.
+    `params` are parameters, (name, parameter) pairs as module.named_parameters() gives them, or
+    dicts with "params" and own hypers: param groups, as in torch.optim. `hyper` are defaults that
+    win over those of `opt`. Each group has every hyper under our name ("lr", "mom", "wd"), and what
+    is written there counts at the next step. All groups are stepped together, so clip_norm sees all
+    parameters. With names, path patterns (partition) match them.
 
-    The values are those of `opt` on a dict of the parameters. A fused optimizer with donate=True writes straight into
-    them. Raises ValueError for a hyper that no rule reads.
+    The values are those of `opt` on a dict of the parameters. A fused optimizer with donate=True
+    writes straight into them. Raises ValueError for a hyper that no rule reads.
 
     >>> import torch
     >>> from functional_sgd import sgd
@@ -157,17 +187,23 @@ def to_torch(opt: Optimizer, params: Iterable[Any], **hyper: Any) -> TorchOptimi
 
 
 def _fitted(state: Any, like: State) -> State:
-    """A copy of the state on the devices of `like`. Raises ValueError if the two are built differently."""
+    """A copy of the state on the devices of `like`. Raises ValueError if the two are built
+    differently.
+    """
     leaves, found = flatten(state)
     wanted, spec = flatten(like)
-    if found != spec or any(leaf.shape != other.shape for leaf, other in zip(leaves, wanted, strict=True)):
+    if found != spec or any(
+        leaf.shape != other.shape for leaf, other in zip(leaves, wanted, strict=True)
+    ):
         missing = next(iter(sorted({*paths(like)} ^ {*paths(state)})), "a shape")
         raise ValueError(
             f"to_torch: the state dict does not fit: {missing!r} differs. "
             f"Load it into the same optimizer, with the same parameters and names."
         )
     pairs = zip(leaves, wanted, strict=True)
-    fitted: State = unflatten(spec, [leaf.to(other.device, other.dtype, copy=True) for leaf, other in pairs])
+    fitted: State = unflatten(
+        spec, [leaf.to(other.device, other.dtype, copy=True) for leaf, other in pairs]
+    )
     return fitted
 
 

@@ -20,7 +20,11 @@ from functional_sgd.wrappers.wrapper import wide
 WHO = "torch_optimizer"
 BEGUN, KEPT = "begun", "kept"
 
-_OURS: dict[str, tuple[str, ...]] = {"momentum": ("mom",), "betas": ("mom", "sqr_mom"), "weight_decay": ("wd",)}
+_OURS: dict[str, tuple[str, ...]] = {
+    "momentum": ("mom",),
+    "betas": ("mom", "sqr_mom"),
+    "weight_decay": ("wd",),
+}
 """Hypers of torch.optim that have a name here; others keep theirs."""
 
 
@@ -28,8 +32,9 @@ _OURS: dict[str, tuple[str, ...]] = {"momentum": ("mom",), "betas": ("mom", "sqr
 class Borrowed:
     """An optimizer that lets one of torch.optim do the step; `torch_optimizer` makes one.
 
-    Its state is {"step": calls so far, "begun": for each leaf whether it has been stepped, "kept": for each leaf what
-    torch keeps of it, by torch's names}. What is kept of a leaf counts only once it has begun.
+    Its state is {"step": calls so far, "begun": for each leaf whether it has been stepped, "kept":
+    for each leaf what torch keeps of it, by torch's names}. What is kept of a leaf counts only once
+    it has begun.
     """
 
     traceable: ClassVar[bool] = False
@@ -37,26 +42,35 @@ class Borrowed:
     kind: type[torch.optim.Optimizer]
     options: Mapping[str, Any] = field(hash=False)
     defaults: Mapping[str, Any] = field(init=False, compare=False)  # of a param group
-    places: Mapping[str, tuple[str, int | None]] = field(init=False, compare=False)  # hyper -> key, place in a tuple
+    places: Mapping[str, tuple[str, int | None]] = field(
+        init=False, compare=False
+    )  # hyper -> key, place in a tuple
 
     def __post_init__(self) -> None:
         if not (isinstance(self.kind, type) and issubclass(self.kind, torch.optim.Optimizer)):
             raise TypeError(
-                f"{WHO}: expected a class such as torch.optim.NAdam, got {self.kind!r}. Its arguments come after it."
+                f"{WHO}: expected a class such as torch.optim.NAdam, got {self.kind!r}. Its "
+                f"arguments come after it."
             )
         closure = inspect.signature(self.kind.step).parameters.get("closure")
         if closure is not None and closure.default is inspect.Parameter.empty:
             raise TypeError(
-                f"{WHO}: {self.kind.__name__} computes the loss several times in a step, which needs a closure. "
+                f"{WHO}: {self.kind.__name__} computes the loss several times in a step, which "
+                f"needs a closure. "
                 f"Only optimizers that step along a given gradient can be run."
             )
-        object.__setattr__(self, "defaults", _made(self.kind, [torch.zeros(1, 1)], self.options).defaults)
+        object.__setattr__(
+            self, "defaults", _made(self.kind, [torch.zeros(1, 1)], self.options).defaults
+        )
         object.__setattr__(self, "places", dict(_places(self.defaults)))
 
     @property
     def hyper(self) -> dict[str, Any]:
         """The hypers and their defaults: the numbers among the arguments of the class."""
-        return {name: _number(_at(self.defaults[key], place)) for name, (key, place) in self.places.items()}
+        return {
+            name: _number(_at(self.defaults[key], place))
+            for name, (key, place) in self.places.items()
+        }
 
     def map_inner(self, function: Callable[[Optimizer], Optimizer]) -> Self:
         """This optimizer: there is none of ours inside."""
@@ -71,21 +85,33 @@ class Borrowed:
         state = init_state((), params)
         leaves, spec = flatten(params)
         copies = [_copy(leaf) for leaf in leaves]
-        found = self._stepped(copies, [torch.zeros_like(copy) for copy in copies], [{}] * len(copies), [{}])
+        found = self._stepped(
+            copies, [torch.zeros_like(copy) for copy in copies], [{}] * len(copies), [{}]
+        )
         begun = [torch.zeros_like(state[COUNTER], dtype=torch.bool) for _ in leaves]
         kept = [{name: torch.zeros_like(value) for name, value in own.items()} for own in found]
         return {**state, BEGUN: unflatten(spec, begun), KEPT: unflatten(spec, kept)}
 
     def __call__(
-        self, params: Tree, grads: Tree, state: State, hyper: Mapping[str, Any] | None = None, **extras: Any
+        self,
+        params: Tree,
+        grads: Tree,
+        state: State,
+        hyper: Mapping[str, Any] | None = None,
+        **extras: Any,
     ) -> tuple[Tree, State]:
         """One step: (new params, new state). The arguments are not touched."""
         check_state(WHO, state, (BEGUN, KEPT))
         self._check_outside()
         leaves, spec = flatten(params)
         given = flatten_like(spec, grads, params, WHO, "grads")
-        check_like(WHO, "the gradient", params, leaves, given, "Were the gradients taken of other params?")
-        begun, kept = (flatten_like(spec, state[name], params, WHO, f"state[{name!r}]") for name in (BEGUN, KEPT))
+        check_like(
+            WHO, "the gradient", params, leaves, given, "Were the gradients taken of other params?"
+        )
+        begun, kept = (
+            flatten_like(spec, state[name], params, WHO, f"state[{name!r}]")
+            for name in (BEGUN, KEPT)
+        )
         shared, separate = per_leaf(
             WHO, collect(WHO, self.hyper, hyper, extras), {**(hyper or {}), **extras}, params, spec
         )
@@ -93,9 +119,16 @@ class Borrowed:
         active = [index for index, grad in enumerate(given) if grad is not None]
         known = torch.stack([begun[index] for index in active]).tolist() if active else []
         copies = [_copy(leaves[index]) for index in active]
-        along = [given[index].detach().to(copy.dtype, copy=True) for index, copy in zip(active, copies, strict=True)]
+        along = [
+            given[index].detach().to(copy.dtype, copy=True)
+            for index, copy in zip(active, copies, strict=True)
+        ]
         before = [kept[index] if has else {} for index, has in zip(active, known, strict=True)]
-        each = [{name: values[index] for name, values in separate.items()} for index in active] if separate else [{}]
+        each = (
+            [{name: values[index] for name, values in separate.items()} for index in active]
+            if separate
+            else [{}]
+        )
         after = self._stepped(copies, along, before, [{**shared, **own} for own in each])
 
         new, new_begun, new_kept = list(leaves), list(begun), list(kept)
@@ -115,15 +148,18 @@ class Borrowed:
     def _check_outside(self) -> None:
         if recorded():
             raise TypeError(
-                f"{WHO}: {self.kind.__name__} changes tensors in place, so it cannot be compiled, mapped over or "
+                f"{WHO}: {self.kind.__name__} changes tensors in place, so it cannot be compiled, "
+                f"mapped over or "
                 f"differentiated. A chain of rules can: adamw(), or from_torch."
             )
 
     def _check_kept(self, own: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
         if own.keys() != expected.keys():
             raise ValueError(
-                f"{WHO}: with these hypers {self.kind.__name__} keeps {sorted(own)} of a leaf, but {sorted(expected)} "
-                f"with those it was made with. Make it with others: a hyper of 0 may switch something off."
+                f"{WHO}: with these hypers {self.kind.__name__} keeps {sorted(own)} of a leaf, but "
+                f"{sorted(expected)} "
+                f"with those it was made with. Make it with others: a hyper of 0 may switch "
+                f"something off."
             )
 
     def _stepped(
@@ -133,11 +169,16 @@ class Borrowed:
         kept: Sequence[Mapping[str, Tensor]],
         hypers: Sequence[Mapping[str, Any]],
     ) -> list[dict[str, Tensor]]:
-        """Step these params, in place; returns what torch keeps of each. `hypers` are of all params, or of each."""
+        """Step these params, in place; returns what torch keeps of each. `hypers` are of all
+        params, or of each.
+        """
         if not params:
             return []
         columns = [params] if len(hypers) == 1 else [[param] for param in params]
-        groups = [{"params": own, **self._written(hyper)} for own, hyper in zip(columns, hypers, strict=True)]
+        groups = [
+            {"params": own, **self._written(hyper)}
+            for own, hyper in zip(columns, hypers, strict=True)
+        ]
         optimizer = _made(self.kind, groups, self.options)
         for param, grad, own in zip(params, grads, kept, strict=True):
             param.grad = grad
@@ -146,11 +187,12 @@ class Borrowed:
         numbers = [_without_params(group) for group in optimizer.param_groups]
         with torch.no_grad():
             optimizer.step()
-        if [_without_params(group) for group in optimizer.param_groups] != numbers or optimizer.state.keys() - {
-            *params
-        }:
+        if [
+            _without_params(group) for group in optimizer.param_groups
+        ] != numbers or optimizer.state.keys() - {*params}:
             raise TypeError(
-                f"{WHO}: {self.kind.__name__} keeps something that is not of one parameter. It cannot be run."
+                f"{WHO}: {self.kind.__name__} keeps something that is not of one parameter. It "
+                f"cannot be run."
             )
         return [_tensors(self.kind, optimizer.state.get(param, {}), param) for param in params]
 
@@ -171,17 +213,20 @@ class Borrowed:
 def torch_optimizer(kind: type[torch.optim.Optimizer], /, **options: Any) -> Borrowed:
     """Any class of torch.optim as an optimizer: `torch_optimizer(torch.optim.NAdam, lr=0.01)`.
 
-    Every call makes one with the `options`, on copies of params and of what it keeps, and lets it step; so runs can be
-    saved, forked and resumed, and the numbers are torch's. The numbers among the options are hypers: `weight_decay` as
-    wd, `momentum` as mom, `betas` as mom and sqr_mom, others by torch's names ("lr", "eps", "momentum_decay"). Other
-    tuples and switches stay as they are. Half-precision parameters are stepped in float32 and rounded once. A
-    leaf whose gradient is None is left alone.
+    Every call makes one with the `options`, on copies of params and of what it keeps, and lets it
+    step; so runs can be saved, forked and resumed, and the numbers are torch's. The numbers among
+    the options are hypers: `weight_decay` as wd, `momentum` as mom, `betas` as mom and sqr_mom,
+    others by torch's names ("lr", "eps", "momentum_decay"). Other tuples and switches stay as they
+    are. Half-precision parameters are stepped in float32 and rounded once. A leaf whose gradient is
+    None is left alone.
 
-    It is slower than a chain, and it cannot be fused (`fuse` leaves it as it is), compiled, mapped over or
-    differentiated. SGD, Adam, AdamW, RAdam and RMSprop are chains here; `from_torch` makes them of torch's.
+    It is slower than a chain, and it cannot be fused (`fuse` leaves it as it is), compiled, mapped
+    over or differentiated. SGD, Adam, AdamW, RAdam and RMSprop are chains here; `from_torch` makes
+    them of torch's.
 
-    Raises TypeError for what is no such class, for one that needs a closure (LBFGS), and for one that keeps more than
-    tensors for each parameter; what torch raises for wrong options; ValueError for a hyper that there is not.
+    Raises TypeError for what is no such class, for one that needs a closure (LBFGS), and for one
+    that keeps more than tensors for each parameter; what torch raises for wrong options; ValueError
+    for a hyper that there is not.
 
     >>> import torch
     >>> opt, params = torch_optimizer(torch.optim.Rprop, lr=0.5), torch.tensor([4.0])
@@ -192,7 +237,9 @@ def torch_optimizer(kind: type[torch.optim.Optimizer], /, **options: Any) -> Bor
     return Borrowed(kind, options)
 
 
-def _made(kind: type[torch.optim.Optimizer], params: Any, options: Mapping[str, Any]) -> torch.optim.Optimizer:
+def _made(
+    kind: type[torch.optim.Optimizer], params: Any, options: Mapping[str, Any]
+) -> torch.optim.Optimizer:
     make: Callable[..., torch.optim.Optimizer] = kind
     return make(params, **options)
 
@@ -204,7 +251,12 @@ def _places(defaults: Mapping[str, Any]) -> list[tuple[str, tuple[str, int | Non
         names = _OURS.get(key, (key,))
         if _is_number(value):
             found.append((names[0], (key, None)))
-        elif isinstance(value, tuple) and key in _OURS and len(value) == len(names) and all(map(_is_number, value)):
+        elif (
+            isinstance(value, tuple)
+            and key in _OURS
+            and len(value) == len(names)
+            and all(map(_is_number, value))
+        ):
             found += [(name, (key, place)) for place, name in enumerate(names)]
     return found
 
@@ -231,10 +283,13 @@ def _without_params(group: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tensors(kind: type, own: Mapping[str, Any], param: Tensor) -> dict[str, Tensor]:
-    """What torch keeps of a parameter, in memory of its own. Raises TypeError if that is more than tensors."""
+    """What torch keeps of a parameter, in memory of its own. Raises TypeError if that is more than
+    tensors.
+    """
     for name, value in own.items():
         if not isinstance(value, Tensor):
             raise TypeError(
-                f"{WHO}: {kind.__name__} keeps {name!r} as {type(value).__name__}; only tensors can be kept in a state."
+                f"{WHO}: {kind.__name__} keeps {name!r} as {type(value).__name__}; only tensors "
+                f"can be kept in a state."
             )
     return {name: owned(value, param) for name, value in own.items()}

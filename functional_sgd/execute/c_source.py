@@ -69,9 +69,23 @@ void run(int64_t n_leaves, char *const *pointers, int64_t n_rows, const double *
 }}
 """
 
-_STORED = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "uint16_t", torch.float16: "_Float16"}
+_STORED = {
+    torch.float32: "float",
+    torch.float64: "double",
+    torch.bfloat16: "uint16_t",
+    torch.float16: "_Float16",
+}
 
-_OPERATORS = {"add": "+", "sub": "-", "mul": "*", "div": "/", "eq": "==", "ne": "!=", "lt": "<", "le": "<="}
+_OPERATORS = {
+    "add": "+",
+    "sub": "-",
+    "mul": "*",
+    "div": "/",
+    "eq": "==",
+    "ne": "!=",
+    "lt": "<",
+    "le": "<=",
+}
 _OPERATORS |= {"gt": ">", "ge": ">=", "and": "&&", "or": "||"}
 _TEMPLATES = {
     "neg": "-{0}",
@@ -100,7 +114,8 @@ def emit(
 ) -> Kernel:
     """The kernel that computes these columns.
 
-    `dtypes` are those of the columns read, `results` those of the columns written, `working` that of the arithmetic.
+    `dtypes` are those of the columns read, `results` those of the columns written, `working` that
+    of the arithmetic.
     """
     parts = parts_of(graph, outputs)
     inputs, hypers, crossing = parts.inputs, parts.hypers, parts.crossing
@@ -119,7 +134,8 @@ def emit(
     ]
     prepare += [f"    s[{k}] = {name_of(node)};" for k, node in enumerate(crossing)]
     scalars = [
-        f"    const {_type(node, precision)} {name_of(node, element=True)} = s[{k}];" for k, node in enumerate(crossing)
+        f"    const {_type(node, precision)} {name_of(node, element=True)} = s[{k}];"
+        for k, node in enumerate(crossing)
     ]
     body = [
         f"        const {_type(node, precision)} {name_of(node)} = {_load(node, dtypes)};"
@@ -127,7 +143,9 @@ def emit(
         else f"        const {_type(node, precision)} {name_of(node)} = {_expression(node, hypers, precision)};"
         for node in parts.elements
     ]
-    body += [f"        out_{name}[i] = {_store(node, results[name])};" for name, node in outputs.items()]
+    body += [
+        f"        out_{name}[i] = {_store(node, results[name])};" for name, node in outputs.items()
+    ]
     text = _HEADER.format(conversions=CONVERSIONS, title=title) + _FUNCTION.format(
         n_hypers=len(hypers), n_scalars=len(crossing), stride=max(len(crossing), 1), n_columns=len(names),
         prepare="\n".join(prepare), scalars="\n".join(scalars), bind="\n".join(bind), body="\n".join(body),

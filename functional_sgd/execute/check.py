@@ -1,4 +1,6 @@
-"""Check a traced rule against the rule itself, on a few numbers: symbols must not lead it where tensors do not."""
+"""Check a traced rule against the rule itself, on a few numbers: symbols must not lead it where
+tensors do not.
+"""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -18,21 +20,31 @@ def check(call: Call) -> None:
     graph = Graph(reducing=call.rule.scope == "leafwise")
     written = graph.run(call, {outer: graph.column(outer) for _, outer in call.reads})
     columns = {
-        outer: torch.linspace(-1.3, 1.7, 7, dtype=torch.float64, device="cpu").roll(place).mul(1 + place)
+        outer: torch.linspace(-1.3, 1.7, 7, dtype=torch.float64, device="cpu")
+        .roll(place)
+        .mul(1 + place)
         for place, outer in enumerate(sorted({outer for _, outer in call.reads}))
     }
     scalars = {outer: _trial_value(call, inner, outer) for inner, outer in call.scalars}
-    norms = {name: torch.linalg.vector_norm(columns[column]) for name, column in graph.norms.items()}
+    norms = {
+        name: torch.linalg.vector_norm(columns[column]) for name, column in graph.norms.items()
+    }
     values = evaluate(graph.needed(written.values()), columns, {**scalars, **norms})
     with torch.no_grad():
         results = call.run({name: column.clone() for name, column in columns.items()}, scalars)
     for name, result in results.items():
         wanted, found = result.double(), values[written[name].index].double()
-        if not torch.allclose(found.broadcast_to(wanted.shape), wanted, rtol=1e-9, atol=1e-12, equal_nan=True):
-            raise NotPointwise("on symbols it does something else than on tensors (does it look at types?)")
+        if not torch.allclose(
+            found.broadcast_to(wanted.shape), wanted, rtol=1e-9, atol=1e-12, equal_nan=True
+        ):
+            raise NotPointwise(
+                "on symbols it does something else than on tensors (does it look at types?)"
+            )
 
 
-def evaluate(nodes: Iterable[Node], columns: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> dict[int, Tensor]:
+def evaluate(
+    nodes: Iterable[Node], columns: Mapping[str, Tensor], scalars: Mapping[str, Any]
+) -> dict[int, Tensor]:
     """The values of nodes, by their index, computed with torch."""
     values: dict[int, Tensor] = {}
     for node in nodes:
@@ -41,7 +53,9 @@ def evaluate(nodes: Iterable[Node], columns: Mapping[str, Tensor], scalars: Mapp
         elif node.op in ("scalar", "constant"):
             value = scalars[node.args[0]] if node.op == "scalar" else node.args[0]
             known = isinstance(value, Tensor)
-            values[node.index] = value.double() if known else torch.tensor(value, dtype=torch.float64, device="cpu")
+            values[node.index] = (
+                value.double() if known else torch.tensor(value, dtype=torch.float64, device="cpu")
+            )
         else:
             values[node.index] = operator_of(node)(*(values[arg.index] for arg in node.args))
     return values

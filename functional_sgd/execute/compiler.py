@@ -1,4 +1,6 @@
-"""Compile C with the system's compiler, once: results are kept on disk by content, safe against races and damage."""
+"""Compile C with the system's compiler, once: results are kept on disk by content, safe against
+races and damage.
+"""
 
 import ctypes
 import functools
@@ -13,7 +15,15 @@ from typing import Any
 
 import torch
 
-_FLAGS = ("-O3", "-march=native", "-std=c11", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math")
+_FLAGS = (
+    "-O3",
+    "-march=native",
+    "-std=c11",
+    "-fPIC",
+    "-shared",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+)
 _EXACT = ("-ffp-contract=off",)  # every operation rounds as torch's own would
 
 
@@ -24,11 +34,15 @@ class NoCompiler(RuntimeError):
 
 
 def load(source: str) -> ctypes.CDLL:
-    """The compiled source, as a shared library. Raises NoCompiler if there is no compiler, or it fails."""
+    """The compiled source, as a shared library. Raises NoCompiler if there is no compiler, or it
+    fails.
+    """
     compiler = find_compiler()
     flags = (*_FLAGS, *_EXACT, *_openmp(compiler))
     folder = cache_folder()
-    name = hashlib.sha256("\0".join((source, compiler, *flags, *_machine())).encode()).hexdigest()[:32]
+    name = hashlib.sha256("\0".join((source, compiler, *flags, *_machine())).encode()).hexdigest()[
+        :32
+    ]
     library, digest = folder / f"{name}.so", folder / f"{name}.sha256"
     if not _intact(library, digest):
         _compile(compiler, flags, source, library, digest)
@@ -40,7 +54,9 @@ def load(source: str) -> ctypes.CDLL:
 
 @functools.lru_cache(maxsize=256)
 def function_of(source: str, *argtypes: Any) -> Any:
-    """The function `run` of a source, which takes arguments of these ctypes and returns nothing. Raises NoCompiler."""
+    """The function `run` of a source, which takes arguments of these ctypes and returns nothing.
+    Raises NoCompiler.
+    """
     function = load(source).run
     function.argtypes, function.restype = argtypes, None
     return function
@@ -56,19 +72,26 @@ def find_compiler() -> str:
 
 
 def cache_folder() -> Path:
-    """Where kernels are kept: $FUNCTIONAL_SGD_CACHE, or functional_sgd in the user's cache or the temporary folder."""
+    """Where kernels are kept: $FUNCTIONAL_SGD_CACHE, or functional_sgd in the user's cache or the
+    temporary folder.
+    """
     chosen = os.environ.get("FUNCTIONAL_SGD_CACHE")
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = Path(chosen) if chosen else base / "functional_sgd"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:  # a read-only home, say
-        folder = Path(tempfile.gettempdir()) / f"functional_sgd-{os.getuid() if hasattr(os, 'getuid') else 'user'}"
+        folder = (
+            Path(tempfile.gettempdir())
+            / f"functional_sgd-{os.getuid() if hasattr(os, 'getuid') else 'user'}"
+        )
         folder.mkdir(exist_ok=True)
     return folder
 
 
-def _compile(compiler: str, flags: tuple[str, ...], source: str, library: Path, digest: Path) -> None:
+def _compile(
+    compiler: str, flags: tuple[str, ...], source: str, library: Path, digest: Path
+) -> None:
     """Compile beside the target and rename, so that other processes see all of it or nothing."""
     with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
         code, built = Path(scratch) / "kernel.c", Path(scratch) / "kernel.so"
@@ -99,7 +122,9 @@ def _sha256(path: Path) -> str:
 
 @functools.cache
 def _openmp(compiler: str) -> tuple[str, ...]:
-    """Flags for threads. Torch's own OpenMP library is linked if there is one, so that there is one pool of threads."""
+    """Flags for threads. Torch's own OpenMP library is linked if there is one, so that there is one
+    pool of threads.
+    """
     for library in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*")):
         return "-fopenmp", str(library)
     return ("-fopenmp",) if _accepts_openmp(compiler) else ("-fopenmp-simd",)
@@ -107,7 +132,12 @@ def _openmp(compiler: str) -> tuple[str, ...]:
 
 def _accepts_openmp(compiler: str) -> bool:
     command = [compiler, "-fopenmp", "-shared", "-fPIC", "-x", "c", "-", "-o", os.devnull]
-    return subprocess.run(command, input="int x;", capture_output=True, text=True, check=False).returncode == 0
+    return (
+        subprocess.run(
+            command, input="int x;", capture_output=True, text=True, check=False
+        ).returncode
+        == 0
+    )
 
 
 @functools.cache

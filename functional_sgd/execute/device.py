@@ -17,17 +17,23 @@ from functional_sgd.execute.launch import Pointers, cut_up
 from functional_sgd.execute.source import Kernel
 
 BLOCK = 1024  # elements that a program loads at once
-PROGRAMS = 2048  # as many keep a large GPU busy; more elements make longer programs, up to LONGEST blocks
+PROGRAMS = (
+    2048  # as many keep a large GPU busy; more elements make longer programs, up to LONGEST blocks
+)
 LONGEST = 8
 WARPS = 4
 
 KEPT = 32  # tables that a launcher remembers; a call uses two, and one for each hyper that differs by leaf
 
-_KEPT_FOR_GRAPHS: list[Tensor] = []  # captured graphs read them again at every replay, so they are never freed
+_KEPT_FOR_GRAPHS: list[
+    Tensor
+] = []  # captured graphs read them again at every replay, so they are never freed
 
 
 Hyper: TypeAlias = float | Tensor | NDArray[Any]
-"""A number, a tensor on the device (of one value, or one for each leaf), or an array of numbers, one for each leaf."""
+"""A number, a tensor on the device (of one value, or one for each leaf), or an array of numbers,
+one for each leaf.
+"""
 
 
 class NoTriton(NoCompiler):
@@ -46,7 +52,9 @@ class Chunks:
 
     def __init__(self, sizes: Sequence[int]) -> None:
         blocks = min(max(sum(sizes) // (BLOCK * PROGRAMS), 1), LONGEST)
-        self.table = np.array(cut_up(sizes, blocks * BLOCK), dtype=np.int64)  # leaf, start, count: a row each
+        self.table = np.array(
+            cut_up(sizes, blocks * BLOCK), dtype=np.int64
+        )  # leaf, start, count: a row each
         self.n_leaves, self.n_chunks = len(sizes), self.table.shape[1]
 
 
@@ -55,21 +63,34 @@ class Tables:
 
     def __init__(self) -> None:
         self._known: OrderedDict[Hashable, Tensor] = OrderedDict()
-        self._spare: dict[int, Tensor] = {}  # pinned memory by size, for captures, which may not ask for any
+        self._spare: dict[
+            int, Tensor
+        ] = {}  # pinned memory by size, for captures, which may not ask for any
 
     def put(self, array: NDArray[Any], device: torch.device, name: Hashable = None) -> Tensor:
         """The array on a device. A name stands for its content, which is compared otherwise.
 
-        A table is used on the stream on which it was sent: it needs no synchronisation there. While a graph is being
-        captured nothing is sent yet, so tables from before are not used, nor those of the capture after it.
+        A table is used on the stream on which it was sent: it needs no synchronisation there. While
+        a graph is being captured nothing is sent yet, so tables from before are not used, nor those
+        of the capture after it.
         """
         if _capturing(device):
             host = self._spare.pop(array.nbytes, None)
-            sent = _send(array, device, torch.empty(array.nbytes, dtype=torch.uint8) if host is None else host)
+            sent = _send(
+                array,
+                device,
+                torch.empty(array.nbytes, dtype=torch.uint8) if host is None else host,
+            )
             _KEPT_FOR_GRAPHS.extend(sent)
             return sent[1]
         stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None
-        key = (device, stream, array.shape, array.dtype.str, array.tobytes() if name is None else name)
+        key = (
+            device,
+            stream,
+            array.shape,
+            array.dtype.str,
+            array.tobytes() if name is None else name,
+        )
         if key in self._known:
             self._known.move_to_end(key)
             return self._known[key]
@@ -91,20 +112,30 @@ def kind_of(hyper: Hyper) -> torch.dtype | None:
 
 
 class DeviceLauncher:
-    """A Triton kernel for hypers of these kinds. Raises NoTriton when it is made, if it cannot be compiled."""
+    """A Triton kernel for hypers of these kinds. Raises NoTriton when it is made, if it cannot be
+    compiled.
+    """
 
-    def __init__(self, kernel: Kernel, kinds: Mapping[str, torch.dtype | None], device: torch.device) -> None:
+    def __init__(
+        self, kernel: Kernel, kinds: Mapping[str, torch.dtype | None], device: torch.device
+    ) -> None:
         self.kernel, self.device, self.tables = kernel, device, Tables()
         try:
             self.function, self.options = _loaded(kernel.source), _options()
             if hasattr(self.function, "device_caches"):  # not the interpreter's
-                hypers = [arg for kind in kinds.values() for arg in ([0.0] if kind is None else [kind, 0])]
+                hypers = [
+                    arg for kind in kinds.values() for arg in ([0.0] if kind is None else [kind, 0])
+                ]
                 with _current(device):
-                    self.function.warmup(torch.int64, torch.int64, 1, *hypers, BLOCK=BLOCK, grid=(1,), **self.options)
+                    self.function.warmup(
+                        torch.int64, torch.int64, 1, *hypers, BLOCK=BLOCK, grid=(1,), **self.options
+                    )
         except Exception as error:  # of Triton, of what it calls, or because it is not there
             raise NoTriton(f"Triton does not work here: {type(error).__name__}: {error}") from error
 
-    def __call__(self, chunks: Chunks, hypers: Sequence[Hyper], columns: Sequence[Pointers]) -> None:
+    def __call__(
+        self, chunks: Chunks, hypers: Sequence[Hyper], columns: Sequence[Pointers]
+    ) -> None:
         """Run over all leaves. `columns` are the kernel's inputs, then its outputs."""
         if not chunks.n_chunks:
             return
@@ -141,7 +172,9 @@ def _send(array: NDArray[Any], device: torch.device, host: Tensor) -> tuple[Tens
 
 
 def _pinned(size: int, device: torch.device) -> Tensor:
-    """Host memory from which a device can copy by itself; torch does not hand it out again before that is done."""
+    """Host memory from which a device can copy by itself; torch does not hand it out again before
+    that is done.
+    """
     return torch.empty(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
 
 
@@ -164,7 +197,9 @@ def _loaded(source: str) -> Any:
 
 @functools.cache
 def _options() -> dict[str, Any]:
-    """Every operation rounds as torch's does: no fused multiply-add, and small numbers are not set to zero."""
+    """Every operation rounds as torch's does: no fused multiply-add, and small numbers are not set
+    to zero.
+    """
     exact = {"enable_fp_fusion": False}
     with contextlib.suppress(ImportError, AttributeError):
         from triton.backends.nvidia.compiler import CUDAOptions

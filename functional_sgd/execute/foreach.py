@@ -1,4 +1,6 @@
-"""Run a kernel's arithmetic with torch's foreach operators: what is left where there is no compiler."""
+"""Run a kernel's arithmetic with torch's foreach operators: what is left where there is no
+compiler.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +15,21 @@ Values = list[Tensor]
 """One tensor for each leaf."""
 
 _BOTH = ("add", "sub", "mul", "div", "maximum", "minimum", "pow")
-_ALONE = ("neg", "abs", "sqrt", "rsqrt", "exp", "expm1", "log", "tanh", "sigmoid", "sign", "floor", "ceil", "round")
+_ALONE = (
+    "neg",
+    "abs",
+    "sqrt",
+    "rsqrt",
+    "exp",
+    "expm1",
+    "log",
+    "tanh",
+    "sigmoid",
+    "sign",
+    "floor",
+    "ceil",
+    "round",
+)
 
 
 def run_foreach(
@@ -22,7 +38,8 @@ def run_foreach(
     columns: Mapping[str, Values],
     rows: Mapping[str, Sequence[float | Tensor]],
 ) -> dict[str, Values]:
-    """The outputs of a segment; `rows` has, for each scalar, one value for all leaves, or one for each.
+    """The outputs of a segment; `rows` has, for each scalar, one value for all leaves, or one for
+    each.
 
     Values are numbers, or 0-d tensors where the leaves are, which stay there.
     """
@@ -30,7 +47,9 @@ def run_foreach(
     count = len(next(iter(columns.values())))
     scalars = [
         evaluate(
-            [node for node in nodes if not node.element], {}, {name: row[k % len(row)] for name, row in rows.items()}
+            [node for node in nodes if not node.element],
+            {},
+            {name: row[k % len(row)] for name, row in rows.items()},
         )
         for k in range(max((len(row) for row in rows.values()), default=1))
     ]
@@ -39,17 +58,27 @@ def run_foreach(
         if not node.element:
             each = [_number(own[node.index]) for own in scalars]
             alike = len(each) == 1
-            values[node.index] = each * count if alike and isinstance(each[0], Tensor) else each[0] if alike else each
+            values[node.index] = (
+                each * count
+                if alike and isinstance(each[0], Tensor)
+                else each[0]
+                if alike
+                else each
+            )
         elif node.op == "column":
             values[node.index] = columns[node.args[0]]
         else:
-            values[node.index] = _apply(node, [values[arg.index] for arg in node.args if isinstance(arg, Node)], count)
+            values[node.index] = _apply(
+                node, [values[arg.index] for arg in node.args if isinstance(arg, Node)], count
+            )
     like = next(iter(columns.values()))
     return {key: _leaves(values[node.index], like) for key, node in outputs.items()}
 
 
 def _apply(node: Node, args: list[Any], count: int) -> Values:
-    """One operation on all leaves: a foreach operator if there is one for these arguments, else leaf by leaf."""
+    """One operation on all leaves: a foreach operator if there is one for these arguments, else
+    leaf by leaf.
+    """
     whole = bool(args) and isinstance(args[0], list) and isinstance(args[0][0], Tensor)
     if whole and node.op in _ALONE:
         return list(getattr(torch, f"_foreach_{node.op}")(args[0]))
@@ -58,7 +87,10 @@ def _apply(node: Node, args: list[Any], count: int) -> Values:
     if node.op == "constant":
         return [torch.tensor(node.args[0])] * count
     function = operator_of(node)
-    return [function(*(_tensor(arg[k] if isinstance(arg, list) else arg) for arg in args)) for k in range(count)]
+    return [
+        function(*(_tensor(arg[k] if isinstance(arg, list) else arg) for arg in args))
+        for k in range(count)
+    ]
 
 
 def _number(value: Tensor) -> float | Tensor:
@@ -72,4 +104,7 @@ def _tensor(value: Any) -> Tensor:
 
 def _leaves(value: Any, like: Values) -> Values:
     every = value if isinstance(value, list) else [value] * len(like)
-    return [_tensor(own).to(leaf.device, leaf.dtype).expand(leaf.shape) for own, leaf in zip(every, like, strict=True)]
+    return [
+        _tensor(own).to(leaf.device, leaf.dtype).expand(leaf.shape)
+        for own, leaf in zip(every, like, strict=True)
+    ]

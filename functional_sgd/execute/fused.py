@@ -37,26 +37,29 @@ def fuse(opt: Wrapped, donate: bool = False, debug: bool | None = None) -> Wrapp
 def fuse(opt: Any, donate: bool = False, debug: bool | None = None) -> Any:
     """The optimizer with the same signature and results, as one pass over memory for all leaves.
 
-    Every run of elementwise rules becomes one kernel: the rules are run on symbols, what they do is written as C and
-    compiled with the system's compiler (once: kernels are kept on disk), and called over a table of pointers to the
-    leaves where they lie. Other rules (leafwise, treewise, or with an operation that is not pointwise arithmetic) run
-    with torch between the kernels; `explain()` says which and why. Hypers are data: another value, a schedule, or a
-    tree of values compiles nothing again. Calls under torch.func, torch.compile or with gradients to be tracked, and
-    complex leaves, run leaf by leaf.
+    Every run of elementwise rules becomes one kernel: the rules are run on symbols, what they do is
+    written as C and compiled with the system's compiler (once: kernels are kept on disk), and
+    called over a table of pointers to the leaves where they lie. Other rules (leafwise, treewise,
+    or with an operation that is not pointwise arithmetic) run with torch between the kernels;
+    `explain()` says which and why. Hypers are data: another value, a schedule, or a tree of values
+    compiles nothing again. Calls under torch.func, torch.compile or with gradients to be tracked,
+    and complex leaves, run leaf by leaf.
 
-    On a GPU the same kernel is written for Triton, and launched once for all leaves of a dtype. The host never
-    waits for the device, so steps can be captured in a CUDA graph, after one step that is not. Give the hypers that
-    will change as 0-d tensors on the GPU, since numbers are part of the graph; and copy the step count that comes out
-    into the one that went in, so that a replay counts on.
+    On a GPU the same kernel is written for Triton, and launched once for all leaves of a dtype. The
+    host never waits for the device, so steps can be captured in a CUDA graph, after one step that
+    is not. Give the hypers that will change as 0-d tensors on the GPU, since numbers are part of
+    the graph; and copy the step count that comes out into the one that went in, so that a replay
+    counts on.
 
-    Pure by default: results are new tensors, in memory that is used again once the caller has dropped it; all leaves of
-    params, or of a slot, lie in one buffer (so torch.save of a single leaf writes the whole buffer). With `donate`
-    the buffers of params and state are overwritten and handed back: the trees passed in are spent. With `debug`
-    (default: whether the environment has FUNCTIONAL_SGD_DEBUG) using a spent tree raises ValueError.
+    Pure by default: results are new tensors, in memory that is used again once the caller has
+    dropped it; all leaves of params, or of a slot, lie in one buffer (so torch.save of a single
+    leaf writes the whole buffer). With `donate` the buffers of params and state are overwritten and
+    handed back: the trees passed in are spent. With `debug` (default: whether the environment has
+    FUNCTIONAL_SGD_DEBUG) using a spent tree raises ValueError.
 
-    A wrapper (partition, accumulate, ...) comes back around its fused optimizers; what is fused is fused anew. Raises
-    TypeError if `opt` is neither a chain nor a wrapper. Without a compiler it warns once, and kernels are replaced by
-    torch's foreach operators.
+    A wrapper (partition, accumulate, ...) comes back around its fused optimizers; what is fused is
+    fused anew. Raises TypeError if `opt` is neither a chain nor a wrapper. Without a compiler it
+    warns once, and kernels are replaced by torch's foreach operators.
 
     >>> from functional_sgd import adamw
     >>> opt = fuse(adamw(lr=0.1))
@@ -90,7 +93,12 @@ class Fused:
         self._guard: Guard | None = None  # of the last trees, and how they are grouped
         self._guarded: list[Group] = []
         self._lock = threading.Lock()
-        nodes = [node for segment in self.segments if segment.graph is not None for node in segment.graph.nodes]
+        nodes = [
+            node
+            for segment in self.segments
+            if segment.graph is not None
+            for node in segment.graph.nodes
+        ]
         self._scalars = {node.args[0] for node in nodes if node.op == "scalar"}
         self._pool = Pool()
 
@@ -105,14 +113,23 @@ class Fused:
         return self.opt.required
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Fused, (self.opt, self.donate, self.debug)  # for copies, which compile for themselves
+        return Fused, (
+            self.opt,
+            self.donate,
+            self.debug,
+        )  # for copies, which compile for themselves
 
     def init(self, params: Tree) -> State:
         """A fresh state, as the chain makes it."""
         return self.opt.init(params)
 
     def __call__(
-        self, params: Tree, grads: Tree, state: State, hyper: Mapping[str, Any] | None = None, **extras: Any
+        self,
+        params: Tree,
+        grads: Tree,
+        state: State,
+        hyper: Mapping[str, Any] | None = None,
+        **extras: Any,
     ) -> tuple[Tree, State]:
         """One step: (new params, new state)."""
         plan = self.opt.plan
@@ -122,7 +139,9 @@ class Fused:
         leaves = take_apart(plan, params, grads, state, hyper, extras, guard)
         if self.debug:
             _refuse_spent(params, leaves)
-        if _tracked(leaves) or not all(_is_number(leaves.shared.get(name, 0)) for name in self._scalars):
+        if _tracked(leaves) or not all(
+            _is_number(leaves.shared.get(name, 0)) for name in self._scalars
+        ):
             return run_leaves(plan, leaves)
         with self._lock:
             if leaves.familiar:
@@ -130,7 +149,14 @@ class Fused:
             else:
                 groups = self._groups_of(leaves)
                 self._watch(leaves, groups)
-            run = Run(plan, self.segments, groups, leaves, self.donate, Means(self._pool, self.compiled, self.triton))
+            run = Run(
+                plan,
+                self.segments,
+                groups,
+                leaves,
+                self.donate,
+                Means(self._pool, self.compiled, self.triton),
+            )
             try:
                 new_params, new_slots = run()
             except NoCompiler as error:
@@ -147,7 +173,8 @@ class Fused:
         return leaves.rebuild(new_params, new_slots)
 
     def source(self, dtype: torch.dtype = torch.float32, device: str = "cpu") -> str:
-        """The code of every kernel, for leaves and gradients of this dtype: C, or Triton's Python for "cuda".
+        """The code of every kernel, for leaves and gradients of this dtype: C, or Triton's Python
+        for "cuda".
 
         A GPU's kernel is shown as it is when the hypers are numbers.
         """
@@ -174,7 +201,11 @@ class Fused:
         kernel  clip_norm, sgd_step
         """
         for segment in self.segments:
-            print(f"kernel  {segment.title}" if segment.graph is not None else f"torch   {segment.reason}")
+            print(
+                f"kernel  {segment.title}"
+                if segment.graph is not None
+                else f"torch   {segment.reason}"
+            )
 
     def __repr__(self) -> str:
         return f"fuse({self.opt!r}{', donate=True' if self.donate else ''})"
@@ -185,7 +216,10 @@ class Fused:
         if len(grads) == len(leaves.params):
             for group in groups:
                 group.dense_grads = all(map(Tensor.is_contiguous, group.pick(grads)))
-            self._guard, self._guarded = Guard(leaves.spec, [leaves.params, *leaves.slots.values(), grads]), groups
+            self._guard, self._guarded = (
+                Guard(leaves.spec, [leaves.params, *leaves.slots.values(), grads]),
+                groups,
+            )
 
     def _groups_of(self, leaves: Leaves) -> list[Group]:
         """The leaves in groups of one kind."""
@@ -205,7 +239,11 @@ def _tracked(leaves: Leaves) -> bool:
         return False
     values = [*leaves.shared.values(), *(v for vs in leaves.separate.values() for v in vs)]
     if not leaves.familiar:
-        values += [*leaves.params, *leaves.grads, *(leaf for column in leaves.slots.values() for leaf in column)]
+        values += [
+            *leaves.params,
+            *leaves.grads,
+            *(leaf for column in leaves.slots.values() for leaf in column),
+        ]
     return any(value.requires_grad for value in values if isinstance(value, Tensor))
 
 
@@ -214,8 +252,10 @@ def _refuse_spent(params: Tree, leaves: Leaves) -> None:
         for leaf in (leaves.params[index], *(column[index] for column in leaves.slots.values())):
             if getattr(leaf, "_spent_by", None):
                 raise ValueError(
-                    f"fuse: leaf {path!r} was donated to an earlier step, which has overwritten it. "
-                    f"Go on with the params and state that the step returned, or fuse(opt, donate=False)."
+                    f"fuse: leaf {path!r} was donated to an earlier step, which has overwritten "
+                    f"it. "
+                    f"Go on with the params and state that the step returned, or fuse(opt, "
+                    f"donate=False)."
                 )
 
 
@@ -254,6 +294,7 @@ def _warn(error: NoCompiler) -> None:
     if type(error) not in _warned:
         _warned.add(type(error))
         warnings.warn(
-            f"fuse: {error}. Optimizers run with foreach operators, several times slower. {error.cure}",
+            f"fuse: {error}. Optimizers run with foreach operators, several times slower. "
+            f"{error.cure}",
             stacklevel=5,
         )

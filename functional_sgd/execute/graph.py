@@ -1,7 +1,9 @@
-"""Rules as arithmetic: run a rule on symbols, and what it does becomes a graph of pointwise operations.
+"""Rules as arithmetic: run a rule on symbols, and what it does becomes a graph of pointwise
+operations.
 
-A symbol is an `element` (one number of a leaf) or a `scalar` (a hyper, the step, or anything made of them). Scalars are
-double precision and computed once a step; elements are computed in the precision of the leaf.
+A symbol is an `element` (one number of a leaf) or a `scalar` (a hyper, the step, or anything made
+of them). Scalars are double precision and computed once a step; elements are computed in the
+precision of the leaf.
 """
 
 from collections.abc import Callable, Iterable
@@ -23,11 +25,15 @@ class NotPointwise(Exception):
 
 
 class Node:
-    """One value in a graph: an operation and its arguments. Made by a Graph, which keeps equal nodes one."""
+    """One value in a graph: an operation and its arguments. Made by a Graph, which keeps equal
+    nodes one.
+    """
 
     __slots__ = ("args", "element", "graph", "index", "op")
 
-    def __init__(self, graph: "Graph", op: str, args: tuple[Any, ...], element: bool, index: int) -> None:
+    def __init__(
+        self, graph: "Graph", op: str, args: tuple[Any, ...], element: bool, index: int
+    ) -> None:
         self.graph, self.op, self.args, self.element, self.index = graph, op, args, element, index
 
     def __repr__(self) -> str:
@@ -36,17 +42,23 @@ class Node:
     # What rules do with tensors: operators, torch functions, methods.
 
     @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> "Node":
+    def __torch_function__(
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> "Node":
         name = getattr(func, "__name__", str(func))
         return _apply(name, args, kwargs or {})
 
     def __getattr__(self, name: str) -> Callable[..., "Node"]:
         if name.startswith("__") or (name not in FUNCTIONS and name not in NORMS):
-            raise NotPointwise(f"it uses .{name}, which is not a pointwise operation that can be fused")
+            raise NotPointwise(
+                f"it uses .{name}, which is not a pointwise operation that can be fused"
+            )
         return lambda *args, **kwargs: _apply(name, (self, *args), kwargs)
 
     def __bool__(self) -> bool:
-        raise NotPointwise("it branches on a value (if, and, or, max(), min()); torch.where does not")
+        raise NotPointwise(
+            "it branches on a value (if, and, or, max(), min()); torch.where does not"
+        )
 
     def __float__(self) -> float:
         raise NotPointwise("it turns a value into a Python number")
@@ -57,7 +69,8 @@ class Node:
 class Graph:
     """A growing list of nodes, each made once.
 
-    While it is `reducing`, rules may take the norm of a column: a scalar, whose name is among `norms`.
+    While it is `reducing`, rules may take the norm of a column: a scalar, whose name is among
+    `norms`.
     """
 
     def __init__(self, reducing: bool = False) -> None:
@@ -68,8 +81,19 @@ class Graph:
 
     def node(self, op: str, *args: Any, element: bool | None = None) -> Node:
         """The node with this operation and these arguments (nodes or constants)."""
-        element = any(isinstance(arg, Node) and arg.element for arg in args) if element is None else element
-        key = (op, element, *(("%", arg.index) if isinstance(arg, Node) else (type(arg), repr(arg)) for arg in args))
+        element = (
+            any(isinstance(arg, Node) and arg.element for arg in args)
+            if element is None
+            else element
+        )
+        key = (
+            op,
+            element,
+            *(
+                ("%", arg.index) if isinstance(arg, Node) else (type(arg), repr(arg))
+                for arg in args
+            ),
+        )
         if key not in self._known:
             self._known[key] = Node(self, op, args, element, len(self.nodes))
             self.nodes.append(self._known[key])
@@ -97,12 +121,18 @@ class Graph:
             return constant
         if isinstance(constant, (bool, int, float)):
             return self.node("constant", float(constant), element=False)
-        if isinstance(constant, torch.Tensor) and constant.dim() == 0 and constant.device.type == "cpu":
+        if (
+            isinstance(constant, torch.Tensor)
+            and constant.dim() == 0
+            and constant.device.type == "cpu"
+        ):
             return self.node("constant", float(constant), element=False)
         raise NotPointwise(f"it mixes in a {type(constant).__name__} that is no number")
 
     def run(self, call: Call, columns: dict[str, Node]) -> dict[str, Node]:
-        """Run a rule on symbols: column -> node for what it writes. Raises NotPointwise if that cannot be done."""
+        """Run a rule on symbols: column -> node for what it writes. Raises NotPointwise if that
+        cannot be done.
+        """
         try:
             result = call.run(columns, {name: self.scalar(name) for _, name in call.scalars})
         except NotPointwise:
@@ -160,7 +190,11 @@ def _sub(graph: Graph, left: Any, right: Any, *, alpha: Any = 1) -> Node:
 
 
 def _times(graph: Graph, value: Any, factor: Any) -> Node:
-    return graph.value(value) if not isinstance(factor, Node) and factor == 1 else _mul(graph, value, factor)
+    return (
+        graph.value(value)
+        if not isinstance(factor, Node) and factor == 1
+        else _mul(graph, value, factor)
+    )
 
 
 def _mul(graph: Graph, left: Any, right: Any) -> Node:
@@ -199,7 +233,9 @@ def _lerp(graph: Graph, start: Any, end: Any, weight: Any) -> Node:
     difference = _sub(graph, end, start)
     near = _add(graph, start, _mul(graph, weight, difference))
     far = _sub(graph, end, _mul(graph, difference, _sub(graph, 1.0, weight)))
-    return _where(graph, graph.node("lt", graph.node("abs", graph.value(weight)), graph.value(0.5)), near, far)
+    return _where(
+        graph, graph.node("lt", graph.node("abs", graph.value(weight)), graph.value(0.5)), near, far
+    )
 
 
 def _addcmul(graph: Graph, value: Any, left: Any, right: Any, *, value_: Any = 1) -> Node:
@@ -255,8 +291,12 @@ FUNCTIONS: dict[str, Callable[..., Node]] = {
     "clamp_max": lambda graph, value, max: _clamp(graph, value, max=max),
     "where": _where,
     "lerp": _lerp,
-    "addcmul": lambda graph, start, left, right, value=1: _addcmul(graph, start, left, right, value_=value),
-    "addcdiv": lambda graph, start, left, right, value=1: _addcdiv(graph, start, left, right, value_=value),
+    "addcmul": lambda graph, start, left, right, value=1: _addcmul(
+        graph, start, left, right, value_=value
+    ),
+    "addcdiv": lambda graph, start, left, right, value=1: _addcdiv(
+        graph, start, left, right, value_=value
+    ),
     "zeros_like": _full(0.0),
     "ones_like": _full(1.0),
     "full_like": lambda graph, like, fill_value: graph.value(fill_value),

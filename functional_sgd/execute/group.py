@@ -40,7 +40,9 @@ def _signature(param: Tensor, grad: Tensor | None, *slots: Tensor) -> Signature:
 
 
 _known = functools.lru_cache(maxsize=4096)(Signature)
-"""Equal signatures are one: thousands of new objects would wake the garbage collector, which takes longer than this."""
+"""Equal signatures are one: thousands of new objects would wake the garbage collector, which takes
+longer than this.
+"""
 
 
 @functools.lru_cache(maxsize=256)
@@ -71,7 +73,9 @@ class Group:
         self.device, self.dtypes = device, dtypes
         self.everything = False  # whether these are all leaves, in order
         self.large = any(shape.numel() >= LARGE for shape in shapes)
-        self.dense_grads = False  # whether the gradients of trees that are recognised are contiguous
+        self.dense_grads = (
+            False  # whether the gradients of trees that are recognised are contiguous
+        )
 
     @functools.cached_property
     def shape(self) -> Shape:
@@ -85,15 +89,24 @@ class Group:
 
     @staticmethod
     def split(signatures: Sequence[Signature], leaves: Leaves) -> list["Group"]:
-        """The groups of all leaves that a kernel can treat; those of GPUs first, since their kernels take no time."""
+        """The groups of all leaves that a kernel can treat; those of GPUs first, since their
+        kernels take no time.
+        """
         kinds: dict[tuple[torch.device, tuple[torch.dtype, ...]], list[int]] = {}
         for index, one in enumerate(signatures):
             if one.active and one.plain:
                 kinds.setdefault((one.device, one.dtypes), []).append(index)
         names = ("param", "grad", *leaves.slots)
         groups = [
-            Group(indices, [signatures[i].shape for i in indices], device, dict(zip(names, dtypes, strict=True)))
-            for (device, dtypes), indices in sorted(kinds.items(), key=lambda item: item[0][0].type == "cpu")
+            Group(
+                indices,
+                [signatures[i].shape for i in indices],
+                device,
+                dict(zip(names, dtypes, strict=True)),
+            )
+            for (device, dtypes), indices in sorted(
+                kinds.items(), key=lambda item: item[0][0].type == "cpu"
+            )
         ]
         for group in groups:
             group.everything = len(group.indices) == len(signatures)

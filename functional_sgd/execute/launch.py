@@ -30,15 +30,23 @@ class Buffer:
         self.address: int = array.ctypes.data
 
 
-def cut_up(sizes: Sequence[int], chunk: int) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int32]]:
-    """Leaves of these sizes in chunks of at most so many elements: the leaf of each chunk, its start, its length."""
+def cut_up(
+    sizes: Sequence[int], chunk: int
+) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int32]]:
+    """Leaves of these sizes in chunks of at most so many elements: the leaf of each chunk, its
+    start, its length.
+    """
     leaf, start, count = [], [], []
     for index, size in enumerate(sizes):
         for begin in range(0, size, chunk):
             leaf.append(index)
             start.append(begin)
             count.append(min(chunk, size - begin))
-    return np.array(leaf, dtype=np.int32), np.array(start, dtype=np.int64), np.array(count, dtype=np.int32)
+    return (
+        np.array(leaf, dtype=np.int32),
+        np.array(start, dtype=np.int64),
+        np.array(count, dtype=np.int32),
+    )
 
 
 class Shape:
@@ -47,14 +55,19 @@ class Shape:
     def __init__(self, sizes: Sequence[int]) -> None:
         leaf, start, count = cut_up(sizes, CHUNK)
         self.n_leaves, self.n_chunks = len(sizes), len(leaf)
-        self.leaf, self.start, self.count = Buffer(leaf), Buffer(start), Buffer(count.astype(np.int64))
+        self.leaf, self.start, self.count = (
+            Buffer(leaf),
+            Buffer(start),
+            Buffer(count.astype(np.int64)),
+        )
         self.one_row = Buffer(np.zeros(self.n_leaves, dtype=np.int32))
         self.own_rows = Buffer(np.arange(self.n_leaves, dtype=np.int32))
         self.threads = 1 + sum(sizes) // GRAIN  # as many as are worth it
 
 
 class Launcher:
-    """A compiled kernel and what it is called with. Raises NoCompiler when it is made, if it cannot be compiled.
+    """A compiled kernel and what it is called with. Raises NoCompiler when it is made, if it cannot
+    be compiled.
 
     One call at a time: the arrays are used again.
     """
@@ -64,14 +77,18 @@ class Launcher:
         self.function = compiler.function_of(kernel.source, *_SIGNATURE)
         self._buffers: dict[tuple[int, int], tuple[Buffer, Buffer, Buffer]] = {}
 
-    def __call__(self, shape: Shape, rows: Sequence[Sequence[float]], columns: Sequence[Pointers]) -> None:
-        """Run over all leaves. `rows` of hypers are one, or one for each leaf; `columns` are the kernel's inputs, then
-        its outputs.
+    def __call__(
+        self, shape: Shape, rows: Sequence[Sequence[float]], columns: Sequence[Pointers]
+    ) -> None:
+        """Run over all leaves. `rows` of hypers are one, or one for each leaf; `columns` are the
+        kernel's inputs, then its outputs.
         """
         table, hypers, scratch = self._arrays(shape.n_leaves, len(rows))
         known: dict[int, int] = {}
         for index, addresses in enumerate(columns):
-            same = known.setdefault(id(addresses), index)  # a column that is overwritten is both read and written
+            same = known.setdefault(
+                id(addresses), index
+            )  # a column that is overwritten is both read and written
             table.array[index] = addresses if same == index else table.array[same]
         hypers.array[:] = rows
         self.function(
@@ -89,7 +106,9 @@ class Launcher:
             if len(self._buffers) >= 16:
                 self._buffers.clear()
             self._buffers[key] = (
-                Buffer(np.empty((len(kernel.inputs) + len(kernel.outputs), n_leaves), dtype=np.int64)),
+                Buffer(
+                    np.empty((len(kernel.inputs) + len(kernel.outputs), n_leaves), dtype=np.int64)
+                ),
                 Buffer(np.empty((n_rows, len(kernel.hypers)), dtype=np.float64)),
                 Buffer(np.empty((n_rows, max(kernel.n_scalars, 1)), dtype=np.float64)),
             )

@@ -1,7 +1,9 @@
-"""Leaves that put off pointwise work: how a rule that sees whole leaves is split into reductions and arithmetic.
+"""Leaves that put off pointwise work: how a rule that sees whole leaves is split into reductions
+and arithmetic.
 
-A rule like `clip_norm` reduces its leaves to a few numbers and then multiplies. Run on lazy leaves, the reductions
-happen (with torch) and the multiplication does not: it becomes part of the next kernel, with the numbers as scalars.
+A rule like `clip_norm` reduces its leaves to a few numbers and then multiplies. Run on lazy leaves,
+the reductions happen (with torch) and the multiplication does not: it becomes part of the next
+kernel, with the numbers as scalars.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +19,8 @@ from functional_sgd.execute.graph import FUNCTIONS, NORMS, Node, NotPointwise
 class Numbers:
     """The scalars that a rule has reduced leaves to, in the order in which it used them.
 
-    `known` are the nodes of what has been done with them, since a rule does the same with every leaf.
+    `known` are the nodes of what has been done with them, since a rule does the same with every
+    leaf.
     """
 
     def __init__(self, prefix: str) -> None:
@@ -35,7 +38,8 @@ class Numbers:
 
 
 class Lazy:
-    """A tensor, and the symbol that stands for it; pointwise operations are written down, all others are done.
+    """A tensor, and the symbol that stands for it; pointwise operations are written down, all
+    others are done.
 
     Its norm may be known to somebody who computes those of all leaves at once.
     """
@@ -83,7 +87,9 @@ class Lazy:
         value = getattr(self.tensor, name)
         if not callable(value):
             return value
-        return lambda *args, **kwargs: value(*map(_real, args), **{key: _real(arg) for key, arg in kwargs.items()})
+        return lambda *args, **kwargs: value(
+            *map(_real, args), **{key: _real(arg) for key, arg in kwargs.items()}
+        )
 
 
 def _call(name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -104,11 +110,15 @@ def _call(name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         return really()
     try:
         symbols = [_symbol(arg, lazy) for arg in args]
-        node = FUNCTIONS[name](lazy.node.graph, *symbols, **{key: _symbol(arg, lazy) for key, arg in kwargs.items()})
+        node = FUNCTIONS[name](
+            lazy.node.graph, *symbols, **{key: _symbol(arg, lazy) for key, arg in kwargs.items()}
+        )
     except (NotPointwise, TypeError):
         return really()
     if not kwargs and lazy is first and len(args) == 2 and type(args[1]) is Tensor:
-        lazy.numbers.known[name, lazy.node.index, id(args[1])] = node  # the tensor is among the numbers, so it lives on
+        lazy.numbers.known[name, lazy.node.index, id(args[1])] = (
+            node  # the tensor is among the numbers, so it lives on
+        )
     return Lazy(node, really, lazy.numbers)
 
 
@@ -137,8 +147,8 @@ def lazy_leaves(
     together: bool,
     norms: Callable[[str], Sequence[Tensor]] | None,
 ) -> list[dict[str, Lazy]]:
-    """The columns of each leaf as lazy tensors. All leaves share their numbers, if they are `together`; else those of
-    one leaf do. `norms` knows the norms of all leaves in a column.
+    """The columns of each leaf as lazy tensors. All leaves share their numbers, if they are
+    `together`; else those of one leaf do. `norms` knows the norms of all leaves in a column.
     """
     shared = Numbers(prefix) if together else None
     of_all = {name: None if norms is None else partial(norms, name) for name in symbols}

@@ -64,7 +64,9 @@ def _compiled(dtype: torch.dtype) -> Any:
     source = _SOURCE.format(
         conversions=CONVERSIONS,
         stored=stored_type(dtype),
-        number="float" if dtype == torch.float16 else "double",  # float is exact for squares of float16, and faster
+        number="float"
+        if dtype == torch.float16
+        else "double",  # float is exact for squares of float16, and faster
         load=loaded("in", "i", dtype),
         load_lane=loaded("in", "i + k", dtype),
         lanes=_LANES,

@@ -1,4 +1,6 @@
-"""A leafwise or treewise rule as the prelude of a kernel: what it reduces leaves to, and what it does with that."""
+"""A leafwise or treewise rule as the prelude of a kernel: what it reduces leaves to, and what it
+does with that.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +23,9 @@ class Prelude:
     """A rule whose results are pointwise in its leaves, given a few numbers that it makes of them."""
 
     call: Call
-    trace: tuple[str, ...]  # the arithmetic, in words: a run that does something else cannot be used
+    trace: tuple[
+        str, ...
+    ]  # the arithmetic, in words: a run that does something else cannot be used
     together: bool  # whether the numbers are those of all leaves
 
     def numbers(
@@ -33,7 +37,8 @@ class Prelude:
         leaves_of: Callable[[Tree], list[Any]],
         norms: Callable[[str], Sequence[Tensor]],
     ) -> dict[str, list[Tensor]] | None:
-        """The numbers of every leaf, by name; None if the rule did not do what it did when it was traced.
+        """The numbers of every leaf, by name; None if the rule did not do what it did when it was
+        traced.
 
         `norms` gives those of all leaves of a column.
         """
@@ -43,11 +48,17 @@ class Prelude:
         if found is None or _words(graph, found[0]) != self.trace:
             return None
         every = found[1]
-        return {f"{self.call.rule.name}_{place}": [own[place] for own in every] for place in range(len(every[0]))}
+        return {
+            f"{self.call.rule.name}_{place}": [own[place] for own in every]
+            for place in range(len(every[0]))
+        }
 
 
-def prepare(plan: Plan, call: Call, graph: Graph, columns: dict[str, Node], together: bool) -> Prelude | None:
-    """The prelude that this rule can be, tried on two small leaves; its results are then among the columns.
+def prepare(
+    plan: Plan, call: Call, graph: Graph, columns: dict[str, Node], together: bool
+) -> Prelude | None:
+    """The prelude that this rule can be, tried on two small leaves; its results are then among the
+    columns.
 
     It is `together` if the rule reduces all leaves to the same numbers.
     """
@@ -82,7 +93,9 @@ def _agrees(
         named = {f"{call.rule.name}_{k}": float(number) for k, number in enumerate(numbers)}
         values = evaluate(graph.needed(found[0].values()), columns, named)
         for outer, node in found[0].items():
-            if not torch.allclose(values[node.index].float(), wanted[outer][place].float(), rtol=1e-4):
+            if not torch.allclose(
+                values[node.index].float(), wanted[outer][place].float(), rtol=1e-4
+            ):
                 return False
     return True
 
@@ -97,7 +110,9 @@ def _run(
     together: bool,
     norms: Callable[[str], Sequence[Tensor]] | None = None,
 ) -> tuple[dict[str, Node], list[list[Tensor]]] | None:
-    """Run the rule on lazy leaves: what it writes as nodes, the same for all leaves, and the numbers of each leaf."""
+    """Run the rule on lazy leaves: what it writes as nodes, the same for all leaves, and the
+    numbers of each leaf.
+    """
     lazy = lazy_leaves(columns, symbols, call.rule.name, together, norms)
     nodes = {}
     for outer, values in _results(call, lazy, scalars, tree_of, leaves_of).items():
@@ -123,4 +138,7 @@ def _results(
 
 
 def _words(graph: Graph, results: Mapping[str, Node]) -> tuple[str, ...]:
-    return (*map(repr, graph.nodes), *(f"{name} = %{node.index}" for name, node in sorted(results.items())))
+    return (
+        *map(repr, graph.nodes),
+        *(f"{name} = %{node.index}" for name, node in sorted(results.items())),
+    )

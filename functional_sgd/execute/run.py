@@ -30,11 +30,18 @@ class Column:
     __slots__ = ("_addresses", "_dense", "dtype", "ours", "rough", "tensors")
 
     def __init__(
-        self, dtype: torch.dtype, tensors: list[Tensor], ours: bool = False, rough: bool = False, dense: bool = False
+        self,
+        dtype: torch.dtype,
+        tensors: list[Tensor],
+        ours: bool = False,
+        rough: bool = False,
+        dense: bool = False,
     ) -> None:
         self.dtype, self.tensors = dtype, tensors
         self.ours = ours  # it may be overwritten
-        self.rough = rough  # a rule's own result: not yet in the shape and dtype in which it is kept
+        self.rough = (
+            rough  # a rule's own result: not yet in the shape and dtype in which it is kept
+        )
         self._dense = dense  # known to be contiguous
         self._addresses: Pointers | None = None
 
@@ -75,9 +82,13 @@ class Run:
         self.others: dict[int, dict[str, Tensor]] = {}
         if sum(len(group.indices) for group in groups) < len(leaves.params):
             treated = {index for group in groups for index in group.indices}
-            self.others = {index: columns_of(leaves, index) for index in leaves.active if index not in treated}
+            self.others = {
+                index: columns_of(leaves, index) for index in leaves.active if index not in treated
+            }
         self.kept: dict[int, dict[str, Tensor]] = {index: {} for index in self.others}
-        self.numbers: dict[str, dict[int, Tensor]] = {}  # what the last prelude reduced each leaf to
+        self.numbers: dict[
+            str, dict[int, Tensor]
+        ] = {}  # what the last prelude reduced each leaf to
 
     @torch.no_grad()
     def __call__(self) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
@@ -101,12 +112,22 @@ class Run:
         if not (segment.graph is None and segment.calls[0].treewise):
             for index, columns in self.others.items():
                 for call in segment.calls:
-                    run_on_leaf(call, self.leaves.params[index], columns, self.leaves.scalars(index), self.kept[index])
+                    run_on_leaf(
+                        call,
+                        self.leaves.params[index],
+                        columns,
+                        self.leaves.scalars(index),
+                        self.kept[index],
+                    )
 
     def _reduce(self, prelude: Prelude, segment: Segment) -> bool:
-        """Reduce leaves to the numbers that the kernel wants; False if that cannot be done this time."""
+        """Reduce leaves to the numbers that the kernel wants; False if that cannot be done this
+        time.
+        """
         call, leaves = prelude.call, self.leaves
-        if self.others or (call.treewise and any(name in leaves.separate for _, name in call.scalars)):
+        if self.others or (
+            call.treewise and any(name in leaves.separate for _, name in call.scalars)
+        ):
             return False
         indices = [index for group in self.groups for index in group.indices]
         if not indices:
@@ -125,29 +146,43 @@ class Run:
             segment.keys,
             [leaves.scalars(index) for index in (indices[:1] if call.treewise else indices)],
             lambda values: unflatten(leaves.spec, _scattered(values, indices, len(leaves.params))),
-            lambda tree: [values[index] for values in [leaves.spec.flatten_up_to(tree)] for index in indices],
+            lambda tree: [
+                values[index] for values in [leaves.spec.flatten_up_to(tree)] for index in indices
+            ],
             functools.cache(lambda outer: self._norms_of_leaves(segment.keys[outer])),
         )
         if numbers is not None:
-            self.numbers = {name: dict(zip(indices, values, strict=True)) for name, values in numbers.items()}
+            self.numbers = {
+                name: dict(zip(indices, values, strict=True)) for name, values in numbers.items()
+            }
         return numbers is not None
 
     def _table(self, group: Group) -> dict[str, Column]:
         dense_grads = self.leaves.familiar and group.dense_grads
-        table = {"grad": Column(group.dtypes["grad"], group.pick(self.leaves.grads), dense=dense_grads)}
+        table = {
+            "grad": Column(group.dtypes["grad"], group.pick(self.leaves.grads), dense=dense_grads)
+        }
         for name, values in (("param", self.leaves.params), *self.leaves.slots.items()):
-            table[name] = Column(group.dtypes[name], group.pick(values), ours=self.donate, dense=True)
+            table[name] = Column(
+                group.dtypes[name], group.pick(values), ours=self.donate, dense=True
+            )
         return table
 
     def _kernel(self, segment: Segment, number: int, group: Group) -> None:
         """Run a segment's kernel over a group."""
         if not segment.outputs:
             return
-        table, precision, by_triton = self.tables[number], _precision(group), device.treats(group.device)
+        table, precision, by_triton = (
+            self.tables[number],
+            _precision(group),
+            device.treats(group.device),
+        )
         if not (self.means.triton if by_triton else self.means.compiler):
             self._foreach(segment, table, group)
             return
-        kept = {key: group.dtypes[key] if key in segment.final else precision for key in segment.outputs}
+        kept = {
+            key: group.dtypes[key] if key in segment.final else precision for key in segment.outputs
+        }
         kinds = ({key: column.dtype for key, column in table.items()}, kept, precision)
         scalars = (segment.hypers, self.leaves, self._numbers(segment, table, group), group)
         if by_triton:
@@ -202,7 +237,9 @@ class Run:
     def _on_leaves(self, call: Call, segment: Segment) -> None:
         """Run one rule with torch, leaf by leaf."""
         for table, group in zip(self.tables, self.groups, strict=True):
-            made: dict[str, list[Tensor]] = {key_of(self.plan, call, name): [] for _, name in call.writes}
+            made: dict[str, list[Tensor]] = {
+                key_of(self.plan, call, name): [] for _, name in call.writes
+            }
             reads = {name: self._seen(table, segment.keys[name], group) for _, name in call.reads}
             for place, index in enumerate(group.indices):
                 columns = {name: values[place] for name, values in reads.items()}
@@ -216,13 +253,20 @@ class Run:
         for _, outer in call.reads:
             columns[outer] = {index: own[outer] for index, own in self.others.items()}
             for table, group in zip(self.tables, self.groups, strict=True):
-                columns[outer].update(zip(group.indices, self._seen(table, segment.keys[outer], group), strict=True))
-        active = next(iter([*self.others, *(index for group in self.groups for index in group.indices)]), None)
+                columns[outer].update(
+                    zip(group.indices, self._seen(table, segment.keys[outer], group), strict=True)
+                )
+        active = next(
+            iter([*self.others, *(index for group in self.groups for index in group.indices)]), None
+        )
         if active is None:
             return
         results = run_on_tree(self.plan, call, self.leaves, columns, self.leaves.scalars(active))
         for table, group in zip(self.tables, self.groups, strict=True):
-            made = {key_of(self.plan, call, name): group.pick(values) for name, values in results.items()}
+            made = {
+                key_of(self.plan, call, name): group.pick(values)
+                for name, values in results.items()
+            }
             self._put(table, group, made)
         put_on_leaves(call, results, self.others, self.kept)
 
@@ -240,8 +284,12 @@ class Run:
         taken = [column.tensors for column in table.values()]
         for key, values in made.items():
             whole = [
-                owned(value.to(precision), *(tensors[place] for tensors in taken)).expand(working(param).shape)
-                for place, (value, param) in enumerate(zip(values, group.pick(self.leaves.params), strict=True))
+                owned(value.to(precision), *(tensors[place] for tensors in taken)).expand(
+                    working(param).shape
+                )
+                for place, (value, param) in enumerate(
+                    zip(values, group.pick(self.leaves.params), strict=True)
+                )
             ]
             taken.append(whole)
             table[key] = Column(precision, whole, rough=True)
@@ -252,9 +300,15 @@ class Run:
         for table, group in zip(self.tables, self.groups, strict=True):
             for name, values in after.items():
                 column = table[name]
-                tensors = self._kept(column.tensors, group.pick(before[name])) if column.rough else column.tensors
+                tensors = (
+                    self._kept(column.tensors, group.pick(before[name]))
+                    if column.rough
+                    else column.tensors
+                )
                 if group.everything:
-                    after[name] = tensors if self.donate else list(tensors)  # a pure step makes trees of its own
+                    after[name] = (
+                        tensors if self.donate else list(tensors)
+                    )  # a pure step makes trees of its own
                 else:
                     for place, index in enumerate(group.indices):
                         values[index] = tensors[place]
@@ -271,7 +325,9 @@ class Run:
         return params, after
 
     def _kept(self, values: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
-        """Results in the shape and dtype in which they are kept; in the old buffers if those were donated."""
+        """Results in the shape and dtype in which they are kept; in the old buffers if those were
+        donated.
+        """
         kept = [stored(value, old) for value, old in zip(values, like, strict=True)]
         if not self.donate:
             return kept

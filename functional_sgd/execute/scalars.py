@@ -1,4 +1,6 @@
-"""The scalars of a kernel, by its names for them: numbers for a CPU, and for a GPU what needs no waiting."""
+"""The scalars of a kernel, by its names for them: numbers for a CPU, and for a GPU what needs no
+waiting.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +15,9 @@ from functional_sgd.execute.group import Group
 from functional_sgd.rule import COUNTER
 
 Numbers = Mapping[str, Mapping[int, Tensor] | Tensor]
-"""What leaves have been reduced to: a number by name and leaf, or a tensor with those of a whole group."""
+"""What leaves have been reduced to: a number by name and leaf, or a tensor with those of a whole
+group.
+"""
 
 
 def rows(names: Sequence[str], leaves: Leaves, numbers: Numbers, group: Group) -> list[list[float]]:
@@ -27,25 +31,41 @@ def rows(names: Sequence[str], leaves: Leaves, numbers: Numbers, group: Group) -
     return [list(row) for row in zip(*whole, strict=True)]
 
 
-def on_device(names: Sequence[str], leaves: Leaves, numbers: Numbers, group: Group) -> list[device.Hyper]:
-    """For each scalar a number, or a tensor on the group's device, or an array of numbers, one for each leaf."""
+def on_device(
+    names: Sequence[str], leaves: Leaves, numbers: Numbers, group: Group
+) -> list[device.Hyper]:
+    """For each scalar a number, or a tensor on the group's device, or an array of numbers, one for
+    each leaf.
+    """
     where = group.device
 
     def find(name: str) -> device.Hyper:
         known = numbers.get(name)
         if isinstance(known, Tensor):
             return known
-        return _together([_here(value, where) for value in _values(name, leaves, numbers, group)], where)
+        return _together(
+            [_here(value, where) for value in _values(name, leaves, numbers, group)], where
+        )
 
     return list(map(find, names))
 
 
-def separate(names: Sequence[str], leaves: Leaves, numbers: Numbers, group: Group) -> dict[str, list[float | Tensor]]:
-    """For each scalar one value for all leaves, or one for each: numbers, or tensors on the group's GPU."""
+def separate(
+    names: Sequence[str], leaves: Leaves, numbers: Numbers, group: Group
+) -> dict[str, list[float | Tensor]]:
+    """For each scalar one value for all leaves, or one for each: numbers, or tensors on the group's
+    GPU.
+    """
     where = group.device
     if not device.treats(where):
-        return {name: [float(value) for value in _values(name, leaves, numbers, group)] for name in names}
-    return {name: [_here(value, where) for value in _values(name, leaves, numbers, group)] for name in names}
+        return {
+            name: [float(value) for value in _values(name, leaves, numbers, group)]
+            for name in names
+        }
+    return {
+        name: [_here(value, where) for value in _values(name, leaves, numbers, group)]
+        for name in names
+    }
 
 
 def _values(name: str, leaves: Leaves, numbers: Numbers, group: Group) -> list[Any]:
@@ -76,4 +96,8 @@ def _together(values: Sequence[float | Tensor], where: torch.device) -> device.H
 
 
 def _tensor(value: float | Tensor, where: torch.device) -> Tensor:
-    return value.double() if isinstance(value, Tensor) else torch.full((), value, dtype=torch.float64, device=where)
+    return (
+        value.double()
+        if isinstance(value, Tensor)
+        else torch.full((), value, dtype=torch.float64, device=where)
+    )

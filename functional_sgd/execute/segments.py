@@ -1,4 +1,6 @@
-"""Cut a chain into segments: runs of elementwise rules that become one kernel, and single rules that cannot."""
+"""Cut a chain into segments: runs of elementwise rules that become one kernel, and single rules
+that cannot.
+"""
 
 import functools
 from collections.abc import Collection, Mapping, Sequence
@@ -21,7 +23,8 @@ from functional_sgd.wiring import Call
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """Some calls of a chain, in a row. `keys` say where in the table of columns a name is found before they run.
+    """Some calls of a chain, in a row. `keys` say where in the table of columns a name is found
+    before they run.
 
     A key is the name itself, or name__shadow for a slot that a later rule has shadowed.
     """
@@ -32,7 +35,9 @@ class Segment:
     outputs: Mapping[str, Node] = field(default_factory=dict)  # key -> what the kernel writes there
     final: frozenset[str] = frozenset()  # the outputs that are results, not temporaries
     prelude: Prelude | None = None  # what its first rule reduces leaves to, before the kernel
-    instead: tuple["Segment", ...] = ()  # the same without the prelude, for calls in which it does not work
+    instead: tuple[
+        "Segment", ...
+    ] = ()  # the same without the prelude, for calls in which it does not work
     reason: str = ""  # why it is not a kernel
     launchers: dict[Any, Any] = field(default_factory=dict)  # compiled so far
 
@@ -42,9 +47,14 @@ class Segment:
         return ", ".join(repr(call.rule) for call in self.calls)
 
     def launcher(
-        self, dtypes: Mapping[str, torch.dtype], results: Mapping[str, torch.dtype], working: torch.dtype
+        self,
+        dtypes: Mapping[str, torch.dtype],
+        results: Mapping[str, torch.dtype],
+        working: torch.dtype,
     ) -> Launcher:
-        """The compiled kernel for columns of these dtypes. Raises NoCompiler if it cannot be compiled."""
+        """The compiled kernel for columns of these dtypes. Raises NoCompiler if it cannot be
+        compiled.
+        """
         key = (*dtypes.items(), None, *results.items())
         if key not in self.launchers:
             self.launchers[key] = Launcher(self.kernel(dtypes, results, working))
@@ -59,12 +69,16 @@ class Segment:
         results: Mapping[str, torch.dtype],
         working: torch.dtype,
     ) -> DeviceLauncher:
-        """The same for a GPU, and hypers of the kinds of these. Raises NoTriton if it cannot be compiled."""
+        """The same for a GPU, and hypers of the kinds of these. Raises NoTriton if it cannot be
+        compiled.
+        """
         kinds = tuple(map(kind_of, hypers))
         key = (device, kinds, *dtypes.items(), None, *results.items())
         if key not in self.launchers:
             named = dict(zip(self.hypers, kinds, strict=True))
-            kernel = self.device_kernel(dtypes, results, working, [name for name, kind in named.items() if kind])
+            kernel = self.device_kernel(
+                dtypes, results, working, [name for name, kind in named.items() if kind]
+            )
             self.launchers[key] = DeviceLauncher(kernel, named, device)
         launcher: DeviceLauncher = self.launchers[key]
         return launcher
@@ -91,7 +105,10 @@ class Segment:
         return parts_of(self.graph, self.outputs)
 
     def kernel(
-        self, dtypes: Mapping[str, torch.dtype], results: Mapping[str, torch.dtype], working: torch.dtype
+        self,
+        dtypes: Mapping[str, torch.dtype],
+        results: Mapping[str, torch.dtype],
+        working: torch.dtype,
     ) -> Kernel:
         """The C function for columns of these dtypes."""
         assert self.graph is not None
@@ -110,7 +127,9 @@ class Segment:
 
 
 def cut(plan: Plan) -> tuple[Segment, ...]:
-    """The segments of a chain. Rules that reduce whole leaves are preludes of kernels where they can be."""
+    """The segments of a chain. Rules that reduce whole leaves are preludes of kernels where they
+    can be.
+    """
     segments: list[Segment] = []
     keys = {name: name for name in ("param", "grad", *plan.slots)}
     start = 0
@@ -119,14 +138,20 @@ def cut(plan: Plan) -> tuple[Segment, ...]:
         if segment.prelude is not None:
             alone, between = _next_segment(plan, start, keys, lazily=False)
             rest = plan.calls[start + 1 : start + len(segment.calls)]
-            instead = (alone, _next_segment(plan, start + 1, between, lazily=False)[0]) if rest else (alone,)
+            instead = (
+                (alone, _next_segment(plan, start + 1, between, lazily=False)[0])
+                if rest
+                else (alone,)
+            )
             segment = replace(segment, instead=instead)
         segments.append(segment)
         keys, start = after, start + len(segment.calls)
     return tuple(segments)
 
 
-def _next_segment(plan: Plan, start: int, keys: Mapping[str, str], lazily: bool) -> tuple[Segment, dict[str, str]]:
+def _next_segment(
+    plan: Plan, start: int, keys: Mapping[str, str], lazily: bool
+) -> tuple[Segment, dict[str, str]]:
     """The segment that begins at this call, and where names are found after it."""
     graph = Graph()
     columns, kept = _Columns(graph, keys), dict[str, Node]()
@@ -138,7 +163,9 @@ def _next_segment(plan: Plan, start: int, keys: Mapping[str, str], lazily: bool)
         reason = _trace(graph, columns, kept, plan.calls[position])
         position += not reason
     if position > start:
-        return _kernel_segment(plan, plan.calls[start:position], position, graph, columns, kept, keys, prelude)
+        return _kernel_segment(
+            plan, plan.calls[start:position], position, graph, columns, kept, keys, prelude
+        )
     call = plan.calls[start]
     after = {**keys, **{name: key_of(plan, call, name) for _, name in call.writes}}
     return Segment((call,), dict(keys), reason=f"{call.rule!r}: {reason}"), after
@@ -149,11 +176,19 @@ def key_of(plan: Plan, call: Call, name: str) -> str:
     return name if name in call.rule.slots or name not in plan.slots else f"{name}__shadow"
 
 
-def _reduction(plan: Plan, call: Call, keys: Mapping[str, str]) -> tuple[Graph, "_Columns", Prelude | None, str]:
-    """Begin a kernel with a rule that reduces whole leaves: to norms, or to what it is said to by its prelude."""
+def _reduction(
+    plan: Plan, call: Call, keys: Mapping[str, str]
+) -> tuple[Graph, "_Columns", Prelude | None, str]:
+    """Begin a kernel with a rule that reduces whole leaves: to norms, or to what it is said to by
+    its prelude.
+    """
     graph = Graph(reducing=True)
     columns = _Columns(graph, keys)
-    if call.rule.scope == "leafwise" and not call.rule.initializers and not _trace(graph, columns, {}, call):
+    if (
+        call.rule.scope == "leafwise"
+        and not call.rule.initializers
+        and not _trace(graph, columns, {}, call)
+    ):
         graph.reducing = False
         return graph, columns, None, ""
     for together in (True, False) if call.treewise else (False,):
@@ -209,10 +244,14 @@ def _kernel_segment(
     after = dict(keys)
     for name in sorted(written):
         after[name] = name
-        if (name in kept and columns[name] is not kept[name]) or (name in plan.slots and name not in kept):
+        if (name in kept and columns[name] is not kept[name]) or (
+            name in plan.slots and name not in kept
+        ):
             after[name] = f"{name}__shadow"
         if name == "param" or name in needed:
             outputs[after[name]] = columns[name]
     last_param = not any(outer == "param" for call in later for _, outer in call.writes)
-    final = frozenset(name for name in outputs if name in plan.slots or (name == "param" and last_param))
+    final = frozenset(
+        name for name in outputs if name in plan.slots or (name == "param" and last_param)
+    )
     return Segment(tuple(calls), dict(keys), graph, outputs, final, prelude), after

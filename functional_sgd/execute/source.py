@@ -34,9 +34,13 @@ class Parts:
 
 
 def parts_of(graph: Graph, outputs: Mapping[str, Node]) -> Parts:
-    """What is needed for these outputs; constants are left out, since they are written where they are used."""
+    """What is needed for these outputs; constants are left out, since they are written where they
+    are used.
+    """
     nodes = [node for node in graph.needed(outputs.values()) if node.op != "constant"]
-    used = {arg.index for node in nodes if node.element for arg in node.args if isinstance(arg, Node)}
+    used = {
+        arg.index for node in nodes if node.element for arg in node.args if isinstance(arg, Node)
+    }
     used |= {node.index for node in outputs.values()}
     scalars = [node for node in nodes if not node.element]
     return Parts(

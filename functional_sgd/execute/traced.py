@@ -1,4 +1,6 @@
-"""A function of tensors as compiled code, for arguments that look like those with which it was traced."""
+"""A function of tensors as compiled code, for arguments that look like those with which it was
+traced.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +19,9 @@ LIST = optree.tree_structure(_LEAF)
 
 @dataclass(frozen=True, eq=False)
 class Traced:
-    """Compiled code, and what it was made for: everything that is not a tensor, and the looks of what is."""
+    """Compiled code, and what it was made for: everything that is not a tensor, and the looks of
+    what is.
+    """
 
     fixed: Any
     guard: Guard
@@ -39,18 +43,24 @@ class Traced:
 
 
 def trace(function: Callable[..., Any], tensors: list[Tensor], fixed: Any, advice: str) -> Traced:
-    """`function(*tensors)`, which may return any tree, as one compiled graph for tensors like these.
+    """`function(*tensors)`, which may return any tree, as one compiled graph for tensors like
+    these.
 
-    It is called once, on these tensors. What depends on their values cannot be traced: then torch's error goes on, with
-    `advice` as a note.
+    It is called once, on these tensors. What depends on their values cannot be traced: then torch's
+    error goes on, with `advice` as a note.
     """
-    from torch.fx.experimental.proxy_tensor import make_fx  # half a second, for those only who compile
+    from torch.fx.experimental.proxy_tensor import (
+        make_fx,
+    )  # half a second, for those only who compile
 
     shape: list[Any] = []
 
     def flat(*values: Tensor) -> list[Tensor]:
         leaves, spec = optree.tree_flatten(function(*values), none_is_leaf=True)
-        shape[:] = spec, {place: leaf for place, leaf in enumerate(leaves) if not isinstance(leaf, Tensor)}
+        shape[:] = (
+            spec,
+            {place: leaf for place, leaf in enumerate(leaves) if not isinstance(leaf, Tensor)},
+        )
         return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
     try:
@@ -68,7 +78,11 @@ def numbers_of(hyper: Mapping[str, Any]) -> Any:
     tree: Any = dict(hyper)
     leaves, spec = optree.tree_flatten(tree, none_is_leaf=True)
     numbers = [leaf for leaf in leaves if type(leaf) in (int, float)]
-    rest = [None if type(leaf) in (int, float) else leaf for leaf in leaves] if len(numbers) < len(leaves) else None
+    rest = (
+        [None if type(leaf) in (int, float) else leaf for leaf in leaves]
+        if len(numbers) < len(leaves)
+        else None
+    )
     return spec, torch.tensor(numbers, dtype=torch.float64), rest
 
 
@@ -76,4 +90,6 @@ def by_name(packed: Any) -> Any:
     """The hypers again, their numbers as 0-d tensors."""
     spec, numbers, rest = packed
     each = iter(numbers.unbind())
-    return spec.unflatten([next(each) if leaf is None else leaf for leaf in rest or [None] * spec.num_leaves])
+    return spec.unflatten(
+        [next(each) if leaf is None else leaf for leaf in rest or [None] * spec.num_leaves]
+    )

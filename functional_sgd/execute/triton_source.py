@@ -58,7 +58,17 @@ _STORED = {
     torch.float16: "tl.float16",
 }
 
-_OPERATORS = {"add": "+", "sub": "-", "mul": "*", "eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
+_OPERATORS = {
+    "add": "+",
+    "sub": "-",
+    "mul": "*",
+    "eq": "==",
+    "ne": "!=",
+    "lt": "<",
+    "le": "<=",
+    "gt": ">",
+    "ge": ">=",
+}
 _LOGICAL_TEMPLATES = {"and": "{0} & {1}", "or": "{0} | {1}", "not": "{0} == 0"}
 _TEMPLATES = {
     "neg": "-{0}",
@@ -99,8 +109,9 @@ def emit_triton(
 ) -> Kernel:
     """The kernel that computes these columns, and runs on a GPU.
 
-    `dtypes` are those of the columns read, `results` those of the columns written, `working` that of the arithmetic.
-    Of the hypers, `tensors` are pointers to one value, or to one for each leaf (and say which); the others are numbers.
+    `dtypes` are those of the columns read, `results` those of the columns written, `working` that
+    of the arithmetic. Of the hypers, `tensors` are pointers to one value, or to one for each leaf
+    (and say which); the others are numbers.
     """
     parts = parts_of(graph, outputs)
     names = [*(f"in_{name}" for name in parts.inputs), *(f"out_{name}" for name in outputs)]
@@ -121,10 +132,15 @@ def emit_triton(
     ]
     body = [f"        {name_of(node)} = {_value(node, precision, ())}" for node in parts.elements]
     body += [
-        f"        tl.store(out_{name} + i, {_argument(node, True, precision)}.to({stored}), mask=inside)"
-        for name, node, stored in ((name, node, _STORED[results[name]]) for name, node in outputs.items())
+        f"        tl.store(out_{name} + i, {_argument(node, True, precision)}.to({stored}), "
+        f"mask=inside)"
+        for name, node, stored in (
+            (name, node, _STORED[results[name]]) for name, node in outputs.items()
+        )
     ]
-    scalars = [f"    {name_of(node)} = {_value(node, 'tl.float64', tensors)}" for node in parts.scalars]
+    scalars = [
+        f"    {name_of(node)} = {_value(node, 'tl.float64', tensors)}" for node in parts.scalars
+    ]
     scalars += [
         f"    {name} = {name_of(node)}{'' if node.op in LOGICAL else f'.to({precision})'}"
         for name, node in zip(crossing, parts.crossing, strict=True)
@@ -134,7 +150,9 @@ def emit_triton(
         for k, (place, dtype) in enumerate(zip(here, kept, strict=True))
     ]
     hypers = [
-        f"hyper_{name}, by_leaf_{name}: tl.int64, " if name in tensors else f"hyper_{name}: tl.float64, "
+        f"hyper_{name}, by_leaf_{name}: tl.int64, "
+        if name in tensors
+        else f"hyper_{name}: tl.float64, "
         for name in parts.hypers
     ]
     text = _HEADER.format(title=title) + _FUNCTIONS.format(
@@ -160,14 +178,20 @@ def _value(node: Node, precision: str, tensors: Collection[str]) -> str:
         chosen = [_argument(arg, node.element, precision) for arg in (yes, no)]
         return f"tl.where({_truth(condition, node.element, precision)}, {', '.join(chosen)})"
     if node.op in _LOGICAL_TEMPLATES:
-        return _LOGICAL_TEMPLATES[node.op].format(*(_truth(arg, node.element, precision) for arg in node.args))
+        return _LOGICAL_TEMPLATES[node.op].format(
+            *(_truth(arg, node.element, precision) for arg in node.args)
+        )
     args = [_argument(arg, node.element, precision) for arg in node.args]
     if node.op in _OPERATORS:
         return f"{args[0]} {_OPERATORS[node.op]} {args[1]}"
     if node.op == "remainder":
         return _remainder(*args)
     template = _PRECISE[precision].get(node.op) or _TEMPLATES.get(node.op)
-    return template.format(*args, T=precision) if template else f"libdevice.{node.op}({', '.join(args)})"
+    return (
+        template.format(*args, T=precision)
+        if template
+        else f"libdevice.{node.op}({', '.join(args)})"
+    )
 
 
 def _remainder(left: str, right: str) -> str:
@@ -195,4 +219,8 @@ def _constant(value: float, precision: str) -> str:
     with np.errstate(over="ignore", under="ignore"):
         rounded = float(np.float32(value)) if precision == "tl.float32" else value
     plain = np.isfinite(rounded)
-    return f"tl.full((), {rounded!r}, {precision})" if plain else f'tl.full((), float("{rounded}"), {precision})'
+    return (
+        f"tl.full((), {rounded!r}, {precision})"
+        if plain
+        else f'tl.full((), float("{rounded}"), {precision})'
+    )

@@ -16,21 +16,24 @@ from functional_sgd.tree import Tree
 from functional_sgd.wrappers.wrapper import check_optimizer
 
 _ADVICE = (
-    "compile_step: this step could not be compiled. A loss or an optimizer that branches on the values of tensors "
+    "compile_step: this step could not be compiled. A loss or an optimizer that branches on the "
+    "values of tensors "
     "cannot: write torch.where, or take the step without compile_step."
 )
 
 
-def compile_step(loss_fn: Callable[..., Any], opt: Optimizer, has_aux: bool = False) -> Callable[..., Any]:
+def compile_step(
+    loss_fn: Callable[..., Any], opt: Optimizer, has_aux: bool = False
+) -> Callable[..., Any]:
     """A training step in one graph: `step(params, state, hyper, *batch) -> (value, params, state)`.
 
-    `loss_fn(params, *batch)` returns a 0-d tensor or, with `has_aux`, a pair (0-d tensor, anything), such as new
-    buffers; so does `value`. Nothing is overwritten. Of `opt` (a chain, a wrapper, or one of them fused) the rules
-    become part of the graph.
+    `loss_fn(params, *batch)` returns a 0-d tensor or, with `has_aux`, a pair (0-d tensor,
+    anything), such as new buffers; so does `value`. Nothing is overwritten. Of `opt` (a chain, a
+    wrapper, or one of them fused) the rules become part of the graph.
 
-    Hypers are data, so changing them compiles nothing again. The first batch has a graph of its own; those of other
-    shapes share another, by torch.compile. What `loss_fn` reads besides its arguments (numbers, the mode of a module)
-    is as it was at the first call.
+    Hypers are data, so changing them compiles nothing again. The first batch has a graph of its
+    own; those of other shapes share another, by torch.compile. What `loss_fn` reads besides its
+    arguments (numbers, the mode of a module) is as it was at the first call.
 
     Raises TypeError if `opt` is no optimizer, or one of torch.optim inside.
 
@@ -42,11 +45,15 @@ def compile_step(loss_fn: Callable[..., Any], opt: Optimizer, has_aux: bool = Fa
     """
     check_optimizer("compile_step", opt)
     if not can_be_traced(opt):
-        raise TypeError(f"compile_step: {opt!r} works in place, so it cannot be compiled. A chain of rules can.")
+        raise TypeError(
+            f"compile_step: {opt!r} works in place, so it cannot be compiled. A chain of rules can."
+        )
     plain = without_kernels(opt)
     gradient = value_and_grad(loss_fn, has_aux=has_aux)
 
-    def update(params: Tree, state: State, hyper: Mapping[str, Any], *batch: Any) -> tuple[Any, Tree, State]:
+    def update(
+        params: Tree, state: State, hyper: Mapping[str, Any], *batch: Any
+    ) -> tuple[Any, Tree, State]:
         value, grads = gradient(params, *batch)
         with torch.no_grad():
             return value, *plain(params, grads, state, dict(hyper))
@@ -58,7 +65,9 @@ def compile_step(loss_fn: Callable[..., Any], opt: Optimizer, has_aux: bool = Fa
         arguments: Any = (params, state, numbers_of({**plain.hyper, **(hyper or {})}), batch)
         leaves, spec = optree.tree_flatten(arguments, none_is_leaf=True)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        constants = {place: leaf for place, leaf in enumerate(leaves) if not isinstance(leaf, Tensor)}
+        constants = {
+            place: leaf for place, leaf in enumerate(leaves) if not isinstance(leaf, Tensor)
+        }
         fixed = (spec, constants)
         graph = next((one for one in graphs if one.fixed == fixed), None)
         if graph is None:
@@ -79,7 +88,10 @@ def _of_tensors(
 
     def step(*tensors: Tensor) -> Any:
         each = iter(tensors)
-        leaves = [constants[place] if place in constants else next(each) for place in range(spec.num_leaves)]
+        leaves = [
+            constants[place] if place in constants else next(each)
+            for place in range(spec.num_leaves)
+        ]
         arguments: Any = spec.unflatten(leaves)
         params, state, hyper, batch = arguments
         return update(params, state, by_name(hyper), *batch)
@@ -88,7 +100,9 @@ def _of_tensors(
 
 
 def can_be_traced(opt: Any) -> bool:
-    """Whether an optimizer is made of rules, also inside wrappers, and does not run something that writes in place."""
+    """Whether an optimizer is made of rules, also inside wrappers, and does not run something that
+    writes in place.
+    """
     inner: list[Any] = []
 
     def meet(one: Any) -> Any:

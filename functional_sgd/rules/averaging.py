@@ -8,12 +8,13 @@ from functional_sgd.rule import elementwise
 
 @elementwise(grad_avg=torch.zeros_like)
 def average_grad(grad: Tensor, grad_avg: Tensor, *, mom: float = 0.9) -> dict[str, Tensor]:
-    """Move along the running mean of the gradients: momentum, dampened so that it stays on the gradient's scale.
+    """Move along the running mean of the gradients: momentum, dampened so that it stays on the
+    gradient's scale.
 
     grad_avg = mom * grad_avg + (1 - mom) * grad;  update = grad_avg
 
-    Reads grad and mom in [0, 1); with mom = 0 the update is the gradient. Keeps grad_avg, which starts at 0.
-    Source: fastbook chapter 16; the first moment of Adam (Kingma and Ba 2015).
+    Reads grad and mom in [0, 1); with mom = 0 the update is the gradient. Keeps grad_avg, which
+    starts at 0. Source: fastbook chapter 16; the first moment of Adam (Kingma and Ba 2015).
 
     >>> average_grad(torch.tensor([1.0]), torch.tensor([0.0]), mom=0.5)
     {'grad_avg': tensor([0.5000]), 'update': tensor([0.5000])}
@@ -24,7 +25,8 @@ def average_grad(grad: Tensor, grad_avg: Tensor, *, mom: float = 0.9) -> dict[st
 
 @elementwise(grad_avg=torch.zeros_like)
 def heavy_ball(grad: Tensor, grad_avg: Tensor, *, mom: float = 0.9) -> dict[str, Tensor]:
-    """Move with the speed that the gradients have built up: momentum without dampening, as in torch.optim.SGD.
+    """Move with the speed that the gradients have built up: momentum without dampening, as in
+    torch.optim.SGD.
 
     grad_avg = mom * grad_avg + grad;  update = grad_avg
 
@@ -40,7 +42,8 @@ def heavy_ball(grad: Tensor, grad_avg: Tensor, *, mom: float = 0.9) -> dict[str,
 
 @elementwise
 def dampen(grad: Tensor, *, step: Tensor, dampening: float = 0.0) -> dict[str, Tensor]:
-    """Let later gradients weigh less than the first, as torch.optim.SGD(dampening=...) does before its momentum.
+    """Let later gradients weigh less than the first, as torch.optim.SGD(dampening=...) does before
+    its momentum.
 
     grad = grad at step 1, (1 - dampening) * grad afterwards
 
@@ -58,7 +61,8 @@ def nesterov(grad: Tensor, grad_avg: Tensor, *, mom: float = 0.9) -> dict[str, T
 
     update = grad + mom * grad_avg
 
-    Reads grad, grad_avg (of heavy_ball) and mom in [0, 1). Source: Sutskever et al. 2013, in torch.optim.SGD's form.
+    Reads grad, grad_avg (of heavy_ball) and mom in [0, 1). Source: Sutskever et al. 2013, in
+    torch.optim.SGD's form.
 
     >>> nesterov(torch.tensor([1.0]), torch.tensor([2.0]), mom=0.5)
     {'update': tensor([2.])}
@@ -72,8 +76,8 @@ def average_sqr_grad(grad: Tensor, sqr_avg: Tensor, *, sqr_mom: float = 0.99) ->
 
     sqr_avg = sqr_mom * sqr_avg + (1 - sqr_mom) * grad**2
 
-    Reads grad and sqr_mom in [0, 1); keeps sqr_avg (same shape as the parameter, at least float32), which starts at 0.
-    Source: Hinton, lecture 6e (RMSProp); fastbook chapter 16.
+    Reads grad and sqr_mom in [0, 1); keeps sqr_avg (same shape as the parameter, at least float32),
+    which starts at 0. Source: Hinton, lecture 6e (RMSProp); fastbook chapter 16.
 
     >>> average_sqr_grad(torch.tensor([2.0]), torch.tensor([0.0]), sqr_mom=0.5)
     {'sqr_avg': tensor([2.])}
@@ -91,12 +95,14 @@ def debias(
     mom: float = 0.9,
     sqr_mom: float = 0.99,
 ) -> dict[str, Tensor]:
-    """Undo the pull of the averages towards the zero that they started from; what is kept stays biased.
+    """Undo the pull of the averages towards the zero that they started from; what is kept stays
+    biased.
 
     grad_avg = grad_avg / (1 - mom**step);  sqr_avg = sqr_avg / (1 - sqr_mom**step)
 
-    Reads whichever of grad_avg (then also update, which it divides likewise) and sqr_avg the chain has, their momenta
-    and step. Shadows them for the rest of the step. Source: Adam (Kingma and Ba 2015), section 3.
+    Reads whichever of grad_avg (then also update, which it divides likewise) and sqr_avg the chain
+    has, their momenta and step. Shadows them for the rest of the step. Source: Adam (Kingma and Ba
+    2015), section 3.
 
     >>> debias(torch.tensor([0.5]), torch.tensor([0.5]), step=torch.tensor(1), mom=0.5)
     {'grad_avg': tensor([1.]), 'update': tensor([1.])}
@@ -129,10 +135,13 @@ def quasi_hyperbolic(
 
 
 @elementwise(grad_avg=torch.zeros_like)
-def sign_of_average(grad: Tensor, grad_avg: Tensor, *, mom: float = 0.9, slow_mom: float = 0.99) -> dict[str, Tensor]:
+def sign_of_average(
+    grad: Tensor, grad_avg: Tensor, *, mom: float = 0.9, slow_mom: float = 0.99
+) -> dict[str, Tensor]:
     """Move by one unit in the direction on which the gradient and its slow average agree.
 
-    update = sign(mom * grad_avg + (1 - mom) * grad);  grad_avg = slow_mom * grad_avg + (1 - slow_mom) * grad
+    update = sign(mom * grad_avg + (1 - mom) * grad);  grad_avg = slow_mom * grad_avg + (1 -
+    slow_mom) * grad
 
     Reads grad, mom and slow_mom in [0, 1); keeps grad_avg, which starts at 0. sign(0) is 0.
     Source: Lion (Chen et al. 2023).

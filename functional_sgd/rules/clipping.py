@@ -26,8 +26,8 @@ def clip_norm(grad: Tree, *, max_norm: float = 1.0) -> dict[str, Tree]:
 
     grad = grad * min(1, max_norm / (norm + 1e-6));  norm = sqrt(sum of all squares)
 
-    Reads the tree of gradients; leaves without a gradient do not count. Source: Pascanu et al. 2013, with
-    torch.nn.utils.clip_grad_norm_'s 1e-6.
+    Reads the tree of gradients; leaves without a gradient do not count. Source: Pascanu et al.
+    2013, with torch.nn.utils.clip_grad_norm_'s 1e-6.
 
     >>> clip_norm({"a": torch.tensor([3.0]), "b": torch.tensor([4.0])}, max_norm=2.5)
     {'grad': {'a': tensor([1.5000]), 'b': tensor([2.0000])}}
@@ -39,15 +39,19 @@ def clip_norm(grad: Tree, *, max_norm: float = 1.0) -> dict[str, Tree]:
 def global_norm(tree: Tree) -> Tensor:
     """The length of all leaves taken as one vector (0-d); its derivative at zero is zero."""
     norms: list[Tensor] = [torch.linalg.vector_norm(leaf) for leaf in optree.tree_leaves(tree)]
-    length: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+    length: Tensor = torch.linalg.vector_norm(
+        torch.stack([norm.to(norms[0].device) for norm in norms])
+    )
     return length
 
 
 @leafwise
 def centralize(grad: Tensor) -> dict[str, Tensor]:
-    """Subtract from the gradient of every output unit its mean; vectors and scalars stay as they are.
+    """Subtract from the gradient of every output unit its mean; vectors and scalars stay as they
+    are.
 
-    grad = grad - mean over all axes but the first, for leaves of 2 or more axes (torch's layout: outputs first)
+    grad = grad - mean over all axes but the first, for leaves of 2 or more axes (torch's layout:
+    outputs first)
 
     Source: gradient centralization (Yong et al. 2020).
 

@@ -23,11 +23,13 @@ def weight_decay(param: Tensor, *, lr: float, wd: float = 0.01) -> dict[str, Ten
 
 @elementwise
 def l2_reg(param: Tensor, grad: Tensor, *, wd: float = 0.01) -> dict[str, Tensor]:
-    """Add the gradient of a squared penalty, for the rules after it; the caller's gradients stay as they are.
+    """Add the gradient of a squared penalty, for the rules after it; the caller's gradients stay as
+    they are.
 
     grad = grad + wd * param
 
-    Reads param, grad and wd >= 0. The same as weight_decay for plain SGD only. Source: fastbook chapter 16.
+    Reads param, grad and wd >= 0. The same as weight_decay for plain SGD only. Source: fastbook
+    chapter 16.
 
     >>> import torch
     >>> l2_reg(torch.tensor([2.0]), torch.tensor([1.0]), wd=0.5)

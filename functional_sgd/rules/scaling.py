@@ -7,7 +7,9 @@ from functional_sgd.rule import elementwise
 
 
 def root(x: Tensor) -> Tensor:
-    """sqrt(x) for x >= 0, with derivative 0 (not infinity) at 0, so that zero gradients stay differentiable."""
+    """sqrt(x) for x >= 0, with derivative 0 (not infinity) at 0, so that zero gradients stay
+    differentiable.
+    """
     zero = x == 0
     return torch.where(zero, 0.0, torch.where(zero, 1.0, x).sqrt())
 
@@ -28,7 +30,9 @@ def scale_by_rms(update: Tensor, sqr_avg: Tensor, *, eps: float = 1e-8) -> dict[
 
 
 @elementwise
-def scale_by_rms_eps_inside(update: Tensor, sqr_avg: Tensor, *, eps: float = 1e-8) -> dict[str, Tensor]:
+def scale_by_rms_eps_inside(
+    update: Tensor, sqr_avg: Tensor, *, eps: float = 1e-8
+) -> dict[str, Tensor]:
     """scale_by_rms with eps inside the root, as the book and optax write RMSProp.
 
     update = update / sqrt(sqr_avg + eps)
@@ -42,10 +46,13 @@ def scale_by_rms_eps_inside(update: Tensor, sqr_avg: Tensor, *, eps: float = 1e-
 
 
 @elementwise(grad_mean=torch.zeros_like)
-def center(grad: Tensor, sqr_avg: Tensor, grad_mean: Tensor, *, sqr_mom: float = 0.99) -> dict[str, Tensor]:
+def center(
+    grad: Tensor, sqr_avg: Tensor, grad_mean: Tensor, *, sqr_mom: float = 0.99
+) -> dict[str, Tensor]:
     """Replace the mean square by the variance, so that a steady slope is not slowed down.
 
-    grad_mean = sqr_mom * grad_mean + (1 - sqr_mom) * grad;  sqr_avg = max(sqr_avg - grad_mean**2, 0)
+    grad_mean = sqr_mom * grad_mean + (1 - sqr_mom) * grad;  sqr_avg = max(sqr_avg - grad_mean**2,
+    0)
 
     Reads grad, sqr_avg and sqr_mom in [0, 1); keeps grad_mean; shadows sqr_avg.
     Source: Graves 2013, as torch.optim.RMSprop(centered=True); rounding below 0 is cut off here.
@@ -63,10 +70,11 @@ def rectify(
 ) -> dict[str, Tensor]:
     """scale_by_rms, but only as far as sqr_avg can be trusted: not at all in the first steps.
 
-    update = nu * update / (sqrt(sqr_avg) + eps) where r > 5, else update;  r and nu as in `rectification`
+    update = nu * update / (sqrt(sqr_avg) + eps) where r > 5, else update;  r and nu as in
+    `rectification`
 
-    Reads update, the debiased sqr_avg, step, sqr_mom in [0, 1), eps > 0 (added to the debiased root, as fastai does).
-    Source: RAdam (Liu et al. 2020).
+    Reads update, the debiased sqr_avg, step, sqr_mom in [0, 1), eps > 0 (added to the debiased
+    root, as fastai does). Source: RAdam (Liu et al. 2020).
 
     >>> rectify(torch.tensor([4.0]), torch.tensor([4.0]), step=torch.tensor(1))  # too early: unchanged
     {'update': tensor([4.])}
@@ -85,7 +93,9 @@ def rectify_eps_early(
     >>> rectify_eps_early(torch.tensor([4.0]), torch.tensor([4.0]), step=torch.tensor(1))
     {'update': tensor([4.])}
     """
-    return dict(update=_rectified(update, root(sqr_avg) + eps / (1 - sqr_mom**step) ** 0.5, step, sqr_mom))
+    return dict(
+        update=_rectified(update, root(sqr_avg) + eps / (1 - sqr_mom**step) ** 0.5, step, sqr_mom)
+    )
 
 
 @elementwise
@@ -98,18 +108,22 @@ def rectify_softplus(
     eps: float = 1e-8,
     beta: float = 50.0,
 ) -> dict[str, Tensor]:
-    """rectify with a divisor that cannot come near zero: softplus(sqrt(sqr_avg) + eps), of sharpness beta > 0.
+    """rectify with a divisor that cannot come near zero: softplus(sqrt(sqr_avg) + eps), of
+    sharpness beta > 0.
 
     softplus(x) = log(1 + exp(beta * x)) / beta, and x itself where beta * x > 20
 
-    Reads what `rectify` reads, and beta. Source: SAdam (Tong et al. 2019), fastai's RAdam(beta=...).
+    Reads what `rectify` reads, and beta. Source: SAdam (Tong et al. 2019), fastai's
+    RAdam(beta=...).
 
     >>> rectify_softplus(torch.tensor([4.0]), torch.tensor([4.0]), step=torch.tensor(1))
     {'update': tensor([4.])}
     """
     divisor = root(sqr_avg) + eps
     soft = (beta * divisor).clamp(max=20.0).exp().log1p() / beta
-    return dict(update=_rectified(update, torch.where(beta * divisor > 20, divisor, soft), step, sqr_mom))
+    return dict(
+        update=_rectified(update, torch.where(beta * divisor > 20, divisor, soft), step, sqr_mom)
+    )
 
 
 def rectification(step: Tensor, sqr_mom: float | Tensor) -> tuple[Tensor, Tensor]:

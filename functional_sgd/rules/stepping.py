@@ -27,10 +27,11 @@ def sync_slow_params(
 ) -> dict[str, Tensor]:
     """Every few steps, pull slow weights towards the fast ones and go on from there.
 
-    every sync_every-th step:  slow_param = slow_param + slow_step * (param - slow_param);  param = slow_param
+    every sync_every-th step:  slow_param = slow_param + slow_step * (param - slow_param);  param =
+    slow_param
 
-    Reads param, step, sync_every >= 1 and slow_step in [0, 1]; keeps slow_param, which starts as the parameter.
-    Source: Lookahead (Zhang et al. 2019).
+    Reads param, step, sync_every >= 1 and slow_step in [0, 1]; keeps slow_param, which starts as
+    the parameter. Source: Lookahead (Zhang et al. 2019).
 
     >>> sync_slow_params(torch.tensor([3.0]), torch.tensor([1.0]), step=torch.tensor(6))
     {'param': tensor([2.]), 'slow_param': tensor([2.])}

@@ -10,7 +10,8 @@ from functional_sgd.rule import leafwise
 def trust_ratio(param: Tensor, update: Tensor, *, max_trust: float = 10.0) -> dict[str, Tensor]:
     """Let a leaf move in proportion to its own size.
 
-    update = update * min(|param| / |update|, max_trust), unchanged if either is 0;  |x| is the Euclidean norm
+    update = update * min(|param| / |update|, max_trust), unchanged if either is 0;  |x| is the
+    Euclidean norm
 
     Reads param, update and max_trust > 0. Source: LAMB (You et al. 2020), clipped as in fastai.
 
@@ -25,7 +26,13 @@ def trust_ratio(param: Tensor, update: Tensor, *, max_trust: float = 10.0) -> di
 
 @leafwise
 def larc_ratio(
-    param: Tensor, grad: Tensor, update: Tensor, *, trust_coeff: float = 0.02, wd: float = 0.0, eps: float = 1e-8
+    param: Tensor,
+    grad: Tensor,
+    update: Tensor,
+    *,
+    trust_coeff: float = 0.02,
+    wd: float = 0.0,
+    eps: float = 1e-8,
 ) -> dict[str, Tensor]:
     """Slow down the leaves that would move far for their size; never speed one up.
 
@@ -42,7 +49,13 @@ def larc_ratio(
 
 @leafwise
 def lars_ratio(
-    param: Tensor, grad: Tensor, update: Tensor, *, trust_coeff: float = 0.02, wd: float = 0.0, eps: float = 1e-8
+    param: Tensor,
+    grad: Tensor,
+    update: Tensor,
+    *,
+    trust_coeff: float = 0.02,
+    wd: float = 0.0,
+    eps: float = 1e-8,
 ) -> dict[str, Tensor]:
     """larc_ratio without the ceiling: leaves may also be sped up.
 

@@ -16,7 +16,9 @@ from functional_sgd.wrappers.wrapper import INNER, Wrapper, counter_like, take_g
 
 @dataclass(frozen=True, repr=False)
 class AverageParams(Wrapper):
-    """An optimizer that keeps a mean of the parameters it has passed through; `average_params` makes one."""
+    """An optimizer that keeps a mean of the parameters it has passed through; `average_params`
+    makes one.
+    """
 
     decay: float = 0.999
 
@@ -26,7 +28,9 @@ class AverageParams(Wrapper):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.decay <= 1:
-            raise ValueError(f"average_params: decay must be in [0, 1], got {self.decay!r}. 1 is the plain mean.")
+            raise ValueError(
+                f"average_params: decay must be in [0, 1], got {self.decay!r}. 1 is the plain mean."
+            )
 
     def init(self, params: Tree) -> State:
         """A fresh state: the average is a copy of the parameters, which the first step replaces."""
@@ -37,7 +41,12 @@ class AverageParams(Wrapper):
         return {COUNTER: counter_like(inner), "weight": weight, "average": average, INNER: inner}
 
     def __call__(
-        self, params: Tree, grads: Tree, state: State, hyper: Mapping[str, Any] | None = None, **extras: Any
+        self,
+        params: Tree,
+        grads: Tree,
+        state: State,
+        hyper: Mapping[str, Any] | None = None,
+        **extras: Any,
     ) -> tuple[Tree, State]:
         """One step: (new params, new state)."""
         check_state(self.name, state, ("weight", "average", INNER))
@@ -59,13 +68,15 @@ def average_params(opt: Optimizer, decay: float = 0.999) -> AverageParams:
 
     weight = decay * weight + 1;  average = average + (param - average) / weight, from weight = 0
 
-    With decay < 1 an exponential mean without the pull of where it started: after n steps, step i has the share
-    (1 - decay) * decay**(n - i) / (1 - decay**n). With decay = 1 the plain mean of all steps; with 0 the last
-    parameters. `decay` is a hyper: 0 for a while and then 1 is averaging from some step on (SWA), which
-    `scheduled(average_params(opt), decay=...)` writes down. Half-precision parameters are averaged in float32, as they
-    are stored. A leaf without a gradient is left alone, and so is its average.
+    With decay < 1 an exponential mean without the pull of where it started: after n steps, step i
+    has the share (1 - decay) * decay**(n - i) / (1 - decay**n). With decay = 1 the plain mean of
+    all steps; with 0 the last parameters. `decay` is a hyper: 0 for a while and then 1 is averaging
+    from some step on (SWA), which `scheduled(average_params(opt), decay=...)` writes down.
+    Half-precision parameters are averaged in float32, as they are stored. A leaf without a gradient
+    is left alone, and so is its average.
 
-    Raises ValueError unless 0 <= decay <= 1. Source: Polyak and Juditsky 1992; SWA (Izmailov et al. 2018).
+    Raises ValueError unless 0 <= decay <= 1. Source: Polyak and Juditsky 1992; SWA (Izmailov et al.
+    2018).
 
     >>> import torch
     >>> from functional_sgd import sgd
@@ -80,11 +91,13 @@ def average_params(opt: Optimizer, decay: float = 0.999) -> AverageParams:
 
 
 def averaged(state: State, like: Tree = None) -> Tree:
-    """The averaged parameters that `average_params` keeps in this state, also when it is inside other wrappers.
+    """The averaged parameters that `average_params` keeps in this state, also when it is inside
+    other wrappers.
 
-    A copy that shares no memory with the state; with `like` (the parameters), in their dtypes: half-precision
-    parameters are averaged in float32. Raises ValueError if the state has no average, or has it in a part of a
-    partition: `averaged(state["parts"][label])` is that of one part.
+    A copy that shares no memory with the state; with `like` (the parameters), in their dtypes:
+    half-precision parameters are averaged in float32. Raises ValueError if the state has no
+    average, or has it in a part of a partition: `averaged(state["parts"][label])` is that of one
+    part.
 
     >>> import torch
     >>> from functional_sgd import sgd
@@ -95,8 +108,10 @@ def averaged(state: State, like: Tree = None) -> Tree:
     while "average" not in inside:
         if PARTS in inside:
             raise ValueError(
-                f"averaged: the state is that of a partition, with an average for each part or none. "
-                f"Put average_params outside, or look into a part: averaged(state[{PARTS!r}][label]), with a label of "
+                f"averaged: the state is that of a partition, with an average for each part or "
+                f"none. "
+                f"Put average_params outside, or look into a part: "
+                f"averaged(state[{PARTS!r}][label]), with a label of "
                 f"{', '.join(map(repr, inside[PARTS]))}."
             )
         if INNER not in inside:
@@ -106,5 +121,9 @@ def averaged(state: State, like: Tree = None) -> Tree:
             )
         inside = inside[INNER]
     leaves, spec = flatten(inside["average"])
-    wanted = leaves if like is None else flatten_like(spec, like, inside["average"], "averaged", "like")
-    return unflatten(spec, [leaf.to(other.dtype, copy=True) for leaf, other in zip(leaves, wanted, strict=True)])
+    wanted = (
+        leaves if like is None else flatten_like(spec, like, inside["average"], "averaged", "like")
+    )
+    return unflatten(
+        spec, [leaf.to(other.dtype, copy=True) for leaf, other in zip(leaves, wanted, strict=True)]
+    )

@@ -10,19 +10,26 @@ from functional_sgd.hyper import first_matches, matches
 from functional_sgd.tree import Tree, dotted, flatten
 
 Labels: TypeAlias = Any
-"""A function (path, leaf) -> label, a mapping of path patterns to labels, or a tree prefix of params with labels."""
+"""A function (path, leaf) -> label, a mapping of path patterns to labels, or a tree prefix of
+params with labels.
+"""
 
 
 def as_patterns(labels: Labels) -> Labels:
     """Labels as a function or a mapping of path patterns: a tree becomes the paths of its leaves."""
-    if callable(labels) or (isinstance(labels, Mapping) and all(map(_is_pattern, labels, labels.values()))):
+    if callable(labels) or (
+        isinstance(labels, Mapping) and all(map(_is_pattern, labels, labels.values()))
+    ):
         return labels
     paths, values, _ = optree.tree_flatten_with_path(labels, none_is_leaf=True)
-    return {glob.escape(dotted(path)) or "*": label for path, label in zip(paths, values, strict=True)}
+    return {
+        glob.escape(dotted(path)) or "*": label for path, label in zip(paths, values, strict=True)
+    }
 
 
 def labels_of(who: str, labels: Labels, params: Tree, names: list[str]) -> list[Any]:
-    """The label of every leaf of params, whose paths are `names`; `labels` are a function or patterns.
+    """The label of every leaf of params, whose paths are `names`; `labels` are a function or
+    patterns.
 
     Raises ValueError if no pattern covers a leaf, or if a pattern covers none.
     """

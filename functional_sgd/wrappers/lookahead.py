@@ -5,11 +5,12 @@ from functional_sgd.rules import sync_slow_params
 
 
 def lookahead(opt: Chain, sync_every: int = 6, slow_step: float = 0.5) -> Chain:
-    """The optimizer, with slow weights that follow every `sync_every` steps and that it then goes on from.
+    """The optimizer, with slow weights that follow every `sync_every` steps and that it then goes
+    on from.
 
-    One more rule, `sync_slow_params`, at the end of the chain; the averages inside are kept across a sync.
-    Evaluate with the slow weights, `state["slow_param"]`, or right after a sync, where both are equal.
-    Source: Zhang et al. 2019.
+    One more rule, `sync_slow_params`, at the end of the chain; the averages inside are kept across
+    a sync. Evaluate with the slow weights, `state["slow_param"]`, or right after a sync, where both
+    are equal. Source: Zhang et al. 2019.
 
     >>> from functional_sgd import sgd
     >>> lookahead(sgd(lr=0.1))

@@ -25,17 +25,21 @@ Chosen: TypeAlias = str | Sequence[str] | Callable[[str, Tensor], bool]
 class Partition:
     """One optimizer for each label; `partition` and `freeze` make one.
 
-    Its state is {"step": calls so far, "parts": {label: state}}, with a part for each label that some leaf has; a part
-    sees its leaves as a dict {path: leaf}.
+    Its state is {"step": calls so far, "parts": {label: state}}, with a part for each label that
+    some leaf has; a part sees its leaves as a dict {path: leaf}.
     """
 
     optimizers: Mapping[str, Optimizer] = field(hash=False)
     labels: Labels = field(hash=False)
-    patterns: Labels = field(init=False, compare=False)  # the labels; a tree as the paths of its leaves
+    patterns: Labels = field(
+        init=False, compare=False
+    )  # the labels; a tree as the paths of its leaves
 
     def __post_init__(self) -> None:
         if not isinstance(self.optimizers, Mapping):
-            raise TypeError(f"partition: expected a dict label -> optimizer, got {self.optimizers!r}.")
+            raise TypeError(
+                f"partition: expected a dict label -> optimizer, got {self.optimizers!r}."
+            )
         for label, opt in self.optimizers.items():
             if not isinstance(label, str):
                 raise TypeError(f"partition: labels must be strings, got {label!r}.")
@@ -44,9 +48,11 @@ class Partition:
 
     @property
     def hyper(self) -> dict[str, Any]:
-        """The hypers and their defaults: `lr` if all parts that have it agree, else `label.lr` for each of them.
+        """The hypers and their defaults: `lr` if all parts that have it agree, else `label.lr` for
+        each of them.
 
-        A part that reads it without a default, as one whose lr is scheduled, does not agree: it would get the others'.
+        A part that reads it without a default, as one whose lr is scheduled, does not agree: it
+        would get the others'.
         """
         merged: dict[str, Any] = {}
         for label, opt in self.optimizers.items():
@@ -57,10 +63,14 @@ class Partition:
 
     @property
     def required(self) -> tuple[str, ...]:
-        """The hypers and extras without a default: `lr` if no part that has it has one, else `label.lr`."""
+        """The hypers and extras without a default: `lr` if no part that has it has one, else
+        `label.lr`.
+        """
         return tuple(
             dict.fromkeys(
-                name if not any(name in other.hyper for other in self.optimizers.values()) else f"{label}.{name}"
+                name
+                if not any(name in other.hyper for other in self.optimizers.values())
+                else f"{label}.{name}"
                 for label, opt in self.optimizers.items()
                 for name in required_of(opt)
             )
@@ -68,7 +78,9 @@ class Partition:
 
     @property
     def names(self) -> frozenset[str]:
-        """Every hyper and extra that is understood: `lr` for all parts that have one, `label.lr` for one part."""
+        """Every hyper and extra that is understood: `lr` for all parts that have one, `label.lr`
+        for one part.
+        """
         every = [(label, name) for label, opt in self.optimizers.items() for name in names_of(opt)]
         return frozenset(text for label, name in every for text in (name, f"{label}.{name}"))
 
@@ -79,16 +91,28 @@ class Partition:
 
     def map_inner(self, function: Callable[[Optimizer], Optimizer]) -> Self:
         """The same partition with function(optimizer) for each of its optimizers."""
-        return replace(self, optimizers={label: function(opt) for label, opt in self.optimizers.items()})
+        return replace(
+            self, optimizers={label: function(opt) for label, opt in self.optimizers.items()}
+        )
 
     def init(self, params: Tree) -> State:
-        """A fresh state. Raises ValueError if a leaf has no label or one that there is no optimizer for."""
+        """A fresh state. Raises ValueError if a leaf has no label or one that there is no optimizer
+        for.
+        """
         split = self._split(params)
-        states = {label: self.optimizers[label].init(split.part(label, split.leaves)) for label in split.owned}
+        states = {
+            label: self.optimizers[label].init(split.part(label, split.leaves))
+            for label in split.owned
+        }
         return {COUNTER: new_counter(split.leaves), PARTS: states}
 
     def __call__(
-        self, params: Tree, grads: Tree, state: State, hyper: Mapping[str, Any] | None = None, **extras: Any
+        self,
+        params: Tree,
+        grads: Tree,
+        state: State,
+        hyper: Mapping[str, Any] | None = None,
+        **extras: Any,
     ) -> tuple[Tree, State]:
         """One step of every part: (new params, new state)."""
         check_state("partition", state, (PARTS,))
@@ -96,8 +120,10 @@ class Partition:
         split = self._split(params)
         if state[PARTS].keys() != split.owned.keys():
             raise ValueError(
-                f"partition: expected state['parts'] for the labels {', '.join(map(repr, split.owned))}, got those for "
-                f"{', '.join(map(repr, state[PARTS]))}. Was it made with other labels? opt.init(params) makes one."
+                f"partition: expected state['parts'] for the labels "
+                f"{', '.join(map(repr, split.owned))}, got those for "
+                f"{', '.join(map(repr, state[PARTS]))}. Was it made with other labels? "
+                f"opt.init(params) makes one."
             )
         given = flatten_like(split.spec, grads, params, "partition", "grads")
         moved, states = list(split.leaves), {}
@@ -119,14 +145,18 @@ class Partition:
         for index, label in enumerate(labels):
             if label is not None and label not in self.optimizers:
                 raise ValueError(
-                    f"partition: leaf {names[index]!r} has the label {label!r}, but there are optimizers for "
-                    f"{', '.join(map(repr, self.optimizers))} only. The label None leaves it as it is."
+                    f"partition: leaf {names[index]!r} has the label {label!r}, but there are "
+                    f"optimizers for "
+                    f"{', '.join(map(repr, self.optimizers))} only. The label None leaves it as it "
+                    f"is."
                 )
             if label is not None:
                 owned.setdefault(label, []).append(index)
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
-            raise ValueError(f"partition: two leaves have the path {twice!r}. Use keys without dots.")
+            raise ValueError(
+                f"partition: two leaves have the path {twice!r}. Use keys without dots."
+            )
         return _Split(params, spec, leaves, names, owned)
 
     def __repr__(self) -> str:
@@ -135,17 +165,20 @@ class Partition:
 
 
 def partition(optimizers: Mapping[str, Optimizer], labels: Labels) -> Partition:
-    """An optimizer that hands every leaf to the optimizer of its label; a leaf with the label None does not move.
+    """An optimizer that hands every leaf to the optimizer of its label; a leaf with the label None
+    does not move.
 
-    `labels` is one of: a mapping of path patterns to labels, of which the first that matches the leaf, or a branch that
-    it is on, wins; a function (path, leaf) -> label, which may look at the leaf's shape and dtype but not at its
-    numbers; or a tree prefix of params with labels at its leaves.
+    `labels` is one of: a mapping of path patterns to labels, of which the first that matches the
+    leaf, or a branch that it is on, wins; a function (path, leaf) -> label, which may look at the
+    leaf's shape and dtype but not at its numbers; or a tree prefix of params with labels at its
+    leaves.
 
-    A hyper is passed to all parts that have it by its name, to one of them as "label.name": `{"lr": 0.1, "head.lr":
-    0.5}`. A value may be a tree prefix of the whole params. Rules that see whole trees, such as clip_norm, see those of
-    their part.
+    A hyper is passed to all parts that have it by its name, to one of them as "label.name": `{"lr":
+    0.1, "head.lr": 0.5}`. A value may be a tree prefix of the whole params. Rules that see whole
+    trees, such as clip_norm, see those of their part.
 
-    Raises ValueError, in `init`, if a leaf has no label, a label no optimizer, or a pattern no leaf.
+    Raises ValueError, in `init`, if a leaf has no label, a label no optimizer, or a pattern no
+    leaf.
 
     >>> import torch
     >>> from functional_sgd import momentum, sgd
@@ -162,8 +195,9 @@ def partition(optimizers: Mapping[str, Optimizer], labels: Labels) -> Partition:
 def freeze(opt: Optimizer, chosen: Chosen) -> Partition:
     """The optimizer for all leaves but the chosen ones, which do not move and have no slots.
 
-    `chosen` is a path pattern ("body", "*.bias"), a list of patterns, or a function (path, leaf) -> bool. Frozen
-    leaves come back as the same tensors. Raises ValueError, in `init`, if a pattern matches no leaf.
+    `chosen` is a path pattern ("body", "*.bias"), a list of patterns, or a function (path, leaf) ->
+    bool. Frozen leaves come back as the same tensors. Raises ValueError, in `init`, if a pattern
+    matches no leaf.
 
     >>> import torch
     >>> from functional_sgd import sgd
@@ -204,7 +238,11 @@ class _Split:
         return {self.names[index]: values[index] for index in self.owned[label]}
 
     def scalars(
-        self, label: str, names: frozenset[str], values: Mapping[str, Any], cut: Callable[[str, str, Any], Any]
+        self,
+        label: str,
+        names: frozenset[str],
+        values: Mapping[str, Any],
+        cut: Callable[[str, str, Any], Any],
     ) -> dict[str, Any]:
         """Those of the hypers or extras that one part reads; trees are cut to its leaves."""
         own = {name: values[f"{label}.{name}"] for name in names if f"{label}.{name}" in values}
@@ -229,7 +267,9 @@ def _agrees(opt: Optimizer, name: str, default: Any) -> bool:
     """Whether an optimizer can be passed the default of another one, and nothing changes."""
     if name in opt.hyper:
         return _same(default, opt.hyper[name])
-    return name not in names_of(opt) or any(own.endswith(f".{name}") for own in opt.hyper)  # whose labels win
+    return name not in names_of(opt) or any(
+        own.endswith(f".{name}") for own in opt.hyper
+    )  # whose labels win
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -30,7 +30,8 @@ class Sam(Wrapper):
         return self.opt.init(params)
 
     def perturb(self, params: Tree, grads: Tree, hyper: Mapping[str, Any] | None = None) -> Tree:
-        """Where the loss is highest at distance rho, to first order: params + rho * grads / norm of all grads.
+        """Where the loss is highest at distance rho, to first order: params + rho * grads / norm of
+        all grads.
 
         Leaves without a gradient stay as they are.
         """
@@ -41,15 +42,24 @@ class Sam(Wrapper):
             return params
         scale = own["rho"] / (global_norm(there) + 1e-12)
         moved = [
-            leaf if grad is None else (wide(leaf) + scale.to(leaf.device, wide(grad).dtype) * wide(grad)).to(leaf.dtype)
+            leaf
+            if grad is None
+            else (wide(leaf) + scale.to(leaf.device, wide(grad).dtype) * wide(grad)).to(leaf.dtype)
             for leaf, grad in zip(leaves, given, strict=True)
         ]
         return unflatten(spec, moved)
 
     def __call__(
-        self, params: Tree, grads: Tree, state: State, hyper: Mapping[str, Any] | None = None, **extras: Any
+        self,
+        params: Tree,
+        grads: Tree,
+        state: State,
+        hyper: Mapping[str, Any] | None = None,
+        **extras: Any,
     ) -> tuple[Tree, State]:
-        """One step from params along gradients that were taken at the perturbed params: (new params, new state)."""
+        """One step from params along gradients that were taken at the perturbed params: (new
+        params, new state).
+        """
         _, others, extras = self.take_own(hyper, extras)
         return self.opt(params, grads, state, others, **extras)
 
@@ -59,9 +69,9 @@ def sam(opt: Optimizer, rho: float = 0.05) -> Sam:
 
     perturb(params, grads) = params + rho * grads / (norm of all grads + 1e-12)
 
-    An optimizer sees gradients, not the loss, so the second gradient is the caller's to take. The step itself is that
-    of `opt`, from the params as they were. With rho = 0 it is the optimizer. Raises ValueError if rho < 0.
-    Source: Foret et al. 2021.
+    An optimizer sees gradients, not the loss, so the second gradient is the caller's to take. The
+    step itself is that of `opt`, from the params as they were. With rho = 0 it is the optimizer.
+    Raises ValueError if rho < 0. Source: Foret et al. 2021.
 
     >>> import torch
     >>> from functional_sgd import sgd, value_and_grad

@@ -19,7 +19,9 @@ Schedule = Callable[[Tensor], Any]
 
 @dataclass(frozen=True, repr=False)
 class Scheduled(Wrapper):
-    """An optimizer whose hypers follow schedules; `scheduled` makes one. Its state is that of the optimizer inside."""
+    """An optimizer whose hypers follow schedules; `scheduled` makes one. Its state is that of the
+    optimizer inside.
+    """
 
     schedules: Mapping[str, Schedule] = field(default_factory=dict, hash=False)
     steps: int | None = None
@@ -29,7 +31,10 @@ class Scheduled(Wrapper):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.steps is not None and self.steps < 1:
-            raise ValueError(f"scheduled: steps must be at least 1, got {self.steps!r}. Give the length of the run.")
+            raise ValueError(
+                f"scheduled: steps must be at least 1, got {self.steps!r}. Give the length of the "
+                f"run."
+            )
         known = names_of(self.opt)
         for name, schedule in self.schedules.items():
             if name not in known:
@@ -41,14 +46,17 @@ class Scheduled(Wrapper):
                 )
             if self.steps is None and _is_of_position(schedule):
                 raise ValueError(
-                    f"scheduled: {schedule!r} runs over positions from 0 to 1, so the length of the run must be known: "
+                    f"scheduled: {schedule!r} runs over positions from 0 to 1, so the length of "
+                    f"the run must be known: "
                     f"scheduled(opt, steps=1000, {name}=...)."
                 )
 
     @property
     def hyper(self) -> dict[str, Any]:
         """The hypers and their defaults; those that are scheduled have none, and are not in it."""
-        return {name: value for name, value in self.opt.hyper.items() if not self._is_scheduled(name)}
+        return {
+            name: value for name, value in self.opt.hyper.items() if not self._is_scheduled(name)
+        }
 
     @property
     def required(self) -> tuple[str, ...]:
@@ -60,11 +68,18 @@ class Scheduled(Wrapper):
         return self.opt.init(params)
 
     def __call__(
-        self, params: Tree, grads: Tree, state: State, hyper: Mapping[str, Any] | None = None, **extras: Any
+        self,
+        params: Tree,
+        grads: Tree,
+        state: State,
+        hyper: Mapping[str, Any] | None = None,
+        **extras: Any,
     ) -> tuple[Tree, State]:
         """One step with the hypers of this step: (new params, new state)."""
         hyper = as_hyper("scheduled", hyper, extras, self.names)
-        has_counter = isinstance(state, Mapping) and COUNTER in state  # else the optimizer inside complains
+        has_counter = (
+            isinstance(state, Mapping) and COUNTER in state
+        )  # else the optimizer inside complains
         values = self.values(state[COUNTER]) if has_counter else {}
         open_ones = {name: value for name, value in values.items() if name not in extras}
         return self.opt(params, grads, state, {**open_ones, **hyper}, **extras)
@@ -81,20 +96,27 @@ class Scheduled(Wrapper):
 
     def __repr__(self) -> str:
         length = [] if self.steps is None else [f"steps={self.steps}"]
-        parts = [repr(self.opt), *length, *(f"{name}={value!r}" for name, value in self.schedules.items())]
+        parts = [
+            repr(self.opt),
+            *length,
+            *(f"{name}={value!r}" for name, value in self.schedules.items()),
+        ]
         return f"scheduled({', '.join(parts)})"
 
 
 def scheduled(opt: Optimizer, /, *, steps: int | None = None, **hypers: Schedule) -> Scheduled:
-    """The optimizer, with each of these hypers computed from the number of steps that the state has behind it.
+    """The optimizer, with each of these hypers computed from the number of steps that the state has
+    behind it.
 
-    A schedule is a function of one number, given as a 0-d float64 tensor, so that it can be compiled, mapped over and
-    differentiated: use torch's operators, not `if` or math. Without `steps` the number is how many steps there were:
-    0 at the first. With `steps`, the length of the run, it is the position steps_so_far / steps, which stays at 1
-    afterwards; that is what the schedules in functional_sgd.schedules take. What a schedule returns is used as a
-    hyper: a number, a 0-d tensor, or a tree prefix of them. A hyper that is passed at the call wins.
+    A schedule is a function of one number, given as a 0-d float64 tensor, so that it can be
+    compiled, mapped over and differentiated: use torch's operators, not `if` or math. Without
+    `steps` the number is how many steps there were: 0 at the first. With `steps`, the length of the
+    run, it is the position steps_so_far / steps, which stays at 1 afterwards; that is what the
+    schedules in functional_sgd.schedules take. What a schedule returns is used as a hyper: a
+    number, a 0-d tensor, or a tree prefix of them. A hyper that is passed at the call wins.
 
-    Raises ValueError for a hyper that the optimizer does not have, and for a schedule over positions without `steps`.
+    Raises ValueError for a hyper that the optimizer does not have, and for a schedule over
+    positions without `steps`.
 
     >>> import torch
     >>> from functional_sgd import sgd

@@ -12,7 +12,15 @@ from functional_sgd.mode import known
 from functional_sgd.rule import COUNTER
 from functional_sgd.state import State, check_state
 from functional_sgd.tree import Tree, unflatten
-from functional_sgd.wrappers.wrapper import INNER, Wrapper, as_hyper, choose, choose_leaf, counter_like, take_grads
+from functional_sgd.wrappers.wrapper import (
+    INNER,
+    Wrapper,
+    as_hyper,
+    choose,
+    choose_leaf,
+    counter_like,
+    take_grads,
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -28,17 +36,26 @@ class SkipNonfinite(Wrapper):
         return {COUNTER: counter_like(inner), "skipped": counter_like(inner), INNER: inner}
 
     def __call__(
-        self, params: Tree, grads: Tree, state: State, hyper: Mapping[str, Any] | None = None, **extras: Any
+        self,
+        params: Tree,
+        grads: Tree,
+        state: State,
+        hyper: Mapping[str, Any] | None = None,
+        **extras: Any,
     ) -> tuple[Tree, State]:
         """One step, or none: (params, new state)."""
         check_state(self.name, state, ("skipped", INNER))
         hyper = as_hyper(self.name, hyper, extras, self.names)
         _, given, spec = take_grads(self.name, params, grads)
         finite = all_finite(given, like=state["skipped"])
-        # The step is taken along zeros when it is skipped, so that derivatives through it are finite as well.
+        # The step is taken along zeros when it is skipped, so that derivatives through it are
+        # finite as well.
         safe = given
         if not known(finite, lambda: given):
-            safe = [None if grad is None else choose_leaf(finite, grad, torch.zeros_like(grad)) for grad in given]
+            safe = [
+                None if grad is None else choose_leaf(finite, grad, torch.zeros_like(grad))
+                for grad in given
+            ]
         moved, inner = self.opt(params, unflatten(spec, safe), state[INNER], hyper, **extras)
         return choose(finite, moved, params), {
             COUNTER: state[COUNTER] + 1,
@@ -48,11 +65,13 @@ class SkipNonfinite(Wrapper):
 
 
 def skip_nonfinite(opt: Optimizer) -> SkipNonfinite:
-    """The optimizer, leaving everything as it is when any element of the gradient is NaN or infinite.
+    """The optimizer, leaving everything as it is when any element of the gradient is NaN or
+    infinite.
 
-    In such a call params and the state inside keep their bits, and `state["skipped"]` counts one more;
-    `state["step"]` counts all calls. Nothing branches on numbers: it compiles, and in an ensemble under vmap each
-    member skips for itself. Raises ValueError if `opt` overwrites its arguments.
+    In such a call params and the state inside keep their bits, and `state["skipped"]` counts one
+    more; `state["step"]` counts all calls. Nothing branches on numbers: it compiles, and in an
+    ensemble under vmap each member skips for itself. Raises ValueError if `opt` overwrites its
+    arguments.
 
     >>> import torch
     >>> from functional_sgd import sgd

@@ -1,4 +1,6 @@
-"""What the wrappers have in common: an optimizer inside, hypers of their own, and a few things done to trees."""
+"""What the wrappers have in common: an optimizer inside, hypers of their own, and a few things done
+to trees.
+"""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -22,28 +24,34 @@ INNER = "inner"
 
 @dataclass(frozen=True)
 class Wrapper:
-    """An optimizer around another one. Its state is {"step": calls so far, ..., "inner": the other's state}.
+    """An optimizer around another one. Its state is {"step": calls so far, ..., "inner": the
+    other's state}.
 
-    A subclass defines `init` and `__call__`. Its fields are `opt` and numbers; those named in `own_hypers` are
-    hypers, with the fields as their defaults.
+    A subclass defines `init` and `__call__`. Its fields are `opt` and numbers; those named in
+    `own_hypers` are hypers, with the fields as their defaults.
     """
 
     opt: Optimizer
 
     name: ClassVar[str] = "wrapper"
     own_hypers: ClassVar[tuple[str, ...]] = ()
-    needs_old: ClassVar[bool] = False  # whether it reads params and state again after its optimizer has run
+    needs_old: ClassVar[bool] = (
+        False  # whether it reads params and state again after its optimizer has run
+    )
 
     def __post_init__(self) -> None:
         check_optimizer(self.name, self.opt)
         if self.needs_old and spends(self.opt):
             raise ValueError(
-                f"{self.name}: needs params and state as they were, but {self.opt!r} overwrites them. "
+                f"{self.name}: needs params and state as they were, but {self.opt!r} overwrites "
+                f"them. "
                 f"Fuse it without donate."
             )
         for name in self.own_hypers:
             if name in names_of(self.opt):
-                raise ValueError(f"{self.name}: has a hyper {name!r}, and so has {self.opt!r}. One must go.")
+                raise ValueError(
+                    f"{self.name}: has a hyper {name!r}, and so has {self.opt!r}. One must go."
+                )
 
     @property
     def hyper(self) -> dict[str, Any]:
@@ -70,7 +78,9 @@ class Wrapper:
         return replace(self, opt=function(self.opt))
 
     def __repr__(self) -> str:
-        numbers = [f"{own.name}={getattr(self, own.name)!r}" for own in fields(self) if own.name != "opt"]
+        numbers = [
+            f"{own.name}={getattr(self, own.name)!r}" for own in fields(self) if own.name != "opt"
+        ]
         return f"{self.name}({', '.join([repr(self.opt), *numbers])})"
 
     def take_own(
@@ -80,28 +90,39 @@ class Wrapper:
         hyper = as_hyper(self.name, hyper, extras, self.names)
         given = {**{name: getattr(self, name) for name in self.own_hypers}, **hyper, **extras}
         own = {name: one_number(self.name, name, given[name]) for name in self.own_hypers}
-        others = [{name: value for name, value in values.items() if name not in own} for values in (hyper, extras)]
+        others = [
+            {name: value for name, value in values.items() if name not in own}
+            for values in (hyper, extras)
+        ]
         return own, others[0], others[1]
 
 
 def check_optimizer(who: str, opt: Any) -> None:
     """Raise TypeError unless this is an optimizer."""
     if isinstance(opt, type) or not isinstance(opt, Optimizer):
-        raise TypeError(f"{who}: expected an optimizer such as adamw(), got {opt!r}. Call the recipe.")
+        raise TypeError(
+            f"{who}: expected an optimizer such as adamw(), got {opt!r}. Call the recipe."
+        )
 
 
 def as_hyper(
     who: str, hyper: Mapping[str, Any] | None, extras: Mapping[str, Any], names: Iterable[str]
 ) -> Mapping[str, Any]:
-    """The hypers of a call. Raises ValueError for a name that nobody reads, or that is also among the extras."""
+    """The hypers of a call. Raises ValueError for a name that nobody reads, or that is also among
+    the extras.
+    """
     hyper = {} if hyper is None else hyper
     if not isinstance(hyper, Mapping):
-        raise TypeError(f"{who}: hyper must be a dict such as dict(lr=0.1), got {type(hyper).__name__}.")
+        raise TypeError(
+            f"{who}: hyper must be a dict such as dict(lr=0.1), got {type(hyper).__name__}."
+        )
     for name in (*hyper, *extras):
         if name not in names:
             raise ValueError(f"{who}: no rule reads {name!r}. {did_you_mean(name, names)}")
         if name in hyper and name in extras:
-            raise ValueError(f"{who}: {name!r} is given both in hyper and by keyword. Give it once.")
+            raise ValueError(
+                f"{who}: {name!r} is given both in hyper and by keyword. Give it once."
+            )
     return hyper
 
 
@@ -135,11 +156,17 @@ def counter_like(state: State) -> Tensor:
     return torch.zeros_like(state[COUNTER])
 
 
-def take_grads(who: str, params: Tree, grads: Tree) -> tuple[list[Tensor], list[Tensor | None], Spec]:
-    """(leaves of params, their gradients or None, how to rebuild a tree). Raises ValueError if they do not fit."""
+def take_grads(
+    who: str, params: Tree, grads: Tree
+) -> tuple[list[Tensor], list[Tensor | None], Spec]:
+    """(leaves of params, their gradients or None, how to rebuild a tree). Raises ValueError if they
+    do not fit.
+    """
     leaves, spec = flatten(params)
     given = flatten_like(spec, grads, params, who, "grads")
-    check_like(who, "the gradient", params, leaves, given, "Were the gradients taken of other params?")
+    check_like(
+        who, "the gradient", params, leaves, given, "Were the gradients taken of other params?"
+    )
     return leaves, given, spec
 
 
@@ -149,13 +176,18 @@ def wide(leaf: Tensor) -> Tensor:
 
 
 def choose(condition: Tensor, yes: Tree, no: Tree) -> Tree:
-    """The tree `yes` if the condition (0-d) holds, else `no`; without a branch, unless the condition is known."""
+    """The tree `yes` if the condition (0-d) holds, else `no`; without a branch, unless the
+    condition is known.
+    """
     chosen, spec = flatten(yes)
     others: list[Any] = spec.flatten_up_to(no)
     found = known(condition, lambda: (*chosen, *others))
     if found is not None:
         return unflatten(spec, chosen if found else others)
-    return unflatten(spec, [choose_leaf(condition, one, other) for one, other in zip(chosen, others, strict=True)])
+    return unflatten(
+        spec,
+        [choose_leaf(condition, one, other) for one, other in zip(chosen, others, strict=True)],
+    )
 
 
 def choose_leaf(condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:
@@ -166,6 +198,8 @@ def choose_leaf(condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:
 def towards(old: Tensor, new: Tensor, share: float | Tensor) -> Tensor:
     """old + share * (new - old): exactly `new` for share 1, exactly `old` where both are equal."""
     if old.is_complex():
-        return torch.view_as_complex(towards(torch.view_as_real(old), torch.view_as_real(new), share))
+        return torch.view_as_complex(
+            towards(torch.view_as_real(old), torch.view_as_real(new), share)
+        )
     weight = share.to(old.device, old.dtype) if isinstance(share, Tensor) else share
     return torch.lerp(old, new.to(old.dtype), weight)

@@ -1,4 +1,6 @@
-"""The callbacks, one theme a file. A new callback goes into the file of its theme and into the list here."""
+"""The callbacks, one theme a file. A new callback goes into the file of its theme and into the list
+here.
+"""
 
 from loop.callbacks.accumulation import GradientAccumulation as GradientAccumulation
 from loop.callbacks.accumulation import count_targets as count_targets

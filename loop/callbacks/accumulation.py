@@ -24,7 +24,8 @@ _HALVES = (torch.float16, torch.bfloat16)
 
 
 def count_targets(ignore_index: int = -100) -> Weight:
-    """A weight: how many targets of the batch are not `ignore_index`, as a 0-d tensor; for losses that average them.
+    """A weight: how many targets of the batch are not `ignore_index`, as a 0-d tensor; for losses
+    that average them.
 
     >>> count_targets()(State({}, {}, {}, {}, yb=(torch.tensor([[1, 2], [3, -100]]),)))
     tensor(3)
@@ -34,7 +35,9 @@ def count_targets(ignore_index: int = -100) -> Weight:
         batch: Any = state.yb
         targets = [leaf for leaf in optree.tree_leaves(batch) if isinstance(leaf, Tensor)]
         if not targets:
-            raise ValueError('GradientAccumulation: the batch has no targets to count. Use weight="samples".')
+            raise ValueError(
+                'GradientAccumulation: the batch has no targets to count. Use weight="samples".'
+            )
         return (targets[0] != ignore_index).sum()
 
     return count
@@ -46,23 +49,27 @@ WEIGHTS: Mapping[str, Weight] = {"samples": sample_count, "targets": count_targe
 
 @dataclass(frozen=True)
 class GradientAccumulation(Callback):
-    """Take one step for every `batches` batches, or as soon as at least `samples` samples have been seen.
+    """Take one step for every `batches` batches, or as soon as at least `samples` samples have been
+    seen.
 
-    The step is that of the big batch: its gradient is the mean sum(weight * grad) / sum(weight), where weight must be
-    what the loss divides by. `weight` is "samples" (the batch's length: losses that are means over samples), "targets"
-    (targets that are not -100: `cross_entropy` over tokens, which leaves out padding; `count_targets(0)` for another
-    ignore_index), or a function state -> number or 0-d tensor, 0 or more. A batch of weight 0 counts nothing, whatever
-    its gradient. Half-precision gradients are summed, and handed on, as float32.
+    The step is that of the big batch: its gradient is the mean sum(weight * grad) / sum(weight),
+    where weight must be what the loss divides by. `weight` is "samples" (the batch's length: losses
+    that are means over samples), "targets" (targets that are not -100: `cross_entropy` over tokens,
+    which leaves out padding; `count_targets(0)` for another ignore_index), or a function state ->
+    number or 0-d tensor, 0 or more. A batch of weight 0 counts nothing, whatever its gradient.
+    Half-precision gradients are summed, and handed on, as float32.
 
-    Until the window is full the sum is in the state and the step is cancelled, so that callbacks which come later
-    (MixedPrecision, GradientClip) see full gradients only. What is left at the end of the epoch gets a step of its own,
-    at the phase's last batch. Where no batch is known to be the last (a loader without a length), or the phase ends
-    early (CancelTrain, CancelEpoch, CancelFit), this step happens in after_train, after_epoch or after_fit: without
-    before_step and after_step, so callbacks that handle these do not see it; but MixedPrecision checks it. Batches that
-    are cancelled before their gradient do not count. Nothing of a window goes into another epoch or run.
+    Until the window is full the sum is in the state and the step is cancelled, so that callbacks
+    which come later (MixedPrecision, GradientClip) see full gradients only. What is left at the end
+    of the epoch gets a step of its own, at the phase's last batch. Where no batch is known to be
+    the last (a loader without a length), or the phase ends early (CancelTrain, CancelEpoch,
+    CancelFit), this step happens in after_train, after_epoch or after_fit: without before_step and
+    after_step, so callbacks that handle these do not see it; but MixedPrecision checks it. Batches
+    that are cancelled before their gradient do not count. Nothing of a window goes into another
+    epoch or run.
 
-    Every batch still has its row of loss and hypers in the history, and schedules advance with every batch. Layers such
-    as BatchNorm see the small batches.
+    Every batch still has its row of loss and hypers in the history, and schedules advance with
+    every batch. Layers such as BatchNorm see the small batches.
 
     Raises ValueError unless exactly one of `batches` and `samples` is given, 1 or more.
 
@@ -86,15 +93,20 @@ class GradientAccumulation(Callback):
     def __post_init__(self) -> None:
         if (self.batches is None) == (self.samples is None):
             raise ValueError(
-                f"GradientAccumulation: give either batches or samples, got batches={self.batches}, "
+                f"GradientAccumulation: give either batches or samples, got "
+                f"batches={self.batches}, "
                 f"samples={self.samples}."
             )
         for name, value in (("batches", self.batches), ("samples", self.samples)):
             if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"GradientAccumulation: {name} must be a whole number, 1 or more, got {value!r}.")
+                raise ValueError(
+                    f"GradientAccumulation: {name} must be a whole number, 1 or more, got "
+                    f"{value!r}."
+                )
         if not callable(self.weight) and self.weight not in WEIGHTS:
             raise ValueError(
-                f"GradientAccumulation: weight must be {' or '.join(map(repr, WEIGHTS))}, or a function of the state, "
+                f"GradientAccumulation: weight must be {' or '.join(map(repr, WEIGHTS))}, or a "
+                f"function of the state, "
                 f"got {self.weight!r}."
             )
 
@@ -137,7 +149,8 @@ class GradientAccumulation(Callback):
         if isinstance(weight, (int, float)) and weight >= 0:
             return weight
         raise ValueError(
-            f"GradientAccumulation: weight must give a number, 0 or more, or a 0-d tensor, got {weight!r}."
+            f"GradientAccumulation: weight must give a number, 0 or more, or a 0-d tensor, got "
+            f"{weight!r}."
         )
 
     def _flush(self, state: State) -> State | None:
@@ -153,13 +166,18 @@ class GradientAccumulation(Callback):
         return Work().update(state).replace(grads=None)
 
 
-def add_batch(window: Mapping[str, Any] | None, grads: Grads, weight: Any, samples: int) -> dict[str, Any]:
-    """The window {"sum", "weight", "batches", "samples"} with one more batch; None is the empty window.
+def add_batch(
+    window: Mapping[str, Any] | None, grads: Grads, weight: Any, samples: int
+) -> dict[str, Any]:
+    """The window {"sum", "weight", "batches", "samples"} with one more batch; None is the empty
+    window.
 
     >>> add_batch(None, {"w": torch.tensor([2.0])}, 3, samples=3)
     {'sum': {'w': tensor([6.])}, 'weight': 3, 'batches': 1, 'samples': 3}
     """
-    parts = {name: None if grad is None else _weighted(grad, weight) for name, grad in grads.items()}
+    parts = {
+        name: None if grad is None else _weighted(grad, weight) for name, grad in grads.items()
+    }
     if window is None:
         return {"sum": parts, "weight": weight, "batches": 1, "samples": samples}
     return {
@@ -178,7 +196,10 @@ def mean_gradient(window: Mapping[str, Any]) -> dict[str, Tensor | None]:
     """
     total = window["weight"]
     divisor = torch.where(total == 0, 1, total) if isinstance(total, Tensor) else total or 1
-    return {name: None if part is None else part / _like(divisor, part) for name, part in window["sum"].items()}
+    return {
+        name: None if part is None else part / _like(divisor, part)
+        for name, part in window["sum"].items()
+    }
 
 
 def zero_without_weight(grads: Grads, weight: Any) -> dict[str, Tensor | None]:
@@ -187,7 +208,10 @@ def zero_without_weight(grads: Grads, weight: Any) -> dict[str, Tensor | None]:
     >>> zero_without_weight({"w": torch.tensor([torch.nan])}, 0), zero_without_weight({"w": None}, 2)
     ({'w': tensor([0.])}, {'w': None})
     """
-    return {name: None if grad is None else _unless_zero(weight, grad, grad) for name, grad in grads.items()}
+    return {
+        name: None if grad is None else _unless_zero(weight, grad, grad)
+        for name, grad in grads.items()
+    }
 
 
 def _weighted(grad: Tensor, weight: Any) -> Tensor:

@@ -17,7 +17,9 @@ from loop.stages import device_of, learner_of
 from loop.state import State
 
 Layers: TypeAlias = str | Sequence[str] | Callable[[str, nn.Module], bool] | None
-"""Which layers: their names or patterns, or a predicate of name and layer; None for all leaves with parameters."""
+"""Which layers: their names or patterns, or a predicate of name and layer; None for all leaves with
+parameters.
+"""
 
 NEAR_ZERO = 0.05
 """An output up to this counts as near zero: behind a ReLU, such a unit hardly does anything."""
@@ -31,7 +33,9 @@ class Measured(NamedTuple):
 
 
 class LayerStats(NamedTuple):
-    """What ActivationStats has measured: a row for each batch it looked at, a column for each layer."""
+    """What ActivationStats has measured: a row for each batch it looked at, a column for each
+    layer.
+    """
 
     layers: tuple[str, ...]  # names, in the order of the model
     kinds: tuple[str, ...]  # their classes
@@ -45,20 +49,23 @@ class LayerStats(NamedTuple):
 
 @dataclass(frozen=True)
 class ActivationStats(Callback):
-    """Keep mean, standard deviation and share near zero of layers' outputs in training batches, and their histogram.
+    """Keep mean, standard deviation and share near zero of layers' outputs in training batches, and
+    their histogram.
 
-    `layers` are names as in `model.named_modules()`, with wildcards if you like ("encoder.*"), or a predicate
-    (name, layer) -> bool; None takes every layer that has parameters and no layers inside. `every` n-th batch of the
-    state's life is measured. With `hist`, outputs are counted in `bins` over `range` too (not those outside of it).
-    Hooks are on the model only during the forward pass of these batches, so nothing is measured in validation, and no
-    way out leaves a hook behind. An output that is a tuple, as of an LSTM, counts by its first tensor; of a layer that
-    is called twice the last call counts; one that is not called has NaNs.
+    `layers` are names as in `model.named_modules()`, with wildcards if you like ("encoder.*"), or a
+    predicate (name, layer) -> bool; None takes every layer that has parameters and no layers
+    inside. `every` n-th batch of the state's life is measured. With `hist`, outputs are counted in
+    `bins` over `range` too (not those outside of it). Hooks are on the model only during the
+    forward pass of these batches, so nothing is measured in validation, and no way out leaves a
+    hook behind. An output that is a tuple, as of an LSTM, counts by its first tensor; of a layer
+    that is called twice the last call counts; one that is not called has NaNs.
 
-    Read the results with `activation_stats(state)`, draw them with `plot_activations` and others. A run adds to what
-    earlier runs measured, unless other layers or bins are asked for: then it begins anew. Nothing waits for a device.
+    Read the results with `activation_stats(state)`, draw them with `plot_activations` and others. A
+    run adds to what earlier runs measured, unless other layers or bins are asked for: then it
+    begins anew. Nothing waits for a device.
 
-    Raises ValueError for a bad number when built, and when the run starts if a name or pattern matches no layer.
-    Source: fastai's ActivationStats; with the same numbers.
+    Raises ValueError for a bad number when built, and when the run starts if a name or pattern
+    matches no layer. Source: fastai's ActivationStats; with the same numbers.
     """
 
     layers: Layers = None
@@ -75,12 +82,17 @@ class ActivationStats(Callback):
         if self.bins < 1:
             raise ValueError(f"ActivationStats: bins must be at least 1, got {self.bins}.")
         if not self.range[0] < self.range[1]:
-            raise ValueError(f"ActivationStats: range must be (low, high) with low < high, got {self.range}.")
+            raise ValueError(
+                f"ActivationStats: range must be (low, high) with low < high, got {self.range}."
+            )
 
     def before_fit(self, state: State) -> State:
         """Find the layers; go on with what was measured, if it is the same."""
         fresh, kept = self._fresh(state), state.memory.get(self.name, {})
-        if all(name in kept and kept[name] == fresh[name] for name in ("layers", "kinds", "bins", "range")):
+        if all(
+            name in kept and kept[name] == fresh[name]
+            for name in ("layers", "kinds", "bins", "range")
+        ):
             return state
         return state.remember(self.name, fresh)
 
@@ -106,16 +118,27 @@ class ActivationStats(Callback):
             return None
         found: dict[str, Measured] = state.resources[self.name]
         memory, device = self._memory(state), device_of(state)
-        none = Measured(torch.full((3,), torch.nan, device=device), torch.zeros(self.bins, device=device))
+        none = Measured(
+            torch.full((3,), torch.nan, device=device), torch.zeros(self.bins, device=device)
+        )
         rows = [found.pop(name, none) for name in memory["layers"]]
-        new: dict[str, Any] = {"train_iter": state.train_iter, "stats": torch.stack([row.stats for row in rows])}
+        new: dict[str, Any] = {
+            "train_iter": state.train_iter,
+            "stats": torch.stack([row.stats for row in rows]),
+        }
         if self.hist:
-            new["histograms"] = torch.stack([row.histogram for row in rows if row.histogram is not None])
-        return state.remember(self.name, {**memory, **{name: memory[name].append(item) for name, item in new.items()}})
+            new["histograms"] = torch.stack(
+                [row.histogram for row in rows if row.histogram is not None]
+            )
+        return state.remember(
+            self.name, {**memory, **{name: memory[name].append(item) for name, item in new.items()}}
+        )
 
     def _memory(self, state: State) -> Mapping[str, Any]:
         memory: Mapping[str, Any] | None = state.memory.get(self.name)
-        return self._fresh(state) if memory is None else memory  # a callback went back to a state from before the run
+        return (
+            self._fresh(state) if memory is None else memory
+        )  # a callback went back to a state from before the run
 
     def _fresh(self, state: State) -> dict[str, Any]:
         chosen = layers_of(learner_of(state).model, self.layers)
@@ -130,14 +153,18 @@ class ActivationStats(Callback):
         }
 
     def _measure(self, output: Tensor) -> Measured:
-        return Measured(stats_of(output), torch.histc(output, self.bins, *self.range) if self.hist else None)
+        return Measured(
+            stats_of(output), torch.histc(output, self.bins, *self.range) if self.hist else None
+        )
 
     def _measures(self, state: State) -> bool:
         return state.training and state.train_iter % self.every == 0
 
 
 def activation_stats(state: State, name: str = "activation_stats") -> LayerStats:
-    """What an ActivationStats of this name has measured, on the CPU. Raises ValueError if there is nothing."""
+    """What an ActivationStats of this name has measured, on the CPU. Raises ValueError if there is
+    nothing.
+    """
     memory = state.memory.get(name)
     if memory is None or not memory["stats"]:
         raise ValueError(
@@ -145,7 +172,9 @@ def activation_stats(state: State, name: str = "activation_stats") -> LayerStats
             f"Fit with ActivationStats() among the callbacks first."
         )
     mean, std, near_zero = torch.stack([values.cpu() for values in memory["stats"]]).unbind(dim=-1)
-    histograms = torch.stack([counts.cpu() for counts in memory["histograms"]]) if memory["bins"] else None
+    histograms = (
+        torch.stack([counts.cpu() for counts in memory["histograms"]]) if memory["bins"] else None
+    )
     return LayerStats(
         tuple(memory["layers"]),
         tuple(memory["kinds"]),
@@ -168,7 +197,9 @@ def layers_of(model: nn.Module, layers: Layers = None) -> dict[str, nn.Module]:
     """
     named = dict(model.named_modules())
     if layers is None:
-        chosen = {name: layer for name, layer in named.items() if _is_leaf(layer) and _has_params(layer)}
+        chosen = {
+            name: layer for name, layer in named.items() if _is_leaf(layer) and _has_params(layer)
+        }
     elif callable(layers):
         chosen = {name: layer for name, layer in named.items() if layers(name, layer)}
     else:
@@ -177,10 +208,18 @@ def layers_of(model: nn.Module, layers: Layers = None) -> dict[str, nn.Module]:
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in inner):
                 hint = did_you_mean(pattern, list(inner))
-                raise ValueError(f"ActivationStats: no layer of the model is called {pattern!r}. {hint}")
-        chosen = {name: layer for name, layer in inner.items() if any(fnmatchcase(name, each) for each in patterns)}
+                raise ValueError(
+                    f"ActivationStats: no layer of the model is called {pattern!r}. {hint}"
+                )
+        chosen = {
+            name: layer
+            for name, layer in inner.items()
+            if any(fnmatchcase(name, each) for each in patterns)
+        }
     if not chosen:
-        raise ValueError(f"ActivationStats: layers={layers!r} chooses none of the model's {len(named)} layers.")
+        raise ValueError(
+            f"ActivationStats: layers={layers!r} chooses none of the model's {len(named)} layers."
+        )
     return chosen
 
 
@@ -188,9 +227,11 @@ def layers_of(model: nn.Module, layers: Layers = None) -> dict[str, nn.Module]:
 def hooked(
     model: nn.Module, names: Sequence[str], measure: Callable[[Tensor], Any], found: dict[str, Any]
 ) -> Iterator[None]:
-    """While this is open, these layers leave in `found`, by name, what `measure` says of their outputs.
+    """While this is open, these layers leave in `found`, by name, what `measure` says of their
+    outputs.
 
-    It gets the first tensor of an output, detached and at least float32, before a later layer can overwrite it.
+    It gets the first tensor of an output, detached and at least float32, before a later layer can
+    overwrite it.
     """
 
     def hook_of(name: str) -> Callable[..., None]:

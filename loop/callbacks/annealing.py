@@ -18,10 +18,12 @@ from loop.state import State
 
 
 def cut_on_rise(size: float, reference: float, threshold: float = 2.0) -> tuple[bool, float]:
-    """(whether to cut lr, the next reference): cut when gradients are more than `threshold` times the smallest so far.
+    """(whether to cut lr, the next reference): cut when gradients are more than `threshold` times
+    the smallest so far.
 
-    A large lr throws the parameters about in a valley, which shows in gradients that grow again. The reference is the
-    smallest size so far, without this one. Source: the macro of lesson 18's workbook.
+    A large lr throws the parameters about in a valley, which shows in gradients that grow again.
+    The reference is the smallest size so far, without this one. Source: the macro of lesson 18's
+    workbook.
 
     >>> cut_on_rise(5.0, 2.0), cut_on_rise(1.0, 2.0)
     ((True, 2.0), (False, 1.0))
@@ -30,10 +32,12 @@ def cut_on_rise(size: float, reference: float, threshold: float = 2.0) -> tuple[
 
 
 def cut_on_fall(size: float, reference: float, threshold: float = 2.0) -> tuple[bool, float]:
-    """(whether to cut lr, the next reference): cut when gradients have fallen to 1 / `threshold` of what they were.
+    """(whether to cut lr, the next reference): cut when gradients have fallen to 1 / `threshold` of
+    what they were.
 
-    The theory is that flatter regions ask for smaller steps. The reference is the size at the last cut.
-    Source: the text of lesson 18, which says so; its workbook does the opposite, and learns faster by it.
+    The theory is that flatter regions ask for smaller steps. The reference is the size at the last
+    cut. Source: the text of lesson 18, which says so; its workbook does the opposite, and learns
+    faster by it.
 
     >>> cut_on_fall(1.0, 2.0), cut_on_fall(1.5, 2.0)
     ((True, 1.0), (False, 2.0))
@@ -44,17 +48,22 @@ def cut_on_fall(size: float, reference: float, threshold: float = 2.0) -> tuple[
 
 FRESH: dict[str, Any] = {"reference": None, "ratios": (), "squares": 0.0, "steps": 0}
 
-RULES: dict[str, Callable[[float, float, float], tuple[bool, float]]] = {"rise": cut_on_rise, "fall": cut_on_fall}
+RULES: dict[str, Callable[[float, float, float], tuple[bool, float]]] = {
+    "rise": cut_on_rise,
+    "fall": cut_on_fall,
+}
 
 
 def sqr_avg_size(state: State) -> Tensor:
-    """The workbook's measure: the sum of the roots of the optimizer's running mean squared gradient (0-d).
+    """The workbook's measure: the sum of the roots of the optimizer's running mean squared gradient
+    (0-d).
 
     Raises ValueError if the optimizer keeps no `sqr_avg`; rmsprop, adam and their kin do.
     """
     if "sqr_avg" not in state.opt_state:
         raise ValueError(
-            f"sqr_avg_size: the optimizer keeps no 'sqr_avg'. {did_you_mean('sqr_avg', state.opt_state)} "
+            f"sqr_avg_size: the optimizer keeps no 'sqr_avg'. "
+            f"{did_you_mean('sqr_avg', state.opt_state)} "
             f"Leave measure out to measure the gradients themselves."
         )
     averages: dict[str, Tensor] = state.opt_state["sqr_avg"]
@@ -63,22 +72,25 @@ def sqr_avg_size(state: State) -> Tensor:
 
 @dataclass(frozen=True)
 class AnnealOnGradRatio(Callback):
-    """Divide lr by `factor` when the gradients of an epoch are out of proportion to those of earlier ones.
+    """Divide lr by `factor` when the gradients of an epoch are out of proportion to those of
+    earlier ones.
 
-    After every epoch its size is set against a reference. With `rule="rise"` (the workbook of lesson 18) lr is cut when
-    the size is more than `threshold` times the smallest so far: see cut_on_rise. With `rule="fall"` (the text of lesson
-    18) when it has fallen to 1 / `threshold` of the size at the last cut: see cut_on_fall. The first epoch is compared
-    with nothing.
+    After every epoch its size is set against a reference. With `rule="rise"` (the workbook of
+    lesson 18) lr is cut when the size is more than `threshold` times the smallest so far: see
+    cut_on_rise. With `rule="fall"` (the text of lesson 18) when it has fallen to 1 / `threshold` of
+    the size at the last cut: see cut_on_fall. The first epoch is compared with nothing.
 
-    size = sqrt(mean over the epoch's steps of |g|**2), |g| being the length of the whole gradient that the step gets,
-    before clipping. Or `measure(state)` after the epoch, a number or 0-d tensor: with `sqr_avg_size`, the workbook's.
+    size = sqrt(mean over the epoch's steps of |g|**2), |g| being the length of the whole gradient
+    that the step gets, before clipping. Or `measure(state)` after the epoch, a number or 0-d
+    tensor: with `sqr_avg_size`, the workbook's.
 
-    No part of lr falls below `min_lr`, and lr stays cut in the state after the run. `state.memory` has the reference
-    and the ratios, size / reference, of every epoch. Every run starts anew; with `reset_on_fit=False` it goes on from
-    where the last one was, so that five runs of one epoch are one run of five. A device is waited for once an epoch.
+    No part of lr falls below `min_lr`, and lr stays cut in the state after the run. `state.memory`
+    has the reference and the ratios, size / reference, of every epoch. Every run starts anew; with
+    `reset_on_fit=False` it goes on from where the last one was, so that five runs of one epoch are
+    one run of five. A device is waited for once an epoch.
 
-    Raises ValueError for an unknown rule, a threshold or factor that is not above 1, and when the run starts if lr is
-    scheduled in it. Source: fast.ai's lesson 18, sheet "adam_ann".
+    Raises ValueError for an unknown rule, a threshold or factor that is not above 1, and when the
+    run starts if lr is scheduled in it. Source: fast.ai's lesson 18, sheet "adam_ann".
 
     >>> AnnealOnGradRatio(rule="fall").threshold
     2.0
@@ -96,7 +108,10 @@ class AnnealOnGradRatio(Callback):
 
     def __post_init__(self) -> None:
         if self.rule not in RULES:
-            raise ValueError(f"AnnealOnGradRatio: there is no rule {self.rule!r}. {did_you_mean(self.rule, RULES)}")
+            raise ValueError(
+                f"AnnealOnGradRatio: there is no rule {self.rule!r}. "
+                f"{did_you_mean(self.rule, RULES)}"
+            )
         if not self.threshold > 1:
             raise ValueError(f"AnnealOnGradRatio: threshold must be above 1, got {self.threshold}.")
         check_reduction("AnnealOnGradRatio", self.factor, self.min_lr)
@@ -115,7 +130,9 @@ class AnnealOnGradRatio(Callback):
         assert state.grads is not None
         length, kept = global_norm(state.grads), state.memory.get(self.name, FRESH)
         square = length.to(torch.promote_types(length.dtype, torch.float32)).square()
-        return state.remember(self.name, {**kept, "squares": kept["squares"] + square, "steps": kept["steps"] + 1})
+        return state.remember(
+            self.name, {**kept, "squares": kept["squares"] + square, "steps": kept["steps"] + 1}
+        )
 
     def after_epoch(self, state: State) -> State | None:
         """Compare, and perhaps cut."""
@@ -127,11 +144,15 @@ class AnnealOnGradRatio(Callback):
         else:  # no step was taken
             return None
         cut, reference, ratio = self._compare(size, kept["reference"])
-        state = state.remember(self.name, {**FRESH, "reference": reference, "ratios": (*kept["ratios"], ratio)})
+        state = state.remember(
+            self.name, {**FRESH, "reference": reference, "ratios": (*kept["ratios"], ratio)}
+        )
         return lower_lr(state, self.factor, self.min_lr) if cut else state
 
     def _compare(self, size: float, reference: float | None) -> tuple[bool, float | None, float]:
         """(whether to cut, the next reference, the ratio)."""
         if reference is None:
             return False, None if math.isnan(size) else size, 1.0
-        return *RULES[self.rule](size, reference, self.threshold), size / reference if reference else math.inf
+        return *RULES[self.rule](
+            size, reference, self.threshold
+        ), size / reference if reference else math.inf

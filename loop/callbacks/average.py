@@ -13,29 +13,40 @@ from loop.state import State, Tensors
 TRAINED = "trained_params"
 """Where the trained tensors are kept while a validation batch sees the average."""
 
-_NOTHING: Mapping[str, Any] = {"average": {}, "buffers": {}, "count": 0, "steps": 0, "cancelled": False}
+_NOTHING: Mapping[str, Any] = {
+    "average": {},
+    "buffers": {},
+    "count": 0,
+    "steps": 0,
+    "cancelled": False,
+}
 
 
 @dataclass(frozen=True)
 class AverageParams(Callback):
-    """Keep an average of the parameters; validation, and `validate` and `predict` after the run, use it.
+    """Keep an average of the parameters; validation, and `validate` and `predict` after the run,
+    use it.
 
-    With a decay in [0, 1) it is exponential: average = decay * average + (1 - decay) * params. Debiased, it begins at
-    zero and is divided by 1 - decay**count, so that it is a weighted mean of the params it has seen; else it begins
-    with the first params. `decay=None` is the plain mean (SWA). The average moves after every `every`-th step
-    (`every=len(data.train)` is once an epoch), once the share `start` of the run's training is done; a run with
-    `start` above 0 begins a new average, else an average goes on from run to run. A cancelled step does not count.
+    With a decay in [0, 1) it is exponential: average = decay * average + (1 - decay) * params.
+    Debiased, it begins at zero and is divided by 1 - decay**count, so that it is a weighted mean of
+    the params it has seen; else it begins with the first params. `decay=None` is the plain mean
+    (SWA). The average moves after every `every`-th step (`every=len(data.train)` is once an epoch),
+    once the share `start` of the run's training is done; a run with `start` above 0 begins a new
+    average, else an average goes on from run to run. A cancelled step does not count.
 
-    Floating-point buffers (BatchNorm's statistics) are averaged too, unless `buffers=False`; `refresh_buffers` measures
-    them anew. The average is in float32 where params are in half precision.
+    Floating-point buffers (BatchNorm's statistics) are averaged too, unless `buffers=False`;
+    `refresh_buffers` measures them anew. The average is in float32 where params are in half
+    precision.
 
-    `averaged(state)` is the state with the average as its params. With `evaluate`, params and buffers are the average
-    from before_batch to after_batch of validation batches; what was trained is put back on every way out. Of two such
-    callbacks, validation uses the one with the higher order.
+    `averaged(state)` is the state with the average as its params. With `evaluate`, params and
+    buffers are the average from before_batch to after_batch of validation batches; what was trained
+    is put back on every way out. Of two such callbacks, validation uses the one with the higher
+    order.
 
-    Memory: {"average": tensors, "buffers": tensors, "count": how many were averaged, "steps": steps since the start}.
-    Raises ValueError if decay or start is not in [0, 1), or every is below 1.
-    Sources: Polyak and Juditsky 1992; Izmailov et al. 2018 (SWA); the numbers are those of torch.optim.swa_utils.
+    Memory: {"average": tensors, "buffers": tensors, "count": how many were averaged, "steps": steps
+    since the start}. Raises ValueError if decay or start is not in [0, 1), or every is below 1.
+    Sources: Polyak and Juditsky 1992; Izmailov et al. 2018 (SWA); the numbers are those of
+    torch.optim.swa_utils.
     """
 
     decay: float | None = 0.999
@@ -48,9 +59,14 @@ class AverageParams(Callback):
 
     def __post_init__(self) -> None:
         if self.decay is not None and not 0 <= self.decay < 1:
-            raise ValueError(f"AverageParams: decay must be in [0, 1), or None for a plain mean, got {self.decay}.")
+            raise ValueError(
+                f"AverageParams: decay must be in [0, 1), or None for a plain mean, got "
+                f"{self.decay}."
+            )
         if not 0 <= self.start < 1:
-            raise ValueError(f"AverageParams: start must be a share of the run in [0, 1), got {self.start}.")
+            raise ValueError(
+                f"AverageParams: start must be a share of the run in [0, 1), got {self.start}."
+            )
         if self.every < 1:
             raise ValueError(f"AverageParams: every must be at least 1 step, got {self.every}.")
 
@@ -72,13 +88,17 @@ class AverageParams(Callback):
         if memory["cancelled"]:
             return self._change(state, cancelled=False)
         if state.pct_train < self.start:
-            return state.remember(self.name, _NOTHING) if memory["count"] or memory["steps"] else None
+            return (
+                state.remember(self.name, _NOTHING) if memory["count"] or memory["steps"] else None
+            )
         steps, count = memory["steps"] + 1, memory["count"] + 1
         if steps % self.every:
             return self._change(state, steps=steps)
         weight = newest_weight(count, self.decay, self.debias)
         average = moved(memory["average"], state.params, weight)
-        buffers = moved(memory["buffers"], _continuous(state.buffers), weight) if self.buffers else {}
+        buffers = (
+            moved(memory["buffers"], _continuous(state.buffers), weight) if self.buffers else {}
+        )
         return self._change(state, average=average, buffers=buffers, count=count, steps=steps)
 
     def before_batch(self, state: State) -> State | None:
@@ -113,10 +133,11 @@ class AverageParams(Callback):
 
 
 def averaged(state: State, name: str = "average_params") -> State:
-    """The state with the average in place of its params, and of its buffers as far as they were averaged.
+    """The state with the average in place of its params, and of its buffers as far as they were
+    averaged.
 
-    `name` is that of the AverageParams. A state in whose run nothing has been averaged yet comes back as it is.
-    Raises ValueError if no AverageParams of this name has taken part.
+    `name` is that of the AverageParams. A state in whose run nothing has been averaged yet comes
+    back as it is. Raises ValueError if no AverageParams of this name has taken part.
     """
     memory = state.memory.get(name)
     if memory is None:
@@ -125,21 +146,29 @@ def averaged(state: State, name: str = "average_params") -> State:
             f"Fit with AverageParams() among the callbacks first."
         )
     return state.replace(
-        params=_replaced(state.params, memory["average"]), buffers=_replaced(state.buffers, memory["buffers"])
+        params=_replaced(state.params, memory["average"]),
+        buffers=_replaced(state.buffers, memory["buffers"]),
     )
 
 
 def put_back(state: State) -> State:
-    """The state with the tensors that were trained, if a validation batch had replaced them by an average."""
+    """The state with the tensors that were trained, if a validation batch had replaced them by an
+    average.
+    """
     kept = state.memory.get(TRAINED)
-    return state if kept is None else state.forget(TRAINED).replace(params=kept["params"], buffers=kept["buffers"])
+    return (
+        state
+        if kept is None
+        else state.forget(TRAINED).replace(params=kept["params"], buffers=kept["buffers"])
+    )
 
 
 def newest_weight(count: int, decay: float | None, debias: bool = True) -> float:
-    """What the newest of `count` values weighs in their average, so that average += weight * (value - average).
+    """What the newest of `count` values weighs in their average, so that average += weight * (value
+    - average).
 
-    1 / count for the plain mean; (1 - decay) / (1 - decay**count) for the debiased exponential one, whose
-    average / (1 - decay**count) this is; else 1 - decay. The first value always weighs 1.
+    1 / count for the plain mean; (1 - decay) / (1 - decay**count) for the debiased exponential one,
+    whose average / (1 - decay**count) this is; else 1 - decay. The first value always weighs 1.
 
     >>> newest_weight(4, None), newest_weight(2, 0.5), newest_weight(2, 0.75, debias=False)
     (0.25, 0.6666666666666666, 0.25)
@@ -153,13 +182,17 @@ def newest_weight(count: int, decay: float | None, debias: bool = True) -> float
 
 @torch.no_grad()
 def moved(average: Tensors, values: Tensors, weight: float) -> Tensors:
-    """The average, moved by `weight` towards the values; a value that is not in it yet begins its own.
+    """The average, moved by `weight` towards the values; a value that is not in it yet begins its
+    own.
 
     >>> moved({"a": torch.tensor(1.0)}, {"a": torch.tensor(3.0), "b": torch.tensor(5.0)}, 0.25)
     {'a': tensor(1.5000), 'b': tensor(5.)}
     """
     new = {name: _precise(value) for name, value in values.items()}
-    return {name: torch.lerp(average[name], value, weight) if name in average else value for name, value in new.items()}
+    return {
+        name: torch.lerp(average[name], value, weight) if name in average else value
+        for name, value in new.items()
+    }
 
 
 def _replaced(tensors: Tensors, average: Tensors) -> Tensors:
@@ -167,7 +200,11 @@ def _replaced(tensors: Tensors, average: Tensors) -> Tensors:
 
 
 def _continuous(tensors: Tensors) -> Tensors:
-    return {name: value for name, value in tensors.items() if value.is_floating_point() or value.is_complex()}
+    return {
+        name: value
+        for name, value in tensors.items()
+        if value.is_floating_point() or value.is_complex()
+    }
 
 
 def _precise(value: Tensor) -> Tensor:

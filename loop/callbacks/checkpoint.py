@@ -14,7 +14,9 @@ from loop.state import State
 
 @dataclass
 class Saver:
-    """What a run's checkpoints are written with: the latest state that the run can be resumed from, and a clock."""
+    """What a run's checkpoints are written with: the latest state that the run can be resumed from,
+    and a clock.
+    """
 
     folder: Path
     keep: int
@@ -31,15 +33,19 @@ class Saver:
 
 @dataclass(frozen=True)
 class Checkpoint(Callback):
-    """Write the state into a folder as the run goes on; `fit(..., resume=folder)` goes on from there, bit for bit.
+    """Write the state into a folder as the run goes on; `fit(..., resume=folder)` goes on from
+    there, bit for bit.
 
-    Written after every `batches` training batches, every `epochs` epochs, and once `seconds` have passed since the last
-    one (whichever of these are given); after the last epoch; and, whatever they are, when the run ends in any other
-    way: early, by Ctrl-C or SIGTERM, or by an error. Then it is the state of the latest whole batch. The newest `keep`
-    checkpoints stay. Each is a directory that is either complete or not there (see `save`). Give every run a folder of
-    its own, since the newest checkpoint in it is where `resume` goes on; one that is complete is not begun again.
+    Written after every `batches` training batches, every `epochs` epochs, and once `seconds` have
+    passed since the last one (whichever of these are given); after the last epoch; and, whatever
+    they are, when the run ends in any other way: early, by Ctrl-C or SIGTERM, or by an error. Then
+    it is the state of the latest whole batch. The newest `keep` checkpoints stay. Each is a
+    directory that is either complete or not there (see `save`). Give every run a folder of its own,
+    since the newest checkpoint in it is where `resume` goes on; one that is complete is not begun
+    again.
 
-    Raises ValueError if nothing says when, or a number is not positive; and whatever `save_in` raises ends the run.
+    Raises ValueError if nothing says when, or a number is not positive; and whatever `save_in`
+    raises ends the run.
     """
 
     folder: str | Path
@@ -47,13 +53,19 @@ class Checkpoint(Callback):
     epochs: int | None = 1
     seconds: float | None = None
     keep: int = 3
-    order: ClassVar[int] = -100  # a state is kept before others look at it, and after they have closed what they opened
+    order: ClassVar[
+        int
+    ] = (
+        -100
+    )  # a state is kept before others look at it, and after they have closed what they opened
     reports: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         given = {"batches": self.batches, "epochs": self.epochs, "seconds": self.seconds}
         if all(value is None for value in given.values()):
-            raise ValueError("Checkpoint: nothing says when to write. Give batches, epochs or seconds.")
+            raise ValueError(
+                "Checkpoint: nothing says when to write. Give batches, epochs or seconds."
+            )
         for name, value in {**given, "keep": self.keep}.items():
             if value is not None and not value > 0:
                 raise ValueError(f"Checkpoint: {name} must be above 0, got {value}.")
@@ -77,7 +89,9 @@ class Checkpoint(Callback):
     def _due(self, state: State, saver: Saver) -> bool:
         epochs, *phase = state.done
         if not phase and epochs:
-            return epochs == state.n_epoch or (self.epochs is not None and epochs % self.epochs == 0)
+            return epochs == state.n_epoch or (
+                self.epochs is not None and epochs % self.epochs == 0
+            )
         trained = len(phase) == 2 and phase[0] == 0 and phase[1] > 0
         if trained and self.batches is not None and state.train_iter % self.batches == 0:
             return True

@@ -10,16 +10,23 @@ from loop.callback import Callback
 from loop.history import Log
 from loop.state import State
 
-_KEPT = {"x", "y", *(entry.name for entry in fields(State))} - {"history", "memory", "learner", "resources"}
+_KEPT = {"x", "y", *(entry.name for entry in fields(State))} - {
+    "history",
+    "memory",
+    "learner",
+    "resources",
+}
 
 
 @dataclass(frozen=True)
 class CollectData(Callback):
-    """Keep what every batch of a run had: `state.memory["collect_data"]` is a Log with a dict for each.
+    """Keep what every batch of a run had: `state.memory["collect_data"]` is a Log with a dict for
+    each.
 
-    `what` are names of the state's fields, or x and y; a value that a batch did not come to is None. `training` says of
-    which phase: True, False, or None for both. Tensors are detached and stay where they are: everything that is
-    collected stays in memory (of the device), and in the state, until the next run begins or you `forget` it.
+    `what` are names of the state's fields, or x and y; a value that a batch did not come to is
+    None. `training` says of which phase: True, False, or None for both. Tensors are detached and
+    stay where they are: everything that is collected stays in memory (of the device), and in the
+    state, until the next run begins or you `forget` it.
 
     Raises ValueError for a name that is not a field.
 
@@ -33,10 +40,15 @@ class CollectData(Callback):
 
     def __post_init__(self) -> None:
         if isinstance(self.what, str):
-            raise TypeError(f"CollectData: what must be names, got {self.what!r}. Put it in a tuple: ({self.what!r},).")
+            raise TypeError(
+                f"CollectData: what must be names, got {self.what!r}. Put it in a tuple: "
+                f"({self.what!r},)."
+            )
         for name in self.what:
             if name not in _KEPT:
-                raise ValueError(f"CollectData: there is no {name!r} to collect. {did_you_mean(name, _KEPT)}")
+                raise ValueError(
+                    f"CollectData: there is no {name!r} to collect. {did_you_mean(name, _KEPT)}"
+                )
 
     def before_fit(self, state: State) -> State:
         """Begin anew."""
@@ -52,12 +64,13 @@ class CollectData(Callback):
 
 @dataclass(frozen=True, init=False)
 class RecordValues(Callback):
-    """Keep values of your own after every training batch: `RecordValues(lr=lambda state: state.hyper["lr"])`.
+    """Keep values of your own after every training batch: `RecordValues(lr=lambda state:
+    state.hyper["lr"])`.
 
-    `state.memory["record_values"]["lr"]` is then a Log of what the function returned for each batch of the run; see it
-    with `plot_records`. The state has the batch, its pred, loss and grads, and the hypers that it was trained with. A
-    tensor is kept as it is, so that recording waits for no device. A batch cancelled before its loss is known is not
-    recorded. Every run begins anew.
+    `state.memory["record_values"]["lr"]` is then a Log of what the function returned for each batch
+    of the run; see it with `plot_records`. The state has the batch, its pred, loss and grads, and
+    the hypers that it was trained with. A tensor is kept as it is, so that recording waits for no
+    device. A batch cancelled before its loss is known is not recorded. Every run begins anew.
 
     Raises TypeError for what is no function, ValueError if there is none.
 
@@ -70,10 +83,14 @@ class RecordValues(Callback):
 
     def __init__(self, **functions: Callable[[State], Any]) -> None:
         if not functions:
-            raise ValueError('RecordValues: expected functions of the state: RecordValues(lr=lambda s: s.hyper["lr"]).')
+            raise ValueError(
+                'RecordValues: expected functions of the state: RecordValues(lr=lambda s: s.hyper["lr"]).'
+            )
         for name, function in functions.items():
             if not callable(function):
-                raise TypeError(f"RecordValues: {name} must be a function of the state, got {function!r}.")
+                raise TypeError(
+                    f"RecordValues: {name} must be a function of the state, got {function!r}."
+                )
         object.__setattr__(self, "functions", functions)
 
     def before_fit(self, state: State) -> State:
@@ -86,4 +103,6 @@ class RecordValues(Callback):
             return None
         logs = state.memory.get(self.name, {})
         values = {name: detached(function(state)) for name, function in self.functions.items()}
-        return state.remember(self.name, {name: logs.get(name, Log()).append(value) for name, value in values.items()})
+        return state.remember(
+            self.name, {name: logs.get(name, Log()).append(value) for name, value in values.items()}
+        )

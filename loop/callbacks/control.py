@@ -18,7 +18,8 @@ from loop.state import State
 class TerminateOnNaN(Callback):
     """End the run before a loss that is not finite reaches the weights, or the history.
 
-    The parameters are then those of the last good step. Reads the loss of every batch, so a device is waited for.
+    The parameters are then those of the last good step. Reads the loss of every batch, so a device
+    is waited for.
     """
 
     run_before: ClassVar[tuple[type, ...]] = (Recorder,)
@@ -45,13 +46,15 @@ class SingleBatch(Callback):
 
 @dataclass(frozen=True)
 class ShortEpoch(Callback):
-    """End each training phase after a share of its batches, and each validation phase too if `short_valid`.
+    """End each training phase after a share of its batches, and each validation phase too if
+    `short_valid`.
 
-    `pct` in (0, 1] is the share, rounded up to whole batches: at least one. With `batches`, so many batches instead,
-    which needs no len() of the loader. Schedules still go by the whole epoch: they see its beginning, epoch by epoch.
-    `validate` and `predict` take all data.
+    `pct` in (0, 1] is the share, rounded up to whole batches: at least one. With `batches`, so many
+    batches instead, which needs no len() of the loader. Schedules still go by the whole epoch: they
+    see its beginning, epoch by epoch. `validate` and `predict` take all data.
 
-    Raises ValueError for numbers out of range, and when a phase starts whose loader has no length, without `batches`.
+    Raises ValueError for numbers out of range, and when a phase starts whose loader has no length,
+    without `batches`.
     """
 
     pct: float = 0.01
@@ -63,7 +66,9 @@ class ShortEpoch(Callback):
         if not 0 < self.pct <= 1:
             raise ValueError(f"ShortEpoch: pct must be above 0 and at most 1, got {self.pct!r}.")
         if self.batches is not None and (not isinstance(self.batches, int) or self.batches < 1):
-            raise ValueError(f"ShortEpoch: batches must be a whole number, 1 or more, got {self.batches!r}.")
+            raise ValueError(
+                f"ShortEpoch: batches must be a whole number, 1 or more, got {self.batches!r}."
+            )
 
     def before_train(self, state: State) -> None:
         """Check that the share can be told."""
@@ -79,7 +84,11 @@ class ShortEpoch(Callback):
         done = state.iter + 1
         if state.n_epoch == 0:  # an evaluation by itself
             return None
-        if done < self.batches if self.batches is not None else state.n_iter and done / state.n_iter < self.pct:
+        if (
+            done < self.batches
+            if self.batches is not None
+            else state.n_iter and done / state.n_iter < self.pct
+        ):
             return None
         if state.training:
             raise CancelTrain(state)
@@ -89,22 +98,27 @@ class ShortEpoch(Callback):
 
     def _check(self, state: State, data: str) -> None:
         if self.batches is None and state.n_iter is None and state.n_epoch:
-            raise ValueError(f"ShortEpoch: data.{data} has no len(), so it has no share. Pass batches=10, or so.")
+            raise ValueError(
+                f"ShortEpoch: data.{data} has no len(), so it has no share. Pass batches=10, or so."
+            )
 
 
 @dataclass(frozen=True)
 class ModelResetter(Callback):
-    """Call the model's `reset()` before each training and validation phase and after the run (recurrent models).
+    """Call the model's `reset()` before each training and validation phase and after the run
+    (recurrent models).
 
-    The reset happens on the state's tensors, not on the model's own: buffers that it writes are in the next state.
-    Raises TypeError when the run starts if the model has no reset().
+    The reset happens on the state's tensors, not on the model's own: buffers that it writes are in
+    the next state. Raises TypeError when the run starts if the model has no reset().
     """
 
     def before_fit(self, state: State) -> State | None:
         """Check the model."""
         model = learner_of(state).model
         if not callable(getattr(model, "reset", None)):
-            raise TypeError(f"ModelResetter: {type(model).__name__} has no reset(). Leave this callback out.")
+            raise TypeError(
+                f"ModelResetter: {type(model).__name__} has no reset(). Leave this callback out."
+            )
         return None
 
     def before_train(self, state: State) -> State:
@@ -137,4 +151,6 @@ def _reset(state: State) -> State:
     params = {f"model.{name}": value for name, value in state.params.items()}
     buffers = {f"model.{name}": value for name, value in state.buffers.items()}
     _, after = apply(_Reset(learner_of(state).model), params, buffers)
-    return state.replace(buffers={name.removeprefix("model."): value for name, value in after.items()})
+    return state.replace(
+        buffers={name.removeprefix("model."): value for name, value in after.items()}
+    )

@@ -1,4 +1,6 @@
-"""Leave parts of a model as they are: parameters (Freeze), and the statistics of batch norm (BnFreeze)."""
+"""Leave parts of a model as they are: parameters (Freeze), and the statistics of batch norm
+(BnFreeze).
+"""
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -16,15 +18,19 @@ from loop.state import State
 
 @dataclass(frozen=True)
 class Freeze(Callback):
-    """Do not train the parameters whose names match: `Freeze("body.*")`, or `Freeze(("stem.*", "body.*"))`.
+    """Do not train the parameters whose names match: `Freeze("body.*")`, or `Freeze(("stem.*",
+    "body.*"))`.
 
-    Patterns are those of `by_path`. A frozen parameter has no gradient, which is not even computed, so neither the step
-    nor decay moves it, its slots in the optimizer's state stay, and clipping does not count it.
+    Patterns are those of `by_path`. A frozen parameter has no gradient, which is not even computed,
+    so neither the step nor decay moves it, its slots in the optimizer's state stay, and clipping
+    does not count it.
 
-    The optimizer's counter goes on meanwhile: to train such a parameter later, begin with `learner.opt.init(params)`,
-    or debiased averages (adam) take its first steps for late ones and make them too long. `fine_tune` does so.
+    The optimizer's counter goes on meanwhile: to train such a parameter later, begin with
+    `learner.opt.init(params)`, or debiased averages (adam) take its first steps for late ones and
+    make them too long. `fine_tune` does so.
 
-    Raises ValueError when the run starts if a pattern matches no parameter, or nothing is left to train.
+    Raises ValueError when the run starts if a pattern matches no parameter, or nothing is left to
+    train.
     """
 
     patterns: str | tuple[str, ...]
@@ -38,17 +44,21 @@ class Freeze(Callback):
         """Find the names."""
         names = {*state.frozen, *matching("Freeze", state.params, self.patterns)}
         if len(names) == len(state.params):
-            raise ValueError(f"Freeze: {self.patterns} leaves no parameter to train. Leave some out.")
+            raise ValueError(
+                f"Freeze: {self.patterns} leaves no parameter to train. Leave some out."
+            )
         return state.replace(frozen=tuple(name for name in state.params if name in names))
 
 
 @dataclass(frozen=True)
 class BnFreeze(Callback):
-    """Let batch-norm layers that are not trained normalise by their running statistics, and leave these as they are.
+    """Let batch-norm layers that are not trained normalise by their running statistics, and leave
+    these as they are.
 
-    Not trained are layers whose parameters do not require a gradient, or are frozen by `Freeze`; with `all`, every
-    batch-norm layer counts as such. A layer without parameters (affine=False) goes with the smallest module around it
-    that has some. The layers are in evaluation mode during the forward pass only; the model is left as it was.
+    Not trained are layers whose parameters do not require a gradient, or are frozen by `Freeze`;
+    with `all`, every batch-norm layer counts as such. A layer without parameters (affine=False)
+    goes with the smallest module around it that has some. The layers are in evaluation mode during
+    the forward pass only; the model is left as it was.
     """
 
     all: bool = False
@@ -78,7 +88,8 @@ class BnFreeze(Callback):
 
 
 def is_trained(model: nn.Module, path: str, trained: Collection[str]) -> bool:
-    """Whether a module of the model, or the smallest one around it that has parameters, has any that are trained.
+    """Whether a module of the model, or the smallest one around it that has parameters, has any
+    that are trained.
 
     >>> model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Sequential(nn.BatchNorm1d(2, affine=False)))
     >>> is_trained(model, "1", ["0.weight"]), is_trained(model, "2.0", ["0.weight"])

@@ -10,7 +10,9 @@ from loop.state import State
 
 @dataclass(frozen=True)
 class GradientClip(Callback):
-    """Shorten the whole gradient to length max_norm > 0 if it is longer: the rule `clip_norm`, as a callback."""
+    """Shorten the whole gradient to length max_norm > 0 if it is longer: the rule `clip_norm`, as a
+    callback.
+    """
 
     max_norm: float = 1.0
     order: ClassVar[int] = 11

@@ -13,7 +13,8 @@ from loop.state import State
 class PrintShapes(Callback):
     """Print dtypes and shapes of xb, yb, pred and loss for the first batch of each phase.
 
-    `report` gets the line, in place of `print`. Errors in the model or the loss come with a note of the shapes anyway.
+    `report` gets the line, in place of `print`. Errors in the model or the loss come with a note of
+    the shapes anyway.
     """
 
     report: Callable[[str], Any] = print
@@ -23,5 +24,7 @@ class PrintShapes(Callback):
     def after_loss(self, state: State) -> None:
         """Print a line."""
         if state.iter == 0:
-            loss = "" if state.loss is None else f", loss: {state.loss.dtype}[]".replace("torch.", "")
+            loss = (
+                "" if state.loss is None else f", loss: {state.loss.dtype}[]".replace("torch.", "")
+            )
             self.report(f"{'train' if state.training else 'validate'}: {shapes(state)}{loss}")

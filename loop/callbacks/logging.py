@@ -1,7 +1,8 @@
 """Write a run down outside the state: tables in files, and numbers for experiment trackers.
 
-A file is a function of the state: it never has a line that the state does not know of, and never one twice. So a run
-that goes on from a checkpoint goes on with its file, wherever the file had got to when the earlier run stopped.
+A file is a function of the state: it never has a line that the state does not know of, and never
+one twice. So a run that goes on from a checkpoint goes on with its file, wherever the file had got
+to when the earlier run stopped.
 """
 
 import io
@@ -13,7 +14,13 @@ from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
 from loop.callback import Callback
-from loop.callbacks.parts.written import csv_text, json_line, lines_up_to, numbers_of, rows_of_others
+from loop.callbacks.parts.written import (
+    csv_text,
+    json_line,
+    lines_up_to,
+    numbers_of,
+    rows_of_others,
+)
 from loop.callbacks.recorder import Recorder
 from loop.state import State
 
@@ -32,15 +39,17 @@ class Table:
 
 @dataclass(frozen=True)
 class CSVLogger(Callback):
-    """Keep the table of the history in a file: a header, and a line for every epoch, on the disk when the epoch ends.
+    """Keep the table of the history in a file: a header, and a line for every epoch, on the disk
+    when the epoch ends.
 
-    The file has the rows of the state's whole history, so a run that goes on from a state, of this or another process,
-    goes on with the table: rows are never missing or there twice, and those of epochs that the state does not know (it
-    was saved before them) are dropped. What else the file had is lost, unless `append`: then rows that other
-    histories wrote stay, in front. Where columns change, the header is written anew, with all of them.
+    The file has the rows of the state's whole history, so a run that goes on from a state, of this
+    or another process, goes on with the table: rows are never missing or there twice, and those of
+    epochs that the state does not know (it was saved before them) are dropped. What else the file
+    had is lost, unless `append`: then rows that other histories wrote stay, in front. Where columns
+    change, the header is written anew, with all of them.
 
-    Raises ValueError when the run starts if there is something else than a table to append to. `validate` and
-    `predict` leave the file alone.
+    Raises ValueError when the run starts if there is something else than a table to append to.
+    `validate` and `predict` leave the file alone.
     """
 
     path: str | Path
@@ -56,7 +65,9 @@ class CSVLogger(Callback):
             try:
                 before = rows_of_others(_text(file), state.history.rows) if self.append else []
             except ValueError as error:
-                raise ValueError(f"CSVLogger: cannot append to {self.path}: {error}. Give another path.") from error
+                raise ValueError(
+                    f"CSVLogger: cannot append to {self.path}: {error}. Give another path."
+                ) from error
             table = Table(file, before)
             table.show(state.history.rows)
             yield table
@@ -70,14 +81,16 @@ class CSVLogger(Callback):
 
 @dataclass(frozen=True)
 class JSONLLogger(Callback):
-    """Write a JSON object a line: for every epoch its row, and after every n batches their train_iter, loss and hypers.
+    """Write a JSON object a line: for every epoch its row, and after every n batches their
+    train_iter, loss and hypers.
 
-    `every` is that n, 0 for none; the loss of other batches is not read. A line of an epoch has the key "epoch". Where
-    a number is not finite, or was not measured, there is null.
+    `every` is that n, 0 for none; the loss of other batches is not read. A line of an epoch has the
+    key "epoch". Where a number is not finite, or was not measured, there is null.
 
-    A run that goes on from a state goes on with the file: lines of batches and epochs that the state has not come to
-    are dropped, so a new state begins a new file. Raises ValueError for a negative `every`, and when the run starts if
-    the file is another kind of file. `validate` and `predict` leave it alone.
+    A run that goes on from a state goes on with the file: lines of batches and epochs that the
+    state has not come to are dropped, so a new state begins a new file. Raises ValueError for a
+    negative `every`, and when the run starts if the file is another kind of file. `validate` and
+    `predict` leave it alone.
     """
 
     path: str | Path
@@ -96,7 +109,9 @@ class JSONLLogger(Callback):
             try:
                 lines = lines_up_to(io.StringIO(_text(file)), state.train_iter, state.history.rows)
             except ValueError as error:
-                raise ValueError(f"JSONLLogger: {self.path} is not its log: {error}. Give another path.") from error
+                raise ValueError(
+                    f"JSONLLogger: {self.path} is not its log: {error}. Give another path."
+                ) from error
             _become(file, "".join(lines))
             yield file
 
@@ -117,10 +132,12 @@ class JSONLLogger(Callback):
 
 @dataclass(frozen=True)
 class TensorBoardLogger(Callback):
-    """Write scalars for TensorBoard: after every n batches their loss and hypers, and for every epoch its row.
+    """Write scalars for TensorBoard: after every n batches their loss and hypers, and for every
+    epoch its row.
 
-    The step is train_iter, so runs that follow each other are one curve; what a directory has of steps that the state
-    has not come to is hidden. `every` is that n, 0 for none; the loss of other batches is not read.
+    The step is train_iter, so runs that follow each other are one curve; what a directory has of
+    steps that the state has not come to is hidden. `every` is that n, 0 for none; the loss of other
+    batches is not read.
 
     Raises ImportError if tensorboard is not installed, ValueError for a negative `every`.
     """
@@ -163,9 +180,10 @@ class TensorBoardLogger(Callback):
 class TrackerLogger(Callback):
     """Hand numbers to an experiment tracker: `log({"loss": 0.7, "lr": 0.1}, step)`.
 
-    `log` is `wandb.log`, `mlflow.log_metrics`, `trackio.log`, or any other function of a dict and a step, which is
-    train_iter. It is called after every n batches with their loss and hypers, and after every epoch with its row; a run
-    of the tracker is for you to begin and to end. `every` is that n, 0 for none; the loss of other batches is not read.
+    `log` is `wandb.log`, `mlflow.log_metrics`, `trackio.log`, or any other function of a dict and a
+    step, which is train_iter. It is called after every n batches with their loss and hypers, and
+    after every epoch with its row; a run of the tracker is for you to begin and to end. `every` is
+    that n, 0 for none; the loss of other batches is not read.
 
     Raises TypeError if log is not a function, ValueError for a negative `every`.
 
@@ -182,7 +200,10 @@ class TrackerLogger(Callback):
     def __post_init__(self) -> None:
         _check_every("TrackerLogger", self.every)
         if not callable(self.log):
-            raise TypeError(f"TrackerLogger: log must be a function (numbers, step), got {self.log!r}. Try wandb.log.")
+            raise TypeError(
+                f"TrackerLogger: log must be a function (numbers, step), got {self.log!r}. Try "
+                f"wandb.log."
+            )
 
     def after_batch(self, state: State) -> None:
         """Hand over a batch's numbers now and then."""
@@ -195,8 +216,12 @@ class TrackerLogger(Callback):
 
 
 def _due(state: State, every: int) -> bool:
-    """Whether a training batch is one that is written down: it has a loss, and train_iter is a multiple of every."""
-    return bool(every) and state.training and state.loss is not None and state.train_iter % every == 0
+    """Whether a training batch is one that is written down: it has a loss, and train_iter is a
+    multiple of every.
+    """
+    return (
+        bool(every) and state.training and state.loss is not None and state.train_iter % every == 0
+    )
 
 
 def _check_every(who: str, every: int) -> None:
@@ -230,7 +255,8 @@ def _become(file: BinaryIO, text: str) -> None:
     file.seek(0)
     old, new = file.read(), text.encode()
     same = next(
-        (at for at, (one, other) in enumerate(zip(old, new, strict=False)) if one != other), min(len(old), len(new))
+        (at for at, (one, other) in enumerate(zip(old, new, strict=False)) if one != other),
+        min(len(old), len(new)),
     )
     file.truncate(same)
     file.write(new[same:])

@@ -1,4 +1,6 @@
-"""Train on mixtures: of two samples (MixUp, CutMix), or of the target and all classes (LabelSmoothing)."""
+"""Train on mixtures: of two samples (MixUp, CutMix), or of the target and all classes
+(LabelSmoothing).
+"""
 
 import math
 from collections.abc import Callable
@@ -27,14 +29,16 @@ _MIXUP, _CUTMIX = 101, 102  # what a random number is for
 class MixUp(Callback):
     """Blend every sample of a training batch with another one of it, and ask for both targets.
 
-    x' = lam * x + (1 - lam) * x[order], with a random order and, for each sample, lam ~ Beta(alpha, alpha), or 1 - lam
-    if that is more. Every floating-point input is blended. The loss is lam * loss(pred, y) + (1 - lam) * loss(pred,
-    y[order]), sample by sample (`loop.losses.per_sample` says for which losses). With `mix_targets` the targets are
-    blended like the inputs, and the loss stays as it is; None does so where all targets are floating-point.
+    x' = lam * x + (1 - lam) * x[order], with a random order and, for each sample, lam ~ Beta(alpha,
+    alpha), or 1 - lam if that is more. Every floating-point input is blended. The loss is lam *
+    loss(pred, y) + (1 - lam) * loss(pred, y[order]), sample by sample (`loop.losses.per_sample`
+    says for which losses). With `mix_targets` the targets are blended like the inputs, and the loss
+    stays as it is; None does so where all targets are floating-point.
 
-    What is drawn is a function of the state's seed and train_iter. Validation is untouched. Raises ValueError if alpha
-    is not above 0 and finite, no input is floating-point, or targets to be mixed are not; and if another callback has
-    mixed the loss of the batch already: use one of MixUp and CutMix. Source: Zhang et al. 2018, in fastai's form.
+    What is drawn is a function of the state's seed and train_iter. Validation is untouched. Raises
+    ValueError if alpha is not above 0 and finite, no input is floating-point, or targets to be
+    mixed are not; and if another callback has mixed the loss of the batch already: use one of MixUp
+    and CutMix. Source: Zhang et al. 2018, in fastai's form.
     """
 
     alpha: float = 0.4
@@ -60,13 +64,15 @@ class MixUp(Callback):
 class CutMix(Callback):
     """Paste a box of another image into every image of a training batch, and ask for both targets.
 
-    Height and width of the box are those of the image times sqrt(1 - lam), with one lam ~ Beta(alpha, alpha) for the
-    batch; its centre is anywhere, and what sticks out is cut off. Images are floating-point inputs (N, ..., H, W) of
-    at least four axes; other inputs stay. The loss is share * loss(pred, y) + (1 - share) * loss(pred, y[order]), where
-    share is what is left of the image's area; any loss will do. `mix_targets` and chance are as for MixUp.
+    Height and width of the box are those of the image times sqrt(1 - lam), with one lam ~
+    Beta(alpha, alpha) for the batch; its centre is anywhere, and what sticks out is cut off. Images
+    are floating-point inputs (N, ..., H, W) of at least four axes; other inputs stay. The loss is
+    share * loss(pred, y) + (1 - share) * loss(pred, y[order]), where share is what is left of the
+    image's area; any loss will do. `mix_targets` and chance are as for MixUp.
 
-    Raises ValueError if alpha is not above 0 and finite, no input is an image, images differ in size, targets to be
-    mixed are not floating-point, or the batch is mixed already. Source: Yun et al. 2019, in fastai's form.
+    Raises ValueError if alpha is not above 0 and finite, no input is an image, images differ in
+    size, targets to be mixed are not floating-point, or the batch is mixed already. Source: Yun et
+    al. 2019, in fastai's form.
     """
 
     alpha: float = 1.0
@@ -79,12 +85,16 @@ class CutMix(Callback):
         """Mix a training batch."""
         if not state.training:
             return None
-        _check_inputs("CutMix", state, _is_image, "an image, floating-point of shape (N, ..., H, W)")
+        _check_inputs(
+            "CutMix", state, _is_image, "an image, floating-point of shape (N, ..., H, W)"
+        )
         height, width = _image_size(state.xb)
         count, generator = sample_count(state), generator_of(state, _CUTMIX)
         lam = float(beta(self.alpha, 1, generator))
         order = torch.randperm(count, generator=generator).to(device_of(state))
-        row, column = (int(torch.randint(size, (), generator=generator)) for size in (height, width))
+        row, column = (
+            int(torch.randint(size, (), generator=generator)) for size in (height, width)
+        )
         box = cutmix_box(height, width, lam, row, column)
         share = torch.tensor(1 - box_area(box) / (height * width), dtype=torch.float64)
         state = state.replace(xb=cutmix_batch(state.xb, order, box))
@@ -95,11 +105,11 @@ class CutMix(Callback):
 class LabelSmoothing(Callback):
     """Soften the targets in training: a share eps in [0, 1] of each goes to all classes alike.
 
-    The learner's loss, which must be cross-entropy, becomes `loop.losses.smoothed(loss, eps)` for training batches;
-    the validation loss stays what it was. Goes together with MixUp and CutMix.
+    The learner's loss, which must be cross-entropy, becomes `loop.losses.smoothed(loss, eps)` for
+    training batches; the validation loss stays what it was. Goes together with MixUp and CutMix.
 
-    Raises ValueError if eps is not in [0, 1], and when the run starts if the loss is not F.cross_entropy or
-    nn.CrossEntropyLoss, or is smoothed already.
+    Raises ValueError if eps is not in [0, 1], and when the run starts if the loss is not
+    F.cross_entropy or nn.CrossEntropyLoss, or is smoothed already.
     """
 
     eps: float = 0.1
@@ -138,7 +148,8 @@ def beta(alpha: float, count: int, generator: torch.Generator) -> Tensor:
 
 
 def mixup_batch(batch: Tree, lam: Tensor, order: Tensor) -> Any:
-    """lam * x + (1 - lam) * x[order] for every floating-point tensor x (N, ...); lam is one number, or one a sample.
+    """lam * x + (1 - lam) * x[order] for every floating-point tensor x (N, ...); lam is one number,
+    or one a sample.
 
     >>> mixup_batch((torch.tensor([[0.0], [1.0]]),), torch.tensor([0.5, 0.75]), torch.tensor([1, 0]))
     (tensor([[0.5000],
@@ -177,7 +188,8 @@ def box_area(box: Box) -> int:
 
 
 def cutmix_batch(batch: Tree, order: Tensor, box: Box) -> Any:
-    """The images with a box of image order[i] in image i, in new tensors; other tensors as they are.
+    """The images with a box of image order[i] in image i, in new tensors; other tensors as they
+    are.
 
     >>> x = torch.arange(2.0).reshape(2, 1, 1, 1).expand(2, 1, 1, 3)
     >>> cutmix_batch(x, torch.tensor([1, 0]), (0, 1, 2, 3))[:, 0, 0]
@@ -197,7 +209,9 @@ def cutmix_batch(batch: Tree, order: Tensor, box: Box) -> Any:
 
 
 def generator_of(state: State, purpose: int) -> torch.Generator:
-    """A generator on the CPU whose numbers are a function of the state's seed and train_iter, and of what for."""
+    """A generator on the CPU whose numbers are a function of the state's seed and train_iter, and
+    of what for.
+    """
     return torch.Generator().manual_seed(key(state.seed, state.train_iter, purpose))
 
 
@@ -206,12 +220,16 @@ def _mix_targets(who: str, state: State, lam: Tensor, order: Tensor, mix: bool |
     leaves = _leaves(state.yb)
     floating = all(_is_floating(leaf) for leaf in leaves if has_samples(leaf))
     if mix and not floating:
-        raise ValueError(f"{who}: mix_targets=True needs floating-point targets. Leave it out to mix the losses.")
+        raise ValueError(
+            f"{who}: mix_targets=True needs floating-point targets. Leave it out to mix the losses."
+        )
     if mix or (mix is None and floating):
         return state.replace(yb=mixup_batch(state.yb, lam, order))
     learner = learner_of(state)
     if isinstance(learner.loss, MixedLoss):
-        raise ValueError(f"{who}: this batch is mixed already, by another callback. Use one of MixUp and CutMix.")
+        raise ValueError(
+            f"{who}: this batch is mixed already, by another callback. Use one of MixUp and CutMix."
+        )
     return state.replace(learner=replace(learner, loss=MixedLoss(learner.loss, lam, order)))
 
 
@@ -237,7 +255,10 @@ def _image_size(batch: Tree) -> tuple[int, int]:
 def _check_inputs(who: str, state: State, fits: Callable[[Any], bool], wanted: str) -> None:
     leaves = _leaves(state.xb)
     if not any(fits(leaf) for leaf in leaves):
-        kinds = [f"{leaf.dtype} {tuple(leaf.shape)}" if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves]
+        kinds = [
+            f"{leaf.dtype} {tuple(leaf.shape)}" if isinstance(leaf, Tensor) else repr(leaf)
+            for leaf in leaves
+        ]
         raise ValueError(f"{who}: no input is {wanted}. Got {', '.join(kinds)}.")
 
 

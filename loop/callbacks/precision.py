@@ -20,22 +20,26 @@ _HALVES = (torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class MixedPrecision(Callback):
-    """Run [predict] and [loss] under torch.autocast: half-precision matrix products, float32 parameters and sums.
+    """Run [predict] and [loss] under torch.autocast: half-precision matrix products, float32
+    parameters and sums.
 
-    `dtype` is bfloat16, which has the range of float32 and needs nothing more, or float16, whose small gradients would
-    vanish. With float16 the gradients are computed of scale * loss and divided by the scale afterwards. The scale finds
-    its own size, by the rules and defaults of torch.amp.GradScaler: a step whose gradient is not finite is skipped
-    (parameters and optimizer state stay the same, bit for bit) and the scale is multiplied by `backoff_factor`; after
-    `growth_interval` good steps in a row it is multiplied by `growth_factor`, unless that is infinite.
+    `dtype` is bfloat16, which has the range of float32 and needs nothing more, or float16, whose
+    small gradients would vanish. With float16 the gradients are computed of scale * loss and
+    divided by the scale afterwards. The scale finds its own size, by the rules and defaults of
+    torch.amp.GradScaler: a step whose gradient is not finite is skipped (parameters and optimizer
+    state stay the same, bit for bit) and the scale is multiplied by `backoff_factor`; after
+    `growth_interval` good steps in a row it is multiplied by `growth_factor`, unless that is
+    infinite.
 
-    Predictions in half precision are float32 from after_pred on. state.loss is never the scaled one. The scale and the
-    count of good steps are in the state, so they go on from run to run; to know whether a gradient is finite, a float16
-    step waits for the device once. With GradientAccumulation the step of a window is checked, the scale is the same for
-    all of its batches, and an overflow in any of them skips the step.
+    Predictions in half precision are float32 from after_pred on. state.loss is never the scaled
+    one. The scale and the count of good steps are in the state, so they go on from run to run; to
+    know whether a gradient is finite, a float16 step waits for the device once. With
+    GradientAccumulation the step of a window is checked, the scale is the same for all of its
+    batches, and an overflow in any of them skips the step.
 
-    Raises ValueError for another dtype or factors that do not fit it, and, when a float16 run starts, for float16
-    parameters; FloatingPointError when the scale has fallen below 1.2e-38, as it does if gradients are never finite.
-    Source: Micikevicius et al. 2018.
+    Raises ValueError for another dtype or factors that do not fit it, and, when a float16 run
+    starts, for float16 parameters; FloatingPointError when the scale has fallen below 1.2e-38, as
+    it does if gradients are never finite. Source: Micikevicius et al. 2018.
     """
 
     dtype: torch.dtype = torch.bfloat16
@@ -48,15 +52,27 @@ class MixedPrecision(Callback):
 
     def __post_init__(self) -> None:
         if self.dtype not in _HALVES:
-            raise ValueError(f"MixedPrecision: dtype must be torch.bfloat16 or torch.float16, got {self.dtype!r}.")
+            raise ValueError(
+                f"MixedPrecision: dtype must be torch.bfloat16 or torch.float16, got "
+                f"{self.dtype!r}."
+            )
         if not _SMALLEST <= self.init_scale <= _LARGEST:
-            raise ValueError(f"MixedPrecision: init_scale must be a positive float32, got {self.init_scale!r}.")
+            raise ValueError(
+                f"MixedPrecision: init_scale must be a positive float32, got {self.init_scale!r}."
+            )
         if not 1 < self.growth_factor < math.inf:
-            raise ValueError(f"MixedPrecision: growth_factor must be above 1, got {self.growth_factor!r}.")
+            raise ValueError(
+                f"MixedPrecision: growth_factor must be above 1, got {self.growth_factor!r}."
+            )
         if not 0 < self.backoff_factor < 1:
-            raise ValueError(f"MixedPrecision: backoff_factor must be between 0 and 1, got {self.backoff_factor!r}.")
+            raise ValueError(
+                f"MixedPrecision: backoff_factor must be between 0 and 1, got "
+                f"{self.backoff_factor!r}."
+            )
         if self.growth_interval < 1:
-            raise ValueError(f"MixedPrecision: growth_interval must be at least 1, got {self.growth_interval!r}.")
+            raise ValueError(
+                f"MixedPrecision: growth_interval must be at least 1, got {self.growth_interval!r}."
+            )
 
     @property
     def scales(self) -> bool:
@@ -82,10 +98,13 @@ class MixedPrecision(Callback):
         for name, value in state.params.items():
             if value.dtype == torch.float16:
                 raise ValueError(
-                    f"MixedPrecision: params[{name!r}] is float16, too coarse to be updated. Keep the model in float32."
+                    f"MixedPrecision: params[{name!r}] is float16, too coarse to be updated. Keep "
+                    f"the model in float32."
                 )
         remembered = self.remembered(state)
-        return state.remember(self.name, {**remembered, "scale": remembered["scale"].to(device_of(state))})
+        return state.remember(
+            self.name, {**remembered, "scale": remembered["scale"].to(device_of(state))}
+        )
 
     def after_pred(self, state: State) -> State:
         """Predictions as float32."""
@@ -104,7 +123,11 @@ class MixedPrecision(Callback):
         if not self.scales or state.grads is None:
             return None
         scale = self.remembered(state)["scale"]
-        return state.replace(grads={name: None if grad is None else grad / scale for name, grad in state.grads.items()})
+        return state.replace(
+            grads={
+                name: None if grad is None else grad / scale for name, grad in state.grads.items()
+            }
+        )
 
     def before_step(self, state: State) -> State:
         """Skip the step if the gradient is not finite; move the scale."""
@@ -114,15 +137,19 @@ class MixedPrecision(Callback):
         return state
 
     def checked(self, state: State) -> tuple[State, bool]:
-        """(the state with the next scale, whether its gradients are finite); with bfloat16, (the state, True)."""
+        """(the state with the next scale, whether its gradients are finite); with bfloat16, (the
+        state, True).
+        """
         if not self.scales:
             return state, True
         finite, before = all_finite(state.grads or {}), self.remembered(state)
         scale, good_steps = self.next_scale(before["scale"], before["good_steps"], finite)
         if not finite and float(scale) < _SMALLEST:
             raise FloatingPointError(
-                f"{type(self).__name__}: the loss scale has fallen to {float(scale):.3g}, and gradients are still not "
-                f"finite, so it is not the range of float16 that they exceed. Look for NaN or infinity in the data and "
+                f"{type(self).__name__}: the loss scale has fallen to {float(scale):.3g}, and "
+                f"gradients are still not "
+                f"finite, so it is not the range of float16 that they exceed. Look for NaN or "
+                f"infinity in the data and "
                 f"the loss (TerminateOnNaN), lower lr, or use dtype=torch.bfloat16."
             )
         return state.remember(self.name, {"scale": scale, "good_steps": good_steps}), finite
@@ -145,7 +172,9 @@ class MixedPrecision(Callback):
         """{"scale": 0-d float32, "good_steps": int} in this state."""
         memory: Mapping[str, Any] | None = state.memory.get(self.name)
         return (
-            {"scale": torch.tensor(self.init_scale, dtype=torch.float32), "good_steps": 0} if memory is None else memory
+            {"scale": torch.tensor(self.init_scale, dtype=torch.float32), "good_steps": 0}
+            if memory is None
+            else memory
         )
 
 
@@ -170,7 +199,9 @@ def all_finite(grads: Mapping[str, Tensor | None]) -> bool:
     leaves = [grad for grad in grads.values() if grad is not None and grad.numel() > 0]
     if not leaves:
         return True
-    largest = torch._foreach_norm(leaves, math.inf)  # the largest absolute value of each leaf; NaN if it has one
+    largest = torch._foreach_norm(
+        leaves, math.inf
+    )  # the largest absolute value of each leaf; NaN if it has one
     return bool(torch.stack([value.to(leaves[0].device) for value in largest]).isfinite().all())
 
 

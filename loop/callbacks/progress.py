@@ -33,8 +33,8 @@ class Display:
 class Progress(Callback):
     """A row for every epoch, under a header; and, on a terminal, a bar with the smooth loss.
 
-    `every` is how many batches pass between two looks at the loss (each waits for the device). Times are wall-clock
-    seconds, shown and never kept: a state does not depend on the clock.
+    `every` is how many batches pass between two looks at the loss (each waits for the device).
+    Times are wall-clock seconds, shown and never kept: a state does not depend on the clock.
     """
 
     every: int = 10
@@ -54,7 +54,12 @@ class Progress(Callback):
         if not console.is_terminal:
             yield Display(console, None)
             return
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
         with Bar(*columns, console=console, transient=True) as bar:
             yield Display(console, bar)
 
@@ -72,10 +77,14 @@ class Progress(Callback):
         if display is None or display.bar is None:
             return
         if display.task is None:  # a run that is resumed within a phase
-            self._start(state, f"epoch {state.epoch + 1}/{state.n_epoch}" if state.training else "validate")
+            self._start(
+                state, f"epoch {state.epoch + 1}/{state.n_epoch}" if state.training else "validate"
+            )
         if state.training and state.iter % self.every == 0:
             loss = float(recorded(state).smooth_loss)
-            display.bar.update(display.task, description=f"epoch {state.epoch + 1}/{state.n_epoch} loss {loss:.4f}")
+            display.bar.update(
+                display.task, description=f"epoch {state.epoch + 1}/{state.n_epoch} loss {loss:.4f}"
+            )
         display.bar.update(display.task, completed=state.iter + 1)
 
     def after_epoch(self, state: State) -> None:
@@ -83,7 +92,9 @@ class Progress(Callback):
         display = self._display(state)
         if display is None or not state.history.rows:
             return
-        row = {name: value for name, value in state.history.rows[-1].items() if name != "train_iter"}
+        row = {
+            name: value for name, value in state.history.rows[-1].items() if name != "train_iter"
+        }
         elapsed, display.started = time.perf_counter() - display.started, time.perf_counter()
         if display.header != list(row):
             display.header = list(row)

@@ -30,7 +30,9 @@ class Record:
 
     @property
     def smooth_loss(self) -> Tensor | float:
-        """The exponential average of the run's training losses, debiased; a 0-d tensor once there was a batch."""
+        """The exponential average of the run's training losses, debiased; a 0-d tensor once there
+        was a batch.
+        """
         return self.average / self.debiased
 
 
@@ -38,13 +40,15 @@ class Record:
 class Recorder(Callback):
     """Fill `state.history`: every training loss and hyper, and for every epoch a row of means.
 
-    train_loss is the exponential average of the batches' losses, debiased, as in the book:
-    average = beta * average + (1 - beta) * loss, divided by 1 - beta**n. valid_loss and metrics that are functions are
-    means over all samples, whatever the batch sizes; a Mergeable metric says itself how batches add up. With
-    `train_metrics`, metrics of the training batches (taken while the model learns) are columns too: train_accuracy and
-    so on. A batch cancelled before its loss is known is not recorded.
+    train_loss is the exponential average of the batches' losses, debiased, as in the book: average
+    = beta * average + (1 - beta) * loss, divided by 1 - beta**n. valid_loss and metrics that are
+    functions are means over all samples, whatever the batch sizes; a Mergeable metric says itself
+    how batches add up. With `train_metrics`, metrics of the training batches (taken while the model
+    learns) are columns too: train_accuracy and so on. A batch cancelled before its loss is known is
+    not recorded.
 
-    Nothing here waits for a device before the epoch is over. Every fit has a Recorder; list one to configure it.
+    Nothing here waits for a device before the epoch is over. Every fit has a Recorder; list one to
+    configure it.
     """
 
     beta: float = 0.98
@@ -56,7 +60,9 @@ class Recorder(Callback):
             raise ValueError(f"Recorder: beta must be in [0, 1), got {self.beta}.")
 
     def before_fit(self, state: State) -> State:
-        """Start the smooth loss of this run. Raises TypeError or ValueError for metrics that cannot be columns."""
+        """Start the smooth loss of this run. Raises TypeError or ValueError for metrics that cannot
+        be columns.
+        """
         metrics_by_name(learner_of(state).metrics)
         return state.remember(RECORDER, Record())
 
@@ -72,12 +78,21 @@ class Recorder(Callback):
         assert state.loss is not None
         loss, count = state.loss.detach(), record.count + 1
         average = (
-            torch.add(self.beta * record.average, loss, alpha=1 - self.beta) if record.count else loss * (1 - self.beta)
+            torch.add(self.beta * record.average, loss, alpha=1 - self.beta)
+            if record.count
+            else loss * (1 - self.beta)
         )
-        sums = add_batch(record.sums, state, metrics, "mean_loss") if self.train_metrics else record.sums
+        sums = (
+            add_batch(record.sums, state, metrics, "mean_loss")
+            if self.train_metrics
+            else record.sums
+        )
         record = Record(average, count, 1 - self.beta**count, sums, record.row)
         history, logs = state.history, state.history.hypers
-        hypers = {name: (logs[name] if name in logs else Log()).append(value) for name, value in state.hyper.items()}
+        hypers = {
+            name: (logs[name] if name in logs else Log()).append(value)
+            for name, value in state.hyper.items()
+        }
         history = History(history.losses.append(loss), hypers, history.rows)
         return state.replace(memory={**state.memory, RECORDER: record}, history=history)
 
@@ -106,7 +121,10 @@ class Recorder(Callback):
         """The measured columns of this run's rows."""
         learner = learner_of(state)
         names = list(metrics_by_name(learner.metrics))
-        train = ["train_loss", *(f"train_{name}" for name in ("mean_loss", *names) if self.train_metrics)]
+        train = [
+            "train_loss",
+            *(f"train_{name}" for name in ("mean_loss", *names) if self.train_metrics),
+        ]
         return train if learner.data.valid is None else [*train, "valid_loss", *names]
 
     def _means(self, state: State) -> dict[str, float]:

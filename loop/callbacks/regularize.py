@@ -13,16 +13,18 @@ from loop.state import State
 
 @dataclass(frozen=True)
 class RNNRegularizer(Callback):
-    """For recurrent models: keep activations small (AR), and alike from one step in time to the next (TAR).
+    """For recurrent models: keep activations small (AR), and alike from one step in time to the
+    next (TAR).
 
-    The model returns (output, raw, dropped): the prediction, and the activations of its last recurrent layer (N, time,
-    features) before and after dropout; of a list, one for each layer, the last counts. From after_pred on `pred` is the
-    output alone, in validation too: so list this callback in the Learner, for `predict` and `validate` to see it.
-    In training alpha * mean(dropped**2) + beta * mean((raw[:, 1:] - raw[:, :-1])**2) is added to the loss before it is
+    The model returns (output, raw, dropped): the prediction, and the activations of its last
+    recurrent layer (N, time, features) before and after dropout; of a list, one for each layer, the
+    last counts. From after_pred on `pred` is the output alone, in validation too: so list this
+    callback in the Learner, for `predict` and `validate` to see it. In training alpha *
+    mean(dropped**2) + beta * mean((raw[:, 1:] - raw[:, :-1])**2) is added to the loss before it is
     differentiated: its gradient counts, while recorded losses are those of the output.
 
-    Raises ValueError if alpha or beta is negative, and TypeError if the model returns something else.
-    Source: Merity et al. 2017, "Revisiting activation regularization for language RNNs".
+    Raises ValueError if alpha or beta is negative, and TypeError if the model returns something
+    else. Source: Merity et al. 2017, "Revisiting activation regularization for language RNNs".
     """
 
     alpha: float = 2.0
@@ -31,7 +33,10 @@ class RNNRegularizer(Callback):
 
     def __post_init__(self) -> None:
         if not (self.alpha >= 0 and self.beta >= 0):
-            raise ValueError(f"RNNRegularizer: alpha and beta must be at least 0, got {self.alpha} and {self.beta}.")
+            raise ValueError(
+                f"RNNRegularizer: alpha and beta must be at least 0, got {self.alpha} and "
+                f"{self.beta}."
+            )
 
     def after_pred(self, state: State) -> State:
         """Keep the output; measure the rest. The penalty is lent to the state until the batch ends."""
@@ -62,7 +67,8 @@ def activation_penalty(activations: Tensor) -> Tensor:
 
 
 def temporal_penalty(activations: Tensor) -> Tensor:
-    """The mean square of the differences along time (axis 1), at least in float32; 0 for a single step.
+    """The mean square of the differences along time (axis 1), at least in float32; 0 for a single
+    step.
 
     >>> temporal_penalty(torch.tensor([[[1.0], [3.0], [4.0]]]))
     tensor(2.5000)
@@ -76,7 +82,9 @@ def rnn_outputs(pred: Any) -> Sequence[Any]:
     """(output, raw, dropped) of a model's output; of lists of layers, the last layer's."""
     if not isinstance(pred, (tuple, list)) or len(pred) != 3:
         found = f"{len(pred)} of them" if isinstance(pred, (tuple, list)) else type(pred).__name__
-        raise TypeError(f"RNNRegularizer: the model must return (output, raw, dropped), got {found}.")
+        raise TypeError(
+            f"RNNRegularizer: the model must return (output, raw, dropped), got {found}."
+        )
     return [part[-1] if isinstance(part, (tuple, list)) else part for part in pred]
 
 

@@ -30,22 +30,25 @@ def as_it_is(state: State) -> State:
 
 @dataclass(frozen=True)
 class SaveModel(Callback):
-    """Keep the params and buffers of the best epoch, and end with them; or write those of every n-th epoch or the last.
+    """Keep the params and buffers of the best epoch, and end with them; or write those of every
+    n-th epoch or the last.
 
-    The best epoch is the one whose `monitor` (a column of the history: valid_loss, train_loss or a metric) beats all
-    before it by more than `min_delta`; `mode` says whether "min" or "max" is good, None decides by the name. With
-    `restore_best` the state keeps that epoch's tensors, which costs their memory once more, and has them as its own
-    again after the run (`at_best(state)` gives them when it was stopped before its end). Every run starts anew,
-    unless `reset_on_fit` is False. Instead, `every=n` writes after every n-th epoch, and `at_end` after the last; then
+    The best epoch is the one whose `monitor` (a column of the history: valid_loss, train_loss or a
+    metric) beats all before it by more than `min_delta`; `mode` says whether "min" or "max" is
+    good, None decides by the name. With `restore_best` the state keeps that epoch's tensors, which
+    costs their memory once more, and has them as its own again after the run (`at_best(state)`
+    gives them when it was stopped before its end). Every run starts anew, unless `reset_on_fit` is
+    False. Instead, `every=n` writes after every n-th epoch, and `at_end` after the last; then
     nothing is compared or restored.
 
-    `path` is a safetensors file, complete or not there at any time, whose metadata has epoch (how many the state has
-    seen), train_iter and the monitored value; "{epoch}" in it is filled in, which makes a file for each. None writes
-    none. `load_params` reads it, and so does `model.load_state_dict(safetensors.torch.load_file(path))`.
-    `weights` says what is kept: `averaged` for the averages of an AverageParams, which its validation measures.
+    `path` is a safetensors file, complete or not there at any time, whose metadata has epoch (how
+    many the state has seen), train_iter and the monitored value; "{epoch}" in it is filled in,
+    which makes a file for each. None writes none. `load_params` reads it, and so does
+    `model.load_state_dict(safetensors.torch.load_file(path))`. `weights` says what is kept:
+    `averaged` for the averages of an AverageParams, which its validation measures.
 
-    Raises ValueError for settings that make no sense, and for a monitor that is no column: before the run if there is
-    no validation data, else after the first epoch. Source: fastai.
+    Raises ValueError for settings that make no sense, and for a monitor that is no column: before
+    the run if there is no validation data, else after the first epoch. Source: fastai.
     """
 
     path: str | Path | None
@@ -66,7 +69,9 @@ class SaveModel(Callback):
         if self.every is not None and self.every < 1:
             raise ValueError(f"SaveModel: every must be at least 1 epoch, got {self.every}.")
         if self.path is None and not (self.keeps_best and self.restore_best):
-            raise ValueError("SaveModel: without a path there is nothing to do but restore_best. Give a path.")
+            raise ValueError(
+                "SaveModel: without a path there is nothing to do but restore_best. Give a path."
+            )
 
     @property
     def keeps_best(self) -> bool:
@@ -75,13 +80,16 @@ class SaveModel(Callback):
 
     @contextmanager
     def around_fit(self, state: State) -> Iterator[Callable[[State], None]]:
-        """The function that writes a state's tensors; the folder is made now, so that a bad path fails early."""
+        """The function that writes a state's tensors; the folder is made now, so that a bad path
+        fails early.
+        """
         if self.path is not None:
             known = str(Path(self.path).absolute()).partition("{epoch}")[0]
             make(Path(f"{known}_").parent)
             if Path(self.path).is_dir():
                 raise ValueError(
-                    f"SaveModel: {self.path} is a folder. Give the path of a file, such as model.safetensors."
+                    f"SaveModel: {self.path} is a folder. Give the path of a file, such as "
+                    f"model.safetensors."
                 )
         yield self._write
 
@@ -102,7 +110,9 @@ class SaveModel(Callback):
             return None
         value = monitored("SaveModel", state, self.monitor)
         best = state.memory.get(self.name, {}).get("best")
-        if value is None or not better(value, best, mode_of(self.monitor, self.mode), self.min_delta):
+        if value is None or not better(
+            value, best, mode_of(self.monitor, self.mode), self.min_delta
+        ):
             return None
         state.resources[self.name](state)
         kept = self.weights(state)
@@ -130,7 +140,8 @@ class SaveModel(Callback):
 
 
 def at_best(state: State, name: str = "save_model") -> State:
-    """The state with the params and buffers of the best epoch, as far as a SaveModel of this name has kept one.
+    """The state with the params and buffers of the best epoch, as far as a SaveModel of this name
+    has kept one.
 
     Raises ValueError if it has kept none.
     """
@@ -146,8 +157,8 @@ def at_best(state: State, name: str = "save_model") -> State:
 def load_params(path: str | Path, state: State) -> State:
     """The state with params and buffers from a safetensors file, on the device of its own.
 
-    Raises FileNotFoundError, and ValueError if the file is no safetensors file, or if names, shapes or dtypes are not
-    those of the state.
+    Raises FileNotFoundError, and ValueError if the file is no safetensors file, or if names, shapes
+    or dtypes are not those of the state.
     """
     data = Path(path).read_bytes()
     try:
@@ -157,18 +168,26 @@ def load_params(path: str | Path, state: State) -> State:
     known = {**state.params, **state.buffers}
     missing, strange = sorted(known.keys() - found.keys()), sorted(found.keys() - known.keys())
     if strange:
-        raise ValueError(f"load_params: the state has no tensor {strange[0]!r} of {path}. {_hint(strange[0], missing)}")
+        raise ValueError(
+            f"load_params: the state has no tensor {strange[0]!r} of {path}. "
+            f"{_hint(strange[0], missing)}"
+        )
     if missing:
-        raise ValueError(f"load_params: {path} has no {', '.join(map(repr, missing))}. Is it of another model?")
+        raise ValueError(
+            f"load_params: {path} has no {', '.join(map(repr, missing))}. Is it of another model?"
+        )
     for name, value in known.items():
         _check(name, found[name], value, path)
     loaded = {name: found[name].to(value.device) for name, value in known.items()}
-    params, buffers = ({name: loaded[name] for name in tensors} for tensors in (state.params, state.buffers))
+    params, buffers = (
+        {name: loaded[name] for name in tensors} for tensors in (state.params, state.buffers)
+    )
     return state.replace(params=params, buffers=buffers)
 
 
 def write_tensors(path: Path, tensors: Tensors, about: Mapping[str, str]) -> None:
-    """Write a safetensors file that is complete, and on the disk, once it has its name; one of that name is replaced.
+    """Write a safetensors file that is complete, and on the disk, once it has its name; one of that
+    name is replaced.
 
     Raises TypeError for a dtype that such files do not know.
     """
@@ -176,7 +195,9 @@ def write_tensors(path: Path, tensors: Tensors, about: Mapping[str, str]) -> Non
     try:
         data = safetensors.torch.save(apart, dict(about))
     except KeyError as error:
-        raise TypeError(f"SaveModel: a safetensors file cannot hold {error}. Use Checkpoint, which can.") from error
+        raise TypeError(
+            f"SaveModel: a safetensors file cannot hold {error}. Use Checkpoint, which can."
+        ) from error
     path = path.absolute()
     with scratch(path.parent) as folder:
         new = folder / "tensors"
@@ -192,7 +213,8 @@ def _check(name: str, found: Tensor, value: Tensor, path: Any) -> None:
         if read != expected:
             shown = (tuple(read), tuple(expected)) if what == "shape" else (read, expected)
             raise ValueError(
-                f"load_params: {name!r} of {path} has {what} {shown[0]}, but the state's has {shown[1]}. "
+                f"load_params: {name!r} of {path} has {what} {shown[0]}, but the state's has "
+                f"{shown[1]}. "
                 f"Is it of another model?"
             )
 

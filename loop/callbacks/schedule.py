@@ -25,20 +25,23 @@ class Scheduled:
 
 @dataclass(frozen=True)
 class ParamScheduler(Callback):
-    """Set hypers before every training batch: `ParamScheduler(dict(lr=one_cycle(0.1), mom=Linear(0.95, 0.85)))`.
+    """Set hypers before every training batch: `ParamScheduler(dict(lr=one_cycle(0.1),
+    mom=Linear(0.95, 0.85)))`.
 
-    A schedule is a function of the share of the run's training that is done, from 0 to 1 (the value at 1 is never
-    used: batch k of n trains with schedule(k / n)). A tree of schedules, built like params or a prefix of it, gives
-    each leaf its own. A list of schedules gives each layer group its own: where lr is a tree (by_path), the parameters
-    with the same lr are one group, and groups are in the order of params. After the run the hypers are what they were
-    before it.
+    A schedule is a function of the share of the run's training that is done, from 0 to 1 (the value
+    at 1 is never used: batch k of n trains with schedule(k / n)). A tree of schedules, built like
+    params or a prefix of it, gives each leaf its own. A list of schedules gives each layer group
+    its own: where lr is a tree (by_path), the parameters with the same lr are one group, and groups
+    are in the order of params. After the run the hypers are what they were before it.
 
-    A key "model.<path>.<attribute>" stands for a number inside the model: `{"model.3.p": Linear(0.0, 0.5)}` schedules
-    the p of a Dropout that is the model's layer 3. It is set in training phases only, and put back after each of them,
-    whatever way it ends; a compiled model is compiled again for every new value.
+    A key "model.<path>.<attribute>" stands for a number inside the model: `{"model.3.p":
+    Linear(0.0, 0.5)}` schedules the p of a Dropout that is the model's layer 3. It is set in
+    training phases only, and put back after each of them, whatever way it ends; a compiled model is
+    compiled again for every new value.
 
-    Raises ValueError when the run starts if the optimizer reads no such hyper, the model has no such number, a list is
-    not as long as there are groups, or a loader has no length. Source: fastai's ParamScheduler.
+    Raises ValueError when the run starts if the optimizer reads no such hyper, the model has no
+    such number, a list is not as long as there are groups, or a loader has no length. Source:
+    fastai's ParamScheduler.
     """
 
     schedules: Mapping[str, Any]
@@ -47,11 +50,18 @@ class ParamScheduler(Callback):
     order: ClassVar[int] = 60
 
     def __post_init__(self) -> None:
-        hypers = {name: schedule for name, schedule in self.schedules.items() if not name.startswith(ROOT)}
-        attributes = {name: schedule for name, schedule in self.schedules.items() if name not in hypers}
+        hypers = {
+            name: schedule for name, schedule in self.schedules.items() if not name.startswith(ROOT)
+        }
+        attributes = {
+            name: schedule for name, schedule in self.schedules.items() if name not in hypers
+        }
         for path, schedule in attributes.items():
             if not callable(schedule):
-                raise TypeError(f"ParamScheduler: {path!r} is one number, so its schedule is a function: {schedule!r}.")
+                raise TypeError(
+                    f"ParamScheduler: {path!r} is one number, so its schedule is a function: "
+                    f"{schedule!r}."
+                )
         object.__setattr__(self, "hypers", hypers)
         object.__setattr__(self, "attributes", attributes)
 
@@ -77,14 +87,19 @@ class ParamScheduler(Callback):
         known = {*state.hyper, *hyper_names(learner_of(state))}
         for name in self.hypers:
             if name not in known:
-                raise ValueError(f"ParamScheduler: the optimizer reads no {name!r}. {did_you_mean(name, known)}")
+                raise ValueError(
+                    f"ParamScheduler: the optimizer reads no {name!r}. {did_you_mean(name, known)}"
+                )
         self._find(state)
         return self._begin(state)
 
     def before_train(self, state: State) -> None:
         """Check that the run's length is known."""
         if state.n_iter is None:
-            raise ValueError("ParamScheduler: data.train has no len(), so no share of a run is known. Give it one.")
+            raise ValueError(
+                "ParamScheduler: data.train has no len(), so no share of a run is known. Give it "
+                "one."
+            )
 
     def before_batch(self, state: State) -> State | None:
         """Set the values of a training batch."""
@@ -96,7 +111,10 @@ class ParamScheduler(Callback):
         for path, schedule in self.attributes.items():
             state.resources[name][path].set(schedule(state.pct_train))
         groups = state.memory[name]["groups"]
-        values = {key: values_at(part, state.pct_train, groups.get(key)) for key, part in self.hypers.items()}
+        values = {
+            key: values_at(part, state.pct_train, groups.get(key))
+            for key, part in self.hypers.items()
+        }
         return state.replace(hyper={**state.hyper, **values})
 
     def after_fit(self, state: State) -> State | None:
@@ -108,7 +126,9 @@ class ParamScheduler(Callback):
 
     def _begin(self, state: State) -> State:
         before = {name: state.hyper[name] for name in self.hypers if name in state.hyper}
-        lists = {name: part for name, part in self.hypers.items() if isinstance(part, (list, tuple))}
+        lists = {
+            name: part for name, part in self.hypers.items() if isinstance(part, (list, tuple))
+        }
         groups = {name: _group_of_each(state, name, len(part)) for name, part in lists.items()}
         return state.remember(self.name, {"before": before, "groups": groups})
 
@@ -118,7 +138,8 @@ class ParamScheduler(Callback):
 
 
 def values_at(schedule: Any, position: float, group_of: Mapping[str, int] | None = None) -> Any:
-    """A schedule's value, or the tree of values of a tree of schedules, or of a list of them and each leaf's group.
+    """A schedule's value, or the tree of values of a tree of schedules, or of a list of them and
+    each leaf's group.
 
     >>> values_at([lambda position: position, lambda position: 2 * position], 0.25, {"weight": 1, "bias": 0})
     {'weight': 0.5, 'bias': 0.25}
@@ -132,19 +153,28 @@ def values_at(schedule: Any, position: float, group_of: Mapping[str, int] | None
 
 
 def put_back(state: State, names: Collection[str], before: Mapping[str, Any]) -> State:
-    """The state in which these hypers are what they were before; one that was not given then is gone."""
-    now = {name: value for name, value in state.hyper.items() if name in before or name not in names}
+    """The state in which these hypers are what they were before; one that was not given then is
+    gone.
+    """
+    now = {
+        name: value for name, value in state.hyper.items() if name in before or name not in names
+    }
     return state.replace(hyper={**now, **before})
 
 
 def check_unscheduled(who: str, state: State, hyper: str, own: str = "") -> None:
-    """Raise ValueError if there is no such hyper to change, or a scheduler of this run (not `own`) would undo it."""
+    """Raise ValueError if there is no such hyper to change, or a scheduler of this run (not `own`)
+    would undo it.
+    """
     if hyper not in state.hyper:
-        raise ValueError(f"{who}: state.hyper has no {hyper!r} to change. {did_you_mean(hyper, state.hyper)}")
+        raise ValueError(
+            f"{who}: state.hyper has no {hyper!r} to change. {did_you_mean(hyper, state.hyper)}"
+        )
     for name, resource in state.resources.items():
         if name != own and isinstance(resource, Scheduled) and hyper in resource.hypers:
             raise ValueError(
-                f"{who}: {hyper!r} is scheduled by {name!r} in this run, which would overwrite every change at the "
+                f"{who}: {hyper!r} is scheduled by {name!r} in this run, which would overwrite "
+                f"every change at the "
                 f"next batch. Use one of the two."
             )
 
@@ -152,13 +182,16 @@ def check_unscheduled(who: str, state: State, hyper: str, own: str = "") -> None
 def _group_of_each(state: State, name: str, count: int) -> dict[str, int]:
     if name not in state.hyper:
         raise ValueError(
-            f"ParamScheduler: {name!r} has no value yet, so there are no groups. Pass fit(..., {name}=...)."
+            f"ParamScheduler: {name!r} has no value yet, so there are no groups. Pass fit(..., "
+            f"{name}=...)."
         )
     groups, group_of = hyper_groups("ParamScheduler", state.params, state.hyper, [name])
     if len(groups) != count:
         raise ValueError(
-            f"ParamScheduler: {name!r} has a list of {count} schedules, but there are {len(groups)} layer groups "
-            f"(parameters with the same {name} are one group). Give one schedule for each group, or a tree of them: "
+            f"ParamScheduler: {name!r} has a list of {count} schedules, but there are "
+            f"{len(groups)} layer groups "
+            f"(parameters with the same {name} are one group). Give one schedule for each group, "
+            f"or a tree of them: "
             f"by_path(params, {{'head.*': ..., '*': ...}})."
         )
     return group_of

@@ -42,10 +42,12 @@ class Screen:
 
 @dataclass(frozen=True)
 class ShowGraph(Callback):
-    """Draw the losses after every epoch, as `plot_losses` does: in a notebook, one picture that changes.
+    """Draw the losses after every epoch, as `plot_losses` does: in a notebook, one picture that
+    changes.
 
-    With a `path` (losses.png, .svg, .pdf) the picture is written there too, which works anywhere; without one, nothing
-    happens outside notebooks. `skip` leaves out the first batches. Reads all losses, so a device is waited for.
+    With a `path` (losses.png, .svg, .pdf) the picture is written there too, which works anywhere;
+    without one, nothing happens outside notebooks. `skip` leaves out the first batches. Reads all
+    losses, so a device is waited for.
 
     Raises ValueError for a path whose ending is no kind of picture, and for a negative `skip`.
     """
@@ -59,7 +61,9 @@ class ShowGraph(Callback):
     def __post_init__(self) -> None:
         kinds = Figure().canvas.get_supported_filetypes()
         if self.path is not None and Path(self.path).suffix.removeprefix(".").lower() not in kinds:
-            raise ValueError(f"ShowGraph: path must end in one of .{', .'.join(kinds)}, got {str(self.path)!r}.")
+            raise ValueError(
+                f"ShowGraph: path must end in one of .{', .'.join(kinds)}, got {str(self.path)!r}."
+            )
         if not isinstance(self.skip, int) or self.skip < 0:
             raise ValueError(f"ShowGraph: skip must be a number of batches, got {self.skip!r}.")
 
@@ -76,7 +80,9 @@ class ShowGraph(Callback):
 
 
 def _notebook() -> Any:
-    """IPython's module for display if this runs in a notebook, else None. Whoever is in a notebook has loaded it."""
+    """IPython's module for display if this runs in a notebook, else None. Whoever is in a notebook
+    has loaded it.
+    """
     ipython = sys.modules.get("IPython")
     shell = None if ipython is None else ipython.get_ipython()
     return None if getattr(shell, "kernel", None) is None else sys.modules["IPython.display"]

@@ -21,10 +21,12 @@ PARTS = ("fit", "epoch", *(f"{phase}{part}" for phase in PHASES for part in INSI
 
 @dataclass
 class Times:
-    """Wall-clock seconds of the parts of a run: how often each ran, and how long in all. As text, a table.
+    """Wall-clock seconds of the parts of a run: how often each ran, and how long in all. As text, a
+    table.
 
-    The parts are fit, epoch, train and validate; the batches of a phase ("train batch") and the stages in them ("train
-    [predict]"). What a phase spends between batches, such as waiting for data, is "train between".
+    The parts are fit, epoch, train and validate; the batches of a phase ("train batch") and the
+    stages in them ("train [predict]"). What a phase spends between batches, such as waiting for
+    data, is "train between".
 
     >>> times = Times()
     >>> times.add("train", 4.0), times.add("train batch", 1.5), times.add("train batch", 1.5)
@@ -64,10 +66,11 @@ class Times:
 class Timer(Callback):
     """Measure how long the parts of a run take, and report it when the run ends, in whatever way.
 
-    `report` is called with the Times: `print` shows a table, the `append` of a list keeps them. They are nowhere in the
-    state, which does not depend on the clock. A device that works on its own is not waited for, so that its time shows
-    up where something else waits for it; with `wait` it is waited for after every part, which slows the run down.
-    Handlers of other callbacks count in the scope that they are in. `validate` and `predict` are not measured.
+    `report` is called with the Times: `print` shows a table, the `append` of a list keeps them.
+    They are nowhere in the state, which does not depend on the clock. A device that works on its
+    own is not waited for, so that its time shows up where something else waits for it; with `wait`
+    it is waited for after every part, which slows the run down. Handlers of other callbacks count
+    in the scope that they are in. `validate` and `predict` are not measured.
     """
 
     report: Callable[[Times], Any] = print
@@ -139,13 +142,15 @@ class Timer(Callback):
 
 @dataclass(frozen=True)
 class Profiler(Callback):
-    """Look at a few training batches with torch.profiler, once a run: the most expensive operations, or a trace.
+    """Look at a few training batches with torch.profiler, once a run: the most expensive
+    operations, or a trace.
 
-    The first `wait` batches are left alone, `warmup` more start the profiler up, and `active` are recorded. Then
-    `report` gets the table of the `rows` operations that took most time, as text; or, if there is a `path`, a trace is
-    written there, to look at in Perfetto or chrome://tracing. The stages have labels: "[predict]", "[loss]",
-    "[gradients]", "[update]". If the run ends while it is recorded, that is what there is; if before, the report says
-    so. `memory` measures memory too. PyTorch has one profiler, so a run can have one of these.
+    The first `wait` batches are left alone, `warmup` more start the profiler up, and `active` are
+    recorded. Then `report` gets the table of the `rows` operations that took most time, as text;
+    or, if there is a `path`, a trace is written there, to look at in Perfetto or chrome://tracing.
+    The stages have labels: "[predict]", "[loss]", "[gradients]", "[update]". If the run ends while
+    it is recorded, that is what there is; if before, the report says so. `memory` measures memory
+    too. PyTorch has one profiler, so a run can have one of these.
 
     Raises ValueError for numbers out of range.
     """
@@ -164,7 +169,9 @@ class Profiler(Callback):
         for name, least in {"wait": 0, "warmup": 1, "active": 1, "rows": 1}.items():
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
-                raise ValueError(f"Profiler: {name} must be a whole number, {least} or more, got {value!r}.")
+                raise ValueError(
+                    f"Profiler: {name} must be a whole number, {least} or more, got {value!r}."
+                )
 
     @contextmanager
     def around_fit(self, state: State) -> Iterator[Any]:
@@ -172,7 +179,9 @@ class Profiler(Callback):
         shown: list[profile] = []
 
         def show(profiler: profile) -> None:
-            if profiler.step_num > self.wait + self.warmup:  # else it has recorded what came after the last batch
+            if (
+                profiler.step_num > self.wait + self.warmup
+            ):  # else it has recorded what came after the last batch
                 shown.append(profiler)
                 self._show(profiler, by="cpu" if device_of(state).type == "cpu" else "device")
 
@@ -180,7 +189,10 @@ class Profiler(Callback):
         with profile(schedule=plan, on_trace_ready=show, profile_memory=self.memory) as profiler:
             yield profiler
         if not shown:
-            self.report(f"Profiler: nothing was recorded: the run has no more than {self.wait + self.warmup} batches.")
+            self.report(
+                f"Profiler: nothing was recorded: the run has no more than "
+                f"{self.wait + self.warmup} batches."
+            )
 
     @contextmanager
     def around_batch(self, state: State) -> Iterator[Any]:
@@ -213,7 +225,9 @@ class Profiler(Callback):
             Path(self.path).parent.mkdir(parents=True, exist_ok=True)
             profiler.export_chrome_trace(str(self.path))
         else:
-            self.report(profiler.key_averages().table(sort_by=f"self_{by}_time_total", row_limit=self.rows))
+            self.report(
+                profiler.key_averages().table(sort_by=f"self_{by}_time_total", row_limit=self.rows)
+            )
 
 
 def _phase(state: State) -> str:

@@ -25,36 +25,44 @@ KEYS = {"lr": "lr", "mom": "momentum"}
 class TorchScheduler(Callback):
     """Let any scheduler of torch set lr: `TorchScheduler(partial(CosineAnnealingLR, T_max=100))`.
 
-    `make(optimizer)` returns the scheduler; it is called when the run starts, and again when one is resumed, with a
-    torch.optim.SGD whose only use is to be scheduled: a parameter group for each layer group (parameters with the same
-    lr are one; see ParamScheduler), lr and momentum as in state.hyper. Its lr becomes our lr. OneCycleLR and CyclicLR
-    set momentum too: it becomes our `mom`, if the optimizer reads it.
+    `make(optimizer)` returns the scheduler; it is called when the run starts, and again when one is
+    resumed, with a torch.optim.SGD whose only use is to be scheduled: a parameter group for each
+    layer group (parameters with the same lr are one; see ParamScheduler), lr and momentum as in
+    state.hyper. Its lr becomes our lr. OneCycleLR and CyclicLR set momentum too: it becomes our
+    `mom`, if the optimizer reads it.
 
-    The scheduler steps after every training batch, so that the first batch has the first lr; or with `every="epoch"`
-    after every epoch. torch's ReduceLROnPlateau steps by epoch, with the column `monitor` of the history; an epoch in
-    which it was not measured does not count. After the run the hypers are what they were before it.
+    The scheduler steps after every training batch, so that the first batch has the first lr; or
+    with `every="epoch"` after every epoch. torch's ReduceLROnPlateau steps by epoch, with the
+    column `monitor` of the history; an epoch in which it was not measured does not count. After the
+    run the hypers are what they were before it.
 
-    How many steps were taken is all that the state remembers: to resume a run they are taken again, 3 microseconds
-    each. So `make` must give the same scheduler each time.
+    How many steps were taken is all that the state remembers: to resume a run they are taken again,
+    3 microseconds each. So `make` must give the same scheduler each time.
 
-    Raises TypeError if `make` is no function or makes no scheduler, and ValueError if it is one for another optimizer,
-    if there is no lr, if another callback schedules it, or if there is no such column.
+    Raises TypeError if `make` is no function or makes no scheduler, and ValueError if it is one for
+    another optimizer, if there is no lr, if another callback schedules it, or if there is no such
+    column.
     """
 
     make: Callable[[torch.optim.Optimizer], Any]
     every: str = "batch"
     monitor: str = "valid_loss"
-    order: ClassVar[int] = 70  # when everyone has seen the batch with the lr that it was trained with
+    order: ClassVar[int] = (
+        70  # when everyone has seen the batch with the lr that it was trained with
+    )
     run_after: ClassVar[tuple[type, ...]] = (Recorder,)
 
     def __post_init__(self) -> None:
         if not callable(self.make):
             raise TypeError(
-                f"TorchScheduler: make must be a function from an optimizer to a scheduler, such as "
+                f"TorchScheduler: make must be a function from an optimizer to a scheduler, such "
+                f"as "
                 f"partial(CosineAnnealingLR, T_max=100), got {type(self.make).__name__}."
             )
         if self.every not in ("batch", "epoch"):
-            raise ValueError(f"TorchScheduler: every must be 'batch' or 'epoch', got {self.every!r}.")
+            raise ValueError(
+                f"TorchScheduler: every must be 'batch' or 'epoch', got {self.every!r}."
+            )
 
     @contextmanager
     def around_fit(self, state: State) -> Iterator["Driver"]:
@@ -89,7 +97,9 @@ class TorchScheduler(Callback):
         driver = self._driver(state, kept)
         if driver.wants_metric:
             if self.every == "batch":
-                raise ValueError("TorchScheduler: ReduceLROnPlateau looks at epochs. Pass every='epoch'.")
+                raise ValueError(
+                    "TorchScheduler: ReduceLROnPlateau looks at epochs. Pass every='epoch'."
+                )
             check_monitor("TorchScheduler", state, self.monitor)
         kept["sets"] = [name for name in driver.sets if name in known]
         kept["before"] = {name: state.hyper[name] for name in kept["sets"] if name in state.hyper}
@@ -117,7 +127,9 @@ class TorchScheduler(Callback):
 
 
 class Driver(Scheduled):
-    """A scheduler at work, and the memory whose steps it has taken: a cache of what can be computed from that."""
+    """A scheduler at work, and the memory whose steps it has taken: a cache of what can be computed
+    from that.
+    """
 
     scheduler: Any
     optimizer: torch.optim.Optimizer
@@ -134,14 +146,19 @@ class Driver(Scheduled):
         groups, self.group_of = hyper_groups("TorchScheduler", state.params, start, list(start))
         keys = [KEYS[name] for name in start]
         self.optimizer = torch.optim.SGD(
-            [{"params": [torch.zeros(())], **dict(zip(keys, values, strict=True))} for values in groups], lr=1.0
+            [
+                {"params": [torch.zeros(())], **dict(zip(keys, values, strict=True))}
+                for values in groups
+            ],
+            lr=1.0,
         )
         self.scheduler = self.make(self.optimizer)
         if not callable(getattr(self.scheduler, "step", None)):
             raise TypeError(f"TorchScheduler: make returned no scheduler, but {self.scheduler!r}.")
         if getattr(self.scheduler, "optimizer", self.optimizer) is not self.optimizer:
             raise ValueError(
-                "TorchScheduler: make returned a scheduler of another optimizer. Use the one that it is given."
+                "TorchScheduler: make returned a scheduler of another optimizer. Use the one that "
+                "it is given."
             )
         self.wants_metric = isinstance(self.scheduler, ReduceLROnPlateau)
         self.sets = ["lr", "mom"] if _cycles_momentum(self.scheduler) else ["lr"]
@@ -172,7 +189,9 @@ class Driver(Scheduled):
 
 
 def _set_hypers(state: State, driver: Driver, kept: Mapping[str, Any]) -> State:
-    return state.replace(hyper={**state.hyper, **{name: driver.values(name) for name in kept["sets"]}})
+    return state.replace(
+        hyper={**state.hyper, **{name: driver.values(name) for name in kept["sets"]}}
+    )
 
 
 def _cycles_momentum(scheduler: Any) -> bool:

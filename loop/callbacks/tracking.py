@@ -16,9 +16,11 @@ from loop.state import State
 
 
 def better(value: float, best: float | None, mode: str, min_delta: float = 0.0) -> bool:
-    """Whether a value is better than the best so far (None: there is none yet) by more than min_delta.
+    """Whether a value is better than the best so far (None: there is none yet) by more than
+    min_delta.
 
-    value + min_delta < best for mode "min", value - min_delta > best for "max". NaN is never better. Source: fastai.
+    value + min_delta < best for mode "min", value - min_delta > best for "max". NaN is never
+    better. Source: fastai.
 
     >>> better(3.95, 4.0, "min"), better(3.95, 4.0, "min", min_delta=0.1), better(3.95, None, "max")
     (True, False, True)
@@ -29,7 +31,8 @@ def better(value: float, best: float | None, mode: str, min_delta: float = 0.0) 
 
 
 def mode_of(monitor: str, mode: str | None = None) -> str:
-    """The mode itself, if given; else "min" for a column with "loss" or "error" in its name, "max" for any other.
+    """The mode itself, if given; else "min" for a column with "loss" or "error" in its name, "max"
+    for any other.
 
     >>> mode_of("valid_loss"), mode_of("accuracy"), mode_of("accuracy", "min")
     ('min', 'max', 'min')
@@ -42,15 +45,21 @@ def mode_of(monitor: str, mode: str | None = None) -> str:
 def check_tracking(who: str, mode: str | None, min_delta: float, patience: int = 1) -> None:
     """Raise ValueError, on behalf of `who`, for settings that make no sense."""
     if mode not in ("min", "max", None):
-        raise ValueError(f"{who}: mode must be 'min', 'max' or None (by the monitor's name), got {mode!r}.")
+        raise ValueError(
+            f"{who}: mode must be 'min', 'max' or None (by the monitor's name), got {mode!r}."
+        )
     if not min_delta >= 0:
         raise ValueError(f"{who}: min_delta must be 0 or more, got {min_delta}.")
     if not isinstance(patience, int) or patience < 1:
-        raise ValueError(f"{who}: patience must be a whole number of epochs, at least 1, got {patience!r}.")
+        raise ValueError(
+            f"{who}: patience must be a whole number of epochs, at least 1, got {patience!r}."
+        )
 
 
 def check_monitor(who: str, state: State, monitor: str) -> None:
-    """Raise ValueError, on behalf of `who`, for what can be known to be missing before there is a row."""
+    """Raise ValueError, on behalf of `who`, for what can be known to be missing before there is a
+    row.
+    """
     if monitor == "valid_loss" and learner_of(state).data.valid is None:
         raise ValueError(
             f"{who}: there is no 'valid_loss' without validation data. "
@@ -59,7 +68,8 @@ def check_monitor(who: str, state: State, monitor: str) -> None:
 
 
 def monitored(who: str, state: State, monitor: str) -> float | None:
-    """The monitored column of the last row; None if it was not measured. Raises ValueError if there is no such column.
+    """The monitored column of the last row; None if it was not measured. Raises ValueError if there
+    is no such column.
 
     >>> from loop.history import History
     >>> monitored("me", State({}, {}, {}, {}, history=History(rows=({"epoch": 0, "valid_loss": 0.5},))), "valid_loss")
@@ -67,13 +77,16 @@ def monitored(who: str, state: State, monitor: str) -> float | None:
     """
     row = state.history.rows[-1] if state.history.rows else {}
     if monitor not in row:
-        raise ValueError(f"{who}: the history has no column {monitor!r}. {did_you_mean(monitor, row)}")
+        raise ValueError(
+            f"{who}: the history has no column {monitor!r}. {did_you_mean(monitor, row)}"
+        )
     value: float | None = row[monitor]
     return value
 
 
 def lower_lr(state: State, factor: float, min_lr: float = 0.0) -> State:
-    """The state with lr, a number or a tree of them, divided by factor; no part falls below min_lr, and none rises.
+    """The state with lr, a number or a tree of them, divided by factor; no part falls below min_lr,
+    and none rises.
 
     >>> lower_lr(State({}, {}, {}, {"lr": {"weight": 0.5, "bias": 0.1}}), factor=10.0, min_lr=0.03).hyper
     {'lr': {'weight': 0.05, 'bias': 0.03}}
@@ -84,12 +97,14 @@ def lower_lr(state: State, factor: float, min_lr: float = 0.0) -> State:
 
 @dataclass(frozen=True)
 class Tracker(Callback):
-    """Watch a column of the history; what happens when it has not got better for `patience` epochs is `worn_out`.
+    """Watch a column of the history; what happens when it has not got better for `patience` epochs
+    is `worn_out`.
 
-    `monitor` is the column: valid_loss, train_loss or a metric. `mode` says whether "min" or "max" is good; None
-    decides by the name (see mode_of). An epoch is better if it beats the best so far by more than `min_delta`; one in
-    which nothing was measured (None) does not count at all. Every run starts anew; with `reset_on_fit=False` it must
-    beat the best of the runs before it. `state.memory` has the best value and the epochs since, after the run too.
+    `monitor` is the column: valid_loss, train_loss or a metric. `mode` says whether "min" or "max"
+    is good; None decides by the name (see mode_of). An epoch is better if it beats the best so far
+    by more than `min_delta`; one in which nothing was measured (None) does not count at all. Every
+    run starts anew; with `reset_on_fit=False` it must beat the best of the runs before it.
+    `state.memory` has the best value and the epochs since, after the run too.
     """
 
     monitor: str = "valid_loss"
@@ -130,8 +145,9 @@ class Tracker(Callback):
 class EarlyStopping(Tracker):
     """End the run when a column of the history has not got better for `patience` epochs.
 
-    Options: see Tracker. The parameters are those of the last epoch, not of the best. Raises ValueError for a monitor
-    that is no column: before the run if there is no validation data, else after the first epoch. Source: fastai.
+    Options: see Tracker. The parameters are those of the last epoch, not of the best. Raises
+    ValueError for a monitor that is no column: before the run if there is no validation data, else
+    after the first epoch. Source: fastai.
 
     >>> EarlyStopping(monitor="accuracy", patience=3).name
     'early_stopping'
@@ -146,11 +162,13 @@ class EarlyStopping(Tracker):
 
 @dataclass(frozen=True)
 class ReduceLROnPlateau(Tracker):
-    """Divide lr by `factor` when a column of the history has not got better for `patience` epochs, and count anew.
+    """Divide lr by `factor` when a column of the history has not got better for `patience` epochs,
+    and count anew.
 
-    Options: see Tracker. lr may be a tree; no part of it falls below `min_lr`. It stays reduced in the state after the
-    run: `fit(..., lr=...)` sets it again. Raises ValueError for a monitor that is no column (see EarlyStopping), and
-    when the run starts if lr is scheduled in it. Source: fastai.
+    Options: see Tracker. lr may be a tree; no part of it falls below `min_lr`. It stays reduced in
+    the state after the run: `fit(..., lr=...)` sets it again. Raises ValueError for a monitor that
+    is no column (see EarlyStopping), and when the run starts if lr is scheduled in it. Source:
+    fastai.
 
     >>> ReduceLROnPlateau(patience=3, factor=2.0).name
     'reduce_lr_on_plateau'

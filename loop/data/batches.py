@@ -10,7 +10,9 @@ from torch import Tensor
 from loop.chance import key
 
 Position: TypeAlias = tuple[int, int, int]
-"""(seed, epoch, skip): which pass over the data, and how many of its batches to leave out at the beginning."""
+"""(seed, epoch, skip): which pass over the data, and how many of its batches to leave out at the
+beginning.
+"""
 
 _ORDER = 0  # what a random number is for; loader.py has the others
 
@@ -19,10 +21,11 @@ _ORDER = 0  # what a random number is for; loader.py has the others
 class DataLoaders:
     """The data of a Learner: a loader for training and, perhaps, one for validation.
 
-    A loader is anything that can be iterated over again and again (what `make_loader` makes, Batches, or any torch
-    DataLoader) and yields tuples (inputs..., targets...). If it has a method `set_position(seed, epoch, skip)`, that
-    says which pass comes next, and how many batches to leave out; else what it draws from torch's global generator is a
-    function of (seed, epoch) too, since the machine seeds that, and the batches to be left out are read and dropped.
+    A loader is anything that can be iterated over again and again (what `make_loader` makes,
+    Batches, or any torch DataLoader) and yields tuples (inputs..., targets...). If it has a method
+    `set_position(seed, epoch, skip)`, that says which pass comes next, and how many batches to
+    leave out; else what it draws from torch's global generator is a function of (seed, epoch) too,
+    since the machine seeds that, and the batches to be left out are read and dropped.
     """
 
     train: Iterable[Any]
@@ -31,11 +34,13 @@ class DataLoaders:
 
 @dataclass(frozen=True, eq=False)
 class Batches:
-    """Tensors that fit in memory, in batches: the first axis is cut, in order or shuffled anew for every epoch.
+    """Tensors that fit in memory, in batches: the first axis is cut, in order or shuffled anew for
+    every epoch.
 
-    The last batch is as large as what is left, unless `drop_last`. The order of a pass is a function of (seed, epoch)
-    where `set_position` has said which pass it is; else it is drawn from torch's global generator. Raises ValueError if
-    the tensors are not equally long or batch_size is below 1.
+    The last batch is as large as what is left, unless `drop_last`. The order of a pass is a
+    function of (seed, epoch) where `set_position` has said which pass it is; else it is drawn from
+    torch's global generator. Raises ValueError if the tensors are not equally long or batch_size is
+    below 1.
 
     >>> x = torch.arange(5)
     >>> [batch[0].tolist() for batch in Batches((x, x), batch_size=2)]
@@ -50,7 +55,9 @@ class Batches:
     def __post_init__(self) -> None:
         lengths = [len(tensor) for tensor in self.tensors]
         if len(set(lengths)) != 1:
-            raise ValueError(f"Batches: tensors must be equally long, got {lengths}. Cut them to one length.")
+            raise ValueError(
+                f"Batches: tensors must be equally long, got {lengths}. Cut them to one length."
+            )
         check_batch_size("Batches", self.batch_size)
         object.__setattr__(self, "_position", None)
 
@@ -81,7 +88,8 @@ class Batches:
 
 
 def shuffled(count: int, seed: int, epoch: int) -> Tensor:
-    """The numbers below `count` in the order of (seed, epoch), the same for every loader of this library.
+    """The numbers below `count` in the order of (seed, epoch), the same for every loader of this
+    library.
 
     >>> sorted(shuffled(4, seed=0, epoch=0).tolist())
     [0, 1, 2, 3]
@@ -121,8 +129,8 @@ def one_batch(source: Any) -> Any:
 def class_count(source: Any) -> int:
     """How many classes the targets have: the largest of them in one pass over the loader, plus 1.
 
-    `source` is what one_batch takes; targets are the last part of a batch. Raises ValueError if they are no integers,
-    or there are none.
+    `source` is what one_batch takes; targets are the last part of a batch. Raises ValueError if
+    they are no integers, or there are none.
 
     >>> class_count([(torch.zeros(2, 8), torch.tensor([0, 4])), (torch.zeros(1, 8), torch.tensor([3]))])
     5

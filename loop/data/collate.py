@@ -11,22 +11,31 @@ from torch.utils.data import default_collate
 def padding_collate(
     samples: Sequence[Any], value: float = 0, target_value: float = -100
 ) -> tuple[Tensor, Tensor, *tuple[Any, ...]]:
-    """Sequences of unequal lengths as one tensor, with a mask of what is real: (padded, mask, *rest).
+    """Sequences of unequal lengths as one tensor, with a mask of what is real: (padded, mask,
+    *rest).
 
-    A sample is a sequence (T, ...), or a tuple of one and targets. padded is (N, longest T, ...), filled up with
-    `value`; mask is (N, longest T), True where there was something. Of the rest, tensors with axes are filled up to the
-    longest with `target_value`, which cross_entropy ignores; numbers and tensors without axes are stacked. Other values
-    of padding: `functools.partial(padding_collate, value=1)`. The model's forward takes both padded and mask if the
-    Learner has n_inputs=2. Raises ValueError for no samples, samples of different kinds, or bools to be filled up with
-    something else.
+    A sample is a sequence (T, ...), or a tuple of one and targets. padded is (N, longest T, ...),
+    filled up with `value`; mask is (N, longest T), True where there was something. Of the rest,
+    tensors with axes are filled up to the longest with `target_value`, which cross_entropy ignores;
+    numbers and tensors without axes are stacked. Other values of padding:
+    `functools.partial(padding_collate, value=1)`. The model's forward takes both padded and mask if
+    the Learner has n_inputs=2. Raises ValueError for no samples, samples of different kinds, or
+    bools to be filled up with something else.
 
     >>> padded, mask, target = padding_collate([(torch.tensor([1, 2]), 0), (torch.tensor([3]), 1)])
     >>> padded.tolist(), mask.tolist(), target.tolist()
     ([[1, 2], [3, 0]], [[True, True], [True, False]], [0, 1])
     """
     rows = [tuple(sample) if isinstance(sample, (tuple, list)) else (sample,) for sample in samples]
-    if not rows or len({len(row) for row in rows}) != 1 or not all(isinstance(row[0], Tensor) for row in rows):
-        raise ValueError("padding_collate: samples must be tensors, or tuples of one length that begin with a tensor.")
+    if (
+        not rows
+        or len({len(row) for row in rows}) != 1
+        or not all(isinstance(row[0], Tensor) for row in rows)
+    ):
+        raise ValueError(
+            "padding_collate: samples must be tensors, or tuples of one length that begin with a "
+            "tensor."
+        )
     first, *rest = zip(*rows, strict=True)
     lengths = torch.tensor([len(sequence) for sequence in first])
     mask = torch.arange(int(lengths.max())) < lengths[:, None]
@@ -41,7 +50,9 @@ def _joined(column: Sequence[Any], value: float) -> Any:
 def _padded(sequences: Sequence[Tensor], value: float) -> Tensor:
     if sequences[0].dtype == torch.bool and value not in (0, 1):
         raise ValueError(
-            f"padding_collate: sequences of bool cannot be filled up with {value}, which would be True. "
-            f"Choose 0 or 1, as with functools.partial(padding_collate, target_value=0), or convert them."
+            f"padding_collate: sequences of bool cannot be filled up with {value}, which would be "
+            f"True. "
+            f"Choose 0 or 1, as with functools.partial(padding_collate, target_value=0), or "
+            f"convert them."
         )
     return torch.nn.utils.rnn.pad_sequence(list(sequences), batch_first=True, padding_value=value)

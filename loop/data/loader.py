@@ -1,4 +1,6 @@
-"""A torch DataLoader whose batches are a function of (seed, epoch, batch): of no worker, and of nothing before it."""
+"""A torch DataLoader whose batches are a function of (seed, epoch, batch): of no worker, and of
+nothing before it.
+"""
 
 import random
 import signal
@@ -34,17 +36,19 @@ def make_loader(
     pin: bool = False,
     context: str | None = None,
 ) -> "EpochLoader":
-    """A torch DataLoader that can begin anywhere: `loader.set_position(seed, epoch, skip)` says where.
+    """A torch DataLoader that can begin anywhere: `loader.set_position(seed, epoch, skip)` says
+    where.
 
-    The order is a function of (seed, epoch). What dataset[index] draws from the global generators of torch, Python and
-    numpy is a function of (seed, epoch, index): not of the number of workers, nor of the batch that the sample is in.
-    So batch k is the same wherever a pass began, and batches that are left out are not loaded. A pass without a
-    position draws its seed from torch's global generator. Samples are fetched one at a time: 10 microseconds each are
-    for the seeds.
+    The order is a function of (seed, epoch). What dataset[index] draws from the global generators
+    of torch, Python and numpy is a function of (seed, epoch, index): not of the number of workers,
+    nor of the batch that the sample is in. So batch k is the same wherever a pass began, and
+    batches that are left out are not loaded. A pass without a position draws its seed from torch's
+    global generator. Samples are fetched one at a time: 10 microseconds each are for the seeds.
 
-    `dataset` has `len` and `dataset[index]`; or it is a stream: an IterableDataset, or anything that can be iterated
-    over again and again, or a function that returns an iterator, such as a generator function. A stream has its own
-    order, is read by at most one worker, and is read from its beginning wherever a pass begins.
+    `dataset` has `len` and `dataset[index]`; or it is a stream: an IterableDataset, or anything
+    that can be iterated over again and again, or a function that returns an iterator, such as a
+    generator function. A stream has its own order, is read by at most one worker, and is read from
+    its beginning wherever a pass begins.
 
     Args:
         dataset: Samples; usually tuples (inputs..., targets...).
@@ -60,8 +64,8 @@ def make_loader(
             way is to fork and to warn of it (Linux, Python 3.12 and 3.13) by "forkserver". All but "fork" need a data
             set that can be pickled, and seconds to start: keep the workers.
 
-    Raises ValueError for a batch_size below 1, an iterator that can be read only once, and for what streams cannot do;
-    TypeError for a dataset that is none of these.
+    Raises ValueError for a batch_size below 1, an iterator that can be read only once, and for what
+    streams cannot do; TypeError for a dataset that is none of these.
 
     >>> loader = make_loader(range(10), 3, shuffle=True)
     >>> loader.set_position(seed=0, epoch=0, skip=0)
@@ -72,16 +76,23 @@ def make_loader(
     """
     check_batch_size("make_loader", batch_size)
     if isinstance(dataset, type):
-        raise TypeError(f"make_loader: dataset must be an object, got the class {dataset.__name__}. Call it.")
-    shared: dict[str, Any] = dict(num_workers=workers, collate_fn=collate, generator=torch.Generator())
+        raise TypeError(
+            f"make_loader: dataset must be an object, got the class {dataset.__name__}. Call it."
+        )
+    shared: dict[str, Any] = dict(
+        num_workers=workers, collate_fn=collate, generator=torch.Generator()
+    )
     shared |= dict(pin_memory=pin and torch.accelerator.is_available())
     if workers:
         shared |= dict(prefetch_factor=ahead, persistent_workers=keep_workers)
-        shared |= dict(multiprocessing_context=context or _context(), worker_init_fn=ignore_interrupts)
+        shared |= dict(
+            multiprocessing_context=context or _context(), worker_init_fn=ignore_interrupts
+        )
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
         if shuffle or workers > 1 or keep_workers:
             raise ValueError(
-                f"make_loader: a stream has its own order and one reader, got shuffle={shuffle}, workers={workers}, "
+                f"make_loader: a stream has its own order and one reader, got shuffle={shuffle}, "
+                f"workers={workers}, "
                 f"keep_workers={keep_workers}. Leave them out, or use workers=1."
             )
         stream = SeededStream(_source(dataset), batch_size)
@@ -91,10 +102,11 @@ def make_loader(
 
 
 def dataloaders(train: Any, valid: Any = None, batch_size: int = 64, **options: Any) -> DataLoaders:
-    """Loaders for both: training data shuffled, validation data in order and in batches twice as large.
+    """Loaders for both: training data shuffled, validation data in order and in batches twice as
+    large.
 
-    Validation keeps no gradients, so twice as much fits. `options` are those of make_loader; drop_last and a stream's
-    order are matters of the training data only.
+    Validation keeps no gradients, so twice as much fits. `options` are those of make_loader;
+    drop_last and a stream's order are matters of the training data only.
 
     >>> data = dataloaders(range(10), range(5), batch_size=2)
     >>> len(data.train), len(data.valid)
@@ -105,19 +117,26 @@ def dataloaders(train: Any, valid: Any = None, batch_size: int = 64, **options: 
     loader = make_loader(train, batch_size, **options)
     if valid is None:
         return DataLoaders(loader)
-    return DataLoaders(loader, make_loader(valid, 2 * batch_size, **{**options, "shuffle": False, "drop_last": False}))
+    return DataLoaders(
+        loader,
+        make_loader(valid, 2 * batch_size, **{**options, "shuffle": False, "drop_last": False}),
+    )
 
 
 class EpochLoader(DataLoader[Any]):
     """torch's DataLoader, with a position. `make_loader` makes it."""
 
-    def __init__(self, plan: "EpochSampler | SeededStream", dataset: Dataset[Any], **options: Any) -> None:
+    def __init__(
+        self, plan: "EpochSampler | SeededStream", dataset: Dataset[Any], **options: Any
+    ) -> None:
         super().__init__(dataset, **options)
         self.plan = plan
         self.position: Position | None = None
 
     def set_position(self, seed: int, epoch: int, skip: int = 0) -> None:
-        """Let the next pass be that of (seed, epoch), from batch `skip` on; the length stays that of a whole pass."""
+        """Let the next pass be that of (seed, epoch), from batch `skip` on; the length stays that
+        of a whole pass.
+        """
         self.position = (seed, epoch, skip)
 
     def __iter__(self) -> Any:
@@ -127,10 +146,19 @@ class EpochLoader(DataLoader[Any]):
 
 
 class EpochSampler(Sampler[list[Seeded]]):
-    """Batches of (index, seed) in the order of a position: the seed travels with the index to whichever worker."""
+    """Batches of (index, seed) in the order of a position: the seed travels with the index to
+    whichever worker.
+    """
 
-    def __init__(self, size: int, batch_size: int, shuffle: bool = False, drop_last: bool = False) -> None:
-        self.size, self.batch_size, self.shuffle, self.drop_last = size, batch_size, shuffle, drop_last
+    def __init__(
+        self, size: int, batch_size: int, shuffle: bool = False, drop_last: bool = False
+    ) -> None:
+        self.size, self.batch_size, self.shuffle, self.drop_last = (
+            size,
+            batch_size,
+            shuffle,
+            drop_last,
+        )
         self.position: Position = (0, 0, 0)
 
     def __len__(self) -> int:
@@ -141,7 +169,9 @@ class EpochSampler(Sampler[list[Seeded]]):
 
     def batches(self, seed: int, epoch: int, skip: int) -> Iterator[list[Seeded]]:
         """The batches of a pass, from number `skip` on."""
-        order: Sequence[int] = shuffled(self.size, seed, epoch).tolist() if self.shuffle else range(self.size)
+        order: Sequence[int] = (
+            shuffled(self.size, seed, epoch).tolist() if self.shuffle else range(self.size)
+        )
         samples = key(seed, epoch, _SAMPLE)
         for number in range(skip, len(self)):
             part = order[number * self.batch_size : (number + 1) * self.batch_size]
@@ -149,7 +179,9 @@ class EpochSampler(Sampler[list[Seeded]]):
 
 
 class SeededDataset(Dataset[Any]):
-    """A data set asked by (index, seed): the global generators are seeded before, and put back after."""
+    """A data set asked by (index, seed): the global generators are seeded before, and put back
+    after.
+    """
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
@@ -174,7 +206,9 @@ class SeededDataset(Dataset[Any]):
 
 
 class SeededStream(IterableDataset[Any]):
-    """A stream from its beginning; what it draws before its n-th sample is a function of (seed, epoch, n)."""
+    """A stream from its beginning; what it draws before its n-th sample is a function of (seed,
+    epoch, n).
+    """
 
     def __init__(self, source: Callable[[], Iterable[Any]], batch_size: int) -> None:
         self.source, self.batch_size = source, batch_size
@@ -227,12 +261,16 @@ def generators_kept() -> Iterator[None]:
 
 
 def ignore_interrupts(worker: int = 0) -> None:
-    """Leave Ctrl-C, which a terminal sends to every process, to the main one: it may still want batches."""
+    """Leave Ctrl-C, which a terminal sends to every process, to the main one: it may still want
+    batches.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _Same:
-    """A function that returns the same stream each time; unlike a lambda, other processes can be sent it."""
+    """A function that returns the same stream each time; unlike a lambda, other processes can be
+    sent it.
+    """
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
@@ -245,14 +283,18 @@ def _source(stream: Any) -> Callable[[], Iterable[Any]]:
     """A function that returns something to iterate over."""
     if isinstance(stream, Iterator):
         raise ValueError(
-            f"make_loader: {type(stream).__name__} can be read only once, but there is a pass for every epoch. "
+            f"make_loader: {type(stream).__name__} can be read only once, but there is a pass for "
+            f"every epoch. "
             f"Pass the function that makes it."
         )
     if isinstance(stream, Iterable):
         return _Same(stream)
     if callable(stream):
         return stream  # type: ignore[no-any-return]
-    raise TypeError(f"make_loader: dataset must have dataset[index], or be a stream, got {type(stream).__name__}.")
+    raise TypeError(
+        f"make_loader: dataset must have dataset[index], or be a stream, got "
+        f"{type(stream).__name__}."
+    )
 
 
 def _context() -> str | None:

@@ -11,11 +11,13 @@ T = TypeVar("T")
 
 
 class Prefetch:
-    """A loader whose batches are on a device already: each is copied there while the one before it is at work.
+    """A loader whose batches are on a device already: each is copied there while the one before it
+    is at work.
 
-    On CUDA the copies come from pinned memory and run on a stream of their own; elsewhere the loader's batches pass
-    unchanged. One batch is read ahead, so a loader without `set_position` draws random numbers one batch earlier. All
-    other attributes (`set_position`, `dataset`, ...) and the length are the loader's.
+    On CUDA the copies come from pinned memory and run on a stream of their own; elsewhere the
+    loader's batches pass unchanged. One batch is read ahead, so a loader without `set_position`
+    draws random numbers one batch earlier. All other attributes (`set_position`, `dataset`, ...)
+    and the length are the loader's.
 
     >>> [batch.tolist() for batch in Prefetch([torch.tensor([1]), torch.tensor([2])], "cpu")]
     [[1], [2]]
@@ -39,7 +41,9 @@ class Prefetch:
         return one_ahead(iter(self.loader), copies.send, copies.receive)
 
 
-def one_ahead(items: Iterator[Any], send: Callable[[Any], T], receive: Callable[[T], Any]) -> Iterator[Any]:
+def one_ahead(
+    items: Iterator[Any], send: Callable[[Any], T], receive: Callable[[T], Any]
+) -> Iterator[Any]:
     """receive(send(item)) of every item; each is sent before the one in front of it is received.
 
     >>> list(one_ahead(iter("ab"), lambda item: print("send", item) or item, str.upper))
@@ -76,7 +80,9 @@ class _Copies:
         present.wait_event(done)
         for leaf in optree.tree_leaves(copied):
             if isinstance(leaf, Tensor) and leaf.is_cuda:
-                leaf.record_stream(present)  # or its memory could be used again before this stream has read it
+                leaf.record_stream(
+                    present
+                )  # or its memory could be used again before this stream has read it
         return copied
 
     def _send(self, leaf: Any) -> Any:

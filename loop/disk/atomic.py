@@ -1,4 +1,6 @@
-"""Directories that are whole or not there, whatever ends the process that writes them and whoever else writes there."""
+"""Directories that are whole or not there, whatever ends the process that writes them and whoever
+else writes there.
+"""
 
 import os
 import platform
@@ -17,7 +19,8 @@ _DAY = 86_400.0
 
 @contextmanager
 def scratch(folder: Path) -> Iterator[Path]:
-    """An empty directory in `folder` (made if need be), to be filled and put in its place; what is left is removed.
+    """An empty directory in `folder` (made if need be), to be filled and put in its place; what is
+    left is removed.
 
     What dead processes have left in the folder is removed too, before.
     """
@@ -34,9 +37,11 @@ def scratch(folder: Path) -> Iterator[Path]:
 
 
 def put(new: Path, path: Path) -> None:
-    """Move a whole directory to its place in the same (locked) folder, on the disk before this returns.
+    """Move a whole directory to its place in the same (locked) folder, on the disk before this
+    returns.
 
-    What is there is moved to `aside(path)` first and removed afterwards, so that one of the two is always whole.
+    What is there is moved to `aside(path)` first and removed afterwards, so that one of the two is
+    always whole.
     """
     if path.exists():
         discard(aside(path))
@@ -53,7 +58,9 @@ def aside(path: Path) -> Path:
 
 
 def find(path: Path) -> Path:
-    """The directory at `path`, or the one that was moved aside if the new one has not come. Raises FileNotFoundError"""
+    """The directory at `path`, or the one that was moved aside if the new one has not come. Raises
+    FileNotFoundError
+    """
     for place in (path, aside(path), path):  # once more, as it may have come meanwhile
         if place.is_dir():
             return place
@@ -112,14 +119,18 @@ def _scratch_name() -> str:
 
 
 def _host() -> str:
-    """Where a process id means one process: a machine, and on it a namespace, as containers may share its name."""
+    """Where a process id means one process: a machine, and on it a namespace, as containers may
+    share its name.
+    """
     with suppress(OSError):
         return f"{platform.node()}-{Path('/proc/self/ns/pid').stat().st_ino}"
     return platform.node()
 
 
 def _is_dead(path: Path) -> bool:
-    """Whether the process that made a scratch directory is surely gone; of another host's, after a day."""
+    """Whether the process that made a scratch directory is surely gone; of another host's, after a
+    day.
+    """
     found = _SCRATCH.fullmatch(path.name)
     if found is None:
         return False

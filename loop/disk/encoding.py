@@ -1,4 +1,6 @@
-"""Values as JSON and tensors, and back: what a state may hold if it is to be saved, and nothing else."""
+"""Values as JSON and tensors, and back: what a state may hold if it is to be saved, and nothing
+else.
+"""
 
 import inspect
 import math
@@ -13,8 +15,9 @@ from torch import Tensor
 from loop.history import History, Log
 
 Node: TypeAlias = Any
-"""What JSON can say: null, true, numbers and strings stand for themselves, lists for lists, and {"tag": body} for all
-else, such as {"tuple": [1, 2]} or {"tensor": "params['weight']"}."""
+"""What JSON can say: null, true, numbers and strings stand for themselves, lists for lists, and
+{"tag": body} for all else, such as {"tuple": [1, 2]} or {"tensor": "params['weight']"}.
+"""
 
 DEPTH = 100
 """How many containers may be in one another."""
@@ -23,7 +26,9 @@ _INTEGERS = ("bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uin
 _FLOATS = ("float8_e4m3fn", "float8_e5m2", "float16", "bfloat16", "float32", "float64")
 _COMPLEX = ("complex32", "complex64", "complex128")
 
-DTYPES: Mapping[str, torch.dtype] = {name: getattr(torch, name) for name in (*_INTEGERS, *_FLOATS, *_COMPLEX)}
+DTYPES: Mapping[str, torch.dtype] = {
+    name: getattr(torch, name) for name in (*_INTEGERS, *_FLOATS, *_COMPLEX)
+}
 """The dtypes of tensors that can be saved, by name."""
 
 Class = TypeVar("Class", bound=type)
@@ -34,9 +39,9 @@ _STORABLE: dict[str, type] = {}
 def storable(cls: Class) -> Class:
     """Let objects of this dataclass be saved: a decorator, above `@dataclass(frozen=True)`.
 
-    A saved object is known by the name of its class, which must be imported before the object is loaded. Raises
-    TypeError for what is no dataclass, or one whose fields are not what it is called with, and ValueError if another
-    class of the same name is known already.
+    A saved object is known by the name of its class, which must be imported before the object is
+    loaded. Raises TypeError for what is no dataclass, or one whose fields are not what it is called
+    with, and ValueError if another class of the same name is known already.
 
     >>> from dataclasses import dataclass
     >>> @storable
@@ -48,13 +53,19 @@ def storable(cls: Class) -> Class:
     Counted(total=3)
     """
     name = cls.__name__
-    if not is_dataclass(cls) or set(inspect.signature(cls).parameters) != {entry.name for entry in fields(cls)}:
-        raise TypeError(f"storable: {name} must be a dataclass that is called with all of its fields, and only them.")
+    if not is_dataclass(cls) or set(inspect.signature(cls).parameters) != {
+        entry.name for entry in fields(cls)
+    }:
+        raise TypeError(
+            f"storable: {name} must be a dataclass that is called with all of its fields, and only "
+            f"them."
+        )
     known = _STORABLE.get(name, cls)
     if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
         raise ValueError(
             f"storable: there is another {name} already, {known.__module__}.{known.__qualname__}. "
-            f"Rename {cls.__module__}.{cls.__qualname__}: saved objects are known by the name of their class."
+            f"Rename {cls.__module__}.{cls.__qualname__}: saved objects are known by the name of "
+            f"their class."
         )
     _STORABLE[name] = cls
     return cls
@@ -66,7 +77,8 @@ storable(History)
 def encode(value: Any, where: str) -> tuple[Node, dict[str, Tensor]]:
     """A value as JSON, and the tensors in it by where they are, which begins with `where`.
 
-    Raises TypeError, saying where, for anything that `decode` could not give back equal in type and value.
+    Raises TypeError, saying where, for anything that `decode` could not give back equal in type and
+    value.
 
     >>> encode({"sums": (torch.tensor(1.5), 2)}, "memory")
     ({'dict': [['sums', {'tuple': [{'tensor': "memory['sums'][0]"}, 2]}]]}, {"memory['sums'][0]": tensor(1.5000)})
@@ -76,13 +88,17 @@ def encode(value: Any, where: str) -> tuple[Node, dict[str, Tensor]]:
 
 
 def decode(node: Node, tensors: Mapping[str, Tensor]) -> Any:
-    """The value that was encoded. Raises ValueError for a class that is not known, or a node that makes no sense."""
+    """The value that was encoded. Raises ValueError for a class that is not known, or a node that
+    makes no sense.
+    """
     if isinstance(node, list):
         return [decode(part, tensors) for part in node]
     if not isinstance(node, dict):
         return node
     if len(node) != 1 or not node.keys() <= _DECODERS.keys():
-        raise ValueError(f"expected one of the tags {', '.join(_DECODERS)}, got {', '.join(node) or 'none'}.")
+        raise ValueError(
+            f"expected one of the tags {', '.join(_DECODERS)}, got {', '.join(node) or 'none'}."
+        )
     ((tag, body),) = node.items()
     try:
         return _DECODERS[tag](body, tensors)
@@ -103,7 +119,9 @@ def _node(value: Any, where: str, tensors: dict[str, Tensor], depth: int) -> Nod
     if kind is str:
         return _text(value)
     if kind is list:
-        return [_node(part, f"{where}[{index}]", tensors, depth + 1) for index, part in enumerate(value)]
+        return [
+            _node(part, f"{where}[{index}]", tensors, depth + 1) for index, part in enumerate(value)
+        ]
     if kind is tuple:
         return {"tuple": _node(list(value), where, tensors, depth)}
     if kind is dict:
@@ -120,13 +138,17 @@ def _node(value: Any, where: str, tensors: dict[str, Tensor], depth: int) -> Nod
         nodes = {name: _node(part, f"{where}.{name}", tensors, depth + 1) for name, part in parts}
         return {"object": [kind.__name__, kind.__module__, nodes]}
     raise TypeError(
-        f"save: {where} is {_described(value)}, which cannot be saved. A state may hold None, bool, int, float, str, "
-        f"dense tensors, dtypes, tuples, lists, dicts, and dataclasses with the decorator @storable. Convert it."
+        f"save: {where} is {_described(value)}, which cannot be saved. A state may hold None, "
+        f"bool, int, float, str, "
+        f"dense tensors, dtypes, tuples, lists, dicts, and dataclasses with the decorator "
+        f"@storable. Convert it."
     )
 
 
 def _is_json(value: Any) -> bool:
-    """Whether every reader of JSON gets this value back: numbers are finite, integers are exact as floats."""
+    """Whether every reader of JSON gets this value back: numbers are finite, integers are exact as
+    floats.
+    """
     kind = type(value)
     if kind is float:
         return math.isfinite(value)
@@ -143,12 +165,20 @@ def _text(value: str) -> Node:
 
 def _pair(key: Any, value: Any, where: str, tensors: dict[str, Tensor], depth: int) -> Node:
     if type(key) not in (str, int):
-        raise TypeError(f"save: {where} has the key {key!r}, which is {_described(key)}. Keys must be str or int.")
-    return [_node(key, where, tensors, depth), _node(value, f"{where}[{key!r}]", tensors, depth + 1)]
+        raise TypeError(
+            f"save: {where} has the key {key!r}, which is {_described(key)}. Keys must be str or "
+            f"int."
+        )
+    return [
+        _node(key, where, tensors, depth),
+        _node(value, f"{where}[{key!r}]", tensors, depth + 1),
+    ]
 
 
 def _runs(log: Log, where: str, tensors: dict[str, Tensor], depth: int) -> Iterator[Node]:
-    """The items of a log; 0-d tensors of one kind that follow each other are stacked into one tensor."""
+    """The items of a log; 0-d tensors of one kind that follow each other are stacked into one
+    tensor.
+    """
     start = 0
     for kind, group in groupby(log, _kind_of_item):
         items = list(group)
@@ -156,7 +186,11 @@ def _runs(log: Log, where: str, tensors: dict[str, Tensor], depth: int) -> Itera
             yield {"items": items}
         elif kind == "other":
             numbered = enumerate(items, start)
-            yield {"items": [_node(item, f"{where}[{index}]", tensors, depth + 1) for index, item in numbered]}
+            yield {
+                "items": [
+                    _node(item, f"{where}[{index}]", tensors, depth + 1) for index, item in numbered
+                ]
+            }
         else:
             name = f"{where}[{start}:{start + len(items)}]"
             with torch.no_grad():
@@ -178,7 +212,11 @@ def _is_plain(tensor: Tensor) -> bool:
 
 def _described(value: Any) -> str:
     kind = type(value)
-    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    name = (
+        kind.__qualname__
+        if kind.__module__ == "builtins"
+        else f"{kind.__module__}.{kind.__qualname__}"
+    )
     if isinstance(value, Tensor):
         return f"a {name} ({value.dtype}, {value.layout}, on {value.device})"
     return f"of type {name}"
@@ -206,13 +244,15 @@ def _object(body: list[Any], tensors: Mapping[str, Tensor]) -> Any:
     cls = _STORABLE.get(name)
     if cls is None:
         raise ValueError(
-            f"it holds an object of a class {name} that is not known here. Import {module}, where it was defined when "
+            f"it holds an object of a class {name} that is not known here. Import {module}, where "
+            f"it was defined when "
             f"the file was written, or decorate your class {name} with @storable, and load again."
         )
     expected = {entry.name for entry in fields(cls)}
     if nodes.keys() != expected:
         raise ValueError(
-            f"it holds a {name} with the fields {', '.join(nodes)}, but {cls.__module__}.{name} has "
+            f"it holds a {name} with the fields {', '.join(nodes)}, but {cls.__module__}.{name} "
+            f"has "
             f"{', '.join(sorted(expected))}. Load it with the code that wrote it."
         )
     return cls(**{key: decode(node, tensors) for key, node in nodes.items()})
@@ -223,7 +263,9 @@ _DECODERS: Mapping[str, Callable[[Any, Mapping[str, Tensor]], Any]] = {
     "float": lambda body, _: float(body),
     "str": lambda body, _: bytes.fromhex(body).decode("utf-8", "surrogatepass"),
     "tuple": lambda body, tensors: tuple(decode(body, tensors)),
-    "dict": lambda body, tensors: {decode(key, tensors): decode(part, tensors) for key, part in body},
+    "dict": lambda body, tensors: {
+        decode(key, tensors): decode(part, tensors) for key, part in body
+    },
     "tensor": _tensor,
     "dtype": _dtype,
     "log": _log,

@@ -1,4 +1,6 @@
-"""The three files of a saved state: how they are written, and how they are read with every byte verified."""
+"""The three files of a saved state: how they are written, and how they are read with every byte
+verified.
+"""
 
 import hashlib
 import json
@@ -32,7 +34,9 @@ CPU = torch.device("cpu")
 
 
 class StateFileError(ValueError):
-    """What is on the disk is not the state that was asked for: damaged, or of another version, class or model."""
+    """What is on the disk is not the state that was asked for: damaged, or of another version,
+    class or model.
+    """
 
 
 class DamagedStateError(StateFileError):
@@ -40,13 +44,20 @@ class DamagedStateError(StateFileError):
 
 
 def pack(state: State) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A state as what goes into state.json, and the tensors by name. Raises TypeError for what cannot be saved."""
+    """A state as what goes into state.json, and the tensors by name. Raises TypeError for what
+    cannot be saved.
+    """
     nodes: dict[str, Node] = {}
     tensors: dict[str, Tensor] = {}
     for name in _saved_fields():
         nodes[name], found = encode(getattr(state, name), name)
         tensors |= found
-    document = {"format": FORMAT, "version": VERSION, "library": _library(), "device": str(home(state))}
+    document = {
+        "format": FORMAT,
+        "version": VERSION,
+        "library": _library(),
+        "device": str(home(state)),
+    }
     return {**document, "fields": nodes}, tensors
 
 
@@ -59,13 +70,16 @@ def write(directory: Path, document: Mapping[str, Any], tensors: Mapping[str, Te
     (directory / REST).write_text(f"{text}\n", encoding="utf-8", newline="\n")
     sums = "".join(f"{_file_digest(directory / name)}  {name}\n" for name in (REST, TENSORS))
     (directory / SUMS).write_text(sums, encoding="utf-8", newline="\n")
-    (directory / TENSORS).chmod((directory / REST).stat().st_mode)  # safetensors lets nobody else read it
+    (directory / TENSORS).chmod(
+        (directory / REST).stat().st_mode
+    )  # safetensors lets nobody else read it
     for path in (directory / TENSORS, directory / REST, directory / SUMS, directory):
         sync(path)
 
 
 def read(directory: Path, device: torch.device = CPU) -> State:
-    """The state in a directory; tensors that were on its params' device are put on `device`, others on the CPU.
+    """The state in a directory; tensors that were on its params' device are put on `device`, others
+    on the CPU.
 
     Raises DamagedStateError or StateFileError.
     """
@@ -113,7 +127,9 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _stored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors as they are in the file: dense, on the CPU, complex numbers as pairs, none sharing memory."""
+    """The tensors as they are in the file: dense, on the CPU, complex numbers as pairs, none
+    sharing memory.
+    """
     stored: dict[str, Tensor] = {}
     memories = set()
     for name, tensor in tensors.items():
@@ -136,7 +152,8 @@ def _file_digest(path: Path) -> str:
 
 def _damaged(path: Path | str, what: str) -> DamagedStateError:
     return DamagedStateError(
-        f"load: {path} is damaged: {what}. Load another copy, or another checkpoint: load_latest takes the newest "
+        f"load: {path} is damaged: {what}. Load another copy, or another checkpoint: load_latest "
+        f"takes the newest "
         f"that is whole."
     )
 
@@ -152,7 +169,10 @@ def _read_sums(path: Path) -> dict[str, str]:
     lines = "".join(f"([0-9a-f]{{64}})  {re.escape(name)}\n" for name in (REST, TENSORS))
     found = re.fullmatch(lines, _bytes(path).decode("utf-8", "replace"))
     if found is None:
-        raise _damaged(path, f"expected a line with the SHA-256 of {REST} and one of {TENSORS}, got something else")
+        raise _damaged(
+            path,
+            f"expected a line with the SHA-256 of {REST} and one of {TENSORS}, got something else",
+        )
     return {REST: found[1], TENSORS: found[2]}
 
 
@@ -165,39 +185,58 @@ def _read_rest(path: Path, expected: str) -> dict[str, Any]:
     try:
         document: Any = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise StateFileError(f"load: {path} is not JSON: {error}. Was it written by save?") from None
+        raise StateFileError(
+            f"load: {path} is not JSON: {error}. Was it written by save?"
+        ) from None
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise StateFileError(
-            f"load: {path} does not hold a state: expected the format {FORMAT!r} in it. Check the path."
+            f"load: {path} does not hold a state: expected the format {FORMAT!r} in it. Check the "
+            f"path."
         )
     if document.get("version") != VERSION:
         raise StateFileError(
             f"load: {path} has version {document.get('version')!r} of the format, written by "
-            f"{document.get('library')}; expected version {VERSION}, as read by {_library()}. Load it with the library "
+            f"{document.get('library')}; expected version {VERSION}, as read by {_library()}. Load "
+            f"it with the library "
             f"that wrote it."
         )
     for name, kind in (("fields", dict), ("tensors", dict), ("device", str)):
         if not isinstance(document.get(name), kind):
-            raise StateFileError(f"load: {path} has no {name} in it, or of another type. Was it written by save?")
-    for name, entry in document["tensors"].items():
-        if not isinstance(entry, dict) or not entry.keys() >= _ENTRY or str(entry["dtype"]) not in DTYPES:
             raise StateFileError(
-                f"load: {path} does not describe {name}: expected {', '.join(sorted(_ENTRY))}, the dtype one of "
+                f"load: {path} has no {name} in it, or of another type. Was it written by save?"
+            )
+    for name, entry in document["tensors"].items():
+        if (
+            not isinstance(entry, dict)
+            or not entry.keys() >= _ENTRY
+            or str(entry["dtype"]) not in DTYPES
+        ):
+            raise StateFileError(
+                f"load: {path} does not describe {name}: expected {', '.join(sorted(_ENTRY))}, the "
+                f"dtype one of "
                 f"{', '.join(DTYPES)}, got {entry}. Was it written by save?"
             )
     expected_fields = _saved_fields()
     if document["fields"].keys() != set(expected_fields):
         raise StateFileError(
-            f"load: {path}, written by {document.get('library')}, has the fields {', '.join(document['fields'])}; "
+            f"load: {path}, written by {document.get('library')}, has the fields "
+            f"{', '.join(document['fields'])}; "
             f"expected {', '.join(expected_fields)}. Load it with the library that wrote it."
         )
     return document
 
 
-def _read_tensors(path: Path, expected: str, entries: Mapping[str, Mapping[str, Any]]) -> dict[str, Tensor]:
-    """The tensors, in memory of their own; of a damaged file, the error names the first that is damaged."""
+def _read_tensors(
+    path: Path, expected: str, entries: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Tensor]:
+    """The tensors, in memory of their own; of a damaged file, the error names the first that is
+    damaged.
+    """
     try:
-        digest, size = _file_digest(path), path.stat().st_size  # reads it all: a bad disk is an error here, not a crash
+        digest, size = (
+            _file_digest(path),
+            path.stat().st_size,
+        )  # reads it all: a bad disk is an error here, not a crash
     except OSError as error:
         raise _unreadable(path, error) from None
     try:
@@ -205,9 +244,18 @@ def _read_tensors(path: Path, expected: str, entries: Mapping[str, Mapping[str, 
             names = set(file.keys())
             for name in [*entries, *names]:
                 if name not in names or name not in entries:
-                    raise _damaged(path, f"{name} is {'missing' if name in entries else 'not in ' + REST}")
-            tensors = {name: _read_leaf(path, name, file.get_tensor(name), entry) for name, entry in entries.items()}
-    except (SafetensorError, RuntimeError, OSError) as error:  # torch's own, if the file is removed meanwhile
+                    raise _damaged(
+                        path, f"{name} is {'missing' if name in entries else 'not in ' + REST}"
+                    )
+            tensors = {
+                name: _read_leaf(path, name, file.get_tensor(name), entry)
+                for name, entry in entries.items()
+            }
+    except (
+        SafetensorError,
+        RuntimeError,
+        OSError,
+    ) as error:  # torch's own, if the file is removed meanwhile
         raise _damaged(path, f"its {size:,} bytes and its header do not fit: {error}") from None
     if digest != expected:
         raise _disagreeing(path, digest, expected, " (all tensors in it are whole)")
@@ -215,14 +263,18 @@ def _read_tensors(path: Path, expected: str, entries: Mapping[str, Mapping[str, 
 
 
 def _read_leaf(path: Path, name: str, found: Tensor, entry: Mapping[str, Any]) -> Tensor:
-    """A tensor as it was. It is verified after it has been copied, so that what was verified is what is used."""
+    """A tensor as it was. It is verified after it has been copied, so that what was verified is
+    what is used.
+    """
     stored, dtype = found.clone(), DTYPES[entry["dtype"]]
     tensor = stored
     if dtype.is_complex and stored.is_floating_point() and stored.shape[-1:] == (2,):
         tensor = torch.view_as_complex(stored)
     if tensor.dtype != dtype or list(tensor.shape) != entry["shape"]:
         raise _damaged(
-            path, f"expected {name} to be {shaped(dtype, entry['shape'])}, got {shaped(tensor.dtype, tensor.shape)}"
+            path,
+            f"expected {name} to be {shaped(dtype, entry['shape'])}, got "
+            f"{shaped(tensor.dtype, tensor.shape)}",
         )
     digest = _digest(stored)
     if digest != entry["sha256"]:
@@ -239,5 +291,7 @@ def _bytes(path: Path) -> bytes:
 
 def _unreadable(path: Path, error: OSError) -> DamagedStateError:
     if isinstance(error, FileNotFoundError):
-        return _damaged(path.parent, f"there is no {path.name} in it, expected {', '.join(sorted(FILES))}")
+        return _damaged(
+            path.parent, f"there is no {path.name} in it, expected {', '.join(sorted(FILES))}"
+        )
     return _damaged(path, f"it cannot be read: {error}")

@@ -21,13 +21,13 @@ _CHECKPOINT = re.compile(r"(\d+)-train_iter-\d+")
 def save(state: State, path: str | Path, overwrite: bool = False) -> Path:
     """Write a state, at rest, as the directory `path`, which is returned.
 
-    In it are `tensors.safetensors` (complex numbers as pairs); `state.json`, with everything else, and name, dtype,
-    shape and SHA-256 of each tensor; and `SHA256SUMS`, which `sha256sum -c` checks. The directory appears when it is
-    whole and on the disk, so nothing that ends the process leaves half of it. With `overwrite`, a state that is there
-    stays until then.
+    In it are `tensors.safetensors` (complex numbers as pairs); `state.json`, with everything else,
+    and name, dtype, shape and SHA-256 of each tensor; and `SHA256SUMS`, which `sha256sum -c`
+    checks. The directory appears when it is whole and on the disk, so nothing that ends the process
+    leaves half of it. With `overwrite`, a state that is there stays until then.
 
-    Raises TypeError for what cannot be saved, saying where it is, before anything is written; and FileExistsError if
-    there is something already, or, with `overwrite`, something that is no state.
+    Raises TypeError for what cannot be saved, saying where it is, before anything is written; and
+    FileExistsError if there is something already, or, with `overwrite`, something that is no state.
 
     >>> path = save(State({"weight": torch.ones(2)}, {}, {}, {"lr": 0.1}), "saved")
     >>> load(path).params
@@ -47,14 +47,16 @@ def save(state: State, path: str | Path, overwrite: bool = False) -> Path:
 
 
 def load(path: str | Path, like: State | None = None) -> State:
-    """The state that was saved as `path`: equal in values and types, every byte verified, in memory of its own.
+    """The state that was saved as `path`: equal in values and types, every byte verified, in memory
+    of its own.
 
-    With `like`, a fresh state of the learner (`learner.init()`), params, buffers and the optimizer's state must be
-    built as they are there, and go to their devices; other tensors that were where the params were go to where the
-    params of `like` are. Everything else, and everything without `like`, is on the CPU.
+    With `like`, a fresh state of the learner (`learner.init()`), params, buffers and the
+    optimizer's state must be built as they are there, and go to their devices; other tensors that
+    were where the params were go to where the params of `like` are. Everything else, and everything
+    without `like`, is on the CPU.
 
-    Raises DamagedStateError, which says what is damaged; StateFileError for another version, class or model; and
-    FileNotFoundError if there is nothing at `path`.
+    Raises DamagedStateError, which says what is damaged; StateFileError for another version, class
+    or model; and FileNotFoundError if there is nothing at `path`.
     """
     while True:
         place = find(Path(path))
@@ -69,10 +71,11 @@ def load(path: str | Path, like: State | None = None) -> State:
 
 
 def save_in(state: State, folder: str | Path, keep: int = 3) -> Path:
-    """Save a state as the newest checkpoint in a folder, and remove all but the newest `keep`; the new directory.
+    """Save a state as the newest checkpoint in a folder, and remove all but the newest `keep`; the
+    new directory.
 
-    Its name is a running number and the state's train_iter. Several processes may save into one folder. Raises
-    ValueError if keep is below 1, and TypeError as `save` does.
+    Its name is a running number and the state's train_iter. Several processes may save into one
+    folder. Raises ValueError if keep is below 1, and TypeError as `save` does.
     """
     if keep < 1:
         raise ValueError(f"save_in: keep must be at least 1, got {keep}.")
@@ -90,10 +93,11 @@ def save_in(state: State, folder: str | Path, keep: int = 3) -> Path:
 
 
 def load_latest(folder: str | Path, like: State | None = None) -> State:
-    """The newest checkpoint in a folder that is whole; a UserWarning says which were skipped, and why.
+    """The newest checkpoint in a folder that is whole; a UserWarning says which were skipped, and
+    why.
 
-    Raises FileNotFoundError if there is no checkpoint, DamagedStateError if all are damaged, and otherwise what `load`
-    raises: the checkpoint of another model, class or version is not skipped.
+    Raises FileNotFoundError if there is no checkpoint, DamagedStateError if all are damaged, and
+    otherwise what `load` raises: the checkpoint of another model, class or version is not skipped.
     """
     damaged: dict[Path, DamagedStateError] = {}
     while True:
@@ -111,18 +115,25 @@ def load_latest(folder: str | Path, like: State | None = None) -> State:
         raise DamagedStateError(
             f"load_latest: every checkpoint in {folder} is damaged: {', '.join(map(str, damaged))}."
         )
-    raise FileNotFoundError(f"load_latest: there is no checkpoint in {folder}. Check the path, or begin a new run.")
+    raise FileNotFoundError(
+        f"load_latest: there is no checkpoint in {folder}. Check the path, or begin a new run."
+    )
 
 
 def checkpoints(folder: str | Path) -> list[Path]:
     """The checkpoints in a folder, oldest first; none if there is no such folder."""
     folder = Path(folder)
     paths = folder.iterdir() if folder.is_dir() else ()
-    return sorted((path for path in paths if _CHECKPOINT.fullmatch(path.name) and not _is_other(path)), key=_number)
+    return sorted(
+        (path for path in paths if _CHECKPOINT.fullmatch(path.name) and not _is_other(path)),
+        key=_number,
+    )
 
 
 def _is_other(path: Path) -> bool:
-    """Whether there is something here that is no directory; a directory that is removed meanwhile was one."""
+    """Whether there is something here that is no directory; a directory that is removed meanwhile
+    was one.
+    """
     return not path.is_dir() and os.path.lexists(path)
 
 
@@ -136,7 +147,8 @@ def _check_place(path: Path, overwrite: bool) -> None:
             continue
         if place.exists():
             raise FileExistsError(
-                f"save: there is something at {place} that is no state, expected nothing or a saved state. "
+                f"save: there is something at {place} that is no state, expected nothing or a "
+                f"saved state. "
                 f"Choose another path."
                 if overwrite
                 else f"save: there is something at {place} already. Choose another path, or pass overwrite=True."
@@ -153,13 +165,19 @@ def _identity(place: Path) -> tuple[int, int, int] | None:
 
 
 def _fitted(state: State, like: State, place: Path) -> State:
-    """The state with what was learned on the devices of `like`. Raises StateFileError if it is built otherwise."""
-    groups = {name: (getattr(state, name), getattr(like, name)) for name in ("params", "buffers", "opt_state")}
+    """The state with what was learned on the devices of `like`. Raises StateFileError if it is
+    built otherwise.
+    """
+    groups = {
+        name: (getattr(state, name), getattr(like, name))
+        for name in ("params", "buffers", "opt_state")
+    }
     try:
         return state.replace(**{name: _built_like(*trees, name) for name, trees in groups.items()})
     except ValueError as error:
         raise StateFileError(
-            f"load: {place} is of another model or optimizer: {error}. Load it with the learner it was saved with."
+            f"load: {place} is of another model or optimizer: {error}. Load it with the learner it "
+            f"was saved with."
         ) from None
 
 
@@ -172,11 +190,18 @@ def _built_like(found: Any, expected: Any, where: str) -> Any:
     if isinstance(found, Mapping):
         for key in [*expected, *found]:
             if key not in found or key not in expected:
-                raise ValueError(f"{where}[{key!r}] is {'missing' if key in expected else 'not expected'}")
-        return {key: _built_like(part, expected[key], f"{where}[{key!r}]") for key, part in found.items()}
+                raise ValueError(
+                    f"{where}[{key!r}] is {'missing' if key in expected else 'not expected'}"
+                )
+        return {
+            key: _built_like(part, expected[key], f"{where}[{key!r}]")
+            for key, part in found.items()
+        }
     if isinstance(found, (list, tuple)):
         pairs = enumerate(zip(found, expected, strict=True))
-        return type(found)(_built_like(part, other, f"{where}[{index}]") for index, (part, other) in pairs)
+        return type(found)(
+            _built_like(part, other, f"{where}[{index}]") for index, (part, other) in pairs
+        )
     return found
 
 

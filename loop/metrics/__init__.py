@@ -1,4 +1,6 @@
-"""How good predictions are, in numbers: functions of a batch, and metrics that are exact over any batches."""
+"""How good predictions are, in numbers: functions of a batch, and metrics that are exact over any
+batches.
+"""
 
 from loop.metrics.confusion import CohenKappa as CohenKappa
 from loop.metrics.confusion import ConfusionMatrix as ConfusionMatrix

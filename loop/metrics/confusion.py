@@ -1,4 +1,6 @@
-"""Metrics from the confusion matrix, which says what was taken for what: Cohen's kappa, Matthews' correlation."""
+"""Metrics from the confusion matrix, which says what was taken for what: Cohen's kappa, Matthews'
+correlation.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,8 +11,11 @@ from torch import Tensor
 from loop.metrics.tally import Accumulator, Tally, flat, wide
 
 
-def confusion_matrix(pred: Tensor, target: Tensor, axis: int = -1, ignore_index: int | None = None) -> Tensor:
-    """How often each class (row) was taken for each class (column): (C, C) of int64; the diagonal is what was right.
+def confusion_matrix(
+    pred: Tensor, target: Tensor, axis: int = -1, ignore_index: int | None = None
+) -> Tensor:
+    """How often each class (row) was taken for each class (column): (C, C) of int64; the diagonal
+    is what was right.
 
     >>> confusion_matrix(torch.eye(2), torch.tensor([0, 0]))
     tensor([[1, 1],
@@ -23,9 +28,11 @@ def confusion_matrix(pred: Tensor, target: Tensor, axis: int = -1, ignore_index:
 
 @dataclass(frozen=True)
 class ConfusionMatrix(Tally):
-    """The counts of `confusion_matrix` over all batches, as {"matrix": (C, C)}; their value is the accuracy.
+    """The counts of `confusion_matrix` over all batches, as {"matrix": (C, C)}; their value is the
+    accuracy.
 
-    The matrix itself, of a whole data set: `matrix(accumulator)`, or `confusion_matrix(predict(...), targets)`.
+    The matrix itself, of a whole data set: `matrix(accumulator)`, or
+    `confusion_matrix(predict(...), targets)`.
 
     >>> metric = ConfusionMatrix()
     >>> metric.matrix(metric.add(metric.start(), torch.eye(2), torch.tensor([0, 0]))).tolist()
@@ -52,11 +59,13 @@ class ConfusionMatrix(Tally):
 
 @dataclass(frozen=True)
 class CohenKappa(Tally):
-    """How much better than chance: 1 - sum(w * matrix) / sum(w * expected), 1 if all is right, 0 for chance.
+    """How much better than chance: 1 - sum(w * matrix) / sum(w * expected), 1 if all is right, 0
+    for chance.
 
-    expected is what a confusion matrix with these row and column sums has if they are independent. w is 0 on the
-    diagonal and elsewhere 1 (`weights` None), |i - j| ("linear") or (i - j)**2 ("quadratic"). nan if there is one class
-    only. Raises ValueError for other weights. Source: Cohen 1960, 1968.
+    expected is what a confusion matrix with these row and column sums has if they are independent.
+    w is 0 on the diagonal and elsewhere 1 (`weights` None), |i - j| ("linear") or (i - j)**2
+    ("quadratic"). nan if there is one class only. Raises ValueError for other weights. Source:
+    Cohen 1960, 1968.
 
     >>> CohenKappa()(torch.eye(2)[[0, 0, 1, 1]], torch.tensor([0, 0, 1, 0]))
     0.5
@@ -68,7 +77,9 @@ class CohenKappa(Tally):
 
     def __post_init__(self) -> None:
         if self.weights not in (None, "linear", "quadratic"):
-            raise ValueError(f"CohenKappa: weights must be None, 'linear' or 'quadratic', got {self.weights!r}.")
+            raise ValueError(
+                f"CohenKappa: weights must be None, 'linear' or 'quadratic', got {self.weights!r}."
+            )
 
     def count(self, pred: Tensor, target: Tensor) -> Accumulator:
         """The confusion matrix."""
@@ -80,15 +91,19 @@ class CohenKappa(Tally):
         expected = torch.outer(matrix.sum(dim=1), matrix.sum(dim=0)) / matrix.sum()
         index = torch.arange(len(matrix), device=matrix.device)
         distance = (index[:, None] - index).abs()
-        weights = {None: distance > 0, "linear": distance, "quadratic": distance.square()}[self.weights]
+        weights = {None: distance > 0, "linear": distance, "quadratic": distance.square()}[
+            self.weights
+        ]
         return 1 - (weights * matrix).sum() / (weights * expected).sum()
 
 
 @dataclass(frozen=True)
 class Matthews(Tally):
-    """The correlation of the classes given with the targets, -1 to 1; for two classes Pearson's of zeros and ones.
+    """The correlation of the classes given with the targets, -1 to 1; for two classes Pearson's of
+    zeros and ones.
 
-    0 if all targets, or all predictions, are of one class. Source: Matthews 1975; Gorodkin 2004 for more classes.
+    0 if all targets, or all predictions, are of one class. Source: Matthews 1975; Gorodkin 2004 for
+    more classes.
 
     >>> round(Matthews()(torch.eye(2)[[0, 0, 1, 1]], torch.tensor([0, 0, 1, 0])), 4)
     0.5774
@@ -112,7 +127,9 @@ class Matthews(Tally):
 def decided(
     what: str, pred: Tensor, target: Tensor, axis: int, ignore_index: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(class given, class wanted, whether it counts) of every sample; the classes of those that do not count are 0."""
+    """(class given, class wanted, whether it counts) of every sample; the classes of those that do
+    not count are 0.
+    """
     given, wanted = flat(what, pred.argmax(dim=axis), target.long())
     if ignore_index is None:
         return given, wanted, torch.ones_like(wanted, dtype=torch.bool)
@@ -121,7 +138,9 @@ def decided(
 
 
 def how_often(values: Tensor, kept: Tensor, size: int) -> Tensor:
-    """How many of the values that count are 0, 1, ..., size - 1; unlike bincount, without waiting for a device."""
+    """How many of the values that count are 0, 1, ..., size - 1; unlike bincount, without waiting
+    for a device.
+    """
     zeros = torch.zeros(size, dtype=torch.int64, device=values.device)
     return zeros.scatter_add(0, values, kept.long())
 

@@ -9,7 +9,8 @@ from loop.metrics.tally import flat
 
 
 def accuracy(pred: Tensor, target: Tensor) -> Tensor:
-    """The share of samples whose highest score is the target's: pred (N, ..., C) or scores, target (N, ...) of classes.
+    """The share of samples whose highest score is the target's: pred (N, ..., C) or scores, target
+    (N, ...) of classes.
 
     >>> accuracy(torch.tensor([[2.0, 1.0], [0.0, 3.0]]), torch.tensor([0, 0]))
     tensor(0.5000)
@@ -28,7 +29,8 @@ def error_rate(pred: Tensor, target: Tensor) -> Tensor:
 
 
 def top_k_accuracy(k: int = 5) -> Callable[[Tensor, Tensor], Tensor]:
-    """The metric "the target's score is among the k highest": pred (N, ..., C), target (N, ...). Column top_k_accuracy.
+    """The metric "the target's score is among the k highest": pred (N, ..., C), target (N, ...).
+    Column top_k_accuracy.
 
     Raises ValueError if k is below 1.
 
@@ -47,11 +49,15 @@ def top_k_accuracy(k: int = 5) -> Callable[[Tensor, Tensor], Tensor]:
     return measure
 
 
-def accuracy_multi(threshold: float = 0.5, sigmoid: bool = True) -> Callable[[Tensor, Tensor], Tensor]:
-    """The metric "the share of yes-or-no answers that are right", for targets of several labels at once.
+def accuracy_multi(
+    threshold: float = 0.5, sigmoid: bool = True
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The metric "the share of yes-or-no answers that are right", for targets of several labels at
+    once.
 
-    pred and target have one shape; the answer is yes where pred, as a probability, is above the threshold. `sigmoid`
-    makes a probability of it first; leave it out if the model does that already. Column accuracy_multi.
+    pred and target have one shape; the answer is yes where pred, as a probability, is above the
+    threshold. `sigmoid` makes a probability of it first; leave it out if the model does that
+    already. Column accuracy_multi.
 
     >>> accuracy_multi()(torch.tensor([[2.0, -1.0], [0.5, 3.0]]), torch.tensor([[1, 0], [0, 1]]))
     tensor(0.7500)
@@ -96,6 +102,8 @@ def msle(pred: Tensor, target: Tensor) -> Tensor:
 
 
 def _numbers(what: str, pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Both as vectors, pred in float32 at least: squares overflow in float16, and a mean has two digits in bfloat16."""
+    """Both as vectors, pred in float32 at least: squares overflow in float16, and a mean has two
+    digits in bfloat16.
+    """
     pred, target = flat(what, pred, target)
     return pred.to(torch.promote_types(pred.dtype, torch.float32)), target

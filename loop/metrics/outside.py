@@ -17,10 +17,11 @@ from loop.metrics.tally import Accumulator
 class TorchMetric:
     """A metric of torchmetrics: `TorchMetric(lambda: torchmetrics.AUROC(task="binary"))`.
 
-    Those are objects that change. Here a copy of the fresh one is given the state so far, updated, and its state taken
-    out again, for every batch; so nothing is shared between runs, and the accumulator is plain data. `make` returns a
-    fresh metric whose compute() is one number; it is called once. `name` is the column, the class's name unless given.
-    Merging is what the metric's merge_state does, which some metrics refuse.
+    Those are objects that change. Here a copy of the fresh one is given the state so far, updated,
+    and its state taken out again, for every batch; so nothing is shared between runs, and the
+    accumulator is plain data. `make` returns a fresh metric whose compute() is one number; it is
+    called once. `name` is the column, the class's name unless given. Merging is what the metric's
+    merge_state does, which some metrics refuse.
 
     Raises TypeError if what `make` returns lacks update, compute or metric_state.
     """
@@ -30,10 +31,13 @@ class TorchMetric:
 
     def __post_init__(self) -> None:
         made = self.make()
-        missing = [part for part in ("update", "compute", "metric_state") if not hasattr(made, part)]
+        missing = [
+            part for part in ("update", "compute", "metric_state") if not hasattr(made, part)
+        ]
         if missing or isinstance(made, type):
             raise TypeError(
-                f"TorchMetric: make must return a metric of torchmetrics, got {made!r}, without {', '.join(missing)}. "
+                f"TorchMetric: make must return a metric of torchmetrics, got {made!r}, without "
+                f"{', '.join(missing)}. "
                 f"Pass a function that makes one: TorchMetric(lambda: MeanSquaredError())."
             )
         object.__setattr__(self, "_fresh", made)
@@ -58,7 +62,10 @@ class TorchMetric:
             return dict(left or right)
         metric = self._restored(left)
         metric.merge_state(_copied(right["state"]))
-        return {"state": _copied(metric.metric_state), "updates": left["updates"] + right["updates"]}
+        return {
+            "state": _copied(metric.metric_state),
+            "updates": left["updates"] + right["updates"],
+        }
 
     def value(self, accumulator: Accumulator) -> float:
         """The metric of the data counted; nan for none."""
@@ -69,9 +76,11 @@ class TorchMetric:
         return self.value(self.add(self.start(), pred, *targets))
 
     def _restored(self, accumulator: Accumulator, device: torch.device | None = None) -> Any:
-        """A metric that has counted this, on its device; its tensors are copies, for metrics add to theirs in place.
+        """A metric that has counted this, on its device; its tensors are copies, for metrics add to
+        theirs in place.
 
-        To its lists they only append, so pieces in these are not copied: that would take O(batches**2) in all.
+        To its lists they only append, so pieces in these are not copied: that would take
+        O(batches**2) in all.
         """
         metric = deepcopy(self.__dict__["_fresh"])
         state = accumulator.get("state", {})
@@ -83,7 +92,9 @@ class TorchMetric:
         for name, value in _copied(state, _pieces(accumulator)).items():
             setattr(metric, name, value)
         if accumulator:
-            metric._update_count = accumulator["updates"]  # or compute() warns that there was no update
+            metric._update_count = accumulator[
+                "updates"
+            ]  # or compute() warns that there was no update
         return metric
 
 

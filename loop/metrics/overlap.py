@@ -18,16 +18,19 @@ AVERAGES: tuple[str, ...] = ("binary", "macro", "micro", "weighted")
 class Overlap(Tally):
     """Metrics of (tp, fp, fn): how often a class was rightly given, wrongly given, and missed.
 
-    Scores of classes: pred has C of them along `axis`, target a class for each; the class with the highest score is
-    given. Targets equal to `ignore_index` do not count. `average` is "binary" (C is 2; of class 1), "macro" (the mean
-    over the classes that were given or are in the targets), "micro" (of the counts of all classes together) or
-    "weighted" (the mean, weighted by how often a class is in the targets).
+    Scores of classes: pred has C of them along `axis`, target a class for each; the class with the
+    highest score is given. Targets equal to `ignore_index` do not count. `average` is "binary" (C
+    is 2; of class 1), "macro" (the mean over the classes that were given or are in the targets),
+    "micro" (of the counts of all classes together) or "weighted" (the mean, weighted by how often a
+    class is in the targets).
 
-    With a `threshold`, pred and target have one shape and every entry is a question of its own, answered yes if pred
-    (its sigmoid, unless `sigmoid` is False) is above the threshold. "binary" then is over all entries; the others have
-    a label for each place along `axis`, all of which count.
+    With a `threshold`, pred and target have one shape and every entry is a question of its own,
+    answered yes if pred (its sigmoid, unless `sigmoid` is False) is above the threshold. "binary"
+    then is over all entries; the others have a label for each place along `axis`, all of which
+    count.
 
-    0/0 is 0. Raises ValueError for an unknown average, and for predictions that it does not go with.
+    0/0 is 0. Raises ValueError for an unknown average, and for predictions that it does not go
+    with.
     """
 
     average: Average = "binary"
@@ -39,7 +42,9 @@ class Overlap(Tally):
 
     def __post_init__(self) -> None:
         if self.average not in AVERAGES:
-            raise ValueError(f"{type(self).__name__}: average must be one of {AVERAGES}, got {self.average!r}.")
+            raise ValueError(
+                f"{type(self).__name__}: average must be one of {AVERAGES}, got {self.average!r}."
+            )
 
     @property
     def name(self) -> str:
@@ -52,7 +57,9 @@ class Overlap(Tally):
 
     def count(self, pred: Tensor, target: Tensor) -> Accumulator:
         """tp, fp and fn of every class, as int64."""
-        right, given, wanted = self._by_class(pred, target) if self.threshold is None else self._by_entry(pred, target)
+        right, given, wanted = (
+            self._by_class(pred, target) if self.threshold is None else self._by_entry(pred, target)
+        )
         return {"tp": right, "fp": given - right, "fn": wanted - right}
 
     def read(self, counted: Accumulator) -> Tensor:
@@ -72,33 +79,49 @@ class Overlap(Tally):
         classes = pred.shape[self.axis]
         if self.average == "binary" and classes != 2:
             raise ValueError(
-                f"{type(self).__name__}: average='binary' needs scores of 2 classes along axis {self.axis}, got shape "
+                f"{type(self).__name__}: average='binary' needs scores of 2 classes along axis "
+                f"{self.axis}, got shape "
                 f"{tuple(pred.shape)}. Choose another average or axis, or give a threshold."
             )
-        given, wanted, kept = decided(type(self).__name__, pred, target, self.axis, self.ignore_index)
+        given, wanted, kept = decided(
+            type(self).__name__, pred, target, self.axis, self.ignore_index
+        )
         right = kept & (given == wanted)
-        return how_often(wanted, right, classes), how_often(given, kept, classes), how_often(wanted, kept, classes)
+        return (
+            how_often(wanted, right, classes),
+            how_often(given, kept, classes),
+            how_often(wanted, kept, classes),
+        )
 
     def _by_entry(self, pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if self.average != "binary" and pred.dim() < 2:
             raise ValueError(
-                f"{type(self).__name__}: average={self.average!r} with a threshold needs samples along one axis, "
-                f"labels along another, got shape {tuple(pred.shape)}. Use average='binary' for one label."
+                f"{type(self).__name__}: average={self.average!r} with a threshold needs samples "
+                f"along one axis, "
+                f"labels along another, got shape {tuple(pred.shape)}. Use average='binary' for "
+                f"one label."
             )
         labels = 1 if self.average == "binary" else pred.shape[self.axis]
         if labels > 1:
             pred, target = pred.movedim(self.axis, -1), target.movedim(self.axis, -1)
         pred, target = flat(type(self).__name__, pred, target)
-        kept = torch.ones_like(target, dtype=torch.bool) if self.ignore_index is None else target != self.ignore_index
+        kept = (
+            torch.ones_like(target, dtype=torch.bool)
+            if self.ignore_index is None
+            else target != self.ignore_index
+        )
         given = (pred.sigmoid() if self.sigmoid else pred).gt(self.threshold or 0.0) & kept
         wanted = target.bool() & kept
-        right, given, wanted = (part.reshape(-1, labels).sum(dim=0) for part in (given & wanted, given, wanted))
+        right, given, wanted = (
+            part.reshape(-1, labels).sum(dim=0) for part in (given & wanted, given, wanted)
+        )
         return right, given, wanted
 
 
 @dataclass(frozen=True)
 class F1(Overlap):
-    """2 tp / (2 tp + fp + fn): the harmonic mean of precision and recall. The arguments are explained at Overlap.
+    """2 tp / (2 tp + fp + fn): the harmonic mean of precision and recall. The arguments are
+    explained at Overlap.
 
     >>> F1()(torch.tensor([[0.0, 1.0], [0.0, 1.0], [1.0, 0.0]]), torch.tensor([1, 0, 1]))
     0.5
@@ -111,7 +134,8 @@ class F1(Overlap):
 
 @dataclass(frozen=True)
 class Precision(Overlap):
-    """tp / (tp + fp): the share of those given the class that have it. The arguments are explained at Overlap.
+    """tp / (tp + fp): the share of those given the class that have it. The arguments are explained
+    at Overlap.
 
     >>> Precision("macro")(torch.eye(3), torch.tensor([0, 1, 1]))
     0.6666666666666666
@@ -124,7 +148,8 @@ class Precision(Overlap):
 
 @dataclass(frozen=True)
 class Recall(Overlap):
-    """tp / (tp + fn): the share of those having the class that were given it. The arguments are explained at Overlap.
+    """tp / (tp + fn): the share of those having the class that were given it. The arguments are
+    explained at Overlap.
 
     >>> Recall(threshold=0.5)(torch.tensor([3.0, -2.0, 1.0]), torch.tensor([1, 1, 0]))
     0.5
@@ -137,7 +162,8 @@ class Recall(Overlap):
 
 @dataclass(frozen=True)
 class Dice(Overlap):
-    """F1 of the pixels of images: pred (N, C, H, W), target (N, H, W). The arguments are explained at Overlap.
+    """F1 of the pixels of images: pred (N, C, H, W), target (N, H, W). The arguments are explained
+    at Overlap.
 
     >>> Dice("macro")(torch.eye(2)[None], torch.tensor([[0, 1]]))
     1.0
@@ -153,7 +179,8 @@ class Dice(Overlap):
 
 @dataclass(frozen=True)
 class JaccardCoeff(Overlap):
-    """tp / (tp + fp + fn), intersection over union, of the pixels of images. The arguments are explained at Overlap.
+    """tp / (tp + fp + fn), intersection over union, of the pixels of images. The arguments are
+    explained at Overlap.
 
     >>> JaccardCoeff()(torch.tensor([[[0.0, 0.0], [1.0, 1.0]]]), torch.tensor([[0, 1]]))
     0.5

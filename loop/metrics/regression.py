@@ -1,4 +1,6 @@
-"""Metrics of numbers, from moments that merge: RMSE, R2, explained variance, correlations; and perplexity."""
+"""Metrics of numbers, from moments that merge: RMSE, R2, explained variance, correlations; and
+perplexity.
+"""
 
 from dataclasses import dataclass
 
@@ -10,9 +12,11 @@ from loop.metrics.tally import Accumulator, Tally, collect, collected, columns, 
 
 
 def moments(*values: Tensor) -> Accumulator:
-    """The moments of a table of k columns: count of rows, mean (k,), products (k, k) of deviations, summed over rows.
+    """The moments of a table of k columns: count of rows, mean (k,), products (k, k) of deviations,
+    summed over rows.
 
-    In float64, and without the cancellation that sums of squares suffer from. Empty for a table without rows.
+    In float64, and without the cancellation that sums of squares suffer from. Empty for a table
+    without rows.
 
     >>> {name: value.tolist() for name, value in moments(torch.tensor([1.0, 3.0])).items()}
     {'count': 2.0, 'mean': [2.0], 'products': [[2.0]]}
@@ -20,10 +24,16 @@ def moments(*values: Tensor) -> Accumulator:
     table = torch.stack([wide(column).reshape(-1) for column in values], dim=1)
     if not len(table):
         return {}
-    moved = table - table[0]  # first, so that a constant column has no deviations, not even of rounding
+    moved = (
+        table - table[0]
+    )  # first, so that a constant column has no deviations, not even of rounding
     gap = moved.mean(dim=0)
     centred = moved - gap
-    return {"count": torch.full_like(gap[0], len(table)), "mean": table[0] + gap, "products": centred.T @ centred}
+    return {
+        "count": torch.full_like(gap[0], len(table)),
+        "mean": table[0] + gap,
+        "products": centred.T @ centred,
+    }
 
 
 def joined_moments(left: Accumulator, right: Accumulator) -> Accumulator:
@@ -35,7 +45,9 @@ def joined_moments(left: Accumulator, right: Accumulator) -> Accumulator:
     """
     count = left["count"] + right["count"]
     gap, share = right["mean"] - left["mean"], right["count"] / count
-    products = left["products"] + right["products"] + torch.outer(gap, gap) * (left["count"] * share)
+    products = (
+        left["products"] + right["products"] + torch.outer(gap, gap) * (left["count"] * share)
+    )
     return {"count": count, "mean": left["mean"] + gap * share, "products": products}
 
 
@@ -69,10 +81,11 @@ class _OfMoments(Tally):
 
 @dataclass(frozen=True)
 class R2(_OfMoments):
-    """The coefficient of determination, 1 - sum((target - pred)**2) / sum((target - mean(target))**2), at most 1.
+    """The coefficient of determination, 1 - sum((target - pred)**2) / sum((target -
+    mean(target))**2), at most 1.
 
-    Over all elements. If all targets are equal it is 1 where pred is right and 0 elsewhere, as in scikit-learn; nan for
-    fewer than two elements.
+    Over all elements. If all targets are equal it is 1 where pred is right and 0 elsewhere, as in
+    scikit-learn; nan for fewer than two elements.
 
     >>> R2()(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1.0, 2.0, 3.0]))
     0.5
@@ -90,7 +103,8 @@ class R2(_OfMoments):
 
 @dataclass(frozen=True)
 class ExplainedVariance(_OfMoments):
-    """1 - variance(target - pred) / variance(target), at most 1: R2, but a constant error costs nothing.
+    """1 - variance(target - pred) / variance(target), at most 1: R2, but a constant error costs
+    nothing.
 
     Over all elements; without variance as R2.
 
@@ -109,7 +123,8 @@ class ExplainedVariance(_OfMoments):
 
 @dataclass(frozen=True)
 class Pearson(_OfMoments):
-    """The linear correlation of pred and target over all elements, -1 to 1; nan if one of them is constant.
+    """The linear correlation of pred and target over all elements, -1 to 1; nan if one of them is
+    constant.
 
     >>> round(Pearson()(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 3.0, 2.0])), 6)
     0.5
@@ -126,7 +141,8 @@ class Pearson(_OfMoments):
 
 @dataclass(frozen=True)
 class Spearman(Tally):
-    """The correlation of the ranks of pred and target over all elements, -1 to 1; equal values share their mean rank.
+    """The correlation of the ranks of pred and target over all elements, -1 to 1; equal values
+    share their mean rank.
 
     A rank is known only when all data is, so predictions and targets are kept until the end. nan if
     one of them is constant, or has a nan.
@@ -146,14 +162,19 @@ class Spearman(Tally):
     def read(self, counted: Accumulator) -> Tensor:
         """The correlation of the ranks."""
         pred, target = columns(counted)
-        return _correlation(moments(_ranks(pred), _ranks(target))) if len(pred) else torch.tensor(torch.nan)
+        return (
+            _correlation(moments(_ranks(pred), _ranks(target)))
+            if len(pred)
+            else torch.tensor(torch.nan)
+        )
 
 
 @dataclass(frozen=True)
 class Perplexity(Tally):
     """exp of the mean cross entropy over all tokens: how many words the model hesitates between.
 
-    pred has scores along `axis`, target a token for each; targets equal to `ignore_index` (padding) do not count.
+    pred has scores along `axis`, target a token for each; targets equal to `ignore_index` (padding)
+    do not count.
 
     >>> round(Perplexity()(torch.zeros(1, 3, 7), torch.tensor([[1, 2, -100]])), 4)
     7.0
@@ -168,7 +189,10 @@ class Perplexity(Tally):
         scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
         target = target.reshape(-1)
         losses = cross_entropy(
-            scores.reshape(-1, scores.shape[-1]), target, ignore_index=self.ignore_index, reduction="none"
+            scores.reshape(-1, scores.shape[-1]),
+            target,
+            ignore_index=self.ignore_index,
+            reduction="none",
         )
         total = wide(losses).sum()
         return {"total": total, "tokens": (target != self.ignore_index).sum().to(total.dtype)}
@@ -186,7 +210,9 @@ def _residual_moments(what: str, pred: Tensor, target: Tensor) -> Accumulator:
 
 def _explained(counted: Accumulator, left: Tensor) -> Tensor:
     total = counted["products"][1, 1]
-    share = torch.where(total == 0, (left != 0).to(total), left / torch.where(total == 0, 1.0, total))
+    share = torch.where(
+        total == 0, (left != 0).to(total), left / torch.where(total == 0, 1.0, total)
+    )
     return torch.where(counted["count"] < 2, torch.nan, 1 - share)
 
 

@@ -1,4 +1,6 @@
-"""The means and tallies of a phase: every column of the batches seen so far, and their values at the end."""
+"""The means and tallies of a phase: every column of the batches seen so far, and their values at
+the end.
+"""
 
 from collections.abc import Mapping, Sequence
 from math import nan
@@ -16,7 +18,8 @@ Sums: TypeAlias = Mapping[str, tuple[Tensor, int] | Accumulator]
 
 
 def metrics_by_name(metrics: Sequence[Metric]) -> dict[str, Metric]:
-    """Column -> metric. Raises TypeError for a class where an object is needed, and ValueError for a name used twice.
+    """Column -> metric. Raises TypeError for a class where an object is needed, and ValueError for
+    a name used twice.
 
     >>> from loop.metrics import accuracy, RMSE
     >>> list(metrics_by_name([accuracy, RMSE()]))
@@ -25,11 +28,14 @@ def metrics_by_name(metrics: Sequence[Metric]) -> dict[str, Metric]:
     named: dict[str, Metric] = {}
     for metric in metrics:
         if isinstance(metric, type):
-            raise TypeError(f"metrics must be functions or objects, got the class {metric.__name__}. Call it.")
+            raise TypeError(
+                f"metrics must be functions or objects, got the class {metric.__name__}. Call it."
+            )
         name = metric_name(metric)
         if name in named:
             raise ValueError(
-                f"two metrics are called {name!r}: {named[name]!r} and {metric!r}. Give one another name: a function's "
+                f"two metrics are called {name!r}: {named[name]!r} and {metric!r}. Give one "
+                f"another name: a function's "
                 f"is its __name__, an object's its `name`."
             )
         named[name] = metric
@@ -58,9 +64,11 @@ def add_batch(sums: Sums, state: State, metrics: Sequence[Metric], loss_name: st
 
 
 def means(sums: Sums, metrics: Sequence[Metric] = ()) -> dict[str, float]:
-    """The value of every column, nan where no sample was counted; this is where a device is waited for.
+    """The value of every column, nan where no sample was counted; this is where a device is waited
+    for.
 
-    `metrics` are those that were counted; only they can read their accumulators, so others are left out.
+    `metrics` are those that were counted; only they can read their accumulators, so others are left
+    out.
 
     >>> means({"accuracy": (torch.tensor(3.0), 4)})
     {'accuracy': 0.75}

@@ -1,4 +1,6 @@
-"""What makes a metric exact whatever the batches: a count of each batch, counts that can be merged, one reading."""
+"""What makes a metric exact whatever the batches: a count of each batch, counts that can be merged,
+one reading.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -18,8 +20,9 @@ Accumulator: TypeAlias = Mapping[str, Any]
 class Mergeable(Protocol):
     """A metric that is more than a mean of means: four pure functions of an accumulator.
 
-    `merge` is associative, `start()` is its neutral element, and counting two batches is merging their counts; so the
-    value is the same however the data is cut into batches. Only `value` waits for a device.
+    `merge` is associative, `start()` is its neutral element, and counting two batches is merging
+    their counts; so the value is the same however the data is cut into batches. Only `value` waits
+    for a device.
     """
 
     def start(self) -> Accumulator:
@@ -45,10 +48,11 @@ def metric_name(metric: Callable[..., Any] | Mergeable) -> str:
 
 
 class Tally(ABC):
-    """A Mergeable by two functions: what a batch counts (`count`), and what the counts say (`read`).
+    """A Mergeable by two functions: what a batch counts (`count`), and what the counts say
+    (`read`).
 
-    Counts are added up; where that is not how they are merged, `join` says how. Calling a tally gives its value for one
-    batch alone. The name of its column is the class's, in snake case.
+    Counts are added up; where that is not how they are merged, `join` says how. Calling a tally
+    gives its value for one batch alone. The name of its column is the class's, in snake case.
 
     >>> class Largest(Tally):
     ...     def count(self, pred, target):
@@ -104,11 +108,12 @@ class Tally(ABC):
 
 @dataclass(frozen=True)
 class Weighted(Tally):
-    """The mean of a batch's measure, weighted by `weight(pred, *targets)` instead of the number of samples.
+    """The mean of a batch's measure, weighted by `weight(pred, *targets)` instead of the number of
+    samples.
 
-    value = sum(weight * metric) / sum(weight). For a measure that is a mean over tokens, the weight is the number of
-    tokens that are no padding. A batch of weight 0 counts nothing, whatever its measure. Raises TypeError for a metric
-    that is Mergeable already: it needs no weights.
+    value = sum(weight * metric) / sum(weight). For a measure that is a mean over tokens, the weight
+    is the number of tokens that are no padding. A batch of weight 0 counts nothing, whatever its
+    measure. Raises TypeError for a metric that is Mergeable already: it needs no weights.
 
     >>> def tokens(pred, target):
     ...     return (target >= 0).sum()
@@ -125,7 +130,10 @@ class Weighted(Tally):
 
     def __post_init__(self) -> None:
         if isinstance(self.metric, (type, Mergeable)) or not callable(self.metric):
-            raise TypeError(f"Weighted: metric must be a function (pred, *targets) -> 0-d tensor, got {self.metric!r}.")
+            raise TypeError(
+                f"Weighted: metric must be a function (pred, *targets) -> 0-d tensor, got "
+                f"{self.metric!r}."
+            )
 
     @property
     def name(self) -> str:
@@ -135,7 +143,9 @@ class Weighted(Tally):
     def count(self, pred: Any, *targets: Any) -> Accumulator:
         """The weighted measure, and the weight."""
         measured = wide(torch.as_tensor(self.metric(pred, *targets)))
-        weight = torch.as_tensor(self.weight(pred, *targets), dtype=measured.dtype, device=measured.device)
+        weight = torch.as_tensor(
+            self.weight(pred, *targets), dtype=measured.dtype, device=measured.device
+        )
         return {"total": torch.where(weight == 0, 0.0, measured * weight), "weight": weight}
 
     def read(self, counted: Accumulator) -> Tensor:
@@ -148,8 +158,8 @@ class Weighted(Tally):
 class Collected(Tally):
     """A function of all samples at once, for what no sums can say: `Collected(roc_auc)`.
 
-    Predictions and targets of all batches are kept until the end, joined along the first axis, so this needs memory
-    for a whole data set. The function may return a number or a 0-d tensor.
+    Predictions and targets of all batches are kept until the end, joined along the first axis, so
+    this needs memory for a whole data set. The function may return a number or a 0-d tensor.
 
     >>> def median(pred, target):
     ...     return (pred - target).abs().median()
@@ -185,7 +195,9 @@ def collect(*parts: Tensor) -> Accumulator:
 
 
 def collected(left: Accumulator, right: Accumulator) -> Accumulator:
-    """Pieces one behind the other; the last ones are joined as soon as they are equally long, so there are few."""
+    """Pieces one behind the other; the last ones are joined as soon as they are equally long, so
+    there are few.
+    """
     return {key: _tidied((*left[key], *right[key])) for key in left}
 
 
@@ -201,7 +213,9 @@ def _tidied(pieces: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def wide(values: Tensor) -> Tensor:
-    """The values in float64, so that sums over a data set are exact enough; in float32 where a device has no other."""
+    """The values in float64, so that sums over a data set are exact enough; in float32 where a
+    device has no other.
+    """
     return values.float() if values.device.type == "mps" else values.double()
 
 
@@ -209,7 +223,8 @@ def flat(what: str, pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Both as vectors. Raises ValueError if they have different numbers of elements."""
     if pred.numel() != target.numel():
         raise ValueError(
-            f"{what}: pred and target must have equally many elements, got shapes {tuple(pred.shape)} and "
+            f"{what}: pred and target must have equally many elements, got shapes "
+            f"{tuple(pred.shape)} and "
             f"{tuple(target.shape)}. Is this the right metric, or axis, for this model?"
         )
     return pred.reshape(-1), target.reshape(-1)

@@ -1,4 +1,6 @@
-"""Pictures of what ActivationStats has measured: how the layers' outputs change while a model learns."""
+"""Pictures of what ActivationStats has measured: how the layers' outputs change while a model
+learns.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +18,8 @@ _LEGEND = 16  # more layers than these are told apart by colour alone
 
 
 def plot_activations(state: State, name: str = "activation_stats") -> Figure:
-    """Mean and standard deviation of every layer's output, batch by batch; dark is the first layer, light the last.
+    """Mean and standard deviation of every layer's output, batch by batch; dark is the first layer,
+    light the last.
 
     In a net that trains well the means stay near 0 and the deviations near 1, without sudden falls.
     Raises ValueError, as the other functions here, if nothing was measured.
@@ -31,7 +34,9 @@ def plot_activations(state: State, name: str = "activation_stats") -> Figure:
 
 
 def plot_near_zero(state: State, name: str = "activation_stats") -> Figure:
-    """The share of every layer's outputs that is at most 0.05, batch by batch: behind a ReLU, the dead ones."""
+    """The share of every layer's outputs that is at most 0.05, batch by batch: behind a ReLU, the
+    dead ones.
+    """
     found = activation_stats(state, name)
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.subplots()
@@ -41,29 +46,45 @@ def plot_near_zero(state: State, name: str = "activation_stats") -> Figure:
     return figure
 
 
-def plot_activation_histograms(state: State, name: str = "activation_stats", columns: int = 3) -> Figure:
-    """A picture for every layer: each column of pixels is a batch, each row a bin, bright where many outputs are.
+def plot_activation_histograms(
+    state: State, name: str = "activation_stats", columns: int = 3
+) -> Figure:
+    """A picture for every layer: each column of pixels is a batch, each row a bin, bright where
+    many outputs are.
 
-    The brightness is log(1 + count), on a scale of its own for each layer. A good picture fills its frame smoothly; a
-    bright lowest row means dead outputs, and waves that rise and collapse mean that training has broken down.
-    Raises ValueError also if the histograms were not asked for. Source: fastai's "colourful dimension".
+    The brightness is log(1 + count), on a scale of its own for each layer. A good picture fills its
+    frame smoothly; a bright lowest row means dead outputs, and waves that rise and collapse mean
+    that training has broken down. Raises ValueError also if the histograms were not asked for.
+    Source: fastai's "colourful dimension".
     """
     found = activation_stats(state, name)
     if found.histograms is None:
-        raise ValueError(f"plot_activation_histograms: {name!r} has no histograms. Use ActivationStats(hist=True).")
+        raise ValueError(
+            f"plot_activation_histograms: {name!r} has no histograms. Use "
+            f"ActivationStats(hist=True)."
+        )
     columns = min(columns, len(found.layers))
     rows = -(-len(found.layers) // columns)
     figure = Figure(figsize=(3.4 * columns, 2.4 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     first, last = found.train_iter[0], found.train_iter[-1]
-    half = (last - first) / max(len(found.train_iter) - 1, 1) / 2 or 0.5  # of a column, which is centred on its batch
+    half = (last - first) / max(
+        len(found.train_iter) - 1, 1
+    ) / 2 or 0.5  # of a column, which is centred on its batch
     extent = (first - half, last + half, *found.range)
     for index, axes in enumerate(grid.flat):
         if index >= len(found.layers):
             axes.axis("off")
             continue
         picture = found.histograms[:, index].T.log1p().numpy()
-        axes.imshow(picture, origin="lower", aspect="auto", extent=extent, cmap="viridis", interpolation="nearest")
+        axes.imshow(
+            picture,
+            origin="lower",
+            aspect="auto",
+            extent=extent,
+            cmap="viridis",
+            interpolation="nearest",
+        )
         axes.set_title(_label(found, index), fontsize=10)
         if index + columns >= len(found.layers):
             axes.set_xlabel("batch")
@@ -76,14 +97,22 @@ def plot_activation_histograms(state: State, name: str = "activation_stats", col
 def _curves(axes: Any, found: LayerStats, values: Tensor, what: str) -> None:
     """A line for each layer."""
     for index, color in enumerate(_colors(len(found.layers))):
-        axes.plot(found.train_iter, values[:, index].numpy(), color=color, linewidth=1.2, label=_label(found, index))
+        axes.plot(
+            found.train_iter,
+            values[:, index].numpy(),
+            color=color,
+            linewidth=1.2,
+            label=_label(found, index),
+        )
     axes.set(xlabel="batch", ylabel=what)
     _clean(axes)
 
 
 def _legend(figure: Figure, axes: Any, found: LayerStats) -> None:
     if len(found.layers) <= _LEGEND:
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9)
+        figure.legend(
+            *axes.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9
+        )
 
 
 def _colors(count: int) -> Iterator[Any]:

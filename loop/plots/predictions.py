@@ -16,10 +16,11 @@ _MOST_NUMBERS = 25  # classes beyond which the counts would not be readable
 def plot_confusion_matrix(
     targets: Tensor, pred: Tensor, classes: Sequence[str] | None = None, normalize: bool = False
 ) -> Figure:
-    """How often each class (row) was taken for each class (column): targets (N,) of classes, pred (N, C) of scores.
+    """How often each class (row) was taken for each class (column): targets (N,) of classes, pred
+    (N, C) of scores.
 
-    The colour of a field is its share of the row, so that rare classes are as plain to see as frequent ones. The number
-    in it is the count, or the share if `normalize`.
+    The colour of a field is its share of the row, so that rare classes are as plain to see as
+    frequent ones. The number in it is the count, or the share if `normalize`.
     """
     counts = confusion_matrix(pred, targets).cpu().numpy()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -42,14 +43,23 @@ def plot_confusion_matrix(
 
 
 def plot_top_losses(
-    images: Tensor, targets: Tensor, pred: Tensor, losses: Tensor, classes: Sequence[str] | None = None, k: int = 9
+    images: Tensor,
+    targets: Tensor,
+    pred: Tensor,
+    losses: Tensor,
+    classes: Sequence[str] | None = None,
+    k: int = 9,
 ) -> Figure:
-    """The k images with the largest losses, the worst first, with the predicted class, the true one and the loss.
+    """The k images with the largest losses, the worst first, with the predicted class, the true one
+    and the loss.
 
-    images (N, 1 or 3, H, W), targets (N,) of classes, pred (N, C) of scores, losses (N,), as `sample_losses` has them:
-    `plot_top_losses(*sample_losses(learner, state))`. A loss that is NaN is the worst of all.
+    images (N, 1 or 3, H, W), targets (N,) of classes, pred (N, C) of scores, losses (N,), as
+    `sample_losses` has them: `plot_top_losses(*sample_losses(learner, state))`. A loss that is NaN
+    is the worst of all.
     """
-    worst = losses.detach().nan_to_num(nan=torch.inf).argsort(descending=True, stable=True)[:k].tolist()
+    worst = (
+        losses.detach().nan_to_num(nan=torch.inf).argsort(descending=True, stable=True)[:k].tolist()
+    )
     columns = max(int(np.ceil(np.sqrt(len(worst)))), 1)
     rows = max(-(-len(worst) // columns), 1)
     figure = Figure(figsize=(1.9 * columns, 2.3 * rows), layout="constrained")

@@ -1,4 +1,6 @@
-"""Pictures of a run: each function returns a matplotlib Figure, which notebooks show and `savefig` saves."""
+"""Pictures of a run: each function returns a matplotlib Figure, which notebooks show and `savefig`
+saves.
+"""
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -18,7 +20,8 @@ if TYPE_CHECKING:
 
 
 def plot_losses(history: History, skip: int = 0) -> Figure:
-    """The training loss of every batch, smoothed and raw, and the validation loss after every epoch.
+    """The training loss of every batch, smoothed and raw, and the validation loss after every
+    epoch.
 
     `skip` leaves out the first batches, whose losses are large.
     """
@@ -29,19 +32,30 @@ def plot_losses(history: History, skip: int = 0) -> Figure:
     axes.plot(batches, history.smooth_losses()[skip:], color="C0", label="training, smoothed")
     measured = [row for row in history.rows if row.get("valid_loss") is not None]
     if measured:
-        ends, values = [row["train_iter"] for row in measured], [row["valid_loss"] for row in measured]
+        ends, values = (
+            [row["train_iter"] for row in measured],
+            [row["valid_loss"] for row in measured],
+        )
         axes.plot(ends, values, "o-", color="C1", label="validation")
     axes.legend(frameon=False)
     return figure
 
 
 def plot_schedules(history: History, names: Sequence[str] | None = None) -> Figure:
-    """The hypers that every batch was trained with, side by side; by default those that changed, or lr."""
+    """The hypers that every batch was trained with, side by side; by default those that changed, or
+    lr.
+    """
     if names is None:
-        changed = [name for name, log in history.hypers.items() if len({_number(value) for value in log}) > 1]
+        changed = [
+            name
+            for name, log in history.hypers.items()
+            if len({_number(value) for value in log}) > 1
+        ]
         names = changed or [name for name in ("lr",) if name in history.hypers]
     figure = Figure(figsize=(4.5 * max(len(names), 1), 3.2), layout="constrained")
-    for axes, name in zip(np.atleast_1d(figure.subplots(1, max(len(names), 1))), names, strict=False):
+    for axes, name in zip(
+        np.atleast_1d(figure.subplots(1, max(len(names), 1))), names, strict=False
+    ):
         axes.plot([_number(value) for value in history.hypers[name]], color="C2")
         axes.set(xlabel="batch", ylabel=name)
         _clean(axes)
@@ -49,23 +63,31 @@ def plot_schedules(history: History, names: Sequence[str] | None = None) -> Figu
 
 
 def plot_records(state: State, name: str = "record_values") -> Figure:
-    """What RecordValues recorded in the last run, side by side, a value for each batch; of a tree, the last leaf.
+    """What RecordValues recorded in the last run, side by side, a value for each batch; of a tree,
+    the last leaf.
 
     Raises KeyError if the state has no records of this name.
     """
     if name not in state.memory:
         known = ", ".join(map(repr, state.memory)) or "nothing"
-        raise KeyError(f"plot_records: the state has no {name!r}, but {known}. Train with RecordValues(...) first.")
+        raise KeyError(
+            f"plot_records: the state has no {name!r}, but {known}. Train with RecordValues(...) "
+            f"first."
+        )
     logs = state.memory[name]
     figure = Figure(figsize=(4.5 * len(logs), 3.2), layout="constrained")
-    for axes, (label, log) in zip(np.atleast_1d(figure.subplots(1, len(logs))), logs.items(), strict=True):
+    for axes, (label, log) in zip(
+        np.atleast_1d(figure.subplots(1, len(logs))), logs.items(), strict=True
+    ):
         axes.plot([_number(value) for value in log], color="C2")
         axes.set(xlabel="batch", ylabel=label)
         _clean(axes)
     return figure
 
 
-def plot_schedule(schedule: Callable[[float], Any], points: int = 200, name: str = "value") -> Figure:
+def plot_schedule(
+    schedule: Callable[[float], Any], points: int = 200, name: str = "value"
+) -> Figure:
     """A schedule from 0 to 1."""
     figure, axes = _one(("share of the run", name))
     positions = np.linspace(0, 1, points)
@@ -74,7 +96,12 @@ def plot_schedule(schedule: Callable[[float], Any], points: int = 200, name: str
 
 
 def plot_predictions(
-    images: Tensor, targets: Tensor, pred: Tensor, classes: Sequence[str] | None = None, columns: int = 8, rows: int = 3
+    images: Tensor,
+    targets: Tensor,
+    pred: Tensor,
+    classes: Sequence[str] | None = None,
+    columns: int = 8,
+    rows: int = 3,
 ) -> Figure:
     """Images (N, 1 or 3, H, W) with the predicted class, and the true one in red where they differ."""
     figure = Figure(figsize=(1.3 * columns, 1.6 * rows), layout="constrained")
@@ -86,14 +113,22 @@ def plot_predictions(
             continue
         draw_image(axes, images[index])
         guess, truth = int(guesses[index]), int(targets[index])
-        said, meant = (classes[guess], classes[truth]) if classes is not None else (str(guess), str(truth))
+        said, meant = (
+            (classes[guess], classes[truth]) if classes is not None else (str(guess), str(truth))
+        )
         right = guess == truth
-        axes.set_title(said if right else f"{said}, not {meant}", fontsize=9, color="black" if right else "crimson")
+        axes.set_title(
+            said if right else f"{said}, not {meant}",
+            fontsize=9,
+            color="black" if right else "crimson",
+        )
     return figure
 
 
 def plot_lr_find(found: "LRFind") -> Figure:
-    """The smoothed loss over lr, without the last 5 batches, with every suggestion that the points suffice for."""
+    """The smoothed loss over lr, without the last 5 batches, with every suggestion that the points
+    suffice for.
+    """
     figure, axes = _one(("lr", "loss, smoothed"))
     shown = slice(None, -5 if len(found.lrs) > 10 else None)
     lrs, losses = np.array(found.lrs[shown]), np.array(found.losses[shown])
@@ -119,7 +154,9 @@ def draw_image(axes: Any, image: Tensor) -> None:
     image = image.detach().cpu().float()
     image = (image - image.min()) / (image.max() - image.min()).clamp(min=1e-12)
     gray = len(image) == 1
-    axes.imshow((image[0] if gray else image.movedim(0, -1)).numpy(), cmap="gray_r" if gray else None)
+    axes.imshow(
+        (image[0] if gray else image.movedim(0, -1)).numpy(), cmap="gray_r" if gray else None
+    )
 
 
 def _one(labels: tuple[str, str]) -> tuple[Figure, Any]:

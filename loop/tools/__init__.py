@@ -1,1 +1,3 @@
-"""What one does with a learner and a state besides training: look, compare, search; nothing is changed by it."""
+"""What one does with a learner and a state besides training: look, compare, search; nothing is
+changed by it.
+"""

@@ -14,7 +14,8 @@ from loop.state import State
 from loop.tools.table import aligned
 
 Scores = Mapping[str, tuple[float, ...]]
-"""Column of the history -> its last value in the run with every seed, NaN if it was not measured."""
+"""Column of the history -> its last value in the run with every seed, NaN if it was not measured.
+"""
 
 
 @dataclass(frozen=True, repr=False)
@@ -28,21 +29,30 @@ class Ablation:
     def differences(self, name: str) -> Scores:
         """What leaving out the callback of this name has added to every column, for each seed."""
         return {
-            column: tuple(value - full for value, full in zip(values, self.full[column], strict=True))
+            column: tuple(
+                value - full for value, full in zip(values, self.full[column], strict=True)
+            )
             for column, values in self.without[name].items()
         }
 
     def __str__(self) -> str:
         rows = [["", *(cell for column in self.full for cell in (column, ""))]]
-        rows.append(["all", *(cell for values in self.full.values() for cell in (_mean(values), ""))])
+        rows.append(
+            ["all", *(cell for values in self.full.values() for cell in (_mean(values), ""))]
+        )
         for name, scores in self.without.items():
             changes = self.differences(name)
-            cells = (cell for column in self.full for cell in (_mean(scores[column]), _change(changes[column])))
+            cells = (
+                cell
+                for column in self.full
+                for cell in (_mean(scores[column]), _change(changes[column]))
+            )
             rows.append([f"without {name}", *cells])
         lines = aligned(rows)
         if len(self.seeds) > 1:
             lines.append(
-                f"(means over {len(self.seeds)} seeds, and mean differences to all ± their standard deviation)"
+                f"(means over {len(self.seeds)} seeds, and mean differences to all ± their "
+                f"standard deviation)"
             )
         return "\n".join(lines)
 
@@ -58,16 +68,17 @@ def ablate(
     seeds: Sequence[int] = (0,),
     run: Callable[[Learner, State, int], State] = fit,
 ) -> Ablation:
-    """Train with all callbacks of the learner, then without each in turn, and compare the last rows of the history.
+    """Train with all callbacks of the learner, then without each in turn, and compare the last rows
+    of the history.
 
-    Every run begins with `state`, once with each of `seeds`, which decide the order of the data and the chance inside
-    batches; the parameters at the start are those of the state. `keep` are callbacks, classes or names, that stay in
-    all runs, as a Recorder does. Callbacks that only show or write down what happens take part in none (see
-    `without_reports`). `metric` is the column to compare, all if None. `run` is how to train:
-    `functools.partial(fit_one_cycle, lr=0.1)`, say.
+    Every run begins with `state`, once with each of `seeds`, which decide the order of the data and
+    the chance inside batches; the parameters at the start are those of the state. `keep` are
+    callbacks, classes or names, that stay in all runs, as a Recorder does. Callbacks that only show
+    or write down what happens take part in none (see `without_reports`). `metric` is the column to
+    compare, all if None. `run` is how to train: `functools.partial(fit_one_cycle, lr=0.1)`, say.
 
-    Raises ValueError if there is nothing to leave out or to compare, and KeyboardInterrupt if Ctrl-C or SIGTERM ended
-    a run.
+    Raises ValueError if there is nothing to leave out or to compare, and KeyboardInterrupt if
+    Ctrl-C or SIGTERM ended a run.
 
     >>> import torch
     >>> from functional_sgd import sgd
@@ -83,21 +94,34 @@ def ablate(
     tried = [callback for callback in callbacks if not _stays(callback, keep)]
     if not tried or not seeds:
         raise ValueError(
-            f"ablate: nothing to compare, with {len(tried)} callbacks to leave out and {len(seeds)} seeds. "
+            f"ablate: nothing to compare, with {len(tried)} callbacks to leave out and "
+            f"{len(seeds)} seeds. "
             f"Put callbacks into the learner (and not all into keep), and give at least one seed."
         )
 
     def scores(callbacks: Sequence[Any]) -> Scores:
         alone = replace(learner, callbacks=tuple(callbacks))
-        return _by_column([_last_row(run(alone, state.replace(seed=seed), epochs), state, metric) for seed in seeds])
+        return _by_column(
+            [
+                _last_row(run(alone, state.replace(seed=seed), epochs), state, metric)
+                for seed in seeds
+            ]
+        )
 
     full = scores(callbacks)
-    without = {name_of(one): scores([other for other in callbacks if other is not one]) for one in tried}
-    return Ablation(full, {name: _like(full, found) for name, found in without.items()}, tuple(seeds))
+    without = {
+        name_of(one): scores([other for other in callbacks if other is not one]) for one in tried
+    }
+    return Ablation(
+        full, {name: _like(full, found) for name, found in without.items()}, tuple(seeds)
+    )
 
 
 def _stays(callback: Any, keep: Sequence[Wish]) -> bool:
-    wished = any(name_of(callback) == wish if isinstance(wish, str) else isinstance(callback, wish) for wish in keep)
+    wished = any(
+        name_of(callback) == wish if isinstance(wish, str) else isinstance(callback, wish)
+        for wish in keep
+    )
     return wished or isinstance(callback, Recorder)
 
 
@@ -108,7 +132,9 @@ def _last_row(end: State, start: State, metric: str | None) -> dict[str, float]:
     rows = end.history.rows[len(start.history.rows) :]
     row = {name: value for name, value in rows[-1].items() if name not in _COUNTERS} if rows else {}
     if metric is not None and metric not in row:
-        raise ValueError(f"ablate: the history has no column {metric!r}. {did_you_mean(metric, row)}")
+        raise ValueError(
+            f"ablate: the history has no column {metric!r}. {did_you_mean(metric, row)}"
+        )
     return {name: _number(value) for name, value in row.items() if metric in (None, name)}
 
 

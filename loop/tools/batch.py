@@ -10,7 +10,8 @@ from loop.state import State
 
 
 def first_batch(learner: Learner, state: State) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """(inputs, targets) of the batch that `fit` would train on first, on the state's device, before any callback.
+    """(inputs, targets) of the batch that `fit` would train on first, on the state's device, before
+    any callback.
 
     The caller's random numbers are left alone. Raises ValueError if there is no training data.
 

@@ -17,7 +17,9 @@ from loop.state import State
 
 
 class SampleLosses(NamedTuple):
-    """All samples of an evaluation; a single input, or target, is the tensor itself, several are a tuple."""
+    """All samples of an evaluation; a single input, or target, is the tensor itself, several are a
+    tuple.
+    """
 
     inputs: Any
     targets: Any
@@ -25,12 +27,16 @@ class SampleLosses(NamedTuple):
     losses: Tensor  # (N,)
 
 
-def sample_losses(learner: Learner, state: State, data: Iterable[Any] | None = None) -> SampleLosses:
-    """Every sample of the validation data (or of other data) with the model's prediction and the loss of it alone.
+def sample_losses(
+    learner: Learner, state: State, data: Iterable[Any] | None = None
+) -> SampleLosses:
+    """Every sample of the validation data (or of other data) with the model's prediction and the
+    loss of it alone.
 
-    The samples are in the order of the data, all in memory; the model is in evaluation mode, and the state is not
-    touched. What the loss of a sample is, and which losses have one, see `loop.losses.per_sample`; the mean of these is
-    the valid_loss. `plot_top_losses` shows the worst. Raises ValueError if there is no data, or it has no targets.
+    The samples are in the order of the data, all in memory; the model is in evaluation mode, and
+    the state is not touched. What the loss of a sample is, and which losses have one, see
+    `loop.losses.per_sample`; the mean of these is the valid_loss. `plot_top_losses` shows the
+    worst. Raises ValueError if there is no data, or it has no targets.
 
     >>> from functional_sgd import sgd
     >>> from loop import DataLoaders
@@ -40,9 +46,13 @@ def sample_losses(learner: Learner, state: State, data: Iterable[Any] | None = N
     tensor([1., 4.])
     """
     collector = CollectSamples()
-    batches = evaluate(learner, state.forget(collector.name), data, [collector]).memory.get(collector.name, ())
+    batches = evaluate(learner, state.forget(collector.name), data, [collector]).memory.get(
+        collector.name, ()
+    )
     if not batches:
-        raise ValueError("sample_losses: the data has no targets, so there are no losses. Use predict.")
+        raise ValueError(
+            "sample_losses: the data has no targets, so there are no losses. Use predict."
+        )
     joined: Any = optree.tree_map(lambda *parts: torch.cat(parts), *batches)
     inputs, targets, preds, losses = joined
     return SampleLosses(_single(inputs), _single(targets), preds, losses)

@@ -1,4 +1,6 @@
-"""Find a learning rate: train on a fork of the state while lr rises, and read the curve of the losses."""
+"""Find a learning rate: train on a fork of the state while lr rises, and read the curve of the
+losses.
+"""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -34,9 +36,11 @@ class Suggestions(NamedTuple):
 
 @dataclass(frozen=True)
 class LRFind:
-    """The curve that `lr_find` recorded: the lr and the smoothed loss of every batch, and what they suggest.
+    """The curve that `lr_find` recorded: the lr and the smoothed loss of every batch, and what they
+    suggest.
 
-    The suggestions look at `curve`. Each raises ValueError if that has too few points (`slide` wants 16).
+    The suggestions look at `curve`. Each raises ValueError if that has too few points (`slide`
+    wants 16).
     """
 
     lrs: tuple[float, ...]
@@ -45,7 +49,9 @@ class LRFind:
 
     @property
     def curve(self) -> tuple[list[float], list[float]]:
-        """(lrs, losses) without the first iterations // 10 and the last 5, up to the first loss that is not finite."""
+        """(lrs, losses) without the first iterations // 10 and the last 5, up to the first loss
+        that is not finite.
+        """
         used = slice(self.iterations // 10, -_SKIP_END)
         losses = list(takewhile(math.isfinite, self.losses[used]))
         return list(self.lrs[used])[: len(losses)], losses
@@ -90,20 +96,24 @@ def lr_find(
     beta: float = 0.98,
     callbacks: Sequence[Any] = (),
 ) -> LRFind:
-    """Train while lr rises by equal factors, and return the losses on the way. Nothing is changed by it.
+    """Train while lr rises by equal factors, and return the losses on the way. Nothing is changed
+    by it.
 
-    Batch k trains with lr = start * (end / start)**(k / iterations). The loss is averaged exponentially with `beta` and
-    debiased; the search ends after `iterations` batches, or once that loss is above `stop_factor` times its smallest
-    value so far (never, if None: choose this for losses below 0). Epochs are repeated as needed; nothing is validated.
-    If lr is a tree, its largest leaf follows the schedule, and the others keep their ratio to it. The learner's
-    callbacks take part, except those that watch epochs (Tracker) and those that only show or write down what happens.
-    The loss of every batch is read, so a device is waited for.
+    Batch k trains with lr = start * (end / start)**(k / iterations). The loss is averaged
+    exponentially with `beta` and debiased; the search ends after `iterations` batches, or once that
+    loss is above `stop_factor` times its smallest value so far (never, if None: choose this for
+    losses below 0). Epochs are repeated as needed; nothing is validated. If lr is a tree, its
+    largest leaf follows the schedule, and the others keep their ratio to it. The learner's
+    callbacks take part, except those that watch epochs (Tracker) and those that only show or write
+    down what happens. The loss of every batch is read, so a device is waited for.
 
-    This is fastai's rule. The course's miniai begins at the given lr, multiplies it by 1.3 after every batch, and stops
-    when the raw loss is above 3 times its minimum: fewer batches, a rougher curve, and no suggestions.
+    This is fastai's rule. The course's miniai begins at the given lr, multiplies it by 1.3 after
+    every batch, and stops when the raw loss is above 3 times its minimum: fewer batches, a rougher
+    curve, and no suggestions.
 
-    Raises ValueError for numbers that make no sense, and for an optimizer without lr; KeyboardInterrupt if Ctrl-C or
-    SIGTERM ended the search. Source: Smith 2015 (cyclical learning rates).
+    Raises ValueError for numbers that make no sense, and for an optimizer without lr;
+    KeyboardInterrupt if Ctrl-C or SIGTERM ended the search. Source: Smith 2015 (cyclical learning
+    rates).
 
     >>> import torch
     >>> from functional_sgd import sgd
@@ -116,11 +126,19 @@ def lr_find(
     """
     _check(learner, state, start, end, iterations, stop_factor, beta)
     schedule = Exponential(float(start), float(end))
-    finder = RaiseLR(schedule, iterations, stop_factor, beta, state.hyper.get("lr"), state.train_iter)
-    others = [one for one in without_reports((*learner.callbacks, *callbacks)) if not isinstance(one, Tracker)]
+    finder = RaiseLR(
+        schedule, iterations, stop_factor, beta, state.hyper.get("lr"), state.train_iter
+    )
+    others = [
+        one
+        for one in without_reports((*learner.callbacks, *callbacks))
+        if not isinstance(one, Tracker)
+    ]
     alone = replace(learner, data=replace(learner.data, valid=None), callbacks=tuple(others))
     fork = state.replace(history=History()).forget(finder.name)
-    after = fit(alone, fork, epochs=iterations, callbacks=[finder])  # an epoch has at least one batch
+    after = fit(
+        alone, fork, epochs=iterations, callbacks=[finder]
+    )  # an epoch has at least one batch
     if after.stopped:
         raise KeyboardInterrupt(f"lr_find: ended by {after.stopped}.")
     seen = after.memory.get(finder.name, _NOTHING)
@@ -132,7 +150,9 @@ _NOTHING = {"lrs": (), "losses": (), "average": 0.0, "best": math.inf}
 
 @dataclass(frozen=True)
 class RaiseLR(Callback):
-    """Let lr rise with every training batch, remember lr and smoothed loss, and end the run when the loss explodes."""
+    """Let lr rise with every training batch, remember lr and smoothed loss, and end the run when
+    the loss explodes.
+    """
 
     schedule: Callable[[float], float]
     iterations: int
@@ -155,22 +175,33 @@ class RaiseLR(Callback):
             lr = self.schedule((done - 1) / self.iterations)
             seen = with_loss(seen, lr, float(state.history.losses[-1]), self.beta)
             state = state.remember(self.name, seen)
-            exploded = self.stop_factor is not None and seen["losses"][-1] > self.stop_factor * seen["best"]
+            exploded = (
+                self.stop_factor is not None
+                and seen["losses"][-1] > self.stop_factor * seen["best"]
+            )
         if exploded or done >= self.iterations:
             raise CancelFit(state)
         return state
 
 
 def with_loss(seen: Mapping[str, Any], lr: float, loss: float, beta: float) -> dict[str, Any]:
-    """What is remembered after one more batch: the curve, the running average and the smallest smoothed loss."""
+    """What is remembered after one more batch: the curve, the running average and the smallest
+    smoothed loss.
+    """
     average = beta * seen["average"] + (1 - beta) * loss
     smooth = average / (1 - beta ** (len(seen["losses"]) + 1))
     losses = (*seen["losses"], smooth)
-    return {"lrs": (*seen["lrs"], lr), "losses": losses, "average": average, "best": min(seen["best"], smooth)}
+    return {
+        "lrs": (*seen["lrs"], lr),
+        "losses": losses,
+        "average": average,
+        "best": min(seen["best"], smooth),
+    }
 
 
 def scaled(like: Any, lr: float) -> Any:
-    """A learning rate for every leaf of a tree: lr for the largest, the others in the ratio that they had.
+    """A learning rate for every leaf of a tree: lr for the largest, the others in the ratio that
+    they had.
 
     >>> scaled({"body": 0.25, "head": 0.5}, 4.0), scaled(0.1, 4.0)
     ({'body': 2.0, 'head': 4.0}, 4.0)
@@ -183,18 +214,31 @@ def scaled(like: Any, lr: float) -> Any:
 
 
 def _check(
-    learner: Learner, state: State, start: float, end: float, iterations: int, stop_factor: float | None, beta: float
+    learner: Learner,
+    state: State,
+    start: float,
+    end: float,
+    iterations: int,
+    stop_factor: float | None,
+    beta: float,
 ) -> None:
     if "lr" not in hyper_names(learner):
         raise ValueError("lr_find: the optimizer reads no 'lr'. Use one that does, such as sgd().")
     if not 0 < start < end < math.inf:
         raise ValueError(f"lr_find: start and end must be 0 < start < end, got {start} and {end}.")
     if not isinstance(iterations, int) or iterations < 1:
-        raise ValueError(f"lr_find: iterations must be a whole number, 1 or more, got {iterations!r}.")
+        raise ValueError(
+            f"lr_find: iterations must be a whole number, 1 or more, got {iterations!r}."
+        )
     if stop_factor is not None and not stop_factor >= 1:
-        raise ValueError(f"lr_find: stop_factor must be at least 1, or None to go on to the end, got {stop_factor}.")
+        raise ValueError(
+            f"lr_find: stop_factor must be at least 1, or None to go on to the end, got "
+            f"{stop_factor}."
+        )
     if not 0 <= beta < 1:
         raise ValueError(f"lr_find: beta must be in [0, 1), got {beta}.")
     leaves: list[Any] = optree.tree_leaves(state.hyper.get("lr", ()))
     if len(leaves) > 1 and not max(float(leaf) for leaf in leaves) > 0:
-        raise ValueError("lr_find: the tree of learning rates has only zeros, so their ratio is not known.")
+        raise ValueError(
+            "lr_find: the tree of learning rates has only zeros, so their ratio is not known."
+        )

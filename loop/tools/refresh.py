@@ -17,11 +17,13 @@ from loop.state import State, Tensors
 
 
 def refresh_buffers(learner: Learner, state: State, data: Iterable[Any] | None = None) -> State:
-    """The state with BatchNorm statistics that belong to its params, as `refresh_buffers(learner, averaged(state))`.
+    """The state with BatchNorm statistics that belong to its params, as `refresh_buffers(learner,
+    averaged(state))`.
 
-    One pass over the training data (or other data) in training mode, without any callback; running_mean and
-    running_var are the plain means over its batches. Other buffers that layers write to in training mode are written
-    too. The state comes back as it is if the model has no BatchNorm layer with such statistics.
+    One pass over the training data (or other data) in training mode, without any callback;
+    running_mean and running_var are the plain means over its batches. Other buffers that layers
+    write to in training mode are written too. The state comes back as it is if the model has no
+    BatchNorm layer with such statistics.
 
     Raises ValueError if there is no data. Source: Izmailov et al. 2018; the numbers are those of
     torch.optim.swa_utils.update_bn.
@@ -38,7 +40,12 @@ def refresh_buffers(learner: Learner, state: State, data: Iterable[Any] | None =
         learner = replace(learner, data=DataLoaders(data))
     running = state.at_rest().replace(learner=learner, training=True)
     buffers = {**state.buffers, **_unmeasured(layers, state.buffers)}
-    with global_generators_kept(device_of(state)), mode_kept(running), _plain_means(layers.values()), torch.no_grad():
+    with (
+        global_generators_kept(device_of(state)),
+        mode_kept(running),
+        _plain_means(layers.values()),
+        torch.no_grad(),
+    ):
         model.train()
         for enter in batches(running, 0):
             _, buffers = apply(model, state.params, buffers, *(enter(running).xb or ()))
@@ -50,7 +57,9 @@ def _unmeasured(names: Iterable[str], buffers: Tensors) -> Tensors:
     fresh = {}
     for name in names:
         prefix = f"{name}." if name else ""
-        mean, var, seen = (f"{prefix}{key}" for key in ("running_mean", "running_var", "num_batches_tracked"))
+        mean, var, seen = (
+            f"{prefix}{key}" for key in ("running_mean", "running_var", "num_batches_tracked")
+        )
         fresh[mean] = torch.zeros_like(buffers[mean])
         fresh[var] = torch.ones_like(buffers[var])
         fresh[seen] = torch.zeros_like(buffers[seen])

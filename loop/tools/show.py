@@ -10,7 +10,8 @@ from loop.learner import Learner
 
 
 def show_loop(learner: Learner) -> None:
-    """Print the scopes, stages and events of `fit`, with the callbacks at each place in the order of their call.
+    """Print the scopes, stages and events of `fit`, with the callbacks at each place in the order
+    of their call.
 
     >>> from functional_sgd import sgd
     >>> from loop import DataLoaders, GradientClip
@@ -34,7 +35,12 @@ def show_loop(learner: Learner) -> None:
 def _lines(scope: Scope, callbacks: list[Any], indent: str) -> Iterator[str]:
     conditions = ", ".join(filter(None, (scope.repeat, scope.when)))
     around = _called(callbacks, f"around_{scope.name}")
-    yield indent + scope.name + (f"  ({conditions})" if conditions else "") + (f"  around it{around}" if around else "")
+    yield (
+        indent
+        + scope.name
+        + (f"  ({conditions})" if conditions else "")
+        + (f"  around it{around}" if around else "")
+    )
     inner = indent + "  "
     yield inner + scope.before + _called(callbacks, scope.before)
     for part in scope.parts:
@@ -50,5 +56,7 @@ def _lines(scope: Scope, callbacks: list[Any], indent: str) -> Iterator[str]:
 
 
 def _called(callbacks: list[Any], place: str) -> str:
-    names = [name_of(callback) for callback in callbacks if callable(getattr(callback, place, None))]
+    names = [
+        name_of(callback) for callback in callbacks if callable(getattr(callback, place, None))
+    ]
     return f": {', '.join(names)}" if names else ""

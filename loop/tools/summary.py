@@ -1,4 +1,6 @@
-"""What a learner is made of: layers with their shapes and parameters, the optimizer, the loss, the callbacks."""
+"""What a learner is made of: layers with their shapes and parameters, the optimizer, the loss, the
+callbacks.
+"""
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -23,7 +25,9 @@ class Layer:
 
     name: str
     kind: str
-    shapes: tuple[tuple[int, ...], ...]  # of the tensors that come out the first time; empty if it was not called
+    shapes: tuple[
+        tuple[int, ...], ...
+    ]  # of the tensors that come out the first time; empty if it was not called
     trained: int  # elements of parameters that are trained
     frozen: int  # elements of parameters that are not
 
@@ -44,10 +48,16 @@ class Summary:
 
     def __str__(self) -> str:
         head = ["layer", "kind", "output", "parameters", "trained"]
-        rows = [[layer.name, layer.kind, _shapes(layer.shapes), *_counts(layer)] for layer in self.layers]
+        rows = [
+            [layer.name, layer.kind, _shapes(layer.shapes), *_counts(layer)]
+            for layer in self.layers
+        ]
         table = aligned([head, *rows], left=3)
         rule = "-" * max(map(len, table))
-        sizes = [[f"{name}:", f"{count:,}", f"({_bytes(size)})"] for name, (count, size) in self.sizes.items()]
+        sizes = [
+            [f"{name}:", f"{count:,}", f"({_bytes(size)})"]
+            for name, (count, size) in self.sizes.items()
+        ]
         hyper = ", ".join(f"{name}={_hyper(value)}" for name, value in self.hyper.items())
         facts = [
             ["optimizer:", f"{self.opt}"],
@@ -56,18 +66,26 @@ class Summary:
             ["metrics:", ", ".join(self.metrics) or "none"],
             ["callbacks:", ", ".join(self.callbacks) or "none"],
         ]
-        lines = [f"{self.model}, input {_shapes(self.inputs)}", rule, table[0], rule, *table[1:], rule]
+        lines = [
+            f"{self.model}, input {_shapes(self.inputs)}",
+            rule,
+            table[0],
+            rule,
+            *table[1:],
+            rule,
+        ]
         return "\n".join([*lines, *aligned(sizes), "", *aligned(facts, left=2)])
 
     __repr__ = __str__
 
 
 def summary(learner: Learner, state: State) -> Summary:
-    """The layers of the model with their output shapes and parameters, the sizes, optimizer, loss and callbacks.
+    """The layers of the model with their output shapes and parameters, the sizes, optimizer, loss
+    and callbacks.
 
-    The shapes are those of the first batch of training data, in evaluation mode. The model, its mode, its buffers and
-    the caller's random numbers are as they were, whatever happens. Parameters count as trained if they are among the
-    state's `params`.
+    The shapes are those of the first batch of training data, in evaluation mode. The model, its
+    mode, its buffers and the caller's random numbers are as they were, whatever happens. Parameters
+    count as trained if they are among the state's `params`.
 
     >>> import torch
     >>> from functional_sgd import sgd
@@ -95,7 +113,9 @@ def summary(learner: Learner, state: State) -> Summary:
     """
     xb, _ = first_batch(learner, state)
     with recorded_shapes(learner.model) as found:
-        validate(replace(learner, callbacks=(), metrics=()), state, [xb])  # without targets: just the model
+        validate(
+            replace(learner, callbacks=(), metrics=()), state, [xb]
+        )  # without targets: just the model
     return Summary(
         type(learner.model).__name__,
         shapes_of(xb),
@@ -123,24 +143,40 @@ def recorded_shapes(model: nn.Module) -> Iterator[dict[str, tuple[tuple[int, ...
         yield found
 
 
-def layers(model: nn.Module, state: State, found: Mapping[str, tuple[tuple[int, ...], ...]]) -> Iterator[Layer]:
-    """The layers without layers in them, and those with parameters of their own, as the model lists them."""
+def layers(
+    model: nn.Module, state: State, found: Mapping[str, tuple[tuple[int, ...], ...]]
+) -> Iterator[Layer]:
+    """The layers without layers in them, and those with parameters of their own, as the model lists
+    them.
+    """
     names = {name for name, _ in model.named_parameters()}  # a shared one has one name here
     for name, layer in model.named_modules():
-        own = {f"{name}.{key}" if name else key: value for key, value in layer.named_parameters(recurse=False)}
+        own = {
+            f"{name}.{key}" if name else key: value
+            for key, value in layer.named_parameters(recurse=False)
+        }
         if not own and (next(layer.children(), None) is not None or name not in found):
             continue
         sizes = {key: value.numel() for key, value in own.items() if key in names}
         trained = sum(size for key, size in sizes.items() if key in state.params)
-        yield Layer(name, type(layer).__name__, found.get(name, ()), trained, sum(sizes.values()) - trained)
+        yield Layer(
+            name, type(layer).__name__, found.get(name, ()), trained, sum(sizes.values()) - trained
+        )
 
 
 def sizes(model: nn.Module, state: State) -> dict[str, tuple[int, int]]:
-    """(elements, bytes) of the trained parameters, of the others, of the buffers, and of the optimizer's state."""
+    """(elements, bytes) of the trained parameters, of the others, of the buffers, and of the
+    optimizer's state.
+    """
     parameters = {name for name, _ in model.named_parameters()}
     frozen = {name: value for name, value in state.buffers.items() if name in parameters}
     buffers = {name: value for name, value in state.buffers.items() if name not in parameters}
-    parts = {"trained": state.params, "frozen": frozen, "buffers": buffers, "optimizer": state.opt_state}
+    parts = {
+        "trained": state.params,
+        "frozen": frozen,
+        "buffers": buffers,
+        "optimizer": state.opt_state,
+    }
     return {name: _size(part) for name, part in parts.items()}
 
 
@@ -151,7 +187,9 @@ def shapes_of(tree: Any) -> tuple[tuple[int, ...], ...]:
 
 def _size(tree: Any) -> tuple[int, int]:
     tensors = [leaf for leaf in optree.tree_leaves(tree) if isinstance(leaf, Tensor)]
-    return sum(leaf.numel() for leaf in tensors), sum(leaf.numel() * leaf.element_size() for leaf in tensors)
+    return sum(leaf.numel() for leaf in tensors), sum(
+        leaf.numel() * leaf.element_size() for leaf in tensors
+    )
 
 
 def _counts(layer: Layer) -> list[str]:

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 
 def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
-    """Rows as lines with columns of equal width: the first `left` columns flush left, the others flush right.
+    """Rows as lines with columns of equal width: the first `left` columns flush left, the others
+    flush right.
 
     >>> print(*aligned([["name", "size"], ["a", "10"]]), sep="\\n")
     name  size

@@ -1,4 +1,6 @@
-"""The same tiny run with fastai's Learner and with ours: what both deliver, if signals are raised at chosen places."""
+"""The same tiny run with fastai's Learner and with ours: what both deliver, if signals are raised
+at chosen places.
+"""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -46,8 +48,12 @@ class Result:
     losses: list[float]
 
 
-def theirs(plan: Plan, run: Callable[[Any], Any], train: int = 2, valid: int = 2, last: int = 4) -> tuple[Result, Any]:
-    """A run with fastai, and its learner; `run(learner)` says what to do, `last` sizes the last batch of validation."""
+def theirs(
+    plan: Plan, run: Callable[[Any], Any], train: int = 2, valid: int = 2, last: int = 4
+) -> tuple[Result, Any]:
+    """A run with fastai, and its learner; `run(learner)` says what to do, `last` sizes the last
+    batch of validation.
+    """
     seen: list[str] = []
 
     class Spy(callbacks.Callback):  # type: ignore[misc,name-defined]
@@ -65,10 +71,14 @@ def theirs(plan: Plan, run: Callable[[Any], Any], train: int = 2, valid: int = 2
         with fast.no_bar(), fast.no_logging():
             end = ended(lambda: run(fast), tuple(THEIR_SIGNALS.values()))
     params = {name: value.detach().clone() for name, value in fast.model.named_parameters()}
-    return Result(seen, end, params, [float(loss) for loss in getattr(fast.recorder, "losses", [])]), fast
+    return Result(
+        seen, end, params, [float(loss) for loss in getattr(fast.recorder, "losses", [])]
+    ), fast
 
 
-def ours(plan: Plan, run: Callable[[Learner, State], Any], train: int = 2, valid: int = 2, last: int = 4) -> Result:
+def ours(
+    plan: Plan, run: Callable[[Learner, State], Any], train: int = 2, valid: int = 2, last: int = 4
+) -> Result:
     """A run with ours; `run(learner, state)` says what to do."""
     seen: list[str] = []
     states: list[Any] = []
@@ -78,7 +88,9 @@ def ours(plan: Plan, run: Callable[[Learner, State], Any], train: int = 2, valid
         act(plan.get(len(seen) - 1), SIGNALS)
 
     data = DataLoaders(loader(train, 1), loader(valid, 2, last))
-    mine = Learner(linear(), data, mse_loss, sgd(lr=0.1, mom=0.9), callbacks=[everywhere(spy, order=-1000)])
+    mine = Learner(
+        linear(), data, mse_loss, sgd(lr=0.1, mom=0.9), callbacks=[everywhere(spy, order=-1000)]
+    )
     start = mine.init()
     end = ended(lambda: states.append(run(mine, start)), (SignalError,))
     state = states[0] if states and isinstance(states[0], State) else start
@@ -87,7 +99,9 @@ def ours(plan: Plan, run: Callable[[Learner, State], Any], train: int = 2, valid
 
 def fit_both(plan: Plan, epochs: int = 2) -> tuple[Result, Result]:
     """fit(2), unless told otherwise: (theirs, ours)."""
-    return theirs(plan, lambda fast: fast.fit(epochs))[0], ours(plan, lambda mine, state: fit(mine, state, epochs))
+    return theirs(plan, lambda fast: fast.fit(epochs))[0], ours(
+        plan, lambda mine, state: fit(mine, state, epochs)
+    )
 
 
 def act(what: str | type[Exception] | None, signals: Mapping[str, type[Exception]]) -> None:
@@ -113,6 +127,8 @@ def their_sgd(params: Any, lr: float) -> Any:
 
 
 THEIR_SIGNALS: dict[str, type[Exception]] = {
-    scope: getattr(callbacks, f"Cancel{'Valid' if scope == 'validate' else scope.capitalize()}Exception")
+    scope: getattr(
+        callbacks, f"Cancel{'Valid' if scope == 'validate' else scope.capitalize()}Exception"
+    )
     for scope in SIGNAL_NAMES
 }

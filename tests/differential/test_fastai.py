@@ -1,4 +1,6 @@
-"""The same numbers as fastai's optimizers (Q17, B22): random gradients, float64, a hundred steps, within 1e-12."""
+"""The same numbers as fastai's optimizers (Q17, B22): random gradients, float64, a hundred steps,
+within 1e-12.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -54,7 +56,15 @@ CASES: dict[str, tuple[Theirs, Ours]] = {
     ),
     "qhadam": (
         lambda p, true: fastai.QHAdam(p, LR, wd=0.1, nu_2=0.8, decouple_wd=true),
-        of(*AVERAGES, fs.quasi_hyperbolic, fs.scale_by_rms, mom=0.999, sqr_mom=0.999, nu_2=0.8, wd=0.1),
+        of(
+            *AVERAGES,
+            fs.quasi_hyperbolic,
+            fs.scale_by_rms,
+            mom=0.999,
+            sqr_mom=0.999,
+            nu_2=0.8,
+            wd=0.1,
+        ),
     ),
     "larc": (
         lambda p, true: fastai.Larc(p, LR, wd=0.1, trust_coeff=2.0, decouple_wd=true),
@@ -69,12 +79,16 @@ CASES: dict[str, tuple[Theirs, Ours]] = {
         of(*AVERAGES, fs.scale_by_rms, fs.trust_ratio, sqr_mom=0.99, eps=1e-5, wd=0.1),
     ),
     "lookahead": (
-        lambda p, true: fastai.Lookahead(fastai.SGD(p, LR, wd=0.1, decouple_wd=true), k=4, alpha=0.3),
+        lambda p, true: fastai.Lookahead(
+            fastai.SGD(p, LR, wd=0.1, decouple_wd=true), k=4, alpha=0.3
+        ),
         lambda decay: lookahead(of(wd=0.1)(decay), sync_every=4, slow_step=0.3),
     ),
     "ranger": (
         lambda p, true: fastai.ranger(p, LR, decouple_wd=true),
-        lambda decay: lookahead(of(*AVERAGES, fs.rectify, mom=0.95, sqr_mom=0.99, eps=1e-6, wd=0.01)(decay)),
+        lambda decay: lookahead(
+            of(*AVERAGES, fs.rectify, mom=0.95, sqr_mom=0.99, eps=1e-6, wd=0.01)(decay)
+        ),
     ),
 }
 
@@ -105,7 +119,10 @@ def largest_difference(make: Theirs, decoupled: bool, ours: Chain) -> float:
             leaf.grad = grad.clone()
         theirs.step()
         params, state = ours(params, grads, state)
-        worst = max(worst, *(float((a - b.detach()).abs().max()) for a, b in zip(params, mirrored, strict=True)))
+        worst = max(
+            worst,
+            *(float((a - b.detach()).abs().max()) for a, b in zip(params, mirrored, strict=True)),
+        )
     return worst
 
 
@@ -113,7 +130,10 @@ def largest_difference(make: Theirs, decoupled: bool, ours: Chain) -> float:
 @pytest.mark.parametrize("name", CASES)
 def test_chains(name: str, decoupled: bool) -> None:
     theirs, ours = CASES[name]
-    assert largest_difference(theirs, decoupled, ours(fs.weight_decay if decoupled else fs.l2_reg)) <= 1e-12
+    assert (
+        largest_difference(theirs, decoupled, ours(fs.weight_decay if decoupled else fs.l2_reg))
+        <= 1e-12
+    )
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -1,4 +1,6 @@
-"""The same weights as fastai's GradientAccumulation, where a step's samples are a multiple of the batch's: float64."""
+"""The same weights as fastai's GradientAccumulation, where a step's samples are a multiple of the
+batch's: float64.
+"""
 
 import importlib
 import warnings
@@ -36,11 +38,15 @@ def model() -> nn.Linear:
 def theirs(size: int, samples: int, clip: float) -> nn.Linear:
     """What fastai learns, without its Recorder, which knows no float64."""
     data = torch.utils.data.TensorDataset(X, Y)
-    loaders = fastai.DataLoaders(*(fastai.DataLoader(data, bs=size, shuffle=False, num_workers=0) for _ in range(2)))
+    loaders = fastai.DataLoaders(
+        *(fastai.DataLoader(data, bs=size, shuffle=False, num_workers=0) for _ in range(2))
+    )
     callbacks = [accumulation.GradientAccumulation(samples), accumulation.GradientClip(clip)]
     layer = model()
     learner = fastai.Learner(loaders, layer, mse_loss, opt_func=fastai.SGD, lr=LR, cbs=callbacks)
-    learner.remove_cbs([callback for callback in learner.cbs if callback.name in ("recorder", "progress")])
+    learner.remove_cbs(
+        [callback for callback in learner.cbs if callback.name in ("recorder", "progress")]
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         learner.fit(EPOCHS, LR, wd=0.0)
@@ -52,6 +58,12 @@ def theirs(size: int, samples: int, clip: float) -> nn.Linear:
 def test_n29_weights_are_fastais(size: int, samples: int, clip: float) -> None:
     expected = theirs(size, samples, clip)
     mine = Learner(model(), DataLoaders(Batches((X, Y), size)), mse_loss, sgd(lr=LR))
-    end = fit(mine, mine.init(), EPOCHS, [GradientAccumulation(samples=samples), GradientClip(clip)])
-    assert_close(end.params, {name: value.detach() for name, value in expected.named_parameters()}, atol=1e-14)
+    end = fit(
+        mine, mine.init(), EPOCHS, [GradientAccumulation(samples=samples), GradientClip(clip)]
+    )
+    assert_close(
+        end.params,
+        {name: value.detach() for name, value in expected.named_parameters()},
+        atol=1e-14,
+    )
     assert end.opt_state["step"] == EPOCHS * 12 // samples

@@ -40,7 +40,9 @@ SAME = {
     "TerminateOnNaNCallback": "TerminateOnNaN",
     "TrainEvalCallback": "fit",
 }
-"""fastai's callback -> the public name of what does it here; `resume` of fit skips, and the machine sets the mode."""
+"""fastai's callback -> the public name of what does it here; `resume` of fit skips, and the machine
+sets the mode.
+"""
 
 OTHERWISE = {
     "Callback HookCallback MixHandler TensorBoardBaseCallback TrackerCallback": "a base class of others",
@@ -59,7 +61,9 @@ def shipped() -> dict[str, str]:
     """Callback -> module, of all of fastai.callback and fastai.learner."""
     found: dict[str, str] = {}
     package = importlib.import_module("fastai.callback")
-    modules = [f"fastai.callback.{module.name}" for module in pkgutil.iter_modules(package.__path__)]
+    modules = [
+        f"fastai.callback.{module.name}" for module in pkgutil.iter_modules(package.__path__)
+    ]
     for name in ["fastai.learner", *modules]:
         if name.rpartition(".")[2] in TRACKERS:
             continue
@@ -67,7 +71,11 @@ def shipped() -> dict[str, str]:
             warnings.simplefilter("ignore")
             members = vars(importlib.import_module(name))
         for member, value in members.items():
-            if inspect.isclass(value) and issubclass(value, callbacks.Callback) and value.__module__ == name:
+            if (
+                inspect.isclass(value)
+                and issubclass(value, callbacks.Callback)
+                and value.__module__ == name
+            ):
                 found[member] = name
     return found
 

@@ -1,4 +1,6 @@
-"""Every signal at every place, in fastai's Learner and in ours: the same, but for the differences listed here."""
+"""Every signal at every place, in fastai's Learner and in ours: the same, but for the differences
+listed here.
+"""
 
 from dataclasses import dataclass
 
@@ -25,7 +27,8 @@ EVERY, BUT_LAST = (0, 1, 2, 3), (0, 1, 2)  # two epochs of two training batches
 DIFFERENCES = (
     Difference(
         "events", "before_backward", "backward", EVERY,
-        "a cancelled backward scope leaves no gradients, so the step scope is not entered; fastai enters it",
+        "a cancelled backward scope leaves no gradients, so the step scope is not entered; fastai "
+        "enters it",
     ),
     Difference(
         "weights", "before_backward", "backward", (1, 2, 3),
@@ -33,11 +36,13 @@ DIFFERENCES = (
     ),
     Difference(
         "events ended", "before_epoch", "epoch", (0,),
-        "an epoch without a batch has an empty row; fastai's Recorder fails on it, if no epoch was before it",
+        "an epoch without a batch has an empty row; fastai's Recorder fails on it, if no epoch was "
+        "before it",
     ),
     Difference(
         "weights", "after_backward before_step after_step", "batch", BUT_LAST,
-        "gradients belong to their batch; fastai clears them at the end of one that is not cancelled, and adds them "
+        "gradients belong to their batch; fastai clears them at the end of one that is not "
+        "cancelled, and adds them "
         "to those of the next otherwise",
     ),
     Difference(
@@ -46,18 +51,22 @@ DIFFERENCES = (
     ),
     Difference(
         "losses", "before_batch after_pred after_loss", "batch", EVERY,
-        "a batch that the Recorder has seen no loss of is not recorded; fastai records the loss of the one before",
+        "a batch that the Recorder has seen no loss of is not recorded; fastai records the loss of "
+        "the one before",
     ),
     Difference(
         "losses", "before_backward after_backward before_step after_step after_batch", "fit epoch train", EVERY,
-        "a batch whose loss is known is recorded, whatever ends it; fastai does so in after_batch, if it gets there",
+        "a batch whose loss is known is recorded, whatever ends it; fastai does so in after_batch, "
+        "if it gets there",
     ),
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Place:
-    """A delivered event: by number, and as the nth of its name in training (and around it) or in validation."""
+    """A delivered event: by number, and as the nth of its name in training (and around it) or in
+    validation.
+    """
 
     position: int
     event: str
@@ -80,12 +89,16 @@ def places() -> list[Place]:
 
 
 def differs_in(plan: dict[int, str]) -> set[str]:
-    """What both loops differ in. Losses that follow from other weights are not counted, nor what an error cuts off."""
+    """What both loops differ in. Losses that follow from other weights are not counted, nor what an
+    error cuts off.
+    """
     theirs, ours = fit_both(plan)
     found = {"events"} if theirs.events != ours.events else set()
     if theirs.end != "finished" or ours.end != "finished":
         return found | ({"ended"} if theirs.end != ours.end else set())
-    if not all(torch.allclose(theirs.params[name], ours.params[name], atol=1e-6) for name in ours.params):
+    if not all(
+        torch.allclose(theirs.params[name], ours.params[name], atol=1e-6) for name in ours.params
+    ):
         return {*found, "weights"}
     return found if ours.losses == pytest.approx(theirs.losses, rel=1e-5) else {*found, "losses"}
 
@@ -96,7 +109,9 @@ def listed(place: Place, signal: str) -> set[str]:
         what
         for one in DIFFERENCES
         for what in one.what.split()
-        if not place.validation and place.event in one.events.split() and signal in one.signals.split()
+        if not place.validation
+        and place.event in one.events.split()
+        and signal in one.signals.split()
         if place.time in one.times
     }
     return found - {"losses"} if "weights" in found else found
@@ -122,7 +137,9 @@ def test_the_names_of_events_and_signals() -> None:
 @pytest.mark.parametrize("signal", SIGNAL_NAMES)
 @pytest.mark.parametrize("place", PLACES, ids=str)
 def test_every_signal_at_every_place(place: Place, signal: str) -> None:
-    """A signal that nothing can catch ends both runs at once: as itself in fastai, as a SignalError in ours."""
+    """A signal that nothing can catch ends both runs at once: as itself in fastai, as a SignalError
+    in ours.
+    """
     assert differs_in({place.position: signal}) == listed(place, signal)
 
 

@@ -65,7 +65,9 @@ def lower_run(losses: list[float]) -> int:
 
 
 def problem() -> tuple[nn.Module, DataLoader[Any]]:
-    """Five batches in a fixed order, for a linear model: a deep one in float32 is chaotic where lr is high."""
+    """Five batches in a fixed order, for a linear model: a deep one in float32 is chaotic where lr
+    is high.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         x = torch.randn(40, 3)
@@ -77,7 +79,9 @@ def problem() -> tuple[nn.Module, DataLoader[Any]]:
 def both(tmp_path: Path, mom: float, iterations: int, stop: bool = True) -> tuple[LRFind, Any, Any]:
     """(our finder's curve, fastai's Learner after its own, its suggestions)."""
     model, loader = problem()
-    ours = Learner(copy.deepcopy(model), DataLoaders(loader, loader), nn.functional.mse_loss, sgd(mom=mom))
+    ours = Learner(
+        copy.deepcopy(model), DataLoaders(loader, loader), nn.functional.mse_loss, sgd(mom=mom)
+    )
     found = lr_find(ours, ours.init(), iterations=iterations, stop_factor=4.0 if stop else None)
     with warnings.catch_warnings(), torch.random.fork_rng():
         warnings.simplefilter("ignore")
@@ -90,13 +94,17 @@ def both(tmp_path: Path, mom: float, iterations: int, stop: bool = True) -> tupl
         )
         rules = [getattr(theirs, name) for name in RULES]
         with fast.no_bar():
-            suggested = fast.lr_find(num_it=iterations, stop_div=stop, show_plot=False, suggest_funcs=rules)
+            suggested = fast.lr_find(
+                num_it=iterations, stop_div=stop, show_plot=False, suggest_funcs=rules
+            )
     return found, fast, suggested
 
 
 @pytest.mark.parametrize("mom", [0.0, 0.9])
 @pytest.mark.parametrize(("iterations", "stop"), [(100, True), (60, False), (37, True)])
-def test_what_is_recorded_and_suggested(tmp_path: Path, mom: float, iterations: int, stop: bool) -> None:
+def test_what_is_recorded_and_suggested(
+    tmp_path: Path, mom: float, iterations: int, stop: bool
+) -> None:
     found, fast, suggested = both(tmp_path, mom, iterations, stop)
     recorded = [float(loss) for loss in fast.recorder.losses]
     assert len(found.lrs) == len(fast.recorder.lrs)
@@ -108,4 +116,6 @@ def test_what_is_recorded_and_suggested(tmp_path: Path, mom: float, iterations: 
 
 def test_the_comparison_can_fail(tmp_path: Path) -> None:
     found, fast, _ = both(tmp_path, 0.0, 30)
-    assert found.losses != pytest.approx([float(loss) * 1.00001 for loss in fast.recorder.losses], rel=1e-6)
+    assert found.losses != pytest.approx(
+        [float(loss) * 1.00001 for loss in fast.recorder.losses], rel=1e-6
+    )

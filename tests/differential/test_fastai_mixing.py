@@ -19,7 +19,9 @@ from loop.losses import MixedLoss, smoothed
 from tests.comparing import assert_close
 from tests.differential.peers import fastai_module
 
-basics, mixup, rnn = (fastai_module(f"fastai.{name}") for name in ("basics", "callback.mixup", "callback.rnn"))
+basics, mixup, rnn = (
+    fastai_module(f"fastai.{name}") for name in ("basics", "callback.mixup", "callback.rnn")
+)
 fastai_module("fastai.callback.schedule")  # gives its learner fine_tune
 pytestmark = pytest.mark.filterwarnings("ignore")  # of what fastai does
 
@@ -32,7 +34,9 @@ PRED = torch.randn(5, 4, generator=GENERATOR)
 
 
 def mixed_by(callback: Any, lam: Tensor, target: Tensor, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A stand-in for fastai's learner, after the callback has mixed its batch with this lambda and ORDER."""
+    """A stand-in for fastai's learner, after the callback has mixed its batch with this lambda and
+    ORDER.
+    """
     loss = basics.CrossEntropyLossFlat() if target.dtype == torch.long else basics.MSELossFlat()
     x = IMAGES.clone()
     learner = SimpleNamespace(xb=(x,), yb=(target,), x=x, y=target, loss_func=loss, training=True)
@@ -74,7 +78,11 @@ def test_cutmix(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     top, bottom, left, right = box
     assert_close(cutmix_batch((IMAGES,), ORDER, box)[0], theirs.xb[0])
     share = torch.tensor(1 - (bottom - top) * (right - left) / (9 * 14))
-    assert_close(MixedLoss(cross_entropy, share, ORDER)(PRED, CLASSES), theirs.loss_func(PRED, CLASSES), atol=1e-6)
+    assert_close(
+        MixedLoss(cross_entropy, share, ORDER)(PRED, CLASSES),
+        theirs.loss_func(PRED, CLASSES),
+        atol=1e-6,
+    )
 
 
 @pytest.mark.parametrize("eps", [0.0, 0.1, 0.5, 1.0])
@@ -108,15 +116,29 @@ def test_rnn_regularizer(alpha: float, beta: float) -> None:
     """Parameters and recorded losses."""
     torch.manual_seed(0)
     x, y, model = torch.randn(12, 5, 2), torch.randn(12, 2), Recurrent()
-    mine = Learner(model, DataLoaders(Batches((x, y), 4)), mse_loss, sgd(lr=0.1), [], [RNNRegularizer(alpha, beta)])
+    mine = Learner(
+        model,
+        DataLoaders(Batches((x, y), 4)),
+        mse_loss,
+        sgd(lr=0.1),
+        [],
+        [RNNRegularizer(alpha, beta)],
+    )
     end = fit(mine, mine.init(), 2)
     callbacks = [rnn.RNNCallback(), rnn.RNNRegularizer(alpha, beta)]
     theirs = their_learner(model, x, y, opt_func=basics.SGD, wd=0.0, cbs=callbacks)
     recorded: list[Tensor] = []
     with theirs.no_bar(), theirs.no_logging():
         theirs.fit(2, lr=0.1, cbs=basics.Callback(after_batch=lambda _: _append(theirs, recorded)))
-    assert_close(end.params, {name: value.detach() for name, value in model.named_parameters()}, rtol=1e-6, atol=1e-6)
-    assert [float(loss) for loss in end.history.losses] == pytest.approx([float(loss) for loss in recorded], rel=1e-6)
+    assert_close(
+        end.params,
+        {name: value.detach() for name, value in model.named_parameters()},
+        rtol=1e-6,
+        atol=1e-6,
+    )
+    assert [float(loss) for loss in end.history.losses] == pytest.approx(
+        [float(loss) for loss in recorded], rel=1e-6
+    )
 
 
 def _append(learner: Any, recorded: list[Tensor]) -> None:
@@ -127,15 +149,24 @@ def _append(learner: Any, recorded: list[Tensor]) -> None:
 @pytest.mark.parametrize(("epochs", "frozen_epochs"), [(1, 1), (2, 3)])
 @pytest.mark.parametrize("mult", [100, 7.0])
 def test_fine_tune(epochs: int, frozen_epochs: int, mult: float) -> None:
-    """The learning rates of both groups, batch by batch; and the parameters, batch norm in the frozen body included."""
+    """The learning rates of both groups, batch by batch; and the parameters, batch norm in the
+    frozen body included.
+    """
     torch.manual_seed(0)
     x, y = torch.randn(40, 2), torch.randn(40, 2)
-    model = nn.Sequential(nn.Sequential(nn.Linear(2, 4, bias=False), nn.BatchNorm1d(4), nn.Tanh()), nn.Linear(4, 2))
+    model = nn.Sequential(
+        nn.Sequential(nn.Linear(2, 4, bias=False), nn.BatchNorm1d(4), nn.Tanh()), nn.Linear(4, 2)
+    )
     mine = Learner(model, DataLoaders(Batches((x, y), 4)), mse_loss, adam(sqr_mom=0.99, eps=1e-5))
     end = fine_tune(mine, mine.init(), epochs, lr=0.02, frozen_epochs=frozen_epochs, lr_mult=mult)
 
     theirs = their_learner(
-        model, x, y, splitter=lambda model: [list(part.parameters()) for part in model], wd=0.0, opt_func=basics.Adam
+        model,
+        x,
+        y,
+        splitter=lambda model: [list(part.parameters()) for part in model],
+        wd=0.0,
+        opt_func=basics.Adam,
     )
     rates: list[tuple[float, ...]] = []
     spy = basics.Callback(before_batch=lambda _: _rates(theirs, rates))
@@ -146,7 +177,12 @@ def test_fine_tune(epochs: int, frozen_epochs: int, mult: float) -> None:
     ours = [(lr["0.0.weight"], lr["1.bias"]) for lr in end.history.hypers["lr"]]
     for found, expected in zip(ours, rates, strict=True):
         assert found == pytest.approx(expected, rel=1e-6)
-    assert_close(end.params, {name: value.detach() for name, value in model.named_parameters()}, rtol=1e-4, atol=1e-5)
+    assert_close(
+        end.params,
+        {name: value.detach() for name, value in model.named_parameters()},
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 def _rates(learner: Any, rates: list[tuple[float, ...]]) -> None:

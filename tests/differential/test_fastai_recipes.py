@@ -26,7 +26,9 @@ def loader(batches: int) -> DataLoader[Any]:
 
 
 def ours(batches: int) -> tuple[Learner, State]:
-    mine = Learner(nn.Linear(1, 1), DataLoaders(loader(batches)), nn.functional.mse_loss, sgd(mom=0.9))
+    mine = Learner(
+        nn.Linear(1, 1), DataLoaders(loader(batches)), nn.functional.mse_loss, sgd(mom=0.9)
+    )
     return mine, mine.init()
 
 
@@ -35,7 +37,9 @@ def theirs(batches: int, method: str, path: Path, *args: Any, **options: Any) ->
     data = core.DataLoaders(loader(batches), loader(batches))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        fast = learners.Learner(data, nn.Linear(1, 1), nn.MSELoss(), opt_func=optimizers.SGD, path=path)
+        fast = learners.Learner(
+            data, nn.Linear(1, 1), nn.MSELoss(), opt_func=optimizers.SGD, path=path
+        )
         with fast.no_bar(), fast.no_logging():
             getattr(fast, method)(*args, **options)
     return [float(lr) for lr in fast.recorder.lrs]
@@ -46,15 +50,20 @@ def theirs(batches: int, method: str, path: Path, *args: Any, **options: Any) ->
 )
 def test_flat_cos(tmp_path: Path, batches: int, epochs: int, pct: float, div: float) -> None:
     end = fit_flat_cos(*ours(batches), epochs, 0.1, div_final=div, pct_start=pct)
-    expected = theirs(batches, "fit_flat_cos", tmp_path, epochs, lr=0.1, div_final=div, pct_start=pct)
+    expected = theirs(
+        batches, "fit_flat_cos", tmp_path, epochs, lr=0.1, div_final=div, pct_start=pct
+    )
     assert list(end.history.hypers["lr"]) == pytest.approx(expected, rel=1e-6, abs=1e-8)
 
 
 @pytest.mark.parametrize(
-    ("batches", "cycles", "length", "mult"), [(4, 2, 1, 2), (3, 3, 1, 2), (5, 2, 2, 3), (4, 1, 2, 2)]
+    ("batches", "cycles", "length", "mult"),
+    [(4, 2, 1, 2), (3, 3, 1, 2), (5, 2, 2, 3), (4, 1, 2, 2)],
 )
 def test_sgdr(tmp_path: Path, batches: int, cycles: int, length: int, mult: int) -> None:
-    """fastai computes borders in float32, so a cycle of its may begin a batch late, with an lr of 0 before."""
+    """fastai computes borders in float32, so a cycle of its may begin a batch late, with an lr of 0
+    before.
+    """
     end = fit_sgdr(*ours(batches), cycles, length, 0.1, cycle_mult=mult)
     expected = theirs(batches, "fit_sgdr", tmp_path, cycles, length, lr_max=0.1, cycle_mult=mult)
     borders = [batches * sum(length * mult**i for i in range(cycle)) for cycle in range(cycles)]

@@ -1,4 +1,6 @@
-"""B42: whole runs with fastai's Learner and with ours: the same events, weights, losses, rows, hypers and order."""
+"""B42: whole runs with fastai's Learner and with ours: the same events, weights, losses, rows,
+hypers and order.
+"""
 
 import random
 from pathlib import Path
@@ -26,7 +28,9 @@ def assert_equal_runs(found: Result, expected: Result) -> None:
 @pytest.mark.parametrize("epochs", [1, 2, 3])
 @pytest.mark.parametrize(("train", "valid", "last"), [(1, 1, 4), (3, 2, 1), (2, 3, 3)])
 def test_fit(epochs: int, train: int, valid: int, last: int) -> None:
-    """Events, weights, smoothed losses, and rows: a mean over samples, however small the last batch."""
+    """Events, weights, smoothed losses, and rows: a mean over samples, however small the last
+    batch.
+    """
     ends: list[State] = []
 
     def run(mine: Learner, state: State) -> State:
@@ -36,7 +40,9 @@ def test_fit(epochs: int, train: int, valid: int, last: int) -> None:
     expected, fast = theirs({}, lambda fast: fast.fit(epochs), train, valid, last)
     assert_equal_runs(ours({}, run, train, valid, last), expected)
     rows = [[row["train_loss"], row["valid_loss"]] for row in ends[0].history.rows]
-    assert rows == [pytest.approx([float(value) for value in row], rel=1e-5) for row in fast.recorder.values]
+    assert rows == [
+        pytest.approx([float(value) for value in row], rel=1e-5) for row in fast.recorder.values
+    ]
 
 
 def test_fit_no_epochs() -> None:
@@ -54,12 +60,22 @@ def test_two_runs_after_each_other_go_on_with_momentum() -> None:
 
 @pytest.mark.parametrize("last", [4, 1])
 def test_validate(last: int) -> None:
-    """The same loss. It is no run and no epoch, so its events are those of the validation; in fastai it is both."""
+    """The same loss. It is no run and no epoch, so its events are those of the validation; in
+    fastai it is both.
+    """
     values: list[Any] = []
     expected, _ = theirs({}, lambda fast: values.append(fast.validate()[0]), last=last)
-    found = ours({}, lambda mine, state: values.append(validate(mine, state)["valid_loss"]), last=last)
+    found = ours(
+        {}, lambda mine, state: values.append(validate(mine, state)["valid_loss"]), last=last
+    )
     assert found.events == VALIDATION
-    assert expected.events == ["before_fit", "before_epoch", *VALIDATION, "after_epoch", "after_fit"]
+    assert expected.events == [
+        "before_fit",
+        "before_epoch",
+        *VALIDATION,
+        "after_epoch",
+        "after_fit",
+    ]
     assert values[1] == pytest.approx(values[0], rel=1e-6)
 
 
@@ -79,7 +95,9 @@ def test_one_cycle(seed: int) -> None:
     dice = random.Random(seed)
     epochs, train, lr = dice.randint(1, 4), dice.randint(1, 6), dice.choice([0.01, 0.1, 0.3])
     moms = dice.choice([(0.95, 0.85, 0.95), (0.9, 0.5, 0.7), (0.0, 0.0, 0.0)])
-    same: dict[str, Any] = dict(div=dice.uniform(2, 50), div_final=dice.choice([10, 1e5]), pct_start=dice.random())
+    same: dict[str, Any] = dict(
+        div=dice.uniform(2, 50), div_final=dice.choice([10, 1e5]), pct_start=dice.random()
+    )
     hypers: dict[str, list[float]] = {"lr": [], "mom": []}
 
     class Keep(callbacks.Callback):  # type: ignore[misc,name-defined]
@@ -96,7 +114,9 @@ def test_one_cycle(seed: int) -> None:
         return ends[0]
 
     expected, _ = theirs(
-        {}, lambda fast: fast.fit_one_cycle(epochs, lr, moms=moms, wd=0.0, cbs=[Keep()], **same), train
+        {},
+        lambda fast: fast.fit_one_cycle(epochs, lr, moms=moms, wd=0.0, cbs=[Keep()], **same),
+        train,
     )
     assert_equal_runs(ours({}, run, train), expected)
     for name, values in hypers.items():
@@ -121,7 +141,9 @@ def test_the_order_of_callbacks(seed: int) -> None:
         return One()
 
     theirs({}, lambda fast: fast.fit(0, cbs=[make(index) for index in range(8)]))
-    mine = in_order([on(f"one_{index}", order, before_fit=print) for index, order in enumerate(orders)])
+    mine = in_order(
+        [on(f"one_{index}", order, before_fit=print) for index, order in enumerate(orders)]
+    )
     assert [one.name for one in mine] == [f"one_{index}" for index in called]
     assert len(called) == 8
 

@@ -1,4 +1,6 @@
-"""The same epochs stopped at, and the same learning rates, as with fastai's callbacks: random columns of a history."""
+"""The same epochs stopped at, and the same learning rates, as with fastai's callbacks: random
+columns of a history.
+"""
 
 import random
 from types import SimpleNamespace
@@ -20,10 +22,14 @@ MINE = learner()
 
 
 def theirs(callback: Any, runs: list[list[float]]) -> list[list[float]]:
-    """lr after every epoch that is run; fastai's callback, given no more of a learner than it looks at."""
+    """lr after every epoch that is run; fastai's callback, given no more of a learner than it looks
+    at.
+    """
     hypers = [{"lr": 1.0}]
     recorder = SimpleNamespace(metric_names=["epoch", callback.monitor], values=[])
-    callback.learn = SimpleNamespace(recorder=recorder, opt=SimpleNamespace(hypers=hypers), epoch=0, logger=print)
+    callback.learn = SimpleNamespace(
+        recorder=recorder, opt=SimpleNamespace(hypers=hypers), epoch=0, logger=print
+    )
     found: list[list[float]] = []
     for values in runs:
         recorder.values, lrs = [], []
@@ -72,11 +78,17 @@ def test_random_columns(kind: str, seed: int, capsys: pytest.CaptureFixture[str]
         reset_on_fit=dice.choice([True, False]),
     )
     comp = {None: None, "min": np.less, "max": np.greater}[mode]
-    runs = [[dice.choice([0.0, 0.3, 0.7, 0.8, 1.0, float("nan"), float("inf")]) for _ in range(12)] for _ in range(3)]
+    runs = [
+        [dice.choice([0.0, 0.3, 0.7, 0.8, 1.0, float("nan"), float("inf")]) for _ in range(12)]
+        for _ in range(3)
+    ]
     reference: Any
     mine: Callback
     if kind == "stop":
-        reference, mine = tracker.EarlyStoppingCallback(**same, comp=comp), EarlyStopping(**same, mode=mode)
+        reference, mine = (
+            tracker.EarlyStoppingCallback(**same, comp=comp),
+            EarlyStopping(**same, mode=mode),
+        )
     else:
         more = dict(factor=dice.choice([2.0, 10.0]), min_lr=dice.choice([0.0, 0.02]))
         reference = tracker.ReduceLROnPlateau(**same, **more, comp=comp)

@@ -1,4 +1,6 @@
-"""fastai's ActivationStats and SaveModelCallback in runs of the same batches: what they measure, and what they keep."""
+"""fastai's ActivationStats and SaveModelCallback in runs of the same batches: what they measure,
+and what they keep.
+"""
 
 import copy
 import warnings
@@ -28,7 +30,14 @@ TRAIN, VALID = batches(4, seed=1, size=8), batches(2, seed=2, size=8)
 def model() -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        return nn.Sequential(nn.Linear(2, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2))
+        return nn.Sequential(
+            nn.Linear(2, 6),
+            nn.BatchNorm1d(6),
+            nn.ReLU(),
+            nn.Linear(6, 6),
+            nn.ReLU(),
+            nn.Linear(6, 2),
+        )
 
 
 def theirs(tmp_path: Path, callback: Any, epochs: int, lr: float) -> Any:
@@ -77,7 +86,9 @@ def test_the_same_weights_in_the_end(tmp_path: Path, lr: float, epochs: int, res
     found = ours(SaveModel(tmp_path / "best", at_end=not restore), epochs, lr)
     losses = found.history.column("valid_loss")
     assert losses == pytest.approx([row[1] for row in fast.recorder.values], rel=1e-4)
-    assert losses.index(min(losses)) < epochs - 1, "the best epoch is not the last, or nothing is compared"
+    assert losses.index(min(losses)) < epochs - 1, (
+        "the best epoch is not the last, or nothing is compared"
+    )
     expected: dict[str, Tensor] = fast.model.state_dict()
     for name, value in {**found.params, **found.buffers}.items():
         torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-5, msg=name)

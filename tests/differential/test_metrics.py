@@ -104,7 +104,11 @@ def kappa(weights: str | None) -> float:
 SKLEARN: dict[str, tuple[Any, tuple[Tensor, Tensor], Callable[[], float]]] = {
     "accuracy": (accuracy, FOUR, lambda: sk.accuracy_score(*given(FOUR))),
     "error rate": (error_rate, FOUR, lambda: sk.zero_one_loss(*given(FOUR))),
-    "top 2": (top_k_accuracy(2), FOUR, lambda: sk.top_k_accuracy_score(FOUR[1], FOUR[0], k=2, labels=range(4))),
+    "top 2": (
+        top_k_accuracy(2),
+        FOUR,
+        lambda: sk.top_k_accuracy_score(FOUR[1], FOUR[0], k=2, labels=range(4)),
+    ),
     "matrix": (ConfusionMatrix(), FOUR, lambda: sk.accuracy_score(*given(FOUR))),
     "kappa": (CohenKappa(), FOUR, lambda: kappa(None)),
     "kappa linear": (CohenKappa("linear"), FOUR, lambda: kappa("linear")),
@@ -116,16 +120,26 @@ SKLEARN: dict[str, tuple[Any, tuple[Tensor, Tensor], Callable[[], float]]] = {
     "mae": (mae, NUMBERS, lambda: sk.mean_absolute_error(NUMBERS[1], NUMBERS[0])),
     "msle": (msle, POSITIVE, lambda: sk.mean_squared_log_error(POSITIVE[1], POSITIVE[0])),
     "r2": (R2(), NUMBERS, lambda: sk.r2_score(NUMBERS[1], NUMBERS[0])),
-    "explained": (ExplainedVariance(), NUMBERS, lambda: sk.explained_variance_score(NUMBERS[1], NUMBERS[0])),
+    "explained": (
+        ExplainedVariance(),
+        NUMBERS,
+        lambda: sk.explained_variance_score(NUMBERS[1], NUMBERS[0]),
+    ),
     "pearson": (Pearson(), NUMBERS, lambda: stats.pearsonr(*NUMBERS).statistic),
     "spearman": (Spearman(), NUMBERS, lambda: stats.spearmanr(*NUMBERS).statistic),
     "perplexity": (
         Perplexity(),
         TOKENS,
-        lambda: np.exp(sk.log_loss(TOKENS[1].flatten(), TOKENS[0].softmax(-1).flatten(0, 1), labels=range(11))),
+        lambda: np.exp(
+            sk.log_loss(TOKENS[1].flatten(), TOKENS[0].softmax(-1).flatten(0, 1), labels=range(11))
+        ),
     ),
     "dice": (Dice(), TWO_PIXELS, lambda: sk.f1_score(*flat_pixels(TWO_PIXELS))),
-    "jaccard": (JaccardCoeff("macro"), PIXELS, lambda: sk.jaccard_score(*flat_pixels(PIXELS), average="macro")),
+    "jaccard": (
+        JaccardCoeff("macro"),
+        PIXELS,
+        lambda: sk.jaccard_score(*flat_pixels(PIXELS), average="macro"),
+    ),
 }
 KINDS: dict[str, tuple[Any, Any]] = {
     "f1": (F1, sk.f1_score),
@@ -160,7 +174,10 @@ def test_sklearn_averages_of_labels(kind: str, average: Any) -> None:
 
 
 def test_sklearn_confusion_matrix() -> None:
-    assert confusion_matrix(*FOUR).tolist() == sk.confusion_matrix(*given(FOUR), labels=range(4)).tolist()
+    assert (
+        confusion_matrix(*FOUR).tolist()
+        == sk.confusion_matrix(*given(FOUR), labels=range(4)).tolist()
+    )
 
 
 def test_a_mean_of_means_would_be_noticed() -> None:
@@ -190,7 +207,9 @@ def theirs(metric: Any, pred: Tensor, target: Tensor) -> float:
     for part_pred, part_target in zip(pred.split(SIZES), target.split(SIZES), strict=True):
         learn = SimpleNamespace(pred=part_pred, y=part_target, yb=(part_target,), loss_func=None)
         if metric.name == "perplexity":
-            learn.loss = torch.nn.functional.cross_entropy(part_pred.flatten(0, 1), part_target.flatten())
+            learn.loss = torch.nn.functional.cross_entropy(
+                part_pred.flatten(0, 1), part_target.flatten()
+            )
         learn.to_detach = lambda value: value
         metric.accumulate(learn)
     return float(metric.value)
@@ -203,7 +222,12 @@ FASTAI: dict[str, tuple[Any, str, dict[str, Any], tuple[Tensor, Tensor]]] = {
     "f1 macro": (F1("macro"), "F1Score", {"average": "macro"}, FOUR),
     "f1 multi": (F1("macro", threshold=0.5), "F1ScoreMulti", {}, MULTI),
     "precision": (Precision(), "Precision", {}, TWO),
-    "recall multi": (Recall("micro", threshold=0.3), "RecallMulti", {"average": "micro", "thresh": 0.3}, MULTI),
+    "recall multi": (
+        Recall("micro", threshold=0.3),
+        "RecallMulti",
+        {"average": "micro", "thresh": 0.3},
+        MULTI,
+    ),
     "kappa": (CohenKappa(), "CohenKappa", {}, TWO),
     "matthews": (Matthews(), "MatthewsCorrCoef", {}, TWO),
     "accuracy multi": (accuracy_multi(), "accuracy_multi", {}, MULTI),

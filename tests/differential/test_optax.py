@@ -1,4 +1,6 @@
-"""The same numbers as optax, in float64, which JAX has only when told at the start: so in a process of its own."""
+"""The same numbers as optax, in float64, which JAX has only when told at the start: so in a process
+of its own.
+"""
 
 import importlib.util
 import json
@@ -47,8 +49,14 @@ OURS: dict[str, tuple[Chain, float]] = {  # and the tolerance
     "adam": (fs.adam(lr=0.01), 1e-12),
     "adamw": (fs.adamw(lr=0.01, wd=0.1), 1e-12),
     "sgd": (fs.sgd(lr=0.01, mom=0.9, nesterov=True), 1e-12),
-    "rmsprop": (chain(fs.average_sqr_grad, fs.scale_by_rms_eps_inside, fs.sgd_step, lr=0.01, eps=1e-6), 1e-12),
-    "clip": (chain(fs.clip_norm, fs.sgd(lr=0.01)), 1e-6),  # theirs is without the 1e-6 in the divisor
+    "rmsprop": (
+        chain(fs.average_sqr_grad, fs.scale_by_rms_eps_inside, fs.sgd_step, lr=0.01, eps=1e-6),
+        1e-12,
+    ),
+    "clip": (
+        chain(fs.clip_norm, fs.sgd(lr=0.01)),
+        1e-6,
+    ),  # theirs is without the 1e-6 in the divisor
 }
 GENERATOR = torch.Generator().manual_seed(0)
 START = torch.randn(6, generator=GENERATOR, dtype=torch.float64)
@@ -58,7 +66,9 @@ GRADS = torch.randn(50, 6, generator=GENERATOR, dtype=torch.float64)
 @pytest.fixture(scope="module")
 def theirs() -> dict[str, list[float]]:
     given = json.dumps({"params": START.tolist(), "grads": GRADS.tolist()})
-    process = subprocess.run([sys.executable, "-c", SCRIPT], input=given, capture_output=True, text=True, timeout=300)
+    process = subprocess.run(
+        [sys.executable, "-c", SCRIPT], input=given, capture_output=True, text=True, timeout=300
+    )
     assert process.returncode == 0, process.stderr
     ends: dict[str, list[float]] = json.loads(process.stdout)
     return ends
@@ -70,4 +80,6 @@ def test_same_params_after_fifty_steps(name: str, theirs: Any) -> None:
     params, state = START, opt.init(START)
     for grad in GRADS:
         params, state = opt(params, grad, state)
-    assert float((params - torch.tensor(theirs[name], dtype=torch.float64)).abs().max()) <= tolerance
+    assert (
+        float((params - torch.tensor(theirs[name], dtype=torch.float64)).abs().max()) <= tolerance
+    )

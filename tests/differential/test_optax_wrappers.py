@@ -1,4 +1,6 @@
-"""Wrappers against optax's, in float64, which JAX has only when told at the start: so in a process of its own."""
+"""Wrappers against optax's, in float64, which JAX has only when told at the start: so in a process
+of its own.
+"""
 
 import importlib.util
 import json
@@ -53,7 +55,8 @@ json.dump(ends, sys.stdout)
 
 OURS = {
     "partition": fs.partition(
-        {"a": fs.adam(lr=0.01), "b": fs.sgd(lr=0.1, mom=0.9)}, {"body": "a", "head": "b", "tail": None}
+        {"a": fs.adam(lr=0.01), "b": fs.sgd(lr=0.1, mom=0.9)},
+        {"body": "a", "head": "b", "tail": None},
     ),
     "accumulate": fs.accumulate(fs.adam(lr=0.01), every=3),
     "skip_nonfinite": fs.skip_nonfinite(fs.adam(lr=0.01)),
@@ -68,7 +71,10 @@ GENERATOR = torch.Generator().manual_seed(0)
 
 
 def draw() -> dict[str, torch.Tensor]:
-    return {name: torch.randn(4, generator=GENERATOR, dtype=torch.float64) for name in ("body", "head", "tail")}
+    return {
+        name: torch.randn(4, generator=GENERATOR, dtype=torch.float64)
+        for name in ("body", "head", "tail")
+    }
 
 
 START, GRADS = draw(), [draw() for _ in range(50)]
@@ -81,7 +87,9 @@ def as_lists(tree: dict[str, torch.Tensor]) -> dict[str, list[float]]:
 @pytest.fixture(scope="module")
 def theirs() -> Any:
     given = json.dumps({"params": as_lists(START), "grads": [as_lists(tree) for tree in GRADS]})
-    process = subprocess.run([sys.executable, "-c", SCRIPT], input=given, capture_output=True, text=True, timeout=300)
+    process = subprocess.run(
+        [sys.executable, "-c", SCRIPT], input=given, capture_output=True, text=True, timeout=300
+    )
     assert process.returncode == 0, process.stderr
     return json.loads(process.stdout)
 

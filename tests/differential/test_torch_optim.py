@@ -1,4 +1,6 @@
-"""torch.optim's numbers (N16: all four flags of SGD): random gradients, float64, a hundred steps, within 1e-12."""
+"""torch.optim's numbers (N16: all four flags of SGD): random gradients, float64, a hundred steps,
+within 1e-12.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -51,9 +53,18 @@ CASES: dict[str, tuple[Make, Callable[[float], Chain]]] = {
         lambda p, lr: O.RMSprop(p, lr, alpha=0.9, eps=1e-3),
         lambda lr: fs.rmsprop(lr, sqr_mom=0.9, eps=1e-3),
     ),
-    "rmsprop mom": (lambda p, lr: O.RMSprop(p, lr, momentum=0.9), lambda lr: fs.rmsprop(lr, mom=0.9)),
-    "rmsprop centered": (lambda p, lr: O.RMSprop(p, lr, centered=True), lambda lr: fs.rmsprop(lr, centered=True)),
-    "rmsprop wd": (lambda p, lr: O.RMSprop(p, lr, weight_decay=0.1), lambda lr: fs.rmsprop(lr, wd=0.1)),
+    "rmsprop mom": (
+        lambda p, lr: O.RMSprop(p, lr, momentum=0.9),
+        lambda lr: fs.rmsprop(lr, mom=0.9),
+    ),
+    "rmsprop centered": (
+        lambda p, lr: O.RMSprop(p, lr, centered=True),
+        lambda lr: fs.rmsprop(lr, centered=True),
+    ),
+    "rmsprop wd": (
+        lambda p, lr: O.RMSprop(p, lr, weight_decay=0.1),
+        lambda lr: fs.rmsprop(lr, wd=0.1),
+    ),
     "rmsprop all": (
         lambda p, lr: O.RMSprop(p, lr, momentum=0.9, centered=True, weight_decay=0.1),
         lambda lr: fs.rmsprop(lr, mom=0.9, centered=True, wd=0.1),
@@ -78,7 +89,10 @@ def both(name: str, dtype: torch.dtype, rates: list[float]) -> float:
     generator = torch.Generator().manual_seed(0)
 
     def draw() -> list[Tensor]:
-        return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in SHAPES]
+        return [
+            torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+            for shape in SHAPES
+        ]
 
     params: Any = draw()
     mirrored = [leaf.clone().requires_grad_() for leaf in params]
@@ -137,4 +151,6 @@ def test_clip_value_is_clip_grad_value() -> None:
     grad = torch.randn(100, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     leaf.grad = grad.clone()
     torch.nn.utils.clip_grad_value_([leaf], 0.7)
-    torch.testing.assert_close(fs.clip_value(grad, max_value=0.7)["grad"], leaf.grad, rtol=0, atol=0)
+    torch.testing.assert_close(
+        fs.clip_value(grad, max_value=0.7)["grad"], leaf.grad, rtol=0, atol=0
+    )

@@ -15,7 +15,9 @@ def batch(seed: int) -> Tensor:
     return torch.randn(5, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def train(model: nn.Module, optimizer: Any, steps: int, start: int = 0, scheduler: Any = None) -> dict[str, Tensor]:
+def train(
+    model: nn.Module, optimizer: Any, steps: int, start: int = 0, scheduler: Any = None
+) -> dict[str, Tensor]:
     """Steps of plain PyTorch; returns copies of the params."""
     for seed in range(start, start + steps):
         optimizer.zero_grad()

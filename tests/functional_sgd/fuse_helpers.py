@@ -16,7 +16,8 @@ Tree = Any
 Pair = namedtuple("Pair", "left right")
 
 REDUCING = 512
-"""Further ulps where a norm goes in: as torch adds up 70,001 numbers in float32, it is so far off."""
+"""Further ulps where a norm goes in: as torch adds up 70,001 numbers in float32, it is so far off.
+"""
 
 
 def draw(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
@@ -30,14 +31,28 @@ def draw(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
 
 
 def plain_tree(dtype: torch.dtype) -> Tree:
-    """Contiguous leaves: empty, 0-d, small, and one that is cut into chunks; one of them gets no gradient."""
-    shapes = {"a": (0, 3), "b": [(), {"c": (3, 4)}], "d": Pair((70_001,), (5,)), "idle": (4,), "one": (1,)}
-    return optree.tree_map(lambda shape: draw(shape, dtype, 1 + sum(shape)), shapes, is_leaf=lambda x: type(x) is tuple)
+    """Contiguous leaves: empty, 0-d, small, and one that is cut into chunks; one of them gets no
+    gradient.
+    """
+    shapes = {
+        "a": (0, 3),
+        "b": [(), {"c": (3, 4)}],
+        "d": Pair((70_001,), (5,)),
+        "idle": (4,),
+        "one": (1,),
+    }
+    return optree.tree_map(
+        lambda shape: draw(shape, dtype, 1 + sum(shape)), shapes, is_leaf=lambda x: type(x) is tuple
+    )
 
 
 def odd_tree(dtype: torch.dtype) -> Tree:
     """The same, with a transposed and a strided leaf besides."""
-    return {**plain_tree(dtype), "strided": draw((12,), dtype, 8)[::2], "turned": draw((5, 3), dtype, 9).T}
+    return {
+        **plain_tree(dtype),
+        "strided": draw((12,), dtype, 8)[::2],
+        "turned": draw((5, 3), dtype, 9).T,
+    }
 
 
 def grads_for(params: Tree, seed: int) -> Tree:
@@ -57,34 +72,45 @@ def grads_for(params: Tree, seed: int) -> Tree:
     return optree.tree_map_with_path(one, params)
 
 
-def assert_near(found: Tree, expected: Tree, before: Tree, ulps: float = 2, more: float = 0) -> None:
-    """Equal to `ulps` roundings of the largest of the old value, the new one, and the largest change in the leaf.
+def assert_near(
+    found: Tree, expected: Tree, before: Tree, ulps: float = 2, more: float = 0
+) -> None:
+    """Equal to `ulps` roundings of the largest of the old value, the new one, and the largest
+    change in the leaf.
 
-    Every operation rounds as torch's does, except roots and powers, in which torch's own vectorised functions are an
-    ulp off on some processors; the sum, quotient, product and difference after it then round once more each. An
-    element in which large terms cancel has the error of its terms, which are of the size of its neighbours' changes.
-    `more` are roundings of the working precision, where numbers come from reductions; of the lowest among the leaves'.
+    Every operation rounds as torch's does, except roots and powers, in which torch's own vectorised
+    functions are an ulp off on some processors; the sum, quotient, product and difference after it
+    then round once more each. An element in which large terms cancel has the error of its terms,
+    which are of the size of its neighbours' changes. `more` are roundings of the working precision,
+    where numbers come from reductions; of the lowest among the leaves'.
     """
     floats = [leaf.dtype for leaf in optree.tree_leaves(expected) if leaf.is_floating_point()]
     coarsest = max((torch.finfo(dtype).eps for dtype in floats), default=0.0)
     fine = min(coarsest, torch.finfo(torch.float32).eps)
     assert optree.tree_structure(found) == optree.tree_structure(expected)
     for path, new, wanted, old in zip(
-        optree.tree_paths(expected), *map(optree.tree_leaves, (found, expected, before)), strict=True
+        optree.tree_paths(expected),
+        *map(optree.tree_leaves, (found, expected, before)),
+        strict=True,
     ):
         assert new.dtype == wanted.dtype, path
         assert new.shape == wanted.shape, f"{path}: {new.shape}, expected {wanted.shape}"
         if not new.dtype.is_floating_point and not new.is_complex():
             assert torch.equal(new, wanted), path
             continue
-        new, wanted, old = (torch.view_as_real(t) if t.is_complex() else t for t in (new, wanted, old))
+        new, wanted, old = (
+            torch.view_as_real(t) if t.is_complex() else t for t in (new, wanted, old)
+        )
         eps = torch.finfo(new.dtype).eps
         new, wanted, old = (t.double() for t in (new, wanted, old))
         size = torch.stack([old.abs(), wanted.abs(), (wanted - old).abs()]).amax(0)
         size = size.clamp(min=_largest(wanted - old))
         error, allowed = (new - wanted).abs(), (ulps * eps + more * fine) * size
         bad = ~((error <= allowed) | (new == wanted) | (new.isnan() & wanted.isnan()))
-        assert not bad.any(), f"{path}: {new[bad][:3].tolist()}, expected {wanted[bad][:3].tolist()} at {bad.nonzero()}"
+        assert not bad.any(), (
+            f"{path}: {new[bad][:3].tolist()}, expected {wanted[bad][:3].tolist()} at "
+            f"{bad.nonzero()}"
+        )
 
 
 def _largest(change: Tensor) -> float:

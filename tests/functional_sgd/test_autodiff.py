@@ -52,29 +52,42 @@ def test_no_params_no_gradients() -> None:
 
 
 def test_what_else_the_loss_returns_comes_back() -> None:
-    both = value_and_grad(lambda params: (params["w"].square(), {"twice": 2 * params["w"]}), has_aux=True)
+    both = value_and_grad(
+        lambda params: (params["w"].square(), {"twice": 2 * params["w"]}), has_aux=True
+    )
     (value, aux), grads = both({"w": T(3.0)})
     assert_same((value, aux, grads), (T(9.0), {"twice": T(6.0)}, {"w": T(6.0)}))
 
 
 def test_nothing_that_comes_back_has_a_graph() -> None:
-    both = value_and_grad(lambda params: (params["w"].square(), {"twice": 2 * params["w"]}), has_aux=True)
+    both = value_and_grad(
+        lambda params: (params["w"].square(), {"twice": 2 * params["w"]}), has_aux=True
+    )
     (value, aux), grads = both({"w": T(3.0, requires_grad=True)})
     assert not any(tensor.requires_grad for tensor in (value, aux["twice"], grads["w"]))
 
 
 def test_what_else_may_be_no_tensor() -> None:
-    (_, aux), _ = value_and_grad(lambda p: (p, {"note": "text", "count": 3, "nothing": None}), has_aux=True)(T(1.0))
+    (_, aux), _ = value_and_grad(
+        lambda p: (p, {"note": "text", "count": 3, "nothing": None}), has_aux=True
+    )(T(1.0))
     assert aux == {"note": "text", "count": 3, "nothing": None}
 
 
 @pytest.mark.parametrize(
     ("loss", "found"),
-    [(lambda p: p["w"], r"a tensor of shape \(2,\)"), (lambda p: 3.0, "float"), (lambda p: None, "NoneType")],
+    [
+        (lambda p: p["w"], r"a tensor of shape \(2,\)"),
+        (lambda p: 3.0, "float"),
+        (lambda p: None, "NoneType"),
+    ],
     ids=["vector", "float", "None"],
 )
 def test_a_loss_must_be_one_number(loss: Any, found: str) -> None:
-    with pytest.raises(ValueError, match=f"value_and_grad: the loss must be a 0-d tensor, got {found}. Take its mean"):
+    with pytest.raises(
+        ValueError,
+        match=f"value_and_grad: the loss must be a 0-d tensor, got {found}. Take its mean",
+    ):
         value_and_grad(loss)({"w": torch.ones(2)})
 
 
@@ -99,7 +112,9 @@ def test_works_inside_vmap() -> None:
 
 def test_works_inside_grad() -> None:
     """The derivative of w * x**2 by w is x**2."""
-    second = torch.func.grad(lambda params: value_and_grad(half_square)(params, T([2.0]))[1]["w"].sum())
+    second = torch.func.grad(
+        lambda params: value_and_grad(half_square)(params, T([2.0]))[1]["w"].sum()
+    )
     assert_same(second({"w": T([3.0])}), {"w": T([4.0])})
 
 
@@ -126,7 +141,9 @@ def test_gradients_of_a_module_are_those_of_autograd() -> None:
     loss = module(x).square().mean()
     loss.backward()
     assert_close(value, loss.detach(), rtol=1e-6)
-    assert_close(grads, {name: p.grad for name, p in module.named_parameters()}, rtol=1e-5, atol=1e-7)
+    assert_close(
+        grads, {name: p.grad for name, p in module.named_parameters()}, rtol=1e-5, atol=1e-7
+    )
 
 
 def test_split_copies() -> None:

@@ -1,4 +1,6 @@
-"""The rest of the book's chapter on optimizers (Q, B and FR are its rows): the framework's contract, and its claims."""
+"""The rest of the book's chapter on optimizers (Q, B and FR are its rows): the framework's
+contract, and its claims.
+"""
 
 from typing import Any
 
@@ -37,10 +39,14 @@ def returns_nothing(grad: Tensor) -> Any:
 
 
 def test_q5_b7_a_rule_that_writes_nothing_changes_nothing_and_none_is_an_error() -> None:
-    """In the book None is no change; here an empty dict says so, and None is a forgotten return, found when built."""
+    """In the book None is no change; here an empty dict says so, and None is a forgotten return,
+    found when built.
+    """
     params, grads = double(1.0, 2.0), double(3.0, 4.0)
     with_it, without = chain(only_looks, fs.sgd_step, lr=0.1), chain(fs.sgd_step, lr=0.1)
-    assert_same(with_it(params, grads, with_it.init(params)), without(params, grads, without.init(params)))
+    assert_same(
+        with_it(params, grads, with_it.init(params)), without(params, grads, without.init(params))
+    )
     with pytest.raises(TypeError, match="rule returns_nothing: expected a dict"):
         chain(returns_nothing, fs.sgd_step, lr=0.1)
 
@@ -58,7 +64,9 @@ def keeps_lr(grad: Tensor, lr: Tensor) -> dict[str, Tensor]:
 
 
 def test_b5_state_and_hypers_live_apart() -> None:
-    """In the book a hyper silently wins over state of its name; here one is a column, the other a keyword."""
+    """In the book a hyper silently wins over state of its name; here one is a column, the other a
+    keyword.
+    """
     opt = chain(keeps_lr, fs.sgd_step, lr=0.1)
     after, state = opt(double(1.0), double(1.0), opt.init(double(1.0)))
     assert_same((after, state["lr"]), (double(0.9), double(1.0)))
@@ -68,11 +76,16 @@ NARROW = double(1.0, 50.0)
 
 
 def test_b14_momentum_goes_straighter_through_a_narrow_canyon() -> None:
-    """The slope is 50 times as steep across as along: SGD crosses at every step, momentum less often and is ahead."""
+    """The slope is 50 times as steep across as along: SGD crosses at every step, momentum less
+    often and is ahead.
+    """
     start = double(10.0, 1.0)
     sgd = path(fs.sgd(lr=0.035), lambda p: NARROW * p, start, 100)
     mean = path(fs.momentum(lr=0.15, mom=0.9), lambda p: NARROW * p, start, 100)
-    crossings = [sum(float(a[1] * b[1]) < 0 for a, b in zip(run, run[1:], strict=False)) for run in (sgd, mean)]
+    crossings = [
+        sum(float(a[1] * b[1]) < 0 for a, b in zip(run, run[1:], strict=False))
+        for run in (sgd, mean)
+    ]
     assert crossings[0] > 2 * crossings[1]
     assert float(mean[-1].norm()) < float(sgd[-1].norm())
 
@@ -84,13 +97,17 @@ def bump(x: Tensor) -> Tensor:
 
 def test_q8_b15_a_ball_rolls_over_a_small_bump() -> None:
     """SGD stays in the dip; with a momentum of 0.9 the ball gets to the valley."""
-    stuck, rolled = (path(opt, bump, double(4.0), 400)[-1] for opt in (fs.sgd(lr=0.01), fs.sgd(lr=0.01, mom=0.9)))
+    stuck, rolled = (
+        path(opt, bump, double(4.0), 400)[-1] for opt in (fs.sgd(lr=0.01), fs.sgd(lr=0.01, mom=0.9))
+    )
     assert float(stuck) == pytest.approx(2.0, abs=0.1)
     assert float(rolled) == pytest.approx(0.0, abs=0.01)
 
 
 def test_b17_gradients_of_changing_sign_have_a_small_rate() -> None:
-    """Their mean is near 0, their squares are not: RMSProp steps as little there as where they are large."""
+    """Their mean is near 0, their squares are not: RMSProp steps as little there as where they are
+    large.
+    """
     signs = double(1.0, -1.0).repeat(50)
     mean, square = double(0.0), double(0.0)
     for sign in signs:
@@ -100,7 +117,9 @@ def test_b17_gradients_of_changing_sign_have_a_small_rate() -> None:
     assert float(square) == pytest.approx(1.0, abs=1e-3)
 
 
-@pytest.mark.parametrize(("scale", "grad_after"), [(fs.scale_by_rms, 10.0), (fs.scale_by_rms_eps_inside, 10.0)])
+@pytest.mark.parametrize(
+    ("scale", "grad_after"), [(fs.scale_by_rms, 10.0), (fs.scale_by_rms_eps_inside, 10.0)]
+)
 def test_q11_b18_b19_rmsprop_in_two_rules(scale: Rule, grad_after: float) -> None:
     """alpha 0.99: the first step is gradient / sqrt(0.01 gradient^2) = 10, whatever the gradient."""
     opt = chain(fs.average_sqr_grad, scale, fs.sgd_step, lr=1.0, sqr_mom=0.99, eps=1e-8)
@@ -110,8 +129,12 @@ def test_q11_b18_b19_rmsprop_in_two_rules(scale: Rule, grad_after: float) -> Non
 
 
 def test_q14_b21_the_two_sets_of_defaults_of_adam() -> None:
-    """The literature's (0.9, 0.999, 1e-8) are the recipe's, fastai's (0.9, 0.99, 1e-5) are arguments."""
-    assert {name: fs.adam().hyper[name] for name in ("mom", "sqr_mom", "eps")} == dict(mom=0.9, sqr_mom=0.999, eps=1e-8)
+    """The literature's (0.9, 0.999, 1e-8) are the recipe's, fastai's (0.9, 0.99, 1e-5) are
+    arguments.
+    """
+    assert {name: fs.adam().hyper[name] for name in ("mom", "sqr_mom", "eps")} == dict(
+        mom=0.9, sqr_mom=0.999, eps=1e-8
+    )
     for opt in (fs.adam(lr=0.1), fs.adam(lr=0.1, sqr_mom=0.99, eps=1e-5)):
         after, _ = opt(double(1.0), double(2.0), opt.init(double(1.0)))
         assert_close(after, double(0.9), rtol=1e-5)  # the first step is lr, whatever the gradient

@@ -1,4 +1,6 @@
-"""from_torch and into_torch: switching between torch.optim and us in the middle of a run changes nothing."""
+"""from_torch and into_torch: switching between torch.optim and us in the middle of a run changes
+nothing.
+"""
 
 from typing import Any
 
@@ -26,17 +28,29 @@ MAKERS: dict[str, Any] = {
     "adamw wd 0": lambda p: O.AdamW(p, 0.01, weight_decay=0.0),
     "adamw tensor lr": lambda p: O.AdamW(p, torch.tensor(0.01, dtype=torch.float64)),
     "rmsprop": lambda p: O.RMSprop(p, 0.01),
-    "rmsprop all": lambda p: O.RMSprop(p, 0.01, alpha=0.9, momentum=0.5, centered=True, weight_decay=0.1),
+    "rmsprop all": lambda p: O.RMSprop(
+        p, 0.01, alpha=0.9, momentum=0.5, centered=True, weight_decay=0.1
+    ),
     "radam": lambda p: O.RAdam(p, 0.01),
     "radam wd": lambda p: O.RAdam(p, 0.01, weight_decay=0.1),
     "radam decoupled": lambda p: O.RAdam(p, 0.01, weight_decay=0.1, decoupled_weight_decay=True),
 }
 GROUPED: dict[str, Any] = {
-    "sgd": lambda a, b: O.SGD([{"params": a}, {"params": b, "lr": 0.5, "weight_decay": 0.2}], 0.1, momentum=0.9),
-    "sgd momentum in one": lambda a, b: O.SGD([{"params": a}, {"params": b, "momentum": 0.9}], 0.1, dampening=0.4),
-    "adamw": lambda a, b: O.AdamW([{"params": a, "weight_decay": 0.0}, {"params": b, "betas": (0.7, 0.9)}], 0.01),
-    "adam wd in one": lambda a, b: O.Adam([{"params": a}, {"params": b, "weight_decay": 0.2, "eps": 1e-3}], 0.01),
-    "rmsprop momentum in one": lambda a, b: O.RMSprop([{"params": b}, {"params": a, "momentum": 0.9}], 0.01),
+    "sgd": lambda a, b: O.SGD(
+        [{"params": a}, {"params": b, "lr": 0.5, "weight_decay": 0.2}], 0.1, momentum=0.9
+    ),
+    "sgd momentum in one": lambda a, b: O.SGD(
+        [{"params": a}, {"params": b, "momentum": 0.9}], 0.1, dampening=0.4
+    ),
+    "adamw": lambda a, b: O.AdamW(
+        [{"params": a, "weight_decay": 0.0}, {"params": b, "betas": (0.7, 0.9)}], 0.01
+    ),
+    "adam wd in one": lambda a, b: O.Adam(
+        [{"params": a}, {"params": b, "weight_decay": 0.2, "eps": 1e-3}], 0.01
+    ),
+    "rmsprop momentum in one": lambda a, b: O.RMSprop(
+        [{"params": b}, {"params": a, "momentum": 0.9}], 0.01
+    ),
 }
 
 
@@ -48,7 +62,9 @@ class Net(nn.Module):
         generator = torch.Generator().manual_seed(0)
         for name, shape in {"b": (3,), "a": (2, 3), "scale": (), "c": (4,)}.items():
             value = torch.randn(
-                shape, generator=generator, dtype=torch.complex128 if dtype.is_complex else torch.float64
+                shape,
+                generator=generator,
+                dtype=torch.complex128 if dtype.is_complex else torch.float64,
             )
             setattr(self, name, nn.Parameter(value.to(dtype)))
 
@@ -68,7 +84,9 @@ def their_steps(model: Net, optimizer: Any, seeds: range, idle: tuple[str, ...] 
         optimizer.step()
 
 
-def our_steps(model: Net, imported: Any, seeds: range, wrap: Any = lambda opt: opt) -> tuple[Any, Any]:
+def our_steps(
+    model: Net, imported: Any, seeds: range, wrap: Any = lambda opt: opt
+) -> tuple[Any, Any]:
     opt, params, state, hyper = imported
     for seed in seeds:
         params, state = wrap(opt)(params, grads_of(model, seed), state, hyper)
@@ -186,10 +204,14 @@ def test_where_no_rule_counts_steps_they_may_differ(name: str) -> None:
 
 def test_the_chain_has_the_hypers_of_the_groups() -> None:
     model = Net()
-    opt, _, _, hyper = from_torch(O.AdamW(model.parameters(), weight_decay=0.0), model.named_parameters())
+    opt, _, _, hyper = from_torch(
+        O.AdamW(model.parameters(), weight_decay=0.0), model.named_parameters()
+    )
     assert opt.hyper == {"lr": 1e-3, "mom": 0.9, "sqr_mom": 0.999, "eps": 1e-8, "wd": 0.0}
     assert hyper == {}
-    opt, _, _, hyper = from_torch(GROUPED["sgd"]([model.c, model.a], [model.scale, model.b]), model.named_parameters())
+    opt, _, _, hyper = from_torch(
+        GROUPED["sgd"]([model.c, model.a], [model.scale, model.b]), model.named_parameters()
+    )
     assert hyper["lr"] == {"c": 0.1, "a": 0.1, "scale": 0.5, "b": 0.5}
     assert hyper.keys() == {"lr", "wd"}
 
@@ -207,7 +229,12 @@ def test_hypers_go_back() -> None:
     optimizer = O.AdamW([{"params": [model.a, model.b]}, {"params": [model.c, model.scale]}])
     rates = {"a": 0.1, "b": 0.1, "c": 0.2, "scale": 0.2}
     state = from_torch(optimizer, model.named_parameters()).state
-    there = into_torch(optimizer, model.named_parameters(), state, {"lr": rates, "mom": 0.5, "sqr_mom": 0.6, "wd": 0.7})
+    there = into_torch(
+        optimizer,
+        model.named_parameters(),
+        state,
+        {"lr": rates, "mom": 0.5, "sqr_mom": 0.6, "wd": 0.7},
+    )
     optimizer.load_state_dict(there)
     assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.2]
     assert [group["betas"] for group in optimizer.param_groups] == [(0.5, 0.6)] * 2
@@ -222,11 +249,20 @@ def stepped(optimizer: Any, model: Net, idle: tuple[str, ...] = ()) -> Any:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda m: stepped(O.AdamW(m.parameters()), m, ("a",)), "'a' has made 0 steps and others 2"),
-        (lambda m: stepped(O.SGD(m.parameters(), 0.1, 0.9, dampening=0.1), m, ("c",)), "'c' has made 0 steps"),
+        (
+            lambda m: stepped(O.AdamW(m.parameters()), m, ("a",)),
+            "'a' has made 0 steps and others 2",
+        ),
+        (
+            lambda m: stepped(O.SGD(m.parameters(), 0.1, 0.9, dampening=0.1), m, ("c",)),
+            "'c' has made 0 steps",
+        ),
         (lambda m: O.Adam(m.parameters(), amsgrad=True), "amsgrad=True has no rule here"),
         (lambda m: O.SGD(m.parameters(), 0.1, maximize=True), "maximize=True has no rule here"),
-        (lambda m: O.Adam([nn.Parameter(torch.ones(5))]), "parameter 0 of group 0, of shape \\(5,\\), has no name"),
+        (
+            lambda m: O.Adam([nn.Parameter(torch.ones(5))]),
+            "parameter 0 of group 0, of shape \\(5,\\), has no name",
+        ),
         (
             lambda m: O.RMSprop([{"params": [m.a]}, {"params": [m.b], "centered": True}]),
             "groups differ in 'centered'",
@@ -245,14 +281,21 @@ def test_a_slot_that_is_missing_is_named() -> None:
     model = Net()
     optimizer = stepped(O.AdamW(model.parameters()), model)
     del optimizer.state[model.c]["exp_avg_sq"]
-    with pytest.raises(ValueError, match="the state of 'c' has no 'exp_avg_sq'; it has step, exp_avg"):
+    with pytest.raises(
+        ValueError, match="the state of 'c' has no 'exp_avg_sq'; it has step, exp_avg"
+    ):
         from_torch(optimizer, model.named_parameters())
 
 
 def test_other_optimizers_are_an_error() -> None:
     model = Net()
-    for who, call in (("from_torch", from_torch), ("into_torch", lambda *args: into_torch(*args, {}))):
-        with pytest.raises(TypeError, match=f"{who}: expected an optimizer of torch.optim: .*SGD; got Adagrad"):
+    for who, call in (
+        ("from_torch", from_torch),
+        ("into_torch", lambda *args: into_torch(*args, {})),
+    ):
+        with pytest.raises(
+            TypeError, match=f"{who}: expected an optimizer of torch.optim: .*SGD; got Adagrad"
+        ):
             call(O.Adagrad(model.parameters()), model.named_parameters())
 
 
@@ -267,7 +310,9 @@ def test_wrong_states_and_hypers_are_errors_on_the_way_back() -> None:
         into_torch(optimizer, model.named_parameters(), partial)
     with pytest.raises(ValueError, match="no hyper of AdamW is 'momentum'"):
         into_torch(optimizer, model.named_parameters(), state, {"momentum": 0.9})
-    with pytest.raises(ValueError, match="into_torch: the state has slots for 'a', which is no parameter"):
+    with pytest.raises(
+        ValueError, match="into_torch: the state has slots for 'a', which is no parameter"
+    ):
         into_torch(O.AdamW([model.b, model.c, model.scale]), model.named_parameters(), state)
     with pytest.raises(ValueError, match="into_torch: 'lr' has no value for 'b'; it has a"):
         into_torch(optimizer, model.named_parameters(), state, {"lr": {"a": 0.1}})
@@ -284,4 +329,7 @@ def test_a_group_without_parameters_keeps_its_hypers() -> None:
     state = from_torch(optimizer, model.named_parameters()).state
     rates = {name: 0.1 for name, _ in model.named_parameters()}
     there = into_torch(optimizer, model.named_parameters(), state, {"lr": rates, "wd": 0.2})
-    assert [(group["lr"], group["weight_decay"]) for group in there["param_groups"]] == [(0.1, 0.2), (0.5, 0.2)]
+    assert [(group["lr"], group["weight_decay"]) for group in there["param_groups"]] == [
+        (0.1, 0.2),
+        (0.5, 0.2),
+    ]

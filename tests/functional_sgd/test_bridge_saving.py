@@ -65,13 +65,23 @@ def test_loading_what_does_not_fit_is_an_error_and_changes_nothing(other: str) -
     optimizer = to_torch(adamw(), model.parameters())
     train(model, optimizer, 2)
     before = copy.deepcopy(optimizer.state_dict())
-    wrong_model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3)).double() if "model" in other else network()
+    wrong_model = (
+        nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3)).double()
+        if "model" in other
+        else network()
+    )
     make = {"another chain": fs.lion(), "another model": adamw()}.get(other)
-    wrong = O.AdamW(wrong_model.parameters()) if make is None else to_torch(make, wrong_model.parameters())
+    wrong = (
+        O.AdamW(wrong_model.parameters())
+        if make is None
+        else to_torch(make, wrong_model.parameters())
+    )
     for param in wrong_model.parameters():
         param.grad = torch.ones_like(param)
     wrong.step()
-    with pytest.raises(ValueError, match="to_torch: the state dict (does not fit|is of an optimizer of torch)"):
+    with pytest.raises(
+        ValueError, match="to_torch: the state dict (does not fit|is of an optimizer of torch)"
+    ):
         optimizer.load_state_dict({**wrong.state_dict(), "param_groups": before["param_groups"]})
     assert_same(optimizer.state_dict()["state"], before["state"])
 

@@ -8,7 +8,17 @@ import torch
 from torch import Tensor, nn
 
 import functional_sgd as fs
-from functional_sgd import adamw, chain, clip_norm, elementwise, fuse, partition, sgd, sgd_step, to_torch
+from functional_sgd import (
+    adamw,
+    chain,
+    clip_norm,
+    elementwise,
+    fuse,
+    partition,
+    sgd,
+    sgd_step,
+    to_torch,
+)
 from tests.comparing import assert_close, assert_same
 from tests.functional_sgd.bridge_helpers import batch, network, train, values_of
 
@@ -16,7 +26,10 @@ O = torch.optim  # noqa: E741
 
 
 PAIRS: dict[str, Any] = {
-    "sgd": (lambda p: O.SGD(p, 0.1, momentum=0.9, nesterov=True), fs.sgd(0.1, mom=0.9, nesterov=True)),
+    "sgd": (
+        lambda p: O.SGD(p, 0.1, momentum=0.9, nesterov=True),
+        fs.sgd(0.1, mom=0.9, nesterov=True),
+    ),
     "adam": (lambda p: O.Adam(p, 0.01, weight_decay=0.1), fs.adam(0.01, wd=0.1)),
     "adamw": (lambda p: O.AdamW(p, 0.01), fs.adamw(0.01)),
     "rmsprop": (lambda p: O.RMSprop(p, 0.01, momentum=0.5), fs.rmsprop(0.01, mom=0.5)),
@@ -53,11 +66,16 @@ def test_values_are_those_of_the_optimizer_itself() -> None:
 
 def test_groups_have_hypers_of_their_own() -> None:
     def groups(model: nn.Module, wd: str) -> list[dict[str, Any]]:
-        return [{"params": model[0].parameters(), "lr": 0.1}, {"params": model[2].parameters(), wd: 0.3}]
+        return [
+            {"params": model[0].parameters(), "lr": 0.1},
+            {"params": model[2].parameters(), wd: 0.3},
+        ]
 
     theirs, ours = network(), network()
     expected = train(theirs, O.AdamW(groups(theirs, "weight_decay"), lr=0.01), 20)
-    assert_close(train(ours, to_torch(adamw(lr=0.01), groups(ours, "wd")), 20), expected, atol=1e-12)
+    assert_close(
+        train(ours, to_torch(adamw(lr=0.01), groups(ours, "wd")), 20), expected, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize(
@@ -72,7 +90,10 @@ def test_groups_have_hypers_of_their_own() -> None:
 )
 def test_schedulers_of_torch(make: Any) -> None:
     theirs, ours = network(), network()
-    their, our = O.AdamW(theirs.parameters(), lr=0.05), to_torch(adamw(), ours.parameters(), lr=0.05)
+    their, our = (
+        O.AdamW(theirs.parameters(), lr=0.05),
+        to_torch(adamw(), ours.parameters(), lr=0.05),
+    )
     expected = train(theirs, their, 20, scheduler=make(their))
     assert_close(train(ours, our, 20, scheduler=make(our)), expected, atol=1e-12)
 
@@ -145,7 +166,9 @@ def test_a_param_without_gradient_is_left_alone() -> None:
 
 def test_names_are_matched_by_patterns() -> None:
     model = network()
-    optimizer = to_torch(partition({"all": sgd(lr=0.1)}, {"*.bias": None, "*": "all"}), model.named_parameters())
+    optimizer = to_torch(
+        partition({"all": sgd(lr=0.1)}, {"*.bias": None, "*": "all"}), model.named_parameters()
+    )
     start = values_of(model)
     after = train(model, optimizer, 1)
     assert {name for name in start if torch.equal(start[name], after[name])} == {"0.bias", "2.bias"}
@@ -210,7 +233,9 @@ def test_extras_are_passed_to_step() -> None:
 
 def test_wrong_arguments_are_errors() -> None:
     weight = [nn.Parameter(torch.ones(1))]
-    with pytest.raises(ValueError, match="no rule reads 'betas'. 'betas' is called mom and sqr_mom here"):
+    with pytest.raises(
+        ValueError, match="no rule reads 'betas'. 'betas' is called mom and sqr_mom here"
+    ):
         to_torch(adamw(), weight, betas=(0.9, 0.99))
     with pytest.raises(ValueError, match="'weight_decay' is called wd here"):
         to_torch(adamw(), [{"params": weight, "weight_decay": 0.1}])
@@ -222,10 +247,15 @@ def test_wrong_arguments_are_errors() -> None:
 
 
 def test_a_hyper_that_only_some_groups_have_is_an_error() -> None:
-    groups = [{"params": [nn.Parameter(torch.ones(1))], "lr": 0.1}, {"params": [nn.Parameter(torch.ones(1))]}]
+    groups = [
+        {"params": [nn.Parameter(torch.ones(1))], "lr": 0.1},
+        {"params": [nn.Parameter(torch.ones(1))]},
+    ]
     with pytest.raises(ValueError, match="group 1 has no 'lr', which other groups have"):
         to_torch(chain(sgd_step), groups).step()
 
 
 def test_repr() -> None:
-    assert repr(to_torch(sgd(lr=0.1), network().parameters())).startswith("to_torch(chain(sgd_step, lr=0.1)):")
+    assert repr(to_torch(sgd(lr=0.1), network().parameters())).startswith(
+        "to_torch(chain(sgd_step, lr=0.1)):"
+    )

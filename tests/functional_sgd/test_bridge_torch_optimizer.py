@@ -1,4 +1,6 @@
-"""torch_optimizer: classes of torch.optim as optimizers of ours, with torch's numbers and pure calls."""
+"""torch_optimizer: classes of torch.optim as optimizers of ours, with torch's numbers and pure
+calls.
+"""
 
 import copy
 import pickle
@@ -43,7 +45,12 @@ def made(request: pytest.FixtureRequest) -> tuple[Any, dict[str, Any]]:
 
 def leaves(dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
     tree = sample_tree(dtype=dtype)
-    return {"matrix": tree["body"][0], "conv": tree["conv"], "scalar": tree["ends"][0], "vector": tree["ends"][1]}
+    return {
+        "matrix": tree["body"][0],
+        "conv": tree["conv"],
+        "scalar": tree["ends"][0],
+        "vector": tree["ends"][1],
+    }
 
 
 def gradients(steps: int, dtype: torch.dtype = torch.float64) -> Steps:
@@ -54,7 +61,9 @@ def gradients(steps: int, dtype: torch.dtype = torch.float64) -> Steps:
     return found
 
 
-def theirs(kind: Any, options: dict[str, Any], steps: Steps, groups: Any = None) -> dict[str, Tensor]:
+def theirs(
+    kind: Any, options: dict[str, Any], steps: Steps, groups: Any = None
+) -> dict[str, Tensor]:
     """Params after steps of torch; `groups` are options for each leaf."""
     params = {name: nn.Parameter(leaf) for name, leaf in leaves().items()}
     own = [{"params": [param], **(groups or {}).get(name, {})} for name, param in params.items()]
@@ -112,10 +121,17 @@ def test_its_numbers_are_hypers_by_our_names() -> None:
     assert torch_optimizer(O.NAdam, lr=0.1, betas=(0.8, 0.99)).hyper == {
         "lr": 0.1, "mom": 0.8, "sqr_mom": 0.99, "eps": 1e-8, "wd": 0, "momentum_decay": 4e-3
     }  # fmt: skip
-    assert torch_optimizer(O.SGD, lr=0.1, momentum=0.9).hyper == {"lr": 0.1, "mom": 0.9, "dampening": 0, "wd": 0}
+    assert torch_optimizer(O.SGD, lr=0.1, momentum=0.9).hyper == {
+        "lr": 0.1,
+        "mom": 0.9,
+        "dampening": 0,
+        "wd": 0,
+    }
 
 
-@pytest.mark.parametrize("value", [0.7, torch.tensor(0.7, dtype=torch.float64)], ids=["number", "tensor"])
+@pytest.mark.parametrize(
+    "value", [0.7, torch.tensor(0.7, dtype=torch.float64)], ids=["number", "tensor"]
+)
 def test_hypers_may_change_at_every_call(value: Any) -> None:
     opt, steps = torch_optimizer(O.NAdam, betas=(0.9, 0.95)), gradients(4)
     expected = theirs(O.NAdam, dict(lr=0.5, betas=(0.7, 0.95)), steps)
@@ -124,7 +140,9 @@ def test_hypers_may_change_at_every_call(value: Any) -> None:
 
 def test_hypers_may_differ_by_leaf() -> None:
     steps = gradients(4)
-    expected = theirs(O.Adagrad, {}, steps, {"conv": dict(lr=0.5, weight_decay=0.1), "vector": dict(lr=0.2)})
+    expected = theirs(
+        O.Adagrad, {}, steps, {"conv": dict(lr=0.5, weight_decay=0.1), "vector": dict(lr=0.2)}
+    )
     rates = by_path(leaves(), {"conv": 0.5, "vector": 0.2, "*": 0.01})
     decays = by_path(leaves(), {"conv": 0.1, "*": 0})
     assert_same(ours(torch_optimizer(O.Adagrad), steps, {"lr": rates, "wd": decays})[0], expected)
@@ -135,7 +153,9 @@ def test_half_precision_is_stepped_in_float32_and_rounded_once() -> None:
     grads = gradients(1, torch.bfloat16)[0]
     after, state = opt(params, grads, opt.init(params))
     wide = {name: leaf.float() for name, leaf in params.items()}
-    expected, _ = opt(wide, {n: None if g is None else g.float() for n, g in grads.items()}, opt.init(wide))
+    expected, _ = opt(
+        wide, {n: None if g is None else g.float() for n, g in grads.items()}, opt.init(wide)
+    )
     assert_same(after, {name: leaf.bfloat16() for name, leaf in expected.items()})
     assert state["kept"]["matrix"]["sum"].dtype == torch.float32
 
@@ -154,7 +174,11 @@ def test_an_empty_tree() -> None:
 def test_wrappers_go_around_it_and_fuse_leaves_it() -> None:
     """Muon for matrices, AdamW for the others, every second call: each part as if it were alone."""
     matrices = torch_optimizer(O.Muon, lr=0.1)
-    opt = fuse(accumulate(partition({"m": matrices, "rest": adamw(lr=0.1)}, {"matrix": "m", "*": "rest"}), every=2))
+    opt = fuse(
+        accumulate(
+            partition({"m": matrices, "rest": adamw(lr=0.1)}, {"matrix": "m", "*": "rest"}), every=2
+        )
+    )
     grads = random_like(leaves(), 0)
     after, _ = ours(opt, [grads, grads])
     alone = {"matrix": leaves()["matrix"]}
@@ -166,11 +190,15 @@ def learner_with(opt: Optimizer) -> Learner:
     torch.manual_seed(0)
     x = torch.linspace(-1, 1, 8, dtype=torch.float64)[:, None]
     model = nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1)).double()
-    return Learner(model, DataLoaders(train=[(x, 3 * x + 1), (-x, 1 - 3 * x)]), nn.functional.mse_loss, opt)
+    return Learner(
+        model, DataLoaders(train=[(x, 3 * x + 1), (-x, 1 - 3 * x)]), nn.functional.mse_loss, opt
+    )
 
 
 @pytest.mark.parametrize("name", ["nadam", "adagrad", "rprop", "rmsprop", "sgd"])
-def test_a_run_of_the_loop_is_that_of_torch_also_when_saved_between(name: str, tmp_path: Path) -> None:
+def test_a_run_of_the_loop_is_that_of_torch_also_when_saved_between(
+    name: str, tmp_path: Path
+) -> None:
     kind, options = CLASSES[name]
     learner = learner_with(torch_optimizer(kind, **options))
     model = copy.deepcopy(learner.model)
@@ -184,13 +212,23 @@ def test_a_run_of_the_loop_is_that_of_torch_also_when_saved_between(name: str, t
     fork = load(save(half, tmp_path / "half"), like=learner.init())
     for state in (half, fork):
         after = fit(learner, state, 6)
-        assert_close(after.params, {n: p.detach() for n, p in model.named_parameters()}, rtol=1e-12, atol=1e-12)
+        assert_close(
+            after.params,
+            {n: p.detach() for n, p in model.named_parameters()},
+            rtol=1e-12,
+            atol=1e-12,
+        )
     assert_same(fit(learner, fork, 6).params, fit(learner, half, 6).params)
 
 
 def test_it_can_be_compared_copied_and_printed() -> None:
     opt = torch_optimizer(O.NAdam, lr=0.1)
-    assert opt == torch_optimizer(O.NAdam, lr=0.1) == copy.deepcopy(opt) == pickle.loads(pickle.dumps(opt))
+    assert (
+        opt
+        == torch_optimizer(O.NAdam, lr=0.1)
+        == copy.deepcopy(opt)
+        == pickle.loads(pickle.dumps(opt))
+    )
     assert hash(opt) == hash(torch_optimizer(O.NAdam, lr=0.1))
     assert opt != torch_optimizer(O.NAdam, lr=0.2)
     assert repr(opt) == "torch_optimizer(NAdam, lr=0.1)"
@@ -245,7 +283,8 @@ def test_wrong_arguments_are_errors() -> None:
 def test_hypers_that_change_what_is_kept_are_an_error() -> None:
     opt, params = torch_optimizer(O.SGD, lr=0.1), leaves()
     with pytest.raises(
-        ValueError, match=r"keeps \['momentum_buffer'\] of a leaf, but \[\] with those it was made with"
+        ValueError,
+        match=r"keeps \['momentum_buffer'\] of a leaf, but \[\] with those it was made with",
     ):
         opt(params, params, opt.init(params), {"mom": 0.9})
 

@@ -42,14 +42,42 @@ from tests.functional_sgd import user_rules
             {},
             r"rule wants_curvature reads 'curvature', which neither the caller",
         ),
-        ((scale_by_rms, sgd_step), {}, r"rule scale_by_rms reads 'sqr_avg', .* Put .*average_sqr_grad.* before it"),
-        ((nesterov, sgd_step), {}, r"reads 'grad_avg', .* Put .*average_grad.* or .*heavy_ball.* before it"),
-        ((scale_by_rms, average_sqr_grad, sgd_step), {}, r"scale_by_rms reads 'sqr_avg' before average_sqr_grad has"),
-        ((average_grad, heavy_ball, sgd_step), {}, r"'grad_avg' has two owners, average_grad and heavy_ball.*rename\("),
+        (
+            (scale_by_rms, sgd_step),
+            {},
+            r"rule scale_by_rms reads 'sqr_avg', .* Put .*average_sqr_grad.* before it",
+        ),
+        (
+            (nesterov, sgd_step),
+            {},
+            r"reads 'grad_avg', .* Put .*average_grad.* or .*heavy_ball.* before it",
+        ),
+        (
+            (scale_by_rms, average_sqr_grad, sgd_step),
+            {},
+            r"scale_by_rms reads 'sqr_avg' before average_sqr_grad has",
+        ),
+        (
+            (average_grad, heavy_ball, sgd_step),
+            {},
+            r"'grad_avg' has two owners, average_grad and heavy_ball.*rename\(",
+        ),
         ((average_grad, average_grad, sgd_step), {}, r"slot 'grad_avg' has two owners"),
-        ((average_grad,), {}, r"no rule writes 'param'.*: average_grad\. End the chain with a step, such as sgd_step"),
-        ((rename(average_sqr_grad, sqr_avg="param"), sgd_step), {}, r"may not keep a slot called 'param'"),
-        ((rename(average_grad, grad_avg="step"), sgd_step), {}, r"may not keep a slot called 'step'"),
+        (
+            (average_grad,),
+            {},
+            r"no rule writes 'param'.*: average_grad\. End the chain with a step, such as sgd_step",
+        ),
+        (
+            (rename(average_sqr_grad, sqr_avg="param"), sgd_step),
+            {},
+            r"may not keep a slot called 'param'",
+        ),
+        (
+            (rename(average_grad, grad_avg="step"), sgd_step),
+            {},
+            r"may not keep a slot called 'step'",
+        ),
         ((sgd_step,), {"mom": 0.9}, r"no rule reads 'mom'\. Known names: lr"),
         ((average_grad, sgd_step), {"moms": 0.9}, r"no rule reads 'moms'\. Did you mean 'mom'\?"),
         ((), {"lr": 0.1}, r"no rule reads 'lr'\. Known names: none"),
@@ -58,18 +86,26 @@ from tests.functional_sgd import user_rules
             {},
             r"'wd' has two defaults, 0\.01 from weight_decay and 0\.0 from larc",
         ),
-        ((sgd(0.1), momentum(0.2)), {}, r"two of its parts give 'lr' different defaults, 0\.1 and 0\.2\. Decide with"),
+        (
+            (sgd(0.1), momentum(0.2)),
+            {},
+            r"two of its parts give 'lr' different defaults, 0\.1 and 0\.2\. Decide with",
+        ),
     ],
     ids=lambda value: str(value) if isinstance(value, tuple) else "",
 )
-def test_a_chain_that_cannot_run_is_refused(parts: tuple[Any, ...], given: dict[str, float], message: str) -> None:
+def test_a_chain_that_cannot_run_is_refused(
+    parts: tuple[Any, ...], given: dict[str, float], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         chain(*parts, **given)
 
 
 @pytest.mark.parametrize("part", [adam, lambda update: {"update": update}, "adam", None, 0.1])
 def test_only_rules_and_chains_can_be_chained(part: Any) -> None:
-    with pytest.raises(TypeError, match=r"chain: expected rules or chains, got .*adam\(\), not adam"):
+    with pytest.raises(
+        TypeError, match=r"chain: expected rules or chains, got .*adam\(\), not adam"
+    ):
         chain(part, sgd_step)
 
 
@@ -103,7 +139,11 @@ def test_shadowing_a_slot_before_its_owner_has_run_is_refused() -> None:
 
 
 def test_chains_flatten() -> None:
-    assert chain(chain(weight_decay), chain(average_grad, sgd_step)).rules == (weight_decay, average_grad, sgd_step)
+    assert chain(chain(weight_decay), chain(average_grad, sgd_step)).rules == (
+        weight_decay,
+        average_grad,
+        sgd_step,
+    )
 
 
 def test_nested_chains_are_flat_chains() -> None:
@@ -197,7 +237,14 @@ def test_columns_of_the_table_are_aligned(capsys: pytest.CaptureFixture[str]) ->
 
 def test_describe_of_identity_prints_the_header(capsys: pytest.CaptureFixture[str]) -> None:
     identity().describe()
-    assert capsys.readouterr().out.split() == ["rule", "scope", "reads", "hypers", "writes", "keeps"]
+    assert capsys.readouterr().out.split() == [
+        "rule",
+        "scope",
+        "reads",
+        "hypers",
+        "writes",
+        "keeps",
+    ]
 
 
 def test_extras_reach_the_rules_that_read_them() -> None:
@@ -206,7 +253,9 @@ def test_extras_reach_the_rules_that_read_them() -> None:
     assert_same(after, torch.tensor([-6.0]))
 
 
-@pytest.mark.parametrize(("extras", "expected"), [({}, -2.0), ({"value": torch.tensor(3.0)}, -6.0)], ids=["no", "yes"])
+@pytest.mark.parametrize(
+    ("extras", "expected"), [({}, -2.0), ({"value": torch.tensor(3.0)}, -6.0)], ids=["no", "yes"]
+)
 def test_extras_with_a_default_may_be_left_out(extras: dict[str, Any], expected: float) -> None:
     opt, params = chain(user_rules.maybe_by_loss, sgd_step, lr=1.0), torch.tensor([0.0])
     after, _ = opt(params, torch.tensor([2.0]), opt.init(params), **extras)
@@ -215,7 +264,9 @@ def test_extras_with_a_default_may_be_left_out(extras: dict[str, Any], expected:
 
 def test_a_missing_extra_is_named() -> None:
     opt, params = chain(user_rules.by_loss, sgd_step, lr=1.0), torch.tensor([0.0])
-    with pytest.raises(ValueError, match=r"'value' has no default, so it must be passed: .*value=\.\.\."):
+    with pytest.raises(
+        ValueError, match=r"'value' has no default, so it must be passed: .*value=\.\.\."
+    ):
         opt(params, params, opt.init(params))
 
 

@@ -1,4 +1,6 @@
-"""Kernels on disk: one library for each source, rebuilt when damaged, built by several at once; and no compiler."""
+"""Kernels on disk: one library for each source, rebuilt when damaged, built by several at once; and
+no compiler.
+"""
 
 import os
 import subprocess
@@ -47,7 +49,9 @@ def test_one_library_for_each_source(cache):
     assert libraries(cache) == first
     step(fuse(fs.momentum(lr=0.5)))
     assert len(libraries(cache)) == len(first) + 1
-    assert {path.suffix for path in cache.iterdir()} <= {".so", ".sha256"}, "scratch files were left behind"
+    assert {path.suffix for path in cache.iterdir()} <= {".so", ".sha256"}, (
+        "scratch files were left behind"
+    )
 
 
 def test_a_kernel_is_not_compiled_twice(cache, monkeypatch):
@@ -91,9 +95,16 @@ def test_processes_may_build_at_once(cache):
         "assert opt.compiled\n"
         "print(opt(params, params, opt.init(params))[0][0].tolist())\n"
     )
-    environment = {**os.environ, "FUNCTIONAL_SGD_CACHE": str(cache), "PYTHONWARNINGS": "error::UserWarning"}
+    environment = {
+        **os.environ,
+        "FUNCTIONAL_SGD_CACHE": str(cache),
+        "PYTHONWARNINGS": "error::UserWarning",
+    }
     command = [sys.executable, "-c", code]
-    both = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    both = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
     outputs = [process.communicate(timeout=120)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert len(set(outputs)) == 1
@@ -141,7 +152,9 @@ def test_a_compiler_that_fails(cache, tmp_path, monkeypatch, text):
 
 
 def test_a_compiler_that_writes_rubbish(cache, tmp_path, monkeypatch):
-    monkeypatch.setenv("CC", script(tmp_path, 'while [ "$1" != "-o" ]; do shift; done; echo rubbish > "$2"'))
+    monkeypatch.setenv(
+        "CC", script(tmp_path, 'while [ "$1" != "-o" ]; do shift; done; echo rubbish > "$2"')
+    )
     check_fallback("does not load")
 
 
@@ -159,12 +172,16 @@ def test_a_compiler_that_fails_later(cache, monkeypatch):
     assert_same(found, opt(PARAMS, PARAMS, opt.init(PARAMS)))
 
 
-def test_a_cache_that_cannot_be_written_is_moved_to_the_temporary_folder(cache, tmp_path, monkeypatch):
+def test_a_cache_that_cannot_be_written_is_moved_to_the_temporary_folder(
+    cache, tmp_path, monkeypatch
+):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("FUNCTIONAL_SGD_CACHE", str(tmp_path / "file"))
     monkeypatch.setattr(compiler.tempfile, "gettempdir", lambda: str(tmp_path))
     assert compiler.cache_folder().parent == tmp_path
-    check_steps(fs.adamw(lr=0.1), PARAMS, fused=fuse(fs.adamw(lr=0.1)), grads=lambda params, _: PARAMS)
+    check_steps(
+        fs.adamw(lr=0.1), PARAMS, fused=fuse(fs.adamw(lr=0.1)), grads=lambda params, _: PARAMS
+    )
 
 
 def test_where_kernels_are_kept(tmp_path, monkeypatch):

@@ -1,4 +1,6 @@
-"""Hypers are data: whatever values they take, a fused optimizer agrees with its chain and compiles nothing again."""
+"""Hypers are data: whatever values they take, a fused optimizer agrees with its chain and compiles
+nothing again.
+"""
 
 import optree
 import pytest
@@ -9,7 +11,14 @@ from functional_sgd import by_path, chain, elementwise, fuse
 from functional_sgd.execute import compiler
 from functional_sgd.schedules import Cosine
 from tests.comparing import assert_same, copy_of
-from tests.functional_sgd.fuse_helpers import REDUCING, assert_near, check_steps, count_kernels, grads_for, plain_tree
+from tests.functional_sgd.fuse_helpers import (
+    REDUCING,
+    assert_near,
+    check_steps,
+    count_kernels,
+    grads_for,
+    plain_tree,
+)
 from tests.functional_sgd.user_rules import by_loss, maybe_by_loss
 
 NAMES = {
@@ -57,8 +66,18 @@ def test_other_values_compile_nothing_again(opt, monkeypatch):
     schedule = Cosine(0.1, 0.001)
     for number, make in enumerate(HYPERS.values(), start=1):
         params, state = fused(params, grads_for(params, number), state, dict(lr=make(params)))
-        params, state = fused(params, grads_for(params, number), state, dict(lr=schedule(number / 10)))
-    names = {"wd": 0.2, "mom": 0.5, "sqr_mom": 0.6, "eps": 1e-3, "max_norm": 3.0, "trust_coeff": 0.1, "max_trust": 2.0}
+        params, state = fused(
+            params, grads_for(params, number), state, dict(lr=schedule(number / 10))
+        )
+    names = {
+        "wd": 0.2,
+        "mom": 0.5,
+        "sqr_mom": 0.6,
+        "eps": 1e-3,
+        "max_norm": 3.0,
+        "trust_coeff": 0.1,
+        "max_trust": 2.0,
+    }
     for name, value in names.items():
         if name in opt.hyper:
             params, state = fused(params, grads_for(params, 1), state, {name: value})
@@ -69,13 +88,21 @@ def test_other_values_compile_nothing_again(opt, monkeypatch):
 def test_two_hypers_that_differ_by_leaf():
     params = plain_tree(torch.float32)
     check_steps(
-        fs.adamw(), params, lr=by_path(params, {"b*": 0.1, "*": 0.2}), mom=by_path(params, {"d*": 0.5, "*": 0.8})
+        fs.adamw(),
+        params,
+        lr=by_path(params, {"b*": 0.1, "*": 0.2}),
+        mom=by_path(params, {"d*": 0.5, "*": 0.8}),
     )
 
 
 def test_a_tree_of_hypers_with_leaves_of_several_kinds():
     """Some leaves have no gradient, some are complex, some are of another dtype."""
-    params = {"a": torch.ones(3), "b": torch.ones(3, dtype=torch.float64), "c": torch.ones(2), "d": torch.ones(2) + 1j}
+    params = {
+        "a": torch.ones(3),
+        "b": torch.ones(3, dtype=torch.float64),
+        "c": torch.ones(2),
+        "d": torch.ones(2) + 1j,
+    }
     lr = {"a": 0.1, "b": torch.tensor(0.2), "c": 0.3, "d": 0.4}
 
     def grads(params, number):
@@ -102,7 +129,15 @@ def test_scalars_of_a_prelude_may_change():
     opt = chain(unit, fs.sgd_step, lr=0.1)
     fused, params = fuse(opt), plain_tree(torch.float32)
     state = opt.init(params)
-    for gain in (1.0, 0.5, 2, torch.tensor(3.0), torch.tensor(1.0), 1.0, by_path(params, {"b*": 1.0, "*": 2.0})):
+    for gain in (
+        1.0,
+        0.5,
+        2,
+        torch.tensor(3.0),
+        torch.tensor(1.0),
+        1.0,
+        by_path(params, {"b*": 1.0, "*": 2.0}),
+    ):
         before = copy_of((params, state))
         expected = opt(params, grads_for(params, 1), state, dict(gain=gain))
         params, state = fused(params, grads_for(params, 1), state, dict(gain=gain))
@@ -110,13 +145,18 @@ def test_scalars_of_a_prelude_may_change():
 
 
 def test_extras():
-    for rule, calls in ((by_loss, [0.5, torch.tensor(2.0)]), (maybe_by_loss, [None, 0.5, torch.tensor(2.0), None])):
+    for rule, calls in (
+        (by_loss, [0.5, torch.tensor(2.0)]),
+        (maybe_by_loss, [None, 0.5, torch.tensor(2.0), None]),
+    ):
         opt = chain(rule, fs.sgd_step, lr=0.1)
         fused, params = fuse(opt), [torch.ones(3)]
         for value in calls:
             extras = {} if value is None else dict(value=value)
             state = opt.init(params)
-            assert_same(fused(params, params, state, **extras), opt(params, params, state, **extras))
+            assert_same(
+                fused(params, params, state, **extras), opt(params, params, state, **extras)
+            )
 
 
 def test_an_extra_that_is_no_number():
@@ -144,7 +184,10 @@ def test_an_option(value):
         with pytest.raises(type(plain.value)):
             fuse(opt)(params, params, state, dict(mode="slow"))
     else:
-        assert_same(fuse(opt)(params, params, state, dict(mode=False)), opt(params, params, state, dict(mode=False)))
+        assert_same(
+            fuse(opt)(params, params, state, dict(mode=False)),
+            opt(params, params, state, dict(mode=False)),
+        )
 
 
 def test_defaults_of_the_chain_and_of_the_call():

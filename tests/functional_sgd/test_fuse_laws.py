@@ -1,4 +1,6 @@
-"""Over random trees, a fused elementwise recipe is within 2 ulp of the chain: alone, in parts, with any hypers."""
+"""Over random trees, a fused elementwise recipe is within 2 ulp of the chain: alone, in parts, with
+any hypers.
+"""
 
 from typing import Any
 
@@ -19,18 +21,24 @@ HUGE = 70_001  # more than a chunk of the kernel
 
 LAYOUTS = {
     "dense": lambda shape, seed: draw(shape, torch.float32, seed),
-    "turned": lambda shape, seed: draw(shape[::-1], torch.float32, seed).permute(tuple(reversed(range(len(shape))))),
+    "turned": lambda shape, seed: draw(shape[::-1], torch.float32, seed).permute(
+        tuple(reversed(range(len(shape))))
+    ),
     "strided": lambda shape, seed: draw((*shape, 2), torch.float32, seed)[..., 0],
     "expanded": lambda shape, seed: draw((1,) * len(shape), torch.float32, seed).expand(shape),
 }
 
 shapes = st.sampled_from([(), (0,), (1,), (3,), (4, 5), (2, 0, 3), (3, 2, 4), (HUGE,)])
-layouts = st.sampled_from(sorted(set(LAYOUTS) - {"expanded"}))  # of params; several elements in one place cannot be
+layouts = st.sampled_from(
+    sorted(set(LAYOUTS) - {"expanded"})
+)  # of params; several elements in one place cannot be
 grad_layouts = st.sampled_from([*LAYOUTS, None])
 leaves = st.tuples(shapes, layouts, grad_layouts)
 trees = st.recursive(
     leaves.map(lambda leaf: [leaf]),  # as a list, since a tuple would be a branch
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("abcd"), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("abcd"), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 
@@ -43,7 +51,9 @@ def tensors(tree: Any, place: int, seed: int) -> Any:
     """A tensor for every leaf, laid out as it says at this place."""
     number = iter(range(seed, seed + 1000))
     return optree.tree_map(
-        lambda leaf: None if leaf[place] is None else LAYOUTS[leaf[place]](leaf[0], next(number)), tree, is_leaf=is_leaf
+        lambda leaf: None if leaf[place] is None else LAYOUTS[leaf[place]](leaf[0], next(number)),
+        tree,
+        is_leaf=is_leaf,
     )
 
 
@@ -59,7 +69,9 @@ def partitioned(opt: fs.Chain) -> fs.Optimizer:
 WAYS = {
     "alone": lambda opt: opt,
     "partition": partitioned,
-    "scheduled": lambda opt: fs.scheduled(opt, steps=4, lr=Cosine(0.1, 0.001)) if "lr" in opt.hyper else opt,
+    "scheduled": lambda opt: (
+        fs.scheduled(opt, steps=4, lr=Cosine(0.1, 0.001)) if "lr" in opt.hyper else opt
+    ),
     "frozen": lambda opt: fs.freeze(opt, lambda path, leaf: leaf.dim() == 0),
 }
 
@@ -86,7 +98,9 @@ def hyper_of(kind: str, opt: Any, params: Any) -> dict[str, Any]:
     donate=st.booleans(),
     seed=st.integers(0, 1000),
 )
-def test_a_fused_recipe_is_the_chain(name: str, tree: Any, way: str, kind: str, donate: bool, seed: int) -> None:
+def test_a_fused_recipe_is_the_chain(
+    name: str, tree: Any, way: str, kind: str, donate: bool, seed: int
+) -> None:
     opt = WAYS[way](RECIPES[name]())
     fused = fs.fuse(opt, donate=donate)
     params = tensors(tree, 1, seed)

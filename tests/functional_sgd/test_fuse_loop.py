@@ -15,7 +15,10 @@ from tests.comparing import Untouched, assert_close, assert_same, copy_of
 
 def batches(sizes=(8, 8, 3)):
     generator = torch.Generator().manual_seed(0)
-    return [(torch.randn(n, 2, generator=generator), torch.randn(n, 1, generator=generator)) for n in sizes]
+    return [
+        (torch.randn(n, 2, generator=generator), torch.randn(n, 1, generator=generator))
+        for n in sizes
+    ]
 
 
 def learner(opt):
@@ -26,7 +29,9 @@ def learner(opt):
 
 
 @pytest.mark.parametrize(
-    "opt", [fs.adamw(), fs.lamb(), chain(fs.clip_norm, fs.sgd(mom=0.9))], ids=["adamw", "lamb", "clip"]
+    "opt",
+    [fs.adamw(), fs.lamb(), chain(fs.clip_norm, fs.sgd(mom=0.9))],
+    ids=["adamw", "lamb", "clip"],
 )
 def test_training_is_the_same(opt):
     def train(opt):
@@ -38,7 +43,9 @@ def test_training_is_the_same(opt):
 
 
 def test_a_learner_refuses_an_optimizer_that_would_overwrite_its_states():
-    with pytest.raises(ValueError, match=r"donate=True\) overwrites the state .* Use fuse\(opt\) without donate"):
+    with pytest.raises(
+        ValueError, match=r"donate=True\) overwrites the state .* Use fuse\(opt\) without donate"
+    ):
         learner(fuse(fs.adamw(), donate=True))
 
 
@@ -83,7 +90,9 @@ def graphs(monkeypatch, fresh_compiler):
 
     monkeypatch.setattr(torch._inductor, "compile", backend)
     real = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda function, **options: real(function, backend=backend, **options))
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **options: real(function, backend=backend, **options)
+    )
     return made
 
 
@@ -100,7 +109,9 @@ def test_a_whole_step_is_the_gradient_and_the_update(opt, graphs):
     whole = compile_step(loss_of, opt)
     params, state = net(), opt.init(net())
     for number, batch in enumerate(batches((8, 8, 8, 8, 5))):
-        hyper = dict(lr=0.05 / (1 + number), **({"mom": 0.9 - 0.1 * number} if "mom" in opt.hyper else {}))
+        hyper = dict(
+            lr=0.05 / (1 + number), **({"mom": 0.9 - 0.1 * number} if "mom" in opt.hyper else {})
+        )
         value, grads = value_and_grad(loss_of)(params, *batch)
         expected = opt(params, grads, state, hyper)
         keep = Untouched(params, state)
@@ -126,7 +137,9 @@ def test_batches_of_many_sizes_share_a_graph(graphs):
 
 WRAPPED = {
     "fused": fuse(fs.adamw(lr=0.05), donate=True),
-    "partition": fuse(fs.partition({"a": fs.adamw(lr=0.05), "b": fs.sgd(lr=0.1)}, {"first*": "a", "*": "b"})),
+    "partition": fuse(
+        fs.partition({"a": fs.adamw(lr=0.05), "b": fs.sgd(lr=0.1)}, {"first*": "a", "*": "b"})
+    ),
     "scheduled": fs.scheduled(fs.sgd(), steps=4, lr=Linear(0.1, 0.0)),
     "lookahead": fs.lookahead(fs.sgd(lr=0.1), sync_every=2),
     "accumulate": fs.accumulate(fs.sgd(lr=0.1), 2),

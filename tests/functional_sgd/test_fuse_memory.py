@@ -1,4 +1,6 @@
-"""Whose memory is whose: a pure step overwrites nothing that anybody holds, a donating one what it is given."""
+"""Whose memory is whose: a pure step overwrites nothing that anybody holds, a donating one what it
+is given.
+"""
 
 import io
 import threading
@@ -67,7 +69,11 @@ def test_nothing_that_is_held_is_ever_overwritten(name, tree):
 
 @pytest.mark.parametrize("opt", KEEPERS.values(), ids=KEEPERS)
 def test_results_share_no_memory_with_arguments(opt):
-    params = {"w": draw((3, 4), torch.float32, 1), "b": draw((4,), torch.float32, 2), "s": torch.tensor(3.0)}
+    params = {
+        "w": draw((3, 4), torch.float32, 1),
+        "b": draw((4,), torch.float32, 2),
+        "s": torch.tensor(3.0),
+    }
     state, fused = opt.init(params), fuse(opt)
     for number in range(3):
         grads = grads_for(params, number)
@@ -77,7 +83,9 @@ def test_results_share_no_memory_with_arguments(opt):
         before.check()
         assert_same((new_params, new_state), opt(params, grads, state))
         assert not memory_of((new_params, slots)) & memory_of((params, grads, state))
-        assert len(memory_of((new_params, slots))) > len(slots), "a slot shares the memory of another column"
+        assert len(memory_of((new_params, slots))) > len(slots), (
+            "a slot shares the memory of another column"
+        )
         params, state = new_params, new_state
 
 
@@ -113,7 +121,9 @@ def test_a_view_of_an_old_leaf_keeps_its_numbers(hold):
     held, numbers = hold(params["b"]), params["b"].tolist()
     for number in range(4):
         params, state = opt(params, grads_for(params, number), state)
-    value = torch.empty(0).set_(held)[-LARGE - 3 :] if isinstance(held, torch.UntypedStorage) else held
+    value = (
+        torch.empty(0).set_(held)[-LARGE - 3 :] if isinstance(held, torch.UntypedStorage) else held
+    )
     found = value.tolist()
     assert found == numbers[: len(found)]
 
@@ -154,7 +164,9 @@ def test_leaves_can_be_written_to_one_by_one():
 
 
 def test_a_saved_tree_is_as_large_as_the_tree():
-    """Leaves of a column share a buffer, which torch.save writes once: for the tree that is as much as it should be."""
+    """Leaves of a column share a buffer, which torch.save writes once: for the tree that is as much
+    as it should be.
+    """
     opt = fuse(fs.sgd(lr=0.1))
     params = {"a": torch.ones(100_000), "b": torch.ones(3)}
     params, _ = opt(params, params, opt.init(params))
@@ -163,7 +175,9 @@ def test_a_saved_tree_is_as_large_as_the_tree():
     assert file.tell() < 410_000
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd", "lookahead_sgd", "clip_norm_adam", "larc", "lamb"])
+@pytest.mark.parametrize(
+    "name", ["adamw", "sgd", "lookahead_sgd", "clip_norm_adam", "larc", "lamb"]
+)
 def test_donated_results_are_the_buffers_that_were_given(name):
     opt = fuse(RECIPES[name](), donate=True)
     params = odd_tree(torch.float32)
@@ -171,7 +185,9 @@ def test_donated_results_are_the_buffers_that_were_given(name):
     where = [leaf.data_ptr() for leaf in optree.tree_leaves((params, {**state, "step": None}))]
     for number in range(3):
         params, state = opt(params, grads_for(params, number), state)
-        assert [leaf.data_ptr() for leaf in optree.tree_leaves((params, {**state, "step": None}))] == where
+        assert [
+            leaf.data_ptr() for leaf in optree.tree_leaves((params, {**state, "step": None}))
+        ] == where
 
 
 def test_donating_allocates_nothing_that_grows():
@@ -179,7 +195,9 @@ def test_donating_allocates_nothing_that_grows():
     params = [torch.ones(500_000), torch.ones(500_000)]
     grads, state = copy_of(params), opt.init(params)
     params, state = opt(params, grads, state)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
         opt(params, grads, state)
     assert sum(max(event.cpu_memory_usage, 0) for event in profile.events()) < 10_000
 
@@ -191,7 +209,11 @@ def test_a_spent_tree_is_an_error_that_names_the_leaf(monkeypatch):
         grads = {"body": {"w": torch.ones(2)}, "head": torch.ones(3), "idle": None}
         state = opt.init(params)
         new_params, new_state = opt(params, grads, state)
-        for spent in ((params, state), (new_params, state), ({**new_params, "body": params["body"]}, new_state)):
+        for spent in (
+            (params, state),
+            (new_params, state),
+            ({**new_params, "body": params["body"]}, new_state),
+        ):
             with pytest.raises(ValueError, match="body.w"):
                 opt(spent[0], grads, spent[1])
         again, _ = opt(new_params, grads, new_state)
@@ -224,7 +246,9 @@ def test_threads_may_share_a_fused_optimizer():
         state = expected_state = opt.init(params)
         expected = params
         for number in range(20):
-            expected, expected_state = alone[seed](expected, grads_for(expected, number), expected_state)
+            expected, expected_state = alone[seed](
+                expected, grads_for(expected, number), expected_state
+            )
             params, state = fused(params, grads_for(params, number), state)
             if not torch.equal(params[0], expected[0]):
                 failed.append(number)

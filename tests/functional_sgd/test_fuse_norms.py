@@ -1,4 +1,6 @@
-"""Norms of whole leaves, which kernels take as numbers: exact, in one pass, for the library's rules and for users'."""
+"""Norms of whole leaves, which kernels take as numbers: exact, in one pass, for the library's rules
+and for users'.
+"""
 
 import contextlib
 import io
@@ -35,7 +37,12 @@ def test_norms_are_those_of_double_precision(dtype: torch.dtype) -> None:
 
 
 def test_by_hand() -> None:
-    tensors = [torch.tensor([3.0, 4.0]), torch.tensor([]), torch.full((100,), 2.0), torch.tensor([1e30, 0.0])]
+    tensors = [
+        torch.tensor([3.0, 4.0]),
+        torch.tensor([]),
+        torch.full((100,), 2.0),
+        torch.tensor([1e30, 0.0]),
+    ]
     assert on_cpu(tensors).tolist() == [5.0, 0.0, 20.0, float(torch.tensor(1e30))]
 
 
@@ -110,11 +117,15 @@ def test_a_treewise_rule_may_reduce_each_leaf_to_its_own_number() -> None:
     params = {"a": torch.zeros(2), "b": torch.zeros(2)}
     grads = {"a": torch.tensor([3.0, 4.0]), "b": torch.tensor([0.0, 8.0])}
     new, _ = fuse(opt)(params, grads, opt.init(params))
-    torch.testing.assert_close(new, {"a": torch.tensor([-0.6, -0.8]), "b": torch.tensor([0.0, -1.0])})
+    torch.testing.assert_close(
+        new, {"a": torch.tensor([-0.6, -0.8]), "b": torch.tensor([0.0, -1.0])}
+    )
 
 
 def test_lamb_by_hand_where_torchs_own_norm_is_off() -> None:
-    """Of 2 ** 22 equal numbers torch's float32 norm is 1e-3 off on some processors; the kernel's is not."""
+    """Of 2 ** 22 equal numbers torch's float32 norm is 1e-3 off on some processors; the kernel's is
+    not.
+    """
     params, grads = {"w": torch.full((2**22,), 0.5)}, {"w": torch.full((2**22,), 0.1)}
     opt = chain(fs.trust_ratio, fs.sgd_step, lr=1.0, max_trust=10.0)
     new, _ = fuse(opt)(params, grads, opt.init(params))

@@ -11,7 +11,22 @@ from functional_sgd.execute.graph import FUNCTIONS
 from tests.functional_sgd.fuse_helpers import kinds
 
 ROUNDED = 6.0  # ulps: torch's vectorised functions and the C library's are each an ulp or two off
-SPECIAL = [float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1.0, -1.0, 0.5, 2.5, -2.5, 3.0, -7.0, 1e-3, 100.0]
+SPECIAL = [
+    float("nan"),
+    float("inf"),
+    -float("inf"),
+    0.0,
+    -0.0,
+    1.0,
+    -1.0,
+    0.5,
+    2.5,
+    -2.5,
+    3.0,
+    -7.0,
+    1e-3,
+    100.0,
+]
 
 EXACT = {  # x is the gradient, y the param, h a hyper (0.3), step the counter
     "radd": lambda x, y, h, step: 1 + x,
@@ -63,8 +78,12 @@ EXACT = {  # x is the gradient, y the param, h a hyper (0.3), step the counter
     "and": lambda x, y, h, step: torch.where((x > 0) & (y > 0), x, y),
     "or": lambda x, y, h, step: torch.where((x > 0) | (y > 0), x, y),
     "not": lambda x, y, h, step: torch.where(~(x > 0), x, y),
-    "logical": lambda x, y, h, step: torch.where(torch.logical_or(x > 2, torch.logical_and(x < 0, y < 0)), x, y),
-    "bitwise": lambda x, y, h, step: torch.where(torch.bitwise_or(x > 2, (y < 0).bitwise_not()), x, y),
+    "logical": lambda x, y, h, step: torch.where(
+        torch.logical_or(x > 2, torch.logical_and(x < 0, y < 0)), x, y
+    ),
+    "bitwise": lambda x, y, h, step: torch.where(
+        torch.bitwise_or(x > 2, (y < 0).bitwise_not()), x, y
+    ),
     "copysign": lambda x, y, h, step: torch.copysign(x, y),
     "copysign_number": lambda x, y, h, step: x.copysign(-1.0),
     "fmod": lambda x, y, h, step: torch.fmod(x, y),
@@ -135,10 +154,14 @@ def rule_of(name):
 def table(dtype):
     """Every pair of special values, and some others."""
     info = torch.finfo(dtype)
-    values = torch.tensor([*SPECIAL, info.max, info.tiny, -info.tiny / 4, info.smallest_normal / 1024], dtype=dtype)
+    values = torch.tensor(
+        [*SPECIAL, info.max, info.tiny, -info.tiny / 4, info.smallest_normal / 1024], dtype=dtype
+    )
     x, y = torch.meshgrid(values, values, indexing="ij")
     generator = torch.Generator().manual_seed(0)
-    more = [(3 * torch.randn(300, generator=generator, dtype=torch.float64)).to(dtype) for _ in range(2)]
+    more = [
+        (3 * torch.randn(300, generator=generator, dtype=torch.float64)).to(dtype) for _ in range(2)
+    ]
     return torch.cat([x.reshape(-1), more[0]]), torch.cat([y.reshape(-1), more[1]])
 
 
@@ -165,23 +188,34 @@ def assert_what_torch_gives(name, dtype, found, expected):
     finite = expected.isfinite()
     size = torch.where(finite, expected, 1).abs()
     if name in TERMS:
-        size = torch.stack([size, x.abs(), y.abs(), y * y, (x / y).abs()]).nan_to_num(0, 1, 1).amax(0)
+        size = (
+            torch.stack([size, x.abs(), y.abs(), y * y, (x / y).abs()]).nan_to_num(0, 1, 1).amax(0)
+        )
     ulp = size - torch.nextafter(size, torch.full_like(size, -1.0))
     close = (found - expected).abs() <= (0 if name in EXACT else ROUNDED) * ulp
     good = torch.where(finite, close, (found == expected) | (found.isnan() & expected.isnan()))
     largest, smallest = torch.finfo(dtype).max, torch.finfo(dtype).tiny
     if name in TERMS:  # products that overflow
         good |= (x.abs() == largest) | (y.abs() == largest)
-    if name in ("fmod", "remainder", "rpercent"):  # torch's own are wrong where the quotient overflows
+    if name in (
+        "fmod",
+        "remainder",
+        "rpercent",
+    ):  # torch's own are wrong where the quotient overflows
         good |= (x / y).isinf() & x.isfinite()
         good |= torch.minimum(x.abs(), y.abs()) < smallest
         good |= (5 / x).isinf() | (x.abs() <= smallest) if name == "rpercent" else False
-    seen = [f"x={x[i]:g} y={y[i]:g}: {found[i]:g}, torch {expected[i]:g}" for i in (~good).nonzero().flatten().tolist()]
+    seen = [
+        f"x={x[i]:g} y={y[i]:g}: {found[i]:g}, torch {expected[i]:g}"
+        for i in (~good).nonzero().flatten().tolist()
+    ]
     assert not seen, f"{len(seen)} differ, such as {seen[:4]}"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("name", ["neg", "mul", "div", "copysign", "round", "trunc", "ceil", "positive", "fmod"])
+@pytest.mark.parametrize(
+    "name", ["neg", "mul", "div", "copysign", "round", "trunc", "ceil", "positive", "fmod"]
+)
 def test_zeros_keep_their_sign(name, dtype):
     (found,), (expected,) = (state[name] for state in results(dtype))
     zero = expected == 0
@@ -199,11 +233,26 @@ def test_every_function_that_can_be_fused_is_tried():
             return super().__torch_function__(func, types, args, kwargs or {})
 
     for function in ALL.values():
-        function(torch.ones(2).as_subclass(Spy), torch.ones(2).as_subclass(Spy), 0.3, torch.tensor(1.0))
+        function(
+            torch.ones(2).as_subclass(Spy), torch.ones(2).as_subclass(Spy), 0.3, torch.tensor(1.0)
+        )
     same = {"and": "bitwise_and", "or": "bitwise_or", "rsub": "__rsub__"}
     plain = {name for name in FUNCTIONS if not name.startswith("__")}
-    missing = plain - called - {same.get(name, name) for name in ALL} - {name.split("_")[0] for name in ALL}
-    assert missing <= {"detach", "contiguous", "clip", "bitwise_and", "logical_or", "logical_and", "logical_not"}
+    missing = (
+        plain
+        - called
+        - {same.get(name, name) for name in ALL}
+        - {name.split("_")[0] for name in ALL}
+    )
+    assert missing <= {
+        "detach",
+        "contiguous",
+        "clip",
+        "bitwise_and",
+        "logical_or",
+        "logical_and",
+        "logical_not",
+    }
 
 
 def test_an_expression_of_scalars_alone_is_computed_in_double_precision():

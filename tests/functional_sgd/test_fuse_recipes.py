@@ -17,7 +17,9 @@ from tests.functional_sgd.fuse_helpers import (
 )
 
 ULPS = {"rmsprop_centered": 3}
-"""2 for all others. With AVX512, a fifth of torch's own float32 roots are an ulp off: here, of a small difference."""
+"""2 for all others. With AVX512, a fifth of torch's own float32 roots are an ulp off: here, of a
+small difference.
+"""
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 
@@ -46,7 +48,9 @@ def test_half_precision_with_a_small_exponent(name):
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128], ids=str)
 @pytest.mark.parametrize("donate", [False, True], ids=["pure", "donated"])
-@pytest.mark.parametrize("name", ["adamw", "lion", "lamb", "larc", "clip_norm_adam", "centralize_sgd", "ranger"])
+@pytest.mark.parametrize(
+    "name", ["adamw", "lion", "lamb", "larc", "clip_norm_adam", "centralize_sgd", "ranger"]
+)
 def test_a_complex_tree(name, donate, dtype):
     check_steps(RECIPES[name](), odd_tree(dtype), donate=donate)
 
@@ -56,4 +60,6 @@ def test_recipes_are_one_kernel(name):
     expected = {"centralize_sgd": ["torch", "kernel"]}
     leafwise_inside = {"larc", "lars", "lamb", "clip_norm_inside"}
     found = kinds(fuse(RECIPES[name]()))
-    assert found == expected.get(name, ["kernel", "kernel"] if name in leafwise_inside else ["kernel"])
+    assert found == expected.get(
+        name, ["kernel", "kernel"] if name in leafwise_inside else ["kernel"]
+    )

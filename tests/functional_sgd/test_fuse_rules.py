@@ -1,4 +1,6 @@
-"""Users' rules: what can be traced is a kernel, what cannot is reported and done with torch; all give right results."""
+"""Users' rules: what can be traced is a kernel, what cannot is reported and done with torch; all
+give right results.
+"""
 
 import contextlib
 import io
@@ -9,7 +11,14 @@ import torch
 
 import functional_sgd as fs
 from functional_sgd import chain, elementwise, fuse, leafwise, rename, treewise
-from tests.functional_sgd.fuse_helpers import REDUCING, check_steps, draw, kinds, plain_tree, then_step
+from tests.functional_sgd.fuse_helpers import (
+    REDUCING,
+    check_steps,
+    draw,
+    kinds,
+    plain_tree,
+    then_step,
+)
 
 donating = pytest.mark.parametrize("donate", [False, True], ids=["pure", "donated"])
 
@@ -82,7 +91,15 @@ def divides_down(update):
     return dict(update=torch.div(update, 0.3, rounding_mode="floor"))
 
 
-UNTRACED = [branches, takes_item, sums_products, unknown_function, unknown_method, floors, asks_the_dtype]
+UNTRACED = [
+    branches,
+    takes_item,
+    sums_products,
+    unknown_function,
+    unknown_method,
+    floors,
+    asks_the_dtype,
+]
 UNTRACED += [tensor_of_more, writes_in_place, rounds_half, divides_down]
 
 
@@ -109,7 +126,10 @@ def test_matrices_and_running_sums_are_for_leafwise_rules():
         return dict(update=update.cumsum(0) / 10)
 
     for rule in (whiten, running):
-        check_steps(then_step(rule), {"m": draw((3, 4), torch.float32, 1), "v": draw((5,), torch.float32, 2)})
+        check_steps(
+            then_step(rule),
+            {"m": draw((3, 4), torch.float32, 1), "v": draw((5,), torch.float32, 2)},
+        )
 
 
 @leafwise
@@ -134,12 +154,20 @@ def clip_if_large(update):
 
 @leafwise
 def by_shape(update):
-    return dict(update=update - update.mean(0) if update.dim() > 1 else 2 * update[:1] + len(update) * update)
+    return dict(
+        update=update - update.mean(0)
+        if update.dim() > 1
+        else 2 * update[:1] + len(update) * update
+    )
 
 
 @leafwise
 def by_type(update):
-    return dict(update=update / update.norm() if isinstance(update, torch.Tensor) and update.numel() else update)
+    return dict(
+        update=update / update.norm()
+        if isinstance(update, torch.Tensor) and update.numel()
+        else update
+    )
 
 
 @leafwise
@@ -181,7 +209,11 @@ def mean_of_all(update):
 @treewise
 def largest_only(update):
     sizes = [float(leaf.norm()) for leaf in optree.tree_leaves(update)]
-    return dict(update=optree.tree_map(lambda leaf: leaf if float(leaf.norm()) == max(sizes) else 0 * leaf, update))
+    return dict(
+        update=optree.tree_map(
+            lambda leaf: leaf if float(leaf.norm()) == max(sizes) else 0 * leaf, update
+        )
+    )
 
 
 @treewise
@@ -201,14 +233,34 @@ def scaled_by_param(param, update):
     return dict(update=update * param.norm(), param=0.9 * param)
 
 
-WHOLE = [unit, relative_to_mean, unit_float, clip_if_large, by_shape, by_type, over_elements, flips, keeps_a_number]
-WHOLE += [keeps_a_leaf, by_path_tree, mean_of_all, largest_only, first_of_all, keeps_numbers, scaled_by_param]
+WHOLE = [
+    unit,
+    relative_to_mean,
+    unit_float,
+    clip_if_large,
+    by_shape,
+    by_type,
+    over_elements,
+    flips,
+    keeps_a_number,
+]
+WHOLE += [
+    keeps_a_leaf,
+    by_path_tree,
+    mean_of_all,
+    largest_only,
+    first_of_all,
+    keeps_numbers,
+    scaled_by_param,
+]
 
 
 def small(dtype):
     generator = torch.Generator().manual_seed(3)
     shapes = {"a": (4, 3), "b": (5,), "c": (1,), "d": (2, 3, 2)}
-    return {name: torch.randn(shape, generator=generator, dtype=dtype) for name, shape in shapes.items()}
+    return {
+        name: torch.randn(shape, generator=generator, dtype=dtype) for name, shape in shapes.items()
+    }
 
 
 def some_grads(params, number):
@@ -216,7 +268,9 @@ def some_grads(params, number):
     scale = [0.1, 10.0, 1.0, 0.01][number]
     leave_out = [None, "b", "a", None][number]
     return {
-        name: None if name == leave_out else scale * draw(leaf.shape, leaf.dtype, 7 * number + leaf.dim())
+        name: None
+        if name == leave_out
+        else scale * draw(leaf.shape, leaf.dtype, 7 * number + leaf.dim())
         for name, leaf in params.items()
     }
 
@@ -228,8 +282,14 @@ def test_rules_that_see_whole_leaves(rule, dtype, donate):
     if dtype.is_complex and rule.name in ("over_elements", "relative_to_mean", "first_of_all"):
         pytest.skip("not for complex numbers")
     before = [] if "grad" in rule.columns else [fs.heavy_ball]
-    for rules in ([rule], [*before, rule, fs.nesterov] if before else [rule, fs.heavy_ball], [*before, rule, unit]):
-        check_steps(then_step(*rules), small(dtype), donate, steps=4, grads=some_grads, more=4 * REDUCING)
+    for rules in (
+        [rule],
+        [*before, rule, fs.nesterov] if before else [rule, fs.heavy_ball],
+        [*before, rule, unit],
+    ):
+        check_steps(
+            then_step(*rules), small(dtype), donate, steps=4, grads=some_grads, more=4 * REDUCING
+        )
 
 
 @donating
@@ -245,8 +305,23 @@ def test_a_rule_that_looks_at_types(donate):
 
 @donating
 def test_many_barriers_in_a_row(donate):
-    rules = (fs.clip_norm, fs.centralize, fs.average_grad, unit, fs.trust_ratio, keeps_a_leaf, mean_of_all)
-    check_steps(then_step(*rules), small(torch.float32), donate, steps=4, grads=some_grads, more=4 * REDUCING)
+    rules = (
+        fs.clip_norm,
+        fs.centralize,
+        fs.average_grad,
+        unit,
+        fs.trust_ratio,
+        keeps_a_leaf,
+        mean_of_all,
+    )
+    check_steps(
+        then_step(*rules),
+        small(torch.float32),
+        donate,
+        steps=4,
+        grads=some_grads,
+        more=4 * REDUCING,
+    )
 
 
 @donating
@@ -285,7 +360,14 @@ def test_a_chain_of_many_ideas_is_one_kernel(donate):
 
 def test_the_source_can_be_read():
     code = fuse(fs.adamw()).source()
-    for word in ("/* lr */", "/* mom */", "/* step */", "in_grad_avg", "out_sqr_avg", "weight_decay, average_grad"):
+    for word in (
+        "/* lr */",
+        "/* mom */",
+        "/* step */",
+        "in_grad_avg",
+        "out_sqr_avg",
+        "weight_decay, average_grad",
+    ):
         assert word in code
     assert "uint16_t *in_param" in fuse(fs.adamw()).source(torch.bfloat16)
     assert "double *in_param" in fuse(fs.adamw()).source(torch.float64)

@@ -1,4 +1,6 @@
-"""Fused optimizers where kernels cannot go: transforms, tracked gradients, other modes. And state that outlives it."""
+"""Fused optimizers where kernels cannot go: transforms, tracked gradients, other modes. And state
+that outlives it.
+"""
 
 import copy as copying
 import io
@@ -34,7 +36,9 @@ def test_vmap_over_members(name, donate):
 
     found = torch.func.vmap(one)(stack(trees), stack(states), rates)
     for index, (tree, state) in enumerate(zip(trees, states, strict=True)):
-        assert_close(member(found, index), opt(tree, tree, state, dict(lr=rates[index])), rtol=1e-12)
+        assert_close(
+            member(found, index), opt(tree, tree, state, dict(lr=rates[index])), rtol=1e-12
+        )
 
 
 @named
@@ -45,7 +49,9 @@ def test_the_derivative_by_the_learning_rate(name, donate):
     state = opt.init(params)
 
     def loss(run):
-        return lambda lr: sum(leaf.sum() for leaf in run(params, params, state, dict(lr=lr))[0].values())
+        return lambda lr: sum(
+            leaf.sum() for leaf in run(params, params, state, dict(lr=lr))[0].values()
+        )
 
     lr = torch.tensor(0.1, dtype=torch.float64)
     expected = torch.func.grad(loss(opt))(lr)
@@ -73,7 +79,11 @@ def test_forward_mode_derivatives():
 def test_tracked_tensors(which, donate):
     opt, params = fs.adamw(), {"w": torch.ones(3)}
     arguments = dict(params=params, grads=copy_of(params), state=opt.init(params))
-    leaf = {"params": params["w"], "grads": arguments["grads"]["w"], "state": arguments["state"]["grad_avg"]["w"]}
+    leaf = {
+        "params": params["w"],
+        "grads": arguments["grads"]["w"],
+        "state": arguments["state"]["grad_avg"]["w"],
+    }
     leaf[which].requires_grad_()
     fused = fuse(opt, donate=donate)
     found, expected = fused(**arguments), opt(**arguments)
@@ -83,7 +93,9 @@ def test_tracked_tensors(which, donate):
         assert not fuse(opt)(**arguments)[0]["w"].requires_grad
 
 
-@pytest.mark.parametrize(("name", "fullgraph"), [(name, True) for name in NAMES] + [("adamw", False)])
+@pytest.mark.parametrize(
+    ("name", "fullgraph"), [(name, True) for name in NAMES] + [("adamw", False)]
+)
 def test_inside_a_compiled_function(name, fullgraph, fresh_compiler):
     opt = RECIPES[name]()
     fused, params = fuse(opt), small_tree()
@@ -151,7 +163,9 @@ def test_saved_and_restored_is_never_stopped(name, donate):
     file = io.BytesIO()
     torch.save(half, file)
     file.seek(0)
-    assert_same(go_on(fuse(opt, donate=donate), *torch.load(file, weights_only=True), range(2, 4)), whole)
+    assert_same(
+        go_on(fuse(opt, donate=donate), *torch.load(file, weights_only=True), range(2, 4)), whole
+    )
 
 
 @named
@@ -182,7 +196,9 @@ def test_the_number_of_threads_does_not_matter(name):
     for threads in (1, 2):
         torch.set_num_threads(threads)
         try:
-            results.append(fuse(opt)(params, {**grads_for(params, 1), "d": params["d"]}, opt.init(params)))
+            results.append(
+                fuse(opt)(params, {**grads_for(params, 1), "d": params["d"]}, opt.init(params))
+            )
         finally:
             torch.set_num_threads(1)
     assert_close(*results, rtol=1e-5 if name in ("lamb", "clip_norm_adam") else 0, atol=1e-7)
@@ -214,12 +230,22 @@ def test_under_make_fx_the_rules_are_traced():
 
     opt = fuse(fs.sgd(lr=0.5))
     state = opt.init([torch.ones(2)])
-    graph = make_fx(lambda param, grad: opt([param], [grad], state)[0][0])(torch.ones(2), torch.ones(2))
+    graph = make_fx(lambda param, grad: opt([param], [grad], state)[0][0])(
+        torch.ones(2), torch.ones(2)
+    )
     assert graph(torch.full((2,), 3.0), torch.full((2,), 2.0)).tolist() == [2.0, 2.0]
 
 
 def test_a_fused_optimizer_can_be_copied_and_pickled():
     opt, params = fuse(fs.adamw(lr=0.1), donate=True), [torch.ones(2)]
-    for copy in (copying.copy(opt), copying.deepcopy(opt), pickle.loads(pickle.dumps(opt)), fuse(opt, donate=True)):
+    for copy in (
+        copying.copy(opt),
+        copying.deepcopy(opt),
+        pickle.loads(pickle.dumps(opt)),
+        fuse(opt, donate=True),
+    ):
         assert repr(copy) == repr(opt)
-        assert_same(copy([torch.ones(2)], params, opt.init(params)), opt([torch.ones(2)], params, opt.init(params)))
+        assert_same(
+            copy([torch.ones(2)], params, opt.init(params)),
+            opt([torch.ones(2)], params, opt.init(params)),
+        )

@@ -1,4 +1,6 @@
-"""Fused optimizers on trees of every kind: mixed dtypes, changing sets of gradients, changing shapes, several trees."""
+"""Fused optimizers on trees of every kind: mixed dtypes, changing sets of gradients, changing
+shapes, several trees.
+"""
 
 import optree
 import pytest
@@ -8,7 +10,13 @@ import functional_sgd as fs
 from functional_sgd import fuse
 from tests.catalogue import RECIPES
 from tests.comparing import assert_same, copy_of
-from tests.functional_sgd.fuse_helpers import check_steps, count_kernels, draw, grads_for, plain_tree
+from tests.functional_sgd.fuse_helpers import (
+    check_steps,
+    count_kernels,
+    draw,
+    grads_for,
+    plain_tree,
+)
 
 NAMES = ["adamw", "lamb", "larc", "clip_norm_adam", "centralize_sgd", "clip_norm_inside", "ranger"]
 donating = pytest.mark.parametrize("donate", [False, True], ids=["pure", "donated"])
@@ -17,7 +25,8 @@ donating = pytest.mark.parametrize("donate", [False, True], ids=["pure", "donate
 def mixed_tree():
     dtypes = (torch.float32, torch.float64, torch.bfloat16, torch.complex64)
     return {
-        str(dtype): {"m": draw((3, 4), dtype, 1), "v": [draw((5,), dtype, 2), draw((), dtype, 3)]} for dtype in dtypes
+        str(dtype): {"m": draw((3, 4), dtype, 1), "v": [draw((5,), dtype, 2), draw((), dtype, 3)]}
+        for dtype in dtypes
     }
 
 
@@ -36,7 +45,11 @@ def test_mixed_dtypes(name, tree, donate):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_gradients_of_another_dtype(dtype, name, donate):
-    others = {torch.float32: torch.bfloat16, torch.float64: torch.float32, torch.bfloat16: torch.float32}
+    others = {
+        torch.float32: torch.bfloat16,
+        torch.float64: torch.float32,
+        torch.bfloat16: torch.float32,
+    }
 
     def grads(params, number):
         return optree.tree_map(lambda g: g.to(others[dtype]), grads_for(params, number))
@@ -50,9 +63,14 @@ def test_another_set_of_gradients_each_step(name, donate):
     def grads(params, number):
         leaves, spec = optree.tree_flatten(grads_for({"t": params}, number)["t"])
         masks = [[0, 1], [1, 0], [1, 1], [0, 0], [1, 1]]
-        return optree.tree_unflatten(spec, [g if masks[number][i % 2] else None for i, g in enumerate(leaves)])
+        return optree.tree_unflatten(
+            spec, [g if masks[number][i % 2] else None for i, g in enumerate(leaves)]
+        )
 
-    params = {key: draw(shape, torch.float32, 5) for key, shape in zip("abcd", [(3, 4), (5,), (), (7,)], strict=True)}
+    params = {
+        key: draw(shape, torch.float32, 5)
+        for key, shape in zip("abcd", [(3, 4), (5,), (), (7,)], strict=True)
+    }
     check_steps(RECIPES[name](), params, donate, steps=5, grads=grads)
 
 
@@ -61,7 +79,16 @@ def test_another_set_of_gradients_each_step(name, donate):
 def test_trees_whose_shapes_change_between_calls(name, donate):
     opt = RECIPES[name]()
     fused = fuse(opt, donate=donate)
-    for shapes in [[(3,), (2, 2)], [(4,), (2, 2)], [(2, 2), (3,)], [(2, 2)], [(70_000,)], [(3,), (2, 2)], [], [(0,)]]:
+    for shapes in [
+        [(3,), (2, 2)],
+        [(4,), (2, 2)],
+        [(2, 2), (3,)],
+        [(2, 2)],
+        [(70_000,)],
+        [(3,), (2, 2)],
+        [],
+        [(0,)],
+    ]:
         params = [draw(shape, torch.float32, 3) for shape in shapes]
         check_steps(opt, params, steps=2, fused=fused)
 
@@ -71,7 +98,10 @@ def test_trees_whose_shapes_change_between_calls(name, donate):
 def test_two_trees_in_turn(name, donate):
     opt = RECIPES[name]()
     fused = fuse(opt, donate=donate)
-    trees = [plain_tree(torch.float32), optree.tree_map(lambda leaf: 2 * leaf, plain_tree(torch.float32))]
+    trees = [
+        plain_tree(torch.float32),
+        optree.tree_map(lambda leaf: 2 * leaf, plain_tree(torch.float32)),
+    ]
     alone = [check_steps(opt, tree, donate=donate) for tree in trees]
     runs = [(copy_of(tree), opt.init(tree)) for tree in trees]
     for number in range(3):
@@ -94,7 +124,11 @@ def test_leaves_move_between_kinds(donate):
     fused = fuse(opt, donate=donate)
     for dtype in (torch.float32, torch.float64, torch.float32, torch.bfloat16):
         check_steps(
-            opt, {"a": draw((4,), dtype, 1), "b": draw((4,), torch.float32, 2)}, steps=2, donate=donate, fused=fused
+            opt,
+            {"a": draw((4,), dtype, 1), "b": draw((4,), torch.float32, 2)},
+            steps=2,
+            donate=donate,
+            fused=fused,
         )
 
 
@@ -132,7 +166,9 @@ def test_a_leaf_may_get_another_shape_between_calls(donate):
 def test_a_leaf_may_be_turned_in_place_between_calls():
     opt = fs.sgd(lr=1.0)
     fused = fuse(opt)
-    params, state = fused([torch.zeros(2, 2)], [torch.tensor([[0.0, -1], [-2, -3]])], opt.init([torch.zeros(2, 2)]))
+    params, state = fused(
+        [torch.zeros(2, 2)], [torch.tensor([[0.0, -1], [-2, -3]])], opt.init([torch.zeros(2, 2)])
+    )
     params[0].t_()
     params, state = fused(params, [torch.zeros(2, 2)], state)
     assert_same(params, [torch.tensor([[0.0, 2], [1, 3]])])
@@ -158,7 +194,9 @@ def test_a_parameter_whose_sign_is_a_flag():
 @donating
 def test_an_empty_leaf_keeps_its_shape(donate, shape):
     opt = fs.adamw()
-    params, state = fuse(opt, donate=donate)([torch.zeros(shape)], [torch.zeros(shape)], opt.init([torch.zeros(shape)]))
+    params, state = fuse(opt, donate=donate)(
+        [torch.zeros(shape)], [torch.zeros(shape)], opt.init([torch.zeros(shape)])
+    )
     assert params[0].shape == state["grad_avg"][0].shape == shape
 
 
@@ -175,7 +213,10 @@ def test_the_same_tensor_at_two_places():
     opt = fs.adamw()
     params, grads = [tied, tied], [torch.ones(3), -torch.ones(3)]
     check_steps(opt, params, steps=1, grads=lambda *_: grads)
-    assert_same(fuse(fs.sgd(lr=1.0))(params, grads, fs.sgd().init(params))[0], [torch.zeros(3), 2 * torch.ones(3)])
+    assert_same(
+        fuse(fs.sgd(lr=1.0))(params, grads, fs.sgd().init(params))[0],
+        [torch.zeros(3), 2 * torch.ones(3)],
+    )
 
 
 @pytest.mark.parametrize("name", ["adamw", "clip_norm_adam", "centralize_sgd", "lamb"])

@@ -1,4 +1,6 @@
-"""A guard lets trees pass that are just like the known ones, and no others; with torch's own check and without it."""
+"""A guard lets trees pass that are just like the known ones, and no others; with torch's own check
+and without it.
+"""
 
 import sys
 
@@ -39,7 +41,9 @@ DIFFERENT = {
     "dtype": lambda value: value.to(torch.float16),
     "shape": lambda value: value[:2],
     "order in memory": lambda value: torch.empty_strided(value.shape, (1, value.shape[0])),
-    "gaps in memory": lambda value: torch.ones(value.shape[0], 2 * value.shape[1], dtype=value.dtype)[:, ::2],
+    "gaps in memory": lambda value: torch.ones(
+        value.shape[0], 2 * value.shape[1], dtype=value.dtype
+    )[:, ::2],
     "requires_grad": lambda value: value.clone().requires_grad_(),
     "parameter": lambda value: nn.Parameter(value, requires_grad=False),
     "class": lambda value: value.as_subclass(Sub),
@@ -64,7 +68,9 @@ def test_a_transposed_square_does_not_pass(guard: Guard) -> None:
     assert guard.flatten(({**params(), "b": params()["b"].t()}, params())) is None
 
 
-@pytest.mark.parametrize("tree", [{}, {"a": torch.ones(3, 4)}, [1, 2, 3], None, 3.0, {**params(), "d": torch.ones(1)}])
+@pytest.mark.parametrize(
+    "tree", [{}, {"a": torch.ones(3, 4)}, [1, 2, 3], None, 3.0, {**params(), "d": torch.ones(1)}]
+)
 def test_a_tree_of_another_structure_does_not_pass(guard: Guard, tree: object) -> None:
     assert guard.flatten((params(), tree)) is None
 
@@ -76,7 +82,10 @@ NESTED = {"a": [torch.ones(1), {"b": torch.ones(1), "c": (torch.ones(1),)}], "d"
     "other",
     [
         {"a": [torch.ones(1), {"b": torch.ones(1), "x": (torch.ones(1),)}], "d": None},
-        {"a": [torch.ones(1), {"b": torch.ones(1), "c": (torch.ones(1), torch.ones(1))}], "d": None},
+        {
+            "a": [torch.ones(1), {"b": torch.ones(1), "c": (torch.ones(1), torch.ones(1))}],
+            "d": None,
+        },
         {"a": (torch.ones(1), {"b": torch.ones(1), "c": (torch.ones(1),)}), "d": None},
         {"a": [torch.ones(1)], "d": None},
         {"a": torch.ones(1), "d": None},
@@ -86,7 +95,9 @@ NESTED = {"a": [torch.ones(1), {"b": torch.ones(1), "c": (torch.ones(1),)}], "d"
 def test_trees_of_another_model_are_told_apart_without_a_look_at_their_tensors(
     other: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An error of optree has the whole tree in its message: seconds, for a large model, and a wait for a GPU."""
+    """An error of optree has the whole tree in its message: seconds, for a large model, and a wait
+    for a GPU.
+    """
     leaves, spec = flatten(NESTED)
     guard = Guard(spec, [leaves])
     monkeypatch.setattr(Tensor, "__repr__", lambda self: pytest.fail("it was written out"))

@@ -23,7 +23,10 @@ from tests.catalogue import random_like, sample_tree
 from tests.comparing import Untouched, assert_close, assert_same
 from tests.functional_sgd import user_rules
 
-PARAMS = {"body": {"bias": torch.tensor([1.0]), "weight": torch.tensor([2.0, 4.0])}, "head": torch.tensor([8.0])}
+PARAMS = {
+    "body": {"bias": torch.tensor([1.0]), "weight": torch.tensor([2.0, 4.0])},
+    "head": torch.tensor([8.0]),
+}
 
 
 def step(opt: Chain, hyper: Any = None, params: Any = PARAMS, **extras: Any) -> Any:
@@ -40,7 +43,13 @@ def moved(bias: float, weight: float, head: float) -> Any:
 
 @pytest.mark.parametrize(
     "value",
-    [0.5, torch.tensor(0.5), torch.tensor(0.5, dtype=torch.float64), np.float32(0.5), np.array(0.5)],
+    [
+        0.5,
+        torch.tensor(0.5),
+        torch.tensor(0.5, dtype=torch.float64),
+        np.float32(0.5),
+        np.array(0.5),
+    ],
     ids=["float", "float32", "float64", "numpy scalar", "numpy 0-d"],
 )
 def test_kinds_of_numbers(value: Any) -> None:
@@ -69,11 +78,16 @@ def test_a_hyper_never_changes_the_dtype_of_params() -> None:
 
 
 def test_a_value_for_every_leaf() -> None:
-    assert_same(step(sgd(), {"lr": {"body": {"bias": 1.0, "weight": 2.0}, "head": 0.5}}), moved(1.0, 2.0, 0.5))
+    assert_same(
+        step(sgd(), {"lr": {"body": {"bias": 1.0, "weight": 2.0}, "head": 0.5}}),
+        moved(1.0, 2.0, 0.5),
+    )
 
 
 def test_a_tree_prefix_gives_its_value_to_all_leaves_below() -> None:
-    assert_same(step(sgd(), {"lr": {"body": 0.5, "head": torch.tensor(0.25)}}), moved(0.5, 0.5, 0.25))
+    assert_same(
+        step(sgd(), {"lr": {"body": 0.5, "head": torch.tensor(0.25)}}), moved(0.5, 0.5, 0.25)
+    )
 
 
 def test_a_tree_prefix_can_be_a_default() -> None:
@@ -92,9 +106,18 @@ def test_one_rate_for_each_group_is_one_call_for_each_group(make: Any) -> None:
 
 def test_two_hypers_can_have_different_prefixes() -> None:
     opt = chain(weight_decay, sgd_step)
-    found = step(opt, {"lr": {"body": 0.5, "head": 0.25}, "wd": {"body": {"bias": 0.0, "weight": 1.0}, "head": 2.0}})
+    found = step(
+        opt,
+        {
+            "lr": {"body": 0.5, "head": 0.25},
+            "wd": {"body": {"bias": 0.0, "weight": 1.0}, "head": 2.0},
+        },
+    )
     bias, weight, head = 1 - 0.5, torch.tensor([2.0, 4.0]) * 0.5 - 0.5, 8 * 0.5 - 0.25
-    assert_same(found, {"body": {"bias": torch.tensor([bias]), "weight": weight}, "head": torch.tensor([head])})
+    assert_same(
+        found,
+        {"body": {"bias": torch.tensor([bias]), "weight": weight}, "head": torch.tensor([head])},
+    )
 
 
 @pytest.mark.parametrize(
@@ -102,11 +125,23 @@ def test_two_hypers_can_have_different_prefixes() -> None:
     [
         ({"rate": 0.1}, r"no rule reads 'rate'\. Known names: lr, mom"),
         ({"moms": 0.1}, r"no rule reads 'moms'\. Did you mean 'mom'\?"),
-        ({"lr": torch.tensor([0.1])}, r"hyper 'lr' must be a number or a 0-d tensor, got a tensor of shape \(1,\)"),
+        (
+            {"lr": torch.tensor([0.1])},
+            r"hyper 'lr' must be a number or a 0-d tensor, got a tensor of shape \(1,\)",
+        ),
         ({"lr": {"body": 0.1}}, r"'lr' must be a number, .*'head' is not covered.*by_path"),
-        ({"lr": {"body": 0.1, "head": 0.1, "tail": 0.1}}, r"'lr' must be .*'tail' is not in params"),
-        ({"lr": {"body": {"bias": 0.1}, "head": 0.1}}, r"'lr' must be .*'body\.weight' is not covered"),
-        ({"lr": {"body": torch.ones(2), "head": 0.1}}, r"hyper 'lr' must be .*got a tensor of shape \(2,\)"),
+        (
+            {"lr": {"body": 0.1, "head": 0.1, "tail": 0.1}},
+            r"'lr' must be .*'tail' is not in params",
+        ),
+        (
+            {"lr": {"body": {"bias": 0.1}, "head": 0.1}},
+            r"'lr' must be .*'body\.weight' is not covered",
+        ),
+        (
+            {"lr": {"body": torch.ones(2), "head": 0.1}},
+            r"hyper 'lr' must be .*got a tensor of shape \(2,\)",
+        ),
         ({"lr": [0.1, 0.2]}, r"'lr' must be a number"),
     ],
     ids=str,
@@ -118,7 +153,9 @@ def test_a_hyper_that_does_not_fit_is_refused(hyper: dict[str, Any], message: st
     snapshot.check()
 
 
-@pytest.mark.parametrize("value", ["fast", None, object(), lambda step: 0.1], ids=["str", "None", "object", "function"])
+@pytest.mark.parametrize(
+    "value", ["fast", None, object(), lambda step: 0.1], ids=["str", "None", "object", "function"]
+)
 def test_what_is_no_number_is_refused(value: Any) -> None:
     with pytest.raises((TypeError, ValueError), match=r"'lr' must be a number"):
         step(sgd(), {"lr": value})
@@ -131,12 +168,17 @@ def test_hyper_must_be_a_dict(hyper: Any) -> None:
 
 
 def test_a_hyper_without_default_must_be_passed() -> None:
-    with pytest.raises(ValueError, match=r"chain\(sgd_step\): 'lr' has no default, so it must be passed: .*dict\(lr="):
+    with pytest.raises(
+        ValueError,
+        match=r"chain\(sgd_step\): 'lr' has no default, so it must be passed: .*dict\(lr=",
+    ):
         step(chain(sgd_step))
 
 
 def test_a_hyper_given_twice_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"'lr' is given both in hyper and by keyword\. Give it once"):
+    with pytest.raises(
+        ValueError, match=r"'lr' is given both in hyper and by keyword\. Give it once"
+    ):
         step(sgd(), {"lr": 0.1}, lr=0.1)
 
 
@@ -151,7 +193,9 @@ def test_the_counter_is_no_hyper() -> None:
 
 
 def test_a_treewise_rule_needs_one_number() -> None:
-    with pytest.raises(ValueError, match=r"rule clip_norm sees whole trees, so 'max_norm' must be one number"):
+    with pytest.raises(
+        ValueError, match=r"rule clip_norm sees whole trees, so 'max_norm' must be one number"
+    ):
         step(chain(clip_norm, sgd_step, lr=0.1), {"max_norm": {"body": 1.0, "head": 2.0}})
 
 
@@ -205,4 +249,6 @@ def test_numbers_and_float64_tensors_agree_on_float32_params() -> None:
     opt, params = adamw(), sample_tree()
     grads = random_like(params, seed=5)
     hyper = {name: torch.tensor(value, dtype=torch.float64) for name, value in opt.hyper.items()}
-    assert_close(opt(params, grads, opt.init(params), hyper), opt(params, grads, opt.init(params)), rtol=1e-6)
+    assert_close(
+        opt(params, grads, opt.init(params), hyper), opt(params, grads, opt.init(params)), rtol=1e-6
+    )

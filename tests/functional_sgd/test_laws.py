@@ -82,7 +82,9 @@ def test_slots_of_half_precision_params_are_float32(opt: Optimizer, dtype: torch
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if "average_params(" not in repr(OPTIMIZERS[name]())])
+@pytest.mark.parametrize(
+    "name", [name for name in OPTIMIZERS if "average_params(" not in repr(OPTIMIZERS[name]())]
+)
 def test_half_precision_is_float32_rounded_once(name: str, dtype: torch.dtype) -> None:
     """All but averages of params, which are averages of what has been rounded."""
     opt = OPTIMIZERS[name]()
@@ -117,8 +119,14 @@ def test_the_counter_counts_from_zero(opt: Optimizer) -> None:
 def test_chain_is_associative(opt: Chain) -> None:
     """Law 4: equal as values, equal hashes, equal text."""
     first = chain(rename(weight_decay, wd="first_wd"), first_wd=0.25)
-    last = chain(rename(sync_slow_params, slow_param="slowest", slow_step="last_step"), last_step=0.125)
-    left, right, flat = chain(chain(first, opt), last), chain(first, chain(opt, last)), chain(first, opt, last)
+    last = chain(
+        rename(sync_slow_params, slow_param="slowest", slow_step="last_step"), last_step=0.125
+    )
+    left, right, flat = (
+        chain(chain(first, opt), last),
+        chain(first, chain(opt, last)),
+        chain(first, opt, last),
+    )
     assert left == right == flat
     assert hash(left) == hash(right) == hash(flat)
     assert repr(left) == repr(right) == repr(flat)
@@ -149,7 +157,9 @@ def test_permuted_leaves_give_a_permuted_result(opt: Optimizer) -> None:
     params = dict(zip("abcde", optree.tree_leaves(sample_tree(dtype=torch.float64)), strict=True))
     grads = random_like(params, seed=5)
     turn = dict(zip("abcde", "eabcd", strict=True))
-    turned, turned_grads = ({turn[name]: leaf for name, leaf in tree.items()} for tree in (params, grads))
+    turned, turned_grads = (
+        {turn[name]: leaf for name, leaf in tree.items()} for tree in (params, grads)
+    )
     after, state = opt(params, grads, opt.init(params))
     turned_after, turned_state = opt(turned, turned_grads, opt.init(turned))
     assert_close({turn[name]: leaf for name, leaf in after.items()}, turned_after, rtol=1e-14)

@@ -10,18 +10,28 @@ from torch import Tensor
 
 from functional_sgd import Rule
 from functional_sgd.rule import REQUIRED
-from tests.catalogue import ELEMENTWISE_RECIPES, ELEMENTWISE_RULES, RECIPES, random_like, sample_tree
+from tests.catalogue import (
+    ELEMENTWISE_RECIPES,
+    ELEMENTWISE_RULES,
+    RECIPES,
+    random_like,
+    sample_tree,
+)
 from tests.comparing import assert_close
 
 
 def call(rule: Rule, change: Callable[[Tensor], Tensor], step: int) -> dict[str, Tensor]:
-    """The rule on random columns, each changed first; squares are positive, as their owners make them."""
+    """The rule on random columns, each changed first; squares are positive, as their owners make
+    them.
+    """
     generator = torch.Generator().manual_seed(0)
     columns = {}
     for name in rule.columns:
         values = torch.randn(4, 6, generator=generator, dtype=torch.float64)
         columns[name] = change(values.square() if name == "sqr_avg" else values)
-    scalars = {name: 0.3 if default is REQUIRED else default for name, default in rule.scalars.items()}
+    scalars = {
+        name: 0.3 if default is REQUIRED else default for name, default in rule.scalars.items()
+    }
     if "step" in scalars:
         scalars["step"] = torch.tensor(step, dtype=torch.float64)
     return rule(**columns, **scalars)
@@ -54,8 +64,12 @@ def test_rule_commutes_with_permutation(rule: Rule, step: int) -> None:
 @pytest.mark.parametrize("rule", ELEMENTWISE_RULES, ids=repr)
 def test_rule_commutes_with_concatenation(rule: Rule, step: int) -> None:
     whole = call(rule, lambda values: values, step)
-    halves = [call(rule, half, step) for half in (lambda values: values[:1], lambda values: values[1:])]
-    assert_same_elements({name: torch.cat([half[name] for half in halves]) for name in halves[0]}, whole)
+    halves = [
+        call(rule, half, step) for half in (lambda values: values[:1], lambda values: values[1:])
+    ]
+    assert_same_elements(
+        {name: torch.cat([half[name] for half in halves]) for name in halves[0]}, whole
+    )
 
 
 @pytest.mark.parametrize("name", ELEMENTWISE_RECIPES)

@@ -38,17 +38,23 @@ def test_vmap_over_members_is_a_loop_over_members(opt: Optimizer) -> None:
         for seed in range(3):
             grads = member(random_like(stack(members), seed), index)
             mine, own_state = opt(mine, grads, own_state, member(hyper, index))
-        assert_close((member(params, index), member(state, index)), (mine, own_state), rtol=1e-13, atol=1e-15)
+        assert_close(
+            (member(params, index), member(state, index)), (mine, own_state), rtol=1e-13, atol=1e-15
+        )
 
 
 def test_init_can_be_mapped(opt: Optimizer) -> None:
     members = [small_tree(seed) for seed in range(MEMBERS)]
-    assert_same(torch.func.vmap(opt.init)(stack(members)), stack([opt.init(tree) for tree in members]))
+    assert_same(
+        torch.func.vmap(opt.init)(stack(members)), stack([opt.init(tree) for tree in members])
+    )
 
 
 @pytest.mark.usefixtures("fresh_compiler")
 def test_compiles_once_and_gives_the_numbers_of_eager(opt: Optimizer) -> None:
-    """Law 10 and part of law 6: fullgraph, three steps, another lr (a 0-d tensor) at each, one compilation."""
+    """Law 10 and part of law 6: fullgraph, three steps, another lr (a 0-d tensor) at each, one
+    compilation.
+    """
     compiled = []
 
     def counting(graph: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
@@ -60,7 +66,11 @@ def test_compiles_once_and_gives_the_numbers_of_eager(opt: Optimizer) -> None:
     state = opt.init(params)
     expected = params, state
     for seed in range(3):
-        hyper = {"lr": torch.tensor(0.01 * (seed + 1), dtype=torch.float64)} if "lr" in opt.hyper else {}
+        hyper = (
+            {"lr": torch.tensor(0.01 * (seed + 1), dtype=torch.float64)}
+            if "lr" in opt.hyper
+            else {}
+        )
         grads = random_like(params, seed)
         params, state = fast(params, grads, state, hyper)
         expected = opt(expected[0], grads, expected[1], hyper)
@@ -76,10 +86,14 @@ def test_init_compiles() -> None:
 
 def smooth_loss(params: Any) -> Tensor:
     """A bowl with waves; its slope is far from 0 around the sample params."""
-    return sum(((leaf - 3).square() / 2 + torch.sin(leaf)).sum() for leaf in optree.tree_leaves(params))
+    return sum(
+        ((leaf - 3).square() / 2 + torch.sin(leaf)).sum() for leaf in optree.tree_leaves(params)
+    )
 
 
-def ten_steps(opt: Optimizer, loss: Callable[[Any], Tensor], params: Any, hyper: dict[str, Any]) -> Any:
+def ten_steps(
+    opt: Optimizer, loss: Callable[[Any], Tensor], params: Any, hyper: dict[str, Any]
+) -> Any:
     """Params after ten steps, differentiable through all of it, the gradients included."""
     state = opt.init(params)
     for _ in range(10):
@@ -93,7 +107,9 @@ def trajectory(opt: Optimizer, loss: Callable[[Any], Tensor]) -> Callable[..., t
 
     def run_from(lr: Tensor, *leaves: Tensor) -> tuple[Tensor, ...]:
         hyper = {"lr": lr} if "lr" in opt.hyper else {}
-        return tuple(optree.tree_leaves(ten_steps(opt, loss, optree.tree_unflatten(spec, leaves), hyper)))
+        return tuple(
+            optree.tree_leaves(ten_steps(opt, loss, optree.tree_unflatten(spec, leaves), hyper))
+        )
 
     return run_from
 
@@ -102,27 +118,47 @@ def test_gradients_through_ten_steps_match_finite_differences(opt: Optimizer) ->
     """Law 9, by lr and by initial params. Clips and signs have no kink near this trajectory."""
     leaves = [leaf.requires_grad_() for leaf in optree.tree_leaves(small_tree())]
     lr = torch.tensor(0.01, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(trajectory(opt, smooth_loss), (lr, *leaves), eps=1e-6, atol=1e-6, rtol=1e-4)
+    assert torch.autograd.gradcheck(
+        trajectory(opt, smooth_loss), (lr, *leaves), eps=1e-6, atol=1e-6, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("start", ["at zero", "elsewhere"])
 def test_derivatives_are_finite_where_all_gradients_are_zero(opt: Optimizer, start: str) -> None:
     """Law 9: ten steps on a flat loss."""
-    leaves = [leaf * (0.0 if start == "at zero" else 1.0) for leaf in optree.tree_leaves(small_tree())]
+    leaves = [
+        leaf * (0.0 if start == "at zero" else 1.0) for leaf in optree.tree_leaves(small_tree())
+    ]
     leaves = [leaf.requires_grad_() for leaf in leaves]
     lr = torch.tensor(0.01, dtype=torch.float64, requires_grad=True)
-    flat = trajectory(opt, lambda params: sum(0.0 * leaf.sum() for leaf in optree.tree_leaves(params)))
+    flat = trajectory(
+        opt, lambda params: sum(0.0 * leaf.sum() for leaf in optree.tree_leaves(params))
+    )
     total = sum(leaf.sum() for leaf in flat(lr, *leaves))
-    assert_finite([grad for grad in torch.autograd.grad(total, [lr, *leaves], allow_unused=True) if grad is not None])
+    assert_finite(
+        [
+            grad
+            for grad in torch.autograd.grad(total, [lr, *leaves], allow_unused=True)
+            if grad is not None
+        ]
+    )
 
 
 def test_derivatives_are_finite_at_a_minimum(opt: Optimizer) -> None:
     """Law 9: zero gradients of a loss that is not flat."""
     leaves = [leaf.zero_().requires_grad_() for leaf in optree.tree_leaves(small_tree())]
     lr = torch.tensor(0.01, dtype=torch.float64, requires_grad=True)
-    bowl = trajectory(opt, lambda params: sum(leaf.square().sum() for leaf in optree.tree_leaves(params)))
+    bowl = trajectory(
+        opt, lambda params: sum(leaf.square().sum() for leaf in optree.tree_leaves(params))
+    )
     total = sum(leaf.sum() for leaf in bowl(lr, *leaves))
-    assert_finite([grad for grad in torch.autograd.grad(total, [lr, *leaves], allow_unused=True) if grad is not None])
+    assert_finite(
+        [
+            grad
+            for grad in torch.autograd.grad(total, [lr, *leaves], allow_unused=True)
+            if grad is not None
+        ]
+    )
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")  # inside torch.func.jvp

@@ -51,7 +51,11 @@ def path(opt: Chain, grads: list[float], start: float = 1.0, **hyper: Any) -> li
         (fs.lamb(lr=0.25, eps=0.0, wd=2.0), [3.0], [0.375]),
         (fs.lion(lr=0.25), [3.0, -1.0], [0.75, 1.0]),
         (fs.lion(lr=0.25, wd=1.0), [3.0], [0.5]),
-        (fs.lookahead(fs.sgd(lr=1.0), sync_every=2, slow_step=0.5), [1.0, 1.0, 1.0], [0.0, 0.0, -1.0]),
+        (
+            fs.lookahead(fs.sgd(lr=1.0), sync_every=2, slow_step=0.5),
+            [1.0, 1.0, 1.0],
+            [0.0, 0.0, -1.0],
+        ),
         (fs.ranger(lr=0.5, wd=1.0, sync_every=1, slow_step=1.0), [2.0], [-0.5]),
     ],
     ids=repr,
@@ -71,14 +75,33 @@ def test_steps_worked_by_hand(opt: Chain, grads: list[float], expected: list[flo
         (fs.radam, {"lr": 1e-3, "mom": 0.9, "sqr_mom": 0.999, "eps": 1e-8}),
         (
             fs.qhadam,
-            {"lr": 1e-3, "mom": 0.999, "sqr_mom": 0.999, "nu_1": 0.7, "nu_2": 1.0, "eps": 1e-8, "wd": 0.0},
+            {
+                "lr": 1e-3,
+                "mom": 0.999,
+                "sqr_mom": 0.999,
+                "nu_1": 0.7,
+                "nu_2": 1.0,
+                "eps": 1e-8,
+                "wd": 0.0,
+            },
         ),
         (fs.larc, {"lr": 1e-3, "mom": 0.9, "trust_coeff": 0.02, "eps": 1e-8, "wd": 0.0}),
-        (fs.lamb, {"lr": 1e-3, "mom": 0.9, "sqr_mom": 0.99, "eps": 1e-5, "max_trust": 10.0, "wd": 0.0}),
+        (
+            fs.lamb,
+            {"lr": 1e-3, "mom": 0.9, "sqr_mom": 0.99, "eps": 1e-5, "max_trust": 10.0, "wd": 0.0},
+        ),
         (fs.lion, {"lr": 1e-4, "mom": 0.9, "slow_mom": 0.99, "wd": 0.0}),
         (
             fs.ranger,
-            {"lr": 1e-3, "mom": 0.95, "sqr_mom": 0.99, "eps": 1e-6, "wd": 1e-2, "sync_every": 6, "slow_step": 0.5},
+            {
+                "lr": 1e-3,
+                "mom": 0.95,
+                "sqr_mom": 0.99,
+                "eps": 1e-6,
+                "wd": 1e-2,
+                "sync_every": 6,
+                "slow_step": 0.5,
+            },
         ),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -101,7 +124,10 @@ def test_defaults_are_those_of_torch_or_of_the_paper(make: Any, hyper: dict[str,
         ("larc", dict(lr=0.5, mom=0.25, trust_coeff=0.125, eps=0.75, wd=2.0)),
         ("lamb", dict(lr=0.5, mom=0.25, sqr_mom=0.125, eps=0.75, max_trust=3.0, wd=2.0)),
         ("qhadam", dict(lr=0.5, mom=0.25, sqr_mom=0.125, nu_1=0.375, nu_2=0.625, eps=0.75, wd=2.0)),
-        ("ranger", dict(lr=0.5, mom=0.25, sqr_mom=0.125, eps=0.75, wd=2.0, sync_every=3, slow_step=0.375)),
+        (
+            "ranger",
+            dict(lr=0.5, mom=0.25, sqr_mom=0.125, eps=0.75, wd=2.0, sync_every=3, slow_step=0.375),
+        ),
         ("momentum", dict(lr=0.5, mom=0.25)),
     ],
     ids=str,
@@ -119,9 +145,15 @@ def test_recipes_need_no_arguments(name: str) -> None:
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
-        (dict(nesterov=True), r"sgd: nesterov and dampening are kinds of momentum, but mom is None\. Pass mom=0\.9"),
+        (
+            dict(nesterov=True),
+            r"sgd: nesterov and dampening are kinds of momentum, but mom is None\. Pass mom=0\.9",
+        ),
         (dict(dampening=0.5), r"sgd: nesterov and dampening are kinds of momentum"),
-        (dict(mom=0.9, nesterov=True, dampening=0.5), r"sgd: nesterov momentum has no dampening, got dampening=0\.5"),
+        (
+            dict(mom=0.9, nesterov=True, dampening=0.5),
+            r"sgd: nesterov momentum has no dampening, got dampening=0\.5",
+        ),
     ],
     ids=["nesterov", "dampening", "both"],
 )
@@ -149,7 +181,10 @@ def test_lookahead_pulls_the_slow_params_every_k_steps() -> None:
 def test_lookahead_keeps_the_averages_across_a_sync() -> None:
     plain, ahead = fs.momentum(), fs.lookahead(fs.momentum(), sync_every=1)
     params = T([1.0])
-    first, second = plain(params, params, plain.init(params)), ahead(params, params, ahead.init(params))
+    first, second = (
+        plain(params, params, plain.init(params)),
+        ahead(params, params, ahead.init(params)),
+    )
     assert_same(first[1]["grad_avg"], second[1]["grad_avg"])
 
 
@@ -161,7 +196,11 @@ def test_lookahead_that_never_syncs_is_the_optimizer() -> None:
 def test_lookahead_can_be_nested_under_other_names() -> None:
     inner = fs.lookahead(fs.sgd(lr=1.0), sync_every=2)
     outer = fs.rename(fs.sync_slow_params, slow_param="slower", sync_every="outer_every")
-    assert chain(inner, outer, outer_every=4).init(T(1.0)).keys() == {"step", "slow_param", "slower"}
+    assert chain(inner, outer, outer_every=4).init(T(1.0)).keys() == {
+        "step",
+        "slow_param",
+        "slower",
+    }
 
 
 def test_decay_of_the_other_kind_goes_in_front() -> None:

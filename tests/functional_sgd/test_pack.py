@@ -19,14 +19,18 @@ ELEMENTWISE = ["sgd", "momentum", "adam", "adamw", "lion", "rmsprop", "radam"]
 def tree(dtype: torch.dtype = torch.float32) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     shapes = {"body": [(3, 4), (4,)], "head": [(), (2, 1, 3)], "empty": [(0, 5)]}
-    return {name: [torch.randn(s, generator=generator).to(dtype) for s in own] for name, own in shapes.items()}
+    return {
+        name: [torch.randn(s, generator=generator).to(dtype) for s in own]
+        for name, own in shapes.items()
+    }
 
 
 def test_by_hand() -> None:
     flat, packing = pack([torch.tensor([[1.0, 2.0]]), torch.tensor(3.0)])
     assert_same(flat, {"float32": torch.tensor([1.0, 2.0, 3.0])})
     assert_same(
-        packing.unpack({"float32": torch.tensor([4.0, 5.0, 6.0])}), [torch.tensor([[4.0, 5.0]]), torch.tensor(6.0)]
+        packing.unpack({"float32": torch.tensor([4.0, 5.0, 6.0])}),
+        [torch.tensor([[4.0, 5.0]]), torch.tensor(6.0)],
     )
 
 
@@ -41,9 +45,18 @@ def test_there_and_back_is_nothing() -> None:
 
 
 def test_every_dtype_has_its_own() -> None:
-    params = {"a": torch.ones(2), "b": torch.ones(3, dtype=torch.float64), "c": torch.zeros(1), "d": torch.ones(1) + 1j}
+    params = {
+        "a": torch.ones(2),
+        "b": torch.ones(3, dtype=torch.float64),
+        "c": torch.zeros(1),
+        "d": torch.ones(1) + 1j,
+    }
     flat, packing = pack(params)
-    assert {name: len(value) for name, value in flat.items()} == {"float32": 3, "float64": 3, "complex64": 1}
+    assert {name: len(value) for name, value in flat.items()} == {
+        "float32": 3,
+        "float64": 3,
+        "complex64": 1,
+    }
     assert_same(packing.unpack(flat), params)
 
 
@@ -89,12 +102,17 @@ def test_vmap_over_members() -> None:
     flat, packing = pack(tree())
     members = {name: torch.stack([value, value + 1]) for name, value in flat.items()}
     found = torch.vmap(packing.unpack)(members)
-    assert_same(optree.tree_map(lambda leaf: leaf[1], found), packing.unpack({n: v + 1 for n, v in flat.items()}))
+    assert_same(
+        optree.tree_map(lambda leaf: leaf[1], found),
+        packing.unpack({n: v + 1 for n, v in flat.items()}),
+    )
 
 
 def test_errors() -> None:
     flat, packing = pack(tree())
-    with pytest.raises(TypeError, match="pack: expected a tree of tensors, got a leaf of type float"):
+    with pytest.raises(
+        TypeError, match="pack: expected a tree of tensors, got a leaf of type float"
+    ):
         pack({"a": 1.0})
     with pytest.raises(ValueError, match="'empty.0' is missing"):
         packing({"body": tree()["body"]})

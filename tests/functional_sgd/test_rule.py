@@ -46,7 +46,9 @@ def test_decorators_are_scopes(decorate: Any) -> None:
 
 
 def test_a_rule_calls_as_its_function() -> None:
-    assert_same(sgd_step(torch.tensor([1.0]), torch.tensor([2.0]), lr=0.25), {"param": torch.tensor([0.5])})
+    assert_same(
+        sgd_step(torch.tensor([1.0]), torch.tensor([2.0]), lr=0.25), {"param": torch.tensor([0.5])}
+    )
 
 
 def test_a_rule_can_be_called_with_names() -> None:
@@ -55,7 +57,10 @@ def test_a_rule_can_be_called_with_names() -> None:
 
 
 def test_a_rule_keeps_name_docstring_and_module() -> None:
-    assert (average_grad.__name__, average_grad.__module__) == ("average_grad", "functional_sgd.rules.averaging")
+    assert (average_grad.__name__, average_grad.__module__) == (
+        "average_grad",
+        "functional_sgd.rules.averaging",
+    )
     assert average_grad.__doc__ == average_grad.function.__doc__
 
 
@@ -71,15 +76,39 @@ def test_a_rule_cannot_be_changed() -> None:
         (lambda grad, **hypers: {}, {}, r"'hypers' must have a plain name"),
         (eval("lambda grad, /: {}"), {}, r"'grad' must have a plain name"),
         (lambda grad, step: {}, {}, r"'step' is a scalar; write it after a '\*'"),
-        (lambda grad: {}, {"avg": torch.zeros_like}, r"slot 'avg' must be one of its own required columns.*\['grad'\]"),
-        (lambda grad, avg=None: {}, {"avg": torch.zeros_like}, r"slot 'avg' must be one of its own required columns"),
+        (
+            lambda grad: {},
+            {"avg": torch.zeros_like},
+            r"slot 'avg' must be one of its own required columns.*\['grad'\]",
+        ),
+        (
+            lambda grad, avg=None: {},
+            {"avg": torch.zeros_like},
+            r"slot 'avg' must be one of its own required columns",
+        ),
         (lambda grad: {}, {"grad": torch.zeros_like}, r"slot 'grad' must be one of its own"),
-        (lambda grad, avg: {}, {"avg": 0.0}, r"slot 'avg' needs a function param -> first value, got 0\.0"),
+        (
+            lambda grad, avg: {},
+            {"avg": 0.0},
+            r"slot 'avg' needs a function param -> first value, got 0\.0",
+        ),
         (3, {}, r"expected a function, got int"),
     ],
-    ids=["args", "kwargs", "positional-only", "step", "slot", "optional slot", "slot grad", "initializer", "number"],
+    ids=[
+        "args",
+        "kwargs",
+        "positional-only",
+        "step",
+        "slot",
+        "optional slot",
+        "slot grad",
+        "initializer",
+        "number",
+    ],
 )
-def test_signatures_that_cannot_be_read_are_refused(function: Any, slots: dict[str, Any], message: str) -> None:
+def test_signatures_that_cannot_be_read_are_refused(
+    function: Any, slots: dict[str, Any], message: str
+) -> None:
     with pytest.raises(TypeError, match=message):
         Rule(function, "elementwise", slots)
 
@@ -87,11 +116,20 @@ def test_signatures_that_cannot_be_read_are_refused(function: Any, slots: dict[s
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        (user_rules.returns_none, r"rule returns_none: expected a dict of what it writes, got NoneType.*return dict"),
+        (
+            user_rules.returns_none,
+            r"rule returns_none: expected a dict of what it writes, got NoneType.*return dict",
+        ),
         (user_rules.returns_number, r"rule returns_number: 'update' must be a tensor, got float"),
-        (user_rules.returns_sum, r"rule returns_sum: .*came out as \(\) for a leaf of \(2, 2\)\. Use @leafwise"),
+        (
+            user_rules.returns_sum,
+            r"rule returns_sum: .*came out as \(\) for a leaf of \(2, 2\)\. Use @leafwise",
+        ),
         (user_rules.returns_step, r"rule returns_step: may not write 'step'"),
-        (user_rules.raises, r"rule raises: its trial run .* raised RuntimeError: no luck.*@elementwise\(writes="),
+        (
+            user_rules.raises,
+            r"rule raises: its trial run .* raised RuntimeError: no luck.*@elementwise\(writes=",
+        ),
         (user_rules.never_writes, r"rule never_writes: owns slot 'own' but does not write it"),
     ],
     ids=repr,
@@ -137,16 +175,27 @@ def test_two_names_can_be_swapped() -> None:
 
 
 def test_two_averages_in_one_chain() -> None:
-    opt = chain(average_grad, rename(SLOW, update="slow_update"), sgd_step, lr=1.0, mom=0.5, slow_mom=0.75)
+    opt = chain(
+        average_grad, rename(SLOW, update="slow_update"), sgd_step, lr=1.0, mom=0.5, slow_mom=0.75
+    )
     params = torch.tensor([0.0])
     after, state = opt(params, torch.tensor([1.0]), opt.init(params))
     assert_same(after, torch.tensor([-0.5]))
-    assert_same(state, {"step": torch.tensor(1), "grad_avg": torch.tensor([0.5]), "slow_avg": torch.tensor([0.25])})
+    assert_same(
+        state,
+        {
+            "step": torch.tensor(1),
+            "grad_avg": torch.tensor([0.5]),
+            "slow_avg": torch.tensor([0.25]),
+        },
+    )
 
 
 def test_a_rule_of_gradients_can_be_applied_to_the_update() -> None:
     """Momentum of the average: update 0.5, then 0.5 * 0 + 0.5."""
-    opt = chain(average_grad, rename(heavy_ball, grad="update", grad_avg="speed"), sgd_step, lr=1.0, mom=0.5)
+    opt = chain(
+        average_grad, rename(heavy_ball, grad="update", grad_avg="speed"), sgd_step, lr=1.0, mom=0.5
+    )
     params, state = torch.tensor([0.0]), opt.init(torch.tensor([0.0]))
     for expected in (-0.5, -0.5 - (0.25 + 0.75)):
         params, state = opt(params, torch.tensor([1.0]), state)
@@ -156,7 +205,10 @@ def test_a_rule_of_gradients_can_be_applied_to_the_update() -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ({"momentum": "mom"}, r"rule average_grad has no name 'momentum'; it has grad, grad_avg, mom, update"),
+        (
+            {"momentum": "mom"},
+            r"rule average_grad has no name 'momentum'; it has grad, grad_avg, mom, update",
+        ),
         ({"step": "count"}, r"no name 'step'"),
     ],
     ids=["unknown", "step"],
@@ -176,7 +228,9 @@ def test_rename_wants_a_rule() -> None:
         rename(chain(sgd_step), lr="rate")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("names", [{"grad_avg": "update"}, {"mom": "grad"}, {"grad": "grad_avg"}], ids=str)
+@pytest.mark.parametrize(
+    "names", [{"grad_avg": "update"}, {"mom": "grad"}, {"grad": "grad_avg"}], ids=str
+)
 def test_rename_refuses_to_give_two_things_one_name(names: dict[str, str]) -> None:
     with pytest.raises(ValueError, match=next(iter(names.values()))):
         chain(rename(average_grad, **names), sgd_step)
@@ -197,7 +251,12 @@ def test_rules_are_equal_when_function_scope_slots_and_names_are() -> None:
 
 @pytest.mark.parametrize(
     "other",
-    [SLOW, heavy_ball, Rule(average_grad.function, "leafwise", average_grad.initializers), "average_grad"],
+    [
+        SLOW,
+        heavy_ball,
+        Rule(average_grad.function, "leafwise", average_grad.initializers),
+        "average_grad",
+    ],
     ids=["names", "function", "scope", "kind"],
 )
 def test_rules_differ_when_one_of_these_differs(other: object) -> None:
@@ -222,13 +281,19 @@ def test_a_local_rule_can_be_copied() -> None:
 
 def test_treewise_rules_see_none_for_missing_gradients() -> None:
     """sqrt(3**2 + 4**2) = 5, whatever else is in the tree."""
-    opt, params = chain(clip_norm, sgd_step, lr=1.0, max_norm=2.5), [torch.zeros(1) for _ in range(3)]
+    opt, params = (
+        chain(clip_norm, sgd_step, lr=1.0, max_norm=2.5),
+        [torch.zeros(1) for _ in range(3)],
+    )
     after, _ = opt(params, [torch.tensor([3.0]), None, torch.tensor([4.0])], opt.init(params))
     torch.testing.assert_close(after, [torch.tensor([-1.5]), torch.zeros(1), torch.tensor([-2.0])])
 
 
 def test_slots_start_with_what_their_rule_says() -> None:
-    state = chain(rename(average_sqr_grad, sqr_avg="squares"), user_rules.remember, weight_decay, lr=0.1).init(
-        torch.tensor([3.0])
+    state = chain(
+        rename(average_sqr_grad, sqr_avg="squares"), user_rules.remember, weight_decay, lr=0.1
+    ).init(torch.tensor([3.0]))
+    assert_same(
+        state,
+        {"step": torch.tensor(0), "squares": torch.tensor([0.0]), "before": torch.tensor([3.0])},
     )
-    assert_same(state, {"step": torch.tensor(0), "squares": torch.tensor([0.0]), "before": torch.tensor([3.0])})

@@ -16,9 +16,21 @@ STEP_1, STEP_2, STEP_5, STEP_6 = (T(float(step), dtype=torch.float64) for step i
 
 CASES: list[tuple[Rule, dict[str, Any], dict[str, list[float]]]] = [
     # rule, columns as lists and scalars, what it writes
-    (fs.average_grad, dict(grad=[4.0], grad_avg=[8.0], mom=0.75), dict(grad_avg=[7.0], update=[7.0])),
-    (fs.average_grad, dict(grad=[4.0], grad_avg=[8.0], mom=0.0), dict(grad_avg=[4.0], update=[4.0])),
-    (fs.heavy_ball, dict(grad=[4.0], grad_avg=[8.0], mom=0.75), dict(grad_avg=[10.0], update=[10.0])),
+    (
+        fs.average_grad,
+        dict(grad=[4.0], grad_avg=[8.0], mom=0.75),
+        dict(grad_avg=[7.0], update=[7.0]),
+    ),
+    (
+        fs.average_grad,
+        dict(grad=[4.0], grad_avg=[8.0], mom=0.0),
+        dict(grad_avg=[4.0], update=[4.0]),
+    ),
+    (
+        fs.heavy_ball,
+        dict(grad=[4.0], grad_avg=[8.0], mom=0.75),
+        dict(grad_avg=[10.0], update=[10.0]),
+    ),
     (fs.dampen, dict(grad=[4.0], step=STEP_1, dampening=0.25), dict(grad=[4.0])),
     (fs.dampen, dict(grad=[4.0], step=STEP_2, dampening=0.25), dict(grad=[3.0])),
     (fs.nesterov, dict(grad=[4.0], grad_avg=[8.0], mom=0.25), dict(update=[6.0])),
@@ -40,7 +52,11 @@ CASES: list[tuple[Rule, dict[str, Any], dict[str, list[float]]]] = [
         dict(grad=[-4.0, 0.0, 4.0], grad_avg=[2.0, 0.0, 2.0], mom=0.5, slow_mom=0.75),
         dict(update=[-1.0, 0.0, 1.0], grad_avg=[0.5, 0.0, 2.5]),
     ),
-    (fs.clip_value, dict(grad=[-3.0, -2.0, 0.0, 1.0, 3.0], max_value=2.0), dict(grad=[-2.0, -2.0, 0.0, 1.0, 2.0])),
+    (
+        fs.clip_value,
+        dict(grad=[-3.0, -2.0, 0.0, 1.0, 3.0], max_value=2.0),
+        dict(grad=[-2.0, -2.0, 0.0, 1.0, 2.0]),
+    ),
     (fs.centralize, dict(grad=[[1.0, 3.0], [5.0, 5.0]]), dict(grad=[[-1.0, 1.0], [0.0, 0.0]])),
     (fs.centralize, dict(grad=[[[1.0], [3.0]]]), dict(grad=[[[-1.0], [1.0]]])),
     (fs.centralize, dict(grad=[1.0, 3.0]), dict(grad=[1.0, 3.0])),
@@ -53,7 +69,11 @@ CASES: list[tuple[Rule, dict[str, Any], dict[str, list[float]]]] = [
         dict(grad=[4.0], sqr_avg=[20.0], grad_mean=[0.0], sqr_mom=0.5),
         dict(grad_mean=[2.0], sqr_avg=[16.0]),
     ),
-    (fs.center, dict(grad=[2.0], sqr_avg=[3.0], grad_mean=[2.0]), dict(grad_mean=[2.0], sqr_avg=[0.0])),
+    (
+        fs.center,
+        dict(grad=[2.0], sqr_avg=[3.0], grad_mean=[2.0]),
+        dict(grad_mean=[2.0], sqr_avg=[0.0]),
+    ),
     (fs.rectify, dict(update=[3.0], sqr_avg=[4.0], step=STEP_5), dict(update=[3.0])),
     (fs.rectify, dict(update=[3.0], sqr_avg=[4.0], step=STEP_6, eps=1.0), dict(update=[0.0816792])),
     (fs.rectify_eps_early, dict(update=[3.0], sqr_avg=[4.0], step=STEP_5), dict(update=[3.0])),
@@ -63,7 +83,11 @@ CASES: list[tuple[Rule, dict[str, Any], dict[str, list[float]]]] = [
         dict(update=[0.0816792]),
     ),
     (fs.rectify_softplus, dict(update=[3.0], sqr_avg=[4.0], step=STEP_5), dict(update=[3.0])),
-    (fs.rectify_softplus, dict(update=[3.0], sqr_avg=[4.0], step=STEP_6, eps=1.0), dict(update=[0.0816792])),
+    (
+        fs.rectify_softplus,
+        dict(update=[3.0], sqr_avg=[4.0], step=STEP_6, eps=1.0),
+        dict(update=[0.0816792]),
+    ),
     (
         fs.rectify_softplus,  # softplus(0) = log(2) / beta
         dict(update=[0.69314718], sqr_avg=[0.0], step=STEP_6, eps=0.0, beta=2.0),
@@ -81,12 +105,18 @@ CASES: list[tuple[Rule, dict[str, Any], dict[str, list[float]]]] = [
         dict(param=[8.0], slow_param=[4.0]),
     ),
     (fs.trust_ratio, dict(param=[3.0, 3.0], update=[1.0, -1.0]), dict(update=[3.0, -3.0])),
-    (fs.trust_ratio, dict(param=[3.0, 3.0], update=[1.0, -1.0], max_trust=2.0), dict(update=[2.0, -2.0])),
+    (
+        fs.trust_ratio,
+        dict(param=[3.0, 3.0], update=[1.0, -1.0], max_trust=2.0),
+        dict(update=[2.0, -2.0]),
+    ),
     (fs.trust_ratio, dict(param=[0.0, 0.0], update=[1.0, -1.0]), dict(update=[1.0, -1.0])),
     (fs.trust_ratio, dict(param=[3.0, 3.0], update=[0.0, 0.0]), dict(update=[0.0, 0.0])),
     (
         fs.larc_ratio,
-        dict(param=[3.0, 4.0], grad=[0.0, 2.0], update=[8.0, 0.0], trust_coeff=0.5, wd=0.4, eps=1.0),
+        dict(
+            param=[3.0, 4.0], grad=[0.0, 2.0], update=[8.0, 0.0], trust_coeff=0.5, wd=0.4, eps=1.0
+        ),
         dict(update=[4.0, 0.0]),  # 0.5 * 5 / (2 + 0.4 * 5 + 1) = 0.5
     ),
     (
@@ -102,10 +132,17 @@ CASES: list[tuple[Rule, dict[str, Any], dict[str, list[float]]]] = [
 ]
 
 
-@pytest.mark.parametrize(("rule", "reads", "writes"), CASES, ids=[f"{case[0]!r}-{i}" for i, case in enumerate(CASES)])
+@pytest.mark.parametrize(
+    ("rule", "reads", "writes"), CASES, ids=[f"{case[0]!r}-{i}" for i, case in enumerate(CASES)]
+)
 def test_numbers(rule: Rule, reads: dict[str, Any], writes: dict[str, list[float]]) -> None:
-    arguments = {name: T(value).double() if isinstance(value, list) else value for name, value in reads.items()}
-    assert_close(rule(**arguments), {name: T(value).double() for name, value in writes.items()}, rtol=1e-6)
+    arguments = {
+        name: T(value).double() if isinstance(value, list) else value
+        for name, value in reads.items()
+    }
+    assert_close(
+        rule(**arguments), {name: T(value).double() for name, value in writes.items()}, rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("rule", [rule for rule in RULES if rule.scope != "treewise"], ids=repr)
@@ -153,12 +190,18 @@ def test_the_first_five_steps_are_not_rectified(sqr_mom: float, step: int) -> No
 
 def test_centralize_leaves_a_complex_vector_alone() -> None:
     """Vectors stay as they are, whatever the numbers are."""
-    opt, params = fs.chain(fs.centralize, fs.sgd_step, lr=1.0), torch.zeros(2, dtype=torch.complex64)
+    opt, params = (
+        fs.chain(fs.centralize, fs.sgd_step, lr=1.0),
+        torch.zeros(2, dtype=torch.complex64),
+    )
     grads = T([1 + 3j, 5 - 1j])
     assert_same(opt(params, grads, opt.init(params))[0], -grads)
 
 
 def test_centralize_subtracts_a_complex_mean() -> None:
-    opt, params = fs.chain(fs.centralize, fs.sgd_step, lr=1.0), torch.zeros(1, 2, dtype=torch.complex64)
+    opt, params = (
+        fs.chain(fs.centralize, fs.sgd_step, lr=1.0),
+        torch.zeros(1, 2, dtype=torch.complex64),
+    )
     after, _ = opt(params, T([[1 + 3j, 5 - 1j]]), opt.init(params))
     assert_same(after, T([[2 - 2j, -2 + 2j]]))

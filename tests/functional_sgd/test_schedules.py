@@ -28,13 +28,19 @@ BOOK = Join((0.3, 0.7), (Cosine(0.3, 0.6), Cosine(0.6, 0.2)))
 
 TABLE: dict[str, tuple[Schedule, tuple[float, ...]]] = {
     "linear": (Linear(0.001, 0.1), (0.001, 0.0109, 0.02575, 0.0505, 0.07525, 0.0901, 0.1)),
-    "cosine": (Cosine(0.001, 0.1), (0.001, 0.0034227024, 0.015498214, 0.0505, 0.085501786, 0.097577298, 0.1)),
+    "cosine": (
+        Cosine(0.001, 0.1),
+        (0.001, 0.0034227024, 0.015498214, 0.0505, 0.085501786, 0.097577298, 0.1),
+    ),
     "constant": (Constant(0.001), (0.001,) * 7),
     "exponential": (
         Exponential(0.001, 0.1),
         (0.001, 0.0015848932, 0.0031622777, 0.01, 0.031622777, 0.063095734, 0.1),
     ),
-    "square": (Polynomial(0.001, 0.1, 2), (0.001, 0.00199, 0.0071875, 0.02575, 0.0566875, 0.08119, 0.1)),
+    "square": (
+        Polynomial(0.001, 0.1, 2),
+        (0.001, 0.00199, 0.0071875, 0.02575, 0.0566875, 0.08119, 0.1),
+    ),
     "root": (
         Polynomial(0.001, 0.1, 0.5),
         (0.001, 0.032306549, 0.0505, 0.071003571, 0.086736515, 0.094919647, 0.1),
@@ -49,7 +55,10 @@ TABLE: dict[str, tuple[Schedule, tuple[float, ...]]] = {
         (0.95, 0.91545085, 0.85, 0.875, 0.925, 0.94567727, 0.95),
     ),
     "flat_cosine": (flat_cosine(1e-2), (0.01, 0.01, 0.01, 0.01, 0.01, 0.0034549819, 1e-7)),
-    "warm_restarts": (warm_restarts(1.0), (1, 0.20610739, 0.69134185, 0.9619398, 0.40245484, 0.073679977, 0)),
+    "warm_restarts": (
+        warm_restarts(1.0),
+        (1, 0.20610739, 0.69134185, 0.9619398, 0.40245484, 0.073679977, 0),
+    ),
 }
 
 
@@ -64,9 +73,13 @@ def test_table(name: str, index: int) -> None:
     assert schedule(POSITIONS[index]) == pytest.approx(values[index], rel=1e-6, abs=1e-12)
 
 
-@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-12), (torch.float32, 1e-4)], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "rtol"), [(torch.float64, 1e-12), (torch.float32, 1e-4)], ids=str
+)
 @pytest.mark.parametrize("position", POSITIONS)
-def test_tensor_positions_give_the_same_values(name: str, position: float, dtype: torch.dtype, rtol: float) -> None:
+def test_tensor_positions_give_the_same_values(
+    name: str, position: float, dtype: torch.dtype, rtol: float
+) -> None:
     schedule, _ = TABLE[name]
     found = float(schedule(torch.tensor(position, dtype=dtype)))
     assert found == pytest.approx(schedule(position), rel=rtol, abs=rtol / 100)
@@ -163,7 +176,10 @@ def test_cycles_of_equal_length() -> None:
         (lambda: Exponential(1.0, -1.0), r"Exponential: start and end must have one sign"),
         (lambda: Join((), ()), r"Join: needs one share for each part, got 0 for 0"),
         (lambda: Join((1.0,), ()), r"Join: needs one share for each part, got 1 for 0"),
-        (lambda: Join((0.5, 0.5), (Constant(1.0),)), r"Join: needs one share for each part, got 2 for 1"),
+        (
+            lambda: Join((0.5, 0.5), (Constant(1.0),)),
+            r"Join: needs one share for each part, got 2 for 1",
+        ),
         (
             lambda: Join((0.5, 0.4), (Constant(1.0),) * 2),
             r"Join: shares must be at least 0 and sum to 1, got \(0\.5, 0\.4",

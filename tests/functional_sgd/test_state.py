@@ -6,7 +6,17 @@ from typing import Any
 import pytest
 import torch
 
-from functional_sgd import adam, adamw, chain, elementwise, identity, lookahead, momentum, sgd, sgd_step
+from functional_sgd import (
+    adam,
+    adamw,
+    chain,
+    elementwise,
+    identity,
+    lookahead,
+    momentum,
+    sgd,
+    sgd_step,
+)
 from tests.comparing import Untouched, assert_same
 from tests.functional_sgd import user_rules
 
@@ -38,7 +48,12 @@ def test_init_is_a_function_that_can_be_differentiated() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
     "first",
-    [lambda param: param, lambda param: param.detach(), lambda param: param.data, lambda param: param.view(-1)],
+    [
+        lambda param: param,
+        lambda param: param.detach(),
+        lambda param: param.data,
+        lambda param: param.view(-1),
+    ],
     ids=["itself", "detach", "data", "view"],
 )
 def test_a_first_value_that_is_the_param_is_copied(first: Any, dtype: torch.dtype) -> None:
@@ -55,7 +70,9 @@ def test_a_first_value_must_be_a_tensor() -> None:
     def keep(param: torch.Tensor, kept: torch.Tensor) -> dict[str, torch.Tensor]:
         return dict(param=param, kept=kept)
 
-    with pytest.raises(TypeError, match=r"rule keep: a slot's first value must be a tensor, got float"):
+    with pytest.raises(
+        TypeError, match=r"rule keep: a slot's first value must be a tensor, got float"
+    ):
         chain(keep).init(PARAMS)
 
 
@@ -73,7 +90,11 @@ def test_a_slot_that_keeps_the_gradient_is_no_alias_of_it(dtype: torch.dtype) ->
 
 @pytest.mark.parametrize("order", ["before the step", "after the step"])
 def test_a_slot_that_keeps_the_param_is_no_alias_of_it(order: str) -> None:
-    rules = [user_rules.remember, sgd_step] if order == "before the step" else [sgd_step, user_rules.remember]
+    rules = (
+        [user_rules.remember, sgd_step]
+        if order == "before the step"
+        else [sgd_step, user_rules.remember]
+    )
     opt, params = chain(*rules, lr=0.1), torch.ones(3)
     after, state = opt(params, torch.ones(3), opt.init(params))
     assert memory(state["before"]) not in {memory(params), memory(after)}
@@ -83,7 +104,10 @@ def test_a_slot_that_keeps_the_param_is_no_alias_of_it(order: str) -> None:
     ("params", "message"),
     [
         ({"a": 1.0}, r"init: expected a tree of tensors, got a leaf of type float: 1\.0"),
-        ({"a": torch.tensor([1, 2])}, r"init: expected floating or complex tensors, got torch\.int64\. .*buffers"),
+        (
+            {"a": torch.tensor([1, 2])},
+            r"init: expected floating or complex tensors, got torch\.int64\. .*buffers",
+        ),
         ({"a": torch.tensor([True])}, r"got torch\.bool"),
     ],
     ids=["float", "int64", "bool"],
@@ -96,13 +120,28 @@ def test_params_must_be_floating_tensors(params: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("grads", "message"),
     [
-        ({"a": torch.ones(2)}, r"expected grads with the structure of params, but 'b\.0' is missing"),
+        (
+            {"a": torch.ones(2)},
+            r"expected grads with the structure of params, but 'b\.0' is missing",
+        ),
         ({**PARAMS, "c": torch.ones(1)}, r"expected grads .* but 'c' is not in params"),
-        ({"a": torch.ones(2), "b": [torch.tensor(1.0), torch.tensor(1.0)]}, r"but 'b\.1' is not in params"),
-        ({"a": torch.ones(2), "b": (torch.tensor(1.0),)}, r"expected grads .* but its containers are"),
+        (
+            {"a": torch.ones(2), "b": [torch.tensor(1.0), torch.tensor(1.0)]},
+            r"but 'b\.1' is not in params",
+        ),
+        (
+            {"a": torch.ones(2), "b": (torch.tensor(1.0),)},
+            r"expected grads .* but its containers are",
+        ),
         ({"a": {"x": torch.ones(2)}, "b": [torch.tensor(1.0)]}, r"'a"),
-        ({"a": torch.ones(3), "b": [torch.tensor(1.0)]}, r"gradient of 'a' must have its shape \(2,\), got \(3,\)"),
-        ({"a": torch.ones(2), "b": [torch.ones(1)]}, r"gradient of 'b\.0' must have its shape \(\), got \(1,\)"),
+        (
+            {"a": torch.ones(3), "b": [torch.tensor(1.0)]},
+            r"gradient of 'a' must have its shape \(2,\), got \(3,\)",
+        ),
+        (
+            {"a": torch.ones(2), "b": [torch.ones(1)]},
+            r"gradient of 'b\.0' must have its shape \(\), got \(1,\)",
+        ),
     ],
     ids=["missing", "too many", "longer", "tuple", "deeper", "shape", "0-d"],
 )
@@ -143,14 +182,31 @@ def test_gradients_of_another_precision_are_fine(dtype: torch.dtype) -> None:
     ("state", "message"),
     [
         ({}, r"state has no '(step|grad_avg|sqr_avg)'\. .*opt\.init\(params\) makes one"),
-        ({"step": torch.tensor(0)}, r"state has no '(grad_avg|sqr_avg)'\. Was it made by another optimizer\?"),
+        (
+            {"step": torch.tensor(0)},
+            r"state has no '(grad_avg|sqr_avg)'\. Was it made by another optimizer\?",
+        ),
         (momentum().init(PARAMS), r"state has no 'sqr_avg'"),
         (lookahead(adam()).init(PARAMS), r"no rule keeps 'slow_param', which is in state\. "),
-        ({**adam().init(PARAMS), "sqr_average": 0}, r"no rule keeps 'sqr_average'.* Did you mean 'sqr_avg'\?"),
-        (adam().init({"a": torch.ones(2)}), r"expected state\['grad_avg'\] .* but 'b\.0' is missing"),
+        (
+            {**adam().init(PARAMS), "sqr_average": 0},
+            r"no rule keeps 'sqr_average'.* Did you mean 'sqr_avg'\?",
+        ),
+        (
+            adam().init({"a": torch.ones(2)}),
+            r"expected state\['grad_avg'\] .* but 'b\.0' is missing",
+        ),
         (adam().init({"a": torch.ones(1), "b": [torch.tensor(3.0)]}), r"'a'.*\(2,\).*\(1,\)"),
     ],
-    ids=["empty", "no slots", "a slot less", "a slot more", "typing error", "other tree", "other shape"],
+    ids=[
+        "empty",
+        "no slots",
+        "a slot less",
+        "a slot more",
+        "typing error",
+        "other tree",
+        "other shape",
+    ],
 )
 def test_a_foreign_state_is_refused(state: Any, message: str) -> None:
     snapshot = Untouched(PARAMS, state)
@@ -159,7 +215,9 @@ def test_a_foreign_state_is_refused(state: Any, message: str) -> None:
     snapshot.check()
 
 
-@pytest.mark.parametrize("state", [None, [torch.tensor(0)], torch.tensor(0)], ids=["None", "list", "tensor"])
+@pytest.mark.parametrize(
+    "state", [None, [torch.tensor(0)], torch.tensor(0)], ids=["None", "list", "tensor"]
+)
 def test_a_state_must_be_a_dict(state: Any) -> None:
     with pytest.raises(TypeError, match=r"state must be what opt\.init\(params\) returns, got"):
         sgd()(PARAMS, PARAMS, state)
@@ -170,7 +228,9 @@ def test_the_optimizer_is_named_in_errors() -> None:
         sgd(lr=0.1)(PARAMS, PARAMS, {})
 
 
-@pytest.mark.parametrize("params", [torch.tensor([1.0]), [torch.tensor([1.0])], Pair(torch.ones(1), torch.ones(2))])
+@pytest.mark.parametrize(
+    "params", [torch.tensor([1.0]), [torch.tensor([1.0])], Pair(torch.ones(1), torch.ones(2))]
+)
 def test_trees_come_back_as_they_went_in(params: Any) -> None:
     after, state = momentum(lr=0.1)(params, params, momentum().init(params))
     assert type(after) is type(params)

@@ -1,4 +1,6 @@
-"""On a GPU: fused chains do what they do leaf by leaf, in one launch for each segment, and the host never waits."""
+"""On a GPU: fused chains do what they do leaf by leaf, in one launch for each segment, and the host
+never waits.
+"""
 
 from contextlib import contextmanager
 
@@ -10,7 +12,14 @@ import functional_sgd as fs
 from functional_sgd import by_path, chain, fuse
 from tests.catalogue import RECIPES
 from tests.comparing import Untouched, assert_close, copy_of
-from tests.functional_sgd.fuse_helpers import assert_near, check_steps, draw, grads_for, odd_tree, tolerance_of
+from tests.functional_sgd.fuse_helpers import (
+    assert_near,
+    check_steps,
+    draw,
+    grads_for,
+    odd_tree,
+    tolerance_of,
+)
 from tests.functional_sgd.test_fuse_operators import ALL, rule_of, stay, table
 from tests.functional_sgd.triton_helpers import odd_sizes
 
@@ -20,7 +29,9 @@ donating = pytest.mark.parametrize("donate", [False, True], ids=["pure", "donate
 
 
 def gpu(tree):
-    return optree.tree_map(lambda leaf: leaf if leaf is None else leaf.cuda(), tree, none_is_leaf=True)
+    return optree.tree_map(
+        lambda leaf: leaf if leaf is None else leaf.cuda(), tree, none_is_leaf=True
+    )
 
 
 def gpu_grads(params, number):
@@ -60,7 +71,9 @@ def test_a_fused_recipe_equals_the_chain(name, donate, dtype):
     late = {**state, "step": torch.tensor(40, device="cuda")}
     grads, before = gpu_grads(params, 9), copy_of((params, late))
     expected = opt(before[0], grads, before[1])
-    assert_near(fuse(opt, donate=donate)(params, grads, late), expected, before, more=tolerance_of(opt))
+    assert_near(
+        fuse(opt, donate=donate)(params, grads, late), expected, before, more=tolerance_of(opt)
+    )
 
 
 @donating
@@ -83,8 +96,14 @@ def test_functions_give_what_torch_gives_there(dtype):
     for name in ALL:
         scale = torch.finfo(dtype).eps * 16
         (one,), (wanted,) = found[name], expected[name]
-        size = torch.stack([x.abs(), y.abs(), y * y, (x / y).abs(), wanted.abs(), torch.ones_like(x)]).amax(0)
-        good = ((one - wanted).abs() <= scale * size) | (one == wanted) | (one.isnan() & wanted.isnan())
+        size = torch.stack(
+            [x.abs(), y.abs(), y * y, (x / y).abs(), wanted.abs(), torch.ones_like(x)]
+        ).amax(0)
+        good = (
+            ((one - wanted).abs() <= scale * size)
+            | (one == wanted)
+            | (one.isnan() & wanted.isnan())
+        )
         assert good[usual].all(), f"{name}: {x[usual & ~good][:3]} {y[usual & ~good][:3]}"
 
 
@@ -94,7 +113,13 @@ def test_leaves_that_begin_anywhere(donate):
     whole = draw((5000,), torch.float32, 1)
 
     def pieces(buffer):
-        return [buffer[1:1025], buffer[1026:2050], buffer[2052:3076], buffer[3076:3076], buffer[3077:3080]]
+        return [
+            buffer[1:1025],
+            buffer[1026:2050],
+            buffer[2052:3076],
+            buffer[3076:3076],
+            buffer[3077:3080],
+        ]
 
     params, opt = pieces(whole.cuda()), fs.adamw()
     fused, state = fuse(opt, donate=donate), opt.init(pieces(whole.cuda()))
@@ -128,7 +153,9 @@ def test_one_launch_for_each_segment(name, donate):
     opt = fuse(RECIPES[name](), donate=donate)
     params = gpu([draw((size,), torch.float32, size) for size in range(1, 400)])
     state = opt.init(params)
-    assert launches(lambda: opt(params, params, state)) == sum(one.graph is not None for one in opt.segments)
+    assert launches(lambda: opt(params, params, state)) == sum(
+        one.graph is not None for one in opt.segments
+    )
 
 
 def test_other_values_compile_nothing_again():
@@ -194,10 +221,15 @@ def test_leaves_on_two_devices(donate):
         fused = fuse(opt, donate=donate)
 
         def grads(params, number):
-            return {"cpu": grads_for(params["cpu"], number), "gpu": gpu_grads(params["gpu"], number)}
+            return {
+                "cpu": grads_for(params["cpu"], number),
+                "gpu": gpu_grads(params["gpu"], number),
+            }
 
         check_steps(opt, {"cpu": cpu, "gpu": there}, donate, grads=grads, fused=fused)
-        kinds = {type(one).__name__ for segment in fused.segments for one in segment.launchers.values()}
+        kinds = {
+            type(one).__name__ for segment in fused.segments for one in segment.launchers.values()
+        }
         assert kinds == {"Launcher", "DeviceLauncher"}
 
 

@@ -9,7 +9,14 @@ from functional_sgd import by_path, chain, fuse
 from functional_sgd.execute import device
 from tests.catalogue import ELEMENTWISE_RECIPES, RECIPES
 from tests.comparing import Untouched, assert_same, copy_of
-from tests.functional_sgd.fuse_helpers import assert_near, check_steps, draw, grads_for, odd_tree, tolerance_of
+from tests.functional_sgd.fuse_helpers import (
+    assert_near,
+    check_steps,
+    draw,
+    grads_for,
+    odd_tree,
+    tolerance_of,
+)
 from tests.functional_sgd.triton_helpers import interpreted, odd_sizes  # noqa: F401 (a fixture)
 
 pytestmark = pytest.mark.usefixtures("interpreted")
@@ -19,7 +26,11 @@ donating = pytest.mark.parametrize("donate", [False, True], ids=["pure", "donate
 
 def made(opt):
     """The kernels of a fused optimizer: their sources."""
-    return [launcher.kernel.source for segment in opt.segments for launcher in segment.launchers.values()]
+    return [
+        launcher.kernel.source
+        for segment in opt.segments
+        for launcher in segment.launchers.values()
+    ]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -66,7 +77,12 @@ def test_a_program_may_treat_several_blocks(dtype, monkeypatch):
     monkeypatch.setattr(device, "PROGRAMS", 1)
     params = {"long": draw((9 * device.BLOCK + 5,), dtype, 1), "short": draw((7,), dtype, 2)}
     opt = fuse(fs.adamw())
-    check_steps(fs.adamw(), params, fused=opt, grads=lambda params, _: optree.tree_map(torch.ones_like, params))
+    check_steps(
+        fs.adamw(),
+        params,
+        fused=opt,
+        grads=lambda params, _: optree.tree_map(torch.ones_like, params),
+    )
     (group,) = next(iter(opt._groups.values()))
     assert group.chunks.table[2].max() == 8 * device.BLOCK
 
@@ -74,7 +90,9 @@ def test_a_program_may_treat_several_blocks(dtype, monkeypatch):
 @donating
 def test_mixed_dtypes(donate):
     dtypes = (torch.float32, torch.float64, torch.bfloat16, torch.complex64)
-    params = {str(dtype): {"m": draw((3, 4), dtype, 1), "v": draw((), dtype, 3)} for dtype in dtypes}
+    params = {
+        str(dtype): {"m": draw((3, 4), dtype, 1), "v": draw((), dtype, 3)} for dtype in dtypes
+    }
     check_steps(fs.adamw(), params, donate=donate)
 
 
@@ -90,7 +108,9 @@ HYPERS = {
     "integer": lambda params: 1,
     "tensor": lambda params: torch.tensor(0.3),
     "by_path": lambda params: by_path(params, {"b*": 1e-2, "*": 1e-3}),
-    "tree_of_tensors": lambda params: optree.tree_map(lambda leaf: torch.tensor(0.01 + leaf.dim()), params),
+    "tree_of_tensors": lambda params: optree.tree_map(
+        lambda leaf: torch.tensor(0.01 + leaf.dim()), params
+    ),
     "some_tensors": lambda params: by_path(params, {"b*": torch.tensor(0.1), "*": 0.5}),
 }
 
@@ -103,9 +123,15 @@ def test_hypers_of_every_kind(name, make):
 
 
 def test_other_values_make_no_other_kernel():
-    opt, params = fuse(fs.adamw()), {"a": draw((5,), torch.float32, 1), "b": draw((7,), torch.float32, 2)}
+    opt, params = (
+        fuse(fs.adamw()),
+        {"a": draw((5,), torch.float32, 1), "b": draw((7,), torch.float32, 2)},
+    )
     state = opt.init(params)
-    kinds = ([0.1, 1, 0.0, 1e-300], [torch.tensor(0.1), torch.tensor(2.0), by_path(params, {"a": 0.1, "b": 0.2})])
+    kinds = (
+        [0.1, 1, 0.0, 1e-300],
+        [torch.tensor(0.1), torch.tensor(2.0), by_path(params, {"a": 0.1, "b": 0.2})],
+    )
     for count, values in enumerate(kinds, start=1):
         for value in values:
             params, state = opt(params, params, state, dict(lr=value))
@@ -124,12 +150,28 @@ def test_as_many_kernels_for_many_leaves_as_for_few(name):
 
 
 def test_leaves_may_change():
-    """Other leaves, fewer gradients, other addresses: tables of earlier calls are not taken for theirs."""
+    """Other leaves, fewer gradients, other addresses: tables of earlier calls are not taken for
+    theirs.
+    """
     opt, fused = fs.adamw(), fuse(fs.adamw())
-    for shapes in [[(3,), (2, 2)], [(4,), (2, 2)], [(2, 2), (3,)], [(2, 2)], [(3,), (2, 2)], [], [(0,)]]:
+    for shapes in [
+        [(3,), (2, 2)],
+        [(4,), (2, 2)],
+        [(2, 2), (3,)],
+        [(2, 2)],
+        [(3,), (2, 2)],
+        [],
+        [(0,)],
+    ]:
         params = [draw(shape, torch.float32, 3) for shape in shapes]
         check_steps(opt, params, steps=3, fused=fused)
-        check_steps(opt, params, steps=1, fused=fused, grads=lambda params, _: [None, *params[1:]] if params else [])
+        check_steps(
+            opt,
+            params,
+            steps=1,
+            fused=fused,
+            grads=lambda params, _: [None, *params[1:]] if params else [],
+        )
 
 
 def test_an_average_that_nobody_asked_for_is_not_computed():

@@ -12,7 +12,14 @@ from functional_sgd.execute.device import DeviceLauncher, NoTriton
 from functional_sgd.execute.source import Kernel
 from tests.catalogue import RECIPES
 from tests.functional_sgd.fuse_helpers import then_step
-from tests.functional_sgd.test_fuse_operators import ALL, SPOILED, assert_what_torch_gives, rule_of, stay, table
+from tests.functional_sgd.test_fuse_operators import (
+    ALL,
+    SPOILED,
+    assert_what_torch_gives,
+    rule_of,
+    stay,
+    table,
+)
 from tests.functional_sgd.triton_helpers import interpreting, pretending
 
 DTYPES = [torch.float32, torch.float64]
@@ -60,7 +67,9 @@ def test_adamw_is_compiled_for_a_gpu(dtype):
     kind = "f64" if dtype == torch.float64 else "f32"
     assert f"div.rn.{kind}" in text
     assert f"sqrt.rn.{kind}" in text
-    assert not re.findall(r"(fma\.\w+\.f32|div\.(full|approx)|sqrt\.approx|\.ftz\.f32)", text), "less than exact"
+    assert not re.findall(r"(fma\.\w+\.f32|div\.(full|approx)|sqrt\.approx|\.ftz\.f32)", text), (
+        "less than exact"
+    )
 
 
 def test_a_sum_of_products_is_rounded_twice():
@@ -72,7 +81,10 @@ def test_a_sum_of_products_is_rounded_twice():
 def test_every_function_is_compiled_for_a_gpu(monkeypatch):
     """Many at once: an argument of a wrong kind, or a function that is not there, is an error."""
     monkeypatch.setattr(device, "BLOCK", 128)
-    for dtype, names in ((torch.float32, list(ALL)), (torch.float64, [*SPOILED, "fmod", "remainder", "copysign"])):
+    for dtype, names in (
+        (torch.float32, list(ALL)),
+        (torch.float64, [*SPOILED, "fmod", "remainder", "copysign"]),
+    ):
         for first in range(0, len(names), 16):
             assembly(chain(*map(rule_of, names[first : first + 16]), stay), dtype)
 
@@ -92,7 +104,9 @@ def test_names_in_a_kernel_do_not_run_into_each_other():
 
     @fs.elementwise(i=torch.zeros_like, count=torch.zeros_like)
     def strange(grad, i, count, *, v0=1.0, leaf=2.0, start=0.5, pointers=0.1, BLOCK=3.0):
-        return dict(i=i + v0 * grad, count=count + leaf, update=start * i + pointers * count + BLOCK * grad)
+        return dict(
+            i=i + v0 * grad, count=count + leaf, update=start * i + pointers * count + BLOCK * grad
+        )
 
     opt = then_step(strange)
     params = {"w": torch.ones(5)}

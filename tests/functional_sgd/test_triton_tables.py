@@ -1,4 +1,6 @@
-"""What a GPU kernel is called with: tables that are sent once, scalars that stay where they are, memory for results."""
+"""What a GPU kernel is called with: tables that are sent once, scalars that stay where they are,
+memory for results.
+"""
 
 import numpy as np
 import pytest
@@ -49,7 +51,9 @@ def test_only_the_last_tables_are_remembered():
 
 
 def test_a_captured_table_is_the_graphs_own(monkeypatch):
-    """It is sent at every replay, from memory that nobody else writes to; what was sent before may be gone by then."""
+    """It is sent at every replay, from memory that nobody else writes to; what was sent before may
+    be gone by then.
+    """
     tables, array = Tables(), np.arange(3)
     before, spare = tables.put(array, CPU), tables._spare[array.nbytes]
     monkeypatch.setattr(device, "_capturing", lambda where: True)
@@ -64,7 +68,9 @@ def test_a_captured_table_is_the_graphs_own(monkeypatch):
     assert tables._spare == {}
 
 
-@pytest.mark.parametrize("sizes", [[], [0], [5], [BLOCK], [3, 0, BLOCK + 1, 2 * BLOCK * PROGRAMS], [10**8]])
+@pytest.mark.parametrize(
+    "sizes", [[], [0], [5], [BLOCK], [3, 0, BLOCK + 1, 2 * BLOCK * PROGRAMS], [10**8]]
+)
 def test_chunks_cover_every_leaf_once(sizes):
     chunks = Chunks(sizes)
     ends = [0] * len(sizes)
@@ -88,7 +94,9 @@ def test_results_of_a_gpu_lie_apart_in_one_buffer():
     assert [tuple(one.shape) for one in found] == shapes
     assert all(one.dtype == torch.float64 and one.is_contiguous() for one in found)
     assert len({one.untyped_storage().data_ptr() for one in found}) == 1
-    assert all((one.data_ptr() - found[0].data_ptr()) % (16 * 8) == 0 for one in found if one.numel())
+    assert all(
+        (one.data_ptr() - found[0].data_ptr()) % (16 * 8) == 0 for one in found if one.numel()
+    )
     for number, one in enumerate(found):
         one.fill_(number)
     assert all((one == number).all() for number, one in enumerate(found))
@@ -128,20 +136,29 @@ def test_a_number_that_a_rule_has_made_stays_on_the_device():
     assert found is number
     (found,) = scalars.on_device(["n"], leaves, {"n": {k: number + k for k in range(3)}}, group)
     assert found.tolist() == [3, 4, 5]
-    (found,) = scalars.on_device(["n"], leaves, {"n": dict.fromkeys(range(3), number.bfloat16())}, group)
+    (found,) = scalars.on_device(
+        ["n"], leaves, {"n": dict.fromkeys(range(3), number.bfloat16())}, group
+    )
     assert found.dtype == torch.float64
 
 
-@pytest.mark.parametrize("name", ["adamw", "radam", "lookahead_sgd", "sgd_dampening", "clip_value_adamw"])
+@pytest.mark.parametrize(
+    "name", ["adamw", "radam", "lookahead_sgd", "sgd_dampening", "clip_value_adamw"]
+)
 def test_foreach_operators_leave_scalars_where_they_are(name):
     """On the meta device, which has no numbers: reading one would be an error."""
     (segment,) = fuse(RECIPES[name]()).segments
-    columns = {key: [torch.empty(3, device="meta"), torch.empty(2, 2, device="meta")] for key in segment.columns}
+    columns = {
+        key: [torch.empty(3, device="meta"), torch.empty(2, 2, device="meta")]
+        for key in segment.columns
+    }
     rows = {key: [torch.empty((), dtype=torch.float64, device="meta")] for key in segment.hypers}
     rows["lr"] = [0.1]
     found = run_foreach(segment.graph, segment.outputs, columns, rows)
     assert {tuple(one.shape) for values in found.values() for one in values} == {(3,), (2, 2)}
-    assert {(one.dtype, one.device.type) for values in found.values() for one in values} == {(torch.float32, "meta")}
+    assert {(one.dtype, one.device.type) for values in found.values() for one in values} == {
+        (torch.float32, "meta")
+    }
 
 
 def test_without_triton_there_is_one_warning_and_foreach(monkeypatch):
@@ -153,14 +170,19 @@ def test_without_triton_there_is_one_warning_and_foreach(monkeypatch):
     monkeypatch.setattr(device, "treats", lambda where: True)
     monkeypatch.setattr(device, "_loaded", missing)
     monkeypatch.setattr(fused, "_warned", set())
-    opt, params = fuse(fs.adamw()), {"a": draw((5,), torch.float32, 1), "b": draw((3, 3), torch.float32, 2)}
+    opt, params = (
+        fuse(fs.adamw()),
+        {"a": draw((5,), torch.float32, 1), "b": draw((3, 3), torch.float32, 2)},
+    )
     with pytest.warns(UserWarning, match="No module named 'triton'.*Install triton") as caught:
         found = opt(params, params, opt.init(params))
     assert len(caught) == 1
     assert_close(found, fs.adamw()(params, params, opt.init(params)), rtol=1e-6)
     assert opt.compiled
     check_steps(fs.adamw(), params, fused=opt)
-    check_steps(fs.adamw(), params, fused=opt, lr=torch.tensor(0.1), mom={"a": 0.5, "b": torch.tensor(0.6)})
+    check_steps(
+        fs.adamw(), params, fused=opt, lr=torch.tensor(0.1), mom={"a": 0.5, "b": torch.tensor(0.6)}
+    )
     lamb = fuse(RECIPES["lamb"]())
     lamb.triton = False
     check_steps(RECIPES["lamb"](), params, fused=lamb)

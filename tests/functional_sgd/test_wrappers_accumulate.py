@@ -23,7 +23,9 @@ def mean_of(trees: list[Any]) -> Any:
 
 
 @pytest.mark.parametrize("every", [1, 2, 3, 5])
-@pytest.mark.parametrize("inner", [sgd(lr=0.1, mom=0.9), chain(clip_norm, adamw(lr=0.1))], ids=["sgd", "adamw"])
+@pytest.mark.parametrize(
+    "inner", [sgd(lr=0.1, mom=0.9), chain(clip_norm, adamw(lr=0.1))], ids=["sgd", "adamw"]
+)
 def test_it_is_one_step_on_the_mean_gradient(inner: Any, every: int) -> None:
     """Bit for bit, over three windows."""
     opt, params, expected = accumulate(inner, every), PARAMS, PARAMS
@@ -58,13 +60,17 @@ def test_small_gradients_of_half_precision_are_not_lost(dtype: torch.dtype) -> N
     state = opt.init(params)
     assert state["grad_sum"].dtype == torch.float32
     for number in range(256):
-        params, state = opt(params, torch.full((1,), 256.0 if number == 0 else 1.0, dtype=dtype), state)
+        params, state = opt(
+            params, torch.full((1,), 256.0 if number == 0 else 1.0, dtype=dtype), state
+        )
     assert_same(params, torch.tensor([-511 / 256]).to(dtype))
 
 
 def test_wider_gradients_do_not_widen_the_state() -> None:
     params = torch.zeros(2)
-    _, state = accumulate(sgd(), every=2)(params, torch.ones(2, dtype=torch.float64), accumulate(sgd(), 2).init(params))
+    _, state = accumulate(sgd(), every=2)(
+        params, torch.ones(2, dtype=torch.float64), accumulate(sgd(), 2).init(params)
+    )
     assert state["grad_sum"].dtype == torch.float32
 
 
@@ -109,7 +115,10 @@ def test_every_is_a_hyper() -> None:
 
 def test_every_may_be_scheduled() -> None:
     """Larger and larger batches: it acts at calls 1, 3, 6."""
-    opt = scheduled(accumulate(sgd(lr=1.0), every=1), every=lambda step: 1 + (step >= 1).long() + (step >= 3).long())
+    opt = scheduled(
+        accumulate(sgd(lr=1.0), every=1),
+        every=lambda step: 1 + (step >= 1).long() + (step >= 3).long(),
+    )
     params = torch.zeros(1)
     state, moves = opt.init(params), []
     for number in range(1, 7):
@@ -124,7 +133,9 @@ def test_members_of_an_ensemble_act_at_their_own_calls() -> None:
     params, state = stack(members), stack([opt.init(tree) for tree in members])
     every = {"every": torch.tensor([1, 2])}
     after, _ = torch.func.vmap(opt)(params, params, state, every)
-    assert_same(after["matrix"], torch.stack([torch.zeros_like(members[0]["matrix"]), members[1]["matrix"]]))
+    assert_same(
+        after["matrix"], torch.stack([torch.zeros_like(members[0]["matrix"]), members[1]["matrix"]])
+    )
 
 
 @pytest.mark.parametrize("every", [0, -1, 0.5])
@@ -137,7 +148,9 @@ def test_gradients_of_another_shape_are_an_error() -> None:
     """Not broadcast into the sum."""
     opt, params = accumulate(sgd(), 2), {"w": torch.ones(3)}
     wrong: Tensor = torch.ones(())
-    with pytest.raises(ValueError, match="accumulate: the gradient of 'w' must have its shape \\(3,\\), got \\(\\)"):
+    with pytest.raises(
+        ValueError, match="accumulate: the gradient of 'w' must have its shape \\(3,\\), got \\(\\)"
+    ):
         opt(params, {"w": wrong}, opt.init(params))
 
 

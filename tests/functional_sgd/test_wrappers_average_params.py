@@ -41,14 +41,22 @@ def leaf(tree: Any) -> torch.Tensor:
 def test_exponential_mean_in_closed_form(decay: float, steps: int) -> None:
     """Step i of n has the share (1 - decay) * decay**(n - i) / (1 - decay**n)."""
     path, state = path_of(average_params(adamw(lr=0.1), decay), steps)
-    shares = [(1 - decay) * decay ** (steps - number) / (1 - decay**steps) for number in range(1, steps + 1)]
+    shares = [
+        (1 - decay) * decay ** (steps - number) / (1 - decay**steps)
+        for number in range(1, steps + 1)
+    ]
     expected = sum(share * leaf(params) for share, params in zip(shares, path, strict=True))
     assert_close(leaf(averaged(state)), expected, rtol=1e-13, atol=1e-14)
 
 
 def test_decay_1_is_the_plain_mean() -> None:
     path, state = path_of(average_params(adamw(lr=0.1), 1.0), 7)
-    assert_close(leaf(averaged(state)), torch.stack([leaf(params) for params in path]).mean(0), rtol=1e-13, atol=1e-14)
+    assert_close(
+        leaf(averaged(state)),
+        torch.stack([leaf(params) for params in path]).mean(0),
+        rtol=1e-13,
+        atol=1e-14,
+    )
 
 
 def test_by_hand() -> None:
@@ -100,7 +108,12 @@ def test_the_plain_mean_is_that_of_torchs_averaged_model() -> None:
         params, state = opt(params, random_like(params, seed), state)
         model.load_state_dict(params)
         theirs.update_parameters(model)
-    assert_close(averaged(state), {n: p.detach() for n, p in theirs.module.named_parameters()}, rtol=1e-14, atol=1e-15)
+    assert_close(
+        averaged(state),
+        {n: p.detach() for n, p in theirs.module.named_parameters()},
+        rtol=1e-14,
+        atol=1e-15,
+    )
 
 
 def test_averaging_from_some_step_on() -> None:
@@ -157,14 +170,19 @@ def test_frozen_leaves_have_no_average_inside_freeze() -> None:
 
 
 def test_a_state_without_average_is_an_error() -> None:
-    with pytest.raises(ValueError, match="averaged: the state has no 'average'; it has step, grad_avg, sqr_avg"):
+    with pytest.raises(
+        ValueError, match="averaged: the state has no 'average'; it has step, grad_avg, sqr_avg"
+    ):
         averaged(adamw().init(START))
 
 
 def test_the_average_of_a_partition_is_in_its_parts() -> None:
     params = {"a": torch.ones(1), "b": torch.ones(1)}
     state = partition({"x": average_params(sgd()), "y": sgd()}, {"a": "x", "b": "y"}).init(params)
-    with pytest.raises(ValueError, match="state is that of a partition, .*averaged\\(state\\['parts'\\].* of 'x', 'y'"):
+    with pytest.raises(
+        ValueError,
+        match="state is that of a partition, .*averaged\\(state\\['parts'\\].* of 'x', 'y'",
+    ):
         averaged(state)
     assert averaged(state["parts"]["x"]).keys() == {"a"}
 
@@ -181,4 +199,7 @@ def test_two_averages_are_an_error() -> None:
 
 
 def test_repr() -> None:
-    assert repr(average_params(sgd(lr=0.1), decay=0.9)) == "average_params(chain(sgd_step, lr=0.1), decay=0.9)"
+    assert (
+        repr(average_params(sgd(lr=0.1), decay=0.9))
+        == "average_params(chain(sgd_step, lr=0.1), decay=0.9)"
+    )

@@ -1,4 +1,6 @@
-"""partition and freeze: each leaf goes to the optimizer of its label, as if the others were not there."""
+"""partition and freeze: each leaf goes to the optimizer of its label, as if the others were not
+there.
+"""
 
 from collections import namedtuple
 from typing import Any
@@ -24,7 +26,10 @@ from tests.comparing import Untouched, assert_same
 
 Pair = namedtuple("Pair", "left right")
 
-PARAMS = {"body": {"bias": torch.ones(2), "weight": torch.ones(2, 3)}, "head": [torch.ones(3), torch.ones(1)]}
+PARAMS = {
+    "body": {"bias": torch.ones(2), "weight": torch.ones(2, 3)},
+    "head": [torch.ones(3), torch.ones(1)],
+}
 GRADS = random_like(PARAMS, seed=0)
 
 
@@ -119,7 +124,9 @@ def test_frozen_leaves_may_be_of_any_dtype() -> None:
 
 
 def test_hypers_that_agree_are_one_name_and_others_have_the_label() -> None:
-    opt = partition({"a": momentum(lr=0.1), "b": sgd(lr=0.2), "c": sgd(lr=0.1, wd=0.3)}, lambda path, leaf: "a")
+    opt = partition(
+        {"a": momentum(lr=0.1), "b": sgd(lr=0.2), "c": sgd(lr=0.1, wd=0.3)}, lambda path, leaf: "a"
+    )
     assert opt.hyper == {"mom": 0.9, "a.lr": 0.1, "b.lr": 0.2, "c.lr": 0.1, "wd": 0.3}
     assert {"lr", "a.lr", "b.lr", "c.lr", "c.wd", "wd", "mom", "a.mom"} == opt.names
     assert bodies("a").hyper == {"lr": 1.0}
@@ -128,7 +135,10 @@ def test_hypers_that_agree_are_one_name_and_others_have_the_label() -> None:
 def test_a_shared_name_is_for_all_parts_and_a_label_wins() -> None:
     labels = {"body": "a", "head": "b"}
     after = one_step(bodies(labels), {"lr": 0.5, "b.lr": 0.25})
-    assert_same(after["body"], {n: moved(PARAMS["body"][n], GRADS["body"][n], 0.5) for n in ("bias", "weight")})
+    assert_same(
+        after["body"],
+        {n: moved(PARAMS["body"][n], GRADS["body"][n], 0.5) for n in ("bias", "weight")},
+    )
     assert_same(after["head"][0], moved(PARAMS["head"][0], GRADS["head"][0], 0.25))
     assert_same(one_step(bodies(labels), lr=0.5), one_step(sgd(lr=0.5)))
 
@@ -138,16 +148,22 @@ def test_a_hyper_may_be_a_tree_prefix_of_all_params(name: str) -> None:
     rates = by_path(PARAMS, {"*bias": 0.5, "head*": 8.0, "*": 0.25})
     after = one_step(bodies({"body": "a", "head": None}), {name: rates})
     assert_same(after["body"]["bias"], moved(PARAMS["body"]["bias"], GRADS["body"]["bias"], 0.5))
-    assert_same(after["body"]["weight"], moved(PARAMS["body"]["weight"], GRADS["body"]["weight"], 0.25))
+    assert_same(
+        after["body"]["weight"], moved(PARAMS["body"]["weight"], GRADS["body"]["weight"], 0.25)
+    )
 
 
 def test_partitions_nest_and_so_do_the_names() -> None:
-    inner = partition({"bias": sgd(lr=1.0), "weight": sgd(lr=2.0)}, lambda path, leaf: path.rpartition(".")[2])
+    inner = partition(
+        {"bias": sgd(lr=1.0), "weight": sgd(lr=2.0)}, lambda path, leaf: path.rpartition(".")[2]
+    )
     opt = partition({"body": inner, "head": sgd(lr=3.0)}, lambda path, leaf: path.split(".")[0])
     assert opt.hyper == {"bias.lr": 1.0, "weight.lr": 2.0, "lr": 3.0}
     after = one_step(opt, {"lr": 0.5, "body.weight.lr": 0.25})
     assert_same(after["body"]["bias"], moved(PARAMS["body"]["bias"], GRADS["body"]["bias"], 0.5))
-    assert_same(after["body"]["weight"], moved(PARAMS["body"]["weight"], GRADS["body"]["weight"], 0.25))
+    assert_same(
+        after["body"]["weight"], moved(PARAMS["body"]["weight"], GRADS["body"]["weight"], 0.25)
+    )
 
 
 @elementwise
@@ -157,7 +173,9 @@ def scale_by_loss(update: Tensor, *, value: Tensor) -> dict[str, Tensor]:
 
 
 def test_extras_go_to_the_parts_that_read_them() -> None:
-    opt = partition({"a": chain(scale_by_loss, sgd_step, lr=1.0), "b": sgd(lr=1.0)}, {"body": "a", "head": "b"})
+    opt = partition(
+        {"a": chain(scale_by_loss, sgd_step, lr=1.0), "b": sgd(lr=1.0)}, {"body": "a", "head": "b"}
+    )
     assert opt.required == ("value",)
     after = one_step(opt, value=torch.tensor(0.5))
     assert_same(after["body"]["bias"], moved(PARAMS["body"]["bias"], GRADS["body"]["bias"], 0.5))
@@ -191,7 +209,9 @@ def test_rules_that_see_whole_trees_see_their_part() -> None:
 
 
 @pytest.mark.parametrize(
-    "chosen", ["body*", ["body.bias", "body.w*"], lambda path, leaf: "body" in path], ids=["one", "two", "function"]
+    "chosen",
+    ["body*", ["body.bias", "body.w*"], lambda path, leaf: "body" in path],
+    ids=["one", "two", "function"],
 )
 def test_freeze(chosen: Any) -> None:
     opt = freeze(adamw(lr=0.1), chosen)
@@ -199,7 +219,9 @@ def test_freeze(chosen: Any) -> None:
     after, state = opt(PARAMS, GRADS, state)
     assert after["body"]["bias"] is PARAMS["body"]["bias"]
     head = {"head": PARAMS["head"]}
-    assert_same({"head": after["head"]}, adamw(lr=0.1)(head, {"head": GRADS["head"]}, adamw().init(head))[0])
+    assert_same(
+        {"head": after["head"]}, adamw(lr=0.1)(head, {"head": GRADS["head"]}, adamw().init(head))[0]
+    )
     assert opt.hyper == adamw(lr=0.1).hyper
 
 
@@ -229,9 +251,15 @@ def test_repr_says_how_it_was_made() -> None:
     [
         ({"body*": "a"}, "partition: no pattern matches leaf 'head.0'"),
         ({"boddy*": "a", "*": "b"}, "pattern 'boddy\\*' matches no leaf. Leaves: body.bias"),
-        ({"body": "a", "head": "c"}, "leaf 'head.0' has the label 'c', but there are optimizers for 'a', 'b' only"),
+        (
+            {"body": "a", "head": "c"},
+            "leaf 'head.0' has the label 'c', but there are optimizers for 'a', 'b' only",
+        ),
         ({"body": {"bias": "a"}, "head": "b"}, "partition: no pattern matches leaf 'body.weight'"),
-        ({"body": {"bias": "a", "weights": "a"}, "head": "b"}, "pattern 'body.weights' matches no leaf"),
+        (
+            {"body": {"bias": "a", "weights": "a"}, "head": "b"},
+            "pattern 'body.weights' matches no leaf",
+        ),
         (lambda path, leaf: 3, "leaf 'body.bias' has the label 3"),
     ],
     ids=["no pattern", "no leaf", "no optimizer", "no prefix", "not in params", "odd function"],
@@ -258,15 +286,21 @@ def test_keys_in_a_tree_of_labels_are_no_patterns() -> None:
     assert_same(opt(params, params, opt.init(params))[0], {**params, "w[0]": torch.zeros(1)})
     numbered = {0: torch.ones(1), 1: torch.ones(1)}
     opt = bodies({0: "a", 1: None})
-    assert_same(opt(numbered, numbered, opt.init(numbered))[0], {0: torch.zeros(1), 1: torch.ones(1)})
+    assert_same(
+        opt(numbered, numbered, opt.init(numbered))[0], {0: torch.zeros(1), 1: torch.ones(1)}
+    )
 
 
-@pytest.mark.parametrize("labels", [{"body": "a", "head": None}, {"body": None, "head": "b"}], ids=["more", "others"])
+@pytest.mark.parametrize(
+    "labels", [{"body": "a", "head": None}, {"body": None, "head": "b"}], ids=["more", "others"]
+)
 def test_a_state_with_other_parts_is_an_error(labels: Any) -> None:
     opt, state = bodies(labels), bodies({"body": "a", "head": "b"}).init(PARAMS)
     if labels["body"] is None:
         del state["parts"]["b"]
-    with pytest.raises(ValueError, match="expected state\\['parts'\\] for the labels '[ab]', got those for 'a'"):
+    with pytest.raises(
+        ValueError, match="expected state\\['parts'\\] for the labels '[ab]', got those for 'a'"
+    ):
         opt(PARAMS, GRADS, state)
 
 
@@ -283,7 +317,9 @@ def test_unknown_hypers_are_errors() -> None:
 
 
 def test_what_is_no_optimizer_is_an_error() -> None:
-    with pytest.raises(TypeError, match="partition: 'a': expected an optimizer such as adamw\\(\\)"):
+    with pytest.raises(
+        TypeError, match="partition: 'a': expected an optimizer such as adamw\\(\\)"
+    ):
         partition({"a": adamw}, "a")
     with pytest.raises(TypeError, match="expected a dict label -> optimizer"):
         partition(adamw(), "a")

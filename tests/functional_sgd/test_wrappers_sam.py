@@ -29,12 +29,16 @@ def test_the_perturbed_params_are_rho_away_along_the_gradient() -> None:
 def test_by_hand() -> None:
     """Gradient (3, 4) over two leaves, rho 1: (0.6, 0.8)."""
     params = {"a": torch.zeros(1), "b": torch.zeros(1)}
-    moved = sam(sgd(), rho=1.0).perturb(params, {"a": torch.tensor([3.0]), "b": torch.tensor([4.0])})
+    moved = sam(sgd(), rho=1.0).perturb(
+        params, {"a": torch.tensor([3.0]), "b": torch.tensor([4.0])}
+    )
     assert_close(moved, {"a": torch.tensor([0.6]), "b": torch.tensor([0.8])}, rtol=1e-6)
 
 
 def test_the_step_is_that_of_the_optimizer_from_the_old_params() -> None:
-    compute = value_and_grad(lambda params: sum((leaf**4).sum() for leaf in optree.tree_leaves(params)))
+    compute = value_and_grad(
+        lambda params: sum((leaf**4).sum() for leaf in optree.tree_leaves(params))
+    )
     opt, inner, params, expected = sam(adamw(lr=0.1), rho=0.1), adamw(lr=0.1), PARAMS, PARAMS
     state, inner_state = opt.init(params), inner.init(params)
     for _ in range(3):
@@ -68,8 +72,14 @@ def test_dtypes_stay_and_zero_gradients_are_fine(dtype: torch.dtype) -> None:
 def test_rho_is_a_hyper() -> None:
     opt = sam(sgd(lr=1.0), rho=0.5)
     assert opt.hyper == {"lr": 1.0, "rho": 0.5}
-    assert_same(opt.perturb(PARAMS, GRADS, {"rho": 0.1, "lr": 3.0}), sam(sgd(), rho=0.1).perturb(PARAMS, GRADS))
-    assert_same(opt(PARAMS, GRADS, opt.init(PARAMS), {"rho": 0.1}), sgd(lr=1.0)(PARAMS, GRADS, opt.init(PARAMS)))
+    assert_same(
+        opt.perturb(PARAMS, GRADS, {"rho": 0.1, "lr": 3.0}),
+        sam(sgd(), rho=0.1).perturb(PARAMS, GRADS),
+    )
+    assert_same(
+        opt(PARAMS, GRADS, opt.init(PARAMS), {"rho": 0.1}),
+        sgd(lr=1.0)(PARAMS, GRADS, opt.init(PARAMS)),
+    )
 
 
 def test_arguments_are_untouched() -> None:

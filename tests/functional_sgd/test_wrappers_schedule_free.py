@@ -28,7 +28,12 @@ START = torch.randn(5, generator=torch.Generator().manual_seed(0), dtype=torch.f
 
 
 def reference(
-    kind: str, rates: list[float], beta1: float, decay: float, beta2: float = 0.95, eps: float = 1e-8
+    kind: str,
+    rates: list[float],
+    beta1: float,
+    decay: float,
+    beta2: float = 0.95,
+    eps: float = 1e-8,
 ) -> tuple[Tensor, Tensor]:
     """(y, x) after steps with these rates, as AdamWScheduleFree and SGDScheduleFree write them."""
     z, x, y = START.clone(), START.clone(), START.clone()
@@ -68,7 +73,10 @@ RATES = {
 @pytest.mark.parametrize("kind", ["adamw", "sgd"])
 def test_numbers_of_the_reference(kind: str, decay: float, rates: str) -> None:
     """Params and average, within 1e-12 after forty steps."""
-    made = {"adamw": schedule_free_adamw(sqr_mom=0.95, mom=0.8, wd=decay), "sgd": schedule_free_sgd(mom=0.8, wd=decay)}
+    made = {
+        "adamw": schedule_free_adamw(sqr_mom=0.95, mom=0.8, wd=decay),
+        "sgd": schedule_free_sgd(mom=0.8, wd=decay),
+    }
     found = ours(made[kind], RATES[rates])
     assert_close(found, reference(kind, RATES[rates], 0.8, decay), rtol=0, atol=1e-12)
 
@@ -79,7 +87,9 @@ def test_by_hand() -> None:
     first, state = opt(params, torch.ones(1), opt.init(params))
     assert_same((first, averaged(state), state["fast"]), (torch.tensor([3.0]),) * 3)
     second, state = opt(first, torch.ones(1), state)
-    assert_same((second, averaged(state), state["fast"]), tuple(torch.tensor([v]) for v in (2.25, 2.5, 2.0)))
+    assert_same(
+        (second, averaged(state), state["fast"]), tuple(torch.tensor([v]) for v in (2.25, 2.5, 2.0))
+    )
 
 
 def test_without_momentum_params_are_the_fast_weights() -> None:
@@ -120,7 +130,12 @@ def test_a_schedule_outside_is_seen_and_weighs() -> None:
     state = opt.init(params)
     for k in range(40):
         params, state = opt(params, random_like(START, k), state)
-    assert_close((params, averaged(state)), reference("sgd", RATES["from zero"], 0.8, 0.0), rtol=0, atol=1e-12)
+    assert_close(
+        (params, averaged(state)),
+        reference("sgd", RATES["from zero"], 0.8, 0.0),
+        rtol=0,
+        atol=1e-12,
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -140,11 +155,15 @@ def test_a_leaf_without_gradient_is_left_alone() -> None:
     params, state = opt(params, params, opt.init(params))
     after, new = opt(params, {"a": None, "b": params["b"]}, state)
     assert after["a"] is params["a"]
-    assert_same((new["fast"]["a"], new["average"]["a"]), (state["fast"]["a"], state["average"]["a"]))
+    assert_same(
+        (new["fast"]["a"], new["average"]["a"]), (state["fast"]["a"], state["average"]["a"])
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64], ids=str)
-def test_leaves_of_no_axes_keep_their_dtype_under_a_rate_that_is_a_tensor(dtype: torch.dtype) -> None:
+def test_leaves_of_no_axes_keep_their_dtype_under_a_rate_that_is_a_tensor(
+    dtype: torch.dtype,
+) -> None:
     """Fast 1 - 0.5 * 0.25 * 1 - 0.5 * 1 = 0.375."""
     opt, params = schedule_free_sgd(wd=0.25), torch.ones((), dtype=dtype)
     state = opt.init(params)
@@ -155,7 +174,9 @@ def test_leaves_of_no_axes_keep_their_dtype_under_a_rate_that_is_a_tensor(dtype:
 
 def test_a_decay_for_each_leaf_is_an_error() -> None:
     opt, params = schedule_free_sgd(), {"a": torch.ones(1)}
-    with pytest.raises(ValueError, match="schedule_free: 'wd' must be one number for all leaves, got {'a': 0.1}"):
+    with pytest.raises(
+        ValueError, match="schedule_free: 'wd' must be one number for all leaves, got {'a': 0.1}"
+    ):
         opt(params, params, opt.init(params), {"wd": {"a": 0.1}})
 
 

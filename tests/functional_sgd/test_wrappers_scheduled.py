@@ -50,7 +50,9 @@ def test_it_is_what_passing_the_values_is() -> None:
     for number in range(8):
         grads, position = random_like(PARAMS, number), torch.tensor(number / 8, dtype=torch.float64)
         params, state = opt(params, grads, state)
-        expected, other = plain(expected, grads, other, {"lr": rate(position), "wd": decay(position)})
+        expected, other = plain(
+            expected, grads, other, {"lr": rate(position), "wd": decay(position)}
+        )
     assert_same((params, state), (expected, other))
 
 
@@ -93,14 +95,25 @@ def test_inside_accumulate_it_counts_actions_and_outside_calls() -> None:
 
 
 def test_parts_of_a_partition() -> None:
-    """A shared name schedules all parts, even where their defaults differ; one with a label one part."""
+    """A shared name schedules all parts, even where their defaults differ; one with a label one
+    part.
+    """
     parts = partition({"a": sgd(lr=1.0), "b": sgd(lr=2.0)}, {"a": "a", "b": "b"})
     params = {"a": torch.zeros(1), "b": torch.zeros(1)}
     ones = {"a": torch.ones(1), "b": torch.ones(1)}
-    shared, one = scheduled(parts, lr=lambda step: 0.5), scheduled(parts, **{"b.lr": lambda step: 0.5})
+    shared, one = (
+        scheduled(parts, lr=lambda step: 0.5),
+        scheduled(parts, **{"b.lr": lambda step: 0.5}),
+    )
     assert (shared.hyper, one.hyper) == ({}, {"a.lr": 1.0})
-    assert_same(shared(params, ones, shared.init(params))[0], {"a": torch.tensor([-0.5]), "b": torch.tensor([-0.5])})
-    assert_same(one(params, ones, one.init(params))[0], {"a": torch.tensor([-1.0]), "b": torch.tensor([-0.5])})
+    assert_same(
+        shared(params, ones, shared.init(params))[0],
+        {"a": torch.tensor([-0.5]), "b": torch.tensor([-0.5])},
+    )
+    assert_same(
+        one(params, ones, one.init(params))[0],
+        {"a": torch.tensor([-1.0]), "b": torch.tensor([-0.5])},
+    )
 
 
 @pytest.mark.usefixtures("fresh_compiler")
@@ -138,17 +151,39 @@ def test_derivatives_by_what_is_in_a_schedule() -> None:
             params, state = opt(params, params, state)
         return params
 
-    assert torch.autograd.gradcheck(end, (torch.tensor(0.1, dtype=torch.float64, requires_grad=True),))
+    assert torch.autograd.gradcheck(
+        end, (torch.tensor(0.1, dtype=torch.float64, requires_grad=True),)
+    )
 
 
 @pytest.mark.parametrize(
     ("make", "kind", "message"),
     [
-        (lambda: scheduled(sgd(), lrr=Constant(1.0)), ValueError, "scheduled: no rule reads 'lrr'. Did you mean 'lr'"),
-        (lambda: scheduled(sgd(), lr=0.1), TypeError, "'lr' must be a function of the step, got 0.1"),
-        (lambda: scheduled(sgd(), lr=one_cycle(0.1)), ValueError, "so the length of the run must be known"),
-        (lambda: scheduled(sgd(), steps=0, lr=Linear(0, 1)), ValueError, "steps must be at least 1, got 0"),
-        (lambda: scheduled(sgd, lr=Constant(1.0)), TypeError, "scheduled: expected an optimizer such as adamw"),
+        (
+            lambda: scheduled(sgd(), lrr=Constant(1.0)),
+            ValueError,
+            "scheduled: no rule reads 'lrr'. Did you mean 'lr'",
+        ),
+        (
+            lambda: scheduled(sgd(), lr=0.1),
+            TypeError,
+            "'lr' must be a function of the step, got 0.1",
+        ),
+        (
+            lambda: scheduled(sgd(), lr=one_cycle(0.1)),
+            ValueError,
+            "so the length of the run must be known",
+        ),
+        (
+            lambda: scheduled(sgd(), steps=0, lr=Linear(0, 1)),
+            ValueError,
+            "steps must be at least 1, got 0",
+        ),
+        (
+            lambda: scheduled(sgd, lr=Constant(1.0)),
+            TypeError,
+            "scheduled: expected an optimizer such as adamw",
+        ),
     ],
     ids=["unknown", "number", "position", "no steps", "not called"],
 )
@@ -170,7 +205,9 @@ def test_repr() -> None:
 
 def test_passing_all_defaults_changes_nothing_where_one_part_has_a_schedule() -> None:
     """A learner passes all hypers at every step."""
-    opt = partition({"a": scheduled(sgd(), lr=lambda step: 0.5 + step), "b": sgd(lr=0.25)}, {"x": "a", "y": "b"})
+    opt = partition(
+        {"a": scheduled(sgd(), lr=lambda step: 0.5 + step), "b": sgd(lr=0.25)}, {"x": "a", "y": "b"}
+    )
     assert opt.hyper == {"b.lr": 0.25}
     ones = {"x": torch.ones(1), "y": torch.ones(1)}
     after, _ = opt(ones, ones, opt.init(ones), opt.hyper)

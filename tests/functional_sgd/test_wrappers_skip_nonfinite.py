@@ -20,8 +20,12 @@ def spoiled(grads: Any, value: float, path: str = "conv") -> Any:
 
 
 @pytest.mark.parametrize("value", BAD)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.complex64], ids=str)
-def test_a_step_that_is_skipped_leaves_everything_bit_for_bit(value: float, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.complex64], ids=str
+)
+def test_a_step_that_is_skipped_leaves_everything_bit_for_bit(
+    value: float, dtype: torch.dtype
+) -> None:
     opt, params = skip_nonfinite(adamw(lr=0.1)), sample_tree(dtype=dtype)
     params, state = opt(params, random_like(params, 0), opt.init(params))
     after, new = opt(params, spoiled(random_like(params, 1), value), state)
@@ -67,7 +71,12 @@ def test_a_leaf_without_gradient_does_not_count() -> None:
 def test_every_member_of_an_ensemble_skips_for_itself() -> None:
     opt, members = skip_nonfinite(sgd(lr=1.0)), [small_tree(seed) for seed in range(3)]
     params, state = stack(members), stack([opt.init(tree) for tree in members])
-    grads = stack([spoiled(tree, BAD[0], "matrix") if index == 1 else tree for index, tree in enumerate(members)])
+    grads = stack(
+        [
+            spoiled(tree, BAD[0], "matrix") if index == 1 else tree
+            for index, tree in enumerate(members)
+        ]
+    )
     after, state = torch.func.vmap(opt)(params, grads, state)
     assert_same(member(after, 1), members[1])
     assert_same(member(after, 2)["matrix"], torch.zeros(2, 3, dtype=torch.float64))
@@ -85,7 +94,10 @@ def test_compiled_code_skips_too() -> None:
 
 def test_derivatives_through_a_skipped_step_are_finite() -> None:
     """By the parameters the step is then the identity."""
-    opt, start = skip_nonfinite(adamw(lr=0.1)), torch.ones(2, dtype=torch.float64, requires_grad=True)
+    opt, start = (
+        skip_nonfinite(adamw(lr=0.1)),
+        torch.ones(2, dtype=torch.float64, requires_grad=True),
+    )
     lr = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
     grads = start * torch.tensor([float("nan"), 1.0])
     after, _ = opt(start, grads, opt.init(start), {"lr": lr})

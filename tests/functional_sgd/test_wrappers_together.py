@@ -50,7 +50,9 @@ def test_fuse_reaches_every_chain_inside(name: str) -> None:
 def test_fused_wrappers_go_where_plain_ones_go(name: str, dtype: torch.dtype) -> None:
     """Params within some roundings of their dtype; the state, which is wider, of float32's."""
     params = sample_tree(dtype=dtype)
-    (fused, state), (plain, expected) = (run(opt, params, 5) for opt in (fuse(WRAPPED[name]()), WRAPPED[name]()))
+    (fused, state), (plain, expected) = (
+        run(opt, params, 5) for opt in (fuse(WRAPPED[name]()), WRAPPED[name]())
+    )
     eps = torch.finfo(dtype).eps
     assert_close(fused, plain, rtol=16 * eps, atol=16 * eps)
     assert_close(state, expected, rtol=64 * eps, atol=64 * eps)
@@ -74,11 +76,17 @@ def test_wrappers_that_read_nothing_twice_may_donate(wrapper: str) -> None:
     assert_close(after, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("make", [lambda opt: fs.accumulate(opt, 2), fs.skip_nonfinite], ids=["accumulate", "skip"])
-def test_wrappers_that_need_the_old_values_refuse_an_optimizer_that_overwrites_them(make: Any) -> None:
+@pytest.mark.parametrize(
+    "make", [lambda opt: fs.accumulate(opt, 2), fs.skip_nonfinite], ids=["accumulate", "skip"]
+)
+def test_wrappers_that_need_the_old_values_refuse_an_optimizer_that_overwrites_them(
+    make: Any,
+) -> None:
     inner = fs.partition({"large": fuse(sgd(), donate=True), "small": sgd()}, by_size)
     for opt in (fuse(sgd(), donate=True), inner, fs.average_params(inner)):
-        with pytest.raises(ValueError, match="needs params and state as they were, .*Fuse it without donate"):
+        with pytest.raises(
+            ValueError, match="needs params and state as they were, .*Fuse it without donate"
+        ):
             make(opt)
     with pytest.raises(ValueError, match="Fuse it without donate"):
         fuse(make(sgd()), donate=True)
@@ -101,7 +109,9 @@ def test_wrappers_can_be_pickled(name: str) -> None:
     assert pickle.loads(pickle.dumps(opt)) == opt
 
 
-@pytest.mark.parametrize("make", [lambda opt: fs.accumulate(opt, 2), fs.skip_nonfinite, fs.average_params])
+@pytest.mark.parametrize(
+    "make", [lambda opt: fs.accumulate(opt, 2), fs.skip_nonfinite, fs.average_params]
+)
 @pytest.mark.parametrize("opt", [adamw, 3, Chain], ids=["recipe", "number", "class"])
 def test_what_is_no_optimizer_is_an_error(make: Any, opt: Any) -> None:
     with pytest.raises(TypeError, match="expected an optimizer such as adamw\\(\\), got"):
@@ -113,7 +123,9 @@ def test_unknown_and_doubled_hypers_are_errors(name: str) -> None:
     state = opt.init(params)
     with pytest.raises(ValueError, match="no rule reads 'wdd'"):
         opt(params, params, state, {"wdd": 1.0})
-    with pytest.raises(ValueError, match="'lr' is given both in hyper and by keyword. Give it once"):
+    with pytest.raises(
+        ValueError, match="'lr' is given both in hyper and by keyword. Give it once"
+    ):
         opt(params, params, state, {"lr": 1.0}, lr=1.0)
     with pytest.raises(TypeError, match="hyper must be a dict such as dict\\(lr=0.1\\), got float"):
         opt(params, params, state, 0.1)
@@ -138,7 +150,10 @@ def test_the_order_of_wrappers_is_that_of_what_they_do() -> None:
     """A NaN in one of two pieces: skipped alone inside, or never gathered outside."""
     bad, good = torch.tensor([float("nan")]), torch.tensor([2.0])
     ends = []
-    for opt in (fs.skip_nonfinite(fs.accumulate(sgd(lr=1.0), 2)), fs.accumulate(fs.skip_nonfinite(sgd(lr=1.0)), 2)):
+    for opt in (
+        fs.skip_nonfinite(fs.accumulate(sgd(lr=1.0), 2)),
+        fs.accumulate(fs.skip_nonfinite(sgd(lr=1.0)), 2),
+    ):
         params = torch.zeros(1)
         state = opt.init(params)
         for grad in (good, bad, good):

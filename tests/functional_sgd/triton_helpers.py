@@ -1,4 +1,6 @@
-"""Triton kernels without a GPU: Triton's interpreter runs them with numpy, on leaves that lie on the CPU."""
+"""Triton kernels without a GPU: Triton's interpreter runs them with numpy, on leaves that lie on
+the CPU.
+"""
 
 import functools
 from collections.abc import Iterator
@@ -16,7 +18,10 @@ from tests.functional_sgd.fuse_helpers import draw
 Tree = Any
 
 FUNCTIONS = {
-    **{name: getattr(np, name) for name in "exp expm1 log log1p log2 sin cos tanh trunc rint fmod copysign".split()},
+    **{
+        name: getattr(np, name)
+        for name in "exp expm1 log log1p log2 sin cos tanh trunc rint fmod copysign".split()
+    },
     "pow": np.power,
     "atan2": np.arctan2,
 }
@@ -90,5 +95,13 @@ def pretending() -> Iterator[None]:
 def odd_sizes(dtype: torch.dtype) -> Tree:
     """Leaves that are empty, 0-d, about as long as a block, longer, and one without a gradient."""
     block = device.BLOCK
-    shapes = {"a": (0, 3), "b": [(), (block - 1,)], "c": (4, block // 4), "idle": (4,), "more": (2 * block + 1,)}
-    return optree.tree_map(lambda shape: draw(shape, dtype, 1 + sum(shape)), shapes, is_leaf=lambda x: type(x) is tuple)
+    shapes = {
+        "a": (0, 3),
+        "b": [(), (block - 1,)],
+        "c": (4, block // 4),
+        "idle": (4,),
+        "more": (2 * block + 1,),
+    }
+    return optree.tree_map(
+        lambda shape: draw(shape, dtype, 1 + sum(shape)), shapes, is_leaf=lambda x: type(x) is tuple
+    )

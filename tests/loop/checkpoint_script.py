@@ -1,7 +1,7 @@
 """Runs with checkpoints in processes that are stopped, killed, and followed by others.
 
-`python -m tests.loop.checkpoint_script FOLDER` prints what became of them. Processes are forked, since importing torch
-takes longer than all that they do.
+`python -m tests.loop.checkpoint_script FOLDER` prints what became of them. Processes are forked,
+since importing torch takes longer than all that they do.
 """
 
 import json
@@ -43,7 +43,9 @@ from tests.loop.saving import ended, forked, identical, scratch_in
 
 @dataclass(frozen=True)
 class Beats(Callback):
-    """Tell another process, through a pipe, of every training batch while it is under way, and wait a little."""
+    """Tell another process, through a pipe, of every training batch while it is under way, and wait
+    a little.
+    """
 
     pipe: int
     wait: float
@@ -60,7 +62,11 @@ def busy(count: int) -> Learner:
     generator = torch.Generator().manual_seed(7)
     x = torch.randn(4 * count, 2, generator=generator)
     data = DataLoaders(Batches((x, x.roll(1, dims=1)), 4, shuffle=True), Batches((X, Y), 10))
-    callbacks = [ParamScheduler({"lr": one_cycle(0.05)}), GradientAccumulation(batches=3), AverageParams(decay=0.9)]
+    callbacks = [
+        ParamScheduler({"lr": one_cycle(0.05)}),
+        GradientAccumulation(batches=3),
+        AverageParams(decay=0.9),
+    ]
     return learner(net(), data, opt=fuse(adamw(lr=0.01)), callbacks=callbacks)
 
 
@@ -108,7 +114,12 @@ def killed(folder: Path) -> dict[str, Any]:
         done.append(load_latest(folder / "run").train_iter)
     run = folder / "run"
     left = {"left over": scratch_in(run), "kept": len(checkpoints(run))}
-    return {"kills": kills, "done": done, "same": identical(vars(load(folder / "end")), vars(expected)), **left}
+    return {
+        "kills": kills,
+        "done": done,
+        "same": identical(vars(load(folder / "end")), vars(expected)),
+        **left,
+    }
 
 
 def stopped(folder: Path) -> dict[str, Any]:
@@ -118,7 +129,11 @@ def stopped(folder: Path) -> dict[str, Any]:
     expected = fit(mine, mine.init(seed=3), 2)
 
     def work(pipe: int) -> None:
-        os._exit(0 if (end := train(mine, folder, Beats(pipe, 0.1))).stopped == "" else signal.Signals[end.stopped])
+        os._exit(
+            0
+            if (end := train(mine, folder, Beats(pipe, 0.1))).stopped == ""
+            else signal.Signals[end.stopped]
+        )
 
     for number in [signal.SIGINT, signal.SIGTERM] * 9:
         process = Process(work)
@@ -128,7 +143,11 @@ def stopped(folder: Path) -> dict[str, Any]:
         done.append(load_latest(folder / "run").train_iter)
         if codes[-1] == 0:
             break
-    return {"codes": codes, "done": done, "same": identical(vars(load(folder / "end")), vars(expected))}
+    return {
+        "codes": codes,
+        "done": done,
+        "same": identical(vars(load(folder / "end")), vars(expected)),
+    }
 
 
 class Slow:
@@ -143,7 +162,9 @@ class Slow:
 
 
 def stopped_with_workers(folder: Path) -> dict[str, Any]:
-    """Send SIGINT, then SIGTERM, to a group of processes: that which trains, and those that fetch data for it."""
+    """Send SIGINT, then SIGTERM, to a group of processes: that which trains, and those that fetch
+    data for it.
+    """
     codes = []
     mine = learner(data=DataLoaders(make_loader(Slow(), 4, workers=2)))
     alone = learner(data=DataLoaders(make_loader(Slow(), 4)))

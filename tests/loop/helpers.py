@@ -1,4 +1,6 @@
-"""Builders for the tests of the loop: a small net with chance and buffers in it, data, callbacks made of functions."""
+"""Builders for the tests of the loop: a small net with chance and buffers in it, data, callbacks
+made of functions.
+"""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -14,9 +16,12 @@ from loop import Batches, DataLoaders, Learner, State
 from tests.comparing import Untouched, assert_same
 
 EVENTS = (
-    "before_fit before_epoch before_train before_batch after_pred after_loss before_backward after_cancel_backward "
-    "after_backward before_step after_cancel_step after_step after_cancel_batch after_batch after_cancel_train "
-    "after_train before_validate after_cancel_validate after_validate after_cancel_epoch after_epoch after_cancel_fit "
+    "before_fit before_epoch before_train before_batch after_pred after_loss before_backward "
+    "after_cancel_backward "
+    "after_backward before_step after_cancel_step after_step after_cancel_batch after_batch "
+    "after_cancel_train "
+    "after_train before_validate after_cancel_validate after_validate after_cancel_epoch "
+    "after_epoch after_cancel_fit "
     "after_fit"
 ).split()
 """Written down a second time on purpose: the tests do not read the list that they check."""
@@ -29,7 +34,9 @@ def net(dropout: float = 0.5) -> nn.Sequential:
     """A net with every kind of state: parameters, BatchNorm's buffers, and chance."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Dropout(dropout), nn.Linear(4, 2))
+        return nn.Sequential(
+            nn.Linear(2, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Dropout(dropout), nn.Linear(4, 2)
+        )
 
 
 def linear() -> nn.Linear:
@@ -53,7 +60,8 @@ def batches(count: int, seed: int, size: int = 4) -> list[tuple[Tensor, Tensor]]
     """Some batches of two inputs and two targets."""
     generator = torch.Generator().manual_seed(seed)
     return [
-        (torch.randn(size, 2, generator=generator), torch.randn(size, 2, generator=generator)) for _ in range(count)
+        (torch.randn(size, 2, generator=generator), torch.randn(size, 2, generator=generator))
+        for _ in range(count)
     ]
 
 
@@ -78,9 +86,13 @@ def on(name: str = "spy", order: int = 0, **handlers: Callable[[State], Any]) ->
     return SimpleNamespace(name=name, order=order, **handlers)
 
 
-def everywhere(handler: Callable[[str, State], Any], name: str = "spy", order: int = 0) -> SimpleNamespace:
+def everywhere(
+    handler: Callable[[str, State], Any], name: str = "spy", order: int = 0
+) -> SimpleNamespace:
     """A callback that handles every event with one function of (event, state)."""
-    return on(name, order, **{event: lambda state, event=event: handler(event, state) for event in EVENTS})
+    return on(
+        name, order, **{event: lambda state, event=event: handler(event, state) for event in EVENTS}
+    )
 
 
 def raiser(signal: BaseException | type[BaseException]) -> Callable[..., Any]:
@@ -119,7 +131,17 @@ def assert_same_run(found: State, expected: State) -> None:
     assert losses(found) == losses(expected)
     assert found.history.rows == expected.history.rows
     assert found.history.hypers == expected.history.hypers
-    for name in ("hyper", "seed", "epoch", "n_epoch", "iter", "n_iter", "train_iter", "epochs_seen", "pct_train"):
+    for name in (
+        "hyper",
+        "seed",
+        "epoch",
+        "n_epoch",
+        "iter",
+        "n_iter",
+        "train_iter",
+        "epochs_seen",
+        "pct_train",
+    ):
         assert getattr(found, name) == getattr(expected, name), name
 
 
@@ -136,7 +158,9 @@ X, Y = (torch.cat(parts) for parts in zip(*batches(5, seed=3), strict=True))
 
 
 def shuffled(kind: str) -> DataLoaders:
-    """Twenty samples in batches of 8, 8 and 4, shuffled by one loader or another; and validation data."""
+    """Twenty samples in batches of 8, 8 and 4, shuffled by one loader or another; and validation
+    data.
+    """
     generator = torch.Generator() if kind == "DataLoader with a generator" else None
     train: Any = Batches((X, Y), 8, shuffle=True)
     if kind != "Batches":
@@ -161,11 +185,23 @@ class Kept:
         self.rest = self._rest()
 
     def _rest(self) -> dict[str, Any]:
-        values = {name: value for name, value in vars(self.state).items() if name not in learned(self.state)}
+        values = {
+            name: value
+            for name, value in vars(self.state).items()
+            if name not in learned(self.state)
+        }
         history = values.pop("history")
-        copies = {name: dict(value) if isinstance(value, dict) else value for name, value in values.items()}
+        copies = {
+            name: dict(value) if isinstance(value, dict) else value
+            for name, value in values.items()
+        }
         hypers = {name: list(log) for name, log in history.hypers.items()}
-        return {**copies, "losses": losses(self.state), "hypers": hypers, "rows": [dict(row) for row in history.rows]}
+        return {
+            **copies,
+            "losses": losses(self.state),
+            "hypers": hypers,
+            "rows": [dict(row) for row in history.rows],
+        }
 
     def check(self) -> None:
         """Compare with the snapshot."""

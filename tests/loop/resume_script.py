@@ -1,6 +1,8 @@
-"""A learner with everything in it, and work for the processes that stop its runs and go on with them.
+"""A learner with everything in it, and work for the processes that stop its runs and go on with
+them.
 
-`python -m tests.loop.resume_script NAME ARGUMENTS...` calls a function of this file, once torch is imported.
+`python -m tests.loop.resume_script NAME ARGUMENTS...` calls a function of this file, once torch is
+imported.
 """
 
 import os
@@ -83,12 +85,17 @@ class StopAt(Callback):
 def everything(kind: str, workers: int, table: Path) -> Learner:
     """Chance in the data, the mixing and the model; memory in the optimizer and in every callback.
 
-    In "cycle" lr is scheduled and the last epoch counts as the best; in "plateau" lr is reduced and the first does.
+    In "cycle" lr is scheduled and the last epoch counts as the best; in "plateau" lr is reduced and
+    the first does.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 2))
-    data = dataloaders(Jittered(1, 20), Jittered(2, 14), 4, workers=workers, keep_workers=workers > 0)
+        model = nn.Sequential(
+            nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 2)
+        )
+    data = dataloaders(
+        Jittered(1, 20), Jittered(2, 14), 4, workers=workers, keep_workers=workers > 0
+    )
     schedules: dict[str, Any] = {"mom": Linear(0.95, 0.8), "model.3.p": Linear(0.1, 0.4)}
     callbacks: list[Any] = [
         Recorder(train_metrics=True),
@@ -101,7 +108,10 @@ def everything(kind: str, workers: int, table: Path) -> Learner:
         CSVLogger(table),
     ]
     if kind == "plateau":
-        callbacks += [ReduceLROnPlateau(min_delta=10.0, factor=2.0), SaveModel(None, min_delta=10.0)]
+        callbacks += [
+            ReduceLROnPlateau(min_delta=10.0, factor=2.0),
+            SaveModel(None, min_delta=10.0),
+        ]
     else:
         schedules["lr"] = one_cycle(0.05)
         callbacks.append(SaveModel(None, "train_iter"))

@@ -1,6 +1,8 @@
-"""What the tests of saving share: a strict comparison, small states, and work for processes of their own.
+"""What the tests of saving share: a strict comparison, small states, and work for processes of
+their own.
 
-`python -m tests.loop.saving NAME ARGUMENTS...` calls a function of this file and prints what it returns.
+`python -m tests.loop.saving NAME ARGUMENTS...` calls a function of this file and prints what it
+returns.
 """
 
 import dataclasses
@@ -35,7 +37,9 @@ ROOT = Path(__file__).parent.parent.parent
 
 def bits(tensor: Tensor) -> bytes:
     """The bytes of a tensor's elements."""
-    return tensor.detach().resolve_conj().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return (
+        tensor.detach().resolve_conj().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    )
 
 
 def identical(found: Any, expected: Any) -> bool:
@@ -43,25 +47,37 @@ def identical(found: Any, expected: Any) -> bool:
     if type(found) is not type(expected):
         return False
     if isinstance(found, Tensor):
-        return (found.dtype, found.shape, bits(found)) == (expected.dtype, expected.shape, bits(expected))
+        return (found.dtype, found.shape, bits(found)) == (
+            expected.dtype,
+            expected.shape,
+            bits(expected),
+        )
     if isinstance(found, Mapping):
-        return list(found) == list(expected) and all(identical(found[key], expected[key]) for key in found)
+        return list(found) == list(expected) and all(
+            identical(found[key], expected[key]) for key in found
+        )
     if isinstance(found, (list, tuple, Log)):
         return len(found) == len(expected) and all(map(identical, found, expected))
     if dataclasses.is_dataclass(found):
         return identical(vars(found), vars(expected))
     if isinstance(found, float):
-        return found.hex() == expected.hex() and math.copysign(1, found) == math.copysign(1, expected)
+        return found.hex() == expected.hex() and math.copysign(1, found) == math.copysign(
+            1, expected
+        )
     return bool(found == expected)
 
 
 def tiny(count: int = 0, **fields: Any) -> State:
     """A state that can be told from others."""
-    return State({"w": torch.full((3,), float(count))}, {}, {}, {"lr": 0.1}, train_iter=count, **fields)
+    return State(
+        {"w": torch.full((3,), float(count))}, {}, {}, {"lr": 0.1}, train_iter=count, **fields
+    )
 
 
 def busy() -> Learner:
-    """A learner whose state has everything in it: buffers, a fused optimizer's memory, schedules, metrics."""
+    """A learner whose state has everything in it: buffers, a fused optimizer's memory, schedules,
+    metrics.
+    """
 
     def closeness(pred: Tensor, target: Tensor) -> Tensor:
         return (pred - target).abs().mean()
@@ -109,7 +125,9 @@ def scratch_in(folder: Path) -> list[str]:
 
 
 def killed_anywhere(name: str) -> dict[str, Any]:
-    """Kill a process that saves and saves into a folder at 50 moments; the newest committed checkpoint is there."""
+    """Kill a process that saves and saves into a folder at 50 moments; the newest committed
+    checkpoint is there.
+    """
     folder, moments, lost, left = Path(name), random.Random(0), [], 0
     count = 0
 
@@ -130,7 +148,10 @@ def killed_anywhere(name: str) -> dict[str, Any]:
             count = int([first, *committed][-1])
         assert ended(child) == -signal.SIGKILL
         found = load_latest(folder)
-        if found.train_iter not in (count, count + 1) or found.params["w"].tolist() != [found.train_iter] * 3:
+        if (
+            found.train_iter not in (count, count + 1)
+            or found.params["w"].tolist() != [found.train_iter] * 3
+        ):
             lost.append((count, found.train_iter))
         left += bool(scratch_in(folder))
         count = found.train_iter
@@ -144,7 +165,9 @@ def killed_anywhere(name: str) -> dict[str, Any]:
 
 
 def killed_at_every_line(name: str) -> dict[str, Any]:
-    """Kill a process that replaces state 1 by state 2 before each line that it runs: which state is there then?"""
+    """Kill a process that replaces state 1 by state 2 before each line that it runs: which state is
+    there then?
+    """
     path, found, left = Path(name) / "state", [], []
     files = {loop.disk.atomic.__file__, loop.disk.store.__file__}
 
@@ -196,7 +219,12 @@ def rivals(name: str) -> dict[str, Any]:
             if ready:
                 codes.append(os.waitstatus_to_exitcode(status))
                 waiting.remove(child)
-    return {"wrong": wrong, "reads": reads, "codes": codes, "names": [found.name for found in checkpoints(folder)]}
+    return {
+        "wrong": wrong,
+        "reads": reads,
+        "codes": codes,
+        "names": [found.name for found in checkpoints(folder)],
+    }
 
 
 def crashes(name: str) -> dict[str, Any]:

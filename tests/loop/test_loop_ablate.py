@@ -32,7 +32,9 @@ def nudge(amount: float, name: str) -> Any:
 
     def before_step(state: State) -> State:
         assert state.grads is not None
-        return state.replace(grads={key: grad * amount for key, grad in state.grads.items() if grad is not None})
+        return state.replace(
+            grads={key: grad * amount for key, grad in state.grads.items() if grad is not None}
+        )
 
     return on(name, before_step=before_step)
 
@@ -66,7 +68,10 @@ def test_the_differences_to_the_full_run() -> None:
 def test_one_run_for_every_seed() -> None:
     mine = full(callbacks=[GradientClip(0.01)])
     found = ablate(mine, mine.init(seed=9), 1, seeds=(3, 4))
-    assert found.full["train_loss"] == (last(mine, "train_loss", 3, 1), last(mine, "train_loss", 4, 1))
+    assert found.full["train_loss"] == (
+        last(mine, "train_loss", 3, 1),
+        last(mine, "train_loss", 4, 1),
+    )
     assert found.full["train_loss"][0] != found.full["train_loss"][1]
 
 
@@ -75,7 +80,9 @@ def test_what_is_kept_stays_in_all_runs(keep: list[Any]) -> None:
     mine = learner(callbacks=[GradientClip(0.1), B])
     found = ablate(mine, mine.init(), 1, keep=keep)
     assert list(found.without) == ["gradient_clip"]
-    assert found.without["gradient_clip"]["train_loss"] == (last(learner(callbacks=[B]), "train_loss", epochs=1),)
+    assert found.without["gradient_clip"]["train_loss"] == (
+        last(learner(callbacks=[B]), "train_loss", epochs=1),
+    )
 
 
 def test_the_recorder_and_a_class_to_keep_stay() -> None:
@@ -91,7 +98,9 @@ def test_one_column() -> None:
 
 
 def test_a_column_that_is_not_there() -> None:
-    with pytest.raises(ValueError, match="ablate: the history has no column 'valid_los'.*valid_loss"):
+    with pytest.raises(
+        ValueError, match="ablate: the history has no column 'valid_los'.*valid_loss"
+    ):
         ablate(MINE, MINE.init(), 1, metric="valid_los")
 
 
@@ -123,7 +132,9 @@ def test_a_column_that_only_the_full_run_has() -> None:
     assert "nan" in str(ablate(MINE, MINE.init(), 1, seeds=(0, 1), run=run))
 
 
-def test_what_only_reports_takes_part_in_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_only_reports_takes_part_in_no_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     mine = learner(callbacks=[Progress(), A, B, CSVLogger(tmp_path / "log.csv")])
     assert str(ablate(mine, mine.init(), 1)) == str(ablate(MINE, MINE.init(), 1))
     assert list(tmp_path.iterdir()) == []
@@ -135,7 +146,8 @@ def test_reports_are_those_that_do_not_train() -> None:
 
 
 @pytest.mark.parametrize(
-    ("callbacks", "options"), [([], {}), ([A], {"keep": ["double"]}), ([Progress()], {}), ([A], {"seeds": ()})]
+    ("callbacks", "options"),
+    [([], {}), ([A], {"keep": ["double"]}), ([Progress()], {}), ([A], {"seeds": ()})],
 )
 def test_nothing_to_compare(callbacks: list[Any], options: dict[str, Any]) -> None:
     mine = learner(callbacks=callbacks)
@@ -144,7 +156,9 @@ def test_nothing_to_compare(callbacks: list[Any], options: dict[str, Any]) -> No
 
 
 def test_an_interruption_ends_all_runs() -> None:
-    mine = learner(callbacks=[on("press", after_batch=lambda state: signal.raise_signal(signal.SIGINT)), A])
+    mine = learner(
+        callbacks=[on("press", after_batch=lambda state: signal.raise_signal(signal.SIGINT)), A]
+    )
     with pytest.raises(KeyboardInterrupt, match="SIGINT"):
         ablate(mine, mine.init(), 1)
 
@@ -160,7 +174,9 @@ def test_the_state_is_untouched() -> None:
 
 def test_the_table_of_one_seed() -> None:
     table = Ablation(
-        {"valid_loss": (0.5,), "accuracy": (0.75,)}, {"a": {"valid_loss": (0.625,), "accuracy": (0.5,)}}, (0,)
+        {"valid_loss": (0.5,), "accuracy": (0.75,)},
+        {"a": {"valid_loss": (0.625,), "accuracy": (0.5,)}},
+        (0,),
     )
     assert str(table).splitlines() == [
         "           valid_loss             accuracy",

@@ -1,4 +1,6 @@
-"""A callback can read and replace everything (Q21, B26): one test for each field, showing the effect."""
+"""A callback can read and replace everything (Q21, B26): one test for each field, showing the
+effect.
+"""
 
 import math
 from dataclasses import replace
@@ -24,7 +26,10 @@ def run(mine: Learner = MINE, epochs: int = 2, **handlers: Any) -> State:
 
 
 def changed_data(x_factor: float, y_factor: float) -> Learner:
-    return learner(data=DataLoaders([(x * x_factor, y * y_factor) for x, y in batches(3, seed=1)]), opt=sgd(lr=0.1))
+    return learner(
+        data=DataLoaders([(x * x_factor, y * y_factor) for x, y in batches(3, seed=1)]),
+        opt=sgd(lr=0.1),
+    )
 
 
 def test_the_inputs() -> None:
@@ -52,7 +57,9 @@ def test_a_penalty_on_the_prediction() -> None:
     def penalize(state: State) -> State:
         return state.replace(loss=state.loss + state.pred.square().mean())
 
-    penalized = learner(loss=lambda pred, y: mse_loss(pred, y) + pred.square().mean(), opt=sgd(lr=0.1))
+    penalized = learner(
+        loss=lambda pred, y: mse_loss(pred, y) + pred.square().mean(), opt=sgd(lr=0.1)
+    )
     assert_same(run(after_loss=penalize).params, fit(penalized, START, 2).params)
 
 
@@ -63,7 +70,9 @@ def test_the_gradients() -> None:
     assert_same(run(before_step=negate).params, fit(MINE, START, 2, lr=-0.1).params)
 
 
-@pytest.mark.parametrize("event", ["after_step", "after_batch", "after_train", "after_epoch", "after_fit"])
+@pytest.mark.parametrize(
+    "event", ["after_step", "after_batch", "after_train", "after_epoch", "after_fit"]
+)
 def test_the_parameters(event: str) -> None:
     zeros = {name: torch.zeros_like(value) for name, value in START.params.items()}
     assert_same(run(**{event: lambda state: state.replace(params=zeros)}).params, zeros)
@@ -87,7 +96,9 @@ def test_the_optimizers_state() -> None:
     """Momentum that forgets before every step is none."""
     mine = learner(opt=sgd(lr=0.1, mom=0.9))
     start = mine.init()
-    end = fit(mine, start, 2, [on(before_step=lambda state: state.replace(opt_state=start.opt_state))])
+    end = fit(
+        mine, start, 2, [on(before_step=lambda state: state.replace(opt_state=start.opt_state))]
+    )
     assert_same(end.params, PLAIN.params)
 
 
@@ -103,25 +114,37 @@ def test_the_loss_function_for_the_run() -> None:
 
 def swap_first_batch(state: State) -> State | None:
     """Another loss function for the first batch."""
-    return state.replace(learner=replace(state.learner, loss=l1_loss)) if state.train_iter == 0 else None
+    return (
+        state.replace(learner=replace(state.learner, loss=l1_loss))
+        if state.train_iter == 0
+        else None
+    )
 
 
 def test_a_loss_function_for_a_batch_is_put_back_after_it() -> None:
     """The first batch with L1, all others with the learner's own."""
     end = run(before_batch=swap_first_batch)
-    first = fit(learner(data=DataLoaders(batches(3, 1)[:1]), loss=l1_loss, opt=sgd(lr=0.1)), START, 1)
+    first = fit(
+        learner(data=DataLoaders(batches(3, 1)[:1]), loss=l1_loss, opt=sgd(lr=0.1)), START, 1
+    )
     rest = learner(data=DataLoaders(batches(3, 1)[1:]), opt=sgd(lr=0.1))
     assert_same(end.params, fit(MINE, fit(rest, first, 1), 1).params)
 
 
 def test_a_loss_function_for_a_batch_is_put_back_when_a_signal_leaves_it() -> None:
-    """All scopes that the signal leaves have ended, so no later event sees what was swapped in there."""
+    """All scopes that the signal leaves have ended, so no later event sees what was swapped in
+    there.
+    """
 
     def swap_and_leave(state: State) -> State | None:
         raise CancelEpoch(swap_first_batch(state))
 
     running = trace(MINE, START, 1, [on(before_batch=swap_and_leave)])
-    seen = {event: state.learner.loss for event, state in running if event in ("after_cancel_epoch", "after_epoch")}
+    seen = {
+        event: state.learner.loss
+        for event, state in running
+        if event in ("after_cancel_epoch", "after_epoch")
+    }
     assert seen == {"after_cancel_epoch": mse_loss, "after_epoch": mse_loss}
 
 
@@ -129,7 +152,9 @@ def test_the_data_of_a_phase_is_put_back_after_it() -> None:
     short = DataLoaders(batches(1, seed=9), batches(1, seed=9))
 
     def shorten(state: State) -> State | None:
-        return state.replace(learner=replace(state.learner, data=short)) if state.epoch == 0 else None
+        return (
+            state.replace(learner=replace(state.learner, data=short)) if state.epoch == 0 else None
+        )
 
     counts = []
     for event, state in trace(MINE, START, 2, [on(before_train=shorten)]):
@@ -143,7 +168,9 @@ def test_the_data_of_the_run() -> None:
     other = DataLoaders(batches(2, seed=5))
 
     def exchange(state: State) -> State | None:
-        return state.replace(learner=replace(state.learner, data=other)) if state.epoch == 1 else None
+        return (
+            state.replace(learner=replace(state.learner, data=other)) if state.epoch == 1 else None
+        )
 
     end = run(before_epoch=exchange)
     expected = fit(learner(data=other, opt=sgd(lr=0.1)), fit(MINE, START, 1), 1)
@@ -157,23 +184,31 @@ def test_the_model() -> None:
         def forward(self, x: Any) -> Any:
             return -super().forward(x)
 
-    end = run(before_fit=lambda state: state.replace(learner=replace(state.learner, model=Negative(2, 2))))
+    end = run(
+        before_fit=lambda state: state.replace(learner=replace(state.learner, model=Negative(2, 2)))
+    )
     assert_same(end.params, fit(learner(Negative(2, 2), opt=sgd(lr=0.1)), START, 2).params)
 
 
 def test_the_optimizer() -> None:
     def other(state: State) -> State | None:
-        return state.replace(learner=replace(state.learner, opt=sgd(lr=0.1, wd=0.5)), hyper={"lr": 0.1, "wd": 0.5})
+        return state.replace(
+            learner=replace(state.learner, opt=sgd(lr=0.1, wd=0.5)), hyper={"lr": 0.1, "wd": 0.5}
+        )
 
     end = run(before_fit=other)
-    assert_same(end.params, fit(learner(opt=sgd(lr=0.1, wd=0.5)), START.replace(hyper={}), 2).params)
+    assert_same(
+        end.params, fit(learner(opt=sgd(lr=0.1, wd=0.5)), START.replace(hyper={}), 2).params
+    )
 
 
 def test_the_metrics() -> None:
     def count(pred: Any, y: Any) -> Any:
         return torch.tensor(float(len(y)))
 
-    end = run(before_fit=lambda state: state.replace(learner=replace(state.learner, metrics=(count,))))
+    end = run(
+        before_fit=lambda state: state.replace(learner=replace(state.learner, metrics=(count,)))
+    )
     assert end.history.column("count") == [4.0, 4.0]
 
 
@@ -213,10 +248,25 @@ def test_the_counters_can_be_read() -> None:
     seen: list[tuple[int, ...]] = []
 
     def look(state: State) -> None:
-        seen.append((state.epoch, state.n_epoch, state.iter, state.n_iter or 0, state.train_iter, state.epochs_seen))
+        seen.append(
+            (
+                state.epoch,
+                state.n_epoch,
+                state.iter,
+                state.n_iter or 0,
+                state.train_iter,
+                state.epochs_seen,
+            )
+        )
 
     run(before_batch=look)
-    epoch_0 = [(0, 2, 0, 3, 0, 0), (0, 2, 1, 3, 1, 0), (0, 2, 2, 3, 2, 0), (0, 2, 0, 2, 3, 0), (0, 2, 1, 2, 3, 0)]
+    epoch_0 = [
+        (0, 2, 0, 3, 0, 0),
+        (0, 2, 1, 3, 1, 0),
+        (0, 2, 2, 3, 2, 0),
+        (0, 2, 0, 2, 3, 0),
+        (0, 2, 1, 2, 3, 0),
+    ]
     epoch_1 = [(1, 2, *rest[:2], rest[2] + 3, 1) for _, _, *rest, _ in epoch_0]
     assert seen == epoch_0 + epoch_1
 
@@ -236,7 +286,9 @@ def test_gradients_are_those_of_autograd() -> None:
 
 
 def test_mixup_as_a_callback() -> None:
-    """Inputs mixed with their reverse, and the loss mixed by the same share: learner and batch swapped together."""
+    """Inputs mixed with their reverse, and the loss mixed by the same share: learner and batch
+    swapped together.
+    """
     share = 0.25
 
     def mix(state: State) -> State | None:
@@ -252,7 +304,9 @@ def test_mixup_as_a_callback() -> None:
     end = run(before_batch=mix, epochs=1)
     x, y = loaders().train[0]  # type: ignore[index]
     pred = linear()(0.25 * x + 0.75 * x.flip(0))
-    assert losses(end)[0] == pytest.approx((0.25 * mse_loss(pred, y) + 0.75 * mse_loss(pred, y.flip(0))).item())
+    assert losses(end)[0] == pytest.approx(
+        (0.25 * mse_loss(pred, y) + 0.75 * mse_loss(pred, y.flip(0))).item()
+    )
     assert math.isclose(end.history.rows[0]["valid_loss"], valid_loss(end), rel_tol=1e-6)
 
 

@@ -28,7 +28,9 @@ def tokens(sizes: list[int], weight: Any) -> State:
     return fit(mine, mine.init(), 1, [GradientAccumulation(batches=len(sizes), weight=weight)])
 
 
-@pytest.mark.parametrize("weight", ["targets", count_targets(), lambda state: int((state.y != -100).sum())])
+@pytest.mark.parametrize(
+    "weight", ["targets", count_targets(), lambda state: int((state.y != -100).sum())]
+)
 @pytest.mark.parametrize("sizes", [[2, 2], [1, 3], [1, 1, 1, 1]])
 def test_weights_of_targets_that_count(sizes: list[int], weight: Any) -> None:
     """The third sample is padding only: its mean loss is 0 / 0, and it counts nothing."""
@@ -43,28 +45,39 @@ def test_weights_of_samples_are_wrong_for_targets() -> None:
 @pytest.mark.parametrize("weight", [0, torch.tensor(0)], ids=["number", "tensor"])
 def test_a_batch_of_weight_zero_counts_nothing_even_if_it_is_nan(weight: Any) -> None:
     bad = (X[:1] * torch.nan, Y[:1])
-    callback = GradientAccumulation(batches=2, weight=lambda state: weight if state.iter == 0 else len(state.x))
+    callback = GradientAccumulation(
+        batches=2, weight=lambda state: weight if state.iter == 0 else len(state.x)
+    )
     found = run([bad, *cut(8)], [callback], epochs=1)
     assert_close(learned(found), learned(run(cut(8), [], epochs=1)), atol=1e-15)
 
 
 @pytest.mark.parametrize("weight", [0, torch.tensor(0)], ids=["number", "tensor"])
 def test_a_window_of_weight_zero_has_a_gradient_of_zero(weight: Any) -> None:
-    found = run(cut(4, 4), [GradientAccumulation(2, weight=lambda state: weight)], epochs=1, opt=sgd(lr=1.0))
+    found = run(
+        cut(4, 4), [GradientAccumulation(2, weight=lambda state: weight)], epochs=1, opt=sgd(lr=1.0)
+    )
     assert_same(found.params, double(cut(8)).init().params)
 
 
 @pytest.mark.parametrize("weight", [0, torch.tensor(0)], ids=["number", "tensor"])
 @pytest.mark.parametrize("size", [1, 2])
-def test_a_batch_of_weight_zero_that_is_alone_in_its_window_counts_nothing_either(size: int, weight: Any) -> None:
+def test_a_batch_of_weight_zero_that_is_alone_in_its_window_counts_nothing_either(
+    size: int, weight: Any
+) -> None:
     bad = (X[:1] * torch.nan, Y[:1])
-    count = GradientAccumulation(size, weight=lambda state: weight if state.iter == size else len(state.x))
+    count = GradientAccumulation(
+        size, weight=lambda state: weight if state.iter == size else len(state.x)
+    )
     found = run([*cut(8)[:1] * size, bad], [count], epochs=1, opt=sgd(lr=1.0))
     assert_close(found.params, run(cut(8), [], epochs=1, opt=sgd(lr=1.0)).params, atol=1e-15)
 
 
 def test_weights_are_checked() -> None:
-    with pytest.raises(ValueError, match="weight must be 'samples' or 'targets', or a function of the state, got 'x'"):
+    with pytest.raises(
+        ValueError,
+        match="weight must be 'samples' or 'targets', or a function of the state, got 'x'",
+    ):
         GradientAccumulation(batches=2, weight="x")
     for bad in (-1, torch.ones(2), "x"):
         with pytest.raises(ValueError, match="weight must give a number"):

@@ -10,9 +10,27 @@ from torch import nn
 from functional_sgd import sgd
 from loop import DataLoaders, Learner, State, fit, predict, trace, validate
 from loop.callbacks.activations import ActivationStats, activation_stats, layers_of, stats_of
-from loop.signals import Cancel, CancelBackward, CancelBatch, CancelEpoch, CancelFit, CancelStep, CancelTrain
+from loop.signals import (
+    Cancel,
+    CancelBackward,
+    CancelBatch,
+    CancelEpoch,
+    CancelFit,
+    CancelStep,
+    CancelTrain,
+)
 from tests.comparing import assert_same
-from tests.loop.helpers import Kept, assert_same_run, learner, linear, loaders, net, on, raise_once, raiser
+from tests.loop.helpers import (
+    Kept,
+    assert_same_run,
+    learner,
+    linear,
+    loaders,
+    net,
+    on,
+    raise_once,
+    raiser,
+)
 
 X = torch.tensor([[0.0, 1.0], [2.0, -4.0]])
 NAN = float("nan")
@@ -23,7 +41,12 @@ def identity(data: int = 1, **rest: Any) -> Learner:
     layer = nn.Linear(2, 2, bias=False)
     with torch.no_grad():
         layer.weight.copy_(torch.eye(2))
-    return learner(nn.Sequential(layer, nn.ReLU(inplace=True)), DataLoaders([(X, X)] * data), opt=sgd(lr=0.0), **rest)
+    return learner(
+        nn.Sequential(layer, nn.ReLU(inplace=True)),
+        DataLoaders([(X, X)] * data),
+        opt=sgd(lr=0.0),
+        **rest,
+    )
 
 
 def measured(mine: Learner, *callbacks: Any, epochs: int = 1) -> Any:
@@ -31,11 +54,15 @@ def measured(mine: Learner, *callbacks: Any, epochs: int = 1) -> Any:
 
 
 def hooks(model: nn.Module) -> int:
-    return sum(len(layer._forward_hooks) + len(layer._forward_pre_hooks) for layer in model.modules())
+    return sum(
+        len(layer._forward_hooks) + len(layer._forward_pre_hooks) for layer in model.modules()
+    )
 
 
 def test_l38_mean_std_and_share_near_zero() -> None:
-    """0, 1, 2, -4: mean -0.25, squared deviations 0.0625 + 1.5625 + 5.0625 + 14.0625 = 20.75, two of four near zero."""
+    """0, 1, 2, -4: mean -0.25, squared deviations 0.0625 + 1.5625 + 5.0625 + 14.0625 = 20.75, two
+    of four near zero.
+    """
     found = measured(identity(), ActivationStats("*"))
     assert found.layers == ("0", "1")
     assert found.kinds == ("Linear", "ReLU")
@@ -55,7 +82,9 @@ def test_one_output_has_no_deviation() -> None:
 
 def test_histograms_count_what_is_in_range() -> None:
     found = measured(identity(), ActivationStats("*", hist=True, bins=4, range=(-2.0, 2.0)))
-    assert found.histograms.tolist() == [[[0, 0, 1, 2], [0, 0, 2, 2]]]  # -4 is outside; 2 is in the last bin
+    assert found.histograms.tolist() == [
+        [[0, 0, 1, 2], [0, 0, 2, 2]]
+    ]  # -4 is outside; 2 is in the last bin
     assert found.range == (-2.0, 2.0)
 
 
@@ -70,7 +99,9 @@ def test_the_numbers_are_those_of_the_forward_pass_that_trains() -> None:
     """Every batch: the mean of the last layer's output is that of the prediction."""
     mine = learner(net())
     means = []
-    spy = on(after_pred=lambda state: means.append(state.pred.mean().item()) if state.training else None)
+    spy = on(
+        after_pred=lambda state: means.append(state.pred.mean().item()) if state.training else None
+    )
     found = measured(mine, ActivationStats("4"), spy, epochs=2)
     assert found.mean[:, 0].tolist() == pytest.approx(means)
     assert found.train_iter == (0, 1, 2, 3, 4, 5)
@@ -78,7 +109,9 @@ def test_the_numbers_are_those_of_the_forward_pass_that_trains() -> None:
 
 def test_the_run_is_the_same_with_and_without() -> None:
     mine = learner(net())
-    assert_same_run(fit(mine, mine.init(), 2, [ActivationStats("*", hist=True)]), fit(mine, mine.init(), 2))
+    assert_same_run(
+        fit(mine, mine.init(), 2, [ActivationStats("*", hist=True)]), fit(mine, mine.init(), 2)
+    )
 
 
 def test_every_nth_batch_over_runs() -> None:
@@ -101,7 +134,10 @@ def test_only_training_batches_are_measured() -> None:
     assert len(activation_stats(state).train_iter) == 3
     seen = []
     callback = on(
-        around_predict=lambda state: Watch(lambda: seen.append((state.training, hooks(mine.model)))), order=99
+        around_predict=lambda state: Watch(
+            lambda: seen.append((state.training, hooks(mine.model)))
+        ),
+        order=99,
     )
     fit(mine, state, 1, [callback])
     assert seen == [(True, 3)] * 3 + [(False, 0)] * 2
@@ -125,7 +161,9 @@ def test_n56_a_hook_may_come_after_a_forward_pass_and_is_gone_again() -> None:
     """The model has run before; and between two batches there is no hook."""
     mine = learner(net())
     mine.model(torch.ones(2, 2))
-    seen = {event: hooks(mine.model) for event, _ in trace(mine, mine.init(), 1, [ActivationStats()])}
+    seen = {
+        event: hooks(mine.model) for event, _ in trace(mine, mine.init(), 1, [ActivationStats()])
+    }
     assert set(seen.values()) == {0}
 
 
@@ -222,7 +260,10 @@ def test_the_first_tensor_of_a_tuple_counts() -> None:
 
 def test_half_precision_is_measured_in_float32() -> None:
     data = DataLoaders([(X.bfloat16(), X.bfloat16())])
-    assert measured(learner(linear().bfloat16(), data, opt=sgd(lr=0.0)), ActivationStats()).mean.dtype == torch.float32
+    assert (
+        measured(learner(linear().bfloat16(), data, opt=sgd(lr=0.0)), ActivationStats()).mean.dtype
+        == torch.float32
+    )
 
 
 def test_the_state_given_is_untouched() -> None:
@@ -246,7 +287,11 @@ def test_which_layers() -> None:
 
 @pytest.mark.parametrize(
     ("layers", "message"),
-    [("5", "no layer of the model is called '5'"), (["0", "a*"], r"called 'a\*'"), (lambda *_: False, "chooses none")],
+    [
+        ("5", "no layer of the model is called '5'"),
+        (["0", "a*"], r"called 'a\*'"),
+        (lambda *_: False, "chooses none"),
+    ],
 )
 def test_layers_that_are_not_there(layers: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -262,7 +307,9 @@ def test_settings_that_make_no_sense(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("epochs", [None, 0])
 def test_nothing_measured_says_so(epochs: int | None) -> None:
     mine = learner()
-    state: State = mine.init() if epochs is None else fit(mine, mine.init(), epochs, [ActivationStats()])
+    state: State = (
+        mine.init() if epochs is None else fit(mine, mine.init(), epochs, [ActivationStats()])
+    )
     with pytest.raises(ValueError, match="activation_stats: the state has no measurements"):
         activation_stats(state)
 
@@ -271,5 +318,7 @@ def test_a_run_can_go_back_to_a_state_from_before_it() -> None:
     """The measurements begin anew there, as in the other callbacks that remember."""
     mine = identity(3)
     start = mine.init()
-    back = on("back", 99, after_batch=lambda state: start if state.training and state.iter == 1 else None)
+    back = on(
+        "back", 99, after_batch=lambda state: start if state.training and state.iter == 1 else None
+    )
     assert measured(mine, ActivationStats("*"), back).mean.tolist() == [[-0.25, 0.75]]

@@ -1,4 +1,6 @@
-"""The automatic annealer of lesson 18: the numbers of its workbook, by both rules; and gradients of networks."""
+"""The automatic annealer of lesson 18: the numbers of its workbook, by both rules; and gradients of
+networks.
+"""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -25,13 +27,45 @@ from loop import (
 from loop.callbacks.annealing import cut_on_fall, cut_on_rise
 from tests.loop.helpers import Kept, assert_same_run, learner, on, one_weight, raiser
 
-X = [14, 86, 28, 51, 28, 29, 72, 62, 84, 15, 42, 62, 47, 35, 9, 38, 44, 99, 13, 21, 28, 20, 8, 64, 99, 70, 27, 17, 8]
+X = [
+    14,
+    86,
+    28,
+    51,
+    28,
+    29,
+    72,
+    62,
+    84,
+    15,
+    42,
+    62,
+    47,
+    35,
+    9,
+    38,
+    44,
+    99,
+    13,
+    21,
+    28,
+    20,
+    8,
+    64,
+    99,
+    70,
+    27,
+    17,
+    8,
+]
 STALE = 7002.565171676694  # the smallest size that the workbook's macro remembered from before
 PRIMED = {
     "grad_avg": {"weight": -919.4085359523834, "bias": -29.14129355150132},
     "sqr_avg": {"weight": 40148488.714414425, "bias": 7481.715874165458},
 }
-"""The averages after the workbook's reset: two passes over the data that do not move the parameters at their start."""
+"""The averages after the workbook's reset: two passes over the data that do not move the parameters
+at their start.
+"""
 
 
 def squared(pred: Tensor, target: Tensor) -> Tensor:
@@ -42,22 +76,32 @@ def squared(pred: Tensor, target: Tensor) -> Tensor:
 def tensors(values: dict[str, float]) -> dict[str, Tensor]:
     """Numbers in the shapes of Linear(1, 1)."""
     shapes = {"weight": (1, 1), "bias": (1,)}
-    return {name: torch.full(shapes[name], value, dtype=torch.float64) for name, value in values.items()}
+    return {
+        name: torch.full(shapes[name], value, dtype=torch.float64) for name, value in values.items()
+    }
 
 
 def workbook() -> tuple[Learner, State]:
-    """29 points of y = 2x + 30, one a batch; Adam without debiasing, averages of 0.9 and 0.95, lr 1, from 1 and 1."""
-    data = [(torch.tensor([[float(x)]]).double(), torch.tensor([[2.0 * x + 30]]).double()) for x in X]
+    """29 points of y = 2x + 30, one a batch; Adam without debiasing, averages of 0.9 and 0.95, lr
+    1, from 1 and 1.
+    """
+    data = [
+        (torch.tensor([[float(x)]]).double(), torch.tensor([[2.0 * x + 30]]).double()) for x in X
+    ]
     parts = (average_grad, average_sqr_grad, scale_by_rms, sgd_step)
     opt = chain(*parts, lr=1.0, mom=0.9, sqr_mom=0.95, eps=0.0)
     mine = Learner(nn.Linear(1, 1).double(), DataLoaders(data), squared, opt)
     start = mine.init()
     averages = {slot: tensors(values) for slot, values in PRIMED.items()}
-    return mine, start.replace(params=tensors({"weight": 1.0, "bias": 1.0}), opt_state={**start.opt_state, **averages})
+    return mine, start.replace(
+        params=tensors({"weight": 1.0, "bias": 1.0}), opt_state={**start.opt_state, **averages}
+    )
 
 
 def last_row_stays(state: State) -> State | None:
-    """The workbook does not move the parameters by the last row of a pass, though its averages take it in."""
+    """The workbook does not move the parameters by the last row of a pass, though its averages take
+    it in.
+    """
     if state.iter == 28:
         return state.replace(params=state.memory["before"])
     return state.remember("before", state.params) if state.iter == 27 else None
@@ -90,7 +134,9 @@ SIXTY, ROWS = anneal("rise", 60)
 
 
 def test_l17_lr_is_cut_after_the_epochs_of_the_workbook() -> None:
-    """Some ratios are within 0.2 percent of the threshold: 2.00282 in epoch 17, 2.00322 in epoch 50."""
+    """Some ratios are within 0.2 percent of the threshold: 2.00282 in epoch 17, 2.00322 in epoch
+    50.
+    """
     assert cuts(SIXTY) == [7, 8, 16, 17, 29, 34, 35, 43, 44, 50, 58]
     assert SIXTY.hyper["lr"] == 2.0**-22
 
@@ -111,12 +157,25 @@ def test_l17_lr_is_cut_after_the_epochs_of_the_workbook() -> None:
         (60, 30.0000007672, 1.9999999586),
     ],
 )
-def test_l17_the_parameters_are_those_of_the_workbook(epoch: int, bias: float, weight: float) -> None:
+def test_l17_the_parameters_are_those_of_the_workbook(
+    epoch: int, bias: float, weight: float
+) -> None:
     assert ROWS[epoch - 1] == pytest.approx((bias, weight), rel=1e-10)
 
 
 def test_l18_the_ratios_are_those_of_the_workbook() -> None:
-    expected = [0.634623, 0.570857, 0.899409, 1.89905, 1.13282, 0.8765, 2.50283, 2.01214, 0.992544, 0.479791]
+    expected = [
+        0.634623,
+        0.570857,
+        0.899409,
+        1.89905,
+        1.13282,
+        0.8765,
+        2.50283,
+        2.01214,
+        0.992544,
+        0.479791,
+    ]
     found = SIXTY.memory["anneal_on_grad_ratio"]["ratios"]
     assert found[:10] == pytest.approx(expected, rel=1e-5)
     assert (found[14:17], len(found)) == (pytest.approx((1.26871, 3.36905, 2.00282), rel=1e-5), 60)
@@ -132,13 +191,18 @@ def test_l17_the_rule_of_the_text_starves_lr() -> None:
 def test_the_first_epoch_of_a_fresh_run_is_compared_with_nothing() -> None:
     end, _ = anneal("rise", 8, carried=False)
     assert cuts(end) == [7, 8]
-    assert end.memory["anneal_on_grad_ratio"]["ratios"][:2] == pytest.approx((1.0, 0.570857), rel=1e-5)
+    assert end.memory["anneal_on_grad_ratio"]["ratios"][:2] == pytest.approx(
+        (1.0, 0.570857), rel=1e-5
+    )
 
 
 def test_l37_pressing_run_again_goes_on() -> None:
     """Runs of 3 and 9 epochs are one of 12: no lr is given after the start."""
     mine, start = workbook()
-    callbacks = [AnnealOnGradRatio(measure=sqr_avg_size, reset_on_fit=False), on(after_step=last_row_stays)]
+    callbacks = [
+        AnnealOnGradRatio(measure=sqr_avg_size, reset_on_fit=False),
+        on(after_step=last_row_stays),
+    ]
     halves = fit(mine, fit(mine, start, 3, callbacks), 9, callbacks)
     whole = fit(mine, start, 12, callbacks)
     assert cuts(halves) == cuts(whole) == [7, 8]
@@ -164,7 +228,9 @@ def test_the_rules(size: float, reference: float, rise: Any, fall: Any) -> None:
 def pulled(*gradients: Sequence[float]) -> tuple[Learner, list[Any]]:
     """A weight whose gradients are given: epochs of the same number of batches."""
     data = [torch.tensor([[float(index)]]) for index in range(len(gradients[0]))]
-    mine = learner(one_weight(), DataLoaders([(x, x) for x in data]), lambda pred, y: pred.sum(), sgd(lr=1.0))
+    mine = learner(
+        one_weight(), DataLoaders([(x, x) for x in data]), lambda pred, y: pred.sum(), sgd(lr=1.0)
+    )
 
     def pull(state: State) -> State:
         return state.replace(grads={"weight": torch.tensor([[gradients[state.epoch][state.iter]]])})
@@ -190,7 +256,9 @@ def test_the_gradient_is_measured_before_it_is_clipped() -> None:
 def test_a_tree_of_lrs_is_cut_as_a_whole_and_not_below_the_smallest() -> None:
     mine, pull = pulled((1.0,), (9.0,), (9.0,))
     start = mine.init().replace(hyper={"lr": {"weight": 0.8}})
-    assert fit(mine, start, 3, [*pull, AnnealOnGradRatio(min_lr=0.1)]).hyper == {"lr": {"weight": 0.1}}
+    assert fit(mine, start, 3, [*pull, AnnealOnGradRatio(min_lr=0.1)]).hyper == {
+        "lr": {"weight": 0.1}
+    }
 
 
 def test_no_gradient_at_all() -> None:
@@ -224,16 +292,23 @@ def test_a_run_can_be_stopped_within_an_epoch_and_resumed() -> None:
     callbacks = [*pull, AnnealOnGradRatio()]
     with pytest.raises(Stop) as caught:
         fit(mine, mine.init(), 2, [*callbacks, on("stop", 99, before_step=stop)])
-    found, expected = fit(mine, caught.value.state, 2, callbacks, resume=True), fit(mine, mine.init(), 2, callbacks)
+    found, expected = (
+        fit(mine, caught.value.state, 2, callbacks, resume=True),
+        fit(mine, mine.init(), 2, callbacks),
+    )
     assert_same_run(found, expected)
     assert found.memory["anneal_on_grad_ratio"] == expected.memory["anneal_on_grad_ratio"]
 
 
 def test_nothing_of_an_epoch_that_was_cancelled_goes_into_the_next_run() -> None:
-    """The gradients of the second run are 1; those of the first one's epoch, 9, have not been compared."""
+    """The gradients of the second run are 1; those of the first one's epoch, 9, have not been
+    compared.
+    """
     mine, pull = pulled((9.0, 9.0))
     callback = AnnealOnGradRatio(reset_on_fit=False)
-    cancelled = fit(mine, mine.init(), 1, [*pull, callback, on("cancel", 99, after_step=raiser(CancelFit))])
+    cancelled = fit(
+        mine, mine.init(), 1, [*pull, callback, on("cancel", 99, after_step=raiser(CancelFit))]
+    )
     mine, pull = pulled((1.0, 1.0))
     end = fit(mine, cancelled, 1, [*pull, callback])
     assert end.memory["anneal_on_grad_ratio"]["reference"] == pytest.approx(1.0)
@@ -262,7 +337,9 @@ def test_settings_that_make_no_sense(options: dict[str, Any], message: str) -> N
 
 def test_a_scheduled_lr_cannot_be_annealed() -> None:
     mine = learner()
-    with pytest.raises(ValueError, match="AnnealOnGradRatio: 'lr' is scheduled by 'param_scheduler'"):
+    with pytest.raises(
+        ValueError, match="AnnealOnGradRatio: 'lr' is scheduled by 'param_scheduler'"
+    ):
         fit(mine, mine.init(), 1, [AnnealOnGradRatio(), ParamScheduler({"lr": Constant(0.1)})])
 
 

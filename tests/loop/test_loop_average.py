@@ -10,7 +10,17 @@ from torch.nn.functional import mse_loss
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from functional_sgd import sgd
-from loop import AverageParams, Batches, DataLoaders, GradientAccumulation, Learner, State, averaged, fit, validate
+from loop import (
+    AverageParams,
+    Batches,
+    DataLoaders,
+    GradientAccumulation,
+    Learner,
+    State,
+    averaged,
+    fit,
+    validate,
+)
 from loop.callbacks.average import moved, newest_weight
 from loop.signals import Cancel, CancelBackward, CancelBatch, CancelStep
 from tests.comparing import Untouched, assert_same
@@ -61,7 +71,9 @@ def test_the_first_value_weighs_one(options: Any) -> None:
 
 
 def test_what_callbacks_do_to_the_params_after_the_step_is_averaged() -> None:
-    double = on(after_step=lambda state: state.replace(params={"weight": 2 * state.params["weight"]}))
+    double = on(
+        after_step=lambda state: state.replace(params={"weight": 2 * state.params["weight"]})
+    )
     assert average_of(run(AverageParams(), 1, 1, double)) == 1.0
 
 
@@ -138,7 +150,9 @@ def test_before_its_start_there_is_no_average_of_an_earlier_run() -> None:
     mine = shrinking(2, callbacks=[AverageParams(decay=None, start=0.5)])
     first = fit(mine, mine.init(), 1)
     second = fit(mine, first, 2)
-    assert second.history.rows[1]["valid_loss"] == pytest.approx(2**-8)  # two steps more, and not the average
+    assert second.history.rows[1]["valid_loss"] == pytest.approx(
+        2**-8
+    )  # two steps more, and not the average
 
 
 @pytest.mark.parametrize(
@@ -146,19 +160,28 @@ def test_before_its_start_there_is_no_average_of_an_earlier_run() -> None:
     [
         ("before_step", CancelStep),
         ("before_backward", CancelBackward),
-        *((event, CancelBatch) for event in ("after_loss", "before_backward", "after_backward", "before_step")),
+        *(
+            (event, CancelBatch)
+            for event in ("after_loss", "before_backward", "after_backward", "before_step")
+        ),
     ],
 )
 def test_a_cancelled_step_does_not_count(event: str, signal: type[Cancel]) -> None:
     for order in (-1, 100):  # before and after AverageParams
-        state = run(AverageParams(decay=None), 1, 3, on(order=order, **{event: raise_once(signal, at=1)}))
+        state = run(
+            AverageParams(decay=None), 1, 3, on(order=order, **{event: raise_once(signal, at=1)})
+        )
         assert average_of(state) == (2**-1 + 2**-2) / 2
         assert state.memory["average_params"]["count"] == 2
 
 
 def test_a_step_after_a_batch_that_was_cancelled_within_its_cancelled_step_counts() -> None:
     """after_step, where the first cancellation would be noticed, was never delivered."""
-    extra = on(order=50, before_step=raise_once(CancelStep, at=1), after_cancel_step=raise_once(CancelBatch))
+    extra = on(
+        order=50,
+        before_step=raise_once(CancelStep, at=1),
+        after_cancel_step=raise_once(CancelBatch),
+    )
     state = run(AverageParams(decay=None), 1, 3, extra)
     assert average_of(state) == (2**-1 + 2**-2) / 2
 
@@ -179,7 +202,11 @@ def test_half_precision_is_averaged_in_float32() -> None:
 
 
 def test_the_average_of_half_params_is_read_in_their_dtype() -> None:
-    mine = learner(one_weight().bfloat16(), DataLoaders([tuple(part.bfloat16() for part in ONE)] * 3), opt=sgd(lr=0.25))
+    mine = learner(
+        one_weight().bfloat16(),
+        DataLoaders([tuple(part.bfloat16() for part in ONE)] * 3),
+        opt=sgd(lr=0.25),
+    )
     state = fit(mine, mine.init(), 1, [AverageParams(decay=None)])
     assert state.memory["average_params"]["average"]["weight"].dtype == torch.float32
     assert averaged(state).params["weight"].dtype == torch.bfloat16

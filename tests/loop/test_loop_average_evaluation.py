@@ -10,7 +10,16 @@ from loop import State, fit, predict, trace, validate
 from loop.callbacks.average import TRAINED, AverageParams, averaged
 from loop.signals import Cancel, CancelBatch, CancelEpoch, CancelFit, CancelValidate
 from tests.comparing import assert_same
-from tests.loop.helpers import assert_same_run, everywhere, learned, learner, net, on, raise_once, raiser
+from tests.loop.helpers import (
+    assert_same_run,
+    everywhere,
+    learned,
+    learner,
+    net,
+    on,
+    raise_once,
+    raiser,
+)
 
 AVERAGE = AverageParams(decay=0.5)
 PLAIN = learner(net())
@@ -77,12 +86,19 @@ def test_only_params_and_buffers_are_replaced_and_only_in_validation_batches() -
 
 @pytest.mark.parametrize("order", [-1, 100])
 @pytest.mark.parametrize(("event", "signal"), IN_A_BATCH)
-def test_a_signal_in_a_validation_batch_puts_back(event: str, signal: type[Cancel], order: int) -> None:
+def test_a_signal_in_a_validation_batch_puts_back(
+    event: str, signal: type[Cancel], order: int
+) -> None:
     handlers = {event: in_validation(raise_once(signal))}
     if event == "after_cancel_batch":
         handlers["after_loss"] = in_validation(raise_once(CancelBatch))
     seen = []
-    watch = on("watch", 200, after_epoch=lambda state: seen.append(state), after_fit=lambda state: seen.append(state))
+    watch = on(
+        "watch",
+        200,
+        after_epoch=lambda state: seen.append(state),
+        after_fit=lambda state: seen.append(state),
+    )
     found = fit(MINE, START, 2, [on(order=order, **handlers), watch])
     assert TRAINED not in found.memory
     assert all(TRAINED not in state.memory for state in seen)
@@ -119,7 +135,9 @@ def test_a_signal_with_a_state_of_the_middle_puts_back() -> None:
     assert_same(learned(found), learned(fit(PLAIN, START, 1)))
 
 
-@pytest.mark.parametrize("event", ["before_batch", "after_pred", "after_batch", "after_validate", "after_epoch"])
+@pytest.mark.parametrize(
+    "event", ["before_batch", "after_pred", "after_batch", "after_validate", "after_epoch"]
+)
 def test_the_state_of_an_error_has_what_was_trained(event: str) -> None:
     with pytest.raises(ZeroDivisionError) as caught:
         fit(MINE, START, 1, [on(order=100, **{event: in_validation(raiser(ZeroDivisionError))})])
@@ -135,11 +153,21 @@ def test_a_run_stopped_in_validation_has_what_was_trained_and_goes_on_bit_for_bi
     events = iter(range(10))
 
     def stop(event: str, state: State) -> None:
-        if not state.training and "epoch" not in event and "fit" not in event and next(events) == at:
+        if (
+            not state.training
+            and "epoch" not in event
+            and "fit" not in event
+            and next(events) == at
+        ):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fit(MINE, START, 2, [everywhere(stop, order=100), on("observer", committed=committed.append)])
+        fit(
+            MINE,
+            START,
+            2,
+            [everywhere(stop, order=100), on("observer", committed=committed.append)],
+        )
     state = committed[-1].at_rest()
     assert TRAINED not in state.memory
     assert_same(learned(state), learned(fit(PLAIN, START, 1)))

@@ -1,4 +1,6 @@
-"""Brackets: open around a scope or stage, closed on every way out, in reverse order; resources are there meanwhile."""
+"""Brackets: open around a scope or stage, closed on every way out, in reverse order; resources are
+there meanwhile.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -19,7 +21,16 @@ from loop import (
     trace,
     validate,
 )
-from tests.loop.helpers import SCOPES, STAGES, assert_at_rest, everywhere, learner, on, raise_once, raiser
+from tests.loop.helpers import (
+    SCOPES,
+    STAGES,
+    assert_at_rest,
+    everywhere,
+    learner,
+    on,
+    raise_once,
+    raiser,
+)
 
 LEARNER = learner()
 START = LEARNER.init()
@@ -78,7 +89,11 @@ def test_every_stage_can_have_a_bracket(stage: str) -> None:
     """3 training and 2 validation batches."""
     log: list[str] = []
     fit(LEARNER, START, 1, [on(**{f"around_{stage}": bracket(log, stage)})])
-    assert log == [f"open {stage}", f"close {stage}"] * {"predict": 5, "loss": 5, "gradients": 3, "update": 3}[stage]
+    assert (
+        log
+        == [f"open {stage}", f"close {stage}"]
+        * {"predict": 5, "loss": 5, "gradients": 3, "update": 3}[stage]
+    )
 
 
 def test_the_brackets_of_stages_are_just_around_them() -> None:
@@ -88,8 +103,10 @@ def test_the_brackets_of_stages_are_just_around_them() -> None:
     fit(LEARNER, START, 1, [all_brackets(log), spy])
     first = log[log.index("before_batch") : log.index("close batch")]
     assert " ".join(first) == (
-        "before_batch open predict close predict after_pred open loss close loss after_loss open backward "
-        "before_backward open gradients close gradients after_backward close backward open step before_step "
+        "before_batch open predict close predict after_pred open loss close loss after_loss open "
+        "backward "
+        "before_backward open gradients close gradients after_backward close backward open step "
+        "before_step "
         "open update close update after_step close step after_batch"
     )
 
@@ -99,12 +116,19 @@ def test_the_bracket_of_a_stage_is_open_while_it_works() -> None:
     log: list[str] = []
     mine = learner(loss=lambda pred, y: log.append("loss") or (pred - y).square().mean())
     hook = mine.model.register_forward_hook(lambda *_: log.append("model"))
-    fit(mine, mine.init(), 1, [on(around_predict=bracket(log, "predict"), around_loss=bracket(log, "loss"))])
+    fit(
+        mine,
+        mine.init(),
+        1,
+        [on(around_predict=bracket(log, "predict"), around_loss=bracket(log, "loss"))],
+    )
     hook.remove()
     assert log == ["open predict", "model", "close predict", "open loss", "loss", "close loss"] * 5
 
 
-@pytest.mark.parametrize(("stage", "event"), [("gradients", "before_backward"), ("update", "before_step")])
+@pytest.mark.parametrize(
+    ("stage", "event"), [("gradients", "before_backward"), ("update", "before_step")]
+)
 def test_the_bracket_of_a_stage_that_is_cancelled_does_not_open(stage: str, event: str) -> None:
     log: list[str] = []
     signal = CancelBackward if stage == "gradients" else CancelStep
@@ -115,7 +139,10 @@ def test_the_bracket_of_a_stage_that_is_cancelled_does_not_open(stage: str, even
 
 def test_brackets_of_one_stage_close_in_reverse_order_of_opening() -> None:
     log: list[str] = []
-    first, second = on("a", -1, around_loss=bracket(log, "a")), on("b", 1, around_loss=bracket(log, "b"))
+    first, second = (
+        on("a", -1, around_loss=bracket(log, "a")),
+        on("b", 1, around_loss=bracket(log, "b")),
+    )
     validate(learner(callbacks=[second, first]), START)
     assert log == ["open a", "open b", "close b", "close a"] * 2
 
@@ -130,7 +157,9 @@ def test_the_bracket_of_a_stage_lends_nothing() -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_brackets_of_a_stage_close_when_its_work_fails(stage: str) -> None:
-    """A shape that fits nowhere, a loss that is none, a loss without a graph, and gradients of nothing."""
+    """A shape that fits nowhere, a loss that is none, a loss without a graph, and gradients of
+    nothing.
+    """
     log: list[str] = []
     breaking = {
         "predict": on(before_batch=lambda state: state.replace(xb=(None,))),
@@ -157,15 +186,23 @@ def test_a_signal_from_the_bracket_of_a_stage_is_a_signal(stage: str, signal: ty
         act()
         yield
 
-    end = fit(LEARNER, START, 2, [all_brackets(log), on("canceller", 1, **{f"around_{stage}": around})])
+    end = fit(
+        LEARNER, START, 2, [all_brackets(log), on("canceller", 1, **{f"around_{stage}": around})]
+    )
     assert_nested(log)
-    assert end.opt_state["step"] == {CancelBatch: 5, CancelTrain: 4, CancelEpoch: 4, CancelFit: 1}[signal]
+    assert (
+        end.opt_state["step"]
+        == {CancelBatch: 5, CancelTrain: 4, CancelEpoch: 4, CancelFit: 1}[signal]
+    )
     assert_at_rest(end)
 
 
 def test_brackets_of_one_scope_close_in_reverse_order_of_opening() -> None:
     log: list[str] = []
-    first, second = on("a", -1, around_fit=bracket(log, "a")), on("b", 1, around_fit=bracket(log, "b"))
+    first, second = (
+        on("a", -1, around_fit=bracket(log, "a")),
+        on("b", 1, around_fit=bracket(log, "b")),
+    )
     fit(LEARNER, START, 0, [second, first])
     assert log == ["open a", "open b", "close b", "close a"]
 
@@ -179,7 +216,16 @@ def test_brackets_close_on_signals(event: str, signal: type[Cancel]) -> None:
 
 
 @pytest.mark.parametrize(
-    "event", ["before_fit", "before_train", "after_pred", "before_backward", "after_step", "after_epoch", "after_fit"]
+    "event",
+    [
+        "before_fit",
+        "before_train",
+        "after_pred",
+        "before_backward",
+        "after_step",
+        "after_epoch",
+        "after_fit",
+    ],
 )
 def test_brackets_close_on_errors(event: str) -> None:
     log: list[str] = []
@@ -209,7 +255,10 @@ def test_brackets_close_when_a_trace_is_closed_early() -> None:
 
 def test_brackets_close_if_a_later_one_fails_to_open() -> None:
     log: list[str] = []
-    callbacks = [on("a", around_batch=bracket(log, "batch")), on("b", around_batch=raiser(OSError("no file")))]
+    callbacks = [
+        on("a", around_batch=bracket(log, "batch")),
+        on("b", around_batch=raiser(OSError("no file"))),
+    ]
     with pytest.raises(OSError, match="no file") as caught:
         fit(LEARNER, START, 1, callbacks)
     assert log == ["open batch", "close batch"]
@@ -226,7 +275,12 @@ def test_an_error_passes_through_the_brackets_as_itself() -> None:
             seen.append(kind)
 
     with pytest.raises(ZeroDivisionError):
-        fit(LEARNER, START, 1, [on("a", around_step=lambda state: Watch()), on(before_step=raiser(ZeroDivisionError))])
+        fit(
+            LEARNER,
+            START,
+            1,
+            [on("a", around_step=lambda state: Watch()), on(before_step=raiser(ZeroDivisionError))],
+        )
     assert seen == [ZeroDivisionError]
 
 
@@ -247,14 +301,19 @@ def test_a_resource_is_gone_when_a_signal_has_left_its_scope(signal: type[Cancel
     """Its bracket is closed by then: using it would be using a closed file."""
     mine = on("mine", around_batch=bracket([], "batch"))
     running = trace(LEARNER, START, 1, [mine, on(after_loss=raise_once(signal))])
-    held = next("mine" in state.resources for event, state in running if event.startswith("after_cancel"))
+    held = next(
+        "mine" in state.resources for event, state in running if event.startswith("after_cancel")
+    )
     running.close()
     assert not held
 
 
 def test_resources_of_several_scopes_are_there_together() -> None:
     log: list[str] = []
-    callbacks = [on("outer", around_fit=bracket(log, "fit")), on("inner", around_batch=bracket(log, "batch"))]
+    callbacks = [
+        on("outer", around_fit=bracket(log, "fit")),
+        on("inner", around_batch=bracket(log, "batch")),
+    ]
     running = trace(LEARNER, START, 1, callbacks)
     state = next(state for event, state in running if event == "after_pred")
     running.close()

@@ -9,17 +9,38 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loop import Callback, CancelBatch, GradientClip, ModelResetter, Recorder, State, TerminateOnNaN, fit, trace
+from loop import (
+    Callback,
+    CancelBatch,
+    GradientClip,
+    ModelResetter,
+    Recorder,
+    State,
+    TerminateOnNaN,
+    fit,
+    trace,
+)
 from loop.callback import in_order, name_of, snake_case
 from tests.comparing import assert_same
-from tests.loop.helpers import EVENTS, SCOPES, STAGES, assert_same_run, everywhere, learned, learner, on
+from tests.loop.helpers import (
+    EVENTS,
+    SCOPES,
+    STAGES,
+    assert_same_run,
+    everywhere,
+    learned,
+    learner,
+    on,
+)
 
 LEARNER = learner()
 START = LEARNER.init()
 
 
 def test_none_means_no_change() -> None:
-    assert_same_run(fit(LEARNER, START, 1, [everywhere(lambda event, state: None)]), fit(LEARNER, START, 1))
+    assert_same_run(
+        fit(LEARNER, START, 1, [everywhere(lambda event, state: None)]), fit(LEARNER, START, 1)
+    )
 
 
 @pytest.mark.parametrize("event", ["before_fit", "after_loss", "after_step", "after_validate"])
@@ -36,7 +57,11 @@ def test_returning_a_signal_instead_of_raising_it_is_an_error() -> None:
 
 @pytest.mark.parametrize(
     ("name", "meant"),
-    [("before_bacth", "before_batch"), ("after_evrything", "after_"), ("around_los", "around_loss")],
+    [
+        ("before_bacth", "before_batch"),
+        ("after_evrything", "after_"),
+        ("around_los", "around_loss"),
+    ],
 )
 def test_a_handler_of_no_event_is_an_error_when_the_class_is_made(name: str, meant: str) -> None:
     with pytest.raises(TypeError, match=f"callback Slip: '{name}' is no event.*{meant}"):
@@ -45,7 +70,9 @@ def test_a_handler_of_no_event_is_an_error_when_the_class_is_made(name: str, mea
 
 def test_a_callback_class_may_have_handlers_for_all_events_and_brackets() -> None:
     names = (*EVENTS, *(f"around_{name}" for name in (*SCOPES, *STAGES)))
-    assert type("All", (Callback,), {name: lambda self, state: None for name in names})().name == "all"
+    assert (
+        type("All", (Callback,), {name: lambda self, state: None for name in names})().name == "all"
+    )
 
 
 def test_other_methods_of_a_callback_are_its_own_affair() -> None:
@@ -54,7 +81,12 @@ def test_other_methods_of_a_callback_are_its_own_affair() -> None:
 
 def test_any_object_with_one_handler_is_a_callback() -> None:
     seen = []
-    fit(LEARNER, START, 2, [SimpleNamespace(name="counter", after_epoch=lambda state: seen.append(state.epoch))])
+    fit(
+        LEARNER,
+        START,
+        2,
+        [SimpleNamespace(name="counter", after_epoch=lambda state: seen.append(state.epoch))],
+    )
     assert seen == [0, 1]
 
 
@@ -73,7 +105,9 @@ def test_a_class_in_place_of_an_object_is_an_error() -> None:
         fit(LEARNER, START, 1, [Recorder])
 
 
-@pytest.mark.parametrize("thing", [print, "recorder", None, SimpleNamespace(before_everything=print)])
+@pytest.mark.parametrize(
+    "thing", [print, "recorder", None, SimpleNamespace(before_everything=print)]
+)
 def test_an_object_without_a_handler_is_an_error(thing: Any) -> None:
     with pytest.raises(TypeError, match="has no handler"):
         fit(LEARNER, START, 1, [thing])
@@ -134,7 +168,9 @@ def test_a_state_that_is_made_but_not_returned_does_nothing() -> None:
     def forget(state: State) -> None:
         state = state.replace(loss=state.loss * 100)
 
-    assert_same(learned(fit(LEARNER, START, 1, [on(after_loss=forget)])), learned(fit(LEARNER, START, 1)))
+    assert_same(
+        learned(fit(LEARNER, START, 1, [on(after_loss=forget)])), learned(fit(LEARNER, START, 1))
+    )
 
 
 def test_a_state_cannot_be_written_to() -> None:
@@ -152,9 +188,9 @@ def names_in_order(*callbacks: Any) -> list[str]:
 
 
 def test_lower_order_goes_first() -> None:
-    assert names_in_order(on("c", 7, after_fit=print), on("a", -1, after_fit=print), on("b", 0, after_fit=print)) == [
-        *"abc"
-    ]
+    assert names_in_order(
+        on("c", 7, after_fit=print), on("a", -1, after_fit=print), on("b", 0, after_fit=print)
+    ) == [*"abc"]
 
 
 def test_ties_go_by_the_list() -> None:
@@ -198,7 +234,9 @@ def test_a_circle_is_shown() -> None:
     circle = str(caught.value).split(": ")[1].split(".")[0].split(" runs after ")
     assert circle[0] == circle[-1]
     assert set(circle) == {"a", "b", "c"}
-    assert {"ab", "bc", "ca"} == {one + other for one, other in zip(circle, circle[1:], strict=False)}
+    assert {"ab", "bc", "ca"} == {
+        one + other for one, other in zip(circle, circle[1:], strict=False)
+    }
 
 
 def test_the_order_is_the_same_at_every_event() -> None:
@@ -209,8 +247,13 @@ def test_the_order_is_the_same_at_every_event() -> None:
         for name, order in [("b", 2), ("a", 1), ("c", 3)]
     ]
     fit(LEARNER, START, 1, spies)
-    assert {tuple(name for _, name in seen[start : start + 3]) for start in range(0, len(seen), 3)} == {("a", "b", "c")}
-    assert all(len({event for event, _ in seen[start : start + 3]}) == 1 for start in range(0, len(seen), 3))
+    assert {
+        tuple(name for _, name in seen[start : start + 3]) for start in range(0, len(seen), 3)
+    } == {("a", "b", "c")}
+    assert all(
+        len({event for event, _ in seen[start : start + 3]}) == 1
+        for start in range(0, len(seen), 3)
+    )
 
 
 def test_a_signal_keeps_later_callbacks_from_the_event() -> None:
@@ -251,7 +294,9 @@ def wishes(draw: Any) -> list[SimpleNamespace]:
 @given(wishes())
 @settings(max_examples=200, derandomize=True, database=None, deadline=None)
 def test_wishes_are_followed_or_contradict_each_other(callbacks: list[SimpleNamespace]) -> None:
-    earlier: dict[str, set[str]] = {callback.name: set(callback.run_after) for callback in callbacks}
+    earlier: dict[str, set[str]] = {
+        callback.name: set(callback.run_after) for callback in callbacks
+    }
     for callback in callbacks:
         for other in callback.run_before:
             earlier[other].add(callback.name)
@@ -265,7 +310,9 @@ def test_wishes_are_followed_or_contradict_each_other(callbacks: list[SimpleName
     expected: list[str] = []
     ready: set[str] = set()
     rank = {callback.name: (callback.order, index) for index, callback in enumerate(callbacks)}
-    while sorter.is_active():  # among those whose wishes are met, the lowest (order, place in the list)
+    while (
+        sorter.is_active()
+    ):  # among those whose wishes are met, the lowest (order, place in the list)
         ready |= set(sorter.get_ready())
         chosen = min(ready, key=lambda name: rank[name])
         ready.remove(chosen)

@@ -1,4 +1,6 @@
-"""What chance depends on: (seed, epoch) for the order of the data, (seed, train_iter) in a batch; nothing else."""
+"""What chance depends on: (seed, epoch) for the order of the data, (seed, train_iter) in a batch;
+nothing else.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -35,7 +37,9 @@ STILL = learner(net(), DataLoaders([(X[:4], Y[:4])]), opt=adamw(lr=0.0))
 
 
 def predictions(start: State) -> list[Tensor]:
-    """What the net predicts for one batch in training, three times, with parameters that do not change."""
+    """What the net predicts for one batch in training, three times, with parameters that do not
+    change.
+    """
     return [state.pred for event, state in trace(STILL, start, 3) if event == "after_pred"]
 
 
@@ -48,7 +52,9 @@ def test_dropout_differs_from_batch_to_batch() -> None:
 def test_dropout_is_a_function_of_seed_and_train_iter() -> None:
     """Not of the epoch, of the data order, or of what happened before."""
     start = STILL.init(seed=5)
-    assert torch.equal(predictions(start)[2], predictions(start.replace(train_iter=2, epochs_seen=40))[0])
+    assert torch.equal(
+        predictions(start)[2], predictions(start.replace(train_iter=2, epochs_seen=40))[0]
+    )
 
 
 def test_the_order_of_the_data_differs_from_epoch_to_epoch() -> None:
@@ -60,7 +66,9 @@ def test_the_order_of_the_data_differs_from_epoch_to_epoch() -> None:
 def test_the_order_of_the_data_is_a_function_of_seed_and_epoch(kind: str) -> None:
     """Not of the number of batches so far: an epoch cut short does not disturb the next one."""
     mine = full(kind)
-    cut = inputs(full(kind, callbacks=[on(after_batch=raise_once(CancelTrain))]), mine.init(), 2)[1:]
+    cut = inputs(full(kind, callbacks=[on(after_batch=raise_once(CancelTrain))]), mine.init(), 2)[
+        1:
+    ]
     assert_same(cut, inputs(mine, mine.init(), 2)[3:])
     assert_same(cut, inputs(mine, mine.init().replace(epochs_seen=1, train_iter=17), 1))
 
@@ -88,14 +96,24 @@ def test_validation_changes_nothing_that_is_learned() -> None:
 
 
 def test_training_with_and_without_validation_learns_the_same() -> None:
-    with_, without = full(), learner(net(), DataLoaders(Batches((X, Y), 8, shuffle=True)), opt=adamw(lr=0.01))
+    with_, without = (
+        full(),
+        learner(net(), DataLoaders(Batches((X, Y), 8, shuffle=True)), opt=adamw(lr=0.01)),
+    )
     assert_same(learned(fit(with_, with_.init(), 3)), learned(fit(without, without.init(), 3)))
 
 
 def test_validation_has_no_gradients() -> None:
     mine = full()
-    states = [state for event, state in trace(mine, mine.init(), 1) if event == "after_loss" and not state.training]
-    assert [state.loss.requires_grad or state.pred.requires_grad for state in states] == [False, False]
+    states = [
+        state
+        for event, state in trace(mine, mine.init(), 1)
+        if event == "after_loss" and not state.training
+    ]
+    assert [state.loss.requires_grad or state.pred.requires_grad for state in states] == [
+        False,
+        False,
+    ]
 
 
 def test_validation_is_in_evaluation_mode() -> None:
@@ -110,7 +128,10 @@ def test_training_updates_the_buffers_and_keeps_the_old_ones() -> None:
     mine = full()
     start = mine.init()
     end = fit(mine, start, 1)
-    assert (int(start.buffers["1.num_batches_tracked"]), int(end.buffers["1.num_batches_tracked"])) == (0, 3)
+    assert (
+        int(start.buffers["1.num_batches_tracked"]),
+        int(end.buffers["1.num_batches_tracked"]),
+    ) == (0, 3)
 
 
 def test_validate_can_be_repeated() -> None:
@@ -141,7 +162,10 @@ def test_a_torch_loader_without_a_length() -> None:
 
 def test_a_loader_that_reads_ahead_in_the_same_order() -> None:
     """A list of the batches gives what the batches give."""
-    mine, listed = learner(), learner(data=DataLoaders(iterable_twice(loaders().train), loaders().valid))
+    mine, listed = (
+        learner(),
+        learner(data=DataLoaders(iterable_twice(loaders().train), loaders().valid)),
+    )
     assert_same(learned(fit(mine, mine.init(), 2)), learned(fit(listed, listed.init(), 2)))
 
 

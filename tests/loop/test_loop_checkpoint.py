@@ -64,12 +64,16 @@ def test_it_writes_after_so_many_training_batches_and_at_the_end(
 
 
 @pytest.mark.parametrize(("epochs", "expected"), [(1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (7, [5])])
-def test_it_writes_after_so_many_epochs_and_the_last(epochs: int, expected: list[int], tmp_path: Path) -> None:
+def test_it_writes_after_so_many_epochs_and_the_last(
+    epochs: int, expected: list[int], tmp_path: Path
+) -> None:
     fit(MINE, START, 5, [Checkpoint(tmp_path, epochs=epochs, keep=99)])
     assert written(tmp_path) == [(epoch,) for epoch in expected]
 
 
-def test_it_writes_when_so_many_seconds_have_passed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_writes_when_so_many_seconds_have_passed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The clock says 1, 2, 3 after training batches, 4, 5 after validation batches, and so on."""
     clock = Clock()
     monkeypatch.setattr(time, "monotonic", clock)
@@ -77,7 +81,9 @@ def test_it_writes_when_so_many_seconds_have_passed(tmp_path: Path, monkeypatch:
     assert written(tmp_path) == [(0, 0, 3), (1, 0, 1), (1, 1, 1), (2,)]
 
 
-def test_batches_epochs_and_seconds_go_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_epochs_and_seconds_go_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = Clock()
     monkeypatch.setattr(time, "monotonic", clock)
     fit(MINE, START, EPOCHS, [Checkpoint(tmp_path, batches=2, epochs=1, seconds=3, keep=99), clock])
@@ -108,7 +114,10 @@ def test_settings_that_make_no_sense(settings: dict[str, Any], message: str) -> 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_writes_when_the_run_is_stopped(number: int, tmp_path: Path, end: State) -> None:
-    press = on("press", after_pred=lambda state: os.kill(os.getpid(), number) if state.train_iter == 4 else None)
+    press = on(
+        "press",
+        after_pred=lambda state: os.kill(os.getpid(), number) if state.train_iter == 4 else None,
+    )
     stopped = fit(MINE, START, EPOCHS, [Checkpoint(tmp_path), press])
     assert written(tmp_path) == [(1,), (1, 0, 1)]
     assert same(load_latest(tmp_path), stopped.replace(stopped=""))
@@ -116,12 +125,19 @@ def test_it_writes_when_the_run_is_stopped(number: int, tmp_path: Path, end: Sta
 
 
 def test_a_run_that_is_stopped_before_it_begins_leaves_nothing(tmp_path: Path, end: State) -> None:
-    fit(MINE, START, EPOCHS, [Checkpoint(tmp_path), on(before_fit=lambda state: os.kill(os.getpid(), signal.SIGINT))])
+    fit(
+        MINE,
+        START,
+        EPOCHS,
+        [Checkpoint(tmp_path), on(before_fit=lambda state: os.kill(os.getpid(), signal.SIGINT))],
+    )
     assert written(tmp_path) == []
     assert same(fit(MINE, START, EPOCHS, resume=tmp_path), end)
 
 
-@pytest.mark.parametrize("event", ["before_batch", "after_loss", "after_step", "after_validate", "committed"])
+@pytest.mark.parametrize(
+    "event", ["before_batch", "after_loss", "after_step", "after_validate", "committed"]
+)
 def test_it_writes_when_a_callback_fails_and_the_run_goes_on_without_the_bug(
     event: str, tmp_path: Path, end: State
 ) -> None:
@@ -157,7 +173,9 @@ def test_validate_predict_and_lr_find_leave_the_folder_alone(tmp_path: Path) -> 
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_that_cannot_be_written_is_an_error_that_says_who(tmp_path: Path, end: State) -> None:
+def test_a_folder_that_cannot_be_written_is_an_error_that_says_who(
+    tmp_path: Path, end: State
+) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OSError) as caught:  # noqa: PT011
         fit(MINE, START, EPOCHS, [Checkpoint(tmp_path / "file" / "run")])
@@ -168,7 +186,12 @@ def test_a_folder_that_cannot_be_written_is_an_error_that_says_who(tmp_path: Pat
 
 def test_a_stopped_run_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    press = on("press", after_pred=lambda state: os.kill(os.getpid(), signal.SIGINT) if state.train_iter == 1 else None)
+    press = on(
+        "press",
+        after_pred=lambda state: (
+            os.kill(os.getpid(), signal.SIGINT) if state.train_iter == 1 else None
+        ),
+    )
     with pytest.raises(OSError):  # noqa: PT011
         fit(MINE, START, EPOCHS, [Checkpoint(tmp_path / "file" / "run"), press])
 
@@ -180,6 +203,11 @@ def test_it_writes_although_another_callback_fails_to_close(tmp_path: Path, end:
         __exit__ = raiser(OSError("disk full"))
 
     with pytest.raises(OSError, match="disk full"):
-        fit(MINE, START, EPOCHS, [on("other", around_train=lambda state: Closing()), Checkpoint(tmp_path)])
+        fit(
+            MINE,
+            START,
+            EPOCHS,
+            [on("other", around_train=lambda state: Closing()), Checkpoint(tmp_path)],
+        )
     assert written(tmp_path) == [(0, 0, 3)]
     assert same(fit(MINE, START, EPOCHS, resume=tmp_path), end)

@@ -1,4 +1,6 @@
-"""Processes that train with a Checkpoint are killed and stopped; those that follow them go on, to the same end."""
+"""Processes that train with a Checkpoint are killed and stopped; those that follow them go on, to
+the same end.
+"""
 
 import json
 import os
@@ -25,14 +27,18 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "tests.loop.checkpoint_script",
         str(tmp_path_factory.mktemp("runs")),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr
     results: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return results
 
 
 def test_a_run_killed_again_and_again_ends_the_same(found: dict[str, Any]) -> None:
-    """kill -9 at random moments, after one to four batches each time: within batches and within writing."""
+    """kill -9 at random moments, after one to four batches each time: within batches and within
+    writing.
+    """
     killed = found["killed"]
     assert killed["kills"] >= 20
     assert killed["same"]
@@ -60,5 +66,7 @@ def test_a_run_stopped_again_and_again_ends_the_same(found: dict[str, Any]) -> N
 
 
 def test_a_run_whose_workers_get_the_signal_too_is_stopped(found: dict[str, Any]) -> None:
-    """As when Ctrl-C is pressed in a terminal, or a batch system ends a job: whatever the workers do, `fit` returns."""
+    """As when Ctrl-C is pressed in a terminal, or a batch system ends a job: whatever the workers
+    do, `fit` returns.
+    """
     assert found["stopped_with_workers"] == {"codes": [signal.SIGINT, signal.SIGTERM], "same": True}

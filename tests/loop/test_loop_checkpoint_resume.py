@@ -1,4 +1,6 @@
-"""fit(..., resume=folder): where it goes on, what it refuses, and that it ends the same, bit for bit."""
+"""fit(..., resume=folder): where it goes on, what it refuses, and that it ends the same, bit for
+bit.
+"""
 
 import os
 import signal
@@ -8,7 +10,16 @@ from typing import Any
 import pytest
 
 from functional_sgd import sgd
-from loop import CancelFit, Checkpoint, CSVLogger, Learner, State, StateFileError, fit, fit_one_cycle
+from loop import (
+    CancelFit,
+    Checkpoint,
+    CSVLogger,
+    Learner,
+    State,
+    StateFileError,
+    fit,
+    fit_one_cycle,
+)
 from loop.disk.saved import DamagedStateError
 from loop.disk.store import checkpoints
 from tests.loop.helpers import learner, net, on, shuffled
@@ -31,11 +42,15 @@ def damage(path: Path) -> None:
 
 @pytest.mark.parametrize("as_text", [False, True])
 @pytest.mark.parametrize("there", [False, True])
-def test_resume_with_nothing_to_resume_begins_anew(there: bool, as_text: bool, tmp_path: Path, end: State) -> None:
+def test_resume_with_nothing_to_resume_begins_anew(
+    there: bool, as_text: bool, tmp_path: Path, end: State
+) -> None:
     folder = tmp_path / "run"
     if there:
         folder.mkdir()
-    found = fit(MINE, START, EPOCHS, [Checkpoint(folder)], resume=str(folder) if as_text else folder)
+    found = fit(
+        MINE, START, EPOCHS, [Checkpoint(folder)], resume=str(folder) if as_text else folder
+    )
     assert same(found, end)
     assert written(folder) == [(1,), (2,)]
 
@@ -63,7 +78,10 @@ def test_what_the_command_says_again_is_not_done_again(tmp_path: Path) -> None:
     run = [Checkpoint(tmp_path, batches=1)]
     expected = fit(MINE, START, EPOCHS, lr=0.05)
     stopping = on(
-        "stop", after_step=lambda state: os.kill(os.getpid(), signal.SIGINT) if state.train_iter == 4 else None
+        "stop",
+        after_step=lambda state: (
+            os.kill(os.getpid(), signal.SIGINT) if state.train_iter == 4 else None
+        ),
     )
     assert fit(MINE, START, EPOCHS, [*run, stopping], resume=tmp_path, lr=0.05).stopped == "SIGINT"
     assert same(fit(MINE, START, EPOCHS, run, resume=tmp_path, lr=0.05), expected)
@@ -77,7 +95,10 @@ def test_a_run_that_ends_early_is_complete_too(tmp_path: Path) -> None:
             raise CancelFit(state)
 
     batches: list[int] = []
-    run = [on("enough", after_epoch=enough), on("watch", after_batch=lambda state: batches.append(state.iter))]
+    run = [
+        on("enough", after_epoch=enough),
+        on("watch", after_batch=lambda state: batches.append(state.iter)),
+    ]
     expected = fit(MINE, START, 9, [*run, Checkpoint(tmp_path)])
     assert written(tmp_path) == [(1,), (1, 2)]
     batches.clear()
@@ -109,7 +130,10 @@ def test_a_damaged_checkpoint_is_skipped_with_a_warning(tmp_path: Path, end: Sta
 def test_a_run_does_not_begin_anew_where_every_checkpoint_is_damaged(tmp_path: Path) -> None:
     fit(MINE, START, EPOCHS, [Checkpoint(tmp_path, keep=1)])
     damage(checkpoints(tmp_path)[-1])
-    with pytest.warns(UserWarning, match="skipped"), pytest.raises(DamagedStateError, match="every checkpoint in"):
+    with (
+        pytest.warns(UserWarning, match="skipped"),
+        pytest.raises(DamagedStateError, match="every checkpoint in"),
+    ):
         fit(MINE, START, EPOCHS, resume=tmp_path)
 
 
@@ -130,14 +154,23 @@ def test_the_checkpoint_of_another_learner_is_an_error_that_says_what_differs(
 
 def test_the_checkpoint_of_a_longer_run_is_an_error_that_says_so(tmp_path: Path) -> None:
     fit(MINE, START, EPOCHS, [Checkpoint(tmp_path)])
-    with pytest.raises(ValueError, match="in a run of 2 epochs, so it cannot be resumed as one of 3"):
+    with pytest.raises(
+        ValueError, match="in a run of 2 epochs, so it cannot be resumed as one of 3"
+    ):
         fit(MINE, START, 3, resume=tmp_path)
 
 
 def test_the_table_goes_on_with_the_checkpoint(tmp_path: Path) -> None:
-    """The file had come further than the checkpoint; it ends as that of a run which nothing interrupts."""
+    """The file had come further than the checkpoint; it ends as that of a run which nothing
+    interrupts.
+    """
     fit(MINE, START, EPOCHS, [CSVLogger(tmp_path / "expected.csv")])
-    fit(MINE, START, EPOCHS, [CSVLogger(tmp_path / "table.csv"), Checkpoint(tmp_path / "run", batches=1, keep=99)])
+    fit(
+        MINE,
+        START,
+        EPOCHS,
+        [CSVLogger(tmp_path / "table.csv"), Checkpoint(tmp_path / "run", batches=1, keep=99)],
+    )
     for path in checkpoints(tmp_path / "run")[1:]:
         path.rename(tmp_path / path.name)
     fit(MINE, START, EPOCHS, [CSVLogger(tmp_path / "table.csv")], resume=tmp_path / "run")

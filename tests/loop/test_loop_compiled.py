@@ -54,13 +54,22 @@ def _quiet() -> Iterator[None]:
 def model(dropout: float = 0.0) -> nn.Sequential:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(dropout), nn.Linear(8, 3), nn.BatchNorm1d(3))
+        return nn.Sequential(
+            nn.Linear(6, 8), nn.ReLU(), nn.Dropout(dropout), nn.Linear(8, 3), nn.BatchNorm1d(3)
+        )
 
 
 def classes(made: nn.Module | None = None, opt: Any = None, size: int = 10, **rest: Any) -> Learner:
     """40 samples of 3 classes, in batches of 10."""
     data = DataLoaders(Batches((X, Y), size, shuffle=True), Batches((X, Y), 40))
-    return Learner(made or model(), data, cross_entropy, opt or sgd(lr=0.1, mom=0.9), metrics=[accuracy], **rest)
+    return Learner(
+        made or model(),
+        data,
+        cross_entropy,
+        opt or sgd(lr=0.1, mom=0.9),
+        metrics=[accuracy],
+        **rest,
+    )
 
 
 def assert_close(found: State, expected: State, atol: float = 1e-5) -> None:
@@ -100,7 +109,9 @@ def test_mixed_precision_is_part_of_the_graph(dtype: torch.dtype) -> None:
     assert_close(found, expected, atol=0.02)
     assert len(graphs_of(mine.model)) == 1
     if dtype == torch.float16:
-        assert float(found.memory["mixed_precision"]["scale"]) == float(expected.memory["mixed_precision"]["scale"])
+        assert float(found.memory["mixed_precision"]["scale"]) == float(
+            expected.memory["mixed_precision"]["scale"]
+        )
 
 
 def test_a_smaller_last_batch_is_one_more_graph() -> None:
@@ -126,7 +137,13 @@ def test_graphs_are_found_again_in_the_next_run_unless_the_model_has_changed() -
 def test_chance_is_a_function_of_the_state() -> None:
     mine = classes(model(dropout=0.5))
     states: list[State] = []
-    end = fit(mine, mine.init(), 2, [on(committed=lambda state: states.append(state.at_rest()))], compile=True)
+    end = fit(
+        mine,
+        mine.init(),
+        2,
+        [on(committed=lambda state: states.append(state.at_rest()))],
+        compile=True,
+    )
     torch.manual_seed(123)
     assert_same_run(fit(mine, mine.init(), 2, compile=True), end)
     for state in states[::3]:
@@ -176,15 +193,21 @@ def test_events_show_what_they_always_show() -> None:
 def test_gradients_that_a_callback_changes_are_used() -> None:
     def halve(state: State) -> State:
         assert state.grads is not None
-        return state.replace(grads={name: None if g is None else g / 2 for name, g in state.grads.items()})
+        return state.replace(
+            grads={name: None if g is None else g / 2 for name, g in state.grads.items()}
+        )
 
     mine = classes()
     for event in ("after_backward", "before_step"):
         halving = on(**{event: halve})
-        assert_close(fit(mine, mine.init(), 1, [halving], compile=True), fit(mine, mine.init(), 1, [halving]))
+        assert_close(
+            fit(mine, mine.init(), 1, [halving], compile=True), fit(mine, mine.init(), 1, [halving])
+        )
 
 
-@pytest.mark.parametrize("event", ["before_batch", "after_pred", "after_loss", "before_backward", "before_step"])
+@pytest.mark.parametrize(
+    "event", ["before_batch", "after_pred", "after_loss", "before_backward", "before_step"]
+)
 @pytest.mark.parametrize("signal", [CancelBatch, CancelStep])
 def test_signals_cancel_compiled_batches_too(event: str, signal: type[Exception]) -> None:
     if signal is CancelStep and event != "before_step":
@@ -196,7 +219,9 @@ def test_signals_cancel_compiled_batches_too(event: str, signal: type[Exception]
 
     mine = classes()
     canceller = [on(**{event: cancel})]
-    assert_close(fit(mine, mine.init(), 1, canceller, compile=True), fit(mine, mine.init(), 1, canceller))
+    assert_close(
+        fit(mine, mine.init(), 1, canceller, compile=True), fit(mine, mine.init(), 1, canceller)
+    )
 
 
 CHANGES: dict[str, Callable[[State], State]] = {
@@ -224,7 +249,9 @@ def test_a_traceable_change_is_part_of_the_graph(event: str) -> None:
     mine = classes(callbacks=[Change()])
     found, expected = fit(mine, mine.init(), 1, compile=True), fit(mine, mine.init(), 1)
     assert_close(found, expected)
-    assert found.history.rows[-1]["valid_loss"] == pytest.approx(expected.history.rows[-1]["valid_loss"], abs=1e-5)
+    assert found.history.rows[-1]["valid_loss"] == pytest.approx(
+        expected.history.rows[-1]["valid_loss"], abs=1e-5
+    )
 
 
 def test_a_traceable_handler_that_remembers_is_an_error() -> None:
@@ -236,11 +263,15 @@ def test_a_traceable_handler_that_remembers_is_an_error() -> None:
             return state.remember(self.name, 1)
 
     mine = classes(callbacks=[Remembering()])
-    with pytest.raises(ValueError, match="'remembering' is traceable, so it cannot remember anything in after_pred"):
+    with pytest.raises(
+        ValueError, match="'remembering' is traceable, so it cannot remember anything in after_pred"
+    ):
         fit(mine, mine.init(), 1, compile=True)
 
 
-@pytest.mark.parametrize("callback", [ActivationStats(), ParamScheduler({"model.2.p": Linear(0.0, 0.5)})])
+@pytest.mark.parametrize(
+    "callback", [ActivationStats(), ParamScheduler({"model.2.p": Linear(0.0, 0.5)})]
+)
 def test_callbacks_that_look_into_the_model_cannot_be_compiled(callback: Any) -> None:
     mine = classes(callbacks=[callback])
     with pytest.raises(ValueError, match=r"fit\(compile=True\): .*Leave it out"):
@@ -266,13 +297,16 @@ def test_a_model_that_branches_on_values_says_so() -> None:
     assert any("could not be compiled" in note for note in caught.value.__notes__)
 
 
-@pytest.mark.parametrize("opt", [adamw(lr=0.01), lamb(lr=0.01), sgd(lr=0.1)], ids=["adamw", "lamb", "sgd"])
+@pytest.mark.parametrize(
+    "opt", [adamw(lr=0.01), lamb(lr=0.01), sgd(lr=0.1)], ids=["adamw", "lamb", "sgd"]
+)
 def test_optimizers_are_updated_in_the_graph_or_by_their_kernel(opt: Any) -> None:
     deep = nn.Sequential(*(nn.Linear(2, 2) for _ in range(12)))  # 24 leaves: too many for the graph
     for made in (net(dropout=0.0), deep):
         mine = learner(made, opt=opt, loss=mse_loss)
         assert_same(
-            fit(mine, mine.init(), 1, compile=True).opt_state["step"], fit(mine, mine.init(), 1).opt_state["step"]
+            fit(mine, mine.init(), 1, compile=True).opt_state["step"],
+            fit(mine, mine.init(), 1).opt_state["step"],
         )
         assert losses(fit(mine, mine.init(), 2, compile=True)) == pytest.approx(
             losses(fit(mine, mine.init(), 2)), abs=1e-4

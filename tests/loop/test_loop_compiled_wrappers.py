@@ -40,9 +40,15 @@ def learner(opt: fs.Optimizer) -> Learner:
 
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
-def test_the_wrapper_is_part_of_what_is_compiled(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch._inductor, "compile", lambda graph, inputs: graph)  # what is traced, as it is
+def test_the_wrapper_is_part_of_what_is_compiled(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        torch._inductor, "compile", lambda graph, inputs: graph
+    )  # what is traced, as it is
     one = learner(make())
     expected = fit(one, one.init(), 2)
     found = fit(one, one.init(), 2, compile=True)
-    assert_close((found.params, found.opt_state), (expected.params, expected.opt_state), rtol=1e-4, atol=1e-6)
+    assert_close(
+        (found.params, found.opt_state), (expected.params, expected.opt_state), rtol=1e-4, atol=1e-6
+    )

@@ -1,4 +1,6 @@
-"""Data, from a data set to the validation's numbers, in the order in which the 2019 course's lesson 9 tells it."""
+"""Data, from a data set to the validation's numbers, in the order in which the 2019 course's lesson
+9 tells it.
+"""
 
 import importlib.util
 from collections.abc import Iterator
@@ -29,7 +31,9 @@ assert SPEC.loader is not None
 lesson: Any = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(lesson)
 
-TRAIN = lesson.Dataset(torch.randn(50, 784, generator=torch.Generator().manual_seed(0)), torch.arange(50) % 10)
+TRAIN = lesson.Dataset(
+    torch.randn(50, 784, generator=torch.Generator().manual_seed(0)), torch.arange(50) % 10
+)
 TEN = lesson.Dataset(torch.arange(10.0)[:, None], torch.arange(10))
 
 
@@ -82,11 +86,16 @@ def test_n20_batches_are_made_when_they_are_wanted() -> None:
 def test_n21_samplers_in_order() -> None:
     expected = [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
     assert (
-        list(lesson.sampler(10, 3)) == indices(make_loader(TEN, 3)) == indices(Batches((TEN.x, TEN.y), 3)) == expected
+        list(lesson.sampler(10, 3))
+        == indices(make_loader(TEN, 3))
+        == indices(Batches((TEN.x, TEN.y), 3))
+        == expected
     )
 
 
-@pytest.mark.parametrize("make", [lambda: Batches((TEN.x, TEN.y), 3, shuffle=True), lambda: make_loader(TEN, 3, True)])
+@pytest.mark.parametrize(
+    "make", [lambda: Batches((TEN.x, TEN.y), 3, shuffle=True), lambda: make_loader(TEN, 3, True)]
+)
 def test_n21_shuffled_is_a_permutation_and_a_new_one_each_epoch(make: Any) -> None:
     first, second, again = (indices(at(make(), 0, epoch)) for epoch in (0, 1, 0))
     assert sorted(chain(*first)) == sorted(chain(*second)) == list(range(10))
@@ -95,10 +104,14 @@ def test_n21_shuffled_is_a_permutation_and_a_new_one_each_epoch(make: Any) -> No
 
 
 def test_n21_every_loader_has_the_same_order() -> None:
-    assert indices(at(make_loader(TEN, 3, True), 7, 2)) == indices(at(Batches((TEN.x, TEN.y), 3, True), 7, 2))
+    assert indices(at(make_loader(TEN, 3, True), 7, 2)) == indices(
+        at(Batches((TEN.x, TEN.y), 3, True), 7, 2)
+    )
 
 
-@pytest.mark.parametrize("make", [lambda: Batches((TEN.x, TEN.y), 3, shuffle=True), lambda: make_loader(TEN, 3, True)])
+@pytest.mark.parametrize(
+    "make", [lambda: Batches((TEN.x, TEN.y), 3, shuffle=True), lambda: make_loader(TEN, 3, True)]
+)
 def test_n21_without_a_position_the_order_is_drawn_from_torch(make: Any) -> None:
     loader, found = make(), []
     with torch.random.fork_rng():
@@ -114,7 +127,10 @@ def test_n22_samples_are_stacked() -> None:
     assert (x.tolist(), y.tolist()) == ([[0.0], [3.0]], [0, 3])
 
 
-SENTENCES = [(torch.tensor([5, 6, 7]), torch.tensor([1, 1, 1])), (torch.tensor([8]), torch.tensor([2]))]
+SENTENCES = [
+    (torch.tensor([5, 6, 7]), torch.tensor([1, 1, 1])),
+    (torch.tensor([8]), torch.tensor([2])),
+]
 
 
 def test_n22_unequal_lengths_are_padded_and_masked() -> None:
@@ -128,7 +144,11 @@ def test_n22_padding_of_vectors_and_of_other_values() -> None:
     samples = [(torch.ones(2, 3), 4, "a"), (torch.zeros(0, 3), 5, "b")]
     padded, mask, number, text = padding_collate(samples, value=-1)
     assert padded[1].tolist() == [[-1.0] * 3] * 2
-    assert (mask.tolist(), number.tolist(), text) == ([[True, True], [False, False]], [4, 5], ["a", "b"])
+    assert (mask.tolist(), number.tolist(), text) == (
+        [[True, True], [False, False]],
+        [4, 5],
+        ["a", "b"],
+    )
 
 
 @pytest.mark.parametrize("samples", [[], [(1, 2)], [(torch.ones(1),), (torch.ones(1), 2)]])
@@ -167,9 +187,16 @@ def test_n23_a_stream_of_unknown_length() -> None:
     with pytest.raises(TypeError):
         len(loader)
     assert (
-        indices(loader) == indices(loader) == list(lesson.stream(range(10), 4)) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+        indices(loader)
+        == indices(loader)
+        == list(lesson.stream(range(10), 4))
+        == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     )
-    mine = learner(one_weight(), DataLoaders(loader, loader), loss=lambda pred, y: (pred[:, 0] - y).square().mean())
+    mine = learner(
+        one_weight(),
+        DataLoaders(loader, loader),
+        loss=lambda pred, y: (pred[:, 0] - y).square().mean(),
+    )
     end = fit(mine, mine.init(), 2)
     assert (end.train_iter, end.n_iter) == (6, None)
 
@@ -191,14 +218,18 @@ def test_n24_one_batch_of_anything() -> None:
 
 
 def test_n25_evaluation_is_deterministic_and_training_mode_is_not() -> None:
-    """Dropout and BatchNorm: in training mode a validation would change from time to time, and change the model."""
+    """Dropout and BatchNorm: in training mode a validation would change from time to time, and
+    change the model.
+    """
     x = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
     mine = learner(net(), DataLoaders([(x, x)], [(x, x)]))
     start = mine.init()
     assert torch.equal(predict(mine, start), predict(mine, start))
     mine.model.train()
     with torch.random.fork_rng():
-        (one, after), (two, _) = (apply(mine.model, start.params, start.buffers, x) for _ in range(2))
+        (one, after), (two, _) = (
+            apply(mine.model, start.params, start.buffers, x) for _ in range(2)
+        )
     assert not torch.equal(one, two)
     assert not torch.equal(one, predict(mine, start))
     assert not torch.equal(after["1.running_mean"], start.buffers["1.running_mean"])
@@ -235,7 +266,9 @@ def test_n27_batches_of_1000_and_1() -> None:
     x, y = torch.zeros(1001, 1), torch.full((1001, 1), 2.0)
     y[-1] = 5.0
     mine = learner(one_weight(), DataLoaders([(x, y)], Batches((x, y), 1000)), loss=mse_loss)
-    assert validate(mine, mine.init())["valid_loss"] == pytest.approx((1000 * 4 + 25) / 1001, rel=1e-12)
+    assert validate(mine, mine.init())["valid_loss"] == pytest.approx(
+        (1000 * 4 + 25) / 1001, rel=1e-12
+    )
 
 
 def test_n28_validation_batches_are_twice_as_large_and_never_shuffled() -> None:
@@ -248,13 +281,21 @@ def test_n28_validation_batches_are_twice_as_large_and_never_shuffled() -> None:
 
 
 def test_n32_the_number_of_classes_is_not_a_matter_of_shapes() -> None:
-    assert class_count(DataLoaders(make_loader(TRAIN, 8))) == class_count(Batches((TRAIN.x, TRAIN.y), 8)) == 10
-    with pytest.raises(ValueError, match="class_count: targets must be tensors of classes, got torch.float32"):
+    assert (
+        class_count(DataLoaders(make_loader(TRAIN, 8)))
+        == class_count(Batches((TRAIN.x, TRAIN.y), 8))
+        == 10
+    )
+    with pytest.raises(
+        ValueError, match="class_count: targets must be tensors of classes, got torch.float32"
+    ):
         class_count([(torch.ones(2), torch.ones(2))])
 
 
 def test_values_of_padding_by_partial() -> None:
-    loader = make_loader([torch.tensor([1, 2]), torch.tensor([3])], 2, collate=partial(padding_collate, value=9))
+    loader = make_loader(
+        [torch.tensor([1, 2]), torch.tensor([3])], 2, collate=partial(padding_collate, value=9)
+    )
     assert one_batch(loader)[0].tolist() == [[1, 2], [3, 9]]
 
 

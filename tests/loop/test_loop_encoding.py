@@ -1,4 +1,6 @@
-"""Values as JSON and tensors: whatever goes in comes out equal in value and type, or is refused by name."""
+"""Values as JSON and tensors: whatever goes in comes out equal in value and type, or is refused by
+name.
+"""
 
 import collections
 import dataclasses
@@ -36,27 +38,49 @@ def there_and_back(value: Any) -> Any:
 
 
 def tensor_of(dtype: str, shape: list[int], data: bytes) -> Tensor:
-    """A tensor with these bytes in it, again and again; booleans have only the two that are booleans."""
+    """A tensor with these bytes in it, again and again; booleans have only the two that are
+    booleans.
+    """
     size = math.prod(shape) * DTYPES[dtype].itemsize
     raw = torch.tensor([data[index % len(data)] for index in range(size)], dtype=torch.uint8)
-    return (raw % 2).bool().reshape(shape) if dtype == "bool" else raw.view(DTYPES[dtype]).reshape(shape)
+    return (
+        (raw % 2).bool().reshape(shape)
+        if dtype == "bool"
+        else raw.view(DTYPES[dtype]).reshape(shape)
+    )
 
 
-SCALARS = st.none() | st.booleans() | st.integers() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=5)
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(-(2**70), 2**70)
+    | st.floats()
+    | st.text(max_size=5)
+)
 TENSORS = st.builds(
     tensor_of,
     st.sampled_from([name for name in DTYPES if name != "complex32"]),
     st.lists(st.integers(0, 3), max_size=3),
     st.binary(min_size=1, max_size=24),
 )
-LEAVES = SCALARS | TENSORS | st.sampled_from([torch.float32, torch.bfloat16, torch.int64]) | st.just(Record())
+LEAVES = (
+    SCALARS
+    | TENSORS
+    | st.sampled_from([torch.float32, torch.bfloat16, torch.int64])
+    | st.just(Record())
+)
 KEYS = st.text(max_size=4) | st.integers(-(2**60), 2**60)
 
 
 def containers(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     few = st.lists(inner, max_size=3)
     return (
-        few | few.map(tuple) | few.map(Log) | st.dictionaries(KEYS, inner, max_size=3) | st.builds(Pair, inner, inner)
+        few
+        | few.map(tuple)
+        | few.map(Log)
+        | st.dictionaries(KEYS, inner, max_size=3)
+        | st.builds(Pair, inner, inner)
     )
 
 
@@ -101,7 +125,9 @@ def test_tensors_are_named_by_where_they_are() -> None:
 
 
 def test_a_tensor_is_detached_and_a_parameter_is_a_tensor() -> None:
-    found = there_and_back([torch.nn.Parameter(torch.ones(2)), torch.ones(2, requires_grad=True) * 2])
+    found = there_and_back(
+        [torch.nn.Parameter(torch.ones(2)), torch.ones(2, requires_grad=True) * 2]
+    )
     assert [type(part) for part in found] == [Tensor, Tensor]
     assert not any(part.requires_grad for part in found)
 
@@ -109,7 +135,9 @@ def test_a_tensor_is_detached_and_a_parameter_is_a_tensor() -> None:
 # Logs
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "int64", "bool", "complex64", "float8_e5m2"])
+@pytest.mark.parametrize(
+    "dtype", ["float32", "float64", "bfloat16", "int64", "bool", "complex64", "float8_e5m2"]
+)
 def test_a_log_of_0d_tensors_is_one_tensor(dtype: str) -> None:
     log = Log([torch.tensor(float(value)).to(DTYPES[dtype]) for value in (0, 1, 0)])
     node, tensors = encode(log, "losses")
@@ -126,14 +154,37 @@ def test_a_log_of_numbers_is_a_list() -> None:
 
 def test_a_log_of_everything() -> None:
     one, two = torch.tensor(1.0), torch.tensor(2.0, requires_grad=True)
-    log = Log([one, two.detach(), 1.0, math.nan, 2**80, one, one.double(), torch.ones(1), {"a": one}, None, one.half()])
+    log = Log(
+        [
+            one,
+            two.detach(),
+            1.0,
+            math.nan,
+            2**80,
+            one,
+            one.double(),
+            torch.ones(1),
+            {"a": one},
+            None,
+            one.half(),
+        ]
+    )
     node, tensors = encode(log, "log")
-    assert list(tensors) == ["log[0:2]", "log[5:6]", "log[6:7]", "log[7]", "log[8]['a']", "log[10:11]"]
+    assert list(tensors) == [
+        "log[0:2]",
+        "log[5:6]",
+        "log[6:7]",
+        "log[7]",
+        "log[8]['a']",
+        "log[10:11]",
+    ]
     assert identical(decode(node, tensors), log)
 
 
 def test_a_log_of_tracked_tensors_is_detached() -> None:
-    assert not any(item.requires_grad for item in there_and_back(Log([torch.ones((), requires_grad=True)] * 2)))
+    assert not any(
+        item.requires_grad for item in there_and_back(Log([torch.ones((), requires_grad=True)] * 2))
+    )
 
 
 def test_what_a_log_does_not_see_is_not_saved() -> None:
@@ -147,7 +198,9 @@ def test_a_log_that_came_back_can_grow() -> None:
 
 
 def test_a_history_comes_back() -> None:
-    history = History(Log([torch.tensor(1.0)]), {"lr": Log([0.1])}, ({"epoch": 0, "accuracy": None},))
+    history = History(
+        Log([torch.tensor(1.0)]), {"lr": Log([0.1])}, ({"epoch": 0, "accuracy": None},)
+    )
     assert identical(there_and_back(history), history)
 
 
@@ -200,7 +253,9 @@ def test_anything_else_is_refused_by_name(value: Any, kind: str) -> None:
 
 @pytest.mark.parametrize("key", [True, 1.0, None, (1, 2), Loud("a")])
 def test_other_keys_are_refused(key: Any) -> None:
-    with pytest.raises(TypeError, match=r"save: memory\['x'\] has the key .* Keys must be str or int"):
+    with pytest.raises(
+        TypeError, match=r"save: memory\['x'\] has the key .* Keys must be str or int"
+    ):
         encode({"x": {key: 1}}, "memory")
 
 
@@ -232,13 +287,17 @@ def test_the_deepest_nesting() -> None:
 
 def test_a_class_that_is_not_known_is_an_error_that_says_what_to_import() -> None:
     node = {"object": ["Gone", "my.callbacks", {"total": 1}]}
-    with pytest.raises(ValueError, match="class Gone that is not known here. Import my.callbacks, .*@storable"):
+    with pytest.raises(
+        ValueError, match="class Gone that is not known here. Import my.callbacks, .*@storable"
+    ):
         decode(node, {})
 
 
 def test_a_class_whose_fields_have_changed() -> None:
     node = {"object": ["Pair", "somewhere", {"left": 1, "middle": 2}]}
-    with pytest.raises(ValueError, match="a Pair with the fields left, middle, but .*Pair has left, right"):
+    with pytest.raises(
+        ValueError, match="a Pair with the fields left, middle, but .*Pair has left, right"
+    ):
         decode(node, {})
 
 
@@ -254,8 +313,12 @@ def test_a_tensor_that_is_not_there() -> None:
 
 
 def test_a_second_class_of_a_name_is_refused() -> None:
-    with pytest.raises(ValueError, match="there is another Pair already, tests.loop.test_loop_encoding.Pair"):
-        storable(dataclasses.make_dataclass("Pair", ["left"], namespace={"__module__": "elsewhere"}))
+    with pytest.raises(
+        ValueError, match="there is another Pair already, tests.loop.test_loop_encoding.Pair"
+    ):
+        storable(
+            dataclasses.make_dataclass("Pair", ["left"], namespace={"__module__": "elsewhere"})
+        )
     assert identical(there_and_back(Pair(1)), Pair(1))
 
 
@@ -276,21 +339,40 @@ def test_a_class_may_be_defined_again() -> None:
         encode(old(1), "memory")
 
 
-@pytest.mark.parametrize("kind", ["no dataclass", "field that is not passed", "argument that is no field"])
+@pytest.mark.parametrize(
+    "kind", ["no dataclass", "field that is not passed", "argument that is no field"]
+)
 def test_what_cannot_be_rebuilt_is_no_storable(kind: str) -> None:
     bad = {
         "no dataclass": type("Plain", (), {}),
-        "field that is not passed": dataclasses.make_dataclass("A", [("a", int, dataclasses.field(init=False))]),
-        "argument that is no field": dataclasses.make_dataclass("B", [("b", dataclasses.InitVar[int])]),
+        "field that is not passed": dataclasses.make_dataclass(
+            "A", [("a", int, dataclasses.field(init=False))]
+        ),
+        "argument that is no field": dataclasses.make_dataclass(
+            "B", [("b", dataclasses.InitVar[int])]
+        ),
     }
-    with pytest.raises(TypeError, match="must be a dataclass that is called with all of its fields"):
+    with pytest.raises(
+        TypeError, match="must be a dataclass that is called with all of its fields"
+    ):
         storable(bad[kind])
 
 
-NONSENSE = {"dtype": "load", "tuple": 3, "int": 5, "float": [], "str": 3, "dict": [[[1], 2]], "tensor": [], "log": 3}
+NONSENSE = {
+    "dtype": "load",
+    "tuple": 3,
+    "int": 5,
+    "float": [],
+    "str": 3,
+    "dict": [[[1], 2]],
+    "tensor": [],
+    "log": 3,
+}
 
 
-@pytest.mark.parametrize(("tag", "body"), [*NONSENSE.items(), ("dtype", 3), ("object", ["History", "loop", 3])])
+@pytest.mark.parametrize(
+    ("tag", "body"), [*NONSENSE.items(), ("dtype", 3), ("object", ["History", "loop", 3])]
+)
 def test_nodes_that_make_no_sense_are_value_errors(tag: str, body: Any) -> None:
     """torch.load is a function, no dtype."""
     with pytest.raises(ValueError, match=r"makes no sense|there is no dtype"):

@@ -11,7 +11,18 @@ from torch.nn.functional import mse_loss
 
 from functional_sgd import sgd
 from functional_sgd.schedules import Linear
-from loop import Batches, DataLoaders, Learner, ParamScheduler, Recorder, State, fit, predict, trace, validate
+from loop import (
+    Batches,
+    DataLoaders,
+    Learner,
+    ParamScheduler,
+    Recorder,
+    State,
+    fit,
+    predict,
+    trace,
+    validate,
+)
 from tests.comparing import assert_same
 from tests.loop.helpers import (
     EVENTS,
@@ -30,9 +41,7 @@ from tests.loop.helpers import (
 
 LEARNER = learner()
 START = LEARNER.init()
-BETWEEN_BATCHES = (
-    "before_fit before_epoch before_train after_batch after_train before_validate after_validate after_epoch".split()
-)
+BETWEEN_BATCHES = "before_fit before_epoch before_train after_batch after_train before_validate after_validate after_epoch".split()
 NORMAL_EVENTS = [event for event in EVENTS if "cancel" not in event]
 
 
@@ -80,7 +89,9 @@ def test_the_note_of_validate() -> None:
 
 
 def test_a_run_of_no_epochs_is_not_called_a_validation() -> None:
-    assert "validation" not in notes(failure(LEARNER, on("bad", before_fit=raiser(Broken)), epochs=0))
+    assert "validation" not in notes(
+        failure(LEARNER, on("bad", before_fit=raiser(Broken)), epochs=0)
+    )
 
 
 @pytest.mark.parametrize("event", NORMAL_EVENTS)
@@ -234,7 +245,9 @@ def test_a_loss_that_is_no_0d_tensor(loss: Callable[..., Any], found: str) -> No
 
 
 def test_a_loss_that_depends_on_no_parameter() -> None:
-    assert "does not depend on any parameter" in str(failure(learner(loss=lambda pred, y: mse_loss(pred.detach(), y))))
+    assert "does not depend on any parameter" in str(
+        failure(learner(loss=lambda pred, y: mse_loss(pred.detach(), y)))
+    )
 
 
 def test_a_model_without_anything_to_train() -> None:

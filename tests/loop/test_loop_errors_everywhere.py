@@ -1,4 +1,6 @@
-"""An error in any place: it says where, every bracket is closed, and the run goes on from the state it carries."""
+"""An error in any place: it says where, every bracket is closed, and the run goes on from the state
+it carries.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -26,7 +28,16 @@ from loop import (
     validate,
 )
 from loop.disk.store import checkpoints
-from tests.loop.helpers import EVENTS, SCOPES, STAGES, Kept, assert_at_rest, assert_same_run, full, on
+from tests.loop.helpers import (
+    EVENTS,
+    SCOPES,
+    STAGES,
+    Kept,
+    assert_at_rest,
+    assert_same_run,
+    full,
+    on,
+)
 from tests.loop.saving import identical
 from tests.loop.test_loop_brackets import assert_nested, bracket
 
@@ -41,7 +52,9 @@ CANCELLED_IN = {
     "backward": ("before_backward", CancelBackward),
     "step": ("before_step", CancelStep),
 }
-"""Scope -> where, in the second batch of its phase (if in a batch) of the second epoch, its signal is raised."""
+"""Scope -> where, in the second batch of its phase (if in a batch) of the second epoch, its signal
+is raised.
+"""
 
 
 class Broken(Exception):
@@ -56,7 +69,9 @@ def signals(scope: str | None) -> list[Any]:
 
     def cancel(state: State) -> None:
         in_batch = event not in ("after_validate", "before_validate")
-        if state.epoch == 1 and (not in_batch or (state.iter == 1 and state.training is not (scope == "validate"))):
+        if state.epoch == 1 and (
+            not in_batch or (state.iter == 1 and state.training is not (scope == "validate"))
+        ):
             raise signal(state)
 
     return [on("canceller", order=80, **{event: cancel})]
@@ -126,22 +141,42 @@ def check(callback: Any, scope: str | None, where: str, folder: Any) -> Any:
 @pytest.mark.parametrize("event", EVENTS)
 def test_an_error_in_any_event(event: str, tmp_path: Any) -> None:
     scope = event.removeprefix("after_cancel_") if "cancel" in event else None
-    error = check(on("bad", order=90, **{event: failing(event)}), scope, f"by callback 'bad' in {event}, ", tmp_path)
+    error = check(
+        on("bad", order=90, **{event: failing(event)}),
+        scope,
+        f"by callback 'bad' in {event}, ",
+        tmp_path,
+    )
     assert error.state.epoch == (0 if event in ("before_fit", "before_epoch") else 1)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_error_in_a_bracket_that_opens(name: str, tmp_path: Any) -> None:
-    check(on("bad", **{f"around_{name}": opening}), None, f"by callback 'bad' in around_{name}, ", tmp_path)
+    check(
+        on("bad", **{f"around_{name}": opening}),
+        None,
+        f"by callback 'bad' in around_{name}, ",
+        tmp_path,
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_error_in_a_bracket_that_closes(name: str, tmp_path: Any) -> None:
-    check(on("bad", **{f"around_{name}": closing}), None, f"by callback 'bad' in around_{name}, closing, ", tmp_path)
+    check(
+        on("bad", **{f"around_{name}": closing}),
+        None,
+        f"by callback 'bad' in around_{name}, closing, ",
+        tmp_path,
+    )
 
 
 def test_an_error_in_an_observer(tmp_path: Any) -> None:
-    error = check(on("bad", committed=failing("committed")), None, "by callback 'bad' in committed, ", tmp_path)
+    error = check(
+        on("bad", committed=failing("committed")),
+        None,
+        "by callback 'bad' in committed, ",
+        tmp_path,
+    )
     assert error.state.done == (1, 0)
 
 
@@ -154,7 +189,10 @@ def test_a_signal_from_a_bracket_that_closes_when_its_scope_is_over(scope: str) 
         yield
         raise signal
 
-    with pytest.raises(SignalError, match=f"{signal.__name__} was raised by callback 'bad' in around_{scope}, closing"):
+    with pytest.raises(
+        SignalError,
+        match=f"{signal.__name__} was raised by callback 'bad' in around_{scope}, closing",
+    ):
         fit(MINE, START, EPOCHS, [on("bad", **{f"around_{scope}": around})])
 
 
@@ -168,9 +206,16 @@ def test_a_signal_from_the_bracket_of_a_stage_that_closes(stage: str) -> None:
         yield
         raise CancelBatch
 
-    watch = on("watch", after_cancel_batch=lambda state: seen.append(state.iter) if state.training else None)
-    assert fit(MINE, START, 1, [on("canceller", **{f"around_{stage}": around}), watch]).train_iter == 3
-    assert seen == ([1, 2] if stage == "update" else [0, 1, 2])  # the first batch has no step of its own
+    watch = on(
+        "watch",
+        after_cancel_batch=lambda state: seen.append(state.iter) if state.training else None,
+    )
+    assert (
+        fit(MINE, START, 1, [on("canceller", **{f"around_{stage}": around}), watch]).train_iter == 3
+    )
+    assert seen == (
+        [1, 2] if stage == "update" else [0, 1, 2]
+    )  # the first batch has no step of its own
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -190,14 +235,17 @@ def test_an_error_passes_through_the_brackets_of_a_stage(stage: str) -> None:
         raise Broken
 
     watch, bad = (
-        on(f"{index}", index, **{f"around_{stage}": act}) for index, act in enumerate((lambda s: Watch(), around))
+        on(f"{index}", index, **{f"around_{stage}": act})
+        for index, act in enumerate((lambda s: Watch(), around))
     )
     with pytest.raises(Broken):
         fit(MINE, START, 1, [watch, bad])
     assert seen == [Broken]
 
 
-@pytest.mark.parametrize("place", ["after_pred", "after_validate", "around_predict", "around_validate"])
+@pytest.mark.parametrize(
+    "place", ["after_pred", "after_validate", "around_predict", "around_validate"]
+)
 def test_an_error_in_validate(place: str) -> None:
     mine = full(callbacks=[on("bad", **{place: opening})])
     kept = Kept(START)

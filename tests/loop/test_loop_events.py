@@ -1,4 +1,5 @@
-"""Which events happen in which order, with every signal raised at every place, against a model that shares no code.
+"""Which events happen in which order, with every signal raised at every place, against a model that
+shares no code.
 
 Where the loop differs from fastai 2.8.12 on purpose:
 
@@ -54,7 +55,9 @@ class Illegal(Exception):
 
 
 class Expected:
-    """What should be delivered if, at these deliveries (by number), the signals of these scopes are raised."""
+    """What should be delivered if, at these deliveries (by number), the signals of these scopes are
+    raised.
+    """
 
     def __init__(self, run: Node, plan: dict[int, str]) -> None:
         self.plan = plan
@@ -88,8 +91,14 @@ class Expected:
         return signal
 
     def training(self, index: int) -> bool:
-        """Whether this delivery is after the beginning of a training phase, and before the next validation."""
-        phases = [event for event in self.events[: index + 1] if event in ("before_train", "before_validate")]
+        """Whether this delivery is after the beginning of a training phase, and before the next
+        validation.
+        """
+        phases = [
+            event
+            for event in self.events[: index + 1]
+            if event in ("before_train", "before_validate")
+        ]
         return phases[-1:] == ["before_train"]
 
     def count(self, event: str) -> int:
@@ -99,7 +108,10 @@ class Expected:
     @property
     def steps(self) -> int:
         """How many updates there are: as many as steps that begin undisturbed."""
-        return sum(name == "before_step" and index not in self.plan for index, name in enumerate(self.events))
+        return sum(
+            name == "before_step" and index not in self.plan
+            for index, name in enumerate(self.events)
+        )
 
 
 class Delivered:
@@ -171,7 +183,9 @@ def test_every_signal_at_every_place(position: int, signal: str) -> None:
 @pytest.mark.parametrize("second", SCOPES)
 @pytest.mark.parametrize("first", SCOPES)
 @pytest.mark.parametrize("later", [1, 2])
-def test_every_signal_right_after_another_and_in_the_event_after_that(first: str, second: str, later: int) -> None:
+def test_every_signal_right_after_another_and_in_the_event_after_that(
+    first: str, second: str, later: int
+) -> None:
     """That is, in every after_cancel_x, and in after_x once x is cancelled."""
     position = NORMAL.events.index(f"before_{first}")
     compare({position: first, position + later: second})
@@ -230,7 +244,9 @@ def test_the_names_of_all_events() -> None:
 
 
 def test_the_four_stages_happen_between_their_events() -> None:
-    """predict, loss, gradients and update are each done by the event after them, and not by the event before."""
+    """predict, loss, gradients and update are each done by the event after them, and not by the
+    event before.
+    """
     done = {}
     for event, state in trace(LEARNER, START, 1):
         present = tuple(getattr(state, name) is not None for name in ("pred", "loss", "grads"))

@@ -47,7 +47,9 @@ def tuned(*callbacks: Any, model: nn.Module | None = None) -> Learner:
 
 
 def moved(start: State, end: State) -> set[str]:
-    return {name for name, value in start.params.items() if not torch.equal(value, end.params[name])}
+    return {
+        name for name, value in start.params.items() if not torch.equal(value, end.params[name])
+    }
 
 
 def rates(state: State, name: str) -> list[float]:
@@ -92,10 +94,16 @@ def test_the_head_by_a_pattern(order: tuple[str, ...]) -> None:
 def test_a_head_that_is_part_of_a_child() -> None:
     params = Two().state_dict()
     assert with_head(params, "body.0.*")[-1] == ["body.0.weight", "body.0.bias"]
-    assert [group[0] for group in with_head(params, "body.0.*")] == ["body.1.weight", "head.weight", "body.0.weight"]
+    assert [group[0] for group in with_head(params, "body.0.*")] == [
+        "body.1.weight",
+        "head.weight",
+        "body.0.weight",
+    ]
 
 
-@pytest.mark.parametrize(("head", "message"), [("*", "nothing is left to freeze"), ("tail.*", "matches no leaf")])
+@pytest.mark.parametrize(
+    ("head", "message"), [("*", "nothing is left to freeze"), ("tail.*", "matches no leaf")]
+)
 def test_a_head_that_is_none(head: str, message: str) -> None:
     mine = tuned()
     with pytest.raises(ValueError, match=f"fine_tune: .*{message}"):
@@ -104,12 +112,17 @@ def test_a_head_that_is_none(head: str, message: str) -> None:
 
 def test_a_model_of_one_layer() -> None:
     mine = learner(opt=adamw())
-    with pytest.raises(ValueError, match=r"fine_tune: nothing is left to freeze: .*head, weight, bias. Say with head"):
+    with pytest.raises(
+        ValueError,
+        match=r"fine_tune: nothing is left to freeze: .*head, weight, bias. Say with head",
+    ):
         fine_tune(mine, mine.init(), 1)
 
 
 def test_normalisation_layers() -> None:
-    model = nn.Sequential(nn.Conv1d(2, 2, 1), nn.InstanceNorm1d(2, affine=True), nn.LayerNorm(2), Two())
+    model = nn.Sequential(
+        nn.Conv1d(2, 2, 1), nn.InstanceNorm1d(2, affine=True), nn.LayerNorm(2), Two()
+    )
     assert {name.rpartition(".")[0] for name in norm_names(model)} == {"1", "2", "3.body.1"}
 
 
@@ -120,7 +133,9 @@ def test_statistics_can_stand_still_too() -> None:
     first = fine_tune(mine, start, epochs=0, train_norms=False, callbacks=[BnFreeze()])
     assert_same(first.buffers, start.buffers)
     assert not torch.equal(
-        fine_tune(mine, start, 1, train_norms=False, callbacks=[BnFreeze()]).buffers["body.1.running_mean"],
+        fine_tune(mine, start, 1, train_norms=False, callbacks=[BnFreeze()]).buffers[
+            "body.1.running_mean"
+        ],
         start.buffers["body.1.running_mean"],
     )
 
@@ -171,12 +186,20 @@ def interrupt_at(train_iter: int) -> Any:
     return on(before_batch=stop)
 
 
-@pytest.mark.parametrize(("train_iter", "half"), [(0, "head"), (4, "head"), (10, "all"), (17, "all")])
+@pytest.mark.parametrize(
+    ("train_iter", "half"), [(0, "head"), (4, "head"), (10, "all"), (17, "all")]
+)
 @pytest.mark.parametrize("epochs", [1, 2])
-def test_an_interrupted_run_is_resumed_where_it_was(train_iter: int, half: str, epochs: int) -> None:
+def test_an_interrupted_run_is_resumed_where_it_was(
+    train_iter: int, half: str, epochs: int
+) -> None:
     mine = tuned()
     stopped = fine_tune(mine, mine.init(), epochs, callbacks=[interrupt_at(train_iter)])
-    assert (stopped.stopped, stopped.train_iter, stopped.memory[MEMORY]) == ("SIGTERM", train_iter, half)
+    assert (stopped.stopped, stopped.train_iter, stopped.memory[MEMORY]) == (
+        "SIGTERM",
+        train_iter,
+        half,
+    )
     end = fine_tune(mine, stopped, epochs, resume=True)
     assert_same_run(end, fine_tune(mine, mine.init(), epochs))
     assert MEMORY not in end.memory
@@ -191,13 +214,19 @@ def test_a_new_run_from_a_stopped_one_begins_with_the_head(tmp_path: Path) -> No
 
 def test_a_state_that_is_not_within_a_fine_tune() -> None:
     mine = tuned()
-    for state in (mine.init(), fit(mine, mine.init(), 1, [interrupt_at(5)]), fine_tune(mine, mine.init(), 1)):
+    for state in (
+        mine.init(),
+        fit(mine, mine.init(), 1, [interrupt_at(5)]),
+        fine_tune(mine, mine.init(), 1),
+    ):
         with pytest.raises(ValueError, match="fine_tune: the state is not within a fine_tune"):
             fine_tune(mine, state, 1, resume=True)
 
 
 @pytest.mark.parametrize("train_iter", [3, 13])
-def test_a_crash_is_resumed_from_the_checkpoints_of_either_half(train_iter: int, tmp_path: Path) -> None:
+def test_a_crash_is_resumed_from_the_checkpoints_of_either_half(
+    train_iter: int, tmp_path: Path
+) -> None:
     def crash(state: State) -> None:
         if state.train_iter == train_iter:
             raise OSError("full")
@@ -214,4 +243,7 @@ def test_other_arguments_go_to_both_halves(tmp_path: Path) -> None:
     end = fine_tune(mine, mine.init(), 1, moms=(0.5, 0.5, 0.5), div_final=10.0)
     assert set(end.history.hypers["mom"]) == {0.5}
     assert fine_tune(mine, mine.init(), 1, frozen_epochs=0).train_iter == 10
-    assert_same(learned(fine_tune(mine, mine.init(), 1, resume=tmp_path)), learned(fine_tune(mine, mine.init(), 1)))
+    assert_same(
+        learned(fine_tune(mine, mine.init(), 1, resume=tmp_path)),
+        learned(fine_tune(mine, mine.init(), 1)),
+    )

@@ -20,12 +20,18 @@ BODY = {"0.weight", "0.bias", "1.weight", "1.bias"}
 
 def deep(opt: Optimizer | None = None, model: nn.Module | None = None, **rest: Any) -> Learner:
     """A linear layer, batch norm and another linear layer, without chance."""
-    return learner(net(dropout=0.0) if model is None else model, opt=opt or sgd(lr=0.1, mom=0.9, wd=0.1), **rest)
+    return learner(
+        net(dropout=0.0) if model is None else model,
+        opt=opt or sgd(lr=0.1, mom=0.9, wd=0.1),
+        **rest,
+    )
 
 
 def moved(start: State, end: State) -> set[str]:
     """The names of the parameters that have changed."""
-    return {name for name, value in start.params.items() if not torch.equal(value, end.params[name])}
+    return {
+        name for name, value in start.params.items() if not torch.equal(value, end.params[name])
+    }
 
 
 @pytest.mark.parametrize("patterns", [("0.*", "1.*"), ["[01].*"], "[!4].*"], ids=str)
@@ -36,7 +42,9 @@ def test_frozen_parameters_stay_and_the_others_learn(patterns: Any) -> None:
     assert moved(start, fit(mine, start, 2, [Freeze(patterns)])) == {"4.weight", "4.bias"}
 
 
-@pytest.mark.parametrize("make", [adamw, ranger, lambda: fuse(adamw()), lambda: lookahead(sgd(lr=0.1, wd=0.1))])
+@pytest.mark.parametrize(
+    "make", [adamw, ranger, lambda: fuse(adamw()), lambda: lookahead(sgd(lr=0.1, wd=0.1))]
+)
 def test_neither_decay_nor_slots_move(make: Callable[[], Optimizer]) -> None:
     mine = deep(make())
     start = mine.init()
@@ -69,14 +77,23 @@ def test_clipping_does_not_count_what_is_frozen() -> None:
         lengths.append(torch.cat(grads).norm().item())
 
     mine = deep()
-    fit(mine, mine.init(), 1, [Freeze("[01].*"), GradientClip(0.001), on(before_step=measure, order=100)])
+    fit(
+        mine,
+        mine.init(),
+        1,
+        [Freeze("[01].*"), GradientClip(0.001), on(before_step=measure, order=100)],
+    )
     assert lengths == pytest.approx([0.001] * 3, rel=1e-3)
 
 
 def test_other_callbacks_see_no_gradient_of_what_is_frozen() -> None:
     """As if the loss did not depend on it."""
     seen: list[dict[str, bool]] = []
-    spy = on(after_backward=lambda state: seen.append({name: grad is None for name, grad in state.grads.items()}))
+    spy = on(
+        after_backward=lambda state: seen.append(
+            {name: grad is None for name, grad in state.grads.items()}
+        )
+    )
     mine = deep()
     fit(mine, mine.init(), 1, [spy, Freeze("[01].*")])
     assert seen == [{name: name in BODY for name in mine.init().params}] * 3
@@ -108,7 +125,9 @@ def test_a_run_with_freezing_can_be_resumed() -> None:
 
 def test_a_pattern_that_matches_nothing() -> None:
     mine = deep()
-    with pytest.raises(ValueError, match=r"Freeze: by_path: pattern 'bdoy.\*' matches no leaf. Leaves: 0.bias"):
+    with pytest.raises(
+        ValueError, match=r"Freeze: by_path: pattern 'bdoy.\*' matches no leaf. Leaves: 0.bias"
+    ):
         fit(mine, mine.init(), 1, [Freeze("bdoy.*")])
 
 
@@ -137,7 +156,9 @@ def statistics(state: State) -> dict[str, torch.Tensor]:
     ],
     ids=str,
 )
-def test_statistics_stand_still_where_the_layer_is_frozen(callbacks: list[Any], still: bool) -> None:
+def test_statistics_stand_still_where_the_layer_is_frozen(
+    callbacks: list[Any], still: bool
+) -> None:
     mine = deep()
     start = mine.init()
     end = fit(mine, start, 2, callbacks)
@@ -183,12 +204,18 @@ class Plain(nn.Sequential):
     ],
     ids=str,
 )
-def test_batch_norm_without_parameters_goes_with_what_is_around_it(callbacks: list[Any], still: list[str]) -> None:
+def test_batch_norm_without_parameters_goes_with_what_is_around_it(
+    callbacks: list[Any], still: list[str]
+) -> None:
     with torch.random.fork_rng(devices=[]):
         mine = deep(model=Plain())
     start = mine.init()
     end = fit(mine, start, 1, callbacks)
-    found = [path for path in ("1", "2.1") if torch.equal(*(s.buffers[f"{path}.running_mean"] for s in (start, end)))]
+    found = [
+        path
+        for path in ("1", "2.1")
+        if torch.equal(*(s.buffers[f"{path}.running_mean"] for s in (start, end)))
+    ]
     assert found == still
 
 
@@ -225,10 +252,14 @@ def test_validation_is_in_evaluation_mode_anyway() -> None:
     assert validate(deep(callbacks=[BnFreeze(all=True)]), start) == validate(mine, start)
 
 
-def test_layers_are_looked_up_once_a_phase_and_not_for_every_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_are_looked_up_once_a_phase_and_not_for_every_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     asked, is_trained = list[str](), freezing.is_trained
     monkeypatch.setattr(
-        freezing, "is_trained", lambda model, path, trained: asked.append(path) or is_trained(model, path, trained)
+        freezing,
+        "is_trained",
+        lambda model, path, trained: asked.append(path) or is_trained(model, path, trained),
     )
     mine = deep()
     fit(mine, mine.init(), 2, [BnFreeze()])
@@ -237,19 +268,28 @@ def test_layers_are_looked_up_once_a_phase_and_not_for_every_batch(monkeypatch: 
 
 def test_groups_are_the_children_in_order() -> None:
     params = nn.Sequential(*(nn.Linear(1, 1) for _ in range(11))).state_dict()
-    assert [group[0] for group in layer_groups(params)] == [f"{index}.weight" for index in range(11)]
+    assert [group[0] for group in layer_groups(params)] == [
+        f"{index}.weight" for index in range(11)
+    ]
 
 
 def test_parameters_of_the_model_itself_are_a_group() -> None:
     assert layer_groups(nn.Linear(1, 1).state_dict()) == (("weight", "bias"),)
     model = nn.Module()
-    model.scale, model.inner = nn.Parameter(torch.ones(1)), nn.Sequential(nn.Linear(1, 1, bias=False))
+    model.scale, model.inner = (
+        nn.Parameter(torch.ones(1)),
+        nn.Sequential(nn.Linear(1, 1, bias=False)),
+    )
     assert layer_groups(dict(model.named_parameters())) == (("scale",), ("inner.0.weight",))
 
 
 def test_groups_by_pattern() -> None:
     params = dict.fromkeys(["stem.w", "body.0.w", "body.1.w", "head.w"], torch.ones(1))
-    assert layer_groups(params, "body.0*", "[bs]*", "*") == (("body.0.w",), ("stem.w", "body.1.w"), ("head.w",))
+    assert layer_groups(params, "body.0*", "[bs]*", "*") == (
+        ("body.0.w",),
+        ("stem.w", "body.1.w"),
+        ("head.w",),
+    )
     with pytest.raises(ValueError, match=r"no pattern matches leaf 'head.w'"):
         layer_groups(params, "[bs]*")
     with pytest.raises(ValueError, match=r"pattern 'tail.\*' matches no leaf"):
@@ -260,9 +300,9 @@ def test_rates_by_equal_factors() -> None:
     params = nn.Sequential(*(nn.Linear(1, 1) for _ in range(4))).state_dict()
     rates = spread(params, 1e-5, 1e-2)
     assert list(rates) == list(params)
-    assert [rates[f"{index}.{kind}"] for index in range(4) for kind in ("weight", "bias")] == pytest.approx(
-        [1e-5, 1e-5, 1e-4, 1e-4, 1e-3, 1e-3, 1e-2, 1e-2], rel=1e-12
-    )
+    assert [
+        rates[f"{index}.{kind}"] for index in range(4) for kind in ("weight", "bias")
+    ] == pytest.approx([1e-5, 1e-5, 1e-4, 1e-4, 1e-3, 1e-3, 1e-2, 1e-2], rel=1e-12)
     assert rates["3.bias"] == 1e-2
 
 
@@ -285,7 +325,9 @@ def test_rates_are_above_0(values: tuple[float, float]) -> None:
 
 @pytest.mark.parametrize("groups", [[["a"]], [["a"], ["b", "b"]], [["a", "b", "c"]]], ids=str)
 def test_every_parameter_is_in_one_group(groups: list[list[str]]) -> None:
-    with pytest.raises(ValueError, match="spread: every parameter must be in one group, which is not so for [bc]"):
+    with pytest.raises(
+        ValueError, match="spread: every parameter must be in one group, which is not so for [bc]"
+    ):
         spread(dict.fromkeys("ab", torch.ones(1)), 0.1, 1.0, groups)
 
 

@@ -35,7 +35,11 @@ def test_a_fork_of_a_fork() -> None:
     base = log_of(1)
     left = base.append(2)
     right = base.append(3)
-    assert (list(right.append(4)), list(left.append(5)), list(right)) == ([1, 3, 4], [1, 2, 5], [1, 3])
+    assert (list(right.append(4)), list(left.append(5)), list(right)) == (
+        [1, 3, 4],
+        [1, 2, 5],
+        [1, 3],
+    )
 
 
 def test_the_list_that_a_log_is_made_of_may_change() -> None:
@@ -66,7 +70,9 @@ def test_an_index_out_of_range(index: int) -> None:
         log[index]
 
 
-@pytest.mark.parametrize("part", [slice(1, 3), slice(-2, None), slice(None, None, -1), slice(0, 100, 2), slice(2, 1)])
+@pytest.mark.parametrize(
+    "part", [slice(1, 3), slice(-2, None), slice(None, None, -1), slice(0, 100, 2), slice(2, 1)]
+)
 def test_slices_are_those_of_a_list(part: slice) -> None:
     log = log_of(5, 6, 7, 8)
     log.append(9)

@@ -43,13 +43,18 @@ def test_every_sample_with_prediction_and_loss() -> None:
 
 def test_their_mean_is_the_validation_loss() -> None:
     state = MINE.init()
-    assert float(sample_losses(MINE, state).losses.mean()) == pytest.approx(validate(MINE, state)["valid_loss"], 1e-6)
+    assert float(sample_losses(MINE, state).losses.mean()) == pytest.approx(
+        validate(MINE, state)["valid_loss"], 1e-6
+    )
 
 
 def test_the_loss_of_a_sample_is_that_of_a_batch_of_one() -> None:
     mine = learner(loss=lambda pred, y: (pred - y).abs().sum(dim=1).mean())
     found = sample_losses(mine, mine.init())
-    expected = [mine.loss(found.preds[n : n + 1], found.targets[n : n + 1]) for n in range(len(found.losses))]
+    expected = [
+        mine.loss(found.preds[n : n + 1], found.targets[n : n + 1])
+        for n in range(len(found.losses))
+    ]
     torch.testing.assert_close(found.losses, torch.stack(expected))
 
 
@@ -102,7 +107,10 @@ def test_no_data() -> None:
 
 
 def test_nothing_is_changed() -> None:
-    state, before = MINE.init().remember("collect_samples", ("of another time",)), torch.get_rng_state()
+    state, before = (
+        MINE.init().remember("collect_samples", ("of another time",)),
+        torch.get_rng_state(),
+    )
     kept = Kept(state)
     first = sample_losses(MINE, state)
     assert_same(tuple(sample_losses(MINE, state)), tuple(first))

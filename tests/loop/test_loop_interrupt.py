@@ -1,4 +1,6 @@
-"""Ctrl-C and SIGTERM end a run between two events, with whole batches only; handlers are as before afterwards."""
+"""Ctrl-C and SIGTERM end a run between two events, with whole batches only; handlers are as before
+afterwards.
+"""
 
 import os
 import signal
@@ -10,7 +12,15 @@ import pytest
 
 from loop import Progress, State, fit, predict, trace, validate
 from tests.comparing import assert_same
-from tests.loop.helpers import assert_at_rest, assert_same_run, everywhere, learned, learner, losses, on
+from tests.loop.helpers import (
+    assert_at_rest,
+    assert_same_run,
+    everywhere,
+    learned,
+    learner,
+    losses,
+    on,
+)
 
 MINE = learner()
 START = MINE.init()
@@ -94,7 +104,16 @@ def test_brackets_close_when_a_run_is_stopped() -> None:
         finally:
             log.append("closed")
 
-    fit(MINE, START, 3, [on("a", around_fit=around), on("b", around_step=closing), on(before_step=send(signal.SIGINT))])
+    fit(
+        MINE,
+        START,
+        3,
+        [
+            on("a", around_fit=around),
+            on("b", around_step=closing),
+            on(before_step=send(signal.SIGINT)),
+        ],
+    )
     assert log == ["open", "closed", "closed"]
 
 
@@ -135,7 +154,9 @@ def test_a_trace_does_not_listen_to_signals() -> None:
 
 @pytest.mark.parametrize("event", ["before_batch", "after_loss", "after_step", "committed"])
 def test_what_fails_after_the_signal_is_not_raised(event: str) -> None:
-    """Such as a loader whose processes got the signal too: the state of the last whole batch is returned."""
+    """Such as a loader whose processes got the signal too: the state of the last whole batch is
+    returned.
+    """
 
     def act(state: State) -> None:
         if state.train_iter == 1:

@@ -1,4 +1,6 @@
-"""make_loader and Prefetch: a batch is a function of (seed, epoch, number), whoever loads it, wherever one begins."""
+"""make_loader and Prefetch: a batch is a function of (seed, epoch, number), whoever loads it,
+wherever one begins.
+"""
 
 import random
 import signal
@@ -22,7 +24,9 @@ from tests.loop.helpers import one_weight
 
 def drawn() -> Tensor:
     """A number from each of the global generators."""
-    return torch.tensor([torch.rand(()).item(), random.random(), np.random.rand()], dtype=torch.float64)
+    return torch.tensor(
+        [torch.rand(()).item(), random.random(), np.random.rand()], dtype=torch.float64
+    )
 
 
 class Noisy:
@@ -59,7 +63,11 @@ def at(loader: Any, seed: int = 0, epoch: int = 0, skip: int = 0) -> list[Any]:
 
 def by_index(batches: list[Any]) -> dict[int, list[float]]:
     """Sample -> its random numbers."""
-    return {int(index): row.tolist() for indices, noise in batches for index, row in zip(indices, noise, strict=True)}
+    return {
+        int(index): row.tolist()
+        for indices, noise in batches
+        for index, row in zip(indices, noise, strict=True)
+    }
 
 
 OPTIONS: list[dict[str, Any]] = [
@@ -120,7 +128,8 @@ def test_what_is_skipped_is_not_loaded() -> None:
 
 def test_the_noise_of_a_sample_depends_on_seed_epoch_and_index_only() -> None:
     in_order, other = (
-        by_index(at(make_loader(Noisy(), size, shuffle), 1, 2)) for size, shuffle in ((3, False), (4, True))
+        by_index(at(make_loader(Noisy(), size, shuffle), 1, 2))
+        for size, shuffle in ((3, False), (4, True))
     )
     assert in_order == other
     for seed, epoch in ((1, 3), (2, 2)):
@@ -129,7 +138,9 @@ def test_the_noise_of_a_sample_depends_on_seed_epoch_and_index_only() -> None:
     assert len({number for row in in_order.values() for number in row}) == 33
 
 
-@pytest.mark.parametrize("make", [lambda: make_loader(Noisy(), 3, True), lambda: make_loader(stream, 3)])
+@pytest.mark.parametrize(
+    "make", [lambda: make_loader(Noisy(), 3, True), lambda: make_loader(stream, 3)]
+)
 def test_a_pass_at_a_position_leaves_the_global_generators_alone(make: Any) -> None:
     loader = make()
     with generators_kept():
@@ -183,13 +194,21 @@ def test_a_stream_with_a_length() -> None:
 
 def test_loaders_of_streams() -> None:
     data = dataloaders(stream, NoisyStream(), 4)
-    assert [[len(batch[0]) for batch in loader] for loader in (data.train, data.valid)] == [[4, 4, 3], [8, 3]]
+    assert [[len(batch[0]) for batch in loader] for loader in (data.train, data.valid)] == [
+        [4, 4, 3],
+        [8, 3],
+    ]
 
 
 @pytest.mark.parametrize(
     ("dataset", "options", "error", "message"),
     [
-        (Noisy(), dict(batch_size=0), ValueError, "make_loader: batch_size must be at least 1, got 0"),
+        (
+            Noisy(),
+            dict(batch_size=0),
+            ValueError,
+            "make_loader: batch_size must be at least 1, got 0",
+        ),
         (stream, dict(shuffle=True), ValueError, "a stream has its own order"),
         (stream, dict(workers=2), ValueError, "Leave them out, or use workers=1"),
         (stream(), {}, ValueError, "generator can be read only once"),
@@ -197,7 +216,9 @@ def test_loaders_of_streams() -> None:
         (3, {}, TypeError, "dataset must have dataset"),
     ],
 )
-def test_what_cannot_be_loaded(dataset: Any, options: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_what_cannot_be_loaded(
+    dataset: Any, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         make_loader(dataset, **options)
 
@@ -209,7 +230,10 @@ def test_runs_do_not_depend_on_the_workers(wrap: Any) -> None:
     for workers in (0, 2):
         loader = wrap(make_loader(Pairs(), 3, True, workers=workers))
         mine = Learner(
-            one_weight(), DataLoaders(loader, make_loader(Pairs(), 6)), torch.nn.functional.mse_loss, sgd(lr=0.1)
+            one_weight(),
+            DataLoaders(loader, make_loader(Pairs(), 6)),
+            torch.nn.functional.mse_loss,
+            sgd(lr=0.1),
         )
         history = fit(mine, mine.init(seed=3), 2).history
         found.append(([float(loss) for loss in history.losses], history.column("valid_loss")))
@@ -232,7 +256,9 @@ def test_one_ahead_sends_before_it_receives() -> None:
         return lambda item: log.append(f"{what} {item}") or item
 
     log.extend(f"use {item}" for item in one_ahead(iter("abc"), note("send"), note("receive")))
-    assert log == ("send a,send b,receive a,use a,send c,receive b,use b,receive c,use c".split(","))
+    assert log == (
+        "send a,send b,receive a,use a,send c,receive b,use b,receive c,use c".split(",")
+    )
     assert list(one_ahead(iter(""), note("send"), note("receive"))) == []
 
 
@@ -253,7 +279,9 @@ def test_prefetch_is_the_loader_elsewhere_than_on_cuda() -> None:
 def test_prefetch_on_cuda() -> None:
     """Work on the present stream, between batches, does not disturb what is on its way."""
     data = torch.randn(64, 1000, 100)
-    kept = [batch for (batch,) in Prefetch(Batches((data,), 4), "cuda") if (batch @ batch.mT).numel()]
+    kept = [
+        batch for (batch,) in Prefetch(Batches((data,), 4), "cuda") if (batch @ batch.mT).numel()
+    ]
     assert all(batch.is_cuda for batch in kept)
     assert torch.equal(torch.cat(kept).cpu(), data)
 

@@ -24,7 +24,17 @@ from loop import (
     validate,
 )
 from loop.callbacks.parts.written import csv_text, json_line, lines_up_to, rows_of_others
-from tests.loop.helpers import Kept, assert_same_run, batches, full, learner, loaders, on, raise_once, raiser
+from tests.loop.helpers import (
+    Kept,
+    assert_same_run,
+    batches,
+    full,
+    learner,
+    loaders,
+    on,
+    raise_once,
+    raiser,
+)
 
 MINE = learner()
 START = MINE.init()
@@ -52,7 +62,9 @@ def number(cell: str) -> float | None:
 
 def test_csv_is_the_table_of_the_history_to_the_last_bit(path: Path) -> None:
     end = fit(MINE, START, 3, [CSVLogger(path)])
-    assert [{name: number(cell) for name, cell in row.items()} for row in table(path)] == list(end.history.rows)
+    assert [{name: number(cell) for name, cell in row.items()} for row in table(path)] == list(
+        end.history.rows
+    )
     assert path.read_text().splitlines()[0] == "epoch,train_iter,train_loss,valid_loss"
     assert path.read_text().count("\n") == 4
 
@@ -108,13 +120,22 @@ def test_append_to_a_table_with_other_columns(path: Path) -> None:
 
 def test_append_to_something_else(path: Path) -> None:
     path.write_text("a,b\n1,2,3\n")
-    with pytest.raises(ValueError, match="CSVLogger: cannot append to .* more cells than the header"):
+    with pytest.raises(
+        ValueError, match="CSVLogger: cannot append to .* more cells than the header"
+    ):
         fit(MINE, START, 1, [CSVLogger(path, append=True)])
     assert path.read_text() == "a,b\n1,2,3\n"
 
 
 def test_rows_of_others_end_where_the_history_last_began() -> None:
-    text = csv_text([{"epoch": 0, "a": 1.0}, {"epoch": 1, "a": None}, {"epoch": 0, "a": 1.0}, {"epoch": 1, "a": 3.0}])
+    text = csv_text(
+        [
+            {"epoch": 0, "a": 1.0},
+            {"epoch": 1, "a": None},
+            {"epoch": 0, "a": 1.0},
+            {"epoch": 1, "a": 3.0},
+        ]
+    )
     assert len(rows_of_others(text, [{"epoch": 0, "a": 1.0}])) == 2
     assert len(rows_of_others(text, [{"epoch": 1, "a": None, "b": None}])) == 1
     assert len(rows_of_others(text, [{"epoch": 0, "a": 2.0}])) == 4
@@ -141,7 +162,9 @@ def test_a_callback_that_takes_an_epoch_back_takes_its_row_back(path: Path) -> N
 
 def committed_states(callbacks: list[Any], seen: Callable[[State], None]) -> State:
     mine = full()
-    return fit_one_cycle(mine, mine.init(), 3, lr=0.01, callbacks=[*callbacks, on("watch", committed=seen)])
+    return fit_one_cycle(
+        mine, mine.init(), 3, lr=0.01, callbacks=[*callbacks, on("watch", committed=seen)]
+    )
 
 
 @BOTH
@@ -162,9 +185,16 @@ def test_a_resumed_run_goes_on_with_the_file(make: Make, file_left_at: str, path
 
 @BOTH
 def test_a_log_that_begins_late_has_no_line_twice(make: Make, path: Path) -> None:
-    """The state has more rows than the file; a run fails when the row is written, but not yet committed."""
+    """The state has more rows than the file; a run fails when the row is written, but not yet
+    committed.
+    """
     with pytest.raises(KeyError) as caught:
-        fit(MINE, fit(MINE, START, 2), 1, [make(path), on("failing", 99, after_epoch=raiser(KeyError()))])
+        fit(
+            MINE,
+            fit(MINE, START, 2),
+            1,
+            [make(path), on("failing", 99, after_epoch=raiser(KeyError()))],
+        )
     fit(MINE, caught.value.state, 1, [make(path)], resume=True)  # type: ignore[attr-defined]
     lines = path.read_text().splitlines()
     assert len(lines) == len({*lines})
@@ -225,10 +255,14 @@ def test_the_file_is_closed_after_an_error(make: Make, event: str, path: Path) -
 
 
 @BOTH
-@pytest.mark.parametrize("event", ["before_fit", "before_epoch", "after_pred", "after_batch", "after_validate"])
+@pytest.mark.parametrize(
+    "event", ["before_fit", "before_epoch", "after_pred", "after_batch", "after_validate"]
+)
 def test_the_file_is_closed_after_a_signal(make: Make, event: str, path: Path) -> None:
     files: list[Any] = []
-    fit(MINE, START, 1, [make(path), opened(files), on(**{event: raise_once(CancelFit)}, order=100)])
+    fit(
+        MINE, START, 1, [make(path), opened(files), on(**{event: raise_once(CancelFit)}, order=100)]
+    )
     assert files[0].closed
 
 
@@ -244,11 +278,16 @@ def test_the_file_is_closed_after_a_trace(make: Make, path: Path) -> None:
 def test_jsonl_has_a_line_for_every_batch_and_epoch(path: Path) -> None:
     end = fit(MINE, START, 2, [JSONLLogger(path)])
     losses = [float(loss) for loss in end.history.losses]
-    lines = [{"train_iter": at, "loss": loss, "lr": 0.1, "mom": 0.9} for at, loss in enumerate(losses, start=1)]
+    lines = [
+        {"train_iter": at, "loss": loss, "lr": 0.1, "mom": 0.9}
+        for at, loss in enumerate(losses, start=1)
+    ]
     assert entries(path) == [*lines[:3], end.history.rows[0], *lines[3:], end.history.rows[1]]
 
 
-@pytest.mark.parametrize(("every", "expected"), [(0, []), (1, [1, 2, 3, 4, 5, 6]), (2, [2, 4, 6]), (4, [4])])
+@pytest.mark.parametrize(
+    ("every", "expected"), [(0, []), (1, [1, 2, 3, 4, 5, 6]), (2, [2, 4, 6]), (4, [4])]
+)
 def test_jsonl_every_so_many_batches(every: int, expected: list[int], path: Path) -> None:
     fit(MINE, START, 2, [JSONLLogger(path, every)])
     assert [entry["train_iter"] for entry in entries(path) if "epoch" not in entry] == expected
@@ -257,7 +296,15 @@ def test_jsonl_every_so_many_batches(every: int, expected: list[int], path: Path
 
 def test_a_batch_is_in_the_file_when_it_ends(path: Path) -> None:
     seen: list[int] = []
-    fit(MINE, START, 1, [JSONLLogger(path), on(after_batch=lambda state: seen.append(len(entries(path))), order=100)])
+    fit(
+        MINE,
+        START,
+        1,
+        [
+            JSONLLogger(path),
+            on(after_batch=lambda state: seen.append(len(entries(path))), order=100),
+        ],
+    )
     assert seen == [1, 2, 3, 3, 3]
 
 
@@ -267,11 +314,19 @@ def test_json_has_null_where_there_is_no_number(path: Path) -> None:
     fit(mine, mine.init(), 1, [JSONLLogger(path)])
     assert "NaN" not in path.read_text()
     assert [entry.get("loss", "-") for entry in entries(path)] == [None, "-"]
-    assert json_line({"a": float("-inf"), "b": None, "c": True}) == '{"a": null, "b": null, "c": true}\n'
+    assert (
+        json_line({"a": float("-inf"), "b": None, "c": True})
+        == '{"a": null, "b": null, "c": true}\n'
+    )
 
 
 def test_lines_up_to_by_hand() -> None:
-    lines = ['{"train_iter": 1}\n', '{"train_iter": 1, "epoch": 0}\n', '{"train_iter": 2}\n', '{"train_iter": 2, "ep']
+    lines = [
+        '{"train_iter": 1}\n',
+        '{"train_iter": 1, "epoch": 0}\n',
+        '{"train_iter": 2}\n',
+        '{"train_iter": 2, "ep',
+    ]
     rows = [{"epoch": 0, "train_iter": 1}]
     assert lines_up_to(lines, train_iter=1, rows=rows) == lines[:2]
     assert lines_up_to(lines, train_iter=1, rows=[]) == lines[:1]

@@ -1,4 +1,6 @@
-"""The loss scale of MixedPrecision: it follows torch's rules, skips what overflows, and is seen by nobody else."""
+"""The loss scale of MixedPrecision: it follows torch's rules, skips what overflows, and is seen by
+nobody else.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -54,7 +56,9 @@ def memory(state: State) -> tuple[float, int]:
 
 
 def with_bad_batches(*bad: int, count: int = 4, factor: float = 1e18) -> Learner:
-    """A learner of so many batches, some of which have a gradient that float16 cannot hold, and a finite loss."""
+    """A learner of so many batches, some of which have a gradient that float16 cannot hold, and a
+    finite loss.
+    """
     data = batches(count, seed=1)
     for index in bad:
         data[index] = (data[index][0], data[index][1] * factor)
@@ -85,7 +89,9 @@ def test_nobody_sees_a_scaled_loss() -> None:
 
     def note(event: str, state: State) -> None:
         if state.training and state.loss is not None:
-            seen.setdefault(state.train_iter - (event == "after_batch"), set()).add(state.loss.item())
+            seen.setdefault(state.train_iter - (event == "after_batch"), set()).add(
+                state.loss.item()
+            )
 
     mine = learner(data=loaders(4, None))
     end = fit(
@@ -125,7 +131,10 @@ def test_fr2_small_gradients_survive() -> None:
             1,
             [
                 half(init_scale=init),
-                on(order=20, before_step=lambda state, seen=seen: seen.append(state.grads["0.weight"])),
+                on(
+                    order=20,
+                    before_step=lambda state, seen=seen: seen.append(state.grads["0.weight"]),
+                ),
             ],
         )
         assert_close(seen, [torch.full((1, 1), expected)], rtol=1e-3)
@@ -134,9 +143,18 @@ def test_fr2_small_gradients_survive() -> None:
 def test_fr2_a_step_that_overflows_is_skipped() -> None:
     """Bit for bit; the next one is as if the batch had not been there."""
     mine = with_bad_batches(1)
-    states = [state for event, state in trace(mine, mine.init(), 1, [half(growth_interval=3)]) if event == "after_step"]
+    states = [
+        state
+        for event, state in trace(mine, mine.init(), 1, [half(growth_interval=3)])
+        if event == "after_step"
+    ]
     assert_same((states[1].params, states[1].opt_state), (states[0].params, states[0].opt_state))
-    assert [memory(state) for state in states] == [(2.0**8, 1), (2.0**7, 0), (2.0**7, 1), (2.0**7, 2)]
+    assert [memory(state) for state in states] == [
+        (2.0**8, 1),
+        (2.0**7, 0),
+        (2.0**7, 1),
+        (2.0**7, 2),
+    ]
     good = batches(4, seed=1)
     others = learner(data=DataLoaders([good[0], *good[2:]]))
     assert_same(learned(states[3]), learned(fit(others, others.init(), 1, [half()])))
@@ -153,7 +171,9 @@ def test_a_scale_that_falls_for_ever_is_an_error() -> None:
     mine = with_bad_batches(0, count=1, factor=INF)
     start = mine.init()
     kept = Kept(start)
-    with pytest.raises(FloatingPointError, match="MixedPrecision: the loss scale has fallen to 5.88e-39") as caught:
+    with pytest.raises(
+        FloatingPointError, match="MixedPrecision: the loss scale has fallen to 5.88e-39"
+    ) as caught:
         fit(mine, start, 200, [half(init_scale=2.0**-120)])
     assert caught.value.state.epochs_seen == 6  # type: ignore[attr-defined]
     kept.check()
@@ -191,11 +211,15 @@ def test_an_overflow_anywhere_in_a_window_skips_its_step(bad: int) -> None:
     assert end.opt_state["step"] == 1
     assert memory(end) == (2.0**7, 1)
     rest = learner(data=DataLoaders(batches(6, seed=1)[3:]))
-    assert_same(learned(end), learned(fit(rest, rest.init(), 1, [half(), GradientAccumulation(batches=3)])))
+    assert_same(
+        learned(end), learned(fit(rest, rest.init(), 1, [half(), GradientAccumulation(batches=3)]))
+    )
 
 
 @pytest.mark.parametrize(("bad", "steps", "scale"), [((), 2, (2.0**8, 2)), ((2,), 1, (2.0**7, 0))])
-def test_the_last_step_of_a_phase_cut_short_is_checked_too(bad: Any, steps: int, scale: Any) -> None:
+def test_the_last_step_of_a_phase_cut_short_is_checked_too(
+    bad: Any, steps: int, scale: Any
+) -> None:
     mine = with_bad_batches(*bad)
     stop = on(after_batch=raise_once(CancelTrain, at=2))
     end = fit(mine, mine.init(), 1, [half(), GradientAccumulation(batches=2), stop])
@@ -206,7 +230,12 @@ def test_the_last_step_of_a_phase_cut_short_is_checked_too(bad: Any, steps: int,
 
 @pytest.mark.parametrize("bad", [INF, -INF, NAN])
 def test_all_finite(bad: float) -> None:
-    good = {"a": torch.full((3,), 3e38), "empty": torch.ones(0), "none": None, "half": torch.ones((), dtype=FP16)}
+    good = {
+        "a": torch.full((3,), 3e38),
+        "empty": torch.ones(0),
+        "none": None,
+        "half": torch.ones((), dtype=FP16),
+    }
     assert all_finite(good)
     assert all_finite({})
     for dtype in (torch.float32, torch.float64, FP16, BF16, torch.complex64):

@@ -47,8 +47,16 @@ LOSSES: dict[str, tuple[Callable[..., Tensor], Tensor, Tensor]] = {
         PRED,
         torch.tensor([0, 255, 2, 1, 255, 0]),
     ),
-    "cross-entropy that ignores a class": (nn.CrossEntropyLoss(weight=WEIGHT, ignore_index=1), PRED, CLASSES),
-    "cross-entropy, smoothed": (nn.CrossEntropyLoss(weight=WEIGHT, label_smoothing=0.2), PRED, CLASSES),
+    "cross-entropy that ignores a class": (
+        nn.CrossEntropyLoss(weight=WEIGHT, ignore_index=1),
+        PRED,
+        CLASSES,
+    ),
+    "cross-entropy, smoothed": (
+        nn.CrossEntropyLoss(weight=WEIGHT, label_smoothing=0.2),
+        PRED,
+        CLASSES,
+    ),
     "cross-entropy of probabilities": (F.cross_entropy, PRED, SHARES),
     "cross-entropy of pixels": (nn.CrossEntropyLoss(weight=WEIGHT, ignore_index=2), IMAGES, MASKS),
     "nll with weights": (nn.NLLLoss(weight=WEIGHT), PRED, CLASSES),
@@ -68,14 +76,20 @@ def test_the_mean_over_samples_is_the_loss(name: str) -> None:
     torch.testing.assert_close(values.mean(), loss(pred, target), rtol=1e-13, atol=0)
 
 
-UNWEIGHTED = [name for name in LOSSES if "weights" not in name and "ignores" not in name and "smoothed" not in name]
+UNWEIGHTED = [
+    name
+    for name in LOSSES
+    if "weights" not in name and "ignores" not in name and "smoothed" not in name
+]
 
 
 @pytest.mark.parametrize("name", [name for name in UNWEIGHTED if "pixels" not in name])
 def test_a_sample_has_the_loss_that_it_has_alone(name: str) -> None:
     loss, pred, target = LOSSES[name]
     alone = [loss(pred[index : index + 1], target[index : index + 1]) for index in range(6)]
-    torch.testing.assert_close(per_sample(loss)(pred, target), torch.stack(alone), rtol=1e-13, atol=0)
+    torch.testing.assert_close(
+        per_sample(loss)(pred, target), torch.stack(alone), rtol=1e-13, atol=0
+    )
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -105,21 +119,30 @@ def branching(pred: Tensor, target: Tensor) -> Tensor:
 
 
 def in_place(pred: Tensor, target: Tensor) -> Tensor:
-    return torch.zeros_like(pred[0]).add_((pred - target)[0]).mean() + torch.zeros(3).add_(pred[0]).mean()
+    return (
+        torch.zeros_like(pred[0]).add_((pred - target)[0]).mean()
+        + torch.zeros(3).add_(pred[0]).mean()
+    )
 
 
 @pytest.mark.parametrize("loss", [random, branching, in_place])
 def test_a_loss_that_cannot_be_taken_sample_by_sample(loss: Callable[..., Tensor]) -> None:
-    with pytest.raises(ValueError, match=rf"per_sample: {loss.__name__} cannot be .*It must be a mean over samples"):
+    with pytest.raises(
+        ValueError, match=rf"per_sample: {loss.__name__} cannot be .*It must be a mean over samples"
+    ):
         per_sample(loss)(PRED, REALS)
 
 
 def test_a_loss_that_is_no_number() -> None:
-    with pytest.raises(ValueError, match=r"per_sample: <lambda> must return a 0-d tensor, got shape \(3,\)"):
+    with pytest.raises(
+        ValueError, match=r"per_sample: <lambda> must return a 0-d tensor, got shape \(3,\)"
+    ):
         per_sample(lambda pred, target: (pred - target)[0])(PRED, REALS)
 
 
-@pytest.mark.parametrize("loss", [nn.MSELoss(reduction="sum"), partial(F.cross_entropy, reduction="sum")])
+@pytest.mark.parametrize(
+    "loss", [nn.MSELoss(reduction="sum"), partial(F.cross_entropy, reduction="sum")]
+)
 def test_a_sum_is_no_mean(loss: Callable[..., Tensor]) -> None:
     with pytest.raises(ValueError, match="reduction='sum'"):
         per_sample(loss)
@@ -152,7 +175,9 @@ def test_smoothing_keeps_the_other_options() -> None:
 
 
 @pytest.mark.parametrize(
-    "loss", [F.mse_loss, nn.NLLLoss(), own, partial(own, target=REALS)], ids=["mse", "nll", "own", "partial"]
+    "loss",
+    [F.mse_loss, nn.NLLLoss(), own, partial(own, target=REALS)],
+    ids=["mse", "nll", "own", "partial"],
 )
 def test_only_cross_entropy_is_smoothed(loss: Callable[..., Tensor]) -> None:
     with pytest.raises(ValueError, match="LabelSmoothing: the loss must be F.cross_entropy"):
@@ -167,7 +192,9 @@ def test_what_is_smoothed_already() -> None:
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("value", [0.0, 0.3, 1.0])
 def test_one_lambda_for_all_samples_or_the_same_for_each(name: str, value: float) -> None:
-    """Taken on the whole batch or sample by sample, the mixed loss is the same; at 1 it is the loss itself."""
+    """Taken on the whole batch or sample by sample, the mixed loss is the same; at 1 it is the loss
+    itself.
+    """
     loss, pred, target = LOSSES[name]
     order = torch.tensor([3, 0, 1, 2, 5, 4])
     one = MixedLoss(loss, torch.tensor(value), order)(pred, target)
@@ -179,7 +206,9 @@ def test_one_lambda_for_all_samples_or_the_same_for_each(name: str, value: float
 
 def test_what_is_no_batch_is_not_permuted() -> None:
     number = torch.tensor(3.0)
-    found = permuted({"x": torch.tensor([1, 2]), "number": number, "name": "y"}, torch.tensor([1, 0]))
+    found = permuted(
+        {"x": torch.tensor([1, 2]), "number": number, "name": "y"}, torch.tensor([1, 0])
+    )
     assert found["x"].tolist() == [2, 1]
     assert found["number"] is number
     assert found["name"] == "y"

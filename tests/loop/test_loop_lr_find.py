@@ -76,12 +76,19 @@ def test_the_first_step_is_that_of_the_first_lr() -> None:
 def test_the_losses_are_averaged_and_debiased() -> None:
     """(0.98 * 1 + 2) / (0.98 + 1), and so on."""
     smooth = found([1.0, 2.0, 3.0, 4.0], beta=0.98).losses
-    assert smooth == pytest.approx([1.0, 2.98 / 1.98, 5.9204 / 2.9404, 9.801992 / 3.881592], rel=1e-12)
+    assert smooth == pytest.approx(
+        [1.0, 2.98 / 1.98, 5.9204 / 2.9404, 9.801992 / 3.881592], rel=1e-12
+    )
 
 
 @pytest.mark.parametrize(
     ("losses", "count"),
-    [([2.0, 1.0, 3.9, 4.0, 5.0, 6.0], 5), ([2.0, 1.0, 4.1, 1.0], 3), ([2.0, 8.1, 1.0], 2), ([2.0, 8.0, 1.0], 3)],
+    [
+        ([2.0, 1.0, 3.9, 4.0, 5.0, 6.0], 5),
+        ([2.0, 1.0, 4.1, 1.0], 3),
+        ([2.0, 8.1, 1.0], 2),
+        ([2.0, 8.0, 1.0], 3),
+    ],
 )
 def test_fr3_it_stops_above_four_times_the_best(losses: list[float], count: int) -> None:
     assert found(losses).losses == pytest.approx(losses[:count])
@@ -152,8 +159,14 @@ def test_a_gradient_callback_takes_part() -> None:
     assert lr_find(mine, mine.init(), 0.01, 10.0, 30).losses != plain.losses
 
 
-def test_what_reports_or_watches_epochs_does_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    files = [CSVLogger(tmp_path / "log.csv"), Checkpoint(tmp_path / "run"), SaveModel(tmp_path / "best.safetensors")]
+def test_what_reports_or_watches_epochs_does_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [
+        CSVLogger(tmp_path / "log.csv"),
+        Checkpoint(tmp_path / "run"),
+        SaveModel(tmp_path / "best.safetensors"),
+    ]
     others = [Progress(), *files, EarlyStopping(patience=1)]
     mine = learner(callbacks=others)
     assert lr_find(mine, mine.init()) == lr_find(learner(), learner().init())
@@ -173,7 +186,9 @@ def test_a_run_ended_by_another_callback() -> None:
 
 @pytest.mark.parametrize("error", [None, RuntimeError("no")])
 def test_fr3_nothing_is_changed(error: Exception | None) -> None:
-    """Bit for bit: the state, torch's random numbers, the mode of every layer; even if the model fails."""
+    """Bit for bit: the state, torch's random numbers, the mode of every layer; even if the model
+    fails.
+    """
     state, before = SLOW.init(), torch.get_rng_state()
     SLOW.model[1].eval()
     modes = [layer.training for layer in SLOW.model.modules()]
@@ -254,7 +269,9 @@ def classify() -> tuple[nn.Module, DataLoaders]:
         torch.manual_seed(0)
         x = torch.randn(512, 20)
         y = (x @ torch.randn(20, 4)).argmax(dim=1)
-        return nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 4)), DataLoaders(Batches((x, y), 64))
+        return nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 4)), DataLoaders(
+            Batches((x, y), 64)
+        )
 
 
 def test_b43_sgd_wants_a_higher_lr_than_adam() -> None:

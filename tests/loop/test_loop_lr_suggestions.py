@@ -23,7 +23,9 @@ def oracle() -> LRFind:
     """A curve of 91 batches; the fourfold best is passed at the last."""
     lrs = tuple(1e-7 * 1e8 ** (i / 100) for i in range(91))
     logs = [math.log10(lr) for lr in lrs]
-    return LRFind(lrs, tuple(2.3 - 1.6 * sigmoid(2.5 * (x + 3)) + math.exp(4 * x) for x in logs), 100)
+    return LRFind(
+        lrs, tuple(2.3 - 1.6 * sigmoid(2.5 * (x + 3)) + math.exp(4 * x) for x in logs), 100
+    )
 
 
 def second() -> tuple[list[float], list[float]]:
@@ -40,7 +42,10 @@ Rules = Callable[[Sequence[float], Sequence[float]], float]
 def test_the_part_of_the_curve_that_is_used() -> None:
     lrs, losses = oracle().curve
     assert len(lrs) == len(losses) == 76
-    assert (lrs[0], lrs[-1]) == (pytest.approx(6.3096e-7, rel=1e-4), pytest.approx(0.63096, rel=1e-4))
+    assert (lrs[0], lrs[-1]) == (
+        pytest.approx(6.3096e-7, rel=1e-4),
+        pytest.approx(0.63096, rel=1e-4),
+    )
     assert losses.index(min(losses)) == 63
 
 
@@ -99,7 +104,9 @@ def test_slide_of_a_curve_that_is_settled_takes_the_first_window() -> None:
 def test_too_few_points(rule: Rules, least: int) -> None:
     points = [float(n) for n in range(1, least + 1)]
     assert rule(points, points[::-1]) in (points[0], points[-1] / 10)
-    with pytest.raises(ValueError, match=f"{rule.__name__}: needs {least} points of the curve, got {least - 1}"):
+    with pytest.raises(
+        ValueError, match=f"{rule.__name__}: needs {least} points of the curve, got {least - 1}"
+    ):
         rule(points[1:], points[1:])
 
 
@@ -113,7 +120,10 @@ def test_too_few_points_on_a_curve() -> None:
 def marks(figure: Figure) -> dict[str, tuple[float, float]]:
     """Label of a mark -> (lr, loss)."""
     lines = figure.axes[0].lines[1:]
-    return {str(line.get_label()).split()[0]: (line.get_xdata()[0], line.get_ydata()[0]) for line in lines}  # type: ignore[index]
+    return {
+        str(line.get_label()).split()[0]: (line.get_xdata()[0], line.get_ydata()[0])
+        for line in lines
+    }  # type: ignore[index]
 
 
 def test_the_picture_has_the_curve_without_its_last_five_batches() -> None:
@@ -128,14 +138,20 @@ def test_the_picture_has_the_curve_without_its_last_five_batches() -> None:
 def test_every_suggestion_is_marked_on_the_curve() -> None:
     found = oracle()
     shown = marks(plot_lr_find(found))
-    assert {name: lr for name, (lr, _) in shown.items()} == pytest.approx(found.suggestions._asdict())
+    assert {name: lr for name, (lr, _) in shown.items()} == pytest.approx(
+        found.suggestions._asdict()
+    )
     at = found.lrs.index(found.steep)
     assert shown["steep"][1] == pytest.approx(found.losses[at])
     assert shown["minimum"][1] > shown["steep"][1] - 0.8
 
 
 def test_a_picture_of_few_points_marks_what_it_can() -> None:
-    few = LRFind(tuple(10.0**n for n in range(-9, 2)), (3.0, 2.9, 2.8, 2.0, 1.5, 1.0, 0.9, 1.2, 2.0, 3.0, 4.0), 11)
+    few = LRFind(
+        tuple(10.0**n for n in range(-9, 2)),
+        (3.0, 2.9, 2.8, 2.0, 1.5, 1.0, 0.9, 1.2, 2.0, 3.0, 4.0),
+        11,
+    )
     assert list(marks(few.plot())) == ["valley", "minimum", "steep"]
 
 

@@ -1,4 +1,6 @@
-"""Laws of all metrics: the same value for any batches, nothing touched, no device waited for before the end."""
+"""Laws of all metrics: the same value for any batches, nothing touched, no device waited for before
+the end.
+"""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -58,7 +60,9 @@ def numbers(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 def classes(count: int, generator: torch.Generator, kinds: int = 3) -> tuple[Tensor, Tensor]:
     """Scores of classes."""
-    return torch.randn(count, kinds, generator=generator), torch.randint(kinds, (count,), generator=generator)
+    return torch.randn(count, kinds, generator=generator), torch.randint(
+        kinds, (count,), generator=generator
+    )
 
 
 def two_classes(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -68,7 +72,9 @@ def two_classes(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]
 
 def labels(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Four questions about each sample."""
-    return torch.randn(count, 4, generator=generator), torch.randint(2, (count, 4), generator=generator)
+    return torch.randn(count, 4, generator=generator), torch.randint(
+        2, (count, 4), generator=generator
+    )
 
 
 def images(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -111,7 +117,9 @@ CASES: list[tuple[Any, Any]] = [
 IDS = [f"{metric.name}-{index}" for index, (metric, _) in enumerate(CASES)]
 
 
-def batches_of(make: Any, seed: int, cuts: Sequence[int], count: int = 30) -> list[tuple[Tensor, Tensor]]:
+def batches_of(
+    make: Any, seed: int, cuts: Sequence[int], count: int = 30
+) -> list[tuple[Tensor, Tensor]]:
     """The data, cut there; pieces may be empty."""
     pred, target = make(count, torch.Generator().manual_seed(seed))
     edges = [0, *sorted(cuts), count]
@@ -128,13 +136,17 @@ def fold(metric: Mergeable, batches: Sequence[tuple[Tensor, Tensor]]) -> Mapping
 
 @pytest.mark.parametrize(("metric", "make"), CASES, ids=IDS)
 @settings(max_examples=12, derandomize=True, database=None, deadline=None)
-@given(seed=st.integers(0, 10**6), cuts=st.lists(st.integers(0, 30), max_size=6), order=st.randoms())
+@given(
+    seed=st.integers(0, 10**6), cuts=st.lists(st.integers(0, 30), max_size=6), order=st.randoms()
+)
 def test_the_value_is_the_same_for_any_cuts_and_any_order_of_merging(
     metric: Any, make: Any, seed: int, cuts: list[int], order: Any
 ) -> None:
     batches = batches_of(make, seed, cuts)
     whole = metric.value(fold(metric, batches_of(make, seed, [])))
-    assert metric.value(fold(metric, batches)) == pytest.approx(whole, rel=1e-10, abs=1e-12, nan_ok=True)
+    assert metric.value(fold(metric, batches)) == pytest.approx(
+        whole, rel=1e-10, abs=1e-12, nan_ok=True
+    )
     parts = [fold(metric, [batch]) for batch in batches] + [metric.start()]
     while len(parts) > 1:
         order.shuffle(parts)
@@ -182,7 +194,9 @@ def test_accumulators_can_be_saved(metric: Any, make: Any) -> None:
     """A run may be stopped in the middle of a validation, and go on."""
     counted = fold(metric, batches_of(make, 0, [7, 19])[:2])
     rest = batches_of(make, 0, [7, 19])[2]
-    assert metric.value(metric.add(decode(*encode(counted, "sums")), *rest)) == metric.value(metric.add(counted, *rest))
+    assert metric.value(metric.add(decode(*encode(counted, "sums")), *rest)) == metric.value(
+        metric.add(counted, *rest)
+    )
 
 
 def test_what_is_collected_is_kept_in_few_pieces() -> None:
@@ -192,7 +206,9 @@ def test_what_is_collected_is_kept_in_few_pieces() -> None:
 
 
 @pytest.mark.parametrize(("metric", "make"), CASES, ids=IDS)
-def test_the_value_of_nothing_is_nan_and_a_metric_is_a_function_of_one_batch(metric: Any, make: Any) -> None:
+def test_the_value_of_nothing_is_nan_and_a_metric_is_a_function_of_one_batch(
+    metric: Any, make: Any
+) -> None:
     assert isnan(metric.value(metric.start()))
     ((pred, target),) = batches_of(make, 3, [])
     assert metric(pred, target) == metric.value(fold(metric, [(pred, target)]))

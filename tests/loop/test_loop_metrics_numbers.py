@@ -62,7 +62,10 @@ def test_two_classes_by_hand(metric: Any, value: float) -> None:
 
 def test_rows_of_the_confusion_matrix_are_targets() -> None:
     assert confusion_matrix(SCORES, TRUTH).tolist() == [[1, 1], [1, 2]]
-    assert confusion_matrix(SCORES, TRUTH.to(torch.uint8), ignore_index=0).tolist() == [[0, 0], [1, 2]]
+    assert confusion_matrix(SCORES, TRUTH.to(torch.uint8), ignore_index=0).tolist() == [
+        [0, 0],
+        [1, 2],
+    ]
 
 
 def test_classes_that_nobody_has_or_gives_do_not_count_but_labels_do() -> None:
@@ -78,12 +81,20 @@ def test_nothing_given_and_nothing_wanted_is_0(metric: Any) -> None:
 
 @pytest.mark.parametrize(
     ("metric", "value"),
-    [(mse, 5 / 3), (mae, 1.0), (RMSE(), sqrt(5 / 3)), (R2(), 1 - 5 / 2), (ExplainedVariance(), 1 - (14 / 3) / 2)],
+    [
+        (mse, 5 / 3),
+        (mae, 1.0),
+        (RMSE(), sqrt(5 / 3)),
+        (R2(), 1 - 5 / 2),
+        (ExplainedVariance(), 1 - (14 / 3) / 2),
+    ],
     ids=metric_name,
 )
 def test_numbers_by_hand(metric: Any, value: float) -> None:
     """Errors -1, 0, 2: squares 5; of mean 1/3, so 5 - 3 / 9 around it; targets deviate by 1, 0, 1."""
-    assert float(metric(torch.tensor([0.0, 2.0, 5.0]), torch.tensor([1.0, 2.0, 3.0]))) == pytest.approx(value, rel=1e-6)
+    assert float(
+        metric(torch.tensor([0.0, 2.0, 5.0]), torch.tensor([1.0, 2.0, 3.0]))
+    ) == pytest.approx(value, rel=1e-6)
 
 
 def test_correlations_by_hand() -> None:
@@ -95,7 +106,9 @@ def test_correlations_by_hand() -> None:
 
 @pytest.mark.parametrize(("pred", "value"), [([2.0, 2.0], 1.0), ([2.0, 3.0], 0.0), ([2.0], nan)])
 def test_r2_where_targets_do_not_vary(pred: list[float], value: float) -> None:
-    assert R2()(torch.tensor(pred), torch.full((len(pred),), 2.0)) == pytest.approx(value, nan_ok=True)
+    assert R2()(torch.tensor(pred), torch.full((len(pred),), 2.0)) == pytest.approx(
+        value, nan_ok=True
+    )
 
 
 def test_moments_do_not_cancel() -> None:
@@ -108,7 +121,11 @@ def test_moments_do_not_cancel() -> None:
 
 def test_functions_of_one_batch_by_hand() -> None:
     scores = torch.tensor([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0]])
-    assert [top_k_accuracy(k)(scores, torch.tensor([1, 0])).item() for k in (1, 2, 3)] == [0.0, 0.5, 1.0]
+    assert [top_k_accuracy(k)(scores, torch.tensor([1, 0])).item() for k in (1, 2, 3)] == [
+        0.0,
+        0.5,
+        1.0,
+    ]
     shares = torch.tensor([[0.6, 0.4]])
     assert accuracy_multi(0.5, sigmoid=False)(shares, torch.tensor([[1, 1]])).item() == 0.5
     assert accuracy_multi(0.5)(shares, torch.tensor([[1, 1]])).item() == 1.0
@@ -116,7 +133,9 @@ def test_functions_of_one_batch_by_hand() -> None:
 
 
 def test_perplexity_counts_tokens_not_samples() -> None:
-    """Three tokens, of which the model is sure of one and torn between two for two: exp(2 ln 2 / 3)."""
+    """Three tokens, of which the model is sure of one and torn between two for two: exp(2 ln 2 /
+    3).
+    """
     sure, torn = [0.0, -1e9], [0.0, 0.0]
     pred = torch.tensor([[sure, torn], [torn, sure]], dtype=torch.float64)
     target = torch.tensor([[0, 1], [0, -100]])
@@ -129,7 +148,9 @@ def test_weights_of_zero_count_nothing_whatever_the_measure() -> None:
     metric = Weighted(right_tokens, tokens)
     padding = torch.zeros(1, 2, 2), torch.full((1, 2), -1)
     assert isnan(float(right_tokens(*padding)))
-    assert metric.value(fold(metric, [padding, (torch.eye(2)[None], torch.tensor([[0, 0]]))])) == 0.5
+    assert (
+        metric.value(fold(metric, [padding, (torch.eye(2)[None], torch.tensor([[0, 0]]))])) == 0.5
+    )
 
 
 @pytest.mark.parametrize("metric", [F1(), F1, 3])
@@ -141,7 +162,9 @@ def test_weighted_takes_functions(metric: Any) -> None:
 def test_mistakes_are_named() -> None:
     with pytest.raises(ValueError, match="F1: average must be one of"):
         F1("mean")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="average='binary' needs scores of 2 classes along axis -1"):
+    with pytest.raises(
+        ValueError, match="average='binary' needs scores of 2 classes along axis -1"
+    ):
         F1()(torch.zeros(2, 3), torch.zeros(2, dtype=torch.long))
     with pytest.raises(ValueError, match=r"RMSE: pred and target .* \(2, 3\) and \(2,\)"):
         RMSE()(torch.zeros(2, 3), torch.zeros(2))
@@ -152,7 +175,16 @@ def test_mistakes_are_named() -> None:
 
 
 def test_names_of_columns() -> None:
-    metrics = [accuracy, F1(), F1("macro"), Precision("micro"), R2(), RMSE(), top_k_accuracy(5), Weighted(mae, tokens)]
+    metrics = [
+        accuracy,
+        F1(),
+        F1("macro"),
+        Precision("micro"),
+        R2(),
+        RMSE(),
+        top_k_accuracy(5),
+        Weighted(mae, tokens),
+    ]
     names = ["accuracy", "f1", "f1_macro", "precision_micro", "r2", "rmse", "top_5_accuracy", "mae"]
     assert list(metrics_by_name(metrics)) == names
 
@@ -184,12 +216,16 @@ def test_the_recorder_records_both_kinds_in_training() -> None:
 def test_what_the_learner_no_longer_measures_is_no_column() -> None:
     """A callback may lend the validation's batches other metrics."""
     mine = plays(mae)
-    lend = on(before_batch=lambda state: state.replace(learner=replace(state.learner, metrics=(R2(),))))
+    lend = on(
+        before_batch=lambda state: state.replace(learner=replace(state.learner, metrics=(R2(),)))
+    )
     (row,) = fit(mine, mine.init(), 1, [lend]).history.rows
     assert (row["mae"], row["valid_loss"]) == (None, pytest.approx(2.0))
 
 
-@pytest.mark.parametrize("run", [lambda mine: fit(mine, mine.init(), 1), lambda mine: validate(mine, mine.init())])
+@pytest.mark.parametrize(
+    "run", [lambda mine: fit(mine, mine.init(), 1), lambda mine: validate(mine, mine.init())]
+)
 def test_metrics_that_cannot_be_columns_are_errors(run: Any) -> None:
     with pytest.raises(TypeError, match="got the class R2"):
         run(plays(R2))
@@ -207,13 +243,18 @@ def test_they_are_errors_before_anything_is_trained() -> None:
 def test_targets_may_have_an_axis_of_one(metric: Any) -> None:
     """(N, 1) against (N,) is no table of N x N comparisons."""
     assert metric(torch.eye(3), torch.tensor([[0], [1], [2]])) == 1.0
-    with pytest.raises(ValueError, match="accuracy: pred and target must have equally many elements"):
+    with pytest.raises(
+        ValueError, match="accuracy: pred and target must have equally many elements"
+    ):
         metric(torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4))
 
 
 def test_constants_do_not_vary_even_if_their_mean_is_rounded() -> None:
     """The mean of three times 0.1 is not 0.1."""
-    constant, other = torch.full((3,), 0.1, dtype=torch.float64), torch.tensor([0.1, 0.2, 0.4], dtype=torch.float64)
+    constant, other = (
+        torch.full((3,), 0.1, dtype=torch.float64),
+        torch.tensor([0.1, 0.2, 0.4], dtype=torch.float64),
+    )
     assert isnan(Pearson()(other, constant))
     assert R2()(other, constant) == ExplainedVariance()(other, constant) == 0.0
     assert R2()(constant, constant) == 1.0
@@ -228,21 +269,32 @@ def test_empty_batches_count_nothing() -> None:
     none = torch.zeros(0)
     assert isnan(Spearman()(none, none))
     full, empty = (torch.ones(2, 1), torch.zeros(2, 1)), (torch.zeros(0, 1), torch.zeros(0, 1))
-    learner = Learner(one_weight(2.0), DataLoaders([full]), torch.nn.functional.mse_loss, sgd(), metrics=[mse])
+    learner = Learner(
+        one_weight(2.0), DataLoaders([full]), torch.nn.functional.mse_loss, sgd(), metrics=[mse]
+    )
     assert validate(learner, learner.init(), [full, empty]) == {"valid_loss": 4.0, "mse": 4.0}
     assert all(isnan(value) for value in validate(learner, learner.init(), [empty]).values())
 
 
 def test_averages_over_labels_need_an_axis_of_them() -> None:
     scores, answers = torch.tensor([3.0, -2.0, 1.0]), torch.tensor([1, 1, 0])
-    with pytest.raises(ValueError, match=r"F1: average='micro' with a threshold .* got shape \(3,\)"):
+    with pytest.raises(
+        ValueError, match=r"F1: average='micro' with a threshold .* got shape \(3,\)"
+    ):
         F1("micro", threshold=0.5)(scores, answers)
-    assert F1("micro", threshold=0.5)(scores[:, None], answers[:, None]) == F1(threshold=0.5)(scores, answers) == 0.5
+    assert (
+        F1("micro", threshold=0.5)(scores[:, None], answers[:, None])
+        == F1(threshold=0.5)(scores, answers)
+        == 0.5
+    )
 
 
 def test_functions_of_half_precision_are_computed_in_single() -> None:
     """300 squared is no float16, and 257 no bfloat16."""
-    half, brain = torch.tensor([300.0], dtype=torch.float16), torch.tensor([256.0, 258.0], dtype=torch.bfloat16)
+    half, brain = (
+        torch.tensor([300.0], dtype=torch.float16),
+        torch.tensor([256.0, 258.0], dtype=torch.bfloat16),
+    )
     assert mse(half, torch.zeros_like(half)) == 90_000.0
     assert mae(brain, torch.zeros_like(brain)) == 257.0
     assert mse(half.double(), torch.zeros(1)).dtype == torch.float64

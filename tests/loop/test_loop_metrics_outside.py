@@ -1,4 +1,6 @@
-"""TorchMetric: metrics of torchmetrics as pure functions; with a stand-in, and with the package if it is installed."""
+"""TorchMetric: metrics of torchmetrics as pure functions; with a stand-in, and with the package if
+it is installed.
+"""
 
 import importlib
 import warnings
@@ -18,7 +20,9 @@ from tests.loop.helpers import one_weight
 
 
 class RootMeanSquare:
-    """What torchmetrics' metrics look like from outside: an object that changes, with sums, and a list of pieces."""
+    """What torchmetrics' metrics look like from outside: an object that changes, with sums, and a
+    list of pieces.
+    """
 
     def __init__(self) -> None:
         self.squares, self.count = torch.tensor(0.0), torch.tensor(0)
@@ -59,7 +63,10 @@ def batches(count: int = 3) -> list[tuple[Tensor, Tensor]]:
     """Uneven ones."""
     generator = torch.Generator().manual_seed(0)
     sizes = [5, 1, 8][:count]
-    return [(torch.randn(size, generator=generator), torch.randn(size, generator=generator)) for size in sizes]
+    return [
+        (torch.randn(size, generator=generator), torch.randn(size, generator=generator))
+        for size in sizes
+    ]
 
 
 def torchmetrics_metric(name: str) -> Any:
@@ -99,7 +106,9 @@ def fold(metric: Any, data: list[tuple[Tensor, Tensor]]) -> Any:
 
 def test_the_value_is_that_of_all_data(pair: tuple[Any, Any]) -> None:
     metric, ours = pair
-    assert metric.value(fold(metric, batches())) == pytest.approx(ours.value(fold(ours, batches())), abs=1e-6)
+    assert metric.value(fold(metric, batches())) == pytest.approx(
+        ours.value(fold(ours, batches())), abs=1e-6
+    )
 
 
 def test_accumulators_are_values(pair: tuple[Any, Any]) -> None:
@@ -134,7 +143,13 @@ def test_it_is_a_mergeable_with_the_name_of_the_class() -> None:
 
 def test_a_run_records_it() -> None:
     data = [(pred[:, None], target[:, None]) for pred, target in batches()]
-    mine = Learner(one_weight(), DataLoaders(data, data), mse, sgd(lr=0.0), [TorchMetric(RootMeanSquare), RMSE()])
+    mine = Learner(
+        one_weight(),
+        DataLoaders(data, data),
+        mse,
+        sgd(lr=0.0),
+        [TorchMetric(RootMeanSquare), RMSE()],
+    )
     measured = validate(mine, mine.init())
     assert measured["root_mean_square"] == pytest.approx(measured["rmse"])
     assert measured["rmse"] == pytest.approx(sqrt(measured["valid_loss"]))

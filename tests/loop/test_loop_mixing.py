@@ -1,4 +1,6 @@
-"""MixUp, CutMix and LabelSmoothing: training batches that are mixtures (B30: Mixup as a before_batch callback)."""
+"""MixUp, CutMix and LabelSmoothing: training batches that are mixtures (B30: Mixup as a
+before_batch callback).
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -33,7 +35,9 @@ def classifier(**rest: Any) -> Learner:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Flatten(), nn.Linear(48, 3))
-    return Learner(model, DataLoaders(images(3), images(2, seed=2)), cross_entropy, sgd(lr=0.1), **rest)
+    return Learner(
+        model, DataLoaders(images(3), images(2, seed=2)), cross_entropy, sgd(lr=0.1), **rest
+    )
 
 
 def seen(mine: Learner, event: str, *callbacks: Any, epochs: int = 1) -> list[State]:
@@ -42,14 +46,20 @@ def seen(mine: Learner, event: str, *callbacks: Any, epochs: int = 1) -> list[St
 
 
 def test_b30_mixup_in_a_run() -> None:
-    """The batch is mixed, the targets stay, and the loss asks for both, each sample with its own lambda."""
+    """The batch is mixed, the targets stay, and the loss asks for both, each sample with its own
+    lambda.
+    """
     mine = classifier()
     for state, (x, y) in zip(seen(mine, "after_loss", MixUp())[:3], images(3), strict=True):
         generator = generator_of(state, 101)
         lam = beta(0.4, 5, generator)
         lam, order = torch.maximum(lam, 1 - lam).float(), torch.randperm(5, generator=generator)
         assert len(set(lam.tolist())) == 5
-        assert_close(state.x, lam[:, None, None, None] * x + (1 - lam)[:, None, None, None] * x[order], atol=1e-6)
+        assert_close(
+            state.x,
+            lam[:, None, None, None] * x + (1 - lam)[:, None, None, None] * x[order],
+            atol=1e-6,
+        )
         assert state.y is y or torch.equal(state.y, y)
         each = lam * cross_entropy(state.pred, y, reduction="none")
         each += (1 - lam) * cross_entropy(state.pred, y[order], reduction="none")
@@ -94,8 +104,12 @@ def test_nothing_is_written_to(make: Callable[[], Any]) -> None:
 @pytest.mark.parametrize("make", [*BOTH, LabelSmoothing])
 @pytest.mark.parametrize("event", ["before_batch", "after_loss", "before_step", "after_batch"])
 @pytest.mark.parametrize("end", [CancelEpoch, ValueError], ids=str)
-def test_the_loss_comes_back_whatever_happens(make: Callable[[], Any], event: str, end: Any) -> None:
-    """After CancelEpoch and after an error: the next epoch, and the next run, measure by the learner's own loss."""
+def test_the_loss_comes_back_whatever_happens(
+    make: Callable[[], Any], event: str, end: Any
+) -> None:
+    """After CancelEpoch and after an error: the next epoch, and the next run, measure by the
+    learner's own loss.
+    """
     mine = classifier()
     found: list[Any] = []
     spy = on("spy", 100, before_epoch=lambda state: found.append(state.learner.loss))
@@ -128,7 +142,10 @@ def test_floating_targets_are_mixed(mix_targets: bool | None) -> None:
     ):
         generator = generator_of(state, 101)
         lam = beta(0.4, 4, generator)
-        lam, order = torch.maximum(lam, 1 - lam).float()[:, None], torch.randperm(4, generator=generator)
+        lam, order = (
+            torch.maximum(lam, 1 - lam).float()[:, None],
+            torch.randperm(4, generator=generator),
+        )
         assert_close(state.x, torch.lerp(x[order], x, lam))
         assert_close(state.y, torch.lerp(y[order], y, lam))
         assert state.learner is not None
@@ -143,7 +160,11 @@ def test_losses_of_floating_targets_can_be_mixed_too() -> None:
 def test_a_loss_of_a_users_own() -> None:
     mine = classifier()
     own = replace(mine, loss=lambda pred, target: cross_entropy(pred, target))
-    assert_close(fit(own, own.init(), 1, [MixUp()]).params, fit(mine, mine.init(), 1, [MixUp()]).params, rtol=1e-5)
+    assert_close(
+        fit(own, own.init(), 1, [MixUp()]).params,
+        fit(mine, mine.init(), 1, [MixUp()]).params,
+        rtol=1e-5,
+    )
 
 
 @pytest.mark.parametrize("make", BOTH)
@@ -160,7 +181,10 @@ def test_smoothing_goes_together_with_mixing(make: Callable[[], Any]) -> None:
 
 def test_smoothing_is_for_training_only() -> None:
     mine = classifier()
-    smooth, plain = fit(mine, mine.init(), 1, [LabelSmoothing()], lr=0.0), fit(mine, mine.init(), 1, lr=0.0)
+    smooth, plain = (
+        fit(mine, mine.init(), 1, [LabelSmoothing()], lr=0.0),
+        fit(mine, mine.init(), 1, lr=0.0),
+    )
     assert smooth.history.losses[0] != plain.history.losses[0]
     assert smooth.history.rows[0]["valid_loss"] == plain.history.rows[0]["valid_loss"]
 
@@ -184,14 +208,18 @@ def test_inputs_that_cannot_be_mixed() -> None:
     for callback in (MixUp(), CutMix()):
         with pytest.raises(ValueError, match=r"no input is .*Got torch.int64 \(5, 1, 6, 8\)"):
             fit(whole, whole.init(), 1, [callback])
-    with pytest.raises(ValueError, match=r"CutMix: no input is an image, .*Got torch.float32 \(4, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"CutMix: no input is an image, .*Got torch.float32 \(4, 2\)"
+    ):
         fit(learner(), learner().init(), 1, [CutMix()])
 
 
 def test_images_of_two_sizes() -> None:
     mine = classifier(n_inputs=2)
     two = replace(mine, data=DataLoaders([(x, x[..., :4], y) for x, y in images(1)]))
-    with pytest.raises(ValueError, match=r"CutMix: images must be of one size, got \[\(6, 4\), \(6, 8\)\]"):
+    with pytest.raises(
+        ValueError, match=r"CutMix: images must be of one size, got \[\(6, 4\), \(6, 8\)\]"
+    ):
         fit(two, two.init(), 1, [CutMix()])
 
 
@@ -210,5 +238,9 @@ def test_shares_out_of_range(make: Callable[..., Any], value: float) -> None:
 
 
 def test_a_batch_without_targets() -> None:
-    mine = replace(learner(), loss=lambda pred: pred.square().mean(), data=DataLoaders([x for x, _ in loaders().train]))
+    mine = replace(
+        learner(),
+        loss=lambda pred: pred.square().mean(),
+        data=DataLoaders([x for x, _ in loaders().train]),
+    )
     assert fit(mine, mine.init(), 1, [MixUp()]).train_iter == 3

@@ -7,7 +7,14 @@ import torch
 from torch import Tensor
 
 from loop import State
-from loop.callbacks.mixing import beta, box_area, cutmix_batch, cutmix_box, generator_of, mixup_batch
+from loop.callbacks.mixing import (
+    beta,
+    box_area,
+    cutmix_batch,
+    cutmix_box,
+    generator_of,
+    mixup_batch,
+)
 from tests.comparing import Untouched
 
 
@@ -48,7 +55,11 @@ def test_what_is_drawn_is_a_function_of_seed_iteration_and_purpose() -> None:
     state = State({}, {}, {}, {}, seed=1, train_iter=2)
     draw = beta(1.0, 3, generator_of(state, 101))
     assert torch.equal(draw, beta(1.0, 3, generator_of(state.replace(epoch=5), 101)))
-    for other, purpose in ((state.replace(seed=2), 101), (state.replace(train_iter=3), 101), (state, 102)):
+    for other, purpose in (
+        (state.replace(seed=2), 101),
+        (state.replace(train_iter=3), 101),
+        (state, 102),
+    ):
         assert not torch.equal(draw, beta(1.0, 3, generator_of(other, purpose)))
 
 
@@ -59,7 +70,12 @@ def test_mixup_by_hand() -> None:
 
 
 def test_mixup_mixes_floating_inputs_only() -> None:
-    batch = ({"image": torch.tensor([0.0, 2.0])}, torch.tensor([5, 6]), torch.tensor([0.0, 4.0], dtype=torch.half), "a")
+    batch = (
+        {"image": torch.tensor([0.0, 2.0])},
+        torch.tensor([5, 6]),
+        torch.tensor([0.0, 4.0], dtype=torch.half),
+        "a",
+    )
     found = mixup_batch(batch, torch.tensor([0.5, 0.5], dtype=torch.float64), torch.tensor([1, 0]))
     assert found[0]["image"].tolist() == [1.0, 1.0]
     assert found[1].tolist() == [5, 6]
@@ -68,7 +84,9 @@ def test_mixup_mixes_floating_inputs_only() -> None:
 
 
 def test_a_box_by_hand() -> None:
-    """sqrt(1 - 0.75) = 1 / 2 of 6 x 8 is 3 x 4; halves are rounded down, what sticks out is cut off."""
+    """sqrt(1 - 0.75) = 1 / 2 of 6 x 8 is 3 x 4; halves are rounded down, what sticks out is cut
+    off.
+    """
     assert cutmix_box(6, 8, 0.75, row=3, column=4) == (2, 4, 2, 6)
     assert cutmix_box(6, 8, 0.75, row=0, column=7) == (0, 1, 5, 8)
     assert cutmix_box(6, 8, 1.0, row=3, column=4) == (3, 3, 4, 4)
@@ -89,7 +107,10 @@ def test_a_pasted_box_by_hand() -> None:
 
 def test_a_pasted_box_in_expanded_memory() -> None:
     x = torch.tensor([1.0, 2.0]).reshape(2, 1, 1, 1).expand(2, 1, 2, 2)
-    assert cutmix_batch(x, torch.tensor([1, 0]), (0, 1, 0, 1))[:, 0].tolist() == [[[2, 1], [1, 1]], [[1, 2], [2, 2]]]
+    assert cutmix_batch(x, torch.tensor([1, 0]), (0, 1, 0, 1))[:, 0].tolist() == [
+        [[2, 1], [1, 1]],
+        [[1, 2], [2, 2]],
+    ]
 
 
 def test_a_pasted_box_leaves_the_memory_format() -> None:

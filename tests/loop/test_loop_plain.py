@@ -21,7 +21,9 @@ def functional_loop(mine: Learner, state: State, epochs: int) -> dict[str, Any]:
     for _ in range(epochs):
         for x, y in mine.data.train:
 
-            def loss_fn(params: Mapping[str, Any], buffers: Any = buffers, x: Any = x, y: Any = y) -> tuple[Any, Any]:
+            def loss_fn(
+                params: Mapping[str, Any], buffers: Any = buffers, x: Any = x, y: Any = y
+            ) -> tuple[Any, Any]:
                 pred, after = apply(mine.model, params, buffers, x)
                 return mine.loss(pred, y), after
 
@@ -30,7 +32,9 @@ def functional_loop(mine: Learner, state: State, epochs: int) -> dict[str, Any]:
     return {"params": params, "buffers": buffers, "opt_state": opt_state}
 
 
-@pytest.mark.parametrize("opt", [sgd(lr=0.1), sgd(lr=0.1, mom=0.9, wd=0.01), adamw(lr=0.01)], ids=repr)
+@pytest.mark.parametrize(
+    "opt", [sgd(lr=0.1), sgd(lr=0.1, mom=0.9, wd=0.01), adamw(lr=0.01)], ids=repr
+)
 def test_the_loop_is_the_loop_written_out(opt: Optimizer) -> None:
     mine = learner(net(dropout=0.0), opt=opt)
     start = mine.init()
@@ -58,7 +62,9 @@ PAIRS: list[tuple[Optimizer, Callable[[Any], torch.optim.Optimizer]]] = [
     (sgd(lr=0.1, mom=0.9), lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9)),
     (
         sgd(lr=0.1, mom=0.9, nesterov=True, wd=0.1),
-        lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.1),
+        lambda params: torch.optim.SGD(
+            params, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.1
+        ),
     ),
     (adamw(lr=0.01), lambda params: torch.optim.AdamW(params, lr=0.01)),
 ]
@@ -69,7 +75,9 @@ def test_the_loop_is_plain_torch(opt: Optimizer, make_opt: Callable[[Any], Any])
     data = [(x.double(), y.double()) for x, y in batches(3, seed=1)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.BatchNorm1d(4), nn.Linear(4, 2)).double()
+        model = nn.Sequential(
+            nn.Linear(2, 4), nn.Tanh(), nn.BatchNorm1d(4), nn.Linear(4, 2)
+        ).double()
     mine = learner(model, DataLoaders(data), opt=opt)
     end = fit(mine, mine.init(), 4)
     expected, seen = torch_loop(model, data, make_opt, 4)
@@ -84,7 +92,9 @@ def test_validation_is_plain_torch() -> None:
     model.load_state_dict({**end.params, **end.buffers})
     x, y = (torch.cat(parts) for parts in zip(*mine.data.valid or (), strict=True))
     with torch.no_grad():
-        assert validate(mine, end)["valid_loss"] == pytest.approx(mse_loss(model(x), y).item(), rel=1e-6)
+        assert validate(mine, end)["valid_loss"] == pytest.approx(
+            mse_loss(model(x), y).item(), rel=1e-6
+        )
 
 
 def test_tied_layers_learn_as_one() -> None:

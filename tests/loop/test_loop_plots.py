@@ -44,7 +44,10 @@ def _no_global_figures() -> Any:
 def lines(figure: Figure) -> dict[str, tuple[list[float], list[float]]]:
     """Label -> (x, y) of every line in the first axes."""
     return {
-        str(line.get_label()): (np.asarray(line.get_xdata()).tolist(), np.asarray(line.get_ydata()).tolist())
+        str(line.get_label()): (
+            np.asarray(line.get_xdata()).tolist(),
+            np.asarray(line.get_ydata()).tolist(),
+        )
         for line in figure.axes[0].lines
     }
 
@@ -52,7 +55,10 @@ def lines(figure: Figure) -> dict[str, tuple[list[float], list[float]]]:
 def test_the_losses_of_training_and_validation() -> None:
     found = lines(plot_losses(RUN.history))
     assert found["training, each batch"] == ([0, 1, 2, 3, 4, 5], pytest.approx(losses(RUN)))
-    assert found["training, smoothed"] == ([0, 1, 2, 3, 4, 5], pytest.approx(RUN.history.smooth_losses()))
+    assert found["training, smoothed"] == (
+        [0, 1, 2, 3, 4, 5],
+        pytest.approx(RUN.history.smooth_losses()),
+    )
     assert found["validation"] == ([3, 6], pytest.approx(RUN.history.column("valid_loss")))
 
 
@@ -63,7 +69,10 @@ def test_the_losses_without_the_first_batches() -> None:
 
 def test_the_losses_without_validation() -> None:
     mine = learner(data=loaders(valid=None))
-    assert list(lines(plot_losses(fit(mine, mine.init(), 1).history))) == ["training, each batch", "training, smoothed"]
+    assert list(lines(plot_losses(fit(mine, mine.init(), 1).history))) == [
+        "training, each batch",
+        "training, smoothed",
+    ]
 
 
 def test_the_losses_have_labels() -> None:
@@ -81,7 +90,9 @@ def test_the_schedules_that_changed() -> None:
 
 
 def test_the_schedules_of_a_run_without_any() -> None:
-    assert [axes.get_ylabel() for axes in plot_schedules(fit(MINE, MINE.init(), 1).history).axes] == ["lr"]
+    assert [
+        axes.get_ylabel() for axes in plot_schedules(fit(MINE, MINE.init(), 1).history).axes
+    ] == ["lr"]
 
 
 def test_the_schedules_that_are_asked_for() -> None:
@@ -118,11 +129,21 @@ def titles(targets: list[int], **rest: Any) -> list[tuple[str, str]]:
 
 
 def test_predictions_that_are_right_are_black_and_wrong_ones_red() -> None:
-    assert titles([0, 1, 0, 3])[:4] == [("0", "black"), ("1", "black"), ("2, not 0", "crimson"), ("3", "black")]
+    assert titles([0, 1, 0, 3])[:4] == [
+        ("0", "black"),
+        ("1", "black"),
+        ("2, not 0", "crimson"),
+        ("3", "black"),
+    ]
 
 
 def test_predictions_with_names() -> None:
-    assert [title for title, _ in titles([0, 1, 2, 0], classes="abcd")][:4] == ["a", "b", "c", "d, not a"]
+    assert [title for title, _ in titles([0, 1, 2, 0], classes="abcd")][:4] == [
+        "a",
+        "b",
+        "c",
+        "d, not a",
+    ]
 
 
 def test_predictions_fill_the_grid_as_far_as_they_go() -> None:
@@ -131,7 +152,9 @@ def test_predictions_fill_the_grid_as_far_as_they_go() -> None:
 
 
 def test_predictions_of_coloured_images() -> None:
-    figure = plot_predictions(torch.rand(2, 3, 5, 4, generator=torch.Generator()), torch.arange(2), PRED, rows=1)
+    figure = plot_predictions(
+        torch.rand(2, 3, 5, 4, generator=torch.Generator()), torch.arange(2), PRED, rows=1
+    )
     assert figure.axes[0].images[0].get_array().shape == (5, 4, 3)
 
 
@@ -140,7 +163,9 @@ def test_a_flat_image_is_no_division_by_zero() -> None:
     assert np.isfinite(np.asarray(figure.axes[0].images[0].get_array())).all()
 
 
-@pytest.mark.parametrize("figure", [plot_losses(RUN.history), plot_schedules(RUN.history), plot_schedule(Linear(0, 1))])
+@pytest.mark.parametrize(
+    "figure", [plot_losses(RUN.history), plot_schedules(RUN.history), plot_schedule(Linear(0, 1))]
+)
 def test_every_picture_can_be_saved(figure: Figure, tmp_path: Any) -> None:
     figure.savefig(tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 1000
@@ -152,7 +177,10 @@ def printed(capsys: pytest.CaptureFixture[str], *callbacks: Any) -> list[str]:
 
 
 def test_the_printed_loop_has_every_event_and_scope(capsys: pytest.CaptureFixture[str]) -> None:
-    words = {line.split()[0].rstrip(":") for line in printed(capsys, everywhere(lambda event, state: None))}
+    words = {
+        line.split()[0].rstrip(":")
+        for line in printed(capsys, everywhere(lambda event, state: None))
+    }
     assert words >= {*EVENTS, *SCOPES, "[predict]", "[loss]", "[gradients]", "[update]"}
 
 
@@ -171,19 +199,27 @@ def test_the_printed_events_are_in_the_order_of_a_run(capsys: pytest.CaptureFixt
     assert [word for word in words if word in EVENTS and "cancel" not in word] == delivered
 
 
-def test_the_printed_callbacks_are_in_the_order_of_their_calls(capsys: pytest.CaptureFixture[str]) -> None:
-    found = printed(capsys, Progress(), on("late", 100, after_loss=print), TerminateOnNaN(), GradientClip())
+def test_the_printed_callbacks_are_in_the_order_of_their_calls(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = printed(
+        capsys, Progress(), on("late", 100, after_loss=print), TerminateOnNaN(), GradientClip()
+    )
     assert [line.strip() for line in found if "after_loss" in line] == [
         "after_loss: terminate_on_nan, recorder, late"
     ] * 2
-    assert [line.strip() for line in found if "before_step" in line] == ["before_step: gradient_clip"]
+    assert [line.strip() for line in found if "before_step" in line] == [
+        "before_step: gradient_clip"
+    ]
 
 
 def test_the_printed_loop_has_the_brackets(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed(capsys, Progress())[0] == "fit  around it: progress"
 
 
-def test_the_printed_loop_says_what_is_repeated_and_what_depends(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_printed_loop_says_what_is_repeated_and_what_depends(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     found = [line.strip() for line in printed(capsys)]
     assert "epoch  (for each epoch)" in found
     assert "batch  (for each training batch)" in found
@@ -205,5 +241,7 @@ def test_the_list_of_events_is_a_tuple_without_repetition() -> None:
 
 def test_importing_the_loop_opens_no_display() -> None:
     code = "import sys, loop; print('matplotlib.pyplot' in sys.modules)"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True
+    )
     assert found.stdout.strip() == "False"

@@ -13,7 +13,12 @@ from loop.plots.layers import plot_activation_histograms, plot_activations, plot
 from tests.loop.helpers import learner, net
 
 MINE = learner(net())
-RUN = fit(MINE, MINE.init(), 2, [ActivationStats(["0", "2", "4", "1"], every=2, hist=True, bins=8, range=(-1.0, 3.0))])
+RUN = fit(
+    MINE,
+    MINE.init(),
+    2,
+    [ActivationStats(["0", "2", "4", "1"], every=2, hist=True, bins=8, range=(-1.0, 3.0))],
+)
 FOUND = activation_stats(RUN)
 LABELS = ["0 Linear", "1 BatchNorm1d", "2 ReLU", "4 Linear"]
 
@@ -35,7 +40,10 @@ def test_mean_and_deviation_of_every_layer() -> None:
         np.testing.assert_array_equal(np.stack(list(curves(axes).values()), axis=1), values.numpy())
         assert np.asarray(axes.lines[0].get_xdata()).tolist() == [0, 2, 4]
         assert axes.get_xlabel() == "batch"
-    assert (left.get_ylabel(), right.get_ylabel()) == ("mean of the outputs", "standard deviation of the outputs")
+    assert (left.get_ylabel(), right.get_ylabel()) == (
+        "mean of the outputs",
+        "standard deviation of the outputs",
+    )
 
 
 def test_the_legend_names_the_layers() -> None:
@@ -61,7 +69,9 @@ def test_histograms_are_columns_of_pixels_with_small_outputs_below() -> None:
     for index, picture in enumerate(pictures):
         assert FOUND.histograms is not None
         assert np.asarray(picture.get_array()).shape == (8, 3)
-        np.testing.assert_allclose(np.asarray(picture.get_array()), FOUND.histograms[:, index].log1p().numpy().T)
+        np.testing.assert_allclose(
+            np.asarray(picture.get_array()), FOUND.histograms[:, index].log1p().numpy().T
+        )
         assert picture.origin == "lower"
         assert picture.get_extent() == [-1, 5, -1.0, 3.0]
 

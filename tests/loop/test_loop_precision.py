@@ -1,4 +1,6 @@
-"""MixedPrecision: the same runs as torch's own loop; autocast is open where it should be, and closed elsewhere."""
+"""MixedPrecision: the same runs as torch's own loop; autocast is open where it should be, and
+closed elsewhere.
+"""
 
 import io
 from typing import Any
@@ -48,7 +50,9 @@ def half(init_scale: float = 2.0**8, **rest: Any) -> MixedPrecision:
     return MixedPrecision(FP16, init_scale, **rest)
 
 
-def by_hand(model: nn.Module, data: list[Any], dtype: torch.dtype, init: float) -> tuple[list[Tensor], float]:
+def by_hand(
+    model: nn.Module, data: list[Any], dtype: torch.dtype, init: float
+) -> tuple[list[Tensor], float]:
     """The loop that torch's manual shows."""
     opt = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     scaler = torch.amp.GradScaler("cpu", init, growth_interval=2, enabled=dtype == FP16)
@@ -94,7 +98,9 @@ def test_fr2_autocast_is_open_around_predict_and_loss_only(dtype: torch.dtype) -
         seen.append(("loss", torch.is_autocast_enabled("cpu"), pred.dtype))
         return mse_loss(pred, target)
 
-    spy = everywhere(lambda event, state: seen.append(("event", torch.is_autocast_enabled("cpu"), None)))
+    spy = everywhere(
+        lambda event, state: seen.append(("event", torch.is_autocast_enabled("cpu"), None))
+    )
     mine = learner(Net(2, 2), loaders(1, 1), loss, callbacks=[MixedPrecision(dtype), spy])
     fit(mine, mine.init(), 1)
     validate(mine, mine.init())
@@ -130,9 +136,14 @@ def test_predictions_are_float32(dtype: torch.dtype) -> None:
         def forward(self, x: Tensor) -> Any:
             return {"out": super().forward(x), "double": x.double(), "none": None}
 
-    mine = learner(Pair(2, 2), loss=lambda pred, y: mse_loss(pred["out"], y), callbacks=[MixedPrecision(dtype)])
+    mine = learner(
+        Pair(2, 2), loss=lambda pred, y: mse_loss(pred["out"], y), callbacks=[MixedPrecision(dtype)]
+    )
     seen: list[Any] = []
-    spy = on(order=11, after_pred=lambda state: seen.append((state.pred["out"].dtype, state.pred["double"].dtype)))
+    spy = on(
+        order=11,
+        after_pred=lambda state: seen.append((state.pred["out"].dtype, state.pred["double"].dtype)),
+    )
     fit(mine, mine.init(), 1, [spy])
     assert set(seen) == {(torch.float32, torch.float64)}
     assert predict(mine, mine.init())["out"].dtype == torch.float32
@@ -147,13 +158,19 @@ def test_it_trains_where_gradients_are_switched_off_outside(dtype: torch.dtype) 
 
 
 def test_b27_everything_at_once() -> None:
-    """Bar, mixed precision, schedules, clipping and accumulation in one run, of a fused optimizer too."""
+    """Bar, mixed precision, schedules, clipping and accumulation in one run, of a fused optimizer
+    too.
+    """
 
     def together(opt: Any) -> State:
         mine = learner(small_net(), DataLoaders(Batches((X, Y), 3), batches(1, seed=2)), opt=opt)
-        schedules = ParamScheduler({"lr": one_cycle(0.1), "mom": lambda position: 0.9 - 0.1 * position})
+        schedules = ParamScheduler(
+            {"lr": one_cycle(0.1), "mom": lambda position: 0.9 - 0.1 * position}
+        )
         rest = [Progress(file=io.StringIO()), GradientClip(0.5), GradientAccumulation(batches=3)]
-        return fit(mine, mine.init(), 3, [half(init_scale=2.0**22, growth_interval=4), schedules, *rest])
+        return fit(
+            mine, mine.init(), 3, [half(init_scale=2.0**22, growth_interval=4), schedules, *rest]
+        )
 
     end, fused = together(adamw()), together(fuse(adamw()))
     assert_close(learned(fused), learned(end), atol=1e-6)

@@ -5,10 +5,29 @@ import threading
 
 import pytest
 
-from loop import CancelEpoch, CancelFit, DataLoaders, Progress, State, accuracy, fit, trace, validate
+from loop import (
+    CancelEpoch,
+    CancelFit,
+    DataLoaders,
+    Progress,
+    State,
+    accuracy,
+    fit,
+    trace,
+    validate,
+)
 from loop.callbacks.progress import format_row
 from tests.comparing import assert_same
-from tests.loop.helpers import assert_same_run, batches, learned, learner, loaders, on, raise_once, raiser
+from tests.loop.helpers import (
+    assert_same_run,
+    batches,
+    learned,
+    learner,
+    loaders,
+    on,
+    raise_once,
+    raiser,
+)
 
 
 class Terminal(io.StringIO):
@@ -20,7 +39,14 @@ class Terminal(io.StringIO):
 
 @pytest.fixture(autouse=True)
 def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "JUPYTER_COLUMNS"):
+    for name in (
+        "FORCE_COLOR",
+        "NO_COLOR",
+        "TTY_COMPATIBLE",
+        "TTY_INTERACTIVE",
+        "COLUMNS",
+        "JUPYTER_COLUMNS",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm")
 
@@ -117,7 +143,9 @@ def test_the_smooth_loss_is_looked_at_now_and_then() -> None:
 
 
 def test_showing_on_a_terminal_changes_nothing() -> None:
-    assert_same(learned(fit(MINE, START, 1, [Progress(file=Terminal())])), learned(fit(MINE, START, 1)))
+    assert_same(
+        learned(fit(MINE, START, 1, [Progress(file=Terminal())])), learned(fit(MINE, START, 1))
+    )
 
 
 def assert_gone(terminal: Terminal, threads: list[threading.Thread]) -> None:

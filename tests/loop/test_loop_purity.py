@@ -1,4 +1,6 @@
-"""The same state gives the same next state, bit for bit; and a run leaves nothing behind but its result."""
+"""The same state gives the same next state, bit for bit; and a run leaves nothing behind but its
+result.
+"""
 
 from collections.abc import Callable
 from typing import Any

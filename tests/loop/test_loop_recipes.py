@@ -23,7 +23,18 @@ from loop import (
 )
 from loop.tools.batch import first_batch
 from tests.comparing import assert_same
-from tests.loop.helpers import KINDS, Kept, full, learned, learner, loaders, losses, on, raiser, shuffled
+from tests.loop.helpers import (
+    KINDS,
+    Kept,
+    full,
+    learned,
+    learner,
+    loaders,
+    losses,
+    on,
+    raiser,
+    shuffled,
+)
 
 FOUR = learner(data=loaders(train=4, valid=None))
 
@@ -34,7 +45,9 @@ def lrs(state: State) -> list[float]:
 
 def test_flat_then_cosine_as_fastai_records_it() -> None:
     """2 epochs of 4 batches."""
-    assert lrs(fit_flat_cos(FOUR, FOUR.init(), 2, lr=0.1)) == pytest.approx([0.1] * 7 + [0.0500005], rel=1e-6)
+    assert lrs(fit_flat_cos(FOUR, FOUR.init(), 2, lr=0.1)) == pytest.approx(
+        [0.1] * 7 + [0.0500005], rel=1e-6
+    )
 
 
 def test_flat_then_cosine_leaves_momentum_alone() -> None:
@@ -63,7 +76,9 @@ def test_warm_restarts_as_fastai_records_them() -> None:
 @pytest.mark.parametrize(
     ("cycles", "length", "mult", "epochs"), [(1, 3, 2, 3), (3, 1, 2, 7), (2, 2, 3, 8), (3, 2, 1, 6)]
 )
-def test_how_many_epochs_warm_restarts_take(cycles: int, length: int, mult: int, epochs: int) -> None:
+def test_how_many_epochs_warm_restarts_take(
+    cycles: int, length: int, mult: int, epochs: int
+) -> None:
     end = fit_sgdr(FOUR, FOUR.init(), cycles, length, 0.1, cycle_mult=mult)
     assert end.n_epoch == end.epochs_seen == epochs
     tops = [index // 4 for index, lr in enumerate(lrs(end)) if lr == 0.1]
@@ -81,7 +96,8 @@ def test_warm_restarts_are_a_schedule_like_any_other() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cycles", "length", "mult", "name"), [(0, 1, 2, "cycles"), (1, 0.5, 2, "cycle_length"), (2, 1, 0, "cycle_mult")]
+    ("cycles", "length", "mult", "name"),
+    [(0, 1, 2, "cycles"), (1, 0.5, 2, "cycle_length"), (2, 1, 0, "cycle_mult")],
 )
 def test_cycles_are_whole_numbers(cycles: Any, length: Any, mult: Any, name: str) -> None:
     with pytest.raises(ValueError, match=f"fit_sgdr: {name} must be a whole number"):
@@ -114,7 +130,12 @@ def test_the_first_batch_is_the_one_that_a_run_begins_with(kind: str) -> None:
     mine = learner(data=shuffled(kind))
     state = mine.init(seed=4).replace(epochs_seen=2)
     seen: list[Any] = []
-    fit(mine, state, 1, [on(before_batch=lambda state: seen.append((state.xb, state.yb))), SingleBatch()])
+    fit(
+        mine,
+        state,
+        1,
+        [on(before_batch=lambda state: seen.append((state.xb, state.yb))), SingleBatch()],
+    )
     before = torch.get_rng_state()
     found = first_batch(mine, state)
     assert torch.equal(torch.get_rng_state(), before)
@@ -157,7 +178,9 @@ def test_one_batch_is_plain_training_on_it() -> None:
 
 
 def test_one_batch_with_a_schedule() -> None:
-    end = overfit_one_batch(FOUR, FOUR.init(), 4, callbacks=[ParamScheduler({"lr": Linear(0.0, 1.0)})])
+    end = overfit_one_batch(
+        FOUR, FOUR.init(), 4, callbacks=[ParamScheduler({"lr": Linear(0.0, 1.0)})]
+    )
     assert lrs(end) == [0, 0.25, 0.5, 0.75]
 
 

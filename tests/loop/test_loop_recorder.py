@@ -29,7 +29,17 @@ from loop import (
 from loop.callbacks.recorder import recorded
 from loop.metrics import add_batch, means, sample_count
 from tests.comparing import assert_same
-from tests.loop.helpers import batches, learner, linear, loaders, losses, on, one_weight, raise_once, raiser
+from tests.loop.helpers import (
+    batches,
+    learner,
+    linear,
+    loaders,
+    losses,
+    on,
+    one_weight,
+    raise_once,
+    raiser,
+)
 
 BLANK = State({}, {}, {}, {})
 MEASURED = [(0.7728, 4), (0.3670, 4), (0.5338, 2)]
@@ -40,10 +50,18 @@ def batch_of(value: float, count: int) -> tuple[Tensor, Tensor]:
     return torch.full((count, 1), value), torch.full((count, 1), value)
 
 
-def plays(train: Sequence[tuple[float, int]], valid: Sequence[tuple[float, int]] | None = None, **rest: Any) -> Learner:
+def plays(
+    train: Sequence[tuple[float, int]],
+    valid: Sequence[tuple[float, int]] | None = None,
+    **rest: Any,
+) -> Learner:
     """A learner whose batches have these losses: (loss, number of samples)."""
-    data = DataLoaders([batch_of(*item) for item in train], valid and [batch_of(*item) for item in valid])
-    return Learner(one_weight(), data, lambda pred, y: pred.sum() * 0 + y.mean(), sgd(lr=0.1), **rest)
+    data = DataLoaders(
+        [batch_of(*item) for item in train], valid and [batch_of(*item) for item in valid]
+    )
+    return Learner(
+        one_weight(), data, lambda pred, y: pred.sum() * 0 + y.mean(), sgd(lr=0.1), **rest
+    )
 
 
 def largest(pred: Tensor, y: Tensor) -> Tensor:
@@ -61,7 +79,10 @@ TRAINED = plays([(1.0, 1)], [(2.0, 1)], metrics=[halved], callbacks=[Recorder(tr
 
 
 def test_accuracy_and_error_rate() -> None:
-    pred, target = torch.tensor([[0.1, 0.9], [0.8, 0.2], [0.7, 0.3], [0.4, 0.6]]), torch.tensor([1, 0, 1, 1])
+    pred, target = (
+        torch.tensor([[0.1, 0.9], [0.8, 0.2], [0.7, 0.3], [0.4, 0.6]]),
+        torch.tensor([1, 0, 1, 1]),
+    )
     assert (accuracy(pred, target).item(), error_rate(pred, target).item()) == (0.75, 0.25)
 
 
@@ -73,9 +94,13 @@ def test_accuracy_of_sequences() -> None:
 def test_means_are_weighted_by_samples() -> None:
     sums: Any = {}
     for value, count in MEASURED:
-        state = BLANK.replace(loss=torch.tensor(value, dtype=torch.float64), yb=(torch.zeros(count),))
+        state = BLANK.replace(
+            loss=torch.tensor(value, dtype=torch.float64), yb=(torch.zeros(count),)
+        )
         sums = add_batch(sums, state, (), "valid_loss")
-    assert means(sums) == pytest.approx({"valid_loss": (0.7728 * 4 + 0.3670 * 4 + 0.5338 * 2) / 10}, rel=1e-12)
+    assert means(sums) == pytest.approx(
+        {"valid_loss": (0.7728 * 4 + 0.3670 * 4 + 0.5338 * 2) / 10}, rel=1e-12
+    )
 
 
 def test_adding_a_batch_does_not_touch_the_sums() -> None:
@@ -98,21 +123,30 @@ def test_the_number_of_samples(xb: Any, yb: Any, count: int) -> None:
 
 
 def test_validation_is_a_mean_over_samples() -> None:
-    """Batches of .7728 (4 samples), .3670 (4) and .5338 (2): .56268, where the mean of means would be .55787."""
+    """Batches of .7728 (4 samples), .3670 (4) and .5338 (2): .56268, where the mean of means would
+    be .55787.
+    """
     mine = plays([(1.0, 1)], MEASURED, metrics=[halved])
-    assert validate(mine, mine.init()) == pytest.approx({"valid_loss": 0.56268, "halved": 0.28134}, rel=1e-6)
+    assert validate(mine, mine.init()) == pytest.approx(
+        {"valid_loss": 0.56268, "halved": 0.28134}, rel=1e-6
+    )
 
 
 def test_the_row_of_a_run_has_the_same_means() -> None:
     mine = plays([(1.0, 1)], MEASURED)
-    assert fit(mine, mine.init(), 1).history.column("valid_loss") == pytest.approx([0.56268], rel=1e-6)
+    assert fit(mine, mine.init(), 1).history.column("valid_loss") == pytest.approx(
+        [0.56268], rel=1e-6
+    )
 
 
 def test_batch_sizes_make_no_difference() -> None:
     x, y = (torch.cat(parts) for parts in zip(*batches(2, seed=2), strict=True))
     mine = learner()
     start = mine.init()
-    one, uneven = validate(mine, start, [(x, y)]), validate(mine, start, [(x[:7], y[:7]), (x[7:], y[7:])])
+    one, uneven = (
+        validate(mine, start, [(x, y)]),
+        validate(mine, start, [(x[:7], y[:7]), (x[7:], y[7:])]),
+    )
     assert one == pytest.approx(uneven, rel=1e-6)
 
 
@@ -121,7 +155,11 @@ SMOOTH = [0.99999905, 1.50504911, 2.01346564, 2.52524829]
 
 def test_the_smooth_loss_while_the_run_lasts() -> None:
     mine = plays([(loss, 1) for loss in (1.0, 2.0, 3.0, 4.0)])
-    seen = [float(recorded(state).smooth_loss) for event, state in trace(mine, mine.init()) if event == "after_batch"]
+    seen = [
+        float(recorded(state).smooth_loss)
+        for event, state in trace(mine, mine.init())
+        if event == "after_batch"
+    ]
     assert seen == pytest.approx(SMOOTH, rel=2e-6)
 
 
@@ -140,7 +178,9 @@ def test_the_smooth_loss_by_definition() -> None:
 def test_the_smooth_loss_goes_on_over_epochs_and_starts_anew_with_a_run() -> None:
     mine = plays([(1.0, 1), (2.0, 1)])
     two = fit(mine, mine.init(), 2)
-    assert two.history.column("train_loss") == pytest.approx([SMOOTH[1], smooth([1, 2, 1, 2])], rel=2e-6)
+    assert two.history.column("train_loss") == pytest.approx(
+        [SMOOTH[1], smooth([1, 2, 1, 2])], rel=2e-6
+    )
     assert fit(mine, two, 1).history.column("train_loss")[2] == pytest.approx(SMOOTH[1], rel=2e-6)
 
 
@@ -172,7 +212,14 @@ def test_the_columns_of_a_row() -> None:
     (row,) = fit(mine, mine.init(), 1).history.rows
     assert list(row) == ["epoch", "train_iter", "train_loss", "valid_loss", "largest", "halved"]
     assert row == pytest.approx(
-        {"epoch": 0, "train_iter": 1, "train_loss": 1.0, "valid_loss": 2.0, "largest": 2.0, "halved": 1.0}
+        {
+            "epoch": 0,
+            "train_iter": 1,
+            "train_loss": 1.0,
+            "valid_loss": 2.0,
+            "largest": 2.0,
+            "halved": 1.0,
+        }
     )
 
 
@@ -182,9 +229,19 @@ def test_the_columns_without_validation_data() -> None:
 
 
 def test_metrics_of_training_are_means_over_the_epochs_samples() -> None:
-    mine = plays([(1.0, 1), (3.0, 3)], [(8.0, 1)], metrics=[halved], callbacks=[Recorder(train_metrics=True)])
+    mine = plays(
+        [(1.0, 1), (3.0, 3)], [(8.0, 1)], metrics=[halved], callbacks=[Recorder(train_metrics=True)]
+    )
     rows = fit(mine, mine.init(), 2).history.rows
-    names = ["epoch", "train_iter", "train_loss", "train_mean_loss", "train_halved", "valid_loss", "halved"]
+    names = [
+        "epoch",
+        "train_iter",
+        "train_loss",
+        "train_mean_loss",
+        "train_halved",
+        "valid_loss",
+        "halved",
+    ]
     assert list(rows[1]) == names
     assert [rows[1][name] for name in names[3:]] == pytest.approx([2.5, 1.25, 8.0, 4.0])
 
@@ -212,15 +269,29 @@ def test_a_column_that_was_not_measured_is_none() -> None:
 @pytest.mark.parametrize("order", [0, 100])
 def test_an_epoch_cancelled_at_its_beginning_has_an_empty_row(order: int) -> None:
     """Not that of the epoch before."""
-    rows = fit(TWO, TWO.init(), 2, [on(before_epoch=raise_once(CancelEpoch, at=1), order=order)]).history.rows
-    assert rows[1] == {"epoch": 1, "train_iter": 1, "train_loss": None, "valid_loss": None, "halved": None}
+    rows = fit(
+        TWO, TWO.init(), 2, [on(before_epoch=raise_once(CancelEpoch, at=1), order=order)]
+    ).history.rows
+    assert rows[1] == {
+        "epoch": 1,
+        "train_iter": 1,
+        "train_loss": None,
+        "valid_loss": None,
+        "halved": None,
+    }
 
 
 @pytest.mark.parametrize("order", [0, 100])
 def test_a_training_phase_cancelled_at_its_beginning_has_no_metrics(order: int) -> None:
     """Not those of the validation before."""
-    rows = fit(TRAINED, TRAINED.init(), 2, [on(before_train=raise_once(CancelTrain, at=1), order=order)]).history.rows
-    assert (rows[1]["train_halved"], rows[1]["train_mean_loss"], rows[1]["valid_loss"]) == (None, None, 2.0)
+    rows = fit(
+        TRAINED, TRAINED.init(), 2, [on(before_train=raise_once(CancelTrain, at=1), order=order)]
+    ).history.rows
+    assert (rows[1]["train_halved"], rows[1]["train_mean_loss"], rows[1]["valid_loss"]) == (
+        None,
+        None,
+        2.0,
+    )
 
 
 @pytest.mark.parametrize("order", [0, 100])
@@ -239,7 +310,9 @@ def test_a_cancelled_batch_is_not_in_the_means() -> None:
 
 def test_the_hypers_of_every_batch_are_recorded() -> None:
     mine = plays([(1.0, 1), (1.0, 1)])
-    halve = on(before_batch=lambda state: state.replace(hyper={**state.hyper, "lr": state.hyper["lr"] / 2}))
+    halve = on(
+        before_batch=lambda state: state.replace(hyper={**state.hyper, "lr": state.hyper["lr"] / 2})
+    )
     end = fit(mine, mine.init(), 2, [halve], lr=0.8)
     assert list(end.history.hypers["lr"]) == [0.4, 0.2, 0.1, 0.05]
 
@@ -261,7 +334,9 @@ def test_looking_does_not_touch_the_history(look: Any) -> None:
 def test_predictions_of_uneven_batches_are_joined() -> None:
     mine = learner(linear())
     x = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
-    assert_same(predict(mine, mine.init(), [(x[:3],), (x[3:],)]), (x @ mine.model.weight.T).detach())
+    assert_same(
+        predict(mine, mine.init(), [(x[:3],), (x[3:],)]), (x @ mine.model.weight.T).detach()
+    )
 
 
 def test_predictions_without_a_tuple() -> None:

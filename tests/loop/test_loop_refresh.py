@@ -28,7 +28,9 @@ def loaded(model: nn.Module, state: State) -> nn.Module:
 
 def test_torchs_numbers() -> None:
     model = nn.Sequential(
-        nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3, 0.1, 0.3))
+        nn.Linear(2, 3),
+        nn.BatchNorm1d(3),
+        nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3, 0.1, 0.3)),
     )
     data = [tuple(part.double() for part in batch) for batch in batches(5, seed=4, size=6)]
     mine = Learner(model.double(), DataLoaders(data), mse_loss, sgd(lr=0.1))
@@ -36,15 +38,26 @@ def test_torchs_numbers() -> None:
     theirs = loaded(model, state)
     update_bn(data, theirs)
     found = refresh_buffers(mine, state)
-    assert_close(found.buffers, {name: theirs.get_buffer(name) for name in state.buffers}, rtol=1e-12, atol=1e-12)
+    assert_close(
+        found.buffers,
+        {name: theirs.get_buffer(name) for name in state.buffers},
+        rtol=1e-12,
+        atol=1e-12,
+    )
     assert found.buffers["1.num_batches_tracked"] == 5
     assert not torch.equal(found.buffers["1.running_mean"], state.buffers["1.running_mean"])
 
 
 def test_what_was_measured_before_does_not_matter() -> None:
     """Not even if it is not a number."""
-    broken = {name: value * torch.nan if "running" in name else value for name, value in STATE.buffers.items()}
-    assert_same(refresh_buffers(MINE, STATE.replace(buffers=broken)).buffers, refresh_buffers(MINE, STATE).buffers)
+    broken = {
+        name: value * torch.nan if "running" in name else value
+        for name, value in STATE.buffers.items()
+    }
+    assert_same(
+        refresh_buffers(MINE, STATE.replace(buffers=broken)).buffers,
+        refresh_buffers(MINE, STATE).buffers,
+    )
 
 
 def test_a_model_in_evaluation_mode_is_refreshed_and_stays_in_it() -> None:
@@ -73,7 +86,10 @@ def test_other_data() -> None:
 
 def test_only_buffers_change_and_the_state_and_the_model_are_untouched() -> None:
     kept, norm = Kept(STATE), MINE.model[1]
-    before, flags = copy.deepcopy(MINE.model.state_dict()), [layer.training for layer in MINE.model.modules()]
+    before, flags = (
+        copy.deepcopy(MINE.model.state_dict()),
+        [layer.training for layer in MINE.model.modules()],
+    )
     found = refresh_buffers(MINE, STATE)
     kept.check()
     assert found.replace(buffers=STATE.buffers).__dict__ == STATE.__dict__
@@ -84,7 +100,8 @@ def test_only_buffers_change_and_the_state_and_the_model_are_untouched() -> None
 
 def test_chance_is_as_before_and_the_numbers_are_a_function_of_the_state() -> None:
     mine = learner(
-        nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(2)), DataLoaders(Batches(batches(1, 1, 12)[0], 4, True))
+        nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(2)),
+        DataLoaders(Batches(batches(1, 1, 12)[0], 4, True)),
     )
     state = mine.init()
     torch.manual_seed(5)

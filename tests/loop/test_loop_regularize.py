@@ -8,7 +8,17 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from functional_sgd import sgd, value_and_grad
-from loop import CancelBatch, DataLoaders, GradientAccumulation, Learner, State, fit, predict, trace, validate
+from loop import (
+    CancelBatch,
+    DataLoaders,
+    GradientAccumulation,
+    Learner,
+    State,
+    fit,
+    predict,
+    trace,
+    validate,
+)
 from loop.callbacks.regularize import RNNRegularizer, activation_penalty, temporal_penalty
 from tests.comparing import assert_close, assert_same
 from tests.loop.helpers import Kept, learned, learner, on, raiser
@@ -54,7 +64,10 @@ class Recurrent(nn.Module):
 
 def batches(count: int = 3, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(seed)
-    return [(torch.randn(4, 5, 2, generator=generator), torch.randn(4, 2, generator=generator)) for _ in range(count)]
+    return [
+        (torch.randn(4, 5, 2, generator=generator), torch.randn(4, 2, generator=generator))
+        for _ in range(count)
+    ]
 
 
 def recurrent(*callbacks: Any, **rest: Any) -> Learner:
@@ -80,7 +93,9 @@ def by_hand(alpha: float, beta: float) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(("alpha", "beta"), [(2.0, 1.0), (0.5, 0.0), (0.0, 3.0), (0.0, 0.0)])
 @pytest.mark.parametrize("as_list", [False, True])
-def test_the_gradient_is_that_of_the_loss_with_penalties(alpha: float, beta: float, as_list: bool) -> None:
+def test_the_gradient_is_that_of_the_loss_with_penalties(
+    alpha: float, beta: float, as_list: bool
+) -> None:
     mine = recurrent(RNNRegularizer(alpha, beta), as_list=as_list)
     assert_close(fit(mine, mine.init(), 1).params, by_hand(alpha, beta), rtol=1e-5, atol=1e-6)
 
@@ -90,7 +105,9 @@ def test_recorded_losses_are_without_penalties() -> None:
     state = fit(mine, mine.init(), 1)
     first = batches()[0]
     assert_close(state.history.losses[0], mse_loss(first[0].cumsum(dim=1)[:, -1], first[1]))
-    assert float(fit(mine, mine.init(), 1, lr=0.0).history.losses[0]) == float(state.history.losses[0])
+    assert float(fit(mine, mine.init(), 1, lr=0.0).history.losses[0]) == float(
+        state.history.losses[0]
+    )
 
 
 def test_validation_and_prediction_see_the_output_only() -> None:
@@ -102,7 +119,9 @@ def test_validation_and_prediction_see_the_output_only() -> None:
     assert validate(mine, start)["valid_loss"] == pytest.approx(float(expected), rel=1e-6)
 
 
-@pytest.mark.parametrize("event", ["after_pred", "after_loss", "before_backward", "before_step", "after_step"])
+@pytest.mark.parametrize(
+    "event", ["after_pred", "after_loss", "before_backward", "before_step", "after_step"]
+)
 def test_nothing_is_left_of_a_batch(event: str) -> None:
     """A batch cancelled anywhere: no penalty in memory or resources, and none in the next batch."""
     mine = recurrent(RNNRegularizer())
@@ -127,9 +146,18 @@ def test_an_accumulated_gradient_has_the_penalties_in_it() -> None:
     whole, halves = DataLoaders([(x, y)]), DataLoaders([(x[:2], y[:2]), (x[2:], y[2:])])
     expected = Learner(Recurrent(), whole, mse_loss, sgd(lr=0.01), callbacks=[RNNRegularizer()])
     found = Learner(
-        Recurrent(), halves, mse_loss, sgd(lr=0.01), callbacks=[RNNRegularizer(), GradientAccumulation(batches=2)]
+        Recurrent(),
+        halves,
+        mse_loss,
+        sgd(lr=0.01),
+        callbacks=[RNNRegularizer(), GradientAccumulation(batches=2)],
     )
-    assert_close(fit(found, found.init(), 1).params, fit(expected, expected.init(), 1).params, rtol=1e-5, atol=1e-6)
+    assert_close(
+        fit(found, found.init(), 1).params,
+        fit(expected, expected.init(), 1).params,
+        rtol=1e-5,
+        atol=1e-6,
+    )
 
 
 def test_the_state_given_is_untouched_and_runs_repeat() -> None:
@@ -152,17 +180,24 @@ def test_the_loss_is_whole_before_and_after_it_is_differentiated() -> None:
     losses = {
         event: state.loss.detach()
         for event, state in trace(mine, mine.init())
-        if event in ("after_loss", "before_backward", "after_backward") and state.training and state.iter == 0
+        if event in ("after_loss", "before_backward", "after_backward")
+        and state.training
+        and state.iter == 0
         if state.loss is not None
     }
     raw = batches()[0][0].cumsum(dim=1)
-    assert_close(losses["before_backward"], losses["after_loss"] + activation_penalty(2 * raw), rtol=1e-6)
+    assert_close(
+        losses["before_backward"], losses["after_loss"] + activation_penalty(2 * raw), rtol=1e-6
+    )
     assert_same(losses["after_backward"], losses["before_backward"])
 
 
 def test_a_model_that_returns_something_else() -> None:
     mine = learner(callbacks=[RNNRegularizer()])
-    with pytest.raises(TypeError, match=r"RNNRegularizer: the model must return \(output, raw, dropped\), got Tensor"):
+    with pytest.raises(
+        TypeError,
+        match=r"RNNRegularizer: the model must return \(output, raw, dropped\), got Tensor",
+    ):
         fit(mine, mine.init(), 1)
 
 

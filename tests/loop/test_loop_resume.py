@@ -1,4 +1,6 @@
-"""A run that is stopped anywhere and gone on with ends as if it had never been stopped, bit for bit."""
+"""A run that is stopped anywhere and gone on with ends as if it had never been stopped, bit for
+bit.
+"""
 
 import gc
 import weakref
@@ -26,7 +28,16 @@ from loop import (
     trace,
 )
 from loop.machine import Run
-from tests.loop.helpers import KINDS, assert_at_rest, assert_same_run, batches, everywhere, full, learner, on
+from tests.loop.helpers import (
+    KINDS,
+    assert_at_rest,
+    assert_same_run,
+    batches,
+    everywhere,
+    full,
+    learner,
+    on,
+)
 
 EPOCHS = 2
 
@@ -72,8 +83,8 @@ def test_a_run_resumed_from_every_place_ends_the_same(kind: str) -> None:
     mine = full(kind, callbacks=[Recorder(train_metrics=True)])
     start = mine.init(seed=3)
     states, end = committed(mine, start)
-    # before_fit; for each of 2 epochs: before_epoch, before_train, 3 batches, train, before_validate, 2 batches,
-    # validate, epoch
+    # before_fit; for each of 2 epochs: before_epoch, before_train, 3 batches, train,
+    # before_validate, 2 batches, validate, epoch
     assert len(states) == 1 + EPOCHS * 11
     for state in states:
         again = fit(mine, state, EPOCHS, callbacks(), resume=True)
@@ -86,7 +97,13 @@ def test_what_is_done_says_where_the_run_is() -> None:
     states, _ = committed(learner(), learner().init())
     paths = [state.done for state in states]
     epoch = [(0,), (0, 0), (0, 1), (0, 2), (0, 3), (1,), (1, 0), (1, 1), (1, 2), (2,)]
-    assert paths == [(0,), *((0, *rest) for rest in epoch), (1,), *((1, *rest) for rest in epoch), (2,)]
+    assert paths == [
+        (0,),
+        *((0, *rest) for rest in epoch),
+        (1,),
+        *((1, *rest) for rest in epoch),
+        (2,),
+    ]
 
 
 def test_the_sequence_of_events_goes_on_where_it_stopped() -> None:
@@ -155,7 +172,13 @@ def test_brackets_are_open_in_a_resumed_run() -> None:
 
     mine = learner()
     state = next(state for state in committed(mine, mine.init())[0] if state.done == (1, 0, 2))
-    fit(mine, state, EPOCHS, [on("b", around_fit=bracket("fit"), around_train=bracket("train"))], resume=True)
+    fit(
+        mine,
+        state,
+        EPOCHS,
+        [on("b", around_fit=bracket("fit"), around_train=bracket("train"))],
+        resume=True,
+    )
     assert log == ["open fit", "open train", "close train", "close fit"]
 
 
@@ -163,7 +186,10 @@ def test_while_a_learner_is_lent_the_run_cannot_be_resumed_there() -> None:
     """Other data for the second epoch: nobody would lend them again, so the epoch begins anew."""
     mine = learner()
     other = replace(mine, data=DataLoaders(batches(2, seed=9)))
-    lend = on("lender", before_epoch=lambda state: state.replace(learner=other) if state.epoch == 1 else None)
+    lend = on(
+        "lender",
+        before_epoch=lambda state: state.replace(learner=other) if state.epoch == 1 else None,
+    )
     states, end = committed(mine, mine.init(), [lend])
     assert [state.done for state in states if state.done[0] == 1 and len(state.done) > 1] == []
     for state in states:
@@ -171,7 +197,9 @@ def test_while_a_learner_is_lent_the_run_cannot_be_resumed_there() -> None:
 
 
 def test_states_within_a_batch_are_in_no_run() -> None:
-    """A traced state in the middle of a batch must not be gone on with as if the batch had not begun."""
+    """A traced state in the middle of a batch must not be gone on with as if the batch had not
+    begun.
+    """
     mine = full()
     start = mine.init()
     end = fit(mine, start, EPOCHS, callbacks())
@@ -207,7 +235,9 @@ def test_the_error_of_an_observer_says_where() -> None:
 
 
 def test_old_states_do_not_live_as_long_as_the_run() -> None:
-    """Within a run, the machine holds the state at hand and the committed one, not that of the epoch's start."""
+    """Within a run, the machine holds the state at hand and the committed one, not that of the
+    epoch's start.
+    """
     mine = full()
     alive: list[tuple[int, int]] = []
     refs: list[Any] = []

@@ -1,4 +1,6 @@
-"""Resuming within the data: loaders with and without a length or a position, and what cannot be resumed."""
+"""Resuming within the data: loaders with and without a length or a position, and what cannot be
+resumed.
+"""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -69,7 +71,9 @@ def test_a_state_in_no_run_cannot_be_resumed() -> None:
 
 def test_the_number_of_epochs_must_be_that_of_the_run() -> None:
     mine = learner()
-    with pytest.raises(ValueError, match="in a run of 2 epochs, so it cannot be resumed as one of 3"):
+    with pytest.raises(
+        ValueError, match="in a run of 2 epochs, so it cannot be resumed as one of 3"
+    ):
         fit(mine, committed(mine, mine.init())[0][4], 3, resume=True)
 
 
@@ -77,5 +81,7 @@ def test_other_data_are_noticed() -> None:
     mine = learner()
     state = next(state for state in committed(mine, mine.init())[0] if state.done == (1, 0, 3))
     short = replace(mine, data=DataLoaders(batches(2, seed=1)))
-    with pytest.raises(ValueError, match=r"data.train yielded 2 batches where the run had seen 3 already"):
+    with pytest.raises(
+        ValueError, match=r"data.train yielded 2 batches where the run had seen 3 already"
+    ):
         fit(short, state, EPOCHS, resume=True)

@@ -1,4 +1,6 @@
-"""A run with everything in it, stopped in any batch, goes on in another process and ends the same, bit for bit."""
+"""A run with everything in it, stopped in any batch, goes on in another process and ends the same,
+bit for bit.
+"""
 
 import subprocess
 import sys
@@ -14,8 +16,17 @@ from tests.loop.saving import ROOT, identical
 
 def script(*arguments: object) -> None:
     """A new process that runs a function of the script; warnings are errors there too."""
-    command = [sys.executable, "-W", "error", "-m", "tests.loop.resume_script", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, check=False)
+    command = [
+        sys.executable,
+        "-W",
+        "error",
+        "-m",
+        "tests.loop.resume_script",
+        *map(str, arguments),
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -57,11 +68,15 @@ def ends(request: pytest.FixtureRequest, root: Path) -> Ends:
 
 
 def test_it_ends_as_if_it_had_never_been_stopped(ends: Ends) -> None:
-    """L15. Every field: parameters, optimizer, memory, history, hypers, counters; whatever the number of workers."""
+    """L15. Every field: parameters, optimizer, memory, history, hypers, counters; whatever the
+    number of workers.
+    """
     expected = vars(ends.end)
     for place in PLACES:
         found = vars(ends.resumed(place))
-        assert [name for name in expected if not identical(found[name], expected[name])] == [], place
+        assert [name for name in expected if not identical(found[name], expected[name])] == [], (
+            place
+        )
 
 
 def test_its_table_on_the_disk_is_the_same(ends: Ends) -> None:
@@ -73,7 +88,10 @@ def test_its_table_on_the_disk_is_the_same(ends: Ends) -> None:
 
 def test_it_was_stopped_everywhere(ends: Ends) -> None:
     """In training, in validation, and with half of an accumulated gradient in hand."""
-    found = [(*state.done, "gradient_accumulation" in state.memory) for state in map(ends.stopped, PLACES)]
+    found = [
+        (*state.done, "gradient_accumulation" in state.memory)
+        for state in map(ends.stopped, PLACES)
+    ]
     assert found == [
         (epoch, phase, number, phase == 0 and number in (1, 3))
         for epoch in range(2)
@@ -83,7 +101,9 @@ def test_it_was_stopped_everywhere(ends: Ends) -> None:
 
 
 def test_everything_had_its_say(ends: Ends) -> None:
-    """Of six steps some were skipped, the scale fell and rose, the run was stopped early, the best epoch came back."""
+    """Of six steps some were skipped, the scale fell and rose, the run was stopped early, the best
+    epoch came back.
+    """
     end = ends.end
     taken = int(end.opt_state["step"])
     assert 1 < taken < 6

@@ -32,18 +32,29 @@ from tests.loop.helpers import batches, learner, linear, loaders, losses, net, o
 
 
 def two_classes() -> tuple[DataLoaders, nn.Module]:
-    """Images of 6 x 6 pixels with a bright row or a bright column, and a small convolutional network."""
+    """Images of 6 x 6 pixels with a bright row or a bright column, and a small convolutional
+    network.
+    """
     generator = torch.Generator().manual_seed(0)
     images, labels = torch.randn(160, 1, 6, 6, generator=generator) / 2, torch.arange(160) % 2
-    for image, label, place in zip(images, labels, torch.randint(6, (160,), generator=generator), strict=True):
+    for image, label, place in zip(
+        images, labels, torch.randint(6, (160,), generator=generator), strict=True
+    ):
         image[0, place] += 2 * (1 - label)
         image[0, :, place] += 2 * label
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        layers = [nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveMaxPool2d(1), nn.Flatten()]
+        layers = [
+            nn.Conv2d(1, 8, 3),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.AdaptiveMaxPool2d(1),
+            nn.Flatten(),
+        ]
         model = nn.Sequential(*layers, nn.Linear(8, 2))
     data = DataLoaders(
-        Batches((images[:120], labels[:120]), 20, shuffle=True), Batches((images[120:], labels[120:]), 40)
+        Batches((images[:120], labels[:120]), 20, shuffle=True),
+        Batches((images[120:], labels[120:]), 40),
     )
     return data, model
 
@@ -63,9 +74,16 @@ def test_r3_any_parameter_can_be_changed_between_steps() -> None:
     def halve(state: State) -> State:
         return state.replace(params={**state.params, "weight": state.params["weight"] / 2})
 
-    end = fit(mine, mine.init(), 1, [on(after_step=halve, before_batch=lambda s: weights.append(s.params["weight"]))])
+    end = fit(
+        mine,
+        mine.init(),
+        1,
+        [on(after_step=halve, before_batch=lambda s: weights.append(s.params["weight"]))],
+    )
     assert_same(weights[:4], [mine.init().params["weight"] / 2**k for k in range(4)])
-    expected = [mse_loss(x @ (linear().weight / 2**k).T, y) for k, (x, y) in enumerate(batches(3, seed=1))]
+    expected = [
+        mse_loss(x @ (linear().weight / 2**k).T, y) for k, (x, y) in enumerate(batches(3, seed=1))
+    ]
     assert losses(end) == pytest.approx([float(loss.detach()) for loss in expected])
 
 
@@ -76,8 +94,12 @@ def momentum_step(param: Tensor, grad_avg: Tensor, *, lr: float) -> dict[str, Te
 
 
 def test_b4_moms_of_zero_or_none_turn_momentum_off() -> None:
-    """Zeros make a momentum chain plain SGD, bit for bit; an optimizer without momentum needs no moms."""
-    plain, with_average = (learner(opt=opt) for opt in (sgd(), chain(average_grad, momentum_step, lr=0.1)))
+    """Zeros make a momentum chain plain SGD, bit for bit; an optimizer without momentum needs no
+    moms.
+    """
+    plain, with_average = (
+        learner(opt=opt) for opt in (sgd(), chain(average_grad, momentum_step, lr=0.1))
+    )
     runs = [
         fit_one_cycle(plain, plain.init(), 3, 0.03),
         fit_one_cycle(plain, plain.init(), 3, 0.03, moms=None),
@@ -94,11 +116,17 @@ def test_b8_a_partial_makes_the_optimizer_and_fit_keeps_its_rate() -> None:
 
 
 def test_b16_schedules_reach_the_hypers_of_a_chain_of_ones_own() -> None:
-    """mom falls from .95 to .85 and comes back, lr does the opposite, by name; another name is an error."""
-    mine = learner(data=loaders(train=8, valid=None), opt=chain(average_grad, momentum_step, lr=0.1, mom=0.9))
+    """mom falls from .95 to .85 and comes back, lr does the opposite, by name; another name is an
+    error.
+    """
+    mine = learner(
+        data=loaders(train=8, valid=None), opt=chain(average_grad, momentum_step, lr=0.1, mom=0.9)
+    )
     end = fit_one_cycle(mine, mine.init(), 1, lr=0.03)
     moms, lrs = (list(end.history.hypers[name]) for name in ("mom", "lr"))
-    assert (moms[0], moms[2], moms[4], moms[6]) == pytest.approx((0.95, 0.85, 0.95 - 0.1 * 0.75, 0.925))
+    assert (moms[0], moms[2], moms[4], moms[6]) == pytest.approx(
+        (0.95, 0.85, 0.95 - 0.1 * 0.75, 0.925)
+    )
     assert (lrs[0], lrs[2]) == pytest.approx((0.0012, 0.03))
     with pytest.raises(ValueError, match="reads no 'momm'. Did you mean 'mom'"):
         fit(mine, mine.init(), 1, [ParamScheduler({"momm": Linear(0.9, 0.8)})])
@@ -111,7 +139,9 @@ def ten_lines(mine: Learner, state: State, epochs: int) -> Any:
         for x, y in mine.data.train:
             tracked = {name: value.detach().requires_grad_() for name, value in params.items()}
             loss = mine.loss(torch.func.functional_call(mine.model, tracked, (x,)), y)
-            grads = dict(zip(params, torch.autograd.grad(loss, tuple(tracked.values())), strict=True))
+            grads = dict(
+                zip(params, torch.autograd.grad(loss, tuple(tracked.values())), strict=True)
+            )
             params, opt_state = mine.opt(params, grads, opt_state)
     return params
 
@@ -129,13 +159,23 @@ SOURCE = """
 
 
 def test_b28_the_events_of_a_batch_are_those_of_the_source() -> None:
-    """In validation after_batch comes right after after_loss; after_cancel_batch comes only after a signal."""
+    """In validation after_batch comes right after after_loss; after_cancel_batch comes only after a
+    signal.
+    """
     mine = learner(data=loaders(train=1, valid=1))
     seen = [event for event, _ in trace(mine, mine.init())]
     train = [event for event in SOURCE if event != "after_cancel_batch"]
     valid = ["before_batch", "after_pred", "after_loss", "after_batch"]
     inner = [*train, "after_train", "before_validate", *valid]
-    assert seen == ["before_fit", "before_epoch", "before_train", *inner, "after_validate", "after_epoch", "after_fit"]
+    assert seen == [
+        "before_fit",
+        "before_epoch",
+        "before_train",
+        *inner,
+        "after_validate",
+        "after_epoch",
+        "after_fit",
+    ]
 
 
 AVAILABLE = {
@@ -160,17 +200,23 @@ AVAILABLE = {
 
 @pytest.mark.parametrize("event", AVAILABLE)
 def test_b29_what_there_is_at_each_event(event: str) -> None:
-    """Among them: gradients can still be read after the step, and nothing of a batch lasts longer than it."""
+    """Among them: gradients can still be read after the step, and nothing of a batch lasts longer
+    than it.
+    """
     mine = learner(data=loaders(train=1, valid=1))
     state = next(state for name, state in trace(mine, mine.init()) if name == event)
     fields = ("training", "xb", "yb", "pred", "loss", "grads")
     assert [
-        name for name in fields if not (getattr(state, name) is None or getattr(state, name) is False)
+        name
+        for name in fields
+        if not (getattr(state, name) is None or getattr(state, name) is False)
     ] == AVAILABLE[event].split()
 
 
 def test_b29_what_each_event_is_for() -> None:
-    """One callback that changes batch, prediction, loss, gradients, and what it keeps for an epoch, at its place."""
+    """One callback that changes batch, prediction, loss, gradients, and what it keeps for an epoch,
+    at its place.
+    """
 
     class Book(Callback):
         def before_epoch(self, state: State) -> State:
@@ -180,14 +226,18 @@ def test_b29_what_each_event_is_for() -> None:
             return state.replace(xb=(state.x * 2,)) if state.training else None  # change the batch
 
         def after_pred(self, state: State) -> State | None:
-            return state.replace(pred=state.pred + 1) if state.training else None  # change the output
+            return (
+                state.replace(pred=state.pred + 1) if state.training else None
+            )  # change the output
 
         def after_loss(self, state: State) -> State | None:
             penalty = 0.1 * state.params["weight"].square().sum()  # add penalties
             return state.replace(loss=state.loss + penalty) if state.training else None
 
         def after_backward(self, state: State) -> State:
-            return state.replace(grads={name: grad.clamp(-0.1, 0.1) for name, grad in state.grads.items()})
+            return state.replace(
+                grads={name: grad.clamp(-0.1, 0.1) for name, grad in state.grads.items()}
+            )
 
         def after_step(self, state: State) -> State:
             assert max(float(grad.abs().max()) for grad in state.grads.values()) <= 0.1 + 1e-6
@@ -207,7 +257,9 @@ def test_b29_what_each_event_is_for() -> None:
 
 
 def test_b34_what_can_be_read_in_the_loop() -> None:
-    """Learner's model, data, loss, opt, callbacks; epoch and iter from 0; xb and yb tuples, x and y what is in them."""
+    """Learner's model, data, loss, opt, callbacks; epoch and iter from 0; xb and yb tuples, x and y
+    what is in them.
+    """
     mine, seen = learner(data=loaders(train=2, valid=1)), list[tuple[int, ...]]()
 
     def look(state: State) -> None:
@@ -220,13 +272,26 @@ def test_b34_what_can_be_read_in_the_loop() -> None:
         assert state.y is state.yb[0]
 
     fit(mine, mine.init(), 2, [on(before_batch=look)])
-    assert seen == [(0, 2, 0, 2), (0, 2, 1, 2), (0, 2, 0, 1), (1, 2, 0, 2), (1, 2, 1, 2), (1, 2, 0, 1)]
+    assert seen == [
+        (0, 2, 0, 2),
+        (0, 2, 1, 2),
+        (0, 2, 0, 1),
+        (1, 2, 0, 2),
+        (1, 2, 1, 2),
+        (1, 2, 0, 1),
+    ]
 
 
 def test_b35_the_machine_counts_and_sets_the_mode_by_itself() -> None:
-    """train_iter, pct_train and the layers' mode, which are a callback's work elsewhere, cannot be left out."""
+    """train_iter, pct_train and the layers' mode, which are a callback's work elsewhere, cannot be
+    left out.
+    """
     mine, seen = learner(net()), list[Any]()
-    look = on(before_batch=lambda s: seen.append((s.train_iter, round(s.pct_train, 9), mine.model.training)))
+    look = on(
+        before_batch=lambda s: seen.append(
+            (s.train_iter, round(s.pct_train, 9), mine.model.training)
+        )
+    )
     fit(mine, mine.init(), 2, [look])
     shares = [round(k / 6, 9) for k in range(7)]
     train = [(k, shares[k], True) for k in range(6)]
@@ -234,12 +299,16 @@ def test_b35_the_machine_counts_and_sets_the_mode_by_itself() -> None:
 
 
 def test_b36_the_smooth_loss() -> None:
-    """An exponential average of the training losses, debiased, so that the first value is the first loss."""
+    """An exponential average of the training losses, debiased, so that the first value is the first
+    loss.
+    """
     mine = learner()
     end = fit(mine, mine.init(), 1)
     first, second, _ = losses(end)
     smooth = end.history.smooth_losses(beta=0.98)
-    assert smooth[:2] == pytest.approx([first, (0.98 * 0.02 * first + 0.02 * second) / (1 - 0.98**2)])
+    assert smooth[:2] == pytest.approx(
+        [first, (0.98 * 0.02 * first + 0.02 * second) / (1 - 0.98**2)]
+    )
 
 
 CORE = ("machine", "stages", "events", "state", "signals", "learner")
@@ -247,7 +316,9 @@ CORE = ("machine", "stages", "events", "state", "signals", "learner")
 
 @pytest.mark.parametrize("core", CORE)
 def test_b41_the_loop_knows_none_of_its_callbacks(core: str) -> None:
-    """No file of the loop's core has the name of a callback in its code: all that there are were added from outside."""
+    """No file of the loop's core has the name of a callback in its code: all that there are were
+    added from outside.
+    """
     source = Path(loop.__file__).with_name(f"{core}.py").read_bytes()
     names = {token.string for token in tokenize(io.BytesIO(source).readline) if token.type == NAME}
     shipped = [name for name, value in vars(loop.callbacks).items() if isinstance(value, type)]

@@ -40,7 +40,10 @@ LINE = DataLoaders(Batches((X, 3 * X + 1), 8, shuffle=True), Batches((X, 3 * X +
 def test_q2_another_optimizer_is_another_argument(make: Any) -> None:
     mine = replace(Learner(nn.Linear(1, 1), LINE, mse_loss, adamw()), opt=make(lr=0.05))
     start = mine.init()
-    assert validate(mine, fit(mine, start, 40))["valid_loss"] < 0.2 * validate(mine, start)["valid_loss"]
+    assert (
+        validate(mine, fit(mine, start, 40))["valid_loss"]
+        < 0.2 * validate(mine, start)["valid_loss"]
+    )
 
 
 def test_q3_a_rule_of_ones_own_is_one_line_and_trains() -> None:
@@ -57,7 +60,9 @@ def test_q3_a_rule_of_ones_own_is_one_line_and_trains() -> None:
     mine = learner(opt=chain(average_grad, by_sign, move, lr=0.25))
     end = fit(mine, mine.init(), 1)
     moved = end.params["weight"] - linear().weight
-    assert_same(moved.abs().round(decimals=5) % 0.25, torch.zeros(2, 2))  # three steps of 0.25, up or down
+    assert_same(
+        moved.abs().round(decimals=5) % 0.25, torch.zeros(2, 2)
+    )  # three steps of 0.25, up or down
 
 
 class Stages(Callback):
@@ -92,10 +97,18 @@ def test_q19_four_steps_of_a_training_loop() -> None:
 
 
 def test_q20_tweaks_are_a_list() -> None:
-    """Clipping and a schedule in one run, no loop rewritten; leaving one out is leaving it out of the list."""
+    """Clipping and a schedule in one run, no loop rewritten; leaving one out is leaving it out of
+    the list.
+    """
     mine = learner()
-    clip, schedule = GradientClip(0.01), ParamScheduler({"lr": lambda position: 0.5 - 0.4 * position})
-    runs = [fit(mine, mine.init(), 1, list(tweaks)) for tweaks in [(), (clip,), (schedule,), (clip, schedule)]]
+    clip, schedule = (
+        GradientClip(0.01),
+        ParamScheduler({"lr": lambda position: 0.5 - 0.4 * position}),
+    )
+    runs = [
+        fit(mine, mine.init(), 1, list(tweaks))
+        for tweaks in [(), (clip,), (schedule,), (clip, schedule)]
+    ]
     lrs = [list(run.history.hypers["lr"]) for run in runs]
     assert lrs[0] == lrs[1] == [0.1] * 3
     assert lrs[2] == lrs[3] == pytest.approx([0.5, 0.5 - 0.4 / 3, 0.5 - 0.8 / 3])
@@ -103,7 +116,9 @@ def test_q20_tweaks_are_a_list() -> None:
 
 
 def test_q22_all_events() -> None:
-    """fastai's 24 but after_create, of which seven come after a signal; a handler of any other name is refused."""
+    """fastai's 24 but after_create, of which seven come after a signal; a handler of any other name
+    is refused.
+    """
     names = loop.events()
     assert len(names) == 23
     assert sum(name.startswith("after_cancel_") for name in names) == 7
@@ -133,7 +148,9 @@ def test_q23_b31_the_model_is_reset_before_each_phase_and_after_the_run(epochs: 
 
 
 def test_q24_b33_a_write_is_a_new_state() -> None:
-    """What is returned, the next callback and the loop see; a state that is not returned does nothing."""
+    """What is returned, the next callback and the loop see; a state that is not returned does
+    nothing.
+    """
     seen: list[float] = []
 
     def forget(state: State) -> None:
@@ -174,7 +191,9 @@ CONTROL = {
     ("epoch", "after_step"): ["after_cancel_epoch", *END],
     ("fit", "after_backward"): ["after_cancel_fit", "after_fit"],
 }  # fmt: skip
-"""(signal, where it is raised) -> all that follows, in a run of one training and one validation batch."""
+"""(signal, where it is raised) -> all that follows, in a run of one training and one validation
+batch.
+"""
 
 
 @pytest.mark.parametrize(("signal", "where"), CONTROL, ids=lambda one: one)
@@ -188,7 +207,9 @@ def test_q25_b38_b39_signals_skip_to_after_cancel_and_then_after(signal: str, wh
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_q26_b37_a_bad_loss_ends_the_run(value: float) -> None:
-    """It is not recorded, no batch follows, after_fit does, and the parameters are finite: it acts in time."""
+    """It is not recorded, no batch follows, after_fit does, and the parameters are finite: it acts
+    in time.
+    """
     data = batches(3, seed=1)
     data[1] = (data[1][0], torch.full((4, 2), value))
     mine, seen = learner(data=DataLoaders(data, batches(2, seed=2))), list[str]()
@@ -201,7 +222,9 @@ def test_q26_b37_a_bad_loss_ends_the_run(value: float) -> None:
 
 
 def test_q27_b40_who_goes_first() -> None:
-    """By wishes, which may name classes; then by order; then by the list. A circle of wishes is shown."""
+    """By wishes, which may name classes; then by order; then by the list. A circle of wishes is
+    shown.
+    """
 
     class First(Callback):
         run_before = (Recorder, TerminateOnNaN)
@@ -217,7 +240,9 @@ def test_q27_b40_who_goes_first() -> None:
 
 
 def test_q4_b6_no_gradients_to_zero() -> None:
-    """Gradients are an argument of the step, made anew for every batch: a batch that is run twice has the same."""
+    """Gradients are an argument of the step, made anew for every batch: a batch that is run twice
+    has the same.
+    """
     seen: list[Any] = []
     mine = learner(opt=sgd(lr=0.0), data=DataLoaders(batches(1, seed=1) * 2))
     make = partial(on, after_backward=lambda state: seen.append(state.grads))

@@ -10,7 +10,18 @@ import safetensors
 import safetensors.torch
 import torch
 
-from loop import AverageParams, EarlyStopping, Recorder, SaveModel, State, at_best, averaged, fit, load_params, validate
+from loop import (
+    AverageParams,
+    EarlyStopping,
+    Recorder,
+    SaveModel,
+    State,
+    at_best,
+    averaged,
+    fit,
+    load_params,
+    validate,
+)
 from loop.callbacks.saving import write_tensors
 from loop.signals import CancelFit
 from tests.comparing import assert_same
@@ -53,7 +64,9 @@ def test_the_run_ends_with_the_best_weights(tmp_path: Path) -> None:
     assert metadata(path) == {"epoch": "2", "train_iter": "6", "valid_loss": "1.0"}
 
 
-def test_without_a_path_it_is_kept_in_the_state_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_path_it_is_kept_in_the_state_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     state = fit(MINE, START, 3, [scripted(1.0, 2.0, 3.0), SaveModel(None)])
     assert_same(weights(state), weights(after(1)))
@@ -93,7 +106,9 @@ def test_nothing_measured_changes_nothing() -> None:
     assert_same(weights(state), weights(after(2)))
 
 
-@pytest.mark.parametrize("ending", [on(order=62, after_epoch=raise_once(CancelFit, at=2)), EarlyStopping(patience=1)])
+@pytest.mark.parametrize(
+    "ending", [on(order=62, after_epoch=raise_once(CancelFit, at=2)), EarlyStopping(patience=1)]
+)
 def test_a_run_that_ends_early_ends_with_the_best_too(ending: Any) -> None:
     state = fit(MINE, START, 5, [scripted(2.0, 1.0, 3.0, 0.0, 0.0), SaveModel(None), ending])
     assert_same(weights(state), weights(after(2)))
@@ -115,7 +130,10 @@ def test_it_looks_at_the_row_of_this_epoch_however_late_that_is_written() -> Non
 
 def test_every_run_starts_anew_unless_told_otherwise() -> None:
     first = fit(MINE, START, 1, [scripted(1.0), SaveModel(None)])
-    assert_same(weights(fit(MINE, first, 1, [scripted(1.0, 2.0), SaveModel(None)])), weights(fit(MINE, first, 1)))
+    assert_same(
+        weights(fit(MINE, first, 1, [scripted(1.0, 2.0), SaveModel(None)])),
+        weights(fit(MINE, first, 1)),
+    )
     kept = fit(MINE, first, 1, [scripted(1.0, 2.0), SaveModel(None, reset_on_fit=False)])
     assert_same(weights(kept), weights(first))
 
@@ -130,7 +148,12 @@ def test_a_run_that_is_resumed_remembers_the_best() -> None:
 
 def test_a_stopped_run_can_be_put_to_its_best() -> None:
     states: list[State] = []
-    fit(MINE, START, 3, [scripted(1.0, 2.0, 3.0), SaveModel(None), on("observer", committed=states.append)])
+    fit(
+        MINE,
+        START,
+        3,
+        [scripted(1.0, 2.0, 3.0), SaveModel(None), on("observer", committed=states.append)],
+    )
     stopped = states[-3].at_rest()
     assert stopped.epoch == 2
     assert_same(weights(at_best(stopped)), weights(after(1)))
@@ -170,7 +193,11 @@ def test_a_monitor_that_was_not_measured_is_not_written(tmp_path: Path) -> None:
 
 
 def test_the_average_can_be_what_is_kept(tmp_path: Path) -> None:
-    callbacks = [AverageParams(decay=0.5), scripted(2.0, 1.0, 3.0), SaveModel(tmp_path / "best", weights=averaged)]
+    callbacks = [
+        AverageParams(decay=0.5),
+        scripted(2.0, 1.0, 3.0),
+        SaveModel(tmp_path / "best", weights=averaged),
+    ]
     state = fit(MINE, START, 3, callbacks)
     best = averaged(fit(MINE, START, 2, callbacks[:1]))
     assert_same(weights(state), weights(best))
@@ -197,7 +224,10 @@ def test_tensors_that_share_memory_can_be_written(tmp_path: Path) -> None:
     both = torch.arange(6.0)
     write_tensors(tmp_path / "file", {"a": both[:3], "b": both[:3], "c": both.reshape(2, 3).T}, {})
     found = safetensors.torch.load_file(tmp_path / "file")
-    assert_same(found, {"a": both[:3].clone(), "b": both[:3].clone(), "c": both.reshape(2, 3).T.contiguous()})
+    assert_same(
+        found,
+        {"a": both[:3].clone(), "b": both[:3].clone(), "c": both.reshape(2, 3).T.contiguous()},
+    )
 
 
 def test_a_file_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,13 +252,22 @@ def test_a_dtype_that_no_file_can_hold(tmp_path: Path) -> None:
     ("tensors", "message"),
     [
         ({"weight": torch.zeros(2, 2)}, "has no 'bias'"),
-        ({"weight": torch.zeros(2, 2), "bais": torch.zeros(2)}, "has no tensor 'bais' of .*Did you mean 'bias'"),
+        (
+            {"weight": torch.zeros(2, 2), "bais": torch.zeros(2)},
+            "has no tensor 'bais' of .*Did you mean 'bias'",
+        ),
         (
             {"weight": torch.zeros(2, 2), "bias": torch.zeros(2), "x": torch.zeros(1)},
             "no tensor 'x' of .*another",
         ),
-        ({"weight": torch.zeros(2, 3), "bias": torch.zeros(2)}, r"'weight' of .* has shape \(2, 3\), but .*\(2, 2\)"),
-        ({"weight": torch.zeros(2, 2).double(), "bias": torch.zeros(2)}, "'weight' of .* has dtype torch.float64, but"),
+        (
+            {"weight": torch.zeros(2, 3), "bias": torch.zeros(2)},
+            r"'weight' of .* has shape \(2, 3\), but .*\(2, 2\)",
+        ),
+        (
+            {"weight": torch.zeros(2, 2).double(), "bias": torch.zeros(2)},
+            "'weight' of .* has dtype torch.float64, but",
+        ),
     ],
 )
 def test_a_file_of_another_model(tmp_path: Path, tensors: dict[str, Any], message: str) -> None:
@@ -260,7 +299,9 @@ def test_settings_that_make_no_sense(arguments: dict[str, Any], message: str) ->
 
 
 def test_a_monitor_that_is_no_column() -> None:
-    with pytest.raises(ValueError, match="SaveModel: there is no 'valid_loss' without validation data"):
+    with pytest.raises(
+        ValueError, match="SaveModel: there is no 'valid_loss' without validation data"
+    ):
         fit(learner(data=loaders(valid=None)), learner().init(), 1, [SaveModel(None)])
     with pytest.raises(ValueError, match="SaveModel: the history has no column 'accuracy'"):
         fit(MINE, START, 1, [SaveModel(None, monitor="accuracy")])

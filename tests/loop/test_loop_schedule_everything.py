@@ -1,4 +1,6 @@
-"""Schedules beyond one number: a list of them for layer groups, and numbers inside the model such as dropout."""
+"""Schedules beyond one number: a list of them for layer groups, and numbers inside the model such
+as dropout.
+"""
 
 from typing import Any
 
@@ -8,12 +10,33 @@ from torch import Tensor, nn
 
 from functional_sgd import by_path, sgd
 from functional_sgd.schedules import Constant, Cosine, Linear
-from loop import CancelBatch, CancelEpoch, CancelFit, CancelTrain, Learner, ParamScheduler, State, fit, trace, validate
+from loop import (
+    CancelBatch,
+    CancelEpoch,
+    CancelFit,
+    CancelTrain,
+    Learner,
+    ParamScheduler,
+    State,
+    fit,
+    trace,
+    validate,
+)
 from loop.callbacks.parts.attributes import find_attribute
 from loop.callbacks.parts.hyper_groups import hyper_groups
 from loop.callbacks.schedule import values_at
 from tests.comparing import Untouched, assert_same
-from tests.loop.helpers import Kept, assert_same_run, learned, learner, linear, loaders, net, on, raise_once
+from tests.loop.helpers import (
+    Kept,
+    assert_same_run,
+    learned,
+    learner,
+    linear,
+    loaders,
+    net,
+    on,
+    raise_once,
+)
 
 RISING = ParamScheduler({"model.3.p": Linear(0.0, 0.5)})
 
@@ -40,8 +63,14 @@ def test_n48_dropout_rises_over_the_run() -> None:
 
 def test_n48_outside_training_the_model_is_as_it_was() -> None:
     mine = dropout_learner()
-    seen = {event: p_of(state) for event, state in trace(mine, mine.init(), 1, [RISING]) if not state.training}
-    assert {seen[event] for event in ("before_epoch", "before_validate", "after_epoch", "after_fit")} == {0.3}
+    seen = {
+        event: p_of(state)
+        for event, state in trace(mine, mine.init(), 1, [RISING])
+        if not state.training
+    }
+    assert {
+        seen[event] for event in ("before_epoch", "before_validate", "after_epoch", "after_fit")
+    } == {0.3}
 
 
 @pytest.mark.parametrize("p", [0.0, 0.5])
@@ -61,7 +90,9 @@ def test_n48_put_back_after_a_signal(event: str, signal: type[Exception]) -> Non
     assert mine.model.get_submodule("3").p == 0.3
 
 
-@pytest.mark.parametrize("event", ["before_train", "before_batch", "after_pred", "after_batch", "after_train"])
+@pytest.mark.parametrize(
+    "event", ["before_train", "before_batch", "after_pred", "after_batch", "after_train"]
+)
 def test_n48_put_back_after_an_error(event: str) -> None:
     mine = dropout_learner()
     with pytest.raises(KeyError):
@@ -106,7 +137,12 @@ def test_the_model_and_the_optimizer_in_one_scheduler() -> None:
     both = ParamScheduler({"model.3.p": Linear(0.0, 1.0), "lr": Linear(1.0, 0.0)})
     note = on("note", after_loss=lambda state: seen.append(p_of(state)) if state.training else None)
     end = fit(mine, mine.init(), 1, [both, note])
-    assert list(zip(seen, end.history.hypers["lr"], strict=True)) == [(0, 1), (0.25, 0.75), (0.5, 0.5), (0.75, 0.25)]
+    assert list(zip(seen, end.history.hypers["lr"], strict=True)) == [
+        (0, 1),
+        (0.25, 0.75),
+        (0.5, 0.5),
+        (0.75, 0.25),
+    ]
 
 
 class Noise(nn.Module):
@@ -165,13 +201,20 @@ def test_a_layer_under_two_names_is_put_back() -> None:
     shared = nn.Dropout(0.3)
     model = nn.Sequential(shared, shared, linear())
     mine = learner(model)
-    fit(mine, mine.init(), 1, [ParamScheduler({"model.0.p": Constant(0.1), "model.1.p": Constant(0.2)})])
+    fit(
+        mine,
+        mine.init(),
+        1,
+        [ParamScheduler({"model.0.p": Constant(0.1), "model.1.p": Constant(0.2)})],
+    )
     assert shared.p == 0.3
     assert find_attribute("me", model, "model.1.p").layer is shared
 
 
 def test_a_number_of_the_model_has_one_schedule() -> None:
-    with pytest.raises(TypeError, match="ParamScheduler: 'model.3.p' is one number, so its schedule is a function"):
+    with pytest.raises(
+        TypeError, match="ParamScheduler: 'model.3.p' is one number, so its schedule is a function"
+    ):
         ParamScheduler({"model.3.p": [Constant(0.1)]})
 
 
@@ -180,12 +223,19 @@ def grouped() -> tuple[Learner, State]:
     model = nn.Sequential(linear(), nn.ReLU(), linear())
     mine = learner(model, loaders(2, None))
     start = mine.init()
-    return mine, start.replace(hyper={"lr": by_path(start.params, {"0.*": 0.1, "2.*": 1.0}), "mom": 0.9})
+    return mine, start.replace(
+        hyper={"lr": by_path(start.params, {"0.*": 0.1, "2.*": 1.0}), "mom": 0.9}
+    )
 
 
 def test_n50_a_schedule_for_each_layer_group() -> None:
     mine, start = grouped()
-    end = fit(mine, start, 1, [ParamScheduler({"lr": [Cosine(0.1, 0.0), Linear(1.0, 0.0)], "mom": Constant(0.5)})])
+    end = fit(
+        mine,
+        start,
+        1,
+        [ParamScheduler({"lr": [Cosine(0.1, 0.0), Linear(1.0, 0.0)], "mom": Constant(0.5)})],
+    )
     body, head = {"0.weight", "0.bias"}, {"2.weight", "2.bias"}
     for batch, lr in enumerate(end.history.hypers["lr"]):
         assert {lr[name] for name in body} == {Cosine(0.1, 0.0)(batch / 2)}
@@ -205,13 +255,17 @@ def test_n50_the_list_is_a_tree_of_schedules_written_shortly() -> None:
     mine, start = grouped()
     slow, fast = Linear(0.1, 0.0), Linear(1.0, 0.0)
     tree = ParamScheduler({"lr": by_path(start.params, {"0.*": slow, "2.*": fast})})
-    assert_same_run(fit(mine, start, 2, [ParamScheduler({"lr": [slow, fast]})]), fit(mine, start, 2, [tree]))
+    assert_same_run(
+        fit(mine, start, 2, [ParamScheduler({"lr": [slow, fast]})]), fit(mine, start, 2, [tree])
+    )
 
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_n50_as_many_schedules_as_groups(count: int) -> None:
     mine, start = grouped()
-    with pytest.raises(ValueError, match=f"ParamScheduler: 'lr' has a list of {count} schedules, but there are 2"):
+    with pytest.raises(
+        ValueError, match=f"ParamScheduler: 'lr' has a list of {count} schedules, but there are 2"
+    ):
         fit(mine, start, 1, [ParamScheduler({"lr": [Constant(0.1)] * count})])
 
 
@@ -220,7 +274,12 @@ def test_n50_one_lr_is_one_group() -> None:
     end = fit(mine, mine.init(), 1, [ParamScheduler({"lr": [Constant(0.3)]})])
     assert end.history.hypers["lr"][0] == {"weight": 0.3, "bias": 0.3}
     with pytest.raises(ValueError, match="ParamScheduler: 'mom' has no value yet"):
-        fit(mine, mine.init().replace(hyper={"lr": 0.1}), 1, [ParamScheduler({"mom": [Constant(0.3)]})])
+        fit(
+            mine,
+            mine.init().replace(hyper={"lr": 0.1}),
+            1,
+            [ParamScheduler({"mom": [Constant(0.3)]})],
+        )
 
 
 def test_n50_a_grouped_run_can_be_resumed() -> None:
@@ -242,10 +301,15 @@ def test_a_run_that_goes_back_to_before_it_puts_the_hypers_back() -> None:
 
 def test_groups_by_several_hypers() -> None:
     params = {"a": torch.zeros(1), "b": torch.zeros(1), "c": torch.zeros(1)}
-    hyper = {"lr": {"a": 0.1, "b": torch.tensor(0.5), "c": 0.1}, "mom": {"a": 0.9, "b": 0.9, "c": 0.8}}
+    hyper = {
+        "lr": {"a": 0.1, "b": torch.tensor(0.5), "c": 0.1},
+        "mom": {"a": 0.9, "b": 0.9, "c": 0.8},
+    }
     values, group_of = hyper_groups("me", params, hyper, ["lr", "mom"])
     assert (values, group_of) == ([(0.1, 0.9), (0.5, 0.9), (0.1, 0.8)], {"a": 0, "b": 1, "c": 2})
-    with pytest.raises(ValueError, match="me: 'lr' must be a number, a 0-d tensor, or a tree prefix"):
+    with pytest.raises(
+        ValueError, match="me: 'lr' must be a number, a 0-d tensor, or a tree prefix"
+    ):
         hyper_groups("me", params, {"lr": {"a": 0.1}}, ["lr"])
 
 

@@ -30,7 +30,9 @@ def shares(event: str, epochs: int = 2, *callbacks: Any) -> list[float]:
 
 
 def test_the_share_of_the_run_before_each_batch() -> None:
-    assert shares("before_batch") == pytest.approx([0, 1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6], abs=1e-15)
+    assert shares("before_batch") == pytest.approx(
+        [0, 1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6], abs=1e-15
+    )
 
 
 def test_the_share_of_the_run_after_each_batch() -> None:
@@ -54,7 +56,9 @@ def test_the_share_is_that_of_the_run_at_hand() -> None:
 
 
 def test_one_cycle_as_fastai_records_it() -> None:
-    """2 epochs of 5 batches, at most 0.1; the numbers were got by running fastai, whose own error is 1e-7."""
+    """2 epochs of 5 batches, at most 0.1; the numbers were got by running fastai, whose own error
+    is 1e-7.
+    """
     end = fit_one_cycle(FIVE, FIVE.init(), 2, lr=0.1)
     assert list(end.history.hypers["lr"]) == pytest.approx(LRS, rel=1e-6)
     assert list(end.history.hypers["mom"]) == pytest.approx(MOMS, rel=1e-6)
@@ -63,7 +67,9 @@ def test_one_cycle_as_fastai_records_it() -> None:
 def test_one_cycle_is_a_schedule_like_any_other() -> None:
     schedules = {"lr": one_cycle(0.1, 10.0, 100.0, 0.5)}
     expected = fit(FIVE, FIVE.init(), 2, [ParamScheduler(schedules)])
-    found = fit_one_cycle(FIVE, FIVE.init(), 2, 0.1, moms=None, div=10.0, div_final=100.0, pct_start=0.5)
+    found = fit_one_cycle(
+        FIVE, FIVE.init(), 2, 0.1, moms=None, div=10.0, div_final=100.0, pct_start=0.5
+    )
     assert_same(learned(found), learned(expected))
 
 
@@ -81,7 +87,9 @@ def test_one_cycle_that_leaves_momentum_alone() -> None:
 def test_one_cycle_with_no_momentum_is_plain_sgd() -> None:
     plain = learner(data=loaders(train=5, valid=None), opt=sgd(lr=0.1))
     expected = fit_one_cycle(plain, plain.init(), 2, lr=0.1)
-    assert_same(fit_one_cycle(FIVE, FIVE.init(), 2, lr=0.1, moms=(0.0, 0.0, 0.0)).params, expected.params)
+    assert_same(
+        fit_one_cycle(FIVE, FIVE.init(), 2, lr=0.1, moms=(0.0, 0.0, 0.0)).params, expected.params
+    )
 
 
 def test_the_hypers_are_put_back_after_the_run() -> None:
@@ -91,7 +99,10 @@ def test_the_hypers_are_put_back_after_the_run() -> None:
 
 def test_the_hypers_are_put_back_after_a_signal() -> None:
     start = FIVE.init()
-    assert fit_one_cycle(FIVE, start, 1, lr=0.5, callbacks=[on(after_step=raiser(CancelFit))]).hyper == start.hyper
+    assert (
+        fit_one_cycle(FIVE, start, 1, lr=0.5, callbacks=[on(after_step=raiser(CancelFit))]).hyper
+        == start.hyper
+    )
 
 
 def test_a_hyper_given_to_fit_stays() -> None:
@@ -109,7 +120,9 @@ def test_a_hyper_that_nobody_had_given_is_gone_after_the_run() -> None:
 @pytest.mark.parametrize("order", [0, 100])
 def test_a_run_cancelled_at_its_beginning_leaves_the_hypers_alone(order: int) -> None:
     start = FIVE.init()
-    end = fit_one_cycle(FIVE, start, 1, lr=0.5, callbacks=[on(before_fit=raiser(CancelFit), order=order)])
+    end = fit_one_cycle(
+        FIVE, start, 1, lr=0.5, callbacks=[on(before_fit=raiser(CancelFit), order=order)]
+    )
     assert end.hyper == start.hyper
 
 
@@ -130,7 +143,11 @@ def test_a_scheduled_run_can_go_back_to_a_state_from_before_it() -> None:
 def test_validation_batches_do_not_move_a_schedule() -> None:
     mine = learner(data=loaders(train=4, valid=3))
     running = trace(mine, mine.init(), 1, [ParamScheduler({"lr": Linear(0.0, 1.0)})])
-    assert [state.hyper["lr"] for event, state in running if event == "before_batch"] == [0, 0.25, 0.5] + [0.75] * 4
+    assert [state.hyper["lr"] for event, state in running if event == "before_batch"] == [
+        0,
+        0.25,
+        0.5,
+    ] + [0.75] * 4
 
 
 def test_validate_with_a_scheduler_at_hand() -> None:
@@ -147,7 +164,9 @@ def test_the_scheduled_lr_is_the_one_that_is_used() -> None:
 
 def test_several_hypers_at_once() -> None:
     mine = learner(data=loaders(train=2, valid=None), opt=adamw())
-    end = fit(mine, mine.init(), 1, [ParamScheduler({"lr": Exponential(1.0, 0.01), "wd": Constant(0.5)})])
+    end = fit(
+        mine, mine.init(), 1, [ParamScheduler({"lr": Exponential(1.0, 0.01), "wd": Constant(0.5)})]
+    )
     assert list(end.history.hypers["lr"]) == pytest.approx([1.0, 0.1])
     assert list(end.history.hypers["wd"]) == [0.5, 0.5]
 
@@ -155,22 +174,34 @@ def test_several_hypers_at_once() -> None:
 def test_a_schedule_for_each_layer() -> None:
     mine = learner(linear(), loaders(train=2, valid=None), opt=sgd(lr=0.1))
     start = mine.init()
-    end = fit(mine, start, 1, [ParamScheduler({"lr": {"weight": Constant(0.0), "bias": Linear(0.1, 0.0)}})])
+    end = fit(
+        mine,
+        start,
+        1,
+        [ParamScheduler({"lr": {"weight": Constant(0.0), "bias": Linear(0.1, 0.0)}})],
+    )
     assert torch.equal(end.params["weight"], start.params["weight"])
     assert not torch.equal(end.params["bias"], start.params["bias"])
-    assert list(end.history.hypers["lr"]) == [{"weight": 0.0, "bias": 0.1}, {"weight": 0.0, "bias": 0.05}]
+    assert list(end.history.hypers["lr"]) == [
+        {"weight": 0.0, "bias": 0.1},
+        {"weight": 0.0, "bias": 0.05},
+    ]
 
 
 def test_one_cycle_for_each_layer() -> None:
     mine = learner(linear(), loaders(train=2, valid=None))
     end = fit_one_cycle(mine, mine.init(), 1, lr={"weight": 0.1, "bias": 1.0})
-    assert [value["bias"] / value["weight"] for value in end.history.hypers["lr"]] == pytest.approx([10, 10])
+    assert [value["bias"] / value["weight"] for value in end.history.hypers["lr"]] == pytest.approx(
+        [10, 10]
+    )
 
 
 def test_two_schedulers_in_turn_for_one_state() -> None:
     """Run after run, each from the beginning of its schedule."""
     end = fit_one_cycle(FIVE, fit_one_cycle(FIVE, FIVE.init(), 1, lr=0.1), 1, lr=0.2)
-    assert list(end.history.hypers["lr"]) == pytest.approx([*LRS[::2], *(2 * lr for lr in LRS[::2])], rel=1e-6)
+    assert list(end.history.hypers["lr"]) == pytest.approx(
+        [*LRS[::2], *(2 * lr for lr in LRS[::2])], rel=1e-6
+    )
 
 
 def test_a_callback_can_be_a_scheduler() -> None:

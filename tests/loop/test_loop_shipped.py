@@ -77,7 +77,9 @@ def test_terminate_lets_a_validation_loss_be() -> None:
 
 def test_terminate_has_nothing_to_do_with_a_good_run() -> None:
     mine = learner()
-    assert_same(learned(fit(mine, mine.init(), 2, [TerminateOnNaN()])), learned(fit(mine, mine.init(), 2)))
+    assert_same(
+        learned(fit(mine, mine.init(), 2, [TerminateOnNaN()])), learned(fit(mine, mine.init(), 2))
+    )
 
 
 def test_single_batch_trains_on_one_batch() -> None:
@@ -90,7 +92,9 @@ def test_single_batch_trains_on_one_batch() -> None:
 
 def test_the_single_batch_is_seen_by_everyone() -> None:
     mine = learner()
-    end = fit(mine, mine.init(), 5, [SingleBatch(), RecordValues(lr=lambda state: state.hyper["lr"])])
+    end = fit(
+        mine, mine.init(), 5, [SingleBatch(), RecordValues(lr=lambda state: state.hyper["lr"])]
+    )
     assert list(end.memory["record_values"]["lr"]) == [0.1]
 
 
@@ -135,7 +139,10 @@ def test_a_reset_forgets() -> None:
     mine = learner(Recurrent())
     used: list[float] = []
     fit(
-        mine, mine.init(), 2, [ModelResetter(), on(after_train=lambda state: used.append(float(state.buffers["used"])))]
+        mine,
+        mine.init(),
+        2,
+        [ModelResetter(), on(after_train=lambda state: used.append(float(state.buffers["used"])))],
     )
     assert used == [3, 3]
 
@@ -191,7 +198,9 @@ def test_clipped_gradients_are_those_of_torch(max_norm: float) -> None:
     mine = learner(model, DataLoaders(data), opt=sgd(lr=0.5))
     end = fit(mine, mine.init(), 1, [GradientClip(max_norm)])
     # torch adds 1e-6 to the norm that it divides by
-    assert_close(end.params, dict(clipped_torch(model, data, max_norm).state_dict()), rtol=1e-5, atol=1e-7)
+    assert_close(
+        end.params, dict(clipped_torch(model, data, max_norm).state_dict()), rtol=1e-5, atol=1e-7
+    )
 
 
 def test_clipping_makes_a_difference_only_where_the_gradient_is_long() -> None:
@@ -199,7 +208,9 @@ def test_clipping_makes_a_difference_only_where_the_gradient_is_long() -> None:
     start = mine.init()
     plain = fit(mine, start, 1)
     assert_same(fit(mine, start, 1, [GradientClip(100.0)]).params, plain.params)
-    assert not torch.equal(fit(mine, start, 1, [GradientClip(0.01)]).params["weight"], plain.params["weight"])
+    assert not torch.equal(
+        fit(mine, start, 1, [GradientClip(0.01)]).params["weight"], plain.params["weight"]
+    )
 
 
 def test_a_clipped_gradient_is_as_long_as_it_may_be() -> None:
@@ -221,7 +232,9 @@ def test_clipping_passes_over_parameters_without_a_gradient() -> None:
             self.spare = nn.Parameter(torch.ones(3))
 
     mine = learner(Spare())
-    assert torch.equal(fit(mine, mine.init(), 1, [GradientClip(0.01)]).params["spare"], torch.ones(3))
+    assert torch.equal(
+        fit(mine, mine.init(), 1, [GradientClip(0.01)]).params["spare"], torch.ones(3)
+    )
 
 
 @pytest.mark.parametrize("max_norm", [0.0, -1.0, NAN])
@@ -233,7 +246,12 @@ def test_a_length_to_clip_to_is_above_0(max_norm: float) -> None:
 def test_all_together_in_one_run() -> None:
     """A schedule, clipping, a watch for NaN, metrics of training and a table: five lines in a list."""
     table = io.StringIO()
-    callbacks = [TerminateOnNaN(), GradientClip(0.5), Recorder(train_metrics=True), Progress(file=table)]
+    callbacks = [
+        TerminateOnNaN(),
+        GradientClip(0.5),
+        Recorder(train_metrics=True),
+        Progress(file=table),
+    ]
     mine = learner()
     end = fit_one_cycle(mine, mine.init(), 2, lr=0.1, callbacks=callbacks)
     assert len(table.getvalue().splitlines()) == len(end.history.rows) + 1 == 3

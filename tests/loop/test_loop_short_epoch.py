@@ -4,7 +4,16 @@ from typing import Any
 
 import pytest
 
-from loop import CollectData, DataLoaders, RecordValues, ShortEpoch, accuracy, fit, predict, validate
+from loop import (
+    CollectData,
+    DataLoaders,
+    RecordValues,
+    ShortEpoch,
+    accuracy,
+    fit,
+    predict,
+    validate,
+)
 from tests.comparing import assert_same
 from tests.loop.helpers import Kept, assert_same_run, batches, full, learned, learner, loaders, on
 
@@ -12,13 +21,16 @@ from tests.loop.helpers import Kept, assert_same_run, batches, full, learned, le
 def counts(callback: ShortEpoch, train: int, valid: int, epochs: int = 1) -> tuple[int, int]:
     """How many training and validation batches an epoch has."""
     mine = learner(data=loaders(train, valid))
-    seen = fit(mine, mine.init(), epochs, [callback, CollectData(("training",))]).memory["collect_data"]
+    seen = fit(mine, mine.init(), epochs, [callback, CollectData(("training",))]).memory[
+        "collect_data"
+    ]
     training = sum(entry["training"] for entry in seen)
     return training // epochs, (len(seen) - training) // epochs
 
 
 @pytest.mark.parametrize(
-    ("pct", "expected"), [(0.01, 1), (0.1, 1), (0.11, 2), (0.3, 3), (0.7, 7), (0.99, 10), (1.0, 10), (1, 10)]
+    ("pct", "expected"),
+    [(0.01, 1), (0.1, 1), (0.11, 2), (0.3, 3), (0.7, 7), (0.99, 10), (1.0, 10), (1, 10)],
 )
 def test_a_share_is_rounded_up_to_whole_batches(pct: float, expected: int) -> None:
     assert counts(ShortEpoch(pct), 10, 10) == (expected, expected)
@@ -93,7 +105,9 @@ def test_only_what_is_shortened_needs_a_length() -> None:
     assert fit(mine, start, 1, [ShortEpoch(0.5, short_valid=False)]).train_iter == 2
     with pytest.raises(ValueError, match="ShortEpoch: data.valid"):
         fit(mine, start, 1, [ShortEpoch(0.5)])
-    validate(learner(data=mine.data, callbacks=[ShortEpoch(0.5)], metrics=[accuracy_of_first]), start)
+    validate(
+        learner(data=mine.data, callbacks=[ShortEpoch(0.5)], metrics=[accuracy_of_first]), start
+    )
 
 
 def accuracy_of_first(pred: Any, y: Any) -> Any:

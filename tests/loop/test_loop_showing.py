@@ -63,7 +63,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[History, int]]:
     return seen
 
 
-def test_a_notebook_has_one_picture_that_changes_with_every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_notebook_has_one_picture_that_changes_with_every_epoch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     fake = notebook(monkeypatch)
     fit(MINE, START, 3, [ShowGraph()])
     assert (len(fake.shown), len(fake.updates)) == (1, 2)
@@ -82,11 +84,16 @@ def test_it_shows_the_losses_of_the_history_so_far(
 ) -> None:
     notebook(monkeypatch)
     end = fit(MINE, START, 2, [ShowGraph(skip=2)])
-    assert [(len(history.losses), len(history.rows), skip) for history, skip in drawn] == [(3, 1, 2), (6, 2, 2)]
+    assert [(len(history.losses), len(history.rows), skip) for history, skip in drawn] == [
+        (3, 1, 2),
+        (6, 2, 2),
+    ]
     assert drawn[-1][0] == end.history
 
 
-def test_a_terminal_shows_nothing(monkeypatch: pytest.MonkeyPatch, drawn: list[tuple[History, int]]) -> None:
+def test_a_terminal_shows_nothing(
+    monkeypatch: pytest.MonkeyPatch, drawn: list[tuple[History, int]]
+) -> None:
     fake = notebook(monkeypatch, kernel=None)
     fit(MINE, START, 1, [ShowGraph()])
     assert fake.shown == drawn == []
@@ -103,7 +110,9 @@ def test_a_script_shows_nothing(
 
 
 @pytest.mark.parametrize(("ending", "start"), [("png", PNG), ("pdf", b"%PDF"), ("svg", b"<?xml")])
-def test_a_path_gets_the_picture_after_every_epoch(ending: str, start: bytes, tmp_path: Path) -> None:
+def test_a_path_gets_the_picture_after_every_epoch(
+    ending: str, start: bytes, tmp_path: Path
+) -> None:
     path = tmp_path / "pictures" / f"losses.{ending}"
     seen: list[bytes] = []
     look = on(after_epoch=lambda state: seen.append(path.read_bytes()), order=100)
@@ -160,7 +169,9 @@ def test_skip_is_a_number_of_batches(skip: Any) -> None:
         ShowGraph(skip=skip)
 
 
-def test_the_epoch_that_early_stopping_ends_is_drawn(drawn: list[tuple[History, int]], tmp_path: Path) -> None:
+def test_the_epoch_that_early_stopping_ends_is_drawn(
+    drawn: list[tuple[History, int]], tmp_path: Path
+) -> None:
     end = fit(MINE, START, 5, [ShowGraph(tmp_path / "losses.png"), EarlyStopping(min_delta=1e9)])
     assert [len(history.rows) for history, _ in drawn] == [1, 2]
     assert len(end.history.rows) == 2

@@ -1,4 +1,6 @@
-"""What a signal carries, where else than in a callback it can be raised, and what the run goes on from."""
+"""What a signal carries, where else than in a callback it can be raised, and what the run goes on
+from.
+"""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -26,7 +28,16 @@ from loop import (
     validate,
 )
 from tests.comparing import assert_same
-from tests.loop.helpers import assert_at_rest, batches, learner, linear, losses, on, raise_once, raiser
+from tests.loop.helpers import (
+    assert_at_rest,
+    batches,
+    learner,
+    linear,
+    losses,
+    on,
+    raise_once,
+    raiser,
+)
 
 LEARNER = learner()
 START = LEARNER.init()
@@ -54,7 +65,9 @@ def raise_with(signal: type[Cancel], change: Callable[[State], State]) -> Callab
     return act
 
 
-def seen_at(event: str, signal: type[Cancel], raised_in: str, change: Callable[[State], State] | None) -> State:
+def seen_at(
+    event: str, signal: type[Cancel], raised_in: str, change: Callable[[State], State] | None
+) -> State:
     """The state of the first such event of a run in which the signal is raised."""
     act = raise_with(signal, change) if change else raise_once(signal)
     for name, state in trace(LEARNER, START, 1, [on(**{raised_in: act})]):
@@ -64,8 +77,12 @@ def seen_at(event: str, signal: type[Cancel], raised_in: str, change: Callable[[
 
 
 @pytest.mark.parametrize(("signal", "raised_in", "event"), CARRIED)
-def test_the_run_goes_on_from_the_state_that_a_signal_carries(signal: type[Cancel], raised_in: str, event: str) -> None:
-    assert_same(seen_at(event, signal, raised_in, lambda state: state.replace(params=MARK)).params, MARK)
+def test_the_run_goes_on_from_the_state_that_a_signal_carries(
+    signal: type[Cancel], raised_in: str, event: str
+) -> None:
+    assert_same(
+        seen_at(event, signal, raised_in, lambda state: state.replace(params=MARK)).params, MARK
+    )
 
 
 @pytest.mark.parametrize(("signal", "raised_in", "event"), CARRIED)
@@ -104,7 +121,12 @@ def test_a_run_can_go_back_to_a_state_from_before_it() -> None:
 def test_going_back_to_an_earlier_state_keeps_the_share_of_the_run() -> None:
     """n_epoch is the run's, whatever state a callback returns: pct_train stays between 0 and 1."""
     shares = []
-    callbacks = [on(after_epoch=lambda state: START, before_batch=lambda state: shares.append(state.pct_train))]
+    callbacks = [
+        on(
+            after_epoch=lambda state: START,
+            before_batch=lambda state: shares.append(state.pct_train),
+        )
+    ]
     fit(learner(data=DataLoaders(batches(2, 1))), START, 4, callbacks)
     assert shares == pytest.approx([0, 1 / 8, 2 / 8, 3 / 8, 4 / 8, 5 / 8, 6 / 8, 7 / 8])
 
@@ -198,13 +220,17 @@ class Loader:
             yield batch
 
 
-@pytest.mark.parametrize(("signal", "steps"), [(CancelBatch, 2), (CancelTrain, 1), (CancelEpoch, 1), (CancelFit, 1)])
+@pytest.mark.parametrize(
+    ("signal", "steps"), [(CancelBatch, 2), (CancelTrain, 1), (CancelEpoch, 1), (CancelFit, 1)]
+)
 def test_the_model_may_raise_a_signal(signal: type[Cancel], steps: int) -> None:
     mine = learner(Cancelling(signal, at=1))
     assert fit(mine, mine.init(), 1).opt_state["step"] == steps
 
 
-@pytest.mark.parametrize(("signal", "steps"), [(CancelBatch, 2), (CancelTrain, 1), (CancelEpoch, 1), (CancelFit, 1)])
+@pytest.mark.parametrize(
+    ("signal", "steps"), [(CancelBatch, 2), (CancelTrain, 1), (CancelEpoch, 1), (CancelFit, 1)]
+)
 def test_the_loss_may_raise_a_signal(signal: type[Cancel], steps: int) -> None:
     mine = learner(loss=cancelling_loss(signal))
     assert fit(mine, mine.init(), 1).opt_state["step"] == steps
@@ -221,7 +247,9 @@ def test_the_loader_may_raise_a_signal(signal: type[Cancel]) -> None:
 @pytest.mark.parametrize("at", [0, 1])
 def test_a_loader_cannot_cancel_a_batch_that_has_not_begun(at: int) -> None:
     mine = learner(data=DataLoaders(Loader(CancelBatch, at)))
-    with pytest.raises(SignalError, match="CancelBatch was raised while fetching data.*CancelTrain"):
+    with pytest.raises(
+        SignalError, match="CancelBatch was raised while fetching data.*CancelTrain"
+    ):
         fit(mine, START, 1)
 
 
@@ -234,7 +262,8 @@ def test_a_model_that_raises_a_signal_that_is_not_legal_there() -> None:
 def test_in_validate_there_is_no_fit_to_cancel() -> None:
     mine = learner(callbacks=[on(before_batch=raiser(CancelFit))])
     with pytest.raises(
-        SignalError, match="CancelFit was raised by callback 'spy' in before_batch.*CancelValidate or CancelBatch"
+        SignalError,
+        match="CancelFit was raised by callback 'spy' in before_batch.*CancelValidate or CancelBatch",
     ):
         validate(mine, START)
 
@@ -252,7 +281,9 @@ def test_signals_say_which_scope_they_end() -> None:
 
 @pytest.mark.parametrize("where", ["around_batch", "around_train"])
 def test_a_signal_from_the_opening_of_a_bracket_ends_the_scope_around_it(where: str) -> None:
-    events = [event for event, _ in trace(LEARNER, START, 1, [on(**{where: raise_once(CancelEpoch)})])]
+    events = [
+        event for event, _ in trace(LEARNER, START, 1, [on(**{where: raise_once(CancelEpoch)})])
+    ]
     assert events[-3:] == ["after_cancel_epoch", "after_epoch", "after_fit"]
 
 

@@ -1,4 +1,6 @@
-"""A state that was saved and loaded is the same state, in this process or another; and the files are as promised."""
+"""A state that was saved and loaded is the same state, in this process or another; and the files
+are as promised.
+"""
 
 import dataclasses
 import json
@@ -29,13 +31,17 @@ def trained() -> tuple[Learner, State]:
 # There and back
 
 
-def test_a_trained_state_comes_back_bit_for_bit(tmp_path: Path, trained: tuple[Learner, State]) -> None:
+def test_a_trained_state_comes_back_bit_for_bit(
+    tmp_path: Path, trained: tuple[Learner, State]
+) -> None:
     mine, end = trained
     assert identical(load(save(end, tmp_path / "a")), end)
     assert identical(load(tmp_path / "a", mine.init()), end)
 
 
-def test_training_goes_on_bit_for_bit_in_a_new_process(tmp_path: Path, trained: tuple[Learner, State]) -> None:
+def test_training_goes_on_bit_for_bit_in_a_new_process(
+    tmp_path: Path, trained: tuple[Learner, State]
+) -> None:
     mine, end = trained
     in_process("go_on", save(end, tmp_path / "a"), tmp_path / "b")
     assert identical(load(tmp_path / "b"), fit(mine, end, 2))
@@ -66,7 +72,12 @@ def test_every_field_of_a_state_is_saved_or_named_as_not_saved(tmp_path: Path) -
 def test_what_is_loaded_shares_no_memory(tmp_path: Path) -> None:
     """Nor with each other, nor with the file: it may be written to, and removed."""
     flat = torch.arange(6.0)
-    state = State({"a": flat[:3], "b": flat[3:], "tied": flat[:3]}, {}, {"c": torch.ones(2, dtype=torch.cfloat)}, {})
+    state = State(
+        {"a": flat[:3], "b": flat[3:], "tied": flat[:3]},
+        {},
+        {"c": torch.ones(2, dtype=torch.cfloat)},
+        {},
+    )
     first = load(save(state, tmp_path / "a"))
     assert str(tmp_path) not in Path("/proc/self/maps").read_text()
     before = Untouched(state.params)
@@ -117,15 +128,29 @@ def test_three_files_that_other_tools_read(tmp_path: Path, trained: tuple[Learne
     end = trained[1]
     path = save(end, tmp_path / "deep" / "folder" / "a")
     assert path == tmp_path / "deep" / "folder" / "a"
-    assert sorted(file.name for file in path.iterdir()) == ["SHA256SUMS", "state.json", "tensors.safetensors"]
-    assert subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=path).returncode == 0
+    assert sorted(file.name for file in path.iterdir()) == [
+        "SHA256SUMS",
+        "state.json",
+        "tensors.safetensors",
+    ]
+    assert (
+        subprocess.run(
+            ["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=path
+        ).returncode
+        == 0
+    )
     tensors = load_file(path / "tensors.safetensors")
     assert identical(tensors["params['0.weight']"], end.params["0.weight"].clone())
     document = json.loads((path / "state.json").read_text())
     assert (document["format"], document["version"]) == ("loop.State", 1)
     assert tensors.keys() == document["tensors"].keys()
     entry = document["tensors"]["opt_state['step']"]
-    assert (entry["dtype"], entry["shape"], entry["device"], len(entry["sha256"])) == ("int64", [], "cpu", 64)
+    assert (entry["dtype"], entry["shape"], entry["device"], len(entry["sha256"])) == (
+        "int64",
+        [],
+        "cpu",
+        64,
+    )
 
 
 def test_all_three_files_may_be_read_by_whom_the_folder_lets(tmp_path: Path) -> None:
@@ -134,7 +159,9 @@ def test_all_three_files_may_be_read_by_whom_the_folder_lets(tmp_path: Path) -> 
     assert {file.stat().st_mode for file in path.iterdir()} == {(tmp_path / "plain").stat().st_mode}
 
 
-def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_everything_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, log = tmp_path / "a", []
     fsync, rename = os.fsync, Path.rename
 
@@ -160,12 +187,16 @@ def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkey
 
 
 def test_what_cannot_be_saved_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match=r"save: memory\['x'\]\[0\] is of type set, which cannot be saved"):
+    with pytest.raises(
+        TypeError, match=r"save: memory\['x'\]\[0\] is of type set, which cannot be saved"
+    ):
         save(tiny(memory={"x": [{1}]}), tmp_path / "deep" / "a")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_error_while_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_while_writing_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full_disk(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
@@ -183,8 +214,14 @@ def test_tensors_go_where_those_of_like_are(tmp_path: Path, trained: tuple[Learn
     mine, end = trained
     fresh = mine.init(device="meta")
     found = load(save(end, tmp_path / "a"), fresh)
-    assert {value.device.type for group in (found.params, found.buffers) for value in group.values()} == {"meta"}
-    assert found.history.losses[0].device.type == found.memory["recorder"].average.device.type == "meta"
+    assert {
+        value.device.type for group in (found.params, found.buffers) for value in group.values()
+    } == {"meta"}
+    assert (
+        found.history.losses[0].device.type
+        == found.memory["recorder"].average.device.type
+        == "meta"
+    )
     assert load(tmp_path / "a").params["0.bias"].device.type == "cpu"
 
 
@@ -207,7 +244,8 @@ def test_a_state_of_another_device(tmp_path: Path) -> None:
         assert {value.device.type for value in tensors} == {device}
         assert found.memory["kept"]["here"].device.type == "cpu"
     assert identical(
-        learned(fit(mine, load(tmp_path / "a", mine.init(device="cuda")), 1)), learned(fit(mine, there, 1))
+        learned(fit(mine, load(tmp_path / "a", mine.init(device="cuda")), 1)),
+        learned(fit(mine, there, 1)),
     )
 
 
@@ -219,15 +257,36 @@ FRESH = tiny().replace(
 SLOTS = FRESH.opt_state
 
 OTHERS = {
-    "shape": ({"params": {"w": torch.zeros(4)}}, r"expected params\['w'\] to be float32\[4\], got float32\[3\]"),
-    "dtype": ({"params": {"w": torch.zeros(3).half()}}, r"expected params\['w'\] to be float16\[3\], got float32\[3\]"),
+    "shape": (
+        {"params": {"w": torch.zeros(4)}},
+        r"expected params\['w'\] to be float32\[4\], got float32\[3\]",
+    ),
+    "dtype": (
+        {"params": {"w": torch.zeros(3).half()}},
+        r"expected params\['w'\] to be float16\[3\], got float32\[3\]",
+    ),
     "missing": ({"params": {**FRESH.params, "b": torch.zeros(1)}}, r"params\['b'\] is missing"),
     "too many": ({"buffers": {}}, r"buffers\['seen'\] is not expected"),
-    "slot": ({"opt_state": {**SLOTS, "avg": {"v": torch.zeros(3)}}}, r"opt_state\['avg'\]\['v'\] is missing"),
-    "tuple": ({"opt_state": {**SLOTS, "n": (1,)}}, r"opt_state\['n'\] to be tuple of 1, got tuple of 2"),
-    "list": ({"opt_state": {**SLOTS, "n": (1, (2.0,))}}, r"opt_state\['n'\]\[1\] to be tuple of 1, got list of 1"),
-    "number": ({"opt_state": {**SLOTS, "n": (1, [2])}}, r"opt_state\['n'\]\[1\]\[0\] to be int, got float"),
-    "leaf": ({"opt_state": {**SLOTS, "avg": torch.zeros(1)}}, r"opt_state\['avg'\] to be float32\[1\], got dict"),
+    "slot": (
+        {"opt_state": {**SLOTS, "avg": {"v": torch.zeros(3)}}},
+        r"opt_state\['avg'\]\['v'\] is missing",
+    ),
+    "tuple": (
+        {"opt_state": {**SLOTS, "n": (1,)}},
+        r"opt_state\['n'\] to be tuple of 1, got tuple of 2",
+    ),
+    "list": (
+        {"opt_state": {**SLOTS, "n": (1, (2.0,))}},
+        r"opt_state\['n'\]\[1\] to be tuple of 1, got list of 1",
+    ),
+    "number": (
+        {"opt_state": {**SLOTS, "n": (1, [2])}},
+        r"opt_state\['n'\]\[1\]\[0\] to be int, got float",
+    ),
+    "leaf": (
+        {"opt_state": {**SLOTS, "avg": torch.zeros(1)}},
+        r"opt_state\['avg'\] to be float32\[1\], got dict",
+    ),
 }
 
 
@@ -235,7 +294,9 @@ OTHERS = {
 def test_a_state_of_another_model_is_refused_by_name(tmp_path: Path, kind: str) -> None:
     changes, message = OTHERS[kind]
     path = save(FRESH, tmp_path / "a")
-    with pytest.raises(StateFileError, match=f"{path} is of another model or optimizer: .*{message}"):
+    with pytest.raises(
+        StateFileError, match=f"{path} is of another model or optimizer: .*{message}"
+    ):
         load(path, FRESH.replace(**changes))
 
 
@@ -253,5 +314,10 @@ def test_another_learner_is_refused(tmp_path: Path) -> None:
 
 def test_batches_are_no_part_of_a_state(tmp_path: Path) -> None:
     (x, y), *_ = batches(1, seed=0)
-    found = load(save(tiny().replace(xb=(x,), yb=(y,), pred=x, loss=x.sum(), grads={"w": None}), tmp_path / "a"))
+    found = load(
+        save(
+            tiny().replace(xb=(x,), yb=(y,), pred=x, loss=x.sum(), grads={"w": None}),
+            tmp_path / "a",
+        )
+    )
     assert identical(found, tiny())

@@ -1,4 +1,6 @@
-"""Damage of every kind is found, and said: which file, which leaf, what was expected, what is there."""
+"""Damage of every kind is found, and said: which file, which leaf, what was expected, what is
+there.
+"""
 
 import hashlib
 import json
@@ -45,7 +47,9 @@ def flip(file: Path, position: int, bit: int = 1) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_flipped_bit_is_found(path: Path, name: str) -> None:
-    """One bit of every byte (of every third of the long file), another each time; the message names the file."""
+    """One bit of every byte (of every third of the long file), another each time; the message names
+    the file.
+    """
     file, content = path / name, (path / name).read_bytes()
     for position in range(0, len(content), 3 if name == "state.json" else 1):
         flip(file, position, 1 << position % 8)
@@ -72,7 +76,10 @@ def test_a_longer_file_is_found(path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_a_missing_file_is_named(path: Path, name: str) -> None:
     (path / name).unlink()
-    assert f"{path} is damaged: there is no {name} in it, expected SHA256SUMS, state.json, tensors.saf" in fails(path)
+    assert (
+        f"{path} is damaged: there is no {name} in it, expected SHA256SUMS, state.json, tensors.saf"
+        in fails(path)
+    )
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -94,13 +101,20 @@ def test_a_file_that_cannot_be_read(path: Path, name: str) -> None:
 def test_the_damaged_leaf_is_named(path: Path, tensor: torch.Tensor, leaf: str) -> None:
     """With the digest that was expected, and the one of what is there; and with what to do."""
     content = bytearray((path / FILES[2]).read_bytes())
-    raw = torch.view_as_real(tensor).numpy().tobytes() if tensor.is_complex() else tensor.numpy().tobytes()
+    raw = (
+        torch.view_as_real(tensor).numpy().tobytes()
+        if tensor.is_complex()
+        else tensor.numpy().tobytes()
+    )
     content[content.rindex(raw) + len(raw) - 1] ^= 64
     (path / FILES[2]).write_bytes(content)
     message = fails(path)
     damaged = raw[:-1] + bytes([raw[-1] ^ 64])
     found, expected = (hashlib.sha256(part).hexdigest() for part in (damaged, raw))
-    assert f"{path / FILES[2]} is damaged: {leaf} has the SHA-256 {found}, expected {expected}. Load another" in message
+    assert (
+        f"{path / FILES[2]} is damaged: {leaf} has the SHA-256 {found}, expected {expected}. Load "
+        f"another" in message
+    )
 
 
 def test_a_length_that_does_not_fit_is_said(path: Path) -> None:
@@ -126,7 +140,9 @@ def with_text(path: Path, text: str) -> Path:
     """The directory, with another state.json, and checksums that fit."""
     (path / "state.json").write_text(text)
     digests = {name: hashlib.sha256((path / name).read_bytes()).hexdigest() for name in FILES[1:]}
-    (path / "SHA256SUMS").write_text("".join(f"{digest}  {name}\n" for name, digest in digests.items()))
+    (path / "SHA256SUMS").write_text(
+        "".join(f"{digest}  {name}\n" for name, digest in digests.items())
+    )
     return path
 
 
@@ -152,7 +168,10 @@ FOREIGN: dict[str, tuple[Callable[[Document], Any], str]] = {
         lambda document: document["fields"].pop("seed"),
         "written by functional-sgd .*, has the fields params, .*; expected params, .*seed",
     ),
-    "new field": (lambda document: document["fields"].update(new=1), "has the fields .*new; expected params"),
+    "new field": (
+        lambda document: document["fields"].update(new=1),
+        "has the fields .*new; expected params",
+    ),
     "class": (
         lambda document: document["fields"].update(memory=GONE),
         r"state.json: it holds an object of a class Gone that is not known here. Import my\.callbacks",
@@ -173,9 +192,18 @@ FOREIGN: dict[str, tuple[Callable[[Document], Any], str]] = {
         lambda document: document["tensors"]["params['w']"].update(shape=[2, 2]),
         r"expected params\['w'\] to be float32\[2, 2\], got float32\[4\]",
     ),
-    "no leaves": (lambda document: document.pop("tensors"), "state.json has no tensors in it, or of another type"),
-    "no fields": (lambda document: document.update(fields=3), "state.json has no fields in it, or of another type"),
-    "no device": (lambda document: document.pop("device"), "state.json has no device in it, or of another type"),
+    "no leaves": (
+        lambda document: document.pop("tensors"),
+        "state.json has no tensors in it, or of another type",
+    ),
+    "no fields": (
+        lambda document: document.update(fields=3),
+        "state.json has no fields in it, or of another type",
+    ),
+    "no device": (
+        lambda document: document.pop("device"),
+        "state.json has no device in it, or of another type",
+    ),
     "dtype": (
         lambda document: document["tensors"]["params['w']"].update(dtype="float4"),
         r"state.json does not describe params\['w'\]: expected .*, the dtype one of bool, .*'float4'",
@@ -227,7 +255,8 @@ def test_damaged_checkpoints_are_skipped_with_a_warning(tmp_path: Path) -> None:
         assert load_latest(tmp_path).train_iter == 1
     newest, middle = (str(warning.message) for warning in caught)
     assert newest.startswith(
-        f"load_latest: skipped a checkpoint. load: {paths[2] / FILES[2]} is damaged: params['w'] has"
+        f"load_latest: skipped a checkpoint. load: {paths[2] / FILES[2]} is damaged: params['w'] "
+        f"has"
     )
     assert f"{paths[1]} is damaged: there is no state.json in it" in middle
     assert {warning.filename for warning in caught} == {__file__}
@@ -235,14 +264,19 @@ def test_damaged_checkpoints_are_skipped_with_a_warning(tmp_path: Path) -> None:
 
 def test_if_all_are_damaged_that_is_an_error(tmp_path: Path) -> None:
     (save_in(tiny(1), tmp_path) / FILES[0]).unlink()
-    with pytest.warns(UserWarning, match="SHA256SUMS"), pytest.raises(DamagedStateError, match="every checkpoint in"):
+    with (
+        pytest.warns(UserWarning, match="SHA256SUMS"),
+        pytest.raises(DamagedStateError, match="every checkpoint in"),
+    ):
         load_latest(tmp_path)
 
 
 def test_the_checkpoint_of_another_model_or_version_is_not_skipped(tmp_path: Path) -> None:
     save_in(tiny(1), tmp_path)
     save_in(tiny(2).replace(params={"v": torch.ones(3)}), tmp_path)
-    with pytest.raises(StateFileError, match=r"another model or optimizer: params\['w'\] is missing"):
+    with pytest.raises(
+        StateFileError, match=r"another model or optimizer: params\['w'\] is missing"
+    ):
         load_latest(tmp_path, tiny())
     rewritten(checkpoints(tmp_path)[-1], lambda document: document.update(version=2))
     with pytest.raises(StateFileError, match="has version 2 of the format"):

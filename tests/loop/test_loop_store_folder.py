@@ -1,4 +1,6 @@
-"""Directories that appear whole: replaced, kept by the newest few, killed at any moment, shared by processes."""
+"""Directories that appear whole: replaced, kept by the newest few, killed at any moment, shared by
+processes.
+"""
 
 import os
 import platform
@@ -27,7 +29,9 @@ def names(folder: Path) -> list[str]:
 
 def test_what_is_there_is_replaced_only_if_asked(tmp_path: Path) -> None:
     path = save(tiny(1), tmp_path / "a")
-    with pytest.raises(FileExistsError, match=f"there is something at {path} already.*pass overwrite=True"):
+    with pytest.raises(
+        FileExistsError, match=f"there is something at {path} already.*pass overwrite=True"
+    ):
         save(tiny(2), path)
     assert load(path).train_iter == 1
     assert load(save(tiny(2), path, overwrite=True)).train_iter == 2
@@ -44,13 +48,17 @@ def test_what_is_no_state_is_never_replaced(tmp_path: Path, kind: str) -> None:
         (path / "thesis.tex").touch()
     else:
         (save(tiny(1), path) / "thesis.tex").touch()
-    with pytest.raises(FileExistsError, match="precious that is no state, expected nothing or a saved state"):
+    with pytest.raises(
+        FileExistsError, match="precious that is no state, expected nothing or a saved state"
+    ):
         save(tiny(2), path, overwrite=True)
     assert path.is_file() or (path / "thesis.tex").exists()
 
 
 def test_a_replacement_that_was_cut_off_is_undone(tmp_path: Path) -> None:
-    """Killed between the two renames: the old state is loaded, not overwritten unasked, and replaced in the end."""
+    """Killed between the two renames: the old state is loaded, not overwritten unasked, and
+    replaced in the end.
+    """
     path = save(tiny(1), tmp_path / "a")
     path.rename(aside(path))
     assert load(path).train_iter == 1
@@ -99,7 +107,9 @@ def test_nothing_to_load(tmp_path: Path) -> None:
 
 def test_the_newest_are_kept(tmp_path: Path) -> None:
     paths = [save_in(tiny(count), tmp_path / "run", keep=2) for count in (10, 20, 30)]
-    assert paths == [tmp_path / "run" / f"{count:06d}-train_iter-{count:07d}0" for count in (1, 2, 3)]
+    assert paths == [
+        tmp_path / "run" / f"{count:06d}-train_iter-{count:07d}0" for count in (1, 2, 3)
+    ]
     assert checkpoints(tmp_path / "run") == paths[1:]
     assert identical(load_latest(tmp_path / "run"), tiny(30))
 
@@ -156,8 +166,18 @@ def test_what_dead_processes_have_left_is_removed_and_nothing_else(tmp_path: Pat
     mine = _scratch_name()
     host, pid, process = _host(), str(os.getpid()), mine.split("-")[-2]
     day_old, new = f".saving-{host}2-1-00000000-00000000", f".saving-{host}2-1-00000000-00000001"
-    dead = [f".saving-{host}-{2**22 + 1}-{process}-00000000", mine.replace(process, "00000000"), day_old]
-    alive = [mine, mine.replace(pid, "1").replace(process, "00000000"), new, ".saving-something-else", ".savings"]
+    dead = [
+        f".saving-{host}-{2**22 + 1}-{process}-00000000",
+        mine.replace(process, "00000000"),
+        day_old,
+    ]
+    alive = [
+        mine,
+        mine.replace(pid, "1").replace(process, "00000000"),
+        new,
+        ".saving-something-else",
+        ".savings",
+    ]
     for name in (*dead, *alive):
         shutil.copytree(save(tiny(), tmp_path / "deep" / name), tmp_path / name)
     before = time.time() - 86_500
@@ -175,8 +195,12 @@ def crashes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return found
 
 
-def test_the_newest_committed_checkpoint_survives_a_kill_at_any_moment(crashes: dict[str, Any]) -> None:
-    """50 processes that save in a loop, each killed at a random moment; the last save of all cleans up."""
+def test_the_newest_committed_checkpoint_survives_a_kill_at_any_moment(
+    crashes: dict[str, Any],
+) -> None:
+    """50 processes that save in a loop, each killed at a random moment; the last save of all cleans
+    up.
+    """
     found = crashes["killed_anywhere"]
     assert (found["lost"], found["left over"], found["kept"]) == ([], [], 2)
     assert found["killed within a save"] > 0
@@ -208,14 +232,18 @@ def test_a_file_with_the_name_of_a_checkpoint_is_none(tmp_path: Path) -> None:
     assert load_latest(tmp_path).train_iter == 1
 
 
-def test_a_state_is_loaded_from_the_directory_one_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_state_is_loaded_from_the_directory_one_is_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(save(tiny(1), tmp_path / "a"))
     assert load(".").train_iter == 1
     with pytest.raises(FileExistsError, match=r"there is something at \. already"):
         save(tiny(2), ".")
 
 
-def test_processes_of_another_namespace_are_not_taken_for_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_of_another_namespace_are_not_taken_for_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Containers may share the name of their host, but count their processes apart."""
     with scratch(tmp_path) as mine, monkeypatch.context() as elsewhere:
         elsewhere.setattr("loop.disk.atomic._host", lambda: f"{platform.node()}-1")
@@ -225,8 +253,12 @@ def test_processes_of_another_namespace_are_not_taken_for_dead(tmp_path: Path, m
             assert mine.is_dir()
 
 
-def test_a_place_is_looked_at_under_the_lock_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without it, what another process moves aside for a moment was taken for something that is no state."""
+def test_a_place_is_looked_at_under_the_lock_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it, what another process moves aside for a moment was taken for something that is no
+    state.
+    """
     held, seen = [False], []
 
     @contextmanager
@@ -237,6 +269,8 @@ def test_a_place_is_looked_at_under_the_lock_only(tmp_path: Path, monkeypatch: p
             held[0] = False
 
     monkeypatch.setattr("loop.disk.store.locked", watched)
-    monkeypatch.setattr("loop.disk.store._check_place", lambda path, overwrite: seen.append(held[0]))
+    monkeypatch.setattr(
+        "loop.disk.store._check_place", lambda path, overwrite: seen.append(held[0])
+    )
     save(tiny(1), tmp_path / "a", overwrite=True)
     assert seen == [True, True]

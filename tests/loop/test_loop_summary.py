@@ -13,9 +13,13 @@ from tests.loop.helpers import Kept, full, learner, net, on, raiser
 MINE = full(callbacks=[GradientClip()], metrics=[accuracy])
 
 
-def layers(model: nn.Module, *inputs: Tensor, **rest: Any) -> list[tuple[str, str, tuple[tuple[int, ...], ...]]]:
+def layers(
+    model: nn.Module, *inputs: Tensor, **rest: Any
+) -> list[tuple[str, str, tuple[tuple[int, ...], ...]]]:
     """(name, kind, shapes) of what the summary of a model lists."""
-    mine = Learner(model, DataLoaders([inputs]), nn.functional.mse_loss, sgd(), n_inputs=len(inputs), **rest)
+    mine = Learner(
+        model, DataLoaders([inputs]), nn.functional.mse_loss, sgd(), n_inputs=len(inputs), **rest
+    )
     return [(layer.name, layer.kind, layer.shapes) for layer in summary(mine, mine.init()).layers]
 
 
@@ -38,7 +42,9 @@ def test_the_parameters_of_the_layers() -> None:
 
 
 def test_the_sizes_in_elements_and_bytes() -> None:
-    """AdamW keeps two averages in float32 and one int64 counter; BatchNorm two float32 and one int64."""
+    """AdamW keeps two averages in float32 and one int64 counter; BatchNorm two float32 and one
+    int64.
+    """
     assert summary(MINE, MINE.init()).sizes == {
         "trained": (30, 120),
         "frozen": (0, 0),
@@ -53,7 +59,13 @@ def test_frozen_parameters() -> None:
     model[4].requires_grad_(False)
     mine = learner(model)
     found = summary(mine, mine.init())
-    assert [(layer.trained, layer.frozen) for layer in found.layers] == [(4, 8), (8, 0), (0, 0), (0, 0), (0, 10)]
+    assert [(layer.trained, layer.frozen) for layer in found.layers] == [
+        (4, 8),
+        (8, 0),
+        (0, 0),
+        (0, 0),
+        (0, 10),
+    ]
     assert found.sizes["frozen"] == (18, 72)
     assert found.sizes["buffers"] == (9, 40)
 
@@ -79,7 +91,10 @@ def test_a_tensor_that_two_layers_share_counts_once() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     model[1].weight = model[0].weight
     mine = learner(model)
-    assert [(layer.trained, layer.frozen) for layer in summary(mine, mine.init()).layers] == [(6, 0), (2, 0)]
+    assert [(layer.trained, layer.frozen) for layer in summary(mine, mine.init()).layers] == [
+        (6, 0),
+        (2, 0),
+    ]
 
 
 class Odd(nn.Module):
@@ -131,7 +146,11 @@ def test_nothing_is_changed(error: Exception | None) -> None:
 
 
 def test_no_callback_is_called() -> None:
-    mine = learner(callbacks=[on(before_fit=raiser(AssertionError), after_pred=raiser(AssertionError), name="spy")])
+    mine = learner(
+        callbacks=[
+            on(before_fit=raiser(AssertionError), after_pred=raiser(AssertionError), name="spy")
+        ]
+    )
     assert summary(mine, mine.init()).callbacks == ("spy", "recorder")
 
 
@@ -167,7 +186,9 @@ def test_the_text_of_large_and_frozen_layers() -> None:
     model = nn.Sequential(nn.Linear(1024, 1024), nn.Linear(1024, 1))
     model[1].requires_grad_(False)
     model[0].bias.requires_grad_(False)
-    mine = Learner(model, DataLoaders([(torch.ones(1, 1024), torch.ones(1, 1))]), nn.functional.mse_loss, sgd())
+    mine = Learner(
+        model, DataLoaders([(torch.ones(1, 1024), torch.ones(1, 1))]), nn.functional.mse_loss, sgd()
+    )
     lines = str(summary(mine, mine.init())).splitlines()
     assert lines[4:6] == [
         "0      Linear  1 x 1024   1,049,600  1,048,576",

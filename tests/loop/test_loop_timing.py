@@ -41,7 +41,9 @@ def test_every_part_is_counted() -> None:
 
 
 def test_seconds_by_hand() -> None:
-    """Four stages of 1 make a batch of 9 (two looks each, and the last); three of them a phase of 31."""
+    """Four stages of 1 make a batch of 9 (two looks each, and the last); three of them a phase of
+    31.
+    """
     times = measured(1)
     assert times.seconds["train [predict]"] == 3
     assert times.seconds["train batch"] == 3 * 9
@@ -85,7 +87,9 @@ def test_times_are_those_of_the_clock() -> None:
     kept: list[Times] = []
     fit(MINE, START, 1, [Timer(report=kept.append)])
     seconds = kept[0].seconds
-    assert 0 < seconds["train [predict]"] < seconds["train batch"] < seconds["train"] < seconds["fit"]
+    assert (
+        0 < seconds["train [predict]"] < seconds["train batch"] < seconds["train"] < seconds["fit"]
+    )
 
 
 @pytest.mark.parametrize("signal", [CancelBatch, CancelTrain, CancelFit])
@@ -99,8 +103,19 @@ def test_parts_that_are_cancelled_are_counted(signal: type[Exception]) -> None:
 def test_an_error_is_reported_after() -> None:
     kept: list[Times] = []
     with pytest.raises(ZeroDivisionError):
-        fit(MINE, START, 1, [Timer(report=kept.append, clock=clock()), on(after_pred=raiser(ZeroDivisionError))])
-    assert kept[0].counts == {"train [predict]": 1, "train batch": 1, "train": 1, "epoch": 1, "fit": 1}
+        fit(
+            MINE,
+            START,
+            1,
+            [Timer(report=kept.append, clock=clock()), on(after_pred=raiser(ZeroDivisionError))],
+        )
+    assert kept[0].counts == {
+        "train [predict]": 1,
+        "train batch": 1,
+        "train": 1,
+        "epoch": 1,
+        "fit": 1,
+    }
 
 
 def test_the_clock_is_not_in_the_state() -> None:
@@ -112,7 +127,9 @@ def test_the_clock_is_not_in_the_state() -> None:
 
 
 def test_an_evaluation_is_not_measured() -> None:
-    mine = learner(callbacks=[Timer(report=raiser(ZeroDivisionError), clock=raiser(ZeroDivisionError))])
+    mine = learner(
+        callbacks=[Timer(report=raiser(ZeroDivisionError), clock=raiser(ZeroDivisionError))]
+    )
     assert validate(mine, START) == validate(MINE, START)
 
 
@@ -134,7 +151,12 @@ def test_brackets_of_others_count_too() -> None:
             tick()
         yield
 
-    fit(MINE, START, 1, [on("slow", around_update=slow, around_epoch=slow), Timer(kept.append, clock=tick)])
+    fit(
+        MINE,
+        START,
+        1,
+        [on("slow", around_update=slow, around_epoch=slow), Timer(kept.append, clock=tick)],
+    )
     assert kept[0].seconds["train [update]"] == 3 * 101
     assert kept[0].seconds["epoch"] == 47 + 3 * 100 + 100
 
@@ -240,7 +262,9 @@ def test_an_evaluation_is_not_profiled() -> None:
     assert validate(mine, START) == validate(MINE, START)
 
 
-@pytest.mark.parametrize("options", [{"wait": -1}, {"warmup": 0}, {"active": 0}, {"rows": 0}, {"active": 1.5}])
+@pytest.mark.parametrize(
+    "options", [{"wait": -1}, {"warmup": 0}, {"active": 0}, {"rows": 0}, {"active": 1.5}]
+)
 def test_numbers_out_of_range(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"Profiler: {next(iter(options))} must be a whole number"):
         Profiler(**options)
@@ -252,5 +276,13 @@ def test_a_batch_cancelled_by_an_outer_signal_is_a_step_too() -> None:
     def look(state: State) -> None:
         steps.append(state.resources["profiler"].step_num)
 
-    fit(MINE, START, 1, [Profiler(report=lambda text: None), on(after_loss=raise_once(CancelTrain), after_train=look)])
+    fit(
+        MINE,
+        START,
+        1,
+        [
+            Profiler(report=lambda text: None),
+            on(after_loss=raise_once(CancelTrain), after_train=look),
+        ],
+    )
     assert steps == [1]

@@ -32,20 +32,26 @@ def sequence(optimizer: Optimizer) -> Any:
 def both(optimizer: Optimizer) -> Any:
     """Two schedulers at once."""
     first = schedulers.ConstantLR(optimizer, factor=0.1, total_iters=3)
-    return schedulers.ChainedScheduler([first, schedulers.ExponentialLR(optimizer, gamma=0.9)], optimizer)
+    return schedulers.ChainedScheduler(
+        [first, schedulers.ExponentialLR(optimizer, gamma=0.9)], optimizer
+    )
 
 
 def cycle_then_fall(optimizer: Optimizer) -> Any:
     """Momentum that moves inside a sequence."""
     first = schedulers.CyclicLR(optimizer, 0.01, 0.2, step_size_up=3)
-    return schedulers.SequentialLR(optimizer, [first, schedulers.ExponentialLR(optimizer, 0.8)], milestones=[7])
+    return schedulers.SequentialLR(
+        optimizer, [first, schedulers.ExponentialLR(optimizer, 0.8)], milestones=[7]
+    )
 
 
 SCHEDULERS: dict[str, Make] = {
     "ConstantLR": partial(schedulers.ConstantLR, factor=0.5, total_iters=3),
     "CosineAnnealingLR": partial(schedulers.CosineAnnealingLR, T_max=7, eta_min=0.01),
     "CosineAnnealingWarmRestarts": partial(schedulers.CosineAnnealingWarmRestarts, T_0=3, T_mult=2),
-    "CyclicLR": partial(schedulers.CyclicLR, base_lr=0.01, max_lr=0.2, step_size_up=3, step_size_down=4),
+    "CyclicLR": partial(
+        schedulers.CyclicLR, base_lr=0.01, max_lr=0.2, step_size_up=3, step_size_down=4
+    ),
     "ExponentialLR": partial(schedulers.ExponentialLR, gamma=0.9),
     "LambdaLR": partial(schedulers.LambdaLR, lr_lambda=third),
     "LinearLR": partial(schedulers.LinearLR, start_factor=0.1, total_iters=6),
@@ -63,9 +69,13 @@ BY_BATCH = [name for name in SCHEDULERS if name != "ReduceLROnPlateau"]
 MINE = learner(data=loaders(train=BATCHES, valid=2))
 
 
-def in_torch(make: Make, every: str, metrics: list[float] | None = None, **options: Any) -> list[tuple[float, float]]:
+def in_torch(
+    make: Make, every: str, metrics: list[float] | None = None, **options: Any
+) -> list[tuple[float, float]]:
     """(lr, momentum) of every batch in a plain loop."""
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], **{"lr": LR, "momentum": MOM, **options})
+    optimizer = torch.optim.SGD(
+        [torch.zeros(1, requires_grad=True)], **{"lr": LR, "momentum": MOM, **options}
+    )
     scheduler, found = make(optimizer), []
     for epoch in range(EPOCHS):
         for _ in range(BATCHES):
@@ -101,7 +111,9 @@ def test_l21_the_same_by_epoch_as_in_a_plain_loop(name: str) -> None:
 def test_l21_these_are_all_schedulers_of_torch() -> None:
     classes = [value for value in vars(schedulers).values() if isinstance(value, type)]
     known = {cls.__name__ for cls in classes if issubclass(cls, schedulers.LRScheduler)}
-    assert known - {"LRScheduler", "_LRScheduler"} == SCHEDULERS.keys() - {"CyclicLR in SequentialLR"}
+    assert known - {"LRScheduler", "_LRScheduler"} == SCHEDULERS.keys() - {
+        "CyclicLR in SequentialLR"
+    }
 
 
 @pytest.mark.parametrize("name", BY_BATCH)
@@ -121,7 +133,9 @@ def counted(batches_an_epoch: int, **rest: Any) -> Learner:
 
 def test_l27_a_cosine_rises_again_after_its_end() -> None:
     mine = counted(110, opt=sgd(lr=0.006))
-    end = fit(mine, mine.init(), 1, [TorchScheduler(partial(schedulers.CosineAnnealingLR, T_max=100))])
+    end = fit(
+        mine, mine.init(), 1, [TorchScheduler(partial(schedulers.CosineAnnealingLR, T_max=100))]
+    )
     lrs = end.history.hypers["lr"]
     expected = {0: 0.006, 25: 0.0051213203, 50: 0.003, 75: 8.786797e-4, 100: 0.0, 101: 1.48032e-6}
     assert {batch: lrs[batch] for batch in expected} == pytest.approx(expected, rel=1e-6, abs=1e-15)
@@ -130,10 +144,14 @@ def test_l27_a_cosine_rises_again_after_its_end() -> None:
 def test_l28_every_layer_group_has_its_own_lr() -> None:
     mine = learner(linear(), loaders(BATCHES, None))
     lr = {"weight": 0.1, "bias": 1.0}
-    end = fit(mine, mine.init(), 1, [TorchScheduler(partial(schedulers.StepLR, step_size=2))], lr=lr)
+    end = fit(
+        mine, mine.init(), 1, [TorchScheduler(partial(schedulers.StepLR, step_size=2))], lr=lr
+    )
     weight = [0.1, 0.1, 0.01, 0.01, 0.001]
     assert [entry["weight"] for entry in end.history.hypers["lr"]] == pytest.approx(weight)
-    assert [entry["bias"] for entry in end.history.hypers["lr"]] == pytest.approx([10 * value for value in weight])
+    assert [entry["bias"] for entry in end.history.hypers["lr"]] == pytest.approx(
+        [10 * value for value in weight]
+    )
     assert end.hyper["lr"] == lr
 
 
@@ -166,7 +184,9 @@ def test_l30_what_was_recorded_can_be_drawn() -> None:
 
 def test_l31_a_cosine_over_three_epochs_of_the_lesson() -> None:
     mine = counted(59, opt=adamw(lr=0.02))
-    end = fit(mine, mine.init(), 3, [TorchScheduler(partial(schedulers.CosineAnnealingLR, T_max=3 * 59))])
+    end = fit(
+        mine, mine.init(), 3, [TorchScheduler(partial(schedulers.CosineAnnealingLR, T_max=3 * 59))]
+    )
     lrs = end.history.hypers["lr"]
     assert (len(lrs), lrs[0]) == (177, 0.02)
     assert (lrs[59], lrs[118]) == (pytest.approx(0.015), pytest.approx(0.005))
@@ -174,7 +194,12 @@ def test_l31_a_cosine_over_three_epochs_of_the_lesson() -> None:
 
 def test_l32_a_cosine_by_epoch() -> None:
     mine = counted(2, opt=adamw(lr=0.02))
-    end = fit(mine, mine.init(), 3, [TorchScheduler(partial(schedulers.CosineAnnealingLR, T_max=3), "epoch")])
+    end = fit(
+        mine,
+        mine.init(),
+        3,
+        [TorchScheduler(partial(schedulers.CosineAnnealingLR, T_max=3), "epoch")],
+    )
     assert list(end.history.hypers["lr"]) == pytest.approx([0.02, 0.02, 0.015, 0.015, 0.005, 0.005])
 
 

@@ -1,4 +1,6 @@
-"""torch's schedulers in runs that are stopped, resumed, cancelled or sent back; and what is no scheduler."""
+"""torch's schedulers in runs that are stopped, resumed, cancelled or sent back; and what is no
+scheduler.
+"""
 
 from functools import partial
 from typing import Any
@@ -8,18 +10,48 @@ import torch
 from torch.optim import lr_scheduler as schedulers
 
 from functional_sgd.schedules import Constant
-from loop import CancelFit, CancelValidate, ParamScheduler, RecordValues, State, TorchScheduler, fit, validate
+from loop import (
+    CancelFit,
+    CancelValidate,
+    ParamScheduler,
+    RecordValues,
+    State,
+    TorchScheduler,
+    fit,
+    validate,
+)
 from tests.comparing import assert_same
-from tests.loop.helpers import Kept, assert_same_run, everywhere, learned, learner, loaders, on, raise_once, raiser
-from tests.loop.test_loop_torch_scheduler import BATCHES, BY_BATCH, EPOCHS, LR, MOM, SCHEDULERS, in_torch
+from tests.loop.helpers import (
+    Kept,
+    assert_same_run,
+    everywhere,
+    learned,
+    learner,
+    loaders,
+    on,
+    raise_once,
+    raiser,
+)
+from tests.loop.test_loop_torch_scheduler import (
+    BATCHES,
+    BY_BATCH,
+    EPOCHS,
+    LR,
+    MOM,
+    SCHEDULERS,
+    in_torch,
+)
 
 MINE = learner(data=loaders(train=BATCHES, valid=2))
 ONE_CYCLE = SCHEDULERS["OneCycleLR"]
 
 
-@pytest.mark.parametrize(("event", "at"), [("after_loss", 13), ("before_validate", 2), ("before_epoch", 1)])
 @pytest.mark.parametrize(
-    ("name", "every"), [*((name, "batch") for name in BY_BATCH), *((name, "epoch") for name in SCHEDULERS)]
+    ("event", "at"), [("after_loss", 13), ("before_validate", 2), ("before_epoch", 1)]
+)
+@pytest.mark.parametrize(
+    ("name", "every"),
+    [*((name, "batch") for name in BY_BATCH), *((name, "epoch") for name in SCHEDULERS)],
 )
 def test_a_run_can_be_stopped_and_resumed(name: str, every: str, event: str, at: int) -> None:
     callbacks = [TorchScheduler(SCHEDULERS[name], every)]
@@ -49,8 +81,16 @@ def test_a_run_can_go_back_to_an_earlier_state() -> None:
 def test_a_run_can_go_back_to_a_state_from_before_it() -> None:
     """The schedule begins anew there."""
     start, seen = MINE.init(), list[float]()
-    back = on("back", 99, after_batch=lambda state: start if state.train_iter == 2 and len(seen) == 2 else None)
-    note = on("note", 98, after_loss=lambda state: seen.append(state.hyper["lr"]) if state.training else None)
+    back = on(
+        "back",
+        99,
+        after_batch=lambda state: start if state.train_iter == 2 and len(seen) == 2 else None,
+    )
+    note = on(
+        "note",
+        98,
+        after_loss=lambda state: seen.append(state.hyper["lr"]) if state.training else None,
+    )
     step = partial(schedulers.ExponentialLR, gamma=0.5)
     end = fit(MINE, start, 1, [TorchScheduler(step), back, note])
     assert seen == [0.1, 0.05, 0.1, 0.05, 0.025]
@@ -87,9 +127,19 @@ def test_others_see_a_batch_with_the_lr_that_it_was_trained_with(first: bool) ->
 def test_what_is_remembered_is_plain() -> None:
     """So that it can be saved."""
     kept: list[Any] = []
-    note = everywhere(lambda event, state: kept.append(state.memory.get("torch_scheduler")), "note", 100)
-    end = fit(MINE, MINE.init(), 1, [TorchScheduler(SCHEDULERS["ReduceLROnPlateau"], "epoch"), note])
-    first = {"start": {"lr": LR, "mom": MOM}, "steps": 0, "metrics": (), "sets": ["lr"], "before": {"lr": LR}}
+    note = everywhere(
+        lambda event, state: kept.append(state.memory.get("torch_scheduler")), "note", 100
+    )
+    end = fit(
+        MINE, MINE.init(), 1, [TorchScheduler(SCHEDULERS["ReduceLROnPlateau"], "epoch"), note]
+    )
+    first = {
+        "start": {"lr": LR, "mom": MOM},
+        "steps": 0,
+        "metrics": (),
+        "sets": ["lr"],
+        "before": {"lr": LR},
+    }
     assert kept[0] == first
     assert kept[-2] == {**first, "steps": 1, "metrics": (end.history.rows[-1]["valid_loss"],)}
 
@@ -106,7 +156,9 @@ def test_another_column_can_be_watched() -> None:
     mine = learner(data=loaders(1, None))
     end = fit(mine, mine.init(), 3, [TorchScheduler(plateau, "epoch", monitor="train_loss")])
     assert list(end.history.hypers["lr"]) == pytest.approx([0.1, 0.1, 0.01])
-    with pytest.raises(ValueError, match="TorchScheduler: there is no 'valid_loss' without validation data"):
+    with pytest.raises(
+        ValueError, match="TorchScheduler: there is no 'valid_loss' without validation data"
+    ):
         fit(mine, mine.init(), 1, [TorchScheduler(plateau, "epoch")])
 
 
@@ -132,18 +184,40 @@ OTHER = torch.optim.SGD([torch.zeros(1)], lr=1.0)
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        (dict(make=schedulers.StepLR(OTHER, 3)), TypeError, "make must be a function from an optimizer to a scheduler"),
-        (dict(make=SCHEDULERS["StepLR"], every="step"), ValueError, "every must be 'batch' or 'epoch', got 'step'"),
+        (
+            dict(make=schedulers.StepLR(OTHER, 3)),
+            TypeError,
+            "make must be a function from an optimizer to a scheduler",
+        ),
+        (
+            dict(make=SCHEDULERS["StepLR"], every="step"),
+            ValueError,
+            "every must be 'batch' or 'epoch', got 'step'",
+        ),
         (dict(make=lambda optimizer: None), TypeError, "make returned no scheduler, but None"),
-        (dict(make=lambda optimizer: schedulers.StepLR(OTHER, 3)), ValueError, "a scheduler of another optimizer"),
-        (dict(make=SCHEDULERS["ReduceLROnPlateau"]), ValueError, "looks at epochs. Pass every='epoch'"),
+        (
+            dict(make=lambda optimizer: schedulers.StepLR(OTHER, 3)),
+            ValueError,
+            "a scheduler of another optimizer",
+        ),
+        (
+            dict(make=SCHEDULERS["ReduceLROnPlateau"]),
+            ValueError,
+            "looks at epochs. Pass every='epoch'",
+        ),
     ],
 )
-def test_what_cannot_be_scheduled(options: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_what_cannot_be_scheduled(
+    options: dict[str, Any], error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=f"TorchScheduler: .*{message}"):
         fit(MINE, MINE.init(), 1, [TorchScheduler(**options)])
 
 
 def test_two_schedulers_of_lr() -> None:
-    with pytest.raises(ValueError, match="TorchScheduler: 'lr' is scheduled by 'param_scheduler' in this run"):
-        fit(MINE, MINE.init(), 1, [TorchScheduler(ONE_CYCLE), ParamScheduler({"lr": Constant(0.1)})])
+    with pytest.raises(
+        ValueError, match="TorchScheduler: 'lr' is scheduled by 'param_scheduler' in this run"
+    ):
+        fit(
+            MINE, MINE.init(), 1, [TorchScheduler(ONE_CYCLE), ParamScheduler({"lr": Constant(0.1)})]
+        )

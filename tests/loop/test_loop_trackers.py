@@ -27,25 +27,53 @@ from loop import (
 )
 from loop.callbacks import logging
 from loop.callbacks.parts.written import numbers_of
-from tests.loop.helpers import Kept, assert_same_run, learner, loaders, losses, on, raise_once, raiser
+from tests.loop.helpers import (
+    Kept,
+    assert_same_run,
+    learner,
+    loaders,
+    losses,
+    on,
+    raise_once,
+    raiser,
+)
 
 MINE = learner()
 START = MINE.init()
 
 
 def test_numbers_of_a_batch_are_its_loss_and_hypers() -> None:
-    hyper = {"lr": {"head": torch.tensor(0.5), "body": [0.25, 0.125]}, "steps": 3, "mode": "fast", "none": None}
-    state = START.replace(xb=(torch.ones(2),), loss=torch.tensor(2.0, requires_grad=True), hyper=hyper)
+    hyper = {
+        "lr": {"head": torch.tensor(0.5), "body": [0.25, 0.125]},
+        "steps": 3,
+        "mode": "fast",
+        "none": None,
+    }
+    state = START.replace(
+        xb=(torch.ones(2),), loss=torch.tensor(2.0, requires_grad=True), hyper=hyper
+    )
     kept = Kept(state)
     found = numbers_of(state)
-    assert found == {"loss": 2.0, "lr/body/0": 0.25, "lr/body/1": 0.125, "lr/head": 0.5, "steps": 3.0}
+    assert found == {
+        "loss": 2.0,
+        "lr/body/0": 0.25,
+        "lr/body/1": 0.125,
+        "lr/head": 0.5,
+        "steps": 3.0,
+    }
     assert {type(value) for value in found.values()} == {float}
     kept.check()
 
 
 def test_numbers_of_an_epoch_are_its_row() -> None:
-    rows = ({"epoch": 0, "valid_loss": 9.0}, {"epoch": 1, "train_iter": 6, "train_loss": 0.5, "valid_loss": None})
-    assert numbers_of(START.replace(history=History(rows=rows))) == {"epoch": 1.0, "train_loss": 0.5}
+    rows = (
+        {"epoch": 0, "valid_loss": 9.0},
+        {"epoch": 1, "train_iter": 6, "train_loss": 0.5, "valid_loss": None},
+    )
+    assert numbers_of(START.replace(history=History(rows=rows))) == {
+        "epoch": 1.0,
+        "train_loss": 0.5,
+    }
 
 
 def test_a_new_state_has_nothing_to_report() -> None:
@@ -63,7 +91,9 @@ class Wandb:
     def __init__(self) -> None:
         self.entries: dict[int, dict[str, Any]] = {}
 
-    def log(self, data: dict[str, Any], step: int | None = None, commit: bool | None = None) -> None:
+    def log(
+        self, data: dict[str, Any], step: int | None = None, commit: bool | None = None
+    ) -> None:
         """Log."""
         assert step is not None
         assert not self.entries or step >= max(self.entries)
@@ -78,7 +108,11 @@ class Mlflow:
         self.metrics: list[tuple[str, float, int]] = []
 
     def log_metrics(
-        self, metrics: dict[str, float], step: int | None = None, synchronous: bool | None = None, run_id: str = ""
+        self,
+        metrics: dict[str, float],
+        step: int | None = None,
+        synchronous: bool | None = None,
+        run_id: str = "",
     ) -> None:
         """Log."""
         assert step is not None
@@ -95,9 +129,9 @@ def test_wandb_gets_batches_and_epochs() -> None:
     assert [wandb.entries[step]["loss"] for step in range(1, 7)] == losses(end)
     assert [wandb.entries[step]["lr"] for step in range(1, 7)] == list(end.history.hypers["lr"])
     for step, row in zip((3, 6), end.history.rows, strict=True):
-        assert {name: wandb.entries[step][name] for name in ("epoch", "train_loss", "valid_loss")} == {
-            name: value for name, value in row.items() if name != "train_iter"
-        }
+        assert {
+            name: wandb.entries[step][name] for name in ("epoch", "train_loss", "valid_loss")
+        } == {name: value for name, value in row.items() if name != "train_iter"}
     assert set(wandb.entries[2]) == {"loss", "lr", "mom"}
 
 
@@ -113,7 +147,9 @@ def test_mlflow_gets_floats_by_lawful_names() -> None:
 @pytest.mark.parametrize(("every", "steps"), [(0, []), (2, [2, 4, 6]), (4, [4]), (10, [])])
 def test_batches_are_counted_over_runs(every: int, steps: list[int]) -> None:
     seen: list[int] = []
-    log = TrackerLogger(lambda numbers, step: seen.append(step) if "loss" in numbers else None, every)
+    log = TrackerLogger(
+        lambda numbers, step: seen.append(step) if "loss" in numbers else None, every
+    )
     fit(MINE, fit(MINE, START, 1, [log]), 1, [log])
     assert seen == steps
 
@@ -127,7 +163,12 @@ def test_a_tracker_hears_nothing_of_an_evaluation() -> None:
 def test_a_batch_without_a_loss_is_passed_over() -> None:
     seen: list[int] = []
     log = TrackerLogger(lambda numbers, step: seen.append(step), every=1)
-    fit(learner(data=loaders(valid=None)), START, 1, [log, on(after_pred=raise_once(CancelBatch, at=1))])
+    fit(
+        learner(data=loaders(valid=None)),
+        START,
+        1,
+        [log, on(after_pred=raise_once(CancelBatch, at=1))],
+    )
     assert seen == [1, 3, 3]
 
 
@@ -135,7 +176,8 @@ def test_an_error_of_a_tracker_says_where_it_came_from() -> None:
     with pytest.raises(ZeroDivisionError) as caught:
         fit(MINE, START, 1, [TrackerLogger(raiser(ZeroDivisionError), every=2)])
     assert any(
-        "'tracker_logger' in after_batch, training batch 1 of epoch 0" in note for note in caught.value.__notes__
+        "'tracker_logger' in after_batch, training batch 1 of epoch 0" in note
+        for note in caught.value.__notes__
     )
 
 
@@ -201,7 +243,10 @@ def scalars(tmp_path: Path) -> Callable[[], dict[str, list[tuple[int, float]]]]:
     def read() -> dict[str, list[tuple[int, float]]]:
         events = accumulator.EventAccumulator(str(tmp_path))
         events.Reload()
-        return {tag: [(entry.step, entry.value) for entry in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+        return {
+            tag: [(entry.step, entry.value) for entry in events.Scalars(tag)]
+            for tag in events.Tags()["scalars"]
+        }
 
     return read
 
@@ -214,7 +259,9 @@ def test_tensorboard_shows_losses_hypers_and_rows(tmp_path: Path, scalars: Scala
     found = scalars()
     assert set(found) == {"loss", "lr", "mom", "epoch", "train_loss", "valid_loss"}
     assert found["loss"] == [*enumerate(losses(end), start=1)]
-    assert found["valid_loss"] == [(row["train_iter"], pytest.approx(row["valid_loss"])) for row in end.history.rows]
+    assert found["valid_loss"] == [
+        (row["train_iter"], pytest.approx(row["valid_loss"])) for row in end.history.rows
+    ]
 
 
 def test_tensorboard_shows_two_runs_as_one(tmp_path: Path, scalars: Scalars) -> None:
@@ -258,7 +305,9 @@ def writers(monkeypatch: pytest.MonkeyPatch) -> list[Writer]:
     return made
 
 
-@pytest.mark.parametrize("event", ["before_fit", "after_loss", "after_step", "after_epoch", "after_fit"])
+@pytest.mark.parametrize(
+    "event", ["before_fit", "after_loss", "after_step", "after_epoch", "after_fit"]
+)
 def test_the_writer_is_closed_after_an_error(event: str, writers: list[Writer]) -> None:
     with pytest.raises(ZeroDivisionError):
         fit(MINE, START, 1, [TensorBoardLogger("runs"), on(**{event: raiser(ZeroDivisionError)})])
@@ -274,5 +323,10 @@ def test_the_writer_is_closed_after_a_signal_and_after_a_trace(writers: list[Wri
 
 
 def test_tensorboard_hears_nothing_of_an_evaluation(writers: list[Writer]) -> None:
-    validate(learner(callbacks=[TensorBoardLogger("runs")], metrics=[lambda pred, y: accuracy(pred, y[:, 0])]), START)
+    validate(
+        learner(
+            callbacks=[TensorBoardLogger("runs")], metrics=[lambda pred, y: accuracy(pred, y[:, 0])]
+        ),
+        START,
+    )
     assert writers == []

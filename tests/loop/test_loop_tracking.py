@@ -24,7 +24,17 @@ from loop import (
     validate,
 )
 from loop.callbacks.tracking import better, lower_lr, mode_of
-from tests.loop.helpers import Kept, assert_at_rest, assert_same_run, batches, everywhere, learner, loaders, on, raiser
+from tests.loop.helpers import (
+    Kept,
+    assert_at_rest,
+    assert_same_run,
+    batches,
+    everywhere,
+    learner,
+    loaders,
+    on,
+    raiser,
+)
 
 NAN, INF = float("nan"), float("inf")
 
@@ -35,12 +45,16 @@ def mean(pred: Tensor, *_: Tensor) -> Tensor:
 
 
 def measuring(values: Sequence[float], **rest: Any) -> tuple[Learner, Any]:
-    """A learner, and a callback by which the validation gives these values, as valid_loss and as mean."""
+    """A learner, and a callback by which the validation gives these values, as valid_loss and as
+    mean.
+    """
 
     def give(state: State) -> State | None:
         return None if state.training else state.replace(pred=state.pred * 0 + values[state.epoch])
 
-    return learner(data=loaders(1, 1), loss=mean, metrics=[mean], **rest), on("give", after_pred=give)
+    return learner(data=loaders(1, 1), loss=mean, metrics=[mean], **rest), on(
+        "give", after_pred=give
+    )
 
 
 def epochs_until_stopped(values: Sequence[float], *callbacks: Any) -> int:
@@ -76,7 +90,9 @@ def lrs(values: Sequence[float], *callbacks: Any) -> list[float]:
         ([2, NAN, 1], dict(patience=2), 3),
     ],
 )
-def test_fr4_the_run_ends_when_nothing_gets_better(values: list[float], options: dict[str, Any], epochs: int) -> None:
+def test_fr4_the_run_ends_when_nothing_gets_better(
+    values: list[float], options: dict[str, Any], epochs: int
+) -> None:
     assert epochs_until_stopped(values, EarlyStopping(**options)) == epochs
 
 
@@ -86,7 +102,11 @@ def test_fr4_the_run_ends_when_nothing_gets_better(values: list[float], options:
         ([3, 2, 1], {}, [1, 1, 1, 1]),
         ([1, 1, 1, 1], {}, [1, 1, 0.1, 0.01, 0.001]),
         ([1, 1, 1, 1], dict(patience=2), [1, 1, 1, 0.1, 0.1]),
-        ([1, 1, 1, 1, 1], dict(patience=2), [1, 1, 1, 0.1, 0.1, 0.01]),  # counted anew after each cut
+        (
+            [1, 1, 1, 1, 1],
+            dict(patience=2),
+            [1, 1, 1, 0.1, 0.1, 0.01],
+        ),  # counted anew after each cut
         ([1, 1, 0, 1], dict(patience=2), [1, 1, 1, 1, 1]),
         ([1, 1, 1], dict(factor=2.0), [1, 1, 0.5, 0.25]),
         ([1, 1, 1, 1], dict(min_lr=0.05), [1, 1, 0.1, 0.05, 0.05]),
@@ -102,7 +122,9 @@ def test_fr4_lr_is_lowered_when_nothing_gets_better(
 
 def test_options_by_place() -> None:
     assert EarlyStopping("mean", 3) == EarlyStopping(monitor="mean", patience=3)
-    assert ReduceLROnPlateau("mean", 3, 2.0, 0.1) == ReduceLROnPlateau("mean", 3, factor=2.0, min_lr=0.1)
+    assert ReduceLROnPlateau("mean", 3, 2.0, 0.1) == ReduceLROnPlateau(
+        "mean", 3, factor=2.0, min_lr=0.1
+    )
 
 
 def test_both_at_once_in_either_order() -> None:
@@ -128,7 +150,9 @@ def test_a_tree_of_lrs_is_lowered_leaf_by_leaf() -> None:
 
 def test_what_is_remembered() -> None:
     mine, give = measuring([3, 2, 2.5, 2.5])
-    end = fit(mine, mine.init(), 4, [give, EarlyStopping(patience=5), ReduceLROnPlateau(patience=2)])
+    end = fit(
+        mine, mine.init(), 4, [give, EarlyStopping(patience=5), ReduceLROnPlateau(patience=2)]
+    )
     assert end.memory["early_stopping"] == {"best": 2.0, "wait": 2}
     assert end.memory["reduce_lr_on_plateau"] == {"best": 2.0, "wait": 0}
 
@@ -137,7 +161,9 @@ def test_every_run_starts_anew() -> None:
     mine, give = measuring([1, 2])
     stopper = EarlyStopping(patience=2)
     middle = fit(mine, mine.init(), 2, [give, stopper])
-    end = fit(mine, middle, 2, [on("give", after_pred=lambda s: s.replace(pred=s.pred * 0 + 5)), stopper])
+    end = fit(
+        mine, middle, 2, [on("give", after_pred=lambda s: s.replace(pred=s.pred * 0 + 5)), stopper]
+    )
     assert end.memory["early_stopping"] == {"best": 5.0, "wait": 1}
 
 
@@ -145,8 +171,12 @@ def test_a_run_can_go_on_from_the_best_of_those_before_it() -> None:
     mine, give = measuring([1, 2])
     stopper = EarlyStopping(patience=2, reset_on_fit=False)
     middle = fit(mine, mine.init(), 2, [give, stopper])
-    end = fit(mine, middle, 1, [on("give", after_pred=lambda s: s.replace(pred=s.pred * 0 + 5)), stopper])
-    assert (middle.memory["early_stopping"], end.memory["early_stopping"]) == ({"best": 1, "wait": 1},) * 2
+    end = fit(
+        mine, middle, 1, [on("give", after_pred=lambda s: s.replace(pred=s.pred * 0 + 5)), stopper]
+    )
+    assert (middle.memory["early_stopping"], end.memory["early_stopping"]) == (
+        {"best": 1, "wait": 1},
+    ) * 2
 
 
 def test_an_epoch_without_a_measurement_does_not_count() -> None:
@@ -166,13 +196,17 @@ def test_the_last_row_is_shown_before_the_run_ends(capsys: pytest.CaptureFixture
 
 def test_the_events_of_a_run_that_is_stopped() -> None:
     seen: list[str] = []
-    epochs_until_stopped([1, 1, 1], EarlyStopping(), everywhere(lambda event, state: seen.append(event), "all", 99))
+    epochs_until_stopped(
+        [1, 1, 1], EarlyStopping(), everywhere(lambda event, state: seen.append(event), "all", 99)
+    )
     assert seen[-3:] == ["after_validate", "after_cancel_fit", "after_fit"]
 
 
 def test_a_monitor_that_is_no_column() -> None:
     mine = learner(metrics=[mean])
-    with pytest.raises(ValueError, match="EarlyStopping: the history has no column 'men'. Did you mean 'mean'"):
+    with pytest.raises(
+        ValueError, match="EarlyStopping: the history has no column 'men'. Did you mean 'mean'"
+    ):
         fit(mine, mine.init(), 1, [EarlyStopping("men")])
 
 
@@ -181,7 +215,9 @@ def test_a_validation_loss_without_validation(make: Any) -> None:
     """Known before anything is trained."""
     mine = learner(data=loaders(valid=None))
     trained = on("train", 99, before_train=raiser(AssertionError))
-    with pytest.raises(ValueError, match=f"{make.__name__}: there is no 'valid_loss' without validation data"):
+    with pytest.raises(
+        ValueError, match=f"{make.__name__}: there is no 'valid_loss' without validation data"
+    ):
         fit(mine, mine.init(), 1, [make(), trained])
 
 
@@ -194,14 +230,18 @@ def test_the_training_loss_can_be_watched() -> None:
 def test_lr_that_is_scheduled_cannot_be_lowered() -> None:
     """fastai lets the schedule win in silence."""
     mine = learner(callbacks=[ReduceLROnPlateau()])
-    with pytest.raises(ValueError, match="ReduceLROnPlateau: 'lr' is scheduled by 'param_scheduler' in this run"):
+    with pytest.raises(
+        ValueError, match="ReduceLROnPlateau: 'lr' is scheduled by 'param_scheduler' in this run"
+    ):
         fit_one_cycle(mine, mine.init(), 1, 0.1)
 
 
 def test_mom_may_be_scheduled_where_lr_is_lowered() -> None:
     assert lrs([1, 1], ReduceLROnPlateau()) == [1, 1, 0.1]
     mine, give = measuring([1, 1])
-    end = fit(mine, mine.init(), 2, [give, ReduceLROnPlateau(), ParamScheduler({"mom": Constant(0.5)})])
+    end = fit(
+        mine, mine.init(), 2, [give, ReduceLROnPlateau(), ParamScheduler({"mom": Constant(0.5)})]
+    )
     assert end.hyper == {"lr": pytest.approx(0.01), "mom": 0.9}
 
 
@@ -274,7 +314,11 @@ def test_better_by_more_than_min_delta() -> None:
     assert not better(1.25, 1.0, "max", 0.25)
     assert better(1.5, 1.0, "max", 0.25)
     assert not better(math.nan, None, "min")
-    assert [mode_of(name) for name in ("train_loss", "error_rate", "accuracy")] == ["min", "min", "max"]
+    assert [mode_of(name) for name in ("train_loss", "error_rate", "accuracy")] == [
+        "min",
+        "min",
+        "max",
+    ]
 
 
 def test_lowering_lr_leaves_the_other_hypers() -> None:

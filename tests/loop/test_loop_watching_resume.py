@@ -4,21 +4,46 @@ from pathlib import Path
 
 import pytest
 
-from loop import ActivationStats, AverageParams, Learner, SaveModel, State, averaged, fit, load, save
+from loop import (
+    ActivationStats,
+    AverageParams,
+    Learner,
+    SaveModel,
+    State,
+    averaged,
+    fit,
+    load,
+    save,
+)
 from tests.loop.helpers import assert_same_run, full, on
 from tests.loop.saving import identical
 
 
 @pytest.fixture(scope="module")
 def watched() -> tuple[Learner, State, list[State]]:
-    """A learner with all three, its state after two epochs, and every state to resume from on the way."""
-    mine = full(callbacks=[AverageParams(decay=0.9, every=2), ActivationStats(hist=True, every=2), SaveModel(None)])
+    """A learner with all three, its state after two epochs, and every state to resume from on the
+    way.
+    """
+    mine = full(
+        callbacks=[
+            AverageParams(decay=0.9, every=2),
+            ActivationStats(hist=True, every=2),
+            SaveModel(None),
+        ]
+    )
     committed: list[State] = []
-    end = fit(mine, mine.init(), 2, [on("observer", committed=lambda state: committed.append(state.at_rest()))])
+    end = fit(
+        mine,
+        mine.init(),
+        2,
+        [on("observer", committed=lambda state: committed.append(state.at_rest()))],
+    )
     return mine, end, committed
 
 
-def test_what_they_remember_is_saved(tmp_path: Path, watched: tuple[Learner, State, list[State]]) -> None:
+def test_what_they_remember_is_saved(
+    tmp_path: Path, watched: tuple[Learner, State, list[State]]
+) -> None:
     _, end, _ = watched
     assert set(end.memory) == {"average_params", "activation_stats", "save_model", "recorder"}
     found = load(save(end, tmp_path / "end"))

@@ -1,4 +1,6 @@
-"""Numbers of a model that are no tensors, such as the p of a Dropout: found by path, set, and put back."""
+"""Numbers of a model that are no tensors, such as the p of a Dropout: found by path, set, and put
+back.
+"""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -37,13 +39,19 @@ def find_attribute(who: str, model: nn.Module, path: str) -> Attribute:
     layers = dict(model.named_modules(remove_duplicate=False))
     if where not in layers:
         raise ValueError(
-            f"{who}: {path!r}: the model has no layer {where!r}. {did_you_mean(where, filter(None, layers))}"
+            f"{who}: {path!r}: the model has no layer {where!r}. "
+            f"{did_you_mean(where, filter(None, layers))}"
         )
     layer = layers[where]
     if not _is_number(getattr(layer, name, None)):
-        numbers = [key for key, value in vars(layer).items() if _is_number(value) and not key.startswith("_")]
+        numbers = [
+            key
+            for key, value in vars(layer).items()
+            if _is_number(value) and not key.startswith("_")
+        ]
         raise ValueError(
-            f"{who}: {path!r}: {type(layer).__name__} has no number {name!r}. {did_you_mean(name, numbers)}"
+            f"{who}: {path!r}: {type(layer).__name__} has no number {name!r}. "
+            f"{did_you_mean(name, numbers)}"
         )
     return Attribute(layer, name)
 
@@ -58,7 +66,10 @@ def attributes_kept(attributes: Iterable[Attribute]) -> Iterator[None]:
     >>> layer.p
     0.5
     """
-    kept = [(entry, entry.name in vars(entry.layer), getattr(entry.layer, entry.name)) for entry in attributes]
+    kept = [
+        (entry, entry.name in vars(entry.layer), getattr(entry.layer, entry.name))
+        for entry in attributes
+    ]
     try:
         yield
     finally:

@@ -14,8 +14,9 @@ def hyper_groups(
 ) -> tuple[list[tuple[float, ...]], dict[str, int]]:
     """(the values of these hypers in every group, the group of every parameter).
 
-    Parameters with equal values are one group; groups are in the order of params, so that the first layer's is group 0.
-    Each hyper is a number or a tree prefix of params; ValueError, on behalf of `who`, if one is neither.
+    Parameters with equal values are one group; groups are in the order of params, so that the first
+    layer's is group 0. Each hyper is a number or a tree prefix of params; ValueError, on behalf of
+    `who`, if one is neither.
 
     >>> import torch
     >>> weights = {name: torch.zeros(2) for name in ("body.weight", "body.bias", "head.weight")}

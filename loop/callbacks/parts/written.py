@@ -1,4 +1,6 @@
-"""What a run's numbers are when written down: names and floats, lines of a table, lines of a log. All pure."""
+"""What a run's numbers are when written down: names and floats, lines of a table, lines of a log.
+All pure.
+"""
 
 import csv
 import io
@@ -16,11 +18,12 @@ from loop.state import State
 
 
 def numbers_of(state: State) -> dict[str, float]:
-    """What a state has to report: in a batch its loss and hypers, else the latest row of the history.
+    """What a state has to report: in a batch its loss and hypers, else the latest row of the
+    history.
 
-    The names are those of the hypers and columns; a hyper that is a tree has a name for each leaf, as in "lr/0". What
-    is None, or no single number, is left out, and so is train_iter, which is the step to report at. Reads tensors, so a
-    device is waited for.
+    The names are those of the hypers and columns; a hyper that is a tree has a name for each leaf,
+    as in "lr/0". What is None, or no single number, is left out, and so is train_iter, which is the
+    step to report at. Reads tensors, so a device is waited for.
 
     >>> state = State({}, {}, {}, {"lr": [0.1, 0.2], "mom": 0.9}, xb=(), loss=Tensor([2.0])[0])
     >>> numbers_of(state)
@@ -30,7 +33,11 @@ def numbers_of(state: State) -> dict[str, float]:
     if state.xb is not None:
         values = {"loss": state.loss, **state.hyper}
     else:
-        values = {name: value for name, value in (rows[-1] if rows else {}).items() if name != "train_iter"}
+        values = {
+            name: value
+            for name, value in (rows[-1] if rows else {}).items()
+            if name != "train_iter"
+        }
     named = {
         "/".join([name, *map(str, path)]): _plain(leaf)
         for name, value in values.items()
@@ -40,7 +47,8 @@ def numbers_of(state: State) -> dict[str, float]:
 
 
 def csv_text(rows: Iterable[Mapping[str, Any]]) -> str:
-    """A table as CSV: a header of all columns as they first come, then a line for each row, with nothing for None.
+    """A table as CSV: a header of all columns as they first come, then a line for each row, with
+    nothing for None.
 
     Floats are written such that reading them gives the same floats.
 
@@ -61,7 +69,8 @@ def csv_text(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def rows_of_others(text: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """The rows of a table, as text, up to where a history begins that has these rows; all of them if it does not.
+    """The rows of a table, as text, up to where a history begins that has these rows; all of them
+    if it does not.
 
     >>> rows_of_others("epoch,loss\\n0,0.3\\n0,0.1\\n1,0.05\\n", rows=[{"epoch": 0, "loss": 0.1}])
     [{'epoch': '0', 'loss': '0.3'}]
@@ -84,13 +93,17 @@ def json_line(values: Mapping[str, Any]) -> str:
     """
     plain = {name: _plain(value) for name, value in values.items()}
     finite = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in plain.items()
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in plain.items()
     }
     return json.dumps(finite) + "\n"
 
 
-def lines_up_to(lines: Iterable[str], train_iter: int, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Of a log of JSON lines, those of batches up to train_iter, and those of epochs that are in the history's rows.
+def lines_up_to(
+    lines: Iterable[str], train_iter: int, rows: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """Of a log of JSON lines, those of batches up to train_iter, and those of epochs that are in
+    the history's rows.
 
     A line that was cut off, as by a crash, ends it. Raises ValueError for a line of something else.
     """
