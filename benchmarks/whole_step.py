@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import functional_sgd as fs
-from functional_sgd.execute.whole import compile_step
+from functional_sgd.compile.step import compile_step
 
 Step = Callable[[], object]
 ModelName = Literal["small", "mlp", "cnn"]

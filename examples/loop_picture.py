@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from loop.events import FIT, Scope, Stage
+from loop.run.events import FIT, Scope, Stage
 
 
 def rows(part: Any, depth: int = 0) -> Iterator[tuple[int, str, Any]]:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from functional_sgd.mode import transformed
+from functional_sgd.tracing import transformed
 from functional_sgd.tree import Tree, flatten, unflatten
 
 Tensors = dict[str, Tensor]

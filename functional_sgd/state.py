@@ -6,8 +6,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from functional_sgd.mode import transformed
 from functional_sgd.rule import COUNTER, Initializer, Rule
+from functional_sgd.tracing import transformed
 from functional_sgd.tree import Tree, flatten, unflatten
 from functional_sgd.wiring import did_you_mean
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from functional_sgd.arguments import Leaves, Plan, take_apart
+from functional_sgd.call import Leaves, Plan, take_apart
 from functional_sgd.state import State, gradient_for, owned, stored, working
 from functional_sgd.tree import Tree, unflatten
 from functional_sgd.wiring import Call

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, TypeAlias
 
 from functional_sgd.wiring import did_you_mean
-from loop.events import BRACKETS, EVENTS
+from loop.run.events import BRACKETS, EVENTS
 
 Wish: TypeAlias = type | str
 """Another callback, by class or by name."""

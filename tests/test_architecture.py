@@ -11,15 +11,14 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 ORDER = (
-    "mode tree guard pack rule wiring hyper state arguments step chain schedules rules wrappers "
-    "optimizers autodiff "
-    "execute bridge"
+    "tracing tree guard packing rule wiring hyper state call step chaining schedules rules "
+    "wrappers recipes autodiff fusion compile bridge"
 ).split()
 """Of functional_sgd: a module, or a folder of them, imports from what stands before it, and from
 its own folder.
 """
 
-MAX_LINES = 300
+MAX_LINES = 400
 
 
 def modules_of(package: str) -> dict[str, Path]:
@@ -111,7 +110,7 @@ def test_there_is_no_import_cycle(package: str) -> None:
 
 
 def test_the_machine_knows_no_callback() -> None:
-    names = [name for name in MODULES if name == "loop.machine"]
+    names = [name for name in MODULES if name == "loop.run.machine"]
     assert not {
         other for name in names for other in imports_of(name) if other.startswith("loop.callbacks")
     }
@@ -131,8 +130,8 @@ def test_no_file_is_longer_than_it_may_be(file: str) -> None:
 
 def test_the_imports_that_are_checked_are_the_real_ones() -> None:
     """The test above reads imports the way that Python does."""
-    assert "functional_sgd.rule" in imports_of("functional_sgd.chain")
-    assert "functional_sgd.rules" in imports_of("functional_sgd.optimizers")
+    assert "functional_sgd.rule" in imports_of("functional_sgd.chaining")
+    assert "functional_sgd.rules" in imports_of("functional_sgd.recipes")
 
 
 @pytest.mark.parametrize(

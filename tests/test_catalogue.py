@@ -5,7 +5,7 @@ import inspect
 import pytest
 
 import functional_sgd
-from functional_sgd import Rule, optimizers, rules, wrappers
+from functional_sgd import Rule, recipes, rules, wrappers
 from tests.catalogue import OPTIMIZERS, RECIPES, RULES
 
 
@@ -37,14 +37,14 @@ def test_every_rule_has_to_keep_the_laws_inside_some_chain(rule: Rule) -> None:
     assert any(part.function is rule.function for make in RECIPES.values() for part in make().rules)
 
 
-@pytest.mark.parametrize("recipe", _functions_of(optimizers))
+@pytest.mark.parametrize("recipe", _functions_of(recipes))
 def test_every_recipe_is_in_the_catalogue(recipe: str) -> None:
     assert recipe in RECIPES
 
 
-@pytest.mark.parametrize("recipe", _functions_of(optimizers))
+@pytest.mark.parametrize("recipe", _functions_of(recipes))
 def test_every_recipe_is_exported(recipe: str) -> None:
-    assert getattr(functional_sgd, recipe) is getattr(optimizers, recipe)
+    assert getattr(functional_sgd, recipe) is getattr(recipes, recipe)
 
 
 WRAPPERS = [

@@ -124,7 +124,7 @@ def test_every_public_name_has_an_example(name: str) -> None:
 def test_examples_of_rules_and_methods_are_among_those_that_run() -> None:
     assert {
         "functional_sgd.rules.averaging.average_grad",
-        "functional_sgd.chain.Chain.describe",
+        "functional_sgd.chaining.Chain.describe",
     } <= EXAMPLES.keys()
 
 

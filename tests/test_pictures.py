@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from loop import events
-from loop.events import STAGES
+from loop.run.events import STAGES
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from functional_sgd.bridge.kinds import Kind, kind_of
-from functional_sgd.chain import Chain
+from functional_sgd.chaining import Chain
 from functional_sgd.rule import COUNTER
 from functional_sgd.state import State, check_state
 from functional_sgd.wiring import did_you_mean

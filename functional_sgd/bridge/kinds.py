@@ -8,8 +8,8 @@ from typing import Any, TypeAlias
 
 import torch
 
-from functional_sgd.chain import Chain, chain
-from functional_sgd.optimizers import adam, adamw, radam, rmsprop, sgd
+from functional_sgd.chaining import Chain, chain
+from functional_sgd.recipes import adam, adamw, radam, rmsprop, sgd
 from functional_sgd.rules import weight_decay
 
 Group: TypeAlias = Mapping[str, Any]

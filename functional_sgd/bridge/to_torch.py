@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from functional_sgd.chain import Optimizer
+from functional_sgd.chaining import Optimizer
 from functional_sgd.state import State
 from functional_sgd.tree import flatten, paths, unflatten
 from functional_sgd.wiring import did_you_mean

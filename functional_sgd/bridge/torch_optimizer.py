@@ -8,12 +8,12 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from functional_sgd.arguments import check_like
-from functional_sgd.chain import Optimizer
+from functional_sgd.call import check_like
+from functional_sgd.chaining import Optimizer
 from functional_sgd.hyper import collect, per_leaf
-from functional_sgd.mode import recorded
 from functional_sgd.rule import COUNTER
 from functional_sgd.state import State, check_state, init_state, owned
+from functional_sgd.tracing import recorded
 from functional_sgd.tree import Tree, flatten, flatten_like, unflatten
 from functional_sgd.wrappers.wrapper import wide
 

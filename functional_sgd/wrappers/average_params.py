@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from functional_sgd.chain import Optimizer
+from functional_sgd.chaining import Optimizer
 from functional_sgd.rule import COUNTER
 from functional_sgd.state import State, check_state, owned
 from functional_sgd.tree import Tree, flatten, flatten_like, unflatten

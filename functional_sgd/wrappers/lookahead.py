@@ -1,6 +1,6 @@
 """Lookahead: k steps forward, one step back."""
 
-from functional_sgd.chain import Chain, chain
+from functional_sgd.chaining import Chain, chain
 from functional_sgd.rules import sync_slow_params
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from functional_sgd.chain import Optimizer
+from functional_sgd.chaining import Optimizer
 from functional_sgd.rules.clipping import global_norm
 from functional_sgd.state import State
 from functional_sgd.tree import Tree, unflatten

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from functional_sgd.chain import Optimizer, chain
+from functional_sgd.chaining import Optimizer, chain
 from functional_sgd.hyper import scalar
 from functional_sgd.rule import COUNTER, elementwise
 from functional_sgd.rules import average_sqr_grad, sgd_step

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from functional_sgd.chain import Optimizer
+from functional_sgd.chaining import Optimizer
 from functional_sgd.rule import COUNTER
 from functional_sgd.schedules import Constant
 from functional_sgd.state import State

@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from functional_sgd.chain import Optimizer
-from functional_sgd.mode import known
+from functional_sgd.chaining import Optimizer
 from functional_sgd.rule import COUNTER
 from functional_sgd.state import State, check_state
+from functional_sgd.tracing import known
 from functional_sgd.tree import Tree, unflatten
 from functional_sgd.wrappers.wrapper import (
     INNER,

@@ -9,12 +9,12 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from functional_sgd.arguments import check_like
-from functional_sgd.chain import Optimizer
+from functional_sgd.call import check_like
+from functional_sgd.chaining import Optimizer
 from functional_sgd.hyper import Scalar, scalar
-from functional_sgd.mode import known
 from functional_sgd.rule import COUNTER
 from functional_sgd.state import State, working_dtype
+from functional_sgd.tracing import known
 from functional_sgd.tree import Spec, Tree, flatten, flatten_like, unflatten
 from functional_sgd.wiring import did_you_mean
 

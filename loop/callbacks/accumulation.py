@@ -11,8 +11,8 @@ from torch import Tensor
 from loop.callback import Callback
 from loop.callbacks.precision import MixedPrecision
 from loop.metrics import sample_count
-from loop.signals import CancelStep
-from loop.stages import Work
+from loop.run.signals import CancelStep
+from loop.run.stages import Work
 from loop.state import State
 
 Grads: TypeAlias = Mapping[str, Tensor | None]

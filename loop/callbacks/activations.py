@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from functional_sgd.wiring import did_you_mean
 from loop.callback import Callback
 from loop.history import Log
-from loop.stages import device_of, learner_of
+from loop.run.stages import device_of, learner_of
 from loop.state import State
 
 Layers: TypeAlias = str | Sequence[str] | Callable[[str, nn.Module], bool] | None

@@ -9,8 +9,8 @@ from torch import nn
 from functional_sgd import apply
 from loop.callback import Callback
 from loop.callbacks.recorder import Recorder
-from loop.signals import CancelFit, CancelTrain, CancelValidate
-from loop.stages import learner_of
+from loop.run.signals import CancelFit, CancelTrain, CancelValidate
+from loop.run.stages import learner_of
 from loop.state import State
 
 

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from functional_sgd.tree import Tree, flatten
 from loop.callback import Callback
-from loop.chance import key
 from loop.losses import MixedLoss, has_samples, smoothed
 from loop.metrics import sample_count
-from loop.stages import device_of, learner_of
+from loop.run.chance import key
+from loop.run.stages import device_of, learner_of
 from loop.state import State
 
 Box: TypeAlias = tuple[int, int, int, int]

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from loop.callback import Callback
-from loop.signals import CancelStep
-from loop.stages import device_of
+from loop.run.signals import CancelStep
+from loop.run.stages import device_of
 from loop.state import State
 
 _HALVES = (torch.float16, torch.bfloat16)

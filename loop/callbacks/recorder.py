@@ -10,7 +10,7 @@ from loop.callback import Callback
 from loop.disk.encoding import storable
 from loop.history import History, Log
 from loop.metrics import Sums, add_batch, means, metrics_by_name
-from loop.stages import learner_of
+from loop.run.stages import learner_of
 from loop.state import State
 
 RECORDER = "recorder"

@@ -12,7 +12,7 @@ from loop.callback import Callback
 from loop.callbacks.parts.attributes import ROOT, Attribute, attributes_kept, find_attribute
 from loop.callbacks.parts.hyper_groups import hyper_groups
 from loop.learner import hyper_names
-from loop.stages import learner_of
+from loop.run.stages import learner_of
 from loop.state import State
 
 

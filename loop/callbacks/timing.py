@@ -11,7 +11,7 @@ import torch
 from torch.profiler import profile, record_function, schedule
 
 from loop.callback import Callback
-from loop.stages import device_of
+from loop.run.stages import device_of
 from loop.state import State
 
 PHASES = ("train", "validate")

@@ -14,7 +14,7 @@ from loop.callbacks.recorder import Recorder
 from loop.callbacks.schedule import Scheduled, check_unscheduled, put_back
 from loop.callbacks.tracking import check_monitor, monitored
 from loop.learner import hyper_names
-from loop.stages import learner_of
+from loop.run.stages import learner_of
 from loop.state import State
 
 KEYS = {"lr": "lr", "mom": "momentum"}

@@ -10,8 +10,8 @@ from functional_sgd.wiring import did_you_mean
 from loop.callback import Callback
 from loop.callbacks.recorder import Recorder
 from loop.callbacks.schedule import check_unscheduled
-from loop.signals import CancelFit
-from loop.stages import learner_of
+from loop.run.signals import CancelFit
+from loop.run.stages import learner_of
 from loop.state import State
 
 

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from loop.chance import key
+from loop.run.chance import key
 
 Position: TypeAlias = tuple[int, int, int]
 """(seed, epoch, skip): which pass over the data, and how many of its batches to leave out at the

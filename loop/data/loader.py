@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
-from loop.chance import key
 from loop.data.batches import DataLoaders, Position, batch_count, check_batch_size, shuffled
+from loop.run.chance import key
 
 _SAMPLE, _STREAM = 1, 2  # what a random number is for; data.py has the other
 

@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from loop.disk.atomic import aside, discard, find, locked, put, scratch
-from loop.disk.saved import CPU, FILES, home, pack, read, shaped, write
-from loop.disk.saved import DamagedStateError as DamagedStateError
-from loop.disk.saved import StateFileError as StateFileError
+from loop.disk.files import CPU, FILES, home, pack, read, shaped, write
+from loop.disk.files import DamagedStateError as DamagedStateError
+from loop.disk.files import StateFileError as StateFileError
 from loop.state import State
 
 _CHECKPOINT = re.compile(r"(\d+)-train_iter-\d+")

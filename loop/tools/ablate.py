@@ -8,10 +8,10 @@ from typing import Any
 from functional_sgd.wiring import did_you_mean
 from loop.callback import Wish, name_of, without_reports
 from loop.callbacks import Recorder
-from loop.fit import fit
 from loop.learner import Learner
 from loop.state import State
 from loop.tools.table import aligned
+from loop.training.fit import fit
 
 Scores = Mapping[str, tuple[float, ...]]
 """Column of the history -> its last value in the run with every seed, NaN if it was not measured.

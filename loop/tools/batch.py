@@ -4,9 +4,9 @@ from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
-from loop.fit import trace
 from loop.learner import Learner
 from loop.state import State
+from loop.training.fit import trace
 
 
 def first_batch(learner: Learner, state: State) -> tuple[tuple[Any, ...], tuple[Any, ...]]:

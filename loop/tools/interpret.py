@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from loop.callback import Callback
-from loop.fit import evaluate
 from loop.learner import Learner
 from loop.losses import per_sample
-from loop.stages import learner_of
+from loop.run.stages import learner_of
 from loop.state import State
+from loop.training.fit import evaluate
 
 
 class SampleLosses(NamedTuple):

@@ -14,13 +14,13 @@ from matplotlib.figure import Figure
 from functional_sgd.schedules import Exponential
 from loop.callback import Callback, without_reports
 from loop.callbacks.tracking import Tracker
-from loop.fit import fit
 from loop.history import History
 from loop.learner import Learner, hyper_names
 from loop.plots.runs import plot_lr_find
-from loop.signals import CancelFit
+from loop.run.signals import CancelFit
 from loop.state import State
 from loop.tools import lr_suggestions
+from loop.training.fit import fit
 
 _SKIP_END = 5
 

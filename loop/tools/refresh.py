@@ -9,10 +9,10 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from functional_sgd import apply
-from loop.chance import global_generators_kept
 from loop.data.batches import DataLoaders
 from loop.learner import Learner
-from loop.stages import batches, device_of, mode_kept
+from loop.run.chance import global_generators_kept
+from loop.run.stages import batches, device_of, mode_kept
 from loop.state import State, Tensors
 
 

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from loop.callback import in_order, name_of
-from loop.events import FIT, Event, Scope, Stage
-from loop.fit import with_recorder
 from loop.learner import Learner
+from loop.run.events import FIT, Event, Scope, Stage
+from loop.training.fit import with_recorder
 
 
 def show_loop(learner: Learner) -> None:

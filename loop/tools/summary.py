@@ -11,12 +11,12 @@ import optree
 from torch import Tensor, nn
 
 from loop.callback import in_order, name_of
-from loop.fit import validate, with_recorder
 from loop.learner import Learner
 from loop.metrics import metric_name
 from loop.state import State
 from loop.tools.batch import first_batch
 from loop.tools.table import aligned
+from loop.training.fit import validate, with_recorder
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Forward pass, gradients and update as one compiled graph."""

@@ -1,0 +1,121 @@
+"""compile_step: forward, backward and update as one compiled graph."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import optree
+import torch
+from torch import Tensor
+
+from functional_sgd.autodiff import value_and_grad
+from functional_sgd.chaining import Optimizer
+from functional_sgd.compile.traced import Traced, by_name, numbers_of, trace
+from functional_sgd.fusion.fused import Fused
+from functional_sgd.state import State
+from functional_sgd.tree import Tree
+from functional_sgd.wrappers.wrapper import check_optimizer
+
+_ADVICE = (
+    "compile_step: this step could not be compiled. A loss or an optimizer that branches on the "
+    "values of tensors "
+    "cannot: write torch.where, or take the step without compile_step."
+)
+
+
+def compile_step(
+    loss_fn: Callable[..., Any], opt: Optimizer, has_aux: bool = False
+) -> Callable[..., Any]:
+    """A training step in one graph: `step(params, state, hyper, *batch) -> (value, params, state)`.
+
+    `loss_fn(params, *batch)` returns a 0-d tensor or, with `has_aux`, a pair (0-d tensor,
+    anything), such as new buffers; so does `value`. Nothing is overwritten. Of `opt` (a chain, a
+    wrapper, or one of them fused) the rules become part of the graph.
+
+    Hypers are data, so changing them compiles nothing again. The first batch has a graph of its
+    own; those of other shapes share another, by torch.compile. What `loss_fn` reads besides its
+    arguments (numbers, the mode of a module) is as it was at the first call.
+
+    Raises TypeError if `opt` is no optimizer, or one of torch.optim inside.
+
+    >>> from functional_sgd import sgd
+    >>> step = compile_step(lambda params, x: (params["w"] * x).sum(), sgd())
+
+    The first call of `step` compiles, which takes some seconds:
+    `value, params, state = step(params, state, dict(lr=0.1), x)`.
+    """
+    check_optimizer("compile_step", opt)
+    if not can_be_traced(opt):
+        raise TypeError(
+            f"compile_step: {opt!r} works in place, so it cannot be compiled. A chain of rules can."
+        )
+    plain = without_kernels(opt)
+    gradient = value_and_grad(loss_fn, has_aux=has_aux)
+
+    def update(
+        params: Tree, state: State, hyper: Mapping[str, Any], *batch: Any
+    ) -> tuple[Any, Tree, State]:
+        value, grads = gradient(params, *batch)
+        with torch.no_grad():
+            return value, *plain(params, grads, state, dict(hyper))
+
+    of_any_shape = torch.compile(update, fullgraph=True)
+    graphs: list[Traced] = []
+
+    def step(params: Tree, state: State, hyper: Mapping[str, Any] | None, *batch: Any) -> Any:
+        arguments: Any = (params, state, numbers_of({**plain.hyper, **(hyper or {})}), batch)
+        leaves, spec = optree.tree_flatten(arguments, none_is_leaf=True)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        constants = {
+            place: leaf for place, leaf in enumerate(leaves) if not isinstance(leaf, Tensor)
+        }
+        fixed = (spec, constants)
+        graph = next((one for one in graphs if one.fixed == fixed), None)
+        if graph is None:
+            graph = trace(_of_tensors(update, spec, constants), tensors, fixed, _ADVICE)
+            graphs.append(graph)
+        if graph.guard.holds(tensors):
+            return graph(tensors)[0]
+        with torch.no_grad():
+            return of_any_shape(params, state, by_name(arguments[2]), *batch)
+
+    return step
+
+
+def _of_tensors(
+    update: Callable[..., Any], spec: optree.PyTreeSpec, constants: Mapping[int, Any]
+) -> Callable[..., Any]:
+    """The step as a function of the tensors among its arguments."""
+
+    def step(*tensors: Tensor) -> Any:
+        each = iter(tensors)
+        leaves = [
+            constants[place] if place in constants else next(each)
+            for place in range(spec.num_leaves)
+        ]
+        arguments: Any = spec.unflatten(leaves)
+        params, state, hyper, batch = arguments
+        return update(params, state, by_name(hyper), *batch)
+
+    return step
+
+
+def can_be_traced(opt: Any) -> bool:
+    """Whether an optimizer is made of rules, also inside wrappers, and does not run something that
+    writes in place.
+    """
+    inner: list[Any] = []
+
+    def meet(one: Any) -> Any:
+        inner.append(one)
+        return one
+
+    if hasattr(opt, "map_inner"):
+        opt.map_inner(meet)
+    return getattr(opt, "traceable", True) and all(map(can_be_traced, inner))
+
+
+def without_kernels(opt: Any) -> Any:
+    """The optimizer that a fused one was made of, also inside wrappers: one that can be traced."""
+    if isinstance(opt, Fused):
+        return opt.opt
+    return opt.map_inner(without_kernels) if hasattr(opt, "map_inner") else opt

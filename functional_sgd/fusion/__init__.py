@@ -1,0 +1,1 @@
+"""fuse: chains of rules as compiled kernels."""

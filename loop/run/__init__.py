@@ -1,0 +1,1 @@
+"""The training loop itself: its drawing, and the machine that follows it."""

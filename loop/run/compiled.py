@@ -1,0 +1,284 @@
+"""Forward pass, loss and gradients of a training batch as one compiled graph, for `fit(...,
+compile=True)`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import optree
+import torch
+from torch import Tensor, nn
+
+from functional_sgd.compile.step import can_be_traced, without_kernels
+from functional_sgd.compile.traced import LIST, Traced, by_name, numbers_of, trace
+from loop.run.chance import key, seed_torch
+from loop.run.graph_cache import Learned, counted, flat, graphs_of
+from loop.run.stages import FOR_BATCH, Work, device_of, learner_of
+from loop.state import State
+
+if TYPE_CHECKING:
+    from loop.run.machine import Run
+
+INSIDE = ("after_pred", "after_loss", "before_backward")
+"""The events that happen while the graph runs. Handlers that are traceable are part of it."""
+
+BEFORE_UPDATE = ("after_backward", "before_step")
+"""If every handler of these is traceable too, the graph goes on to the update."""
+
+FEW = 16  # leaves: so many are updated by the graph; for more, it would take long to compile and gain nothing
+
+Handlers = dict[str, list[tuple[str, Callable[[State], Any]]]]
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """What a graph has computed, to be handed out stage by stage, and the state that it was
+    computed from.
+    """
+
+    state: State
+    shown: Tensor  # the loss after after_loss
+    loss: Tensor  # the loss that was differentiated
+    grads: dict[str, Tensor | None]
+    updated: tuple[Any, Any] | None  # params and opt_state
+
+
+class CompiledWork(Work):
+    """The stages, of which [predict], [loss] and [gradients] of a training batch, and often
+    [update], are one graph.
+
+    It runs at [predict]; the later stages hand its results out, so every event happens as ever.
+    What a callback changes between them would come too late and is an error, unless the event is
+    among its `traceable` ones: handlers of these are compiled with the rest, and must work on
+    tensors without looking at their values.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.inside: Handlers = {}
+        self.results: Results | None = None
+        self.updates = False  # whether the graph goes on to the update
+        self.learned = Learned((None, None, None), (), LIST)
+        self.plain: tuple[Any, Any] = (None, None)  # an optimizer, and what is traced of it
+        self.layers = list(model.modules())
+        self.graphs = graphs_of(model)
+
+    def join(self, run: "Run") -> None:
+        """Take over the handlers that belong into the graph. In validation, which is not compiled,
+        they are called.
+        """
+        self.brackets = run.brackets_of
+        own = {
+            event: [one for one in run.handlers[event] if _is_traceable(event, one[1])]
+            for event in _EVENTS
+        }
+        update = [*BEFORE_UPDATE, "around_gradients", "around_update"]
+        few = len(run.state.params) <= FEW and can_be_traced(learner_of(run.state).opt)
+        self.updates = few and all(
+            len(own.get(event, ())) == len(run.handlers_of(event)) for event in update
+        )
+        self.inside = {event: own[event] for event in (_EVENTS if self.updates else INSIDE)}
+        for event, taken in self.inside.items():
+            run.handlers[event] = tuple(
+                (name, partial(_in_validation, method) if (name, method) in taken else method)
+                for name, method in run.handlers[event]
+            )
+        self.names = {name for taken in self.inside.values() for name, _ in taken}
+        self.always = tuple(
+            (event, name, method) for event, taken in self.inside.items() for name, method in taken
+        )
+
+    def predict(self, state: State) -> State:
+        """Run the graph of a training batch."""
+        if not state.training:
+            return super().predict(state)
+        learner, device = learner_of(state), device_of(state)
+        if learner.model.training != state.training:
+            learner.model.train(state.training)
+        tensors, fixed = self._inputs(state, device)
+        graph = next((one for one in self.graphs if one.fits(tensors, fixed)), None)
+        if graph is None:
+            graph = self._traced(state, tensors, fixed)
+            self.graphs.append(graph)
+        seed_torch(key(state.seed, state.train_iter, FOR_BATCH), device)
+        (pred, shown, loss, grads, buffers, updated), leaves = graph(tensors)
+        state = state.replace(pred=pred, buffers=buffers)
+        self.results = Results(state, shown, loss, grads, updated)
+        if updated is not None:
+            count = self.learned.spec.num_leaves
+            self.learned = Learned(
+                (buffers, *updated), leaves[len(leaves) - count :], self.learned.spec
+            )
+        return state
+
+    def loss(self, state: State) -> State:
+        """Hand out the loss."""
+        if not state.training:
+            return super().loss(state)
+        results = self._unchanged(state, "pred", "yb", "params", "learner")
+        return state.replace(loss=results.shown)
+
+    def gradients(self, state: State) -> State:
+        """Hand out the gradients."""
+        results = self._unchanged(state, "pred", "yb", "params", "learner")
+        if state.loss is not results.shown:
+            raise _late("loss")
+        return state.replace(grads=results.grads, loss=results.loss)
+
+    def update(self, state: State) -> State:
+        """Hand out what the graph has made of params and optimizer state, or call the optimizer."""
+        results, self.results = self.results, None
+        if results is None or results.updated is None or not self._as_before(results, state):
+            return super().update(state)
+        params, opt_state = results.updated
+        return state.replace(params=params, opt_state=opt_state)
+
+    def _as_before(self, results: Results, state: State) -> bool:
+        """Whether the update was made of what is there now."""
+        same = all(
+            getattr(state, name) is getattr(results.state, name)
+            for name in ("params", "opt_state", "hyper")
+        )
+        return same and state.grads is results.grads and state.learner is results.state.learner
+
+    def _unchanged(self, state: State, *names: str) -> Results:
+        results = self.results
+        assert results is not None, "[predict] comes first"
+        for name in names:
+            if getattr(state, name) is not getattr(results.state, name):
+                raise _late(name)
+        return results
+
+    def _inputs(self, state: State, device: torch.device) -> tuple[list[Tensor], tuple[Any, ...]]:
+        """The tensors that the graph is run on, and everything else that it depends on."""
+        learner, memory = learner_of(state), None
+        if self.names:
+            known: Any = {name: value for name, value in state.memory.items() if name in self.names}
+            memory = optree.tree_map(counted, known, none_is_leaf=True)
+        opt, hyper = None, None
+        if self.updates:
+            opt, hyper = self._plain(learner.opt), numbers_of({**learner.opt.hyper, **state.hyper})
+        learned = self._learned(state)
+        around, spec = flat((state.xb, state.yb, learner.loss, memory, hyper))
+        tensors, constants = list(learned.leaves), []
+        for place, leaf in enumerate(around):
+            if isinstance(leaf, Tensor):
+                tensors.append(leaf)
+            else:
+                constants.append((place, leaf))
+        autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
+        flags = tuple([layer.training for layer in self.layers])
+        return tensors, (
+            constants,
+            spec,
+            learned.spec,
+            state.frozen,
+            flags,
+            autocast,
+            opt,
+            self.always,
+        )
+
+    def _plain(self, opt: Any) -> Any:
+        if self.plain[0] is not opt:
+            self.plain = (opt, without_kernels(opt))
+        return self.plain[1]
+
+    def _learned(self, state: State) -> "Learned":
+        """What the batch starts from; known, if it is what the last one ended with."""
+        found: Any = (state.buffers, state.params, state.opt_state if self.updates else None)
+        if any(one is not other for one, other in zip(found, self.learned.tree, strict=True)):
+            self.learned = Learned(found, *optree.tree_flatten(found))
+        return self.learned
+
+    def _traced(self, state: State, tensors: list[Tensor], fixed: tuple[Any, ...]) -> Traced:
+        """The graph for a batch like this one."""
+        constants, spec, learned = dict(fixed[0]), fixed[1], fixed[2]
+
+        def batch(*values: Tensor) -> Any:
+            rest = iter(values)
+            buffers, params, opt_state = learned.unflatten(
+                [next(rest) for _ in range(learned.num_leaves)]
+            )
+            leaves = [
+                constants[i] if i in constants else next(rest) for i in range(spec.num_leaves)
+            ]
+            xb, yb, loss, memory, hyper = spec.unflatten(leaves)
+            learner = replace(learner_of(state), loss=loss)
+            changes: dict[str, Any] = dict(params=params, buffers=buffers, xb=xb, yb=yb)
+            if self.updates:
+                learner = replace(learner, opt=self._plain(learner.opt))
+                changes |= dict(opt_state=opt_state, hyper=by_name(hyper))
+            known = {**state.memory, **(memory or {})}
+            return self._eagerly(state.replace(**changes, learner=learner, memory=known))
+
+        return trace(batch, tensors, fixed, _ADVICE)
+
+    def _eagerly(self, state: State) -> tuple[Any, ...]:
+        """The batch, by the ordinary stages and the handlers inside."""
+        work = Work()
+        state = self._handled("after_pred", work.predict(state))
+        with self.brackets("loss"):
+            state = work.loss(state)
+        state = self._handled("after_loss", state)
+        shown = state.loss
+        assert shown is not None
+        state = work.gradients(self._handled("before_backward", state))
+        for event in BEFORE_UPDATE:
+            state = self._handled(event, state)
+        after = work.update(state) if self.updates else None
+        updated = None if after is None else (after.params, after.opt_state)
+        return state.pred, shown.detach(), state.loss, state.grads, state.buffers, updated
+
+    def _handled(self, event: str, state: State) -> State:
+        for name, method in self.inside.get(event, ()):
+            state = state.replace(event=event)
+            result = method(state)
+            if result is not None and result.memory is not state.memory:
+                raise ValueError(
+                    f"callback {name!r} is traceable, so it cannot remember anything in {event}."
+                )
+            state = state if result is None else result
+        return state
+
+
+_ADVICE = (
+    "fit(compile=True): this batch could not be compiled. A model, a loss or a traceable callback "
+    "that branches on the "
+    "values of tensors cannot; fit without compile=True."
+)
+
+
+def check_compilable(callbacks: Sequence[Any]) -> None:
+    """Raise ValueError for callbacks that cannot act on a compiled batch."""
+    for callback in callbacks:
+        if getattr(callback, "eager", False):
+            raise ValueError(
+                f"fit(compile=True): {callback!r} must see the layers of the model at work, or "
+                f"changes them, which a "
+                f"compiled batch does not notice. Leave it out, or fit without compile=True."
+            )
+
+
+def _late(name: str) -> ValueError:
+    return ValueError(
+        f"fit(compile=True): a callback has changed state.{name} between [predict] and "
+        f"[gradients], which have been "
+        f"computed in one go. Change it in before_batch; or name the event in `traceable` of the "
+        f"callback's class, if "
+        f"its handler works on tensors without looking at their values; or fit without "
+        f"compile=True."
+    )
+
+
+def _is_traceable(event: str, method: Any) -> bool:
+    return event in getattr(getattr(method, "__self__", None), "traceable", ())
+
+
+def _in_validation(method: Callable[[State], Any], state: State) -> Any:
+    return None if state.training else method(state)
+
+
+_EVENTS = (*INSIDE, *BEFORE_UPDATE)

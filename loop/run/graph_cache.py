@@ -1,0 +1,73 @@
+"""Compiled batches: where they are kept, and how states become flat lists of tensors."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import optree
+import torch
+from torch import nn
+
+from functional_sgd.compile.traced import Traced
+from loop.losses import MixedLoss
+
+_NAMESPACE = "functional_sgd.loop"
+_register: Any = optree.register_pytree_node
+_register(
+    MixedLoss,
+    lambda mixed: ((mixed.loss, mixed.lam, mixed.order), None, None),
+    lambda _, parts: MixedLoss(*parts),
+    namespace=_NAMESPACE,
+)
+_register(
+    partial,
+    lambda made: ((made.args, made.keywords), made.func, None),
+    lambda function, parts: _partial(function, *parts),
+    namespace=_NAMESPACE,
+)
+
+
+def _partial(function: Any, args: Any, keywords: Any) -> Any:
+    return partial(function, *args, **keywords)
+
+
+@dataclass(frozen=True, eq=False)
+class Learned:
+    """(buffers, params, optimizer state), taken apart: tensors only, so None has no leaf."""
+
+    tree: tuple[Any, Any, Any]
+    leaves: Sequence[Any]
+    spec: optree.PyTreeSpec
+
+
+def flat(tree: Any) -> Any:
+    """(leaves, spec); None is a leaf in the data, and the parts of some losses are leaves too."""
+    return optree.tree_flatten(tree, none_is_leaf=True, namespace=_NAMESPACE)
+
+
+def counted(value: Any) -> Any:
+    """A number as a tensor, so that another one does not make another graph."""
+    return torch.tensor(value) if type(value) in (int, float) else value
+
+
+def _look(layer: nn.Module) -> tuple[Any, ...]:
+    """What of a layer a graph has in it as constants, as far as it is plain."""
+    plain = (int, float, bool, str, tuple, type(None))
+    values = {
+        name: value
+        for name, value in vars(layer).items()
+        if isinstance(value, plain) and name != "training"
+    }
+    return type(layer), tuple(sorted((name, repr(value)) for name, value in values.items()))
+
+
+_GRAPHS: WeakKeyDictionary[nn.Module, dict[Any, list[Traced]]] = WeakKeyDictionary()
+
+
+def graphs_of(model: nn.Module) -> list[Traced]:
+    """The graphs of a model as it looks now, to find them in and to add to: kept as torch.compile
+    keeps its code.
+    """
+    return _GRAPHS.setdefault(model, {}).setdefault(tuple(map(_look, model.modules())), [])

@@ -1,0 +1,1 @@
+"""Ways to start the machine: fit, validate, predict, fine_tune and their kin."""

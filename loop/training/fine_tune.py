@@ -1,0 +1,160 @@
+"""Train a model that knows something already: its head first, then all of it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from loop.callbacks.freezing import Freeze
+from loop.learner import Learner
+from loop.state import State
+from loop.training.fit import fit_one_cycle, latest
+from loop.training.layer_groups import Groups, exactly, layer_groups, matching, spread
+
+MEMORY = "fine_tune"
+"""Where a state within a fine_tune keeps which half it is in: "head" or "all"."""
+
+_NORMS = (_BatchNorm, _InstanceNorm, nn.LayerNorm)
+
+
+def fine_tune(
+    learner: Learner,
+    state: State,
+    epochs: int,
+    lr: float = 2e-3,
+    frozen_epochs: int = 1,
+    lr_mult: float = 100.0,
+    pct_start: float = 0.3,
+    div: float = 5.0,
+    head: str | None = None,
+    train_norms: bool = True,
+    callbacks: Sequence[Any] = (),
+    resume: bool | str | Path = False,
+    **options: Any,
+) -> State:
+    """Train the head for `frozen_epochs`, then everything for `epochs`, both with one cycle of lr.
+
+    The groups are the model's children in their order (`layer_groups`), and the head is the last,
+    or what the pattern `head` matches ("fc.*"). While the rest is frozen the maximum is lr (warm-up
+    over 99 % of the way). Then it is from lr / 2 / lr_mult in the first group to lr / 2 in the
+    head, by equal factors (warm-up over `pct_start`, from 1 / div of the maximum). `train_norms`
+    lets normalisation layers (batch, instance, layer) learn even in frozen groups, at lr / 10, as
+    their statistics change. The other arguments are those of `fit_one_cycle`.
+
+    Each half begins with a fresh optimizer state: slots that stood still while the step counter
+    went on would make the first steps of the unfrozen layers too long. If Ctrl-C or SIGTERM ends
+    the first half, the second does not begin; `resume` goes on in the half at hand. Both halves are
+    in the history, one after the other.
+
+    Raises ValueError if the model has one group only, `head` matches nothing or everything, or the
+    state to resume is not within a fine_tune. Source: fastai's fine_tune, with its defaults.
+
+    >>> from functional_sgd import adamw
+    >>> from loop import DataLoaders
+    >>> import torch
+    >>> model = nn.Sequential(nn.Linear(1, 4), nn.ReLU(), nn.Linear(4, 1))
+    >>> x = torch.linspace(-1, 1, 8)[:, None]
+    >>> data = DataLoaders([(x, 3 * x + 1)] * 4)
+    >>> learner = Learner(model, data, torch.nn.functional.mse_loss, adamw())
+    >>> state = fine_tune(learner, learner.init(), epochs=2, lr=0.01)
+    >>> [round(lr["2.bias"], 5) for lr in state.history.hypers["lr"]][::2]
+    [0.0004, 0.00528, 0.001, 0.00473, 0.00406, 0.00142]
+    """
+    groups = with_head(_params(learner, state), head)
+    norms = norm_names(learner.model) if train_norms else ()
+    frozen = [name for group in groups[:-1] for name in group if name not in norms]
+    whole = spread(state.params, lr / 2 / lr_mult, lr / 2, groups)
+    state, resume = _resumed(state, resume)
+    if state.memory.get(MEMORY) != "all":
+        state = state if resume else _afresh(learner, state, "head")
+        rates = {name: lr if name in groups[-1] else lr / 10 for name in state.params}
+        first = [Freeze(exactly(frozen)), *callbacks] if frozen else callbacks
+        state = fit_one_cycle(
+            learner,
+            state,
+            frozen_epochs,
+            rates,
+            pct_start=0.99,
+            callbacks=first,
+            resume=resume,
+            **options,
+        )
+        if state.stopped:
+            return state
+        resume = False
+    state = state if resume else _afresh(learner, state, "all")
+    state = fit_one_cycle(
+        learner,
+        state,
+        epochs,
+        whole,
+        pct_start=pct_start,
+        div=div,
+        callbacks=callbacks,
+        resume=resume,
+        **options,
+    )
+    return state if state.stopped else state.forget(MEMORY)
+
+
+def with_head(params: Mapping[str, Tensor], head: str | None = None) -> Groups:
+    """The groups of `layer_groups(params)`, or these without what the pattern matches, and that as
+    the last one.
+
+    Raises ValueError if there is one group only, or the pattern matches nothing or everything.
+
+    >>> with_head(dict.fromkeys(["head.weight", "body.weight", "body.bias"], 0), "head.*")
+    [['body.weight', 'body.bias'], ['head.weight']]
+    """
+    chosen = matching("fine_tune", params, () if head is None else (head,))
+    rest = [[name for name in group if name not in chosen] for group in layer_groups(params)]
+    groups = [group for group in [*rest, [name for name in params if name in chosen]] if group]
+    if len(groups) < 2:
+        raise ValueError(
+            f"fine_tune: nothing is left to freeze: all parameters are in the head, "
+            f"{', '.join(params)}. "
+            f"Say with head=... which are: a pattern such as 'fc.*'."
+        )
+    return groups
+
+
+def norm_names(model: nn.Module) -> set[str]:
+    """The names of the parameters of normalisation layers: batch, instance and layer.
+
+    >>> sorted(norm_names(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))))
+    ['1.bias', '1.weight']
+    """
+    prefixes = tuple(
+        f"{path}." for path, layer in model.named_modules() if isinstance(layer, _NORMS) and path
+    )
+    return {name for name, _ in model.named_parameters() if name.startswith(prefixes)}
+
+
+def _params(learner: Learner, state: State) -> dict[str, Tensor]:
+    """The state's params in the order of the model."""
+    return {
+        name: state.params[name]
+        for name, _ in learner.model.named_parameters()
+        if name in state.params
+    }
+
+
+def _resumed(state: State, resume: bool | str | Path) -> tuple[State, bool]:
+    """The state to go on from, and whether it is within a run of `fit`."""
+    found = state if resume is True else None if resume is False else latest(resume, state)
+    if found is None:
+        return state.forget(MEMORY), False
+    if MEMORY not in found.memory:
+        raise ValueError(
+            "fine_tune: the state is not within a fine_tune, so there is nothing to resume. Leave "
+            "resume out to begin."
+        )
+    return found, bool(found.done)
+
+
+def _afresh(learner: Learner, state: State, half: str) -> State:
+    """The state at the beginning of a half."""
+    return state.replace(opt_state=learner.opt.init(state.params)).remember(MEMORY, half)

@@ -1,0 +1,92 @@
+"""Whole runs by name: flat then cosine, warm restarts, one batch over and over."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import optree
+
+from functional_sgd.schedules import flat_cosine, warm_restarts
+from loop.callbacks import ParamScheduler
+from loop.learner import Learner
+from loop.state import State
+from loop.tools.batch import first_batch
+from loop.training.fit import fit
+
+
+def fit_flat_cos(
+    learner: Learner,
+    state: State,
+    epochs: int,
+    lr: Any,
+    div_final: float = 1e5,
+    pct_start: float = 0.75,
+    callbacks: Sequence[Any] = (),
+    **options: Any,
+) -> State:
+    """Train with lr for `pct_start` of the run, and then along a cosine down to lr / div_final.
+
+    `lr` is a number or a tree prefix of params. The momentum is left alone. The other arguments are
+    those of `flat_cosine`, and those of `fit`. Source: fastai, for optimizers such as Ranger that
+    need no warm-up.
+    """
+    schedule = optree.tree_map(lambda top: flat_cosine(float(top), div_final, pct_start), lr)
+    return fit(learner, state, epochs, [*callbacks, ParamScheduler({"lr": schedule})], **options)
+
+
+def fit_sgdr(
+    learner: Learner,
+    state: State,
+    cycles: int,
+    cycle_length: int,
+    lr: Any,
+    cycle_mult: int = 2,
+    callbacks: Sequence[Any] = (),
+    **options: Any,
+) -> State:
+    """Train in cycles: in each, lr falls along a cosine from its maximum to 0, and starts again at
+    the maximum.
+
+    The first cycle has `cycle_length` epochs, each other `cycle_mult` times as many as the one
+    before: 1, 2 and 4 make 7 epochs. `lr` is the maximum, a number or a tree prefix of params. The
+    other arguments are those of `fit`. Raises ValueError unless cycles, cycle_length and cycle_mult
+    are whole numbers, 1 or more. Source: SGDR (Loshchilov and Hutter 2017).
+    """
+    for name, value in (
+        ("cycles", cycles),
+        ("cycle_length", cycle_length),
+        ("cycle_mult", cycle_mult),
+    ):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"fit_sgdr: {name} must be a whole number, 1 or more, got {value!r}.")
+    epochs = sum(cycle_length * cycle_mult**cycle for cycle in range(cycles))
+    schedule = optree.tree_map(lambda top: warm_restarts(float(top), cycles, cycle_mult), lr)
+    return fit(learner, state, epochs, [*callbacks, ParamScheduler({"lr": schedule})], **options)
+
+
+def overfit_one_batch(
+    learner: Learner, state: State, steps: int = 100, callbacks: Sequence[Any] = (), **options: Any
+) -> State:
+    """Train on one batch over and over: a model that can learn at all brings this loss down.
+    Nothing is validated.
+
+    The batch is the one that `fit` would train on first. The run is one epoch of so many steps, so
+    schedules work as ever; the losses are in the history of the state returned. The other arguments
+    are those of `fit`. Raises ValueError if steps is below 1.
+
+    >>> import torch
+    >>> from functional_sgd import sgd
+    >>> from loop import DataLoaders
+    >>> x = torch.linspace(-1, 1, 8)[:, None]
+    >>> data = DataLoaders([(x, 3 * x + 1), (x, 5 * x)])
+    >>> learner = Learner(torch.nn.Linear(1, 1), data, torch.nn.functional.mse_loss, sgd(lr=0.3))
+    >>> round(overfit_one_batch(learner, learner.init()).params["weight"].item(), 3)
+    3.0
+    """
+    if not isinstance(steps, int) or steps < 1:
+        raise ValueError(
+            f"overfit_one_batch: steps must be a whole number, 1 or more, got {steps!r}."
+        )
+    xb, yb = first_batch(learner, state)
+    alone = replace(learner, data=replace(learner.data, train=[(*xb, *yb)] * steps, valid=None))
+    return fit(alone, state, 1, callbacks, **options)

@@ -1,0 +1,262 @@
+"""Whose memory is whose: a pure step overwrites nothing that anybody holds, a donating one what it
+is given.
+"""
+
+import io
+import threading
+
+import optree
+import pytest
+import torch
+
+import functional_sgd as fs
+from functional_sgd import chain, elementwise, fuse, leafwise, treewise
+from functional_sgd.fusion.buffers import LARGE
+from tests.catalogue import RECIPES
+from tests.comparing import Untouched, assert_same, copy_of
+from tests.functional_sgd.fusion.helpers import draw, grads_for, memory_of, odd_tree, plain_tree
+from tests.functional_sgd.user_rules import add_last, remember
+
+NAMES = ["adamw", "lamb", "larc", "clip_norm_adam", "centralize_sgd", "lookahead_sgd", "sgd"]
+
+
+@leafwise(before=torch.clone)
+def remember_leaf(param, before):
+    return dict(before=param)
+
+
+@treewise(last_grad=torch.zeros_like)
+def remember_tree(grad, last_grad):
+    return dict(last_grad=grad)
+
+
+@leafwise
+def jump(update):
+    return dict(param=update)
+
+
+@elementwise(before=torch.zeros_like)
+def swap(param, before):
+    return dict(param=before, before=param)
+
+
+KEEPERS = {
+    "slot_is_grad": chain(add_last, fs.sgd_step, lr=0.1),
+    "slot_is_param": chain(remember, fs.sgd_step, lr=0.1),
+    "slot_is_new_param": chain(fs.sgd_step, remember, lr=0.1),
+    "leafwise_slot_is_param": chain(remember_leaf, fs.sgd_step, lr=0.1),
+    "leafwise_slot_is_new_param": chain(fs.sgd_step, remember_leaf, lr=0.1),
+    "treewise_slot_is_grad": chain(remember_tree, fs.sgd_step, lr=0.1),
+    "param_is_grad": chain(jump),
+    "swap": chain(swap),
+}
+
+
+@pytest.mark.parametrize("tree", [plain_tree, odd_tree])
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_that_is_held_is_ever_overwritten(name, tree):
+    opt = fuse(RECIPES[name]())
+    params = tree(torch.float32)
+    state = opt.init(params)
+    held = []
+    for number in range(10):
+        grads = grads_for(params, number)
+        held.append(Untouched(params, grads, state))
+        params, state = opt(params, grads, state)
+    for old in held:
+        old.check()
+
+
+@pytest.mark.parametrize("opt", KEEPERS.values(), ids=KEEPERS)
+def test_results_share_no_memory_with_arguments(opt):
+    params = {
+        "w": draw((3, 4), torch.float32, 1),
+        "b": draw((4,), torch.float32, 2),
+        "s": torch.tensor(3.0),
+    }
+    state, fused = opt.init(params), fuse(opt)
+    for number in range(3):
+        grads = grads_for(params, number)
+        before = Untouched(params, grads, state)
+        new_params, new_state = fused(params, grads, state)
+        slots = {name: value for name, value in new_state.items() if name != "step"}
+        before.check()
+        assert_same((new_params, new_state), opt(params, grads, state))
+        assert not memory_of((new_params, slots)) & memory_of((params, grads, state))
+        assert len(memory_of((new_params, slots))) > len(slots), (
+            "a slot shares the memory of another column"
+        )
+        params, state = new_params, new_state
+
+
+@pytest.mark.parametrize("opt", KEEPERS.values(), ids=KEEPERS)
+def test_donated_columns_do_not_run_into_each_other(opt):
+    params = {"w": draw((3, 4), torch.float32, 1), "b": draw((4,), torch.float32, 2)}
+    pure, donated = (params, opt.init(params)), (copy_of(params), opt.init(params))
+    fused = fuse(opt, donate=True)
+    for number in range(3):
+        grads = grads_for(params, number)
+        keep = Untouched(grads)
+        pure, donated = opt(pure[0], grads, pure[1]), fused(donated[0], grads, donated[1])
+        keep.check()
+        assert_same(donated, pure)
+
+
+HOLDS = {
+    "view": lambda leaf: leaf[:2],
+    "numpy": lambda leaf: leaf.numpy(),
+    "detached": lambda leaf: leaf.detach(),
+    "storage": lambda leaf: leaf.untyped_storage(),
+    "dlpack": lambda leaf: torch.from_dlpack(leaf),
+    "parameter": lambda leaf: torch.nn.Parameter(leaf),
+    "alias": lambda leaf: torch.ops.aten.alias(leaf),
+}
+
+
+@pytest.mark.parametrize("hold", HOLDS.values(), ids=HOLDS)
+def test_a_view_of_an_old_leaf_keeps_its_numbers(hold):
+    opt = fuse(fs.adamw(lr=0.1))
+    params = {"a": torch.ones(LARGE), "b": torch.ones(LARGE + 3)}
+    params, state = opt(params, params, opt.init(params))
+    held, numbers = hold(params["b"]), params["b"].tolist()
+    for number in range(4):
+        params, state = opt(params, grads_for(params, number), state)
+    value = (
+        torch.empty(0).set_(held)[-LARGE - 3 :] if isinstance(held, torch.UntypedStorage) else held
+    )
+    found = value.tolist()
+    assert found == numbers[: len(found)]
+
+
+def test_a_tensor_saved_for_backward_keeps_its_numbers():
+    opt = fuse(fs.sgd(lr=0.1))
+    params, grads = [torch.ones(LARGE)], [torch.ones(LARGE)]
+    params, state = opt(params, grads, opt.init(params))
+    expected = params[0].clone()
+    x = torch.ones(LARGE, requires_grad=True)
+    loss = (x * params[0]).sum()
+    for _ in range(4):
+        params, state = opt(params, grads, state)
+    loss.backward()
+    assert torch.equal(x.grad, expected)
+
+
+def test_memory_is_used_again_once_it_is_dropped():
+    opt = fuse(fs.adamw())
+    params = [torch.ones(20_000), torch.ones(LARGE)]
+    state, seen = opt.init(params), set()
+    for _ in range(20):
+        params, state = opt(params, params, state)
+        seen |= memory_of((params, state["grad_avg"], state["sqr_avg"]))
+    assert len(seen) <= 3 * 3
+
+
+def test_leaves_can_be_written_to_one_by_one():
+    """A leaf that was saved for backward does not mind that another leaf is written to."""
+    opt = fuse(fs.sgd(lr=0.1))
+    params = {"a": torch.ones(LARGE), "b": torch.ones(LARGE)}
+    params, _ = opt(params, params, opt.init(params))
+    x = torch.ones(LARGE, requires_grad=True)
+    loss = (x * params["a"]).sum()
+    params["b"].zero_()
+    loss.backward()
+    assert torch.equal(x.grad, params["a"])
+
+
+def test_a_saved_tree_is_as_large_as_the_tree():
+    """Leaves of a column share a buffer, which torch.save writes once: for the tree that is as much
+    as it should be.
+    """
+    opt = fuse(fs.sgd(lr=0.1))
+    params = {"a": torch.ones(100_000), "b": torch.ones(3)}
+    params, _ = opt(params, params, opt.init(params))
+    file = io.BytesIO()
+    torch.save(params, file)
+    assert file.tell() < 410_000
+
+
+@pytest.mark.parametrize(
+    "name", ["adamw", "sgd", "lookahead_sgd", "clip_norm_adam", "larc", "lamb"]
+)
+def test_donated_results_are_the_buffers_that_were_given(name):
+    opt = fuse(RECIPES[name](), donate=True)
+    params = odd_tree(torch.float32)
+    state = opt.init(params)
+    where = [leaf.data_ptr() for leaf in optree.tree_leaves((params, {**state, "step": None}))]
+    for number in range(3):
+        params, state = opt(params, grads_for(params, number), state)
+        assert [
+            leaf.data_ptr() for leaf in optree.tree_leaves((params, {**state, "step": None}))
+        ] == where
+
+
+def test_donating_allocates_nothing_that_grows():
+    opt = fuse(fs.adamw(), donate=True)
+    params = [torch.ones(500_000), torch.ones(500_000)]
+    grads, state = copy_of(params), opt.init(params)
+    params, state = opt(params, grads, state)
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        opt(params, grads, state)
+    assert sum(max(event.cpu_memory_usage, 0) for event in profile.events()) < 10_000
+
+
+def test_a_spent_tree_is_an_error_that_names_the_leaf(monkeypatch):
+    monkeypatch.setenv("FUNCTIONAL_SGD_DEBUG", "1")
+    for opt in (fuse(fs.adamw(), donate=True), fuse(fs.adamw(), donate=True, debug=True)):
+        params = {"body": {"w": torch.ones(2)}, "head": torch.ones(3), "idle": torch.ones(1)}
+        grads = {"body": {"w": torch.ones(2)}, "head": torch.ones(3), "idle": None}
+        state = opt.init(params)
+        new_params, new_state = opt(params, grads, state)
+        for spent in (
+            (params, state),
+            (new_params, state),
+            ({**new_params, "body": params["body"]}, new_state),
+        ):
+            with pytest.raises(ValueError, match="body.w"):
+                opt(spent[0], grads, spent[1])
+        again, _ = opt(new_params, grads, new_state)
+        assert again["body"]["w"].shape == (2,)
+
+
+def test_debug_changes_no_numbers():
+    opt = fs.adamw()
+    params = plain_tree(torch.float32)
+    runs = [(copy_of(params), opt.init(params)) for _ in range(2)]
+    fused = [fuse(opt, donate=True, debug=True), fuse(opt, donate=True, debug=False)]
+    for number in range(3):
+        runs = [one(p, grads_for(p, number), s) for one, (p, s) in zip(fused, runs, strict=True)]
+    assert_same(*runs)
+
+
+def test_debug_does_not_matter_without_donation(monkeypatch):
+    monkeypatch.setenv("FUNCTIONAL_SGD_DEBUG", "1")
+    opt, params = fuse(fs.sgd(lr=0.1)), [torch.ones(2)]
+    state = opt.init(params)
+    assert_same(opt(params, params, state), opt(params, params, state))
+
+
+def test_threads_may_share_a_fused_optimizer():
+    opt = fs.adamw(lr=0.1)
+    fused, failed = fuse(opt), []
+
+    def work(seed):
+        params = [draw((30_000,), torch.float32, seed)]
+        state = expected_state = opt.init(params)
+        expected = params
+        for number in range(20):
+            expected, expected_state = alone[seed](
+                expected, grads_for(expected, number), expected_state
+            )
+            params, state = fused(params, grads_for(params, number), state)
+            if not torch.equal(params[0], expected[0]):
+                failed.append(number)
+
+    alone = [fuse(opt) for _ in range(4)]
+    workers = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not failed

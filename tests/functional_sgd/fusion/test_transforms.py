@@ -1,0 +1,251 @@
+"""Fused optimizers where kernels cannot go: transforms, tracked gradients, other modes. And state
+that outlives it.
+"""
+
+import copy as copying
+import io
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import functional_sgd as fs
+from functional_sgd import Optimizer, fuse
+from tests.catalogue import RECIPES, small_tree
+from tests.comparing import assert_close, assert_same, copy_of, member, stack
+from tests.functional_sgd.fusion.helpers import check_steps, grads_for, plain_tree
+
+NAMES = ["adamw", "lamb", "clip_norm_adam", "lookahead_sgd"]
+named = pytest.mark.parametrize("name", NAMES)
+donating = pytest.mark.parametrize("donate", [False, True], ids=["pure", "donated"])
+
+
+@named
+@donating
+def test_vmap_over_members(name, donate):
+    opt = RECIPES[name]()
+    fused = fuse(opt, donate=donate)
+    trees = [small_tree(seed) for seed in range(3)]
+    states = [opt.init(tree) for tree in trees]
+    rates = torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64)
+
+    def one(params, state, lr):
+        return fused(params, params, state, dict(lr=lr))
+
+    found = torch.func.vmap(one)(stack(trees), stack(states), rates)
+    for index, (tree, state) in enumerate(zip(trees, states, strict=True)):
+        assert_close(
+            member(found, index), opt(tree, tree, state, dict(lr=rates[index])), rtol=1e-12
+        )
+
+
+@named
+@donating
+def test_the_derivative_by_the_learning_rate(name, donate):
+    opt = RECIPES[name]()
+    fused, params = fuse(opt, donate=donate), small_tree()
+    state = opt.init(params)
+
+    def loss(run):
+        return lambda lr: sum(
+            leaf.sum() for leaf in run(params, params, state, dict(lr=lr))[0].values()
+        )
+
+    lr = torch.tensor(0.1, dtype=torch.float64)
+    expected = torch.func.grad(loss(opt))(lr)
+    assert expected != 0
+    assert_same(torch.func.grad(loss(fused))(lr), expected)
+    tracked = lr.clone().requires_grad_()
+    loss(fused)(tracked).backward()
+    assert_same(tracked.grad, expected)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")
+def test_forward_mode_derivatives():
+    params = [torch.ones(3)]
+    fused, state = fuse(fs.sgd(lr=0.5)), fs.sgd().init(params)
+    with torch.autograd.forward_ad.dual_level():
+        dual = [torch.autograd.forward_ad.make_dual(params[0], torch.full((3,), 2.0))]
+        for opt in (fused.opt, fused):
+            tangent = torch.autograd.forward_ad.unpack_dual(opt(dual, params, state)[0][0]).tangent
+            assert tangent is not None, opt
+            assert tangent.tolist() == [2.0] * 3
+
+
+@donating
+@pytest.mark.parametrize("which", ["params", "grads", "state"])
+def test_tracked_tensors(which, donate):
+    opt, params = fs.adamw(), {"w": torch.ones(3)}
+    arguments = dict(params=params, grads=copy_of(params), state=opt.init(params))
+    leaf = {
+        "params": params["w"],
+        "grads": arguments["grads"]["w"],
+        "state": arguments["state"]["grad_avg"]["w"],
+    }
+    leaf[which].requires_grad_()
+    fused = fuse(opt, donate=donate)
+    found, expected = fused(**arguments), opt(**arguments)
+    assert_same(found, expected)
+    assert found[0]["w"].requires_grad
+    with torch.no_grad():
+        assert not fuse(opt)(**arguments)[0]["w"].requires_grad
+
+
+@pytest.mark.parametrize(
+    ("name", "fullgraph"), [(name, True) for name in NAMES] + [("adamw", False)]
+)
+def test_inside_a_compiled_function(name, fullgraph, fresh_compiler):
+    opt = RECIPES[name]()
+    fused, params = fuse(opt), small_tree()
+    state = opt.init(params)
+    compiled = torch.compile(lambda p, g, s: fused(p, g, s), backend="eager", fullgraph=fullgraph)
+    assert_close(compiled(params, params, state), opt(params, params, state), rtol=1e-12)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+@donating
+@named
+def test_inside_other_modes(name, donate, mode):
+    with mode():
+        check_steps(RECIPES[name](), plain_tree(torch.float32), donate)
+
+
+def test_memory_made_in_inference_mode_is_not_handed_out_afterwards():
+    opt = fuse(fs.sgd(lr=0.1))
+    params, state = [torch.ones(3)], opt.init([torch.ones(3)])
+    with torch.inference_mode():
+        for _ in range(3):
+            opt(params, params, state)
+    found, _ = opt(params, params, state)
+    assert not found[0].is_inference()
+    (found[0].requires_grad_() * found[0]).sum().backward()
+
+
+def test_the_default_device_does_not_matter():
+    """In a process of its own: a kernel that writes to memory that is not there ends it."""
+    code = (
+        "import torch; from functional_sgd import adamw, fuse\n"
+        "opt, params = fuse(adamw(lr=0.1)), [torch.ones(3)]\n"
+        "state = opt.init(params)\n"
+        "with torch.device('meta'):\n"
+        "    found, _ = opt(params, params, state)\n"
+        "assert found[0].device.type == 'cpu', found\n"
+        "assert found[0].tolist() == fuse(adamw(lr=0.1))(params, params, state)[0][0].tolist()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{done.returncode}: {done.stderr[-500:]}"
+
+
+def test_the_default_dtype_does_not_matter():
+    torch.set_default_dtype(torch.float64)
+    try:
+        check_steps(fs.lamb(lr=0.1), plain_tree(torch.float32))
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@donating
+@pytest.mark.parametrize("name", RECIPES)
+def test_saved_and_restored_is_never_stopped(name, donate):
+    opt = RECIPES[name]()
+    params = plain_tree(torch.float32)
+    params = {key: value for key, value in params.items() if key != "d"}
+
+    def go_on(fused, params, state, numbers):
+        for number in numbers:
+            params, state = fused(params, grads_for(params, number), state)
+        return params, state
+
+    whole = go_on(fuse(opt, donate=donate), copy_of(params), opt.init(params), range(4))
+    half = go_on(fuse(opt, donate=donate), copy_of(params), opt.init(params), range(2))
+    file = io.BytesIO()
+    torch.save(half, file)
+    file.seek(0)
+    assert_same(
+        go_on(fuse(opt, donate=donate), *torch.load(file, weights_only=True), range(2, 4)), whole
+    )
+
+
+@named
+def test_two_fused_optimizers_in_turn(name):
+    opt = RECIPES[name]()
+    both, one = [fuse(opt), fuse(opt)], fuse(opt)
+    mixed = alone = (plain_tree(torch.float32), opt.init(plain_tree(torch.float32)))
+    for number in range(4):
+        mixed = both[number % 2](mixed[0], grads_for(mixed[0], number), mixed[1])
+        alone = one(alone[0], grads_for(alone[0], number), alone[1])
+    assert_same(mixed, alone)
+
+
+@named
+def test_the_same_arguments_give_the_same_results(name):
+    opt = RECIPES[name]()
+    fused, params = fuse(opt), plain_tree(torch.float32)
+    state, grads = opt.init(params), grads_for(params, 1)
+    results = [fused(params, grads, state) for _ in range(4)]
+    for other in results[1:]:
+        assert_same(other, results[0])
+
+
+@named
+def test_the_number_of_threads_does_not_matter(name):
+    opt, params = RECIPES[name](), plain_tree(torch.float32)
+    results = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        try:
+            results.append(
+                fuse(opt)(params, {**grads_for(params, 1), "d": params["d"]}, opt.init(params))
+            )
+        finally:
+            torch.set_num_threads(1)
+    assert_close(*results, rtol=1e-5 if name in ("lamb", "clip_norm_adam") else 0, atol=1e-7)
+
+
+def test_it_is_an_optimizer():
+    opt = fuse(fs.adamw())
+    assert isinstance(opt, Optimizer)
+    assert repr(opt) == f"fuse({fs.adamw()!r})"
+    assert repr(fuse(fs.sgd(lr=0.1), donate=True)) == "fuse(chain(sgd_step, lr=0.1), donate=True)"
+    for wrong in (fs.adamw, fs.sgd_step, None):
+        with pytest.raises(TypeError, match="chain"):
+            fuse(wrong)
+
+
+@pytest.mark.parametrize("name", ["identity", "sgd", "adamw"])
+def test_a_pure_step_makes_trees_of_its_own(name):
+    opt, params = RECIPES[name](), {"a": [torch.ones(2)], "b": torch.ones(3)}
+    state = opt.init(params)
+    new, after = fuse(opt)(params, params, state)
+    assert new is not params
+    assert new["a"] is not params["a"]
+    assert after is not state
+    assert all(after[slot] is not state[slot] for slot in state)
+
+
+def test_under_make_fx_the_rules_are_traced():
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    opt = fuse(fs.sgd(lr=0.5))
+    state = opt.init([torch.ones(2)])
+    graph = make_fx(lambda param, grad: opt([param], [grad], state)[0][0])(
+        torch.ones(2), torch.ones(2)
+    )
+    assert graph(torch.full((2,), 3.0), torch.full((2,), 2.0)).tolist() == [2.0, 2.0]
+
+
+def test_a_fused_optimizer_can_be_copied_and_pickled():
+    opt, params = fuse(fs.adamw(lr=0.1), donate=True), [torch.ones(2)]
+    for copy in (
+        copying.copy(opt),
+        copying.deepcopy(opt),
+        pickle.loads(pickle.dumps(opt)),
+        fuse(opt, donate=True),
+    ):
+        assert repr(copy) == repr(opt)
+        assert_same(
+            copy([torch.ones(2)], params, opt.init(params)),
+            opt([torch.ones(2)], params, opt.init(params)),
+        )

@@ -1,0 +1,107 @@
+"""Triton kernels without a GPU: Triton's interpreter runs them with numpy, on leaves that lie on
+the CPU.
+"""
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import optree
+import pytest
+import torch
+
+from functional_sgd.fusion import device
+from tests.functional_sgd.fusion.helpers import draw
+
+Tree = Any
+
+FUNCTIONS = {
+    **{
+        name: getattr(np, name)
+        for name in "exp expm1 log log1p log2 sin cos tanh trunc rint fmod copysign".split()
+    },
+    "pow": np.power,
+    "atan2": np.arctan2,
+}
+"""What kernels use of CUDA's library of functions, which the interpreter does not have."""
+
+
+class Library:
+    """Stands in for triton.language.extra.libdevice."""
+
+    def __getattr__(self, name: str) -> Any:
+        return functools.partial(_apply, FUNCTIONS[name])
+
+
+def _apply(function: Any, *args: Any) -> Any:
+    from triton.language import tensor
+    from triton.runtime.interpreter import TensorHandle
+
+    largest = max(args, key=lambda arg: arg.handle.data.size)
+    assert len({arg.dtype for arg in args}) == 1, "libdevice takes arguments of one dtype"
+    data = function(*(arg.handle.data for arg in args)).astype(largest.handle.data.dtype)
+    return tensor(TensorHandle(data, largest.dtype), largest.type)
+
+
+@contextmanager
+def interpreting() -> Iterator[None]:
+    """Leaves on the CPU are treated as if they were on a GPU, by interpreted kernels."""
+    extra = pytest.importorskip("triton.language.extra")
+    with pytest.MonkeyPatch.context() as patch, np.errstate(all="ignore"):
+        patch.setenv("TRITON_INTERPRET", "1")
+        patch.setattr(extra, "libdevice", Library(), raising=False)
+        patch.setattr(device, "treats", lambda where: True)
+        device._loaded.cache_clear()
+        try:
+            yield
+        finally:
+            device._loaded.cache_clear()
+
+
+@pytest.fixture
+def interpreted() -> Iterator[None]:
+    """`interpreting`, for a test."""
+    with interpreting():
+        yield
+
+
+@contextmanager
+def pretending() -> Iterator[None]:
+    """Kernels are compiled as for an H200, whether there is one or not; they cannot be launched."""
+    driver = pytest.importorskip("triton.runtime").driver
+    from triton.backends.compiler import GPUTarget
+
+    class Driver:
+        def get_current_target(self) -> GPUTarget:
+            return GPUTarget("cuda", 90, 32)
+
+        def get_current_device(self) -> int:
+            return 0
+
+        def get_current_stream(self, device: int) -> int:
+            return 0
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(driver, "_active", Driver())
+        device._loaded.cache_clear()
+        try:
+            yield
+        finally:
+            device._loaded.cache_clear()
+
+
+def odd_sizes(dtype: torch.dtype) -> Tree:
+    """Leaves that are empty, 0-d, about as long as a block, longer, and one without a gradient."""
+    block = device.BLOCK
+    shapes = {
+        "a": (0, 3),
+        "b": [(), (block - 1,)],
+        "c": (4, block // 4),
+        "idle": (4,),
+        "more": (2 * block + 1,),
+    }
+    return optree.tree_map(
+        lambda shape: draw(shape, dtype, 1 + sum(shape)), shapes, is_leaf=lambda x: type(x) is tuple
+    )

@@ -1,0 +1,221 @@
+"""Recipes: which rules, which numbers, and steps worked by hand."""
+
+from typing import Any
+
+import pytest
+import torch
+
+import functional_sgd as fs
+from functional_sgd import Chain, chain, recipes
+from tests.comparing import assert_close, assert_same
+
+T = torch.tensor
+
+
+def path(opt: Chain, grads: list[float], start: float = 1.0, **hyper: Any) -> list[float]:
+    """One parameter after each of these gradients, in float64."""
+    params, seen = T(start, dtype=torch.float64), []
+    state = opt.init(params)
+    for grad in grads:
+        params, state = opt(params, T(grad, dtype=torch.float64), state, hyper)
+        seen.append(float(params))
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("opt", "grads", "expected"),
+    [
+        (fs.sgd(lr=0.5), [1.0, -2.0], [0.5, 1.5]),
+        (fs.sgd(lr=0.5, wd=0.5), [1.0, 1.0], [0.25, -0.3125]),
+        (fs.sgd(lr=1.0, mom=0.5), [1.0, 1.0, 1.0], [0.0, -1.5, -3.25]),
+        (fs.sgd(lr=1.0, mom=0.5, nesterov=True), [1.0, 1.0], [-0.5, -2.25]),
+        (fs.sgd(lr=1.0, mom=0.5, dampening=0.5), [1.0, 1.0, 1.0], [0.0, -1.0, -2.0]),
+        (fs.sgd(lr=1.0, mom=0.5, wd=1.0), [0.0, 0.0], [0.0, -0.5]),
+        (fs.momentum(lr=1.0, mom=0.5), [1.0, 1.0, 1.0], [0.5, -0.25, -1.125]),
+        (fs.rmsprop(lr=1.0, sqr_mom=0.75, eps=0.0), [2.0, 0.0], [-1.0, -1.0]),
+        (fs.rmsprop(lr=1.0, sqr_mom=0.75, eps=1.0), [2.0], [0.0]),
+        (fs.rmsprop(lr=1.0, sqr_mom=0.75, eps=0.0, mom=0.5), [2.0, 0.0], [-1.0, -2.0]),
+        (fs.rmsprop(lr=1.0, sqr_mom=0.5, eps=0.0, centered=True), [2.0], [-1.0]),
+        (fs.rmsprop(lr=1.0, sqr_mom=0.75, eps=0.0, wd=1.0), [1.0], [-1.0]),
+        (fs.adam(lr=0.5, eps=0.0), [3.0, 3.0], [0.5, 0.0]),
+        (fs.adam(lr=0.5, eps=1.0), [1.0], [0.75]),
+        (fs.adam(lr=0.5, eps=1.0, wd=3.0), [0.0], [0.625]),
+        (fs.adamw(lr=0.5, eps=1.0, wd=1.0), [1.0], [0.25]),
+        (fs.adamw(lr=0.5, wd=1.0), [0.0, 0.0], [0.5, 0.25]),
+        (fs.radam(lr=0.5), [2.0], [0.0]),
+        (fs.qhadam(lr=0.5, eps=0.0), [3.0], [0.5]),
+        (fs.qhadam(lr=0.5, eps=1.0, wd=1.0), [1.0], [0.25]),
+        (fs.larc(lr=1.0, mom=0.5, trust_coeff=0.5, eps=0.0), [1.0, 0.0], [0.5, 0.0]),
+        (fs.larc(lr=1.0, trust_coeff=0.5, eps=0.0, wd=0.5), [0.25], [0.375]),
+        (fs.lamb(lr=0.5, eps=0.0), [3.0], [0.5]),
+        (fs.lamb(lr=0.25, eps=0.0, wd=2.0), [3.0], [0.375]),
+        (fs.lion(lr=0.25), [3.0, -1.0], [0.75, 1.0]),
+        (fs.lion(lr=0.25, wd=1.0), [3.0], [0.5]),
+        (
+            fs.lookahead(fs.sgd(lr=1.0), sync_every=2, slow_step=0.5),
+            [1.0, 1.0, 1.0],
+            [0.0, 0.0, -1.0],
+        ),
+        (fs.ranger(lr=0.5, wd=1.0, sync_every=1, slow_step=1.0), [2.0], [-0.5]),
+    ],
+    ids=repr,
+)
+def test_steps_worked_by_hand(opt: Chain, grads: list[float], expected: list[float]) -> None:
+    assert path(opt, grads) == pytest.approx(expected, rel=1e-13, abs=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("make", "hyper"),
+    [
+        (fs.sgd, {"lr": 1e-3}),
+        (fs.momentum, {"lr": 1e-3, "mom": 0.9}),
+        (fs.rmsprop, {"lr": 1e-2, "sqr_mom": 0.99, "eps": 1e-8}),
+        (fs.adam, {"lr": 1e-3, "mom": 0.9, "sqr_mom": 0.999, "eps": 1e-8}),
+        (fs.adamw, {"lr": 1e-3, "mom": 0.9, "sqr_mom": 0.999, "eps": 1e-8, "wd": 1e-2}),
+        (fs.radam, {"lr": 1e-3, "mom": 0.9, "sqr_mom": 0.999, "eps": 1e-8}),
+        (
+            fs.qhadam,
+            {
+                "lr": 1e-3,
+                "mom": 0.999,
+                "sqr_mom": 0.999,
+                "nu_1": 0.7,
+                "nu_2": 1.0,
+                "eps": 1e-8,
+                "wd": 0.0,
+            },
+        ),
+        (fs.larc, {"lr": 1e-3, "mom": 0.9, "trust_coeff": 0.02, "eps": 1e-8, "wd": 0.0}),
+        (
+            fs.lamb,
+            {"lr": 1e-3, "mom": 0.9, "sqr_mom": 0.99, "eps": 1e-5, "max_trust": 10.0, "wd": 0.0},
+        ),
+        (fs.lion, {"lr": 1e-4, "mom": 0.9, "slow_mom": 0.99, "wd": 0.0}),
+        (
+            fs.ranger,
+            {
+                "lr": 1e-3,
+                "mom": 0.95,
+                "sqr_mom": 0.99,
+                "eps": 1e-6,
+                "wd": 1e-2,
+                "sync_every": 6,
+                "slow_step": 0.5,
+            },
+        ),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_defaults_are_those_of_torch_or_of_the_paper(make: Any, hyper: dict[str, float]) -> None:
+    assert make().hyper == hyper
+
+
+@pytest.mark.parametrize(
+    ("name", "keywords"),
+    [
+        ("sgd", dict(lr=0.5)),
+        ("sgd", dict(lr=0.5, mom=0.25, wd=0.125)),
+        ("sgd", dict(lr=0.5, mom=0.25, dampening=0.75)),
+        ("rmsprop", dict(lr=0.5, sqr_mom=0.25, eps=0.125, mom=0.75, wd=2.0)),
+        ("adam", dict(lr=0.5, mom=0.25, sqr_mom=0.125, eps=0.75, wd=2.0)),
+        ("adamw", dict(lr=0.5, mom=0.25, sqr_mom=0.125, eps=0.75, wd=2.0)),
+        ("radam", dict(lr=0.5, mom=0.25, sqr_mom=0.125, eps=0.75, wd=2.0)),
+        ("lion", dict(lr=0.5, mom=0.25, slow_mom=0.125, wd=2.0)),
+        ("larc", dict(lr=0.5, mom=0.25, trust_coeff=0.125, eps=0.75, wd=2.0)),
+        ("lamb", dict(lr=0.5, mom=0.25, sqr_mom=0.125, eps=0.75, max_trust=3.0, wd=2.0)),
+        ("qhadam", dict(lr=0.5, mom=0.25, sqr_mom=0.125, nu_1=0.375, nu_2=0.625, eps=0.75, wd=2.0)),
+        (
+            "ranger",
+            dict(lr=0.5, mom=0.25, sqr_mom=0.125, eps=0.75, wd=2.0, sync_every=3, slow_step=0.375),
+        ),
+        ("momentum", dict(lr=0.5, mom=0.25)),
+    ],
+    ids=str,
+)
+def test_keywords_become_hypers(name: str, keywords: dict[str, float]) -> None:
+    assert getattr(recipes, name)(**keywords).hyper == keywords
+
+
+@pytest.mark.parametrize("name", ["sgd", "momentum", "rmsprop", "adam", "adamw", "radam", "qhadam", "larc", "lamb",
+                                  "lion", "ranger"])  # fmt: skip
+def test_recipes_need_no_arguments(name: str) -> None:
+    assert getattr(fs, name)().required == ()
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        (
+            dict(nesterov=True),
+            r"sgd: nesterov and dampening are kinds of momentum, but mom is None\. Pass mom=0\.9",
+        ),
+        (dict(dampening=0.5), r"sgd: nesterov and dampening are kinds of momentum"),
+        (
+            dict(mom=0.9, nesterov=True, dampening=0.5),
+            r"sgd: nesterov momentum has no dampening, got dampening=0\.5",
+        ),
+    ],
+    ids=["nesterov", "dampening", "both"],
+)
+def test_sgd_refuses_what_makes_no_sense(keywords: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fs.sgd(**keywords)
+
+
+def test_momentum_of_zero_is_a_momentum() -> None:
+    """So that a schedule can raise it later."""
+    assert "grad_avg" in fs.sgd(mom=0.0).init(T(1.0))
+
+
+def test_lookahead_pulls_the_slow_params_every_k_steps() -> None:
+    """Six steps of 0.6 each from 1: the slow weights end half way."""
+    opt, params = fs.lookahead(fs.sgd(lr=0.1)), T(1.0, dtype=torch.float64)
+    state = opt.init(params)
+    for _ in range(5):
+        params, state = opt(params, T(1.0), state)
+    assert float(state["slow_param"]) == 1.0
+    params, state = opt(params, T(1.0), state)
+    assert float(params) == float(state["slow_param"]) == pytest.approx(1 * 0.5 + (1 - 0.6) * 0.5)
+
+
+def test_lookahead_keeps_the_averages_across_a_sync() -> None:
+    plain, ahead = fs.momentum(), fs.lookahead(fs.momentum(), sync_every=1)
+    params = T([1.0])
+    first, second = (
+        plain(params, params, plain.init(params)),
+        ahead(params, params, ahead.init(params)),
+    )
+    assert_same(first[1]["grad_avg"], second[1]["grad_avg"])
+
+
+def test_lookahead_that_never_syncs_is_the_optimizer() -> None:
+    opt = fs.adam(lr=0.1)
+    assert path(fs.lookahead(opt, sync_every=1000), [1.0, -2.0, 3.0]) == path(opt, [1.0, -2.0, 3.0])
+
+
+def test_lookahead_can_be_nested_under_other_names() -> None:
+    inner = fs.lookahead(fs.sgd(lr=1.0), sync_every=2)
+    outer = fs.rename(fs.sync_slow_params, slow_param="slower", sync_every="outer_every")
+    assert chain(inner, outer, outer_every=4).init(T(1.0)).keys() == {
+        "step",
+        "slow_param",
+        "slower",
+    }
+
+
+def test_decay_of_the_other_kind_goes_in_front() -> None:
+    opt = chain(fs.weight_decay, fs.radam(lr=0.5), wd=1.0)
+    assert path(opt, [2.0]) == [-0.5]
+
+
+def test_lr_of_zero_leaves_params_as_they_are() -> None:
+    assert path(fs.adamw(), [1.0, 2.0], lr=0.0) == [1.0, 1.0]
+
+
+def test_hypers_can_change_from_step_to_step() -> None:
+    """B16: (lr, mom) = (1, 0.5), then (0.5, 0)."""
+    opt, params = fs.momentum(), T(0.0)
+    state = opt.init(params)
+    for lr, mom in ((1.0, 0.5), (0.5, 0.0)):
+        params, state = opt(params, T(1.0), state, {"lr": lr, "mom": mom})
+    assert_close(params, T(-1.0))

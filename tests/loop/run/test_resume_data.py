@@ -1,0 +1,87 @@
+"""Resuming within the data: loaders with and without a length or a position, and what cannot be
+resumed.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from torch.utils.data import IterableDataset
+
+from loop import DataLoaders, fit
+from tests.loop.helpers import assert_same_run, batches, learner
+from tests.loop.run.test_resume import EPOCHS, Kept, committed
+
+
+class Stream(IterableDataset):
+    """Batches without a length."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(batches(3, seed=1))
+
+
+def test_loaders_without_a_length_are_resumed() -> None:
+    mine = learner(data=DataLoaders(Stream(), Stream()))
+    kept = Kept()
+    end = fit(mine, mine.init(), EPOCHS, [kept])
+    for state in kept.states:
+        assert_same_run(fit(mine, state, EPOCHS, resume=True), end)
+
+
+class Positioned:
+    """A loader that can begin in the middle; counts what it loads."""
+
+    def __init__(self) -> None:
+        self.positions: list[tuple[int, int]] = []
+        self.skip = 0
+        self.loaded = 0
+
+    def set_position(self, seed: int, epoch: int, skip: int) -> None:
+        self.positions.append((epoch, skip))
+        self.skip = skip
+
+    def __len__(self) -> int:
+        return 3
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in batches(3, seed=1)[self.skip :]:
+            self.loaded += 1
+            yield batch
+
+
+def test_a_loader_that_can_begin_in_the_middle_loads_no_batch_twice() -> None:
+    loader = Positioned()
+    mine = learner(data=DataLoaders(loader))
+    kept = Kept()
+    end = fit(mine, mine.init(), EPOCHS, [kept])
+    state = next(state for state in kept.states if state.done == (1, 0, 2))
+    loader.positions, loader.loaded = [], 0
+    assert_same_run(fit(mine, state, EPOCHS, resume=True), end)
+    assert (loader.positions, loader.loaded) == ([(1, 2)], 1)
+
+
+def test_a_state_in_no_run_cannot_be_resumed() -> None:
+    mine = learner()
+    with pytest.raises(ValueError, match="fit: the state is not within a run"):
+        fit(mine, mine.init(), 1, resume=True)
+    with pytest.raises(ValueError, match="fit: the state is not within a run"):
+        fit(mine, fit(mine, mine.init(), 1), 1, resume=True)
+
+
+def test_the_number_of_epochs_must_be_that_of_the_run() -> None:
+    mine = learner()
+    with pytest.raises(
+        ValueError, match="in a run of 2 epochs, so it cannot be resumed as one of 3"
+    ):
+        fit(mine, committed(mine, mine.init())[0][4], 3, resume=True)
+
+
+def test_other_data_are_noticed() -> None:
+    mine = learner()
+    state = next(state for state in committed(mine, mine.init())[0] if state.done == (1, 0, 3))
+    short = replace(mine, data=DataLoaders(batches(2, seed=1)))
+    with pytest.raises(
+        ValueError, match=r"data.train yielded 2 batches where the run had seen 3 already"
+    ):
+        fit(short, state, EPOCHS, resume=True)
