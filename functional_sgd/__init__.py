@@ -1,6 +1,4 @@
-"""Optimizers as pure functions, (params, grads, state, hyper) -> (params, state), made of chains of
-small rules.
-"""
+"""Optimizers as chains of rules: pure functions (params, grads, state, hyper) -> (params, state)."""
 
 from functional_sgd.autodiff import apply as apply
 from functional_sgd.autodiff import split as split
@@ -10,14 +8,18 @@ from functional_sgd.bridge import into_torch as into_torch
 from functional_sgd.bridge import to_torch as to_torch
 from functional_sgd.bridge import torch_optimizer as torch_optimizer
 from functional_sgd.chaining import Chain as Chain
-from functional_sgd.chaining import Optimizer as Optimizer
+from functional_sgd.chaining import Part as Part
 from functional_sgd.chaining import chain as chain
 from functional_sgd.chaining import identity as identity
+from functional_sgd.chaining import part as part
 from functional_sgd.compile.step import compile_step as compile_step
 from functional_sgd.fusion.fused import fuse as fuse
 from functional_sgd.hyper import by_path as by_path
+from functional_sgd.optimizer import Optimizer as Optimizer
 from functional_sgd.packing import Packing as Packing
 from functional_sgd.packing import pack as pack
+from functional_sgd.randomness import normal as normal
+from functional_sgd.randomness import uniform as uniform
 from functional_sgd.recipes import adam as adam
 from functional_sgd.recipes import adamw as adamw
 from functional_sgd.recipes import lamb as lamb
@@ -29,10 +31,15 @@ from functional_sgd.recipes import radam as radam
 from functional_sgd.recipes import ranger as ranger
 from functional_sgd.recipes import rmsprop as rmsprop
 from functional_sgd.recipes import sgd as sgd
+from functional_sgd.reduction import Reduction as Reduction
+from functional_sgd.reduction import all_finite as all_finite
+from functional_sgd.reduction import largest as largest
+from functional_sgd.reduction import mean as mean
+from functional_sgd.reduction import norm as norm
+from functional_sgd.reduction import total as total
 from functional_sgd.rule import Rule as Rule
 from functional_sgd.rule import elementwise as elementwise
 from functional_sgd.rule import leafwise as leafwise
-from functional_sgd.rule import rename as rename
 from functional_sgd.rule import treewise as treewise
 from functional_sgd.rules import average_grad as average_grad
 from functional_sgd.rules import average_sqr_grad as average_sqr_grad
@@ -58,15 +65,16 @@ from functional_sgd.rules import sign_of_average as sign_of_average
 from functional_sgd.rules import sync_slow_params as sync_slow_params
 from functional_sgd.rules import trust_ratio as trust_ratio
 from functional_sgd.rules import weight_decay as weight_decay
-from functional_sgd.wrappers import accumulate as accumulate
-from functional_sgd.wrappers import average_params as average_params
-from functional_sgd.wrappers import averaged as averaged
-from functional_sgd.wrappers import freeze as freeze
-from functional_sgd.wrappers import lookahead as lookahead
-from functional_sgd.wrappers import partition as partition
-from functional_sgd.wrappers import sam as sam
-from functional_sgd.wrappers import schedule_free as schedule_free
-from functional_sgd.wrappers import schedule_free_adamw as schedule_free_adamw
-from functional_sgd.wrappers import schedule_free_sgd as schedule_free_sgd
-from functional_sgd.wrappers import scheduled as scheduled
-from functional_sgd.wrappers import skip_nonfinite as skip_nonfinite
+from functional_sgd.trial import rename as rename
+from functional_sgd.wrappers.accumulate import accumulate as accumulate
+from functional_sgd.wrappers.average_params import average_of as average_of
+from functional_sgd.wrappers.average_params import average_params as average_params
+from functional_sgd.wrappers.lookahead import lookahead as lookahead
+from functional_sgd.wrappers.partition import freeze as freeze
+from functional_sgd.wrappers.partition import partition as partition
+from functional_sgd.wrappers.sam import sam as sam
+from functional_sgd.wrappers.schedule_free import schedule_free as schedule_free
+from functional_sgd.wrappers.schedule_free import schedule_free_adamw as schedule_free_adamw
+from functional_sgd.wrappers.schedule_free import schedule_free_sgd as schedule_free_sgd
+from functional_sgd.wrappers.scheduled import scheduled as scheduled
+from functional_sgd.wrappers.skip_nonfinite import skip_nonfinite as skip_nonfinite

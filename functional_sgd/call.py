@@ -8,12 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from functional_sgd.errors import did_you_mean
 from functional_sgd.guard import Guard
 from functional_sgd.hyper import collect, per_leaf
-from functional_sgd.rule import COUNTER
-from functional_sgd.state import State, check_state
+from functional_sgd.randomness import LeafKey, key_of
+from functional_sgd.ranges import Range
+from functional_sgd.rule import STEP
+from functional_sgd.state import check_state, check_steps
 from functional_sgd.tree import Spec, Tree, flatten, flatten_like, paths, unflatten
-from functional_sgd.wiring import Call
+from functional_sgd.wiring import CALLS, SEED, Call
 
 
 @dataclass(frozen=True)
@@ -22,29 +25,37 @@ class Plan:
 
     who: str  # named in errors
     calls: tuple[Call, ...]
-    slots: tuple[str, ...]
+    slots: tuple[str, ...]  # of each leaf
     shaped: tuple[str, ...]  # the slots that have the shape of their parameter
+    numbers: tuple[str, ...]  # of the tree
+    given: tuple[str, ...]  # columns that the caller gives
     defaults: Mapping[str, Any]  # every hyper and extra that is read -> default or REQUIRED
+    ranges: Mapping[str, tuple[Range, ...]]  # of hypers
+    results: tuple[str, ...]  # the columns that are results, besides the slots
+
+    @property
+    def entries(self) -> tuple[str, ...]:
+        """The entries of the state."""
+        return (STEP, *self.slots, *self.numbers)
 
 
 @dataclass
 class Leaves:
-    """One call of an optimizer, taken apart: a list for each tree, with one entry for each leaf of
-    params.
-    """
+    """One call of an optimizer, taken apart: a list for each tree, with one entry for each leaf."""
 
     spec: Spec
     trees: dict[str, Tree]  # params, as "param", and the slots, as they came
     params: list[Tensor]
     grads: list[Tensor | None]
     slots: dict[str, list[Tensor]]
-    step: Tensor  # the new count
+    given: dict[str, list[Tensor | None]]  # columns from the caller
+    step: Tensor  # the new counts, of each leaf
+    numbers: dict[str, Tensor]  # of the tree, from the state; `calls` counts this call
     shared: dict[str, Any]  # scalars that are the same for all leaves
     separate: dict[str, list[Any]]  # scalars that differ by leaf
     familiar: bool = False  # whether the trees are just like those of an earlier call
-    common: dict[torch.device, dict[str, Any]] = field(
-        default_factory=dict
-    )  # shared, and the step, by device
+    common: dict[torch.device, dict[str, Any]] = field(default_factory=dict)  # shared, by device
+    steps: Sequence[Tensor] | None = None  # the counts in floating point, once they are needed
 
     @property
     def active(self) -> list[int]:
@@ -52,30 +63,50 @@ class Leaves:
         return [index for index, grad in enumerate(self.grads) if grad is not None]
 
     def scalars(self, index: int) -> dict[str, Any]:
-        """The scalars that one leaf sees."""
+        """The hypers, numbers of the tree and step that one leaf sees."""
         device = self.params[index].device
-        own = {name: _on(values[index], device) for name, values in self.separate.items()}
-        return {**self._common(device), **own}
+        if self.steps is None:
+            wide = torch.float32 if self.step.device.type == "mps" else torch.float64
+            self.steps = self.step.to(wide).unbind()
+        scalars = dict(self.tree_scalars(device))
+        scalars[STEP] = here(self.steps[index], device)
+        for name, values in self.separate.items():
+            scalars[name] = here(values[index], device)
+        return scalars
 
-    def _common(self, device: torch.device) -> dict[str, Any]:
+    def tree_scalars(self, device: torch.device) -> Mapping[str, Any]:
         """The scalars that all leaves on a device see."""
         if device not in self.common:
-            every = {**self.shared, COUNTER: self.step.double()}
-            self.common[device] = {name: _on(value, device) for name, value in every.items()}
+            every = {**self.shared, **self.numbers}
+            if CALLS in every:
+                every[CALLS] = every[CALLS].to(torch.float64)
+            self.common[device] = {name: here(value, device) for name, value in every.items()}
         return self.common[device]
 
+    def key(self, call: Call, index: int) -> LeafKey:
+        """What a rule draws its random numbers for a leaf from."""
+        return key_of(self.numbers[SEED], self.step[index], index, call.position)
+
+    def set_number(self, name: str, value: Any) -> None:
+        """A rule has written a number of the tree; later rules see the new one."""
+        old = self.numbers[name]
+        self.numbers[name] = torch.as_tensor(value, dtype=old.dtype, device=old.device)
+        self.common.clear()
+
     def rebuild(
-        self, params: list[Tensor], slots: Mapping[str, list[Tensor]]
-    ) -> tuple[Tree, State]:
-        """The trees that the optimizer returns; where they have the very leaves that came, as they
-        came.
+        self, results: Mapping[str, list[Any]], slots: Mapping[str, list[Tensor]]
+    ) -> tuple[Any, ...]:
+        """What the optimizer returns: a tree for each result, then the state.
+
+        Trees that have the very leaves that came are handed back as they came.
         """
-        new, old = {"param": params, **slots}, {"param": self.params, **self.slots}
-        trees = {
-            name: self.trees[name] if values is old[name] else unflatten(self.spec, values)
-            for name, values in new.items()
-        }
-        return trees.pop("param"), {COUNTER: self.step, **trees}
+        old = {"param": self.params, **self.slots}
+        trees = {}
+        for name, values in (*results.items(), *slots.items()):
+            same = values is old.get(name)
+            trees[name] = self.trees[name] if same else unflatten(self.spec, values)
+        state = {STEP: self.step, **{name: trees[name] for name in slots}, **self.numbers}
+        return (*(trees[name] for name in results), state)
 
 
 def take_apart(
@@ -87,12 +118,12 @@ def take_apart(
     extras: Mapping[str, Any],
     guard: Guard | None = None,
 ) -> Leaves:
-    """Check the arguments of a call and flatten them; nothing has been computed yet when an error
-    is raised.
+    """Check the arguments of a call and flatten them.
 
-    Trees that the guard recognises are not checked again.
+    Nothing has been computed yet when an error is raised. Trees that the guard recognises are not
+    checked again.
     """
-    check_state(plan.who, state, plan.slots)
+    check_state(plan.who, state, plan.entries)
     trees = {"param": params, **{name: state[name] for name in plan.slots}}
     known = guard.flatten((*trees.values(), grads)) if guard is not None else None
     if guard is not None and known is not None:
@@ -102,44 +133,71 @@ def take_apart(
     else:
         leaves, spec = flatten(params)
         grad_leaves = flatten_like(spec, grads, params, plan.who, "grads")
-        check_like(
-            plan.who,
-            "the gradient",
-            params,
-            leaves,
-            grad_leaves,
-            "Were the gradients taken of other params?",
-        )
+        cure = "Were the gradients taken of other params?"
+        check_like(plan.who, "the gradient", params, leaves, grad_leaves, cure)
         slots = {
             name: flatten_like(spec, state[name], params, plan.who, f"state[{name!r}]")
             for name in plan.slots
         }
         seen = [torch.view_as_real(leaf) if leaf.is_complex() else leaf for leaf in leaves]
+        cure = "Was it made for other params?"
         for name in plan.shaped:
-            check_like(
-                plan.who,
-                f"state[{name!r}]",
-                params,
-                seen,
-                slots[name],
-                "Was it made for other params?",
-            )
-    values = collect(plan.who, plan.defaults, hyper, extras)
-    shared, separate = per_leaf(plan.who, values, {} if hyper is None else hyper, params, spec)
+            check_like(plan.who, f"state[{name!r}]", params, seen, slots[name], cure)
+    check_steps(plan.who, state[STEP], len(leaves))
+    given, extras = _take_given(plan, params, spec, leaves, grad_leaves, extras)
+    values = collect(plan.who, plan.defaults, hyper, extras, plan.ranges)
+    hypers = {} if hyper is None else hyper
+    shared, separate = per_leaf(plan.who, values, hypers, params, spec, plan.ranges)
+    numbers = {name: state[name] for name in plan.numbers}
+    active = [grad is not None for grad in grad_leaves]
+    if CALLS in numbers and any(active):
+        numbers[CALLS] = numbers[CALLS] + 1
+    step = _advanced(state[STEP], active)
     return Leaves(
-        spec,
-        trees,
-        leaves,
-        grad_leaves,
-        slots,
-        state[COUNTER] + 1,
-        shared,
-        separate,
+        spec, trees, leaves, grad_leaves, slots, given, step, numbers, shared, separate,
         known is not None,
-    )
+    )  # fmt: skip
 
 
-def _on(value: Any, device: Any) -> Any:
+def _advanced(step: Tensor, active: list[bool]) -> Tensor:
+    """One more for each leaf that is updated."""
+    if all(active):
+        return step + 1
+    return step + torch.tensor(active, dtype=torch.int64, device=step.device)
+
+
+def _take_given(
+    plan: Plan,
+    params: Tree,
+    spec: Spec,
+    leaves: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+    extras: Mapping[str, Any],
+) -> tuple[dict[str, list[Tensor | None]], Mapping[str, Any]]:
+    """(the columns that the caller gives, the other extras)."""
+    if not plan.given:
+        return {}, extras
+    given: dict[str, list[Tensor | None]] = {}
+    for name in plan.given:
+        if name not in extras:
+            known = did_you_mean(name, extras) if extras else "It was not given."
+            raise ValueError(
+                f"{plan.who}: a rule reads the column {name!r}, which the caller gives: "
+                f"opt(params, grads, state, {name}=tree), a tree like params. {known}"
+            )
+        values = flatten_like(spec, extras[name], params, plan.who, name)
+        check_like(plan.who, name, params, leaves, values, "Was it made for other params?")
+        for index, grad in enumerate(grads):
+            if grad is not None and values[index] is None:
+                raise ValueError(
+                    f"{plan.who}: {name} of {paths(params)[index]!r} is None, but the leaf has a "
+                    f"gradient. Give a tensor of its shape."
+                )
+        given[name] = values
+    return given, {name: value for name, value in extras.items() if name not in given}
+
+
+def here(value: Any, device: torch.device) -> Any:
     """A scalar tensor where a leaf can use it: CPU scalars go anywhere, others must move."""
     if isinstance(value, Tensor) and value.device.type != "cpu" and value.device != device:
         return value.to(device)
@@ -149,29 +207,25 @@ def _on(value: Any, device: Any) -> Any:
 def check_like(
     who: str, what: str, params: Tree, leaves: Sequence[Any], values: Sequence[Any], cure: str
 ) -> None:
-    """Raise an error, with the first path, unless each value is None or a tensor of its leaf's
-    shape and kind.
-    """
+    """Raise an error, with the first path, unless each value is None or fits its leaf."""
     given = values
     types = set(map(type, values))
     if type(None) in types:
         given = [
             leaf if value is None else value for leaf, value in zip(leaves, values, strict=True)
         ]
-    tensors = all(issubclass(kind, (Tensor, type(None))) for kind in types)
-    if tensors and all(
-        all(map(eq, map(of, given), map(of, leaves))) for of in (Tensor.size, Tensor.is_complex)
-    ):
-        return
+    if all(issubclass(kind, (Tensor, type(None))) for kind in types):
+        sizes = all(map(eq, map(Tensor.size, given), map(Tensor.size, leaves)))
+        if sizes and all(map(eq, map(Tensor.is_complex, given), map(Tensor.is_complex, leaves))):
+            return
     for path, leaf, value in zip(paths(params), leaves, given, strict=True):
         if not isinstance(value, Tensor):
-            raise ValueError(
-                f"{who}: {what} of {path!r} must be a tensor, got {type(value).__name__}. {cure}"
-            )
+            kind = type(value).__name__
+            raise ValueError(f"{who}: {what} of {path!r} must be a tensor, got {kind}. {cure}")
         if value.shape != leaf.shape:
             raise ValueError(
-                f"{who}: {what} of {path!r} must have its shape {tuple(leaf.shape)}, got "
-                f"{tuple(value.shape)}. {cure}"
+                f"{who}: {what} of {path!r} must have its shape {tuple(leaf.shape)}, "
+                f"got {tuple(value.shape)}. {cure}"
             )
         if value.is_complex() != leaf.is_complex():
             raise TypeError(

@@ -22,6 +22,7 @@ class Guard:
 
     def __init__(self, spec: Spec, columns: Sequence[list[Tensor]]) -> None:
         self.spec = spec
+        self.tracked = any(tensor.requires_grad for column in columns for tensor in column)
         self._containers = _containers(unflatten(spec, [None] * spec.num_leaves))
         self._alike: list[
             Callable[..., bool]

@@ -1,15 +1,17 @@
-"""Hypers: numbers, 0-d tensors, or tree prefixes of them; checked by name and handed to each leaf."""
+"""Hypers: numbers, 0-d tensors, or tree prefixes of them; checked, and handed to each leaf."""
 
 import fnmatch
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from functional_sgd.errors import did_you_mean
+from functional_sgd.ranges import Range, check_number
 from functional_sgd.rule import REQUIRED
 from functional_sgd.tree import Spec, Tree, flatten, paths, prefix_difference, unflatten
-from functional_sgd.wiring import did_you_mean
 
 Scalar: TypeAlias = float | Tensor
 Hyper: TypeAlias = Any
@@ -78,11 +80,12 @@ def collect(
     defaults: Mapping[str, Any],
     hyper: Mapping[str, Hyper] | None,
     extras: Mapping[str, Any],
+    ranges: Mapping[str, tuple[Range, ...]] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """The value of every hyper and extra for this call.
 
-    Raises ValueError for a name that no rule reads, for one given twice, and for one without a
-    value.
+    Raises ValueError for a name that no rule reads, for one given twice, for one without a value,
+    and for a number out of its range.
     """
     hyper = {} if hyper is None else hyper
     if not isinstance(hyper, Mapping):
@@ -96,19 +99,28 @@ def collect(
             raise ValueError(
                 f"{who}: {name!r} is given both in hyper and by keyword. Give it once."
             )
+        value = hyper[name] if name in hyper else extras[name]
+        if isinstance(value, (int, float, str)):
+            for allowed in ranges.get(name, (None,)):
+                check_number(who, name, value, allowed)
     values = {**defaults, **hyper, **extras}
     for name, value in values.items():
         if value is REQUIRED:
             raise ValueError(
-                f"{who}: {name!r} has no default, so it must be passed: opt(params, grads, state, "
-                f"dict({name}=...)) "
-                f"for a hyper, opt(params, grads, state, {name}=...) for anything else."
+                f"{who}: {name!r} has no default, so it must be passed: "
+                f"opt(params, grads, state, dict({name}=...)) for a hyper, "
+                f"opt(params, grads, state, {name}=...) for anything else."
             )
     return values
 
 
 def per_leaf(
-    who: str, values: Mapping[str, Any], given: Mapping[str, Hyper], params: Tree, spec: Spec
+    who: str,
+    values: Mapping[str, Any],
+    given: Mapping[str, Hyper],
+    params: Tree,
+    spec: Spec,
+    ranges: Mapping[str, tuple[Range, ...]] = MappingProxyType({}),
 ) -> tuple[dict[str, Any], dict[str, list[Scalar]]]:
     """(values that all leaves share, values that differ by leaf), ready for the rules.
 
@@ -119,14 +131,17 @@ def per_leaf(
     shared: dict[str, Any] = {}
     separate: dict[str, list[Scalar]] = {}
     for name, value in values.items():
-        if isinstance(value, (int, float)) or (
-            isinstance(value, Tensor) and (name in given or value.dim() == 0)
-        ):
+        if isinstance(value, (int, float)):
+            shared[name] = value
+        elif isinstance(value, Tensor) and (name in given or value.dim() == 0):
             shared[name] = scalar(who, name, value)
         elif name not in given and not _is_tree_of_scalars(value):
             shared[name] = value
         elif isinstance(value, (dict, list, tuple)) or flatten(value)[0] != [value]:
             leaves = broadcast(who, name, value, params, spec)
+            for number in {leaf for leaf in leaves if not isinstance(leaf, Tensor)}:
+                for allowed in ranges.get(name, (None,)):
+                    check_number(who, name, number, allowed)
             separate[name] = [scalar(who, name, leaf) for leaf in leaves]
         else:
             shared[name] = scalar(who, name, value)
@@ -134,7 +149,7 @@ def per_leaf(
 
 
 def broadcast(who: str, name: str, prefix: Tree, params: Tree, spec: Spec) -> list[Any]:
-    """The value of a tree prefix for every leaf of params. Raises ValueError if it is not a prefix."""
+    """The value of a tree prefix for every leaf of params. Raises ValueError if it is not one."""
     leaves, prefix_spec = flatten(prefix)
     try:
         subtrees = prefix_spec.flatten_up_to(params)
@@ -164,9 +179,11 @@ def _is_tree_of_scalars(value: Any) -> bool:
 
 
 def scalar(who: str, name: str, value: Any) -> Scalar:
-    """A hyper as rules get it: a number as it is, a 0-d tensor as float64. Raises an error for
-    anything else.
+    """A hyper as rules get it: a number as it is, a 0-d tensor as float64.
+
+    Raises an error for anything else.
     """
+    check_number(who, name, value)
     if isinstance(value, Tensor):
         if value.dim() != 0:
             raise ValueError(

@@ -8,7 +8,7 @@ wd=0.01)`.
 
 from functional_sgd import rules
 from functional_sgd.chaining import Chain, chain
-from functional_sgd.rule import Rule, rename
+from functional_sgd.rule import Rule
 from functional_sgd.rules import (
     average_grad,
     average_sqr_grad,
@@ -17,7 +17,8 @@ from functional_sgd.rules import (
     scale_by_rms,
     sgd_step,
 )
-from functional_sgd.wrappers import lookahead
+from functional_sgd.trial import rename
+from functional_sgd.wrappers.lookahead import lookahead
 
 
 def sgd(

@@ -1,31 +1,67 @@
-"""What a rule is: a plain function on tensors; its signature says what it reads, its dict what it
-writes.
+"""What a rule is: a plain function on tensors.
+
+Its signature says what it reads, its dict what it writes.
+
+    @elementwise(grad_avg=torch.zeros_like, weight=0.0)       slots: of each leaf, of the whole tree
+    def rule(param, grad, update, grad_avg, hessian,          columns: a tensor for each leaf
+             *, lr, mom=0.9,                                  hypers
+             weight,                                          a number of the whole tree
+             length=norm("grad", over="tree"),                a number made of columns
+             step, key): ...                                  updates of this leaf; randomness
 """
 
-import functools
 import inspect
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, overload
 
-import torch
 from torch import Tensor
+
+from functional_sgd.ranges import Range, range_of
+from functional_sgd.reduction import Reduction
 
 Scope: TypeAlias = Literal["elementwise", "leafwise", "treewise"]
 RuleFunction: TypeAlias = Callable[..., Mapping[str, Any]]
 Initializer: TypeAlias = Callable[[Tensor], Tensor]
+Slot: TypeAlias = Initializer | float
 
 FROM_CALLER = ("param", "grad", "update")
 """Columns that are there before any rule has run; `update` is `grad` until a rule writes it."""
 
-COUNTER = "step"
-"""The one scalar that the state itself provides: how many updates, counted from 1."""
+STEP = "step"
+"""A scalar of every leaf: how many updates it has taken, this one included."""
+
+KEY = "key"
+"""What random numbers are drawn from."""
 
 REQUIRED = inspect.Parameter.empty
 """Stands for "no default": the caller must pass this hyper or extra."""
 
 _known_rules: weakref.WeakSet["Rule"] = weakref.WeakSet()
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What the signature of a rule's function says, by the function's own names."""
+
+    columns: tuple[str, ...]  # what it reads of every leaf
+    optional: frozenset[str]  # the columns it can do without
+    scalars: Mapping[str, Any]  # hypers, extras and the step -> default or REQUIRED
+    numbers: tuple[str, ...]  # its own slots of the whole tree
+    reductions: Mapping[str, Reduction]
+    ranges: Mapping[str, Range]  # of hypers
+    random: bool  # whether it draws from a key
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What the decorator says besides slots, by the function's own names."""
+
+    writes: tuple[str, ...] | None = None  # what it writes, if a trial run cannot tell
+    belongs: tuple[tuple[str, str], ...] = ()  # (a column, the slot that it must be)
+    before: tuple[str, ...] = ()  # slots of later rules, read as the step before left them
+    evaluate: str | None = None  # the slot that is to be evaluated in place of the params
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,21 +78,13 @@ class Rule:
 
     function: RuleFunction
     scope: Scope
-    initializers: Mapping[str, Initializer]  # slot -> its first value, by the function's own names
-    declared_writes: tuple[str, ...] | None = None  # what it writes, if a trial run cannot tell
-    renames: Mapping[str, str] = field(
-        default_factory=dict
-    )  # the function's name -> the chain's name
-    columns: tuple[str, ...] = field(
-        init=False
-    )  # what it reads of every leaf, by the function's names
-    optional: frozenset[str] = field(init=False)  # the columns it can do without
-    scalars: Mapping[str, Any] = field(init=False)  # hypers and extras -> default or REQUIRED
+    starts: Mapping[str, Slot]  # slot -> its first value, by the function's own names
+    declared: "Declared" = field(default_factory=lambda: Declared())
+    renames: Mapping[str, str] = field(default_factory=dict)  # the function's name -> the chain's
+    signature: Signature = field(init=False)
 
     def __post_init__(self) -> None:
-        columns, optional, scalars = _read_signature(self.function, self.initializers)
-        for name, value in (("columns", columns), ("optional", optional), ("scalars", scalars)):
-            object.__setattr__(self, name, value)
+        object.__setattr__(self, "signature", read_signature(self.function, self.starts))
         for name in ("__name__", "__qualname__", "__module__", "__doc__"):
             object.__setattr__(self, name, getattr(self.function, name))
         object.__setattr__(self, "__signature__", inspect.signature(self.function))
@@ -68,29 +96,59 @@ class Rule:
         return self.function.__name__
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """What it reads of every leaf, by the function's own names."""
+        return self.signature.columns
+
+    @property
+    def scalars(self) -> Mapping[str, Any]:
+        """Hypers, extras and the step, by the function's own names -> default or REQUIRED."""
+        return self.signature.scalars
+
+    @property
     def slots(self) -> tuple[str, ...]:
-        """The named state that this rule owns, by the chain's names."""
-        return tuple(self.outer(slot) for slot in self.initializers)
+        """The state that it keeps of each leaf, by the chain's names."""
+        numbers = self.signature.numbers
+        return tuple(self.outer(slot) for slot in self.starts if slot not in numbers)
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """The numbers that it keeps of the whole tree, by the chain's names."""
+        return tuple(self.outer(name) for name in self.signature.numbers)
+
+    @property
+    def initializers(self) -> dict[str, Initializer]:
+        """The slots of each leaf, by the chain's names -> a function of the param."""
+        return {self.outer(slot): start for slot, start in self.starts.items() if callable(start)}
+
+    @property
+    def needs_tree(self) -> bool:
+        """Whether all leaves must have come so far before it can run on one."""
+        tree = any(one.over == "tree" for one in self.signature.reductions.values())
+        return tree or self.scope == "treewise" or bool(self.signature.numbers)
 
     def outer(self, name: str) -> str:
         """What the chain calls the function's `name`."""
         return self.renames.get(name, name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Call the function; after `rename`, keywords and results have the new names."""
+        """Call the function; after `rename`, keywords and results have the new names.
+
+        A reduction that is not given is computed from the columns that are.
+        """
         inner = {outer: name for name, outer in self.renames.items()}
-        result = self.function(
-            *args, **{inner.get(name, name): value for name, value in kwargs.items()}
-        )
+        named = {inner.get(name, name): value for name, value in kwargs.items()}
+        if self.signature.reductions and self.scope != "treewise":
+            columns = {**dict(zip(self.columns, args, strict=False)), **named}
+            for name, reduction in self.signature.reductions.items():
+                if name not in named:
+                    named[name] = reduction.of(columns)
+        result = self.function(*args, **named)
         return {self.outer(name): value for name, value in result.items()}
 
     def _identity(self) -> tuple[Any, ...]:
-        return (
-            self.function,
-            self.scope,
-            tuple(self.initializers.items()),
-            tuple(sorted(self.renames.items())),
-        )
+        starts, renames = tuple(self.starts.items()), tuple(sorted(self.renames.items()))
+        return self.function, self.scope, starts, renames
 
     def __eq__(self, other: object) -> bool:
         return self._identity() == other._identity() if isinstance(other, Rule) else NotImplemented
@@ -101,40 +159,61 @@ class Rule:
     def __repr__(self) -> str:
         if not self.renames:
             return self.name
-        return f"rename({self.name}, {', '.join(f'{old}={new!r}' for old, new in self.renames.items())})"
+        names = ", ".join(f"{old}={new!r}" for old, new in self.renames.items())
+        return f"rename({self.name}, {names})"
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         plain = inspect.getattr_static(inspect.getmodule(self.function), self.name, None)
         if self == plain:
             return self.name
         if isinstance(plain, Rule) and plain.function is self.function:
-            return _rename_from, (plain, dict(self.renames))
-        return Rule, (
-            self.function,
-            self.scope,
-            self.initializers,
-            self.declared_writes,
-            self.renames,
-        )
+            return renamed, (plain, dict(self.renames))
+        return Rule, (self.function, self.scope, self.starts, self.declared, self.renames)
+
+
+Decorator: TypeAlias = Callable[[RuleFunction], Rule]
 
 
 @overload
 def elementwise(function: RuleFunction, /) -> Rule: ...
 @overload
 def elementwise(
-    *, writes: Iterable[str] | None = None, **slots: Initializer
-) -> Callable[[RuleFunction], Rule]: ...
+    *,
+    writes: Iterable[str] | None = None,
+    belongs: Mapping[str, str] | None = None,
+    before: Iterable[str] = (),
+    evaluate: str | None = None,
+    **slots: Slot,
+) -> Decorator: ...
 def elementwise(
-    function: RuleFunction | None = None, /, *, writes: Any = None, **slots: Any
+    function: RuleFunction | None = None,
+    /,
+    *,
+    writes: Iterable[str] | None = None,
+    belongs: Mapping[str, str] | None = None,
+    before: Iterable[str] = (),
+    evaluate: str | None = None,
+    **slots: Slot,
 ) -> Any:
-    """A rule in which the result for each element depends on that element alone.
+    """A rule in which the result for each element depends on that element and on numbers alone.
 
-    The decorated function takes columns (a tensor for each leaf) by position and hypers (scalars)
-    by keyword, and returns a dict of what it writes. A column or hyper with a default is optional.
-    The keywords of the decorator declare the state slots that the rule owns: `slot=first_value`,
-    where `first_value(param)` returns a tensor; half-precision parameters are seen as float32.
+    The decorated function takes by position columns (a tensor for each leaf), by keyword numbers,
+    and returns a dict of what it writes:
 
-    `writes` lists the names of the dict, for a rule that cannot be tried on a 2 x 2 tensor of ones.
+    - a positional parameter is `param`, `grad`, `update`, a slot, what an earlier rule wrote, or
+      else a column that the caller gives: `opt(params, grads, state, hessian=tree)`;
+    - a keyword is a hyper; `step`, how many updates this leaf has taken, this one included; `key`,
+      for random numbers (`uniform`, `normal`); a number of the whole tree, if it is declared as a
+      slot; or a number made of columns, if its default is a reduction (`norm("grad")`).
+
+    A column or hyper with a default is optional. The keywords of the decorator declare the slots
+    that the rule owns: `slot=first_value`, a function of the param for a slot of each leaf
+    (half-precision parameters are seen as float32), a number for a slot of the whole tree.
+
+    `writes` lists the names of the dict, for a rule that cannot be tried on small tensors.
+    `belongs` says that one column must be what the owner of another wrote last:
+    `belongs=dict(update="grad_avg")`. `before` are slots of later rules, which are read as the step
+    before left them. `evaluate` is the slot that is to be evaluated in place of the params.
 
     Raises TypeError when the signature cannot be read that way.
 
@@ -145,38 +224,70 @@ def elementwise(
     >>> sign_step(torch.tensor([1.0]), torch.tensor([-3.0]), lr=0.5)
     {'param': tensor([1.5000])}
     """
-    return _decorate("elementwise", function, writes, slots)
+    return _decorate("elementwise", function, slots, _declared(writes, belongs, before, evaluate))
 
 
 @overload
 def leafwise(function: RuleFunction, /) -> Rule: ...
 @overload
 def leafwise(
-    *, writes: Iterable[str] | None = None, **slots: Initializer
-) -> Callable[[RuleFunction], Rule]: ...
-def leafwise(function: RuleFunction | None = None, /, *, writes: Any = None, **slots: Any) -> Any:
-    """A rule that sees one whole leaf with its shape; other leaves do not matter. Used like
-    `elementwise`.
+    *,
+    writes: Iterable[str] | None = None,
+    belongs: Mapping[str, str] | None = None,
+    before: Iterable[str] = (),
+    evaluate: str | None = None,
+    **slots: Slot,
+) -> Decorator: ...
+def leafwise(
+    function: RuleFunction | None = None,
+    /,
+    *,
+    writes: Iterable[str] | None = None,
+    belongs: Mapping[str, str] | None = None,
+    before: Iterable[str] = (),
+    evaluate: str | None = None,
+    **slots: Slot,
+) -> Any:
+    """A rule that sees one whole leaf with its shape, and may keep slots of any shape.
+
+    Used like `elementwise`. A rule that only needs a number of the leaf, such as its norm, is
+    elementwise with a reduction, and becomes part of a kernel.
 
     >>> import torch
-    >>> @leafwise
-    ... def unit_norm(update):
-    ...     return dict(update=update / update.norm())
-    >>> unit_norm(torch.tensor([3.0, 4.0]))
-    {'update': tensor([0.6000, 0.8000])}
+    >>> @leafwise(rows=lambda param: param.new_zeros(param.shape[0]))
+    ... def average_rows(grad, rows, *, mom=0.9):
+    ...     return dict(rows=mom * rows + (1 - mom) * grad.flatten(1).mean(1))
+    >>> average_rows(torch.ones(2, 3), torch.zeros(2), mom=0.5)
+    {'rows': tensor([0.5000, 0.5000])}
     """
-    return _decorate("leafwise", function, writes, slots)
+    return _decorate("leafwise", function, slots, _declared(writes, belongs, before, evaluate))
 
 
 @overload
 def treewise(function: RuleFunction, /) -> Rule: ...
 @overload
 def treewise(
-    *, writes: Iterable[str] | None = None, **slots: Initializer
-) -> Callable[[RuleFunction], Rule]: ...
-def treewise(function: RuleFunction | None = None, /, *, writes: Any = None, **slots: Any) -> Any:
-    """A rule that sees whole trees, built like params (None where a leaf has no gradient). Used
-    like `elementwise`.
+    *,
+    writes: Iterable[str] | None = None,
+    belongs: Mapping[str, str] | None = None,
+    before: Iterable[str] = (),
+    evaluate: str | None = None,
+    **slots: Slot,
+) -> Decorator: ...
+def treewise(
+    function: RuleFunction | None = None,
+    /,
+    *,
+    writes: Iterable[str] | None = None,
+    belongs: Mapping[str, str] | None = None,
+    before: Iterable[str] = (),
+    evaluate: str | None = None,
+    **slots: Slot,
+) -> Any:
+    """A rule that sees whole trees, built like params (None where a leaf has no gradient).
+
+    Used like `elementwise`. A rule that only needs a number of the tree, such as its norm, is
+    elementwise with a reduction over="tree", and becomes part of a kernel.
 
     >>> import optree, torch
     >>> @treewise
@@ -187,108 +298,39 @@ def treewise(function: RuleFunction | None = None, /, *, writes: Any = None, **s
     >>> subtract_mean({"a": torch.tensor([1.0]), "b": torch.tensor([3.0])})
     {'grad': {'a': tensor([-1.]), 'b': tensor([1.])}}
     """
-    return _decorate("treewise", function, writes, slots)
+    return _decorate("treewise", function, slots, _declared(writes, belongs, before, evaluate))
 
 
-def rename(rule: Rule, **names: str) -> Rule:
-    """The same rule under other names: `rename(average_grad, grad_avg="slow_avg", mom="slow_mom")`.
-
-    Each keyword is a column, slot or hyper of the rule; its value is the name it has in the chain.
-    So a chain can keep two averages, or apply a rule of gradients to the update. Raises ValueError
-    for a name that the rule does not have.
-
-    >>> from functional_sgd import average_grad
-    >>> rename(average_grad, grad_avg="slow_avg", mom="slow_mom").slots
-    ('slow_avg',)
-    """
-    if not isinstance(rule, Rule):
-        raise TypeError(
-            f"rename: expected a rule, got {rule!r}. Rename the rules before chaining them."
-        )
-    known = {rule.outer(name): name for name in (*rule.columns, *rule.scalars, *_own_writes(rule))}
-    for old in names:
-        if old not in known or old == COUNTER:
-            raise ValueError(
-                f"rename: rule {rule.name} has no name {old!r}; it has {', '.join(sorted(known))}."
-            )
-    renames = {**rule.renames, **{known[old]: new for old, new in names.items()}}
-    kept = {inner: outer for inner, outer in renames.items() if inner != outer}
-    for group in ((*rule.columns, *rule.scalars), _own_writes(rule)):
-        outer = [kept.get(name, name) for name in group]
-        if len(set(outer)) < len(outer):
-            twice = next(name for name in outer if outer.count(name) > 1)
-            raise ValueError(
-                f"rename: two things in rule {rule.name} would be called {twice!r}. Choose another "
-                f"name."
-            )
-    return Rule(rule.function, rule.scope, rule.initializers, rule.declared_writes, kept)
-
-
-@functools.lru_cache(maxsize=4096)
-def writes_of(rule: Rule, available: frozenset[str]) -> tuple[str, ...]:
-    """What the rule writes (its own names) when these of its columns are available: found by a
-    trial run on ones.
-
-    Raises TypeError, with the cure, if the run fails or returns anything but a dict of tensors of
-    the right shape.
-    """
-    if rule.declared_writes is not None:
-        return rule.declared_writes
-    ones = torch.ones(2, 2, device="cpu")
-    value = {"leaf": ones} if rule.scope == "treewise" else ones
-    columns = {name: value for name in rule.columns if name in available}
-    scalars = {
-        name: 0.5 if default is REQUIRED else default for name, default in rule.scalars.items()
-    }
-    if COUNTER in scalars:
-        scalars[COUNTER] = torch.ones((), dtype=torch.float64, device="cpu")
-    try:
-        with torch.no_grad():
-            result = rule.function(**columns, **scalars)
-    except Exception as error:
-        raise TypeError(
-            f"rule {rule.name}: its trial run on a 2 x 2 tensor of ones raised "
-            f"{type(error).__name__}: {error}. "
-            f"Mend the rule, or say what it writes: @{rule.scope}(writes=('update',))."
-        ) from error
-    _check_result(rule, result)
-    return tuple(result)
+def renamed(rule: Rule, names: Mapping[str, str]) -> Rule:
+    """The rule with its function's names replaced; nothing is checked."""
+    return Rule(rule.function, rule.scope, rule.starts, rule.declared, dict(names))
 
 
 def providers(name: str) -> list[str]:
     """The rules, known so far, that would provide a column of this name (for error messages)."""
-    found = {rule.name for rule in _known_rules if not rule.renames and name in rule.initializers}
+    found = {rule.name for rule in _known_rules if not rule.renames and name in rule.slots}
     return sorted(found)
 
 
-def _own_writes(rule: Rule) -> tuple[str, ...]:
-    return writes_of(rule, frozenset(rule.columns))
-
-
-def _decorate(
-    scope: Scope, function: RuleFunction | None, writes: Iterable[str] | None, slots: Any
-) -> Any:
-    if function is not None:
-        return Rule(function, scope, {})
-    declared = None if writes is None else tuple(writes)
-    return lambda decorated: Rule(decorated, scope, dict(slots), declared)
-
-
-def _rename_from(rule: Rule, names: Mapping[str, str]) -> Rule:
-    return rename(rule, **names)
-
-
-def _read_signature(
-    function: RuleFunction, slots: Mapping[str, Initializer]
-) -> tuple[tuple[str, ...], frozenset[str], Mapping[str, Any]]:
-    """(columns, optional columns, scalars with defaults) of a rule's function."""
+def read_signature(function: RuleFunction, starts: Mapping[str, Slot]) -> Signature:
+    """What the signature of a function says. Raises TypeError if it cannot be a rule's."""
     who = f"rule {getattr(function, '__name__', function)!s}"
     if not callable(function):
         raise TypeError(f"{who}: expected a function, got {type(function).__name__}.")
-    columns, optional, scalars = [], set(), {}
-    for name, parameter in inspect.signature(function).parameters.items():
+    columns: list[str] = []
+    optional: set[str] = set()
+    scalars: dict[str, Any] = {}
+    reductions: dict[str, Reduction] = {}
+    ranges: dict[str, Range] = {}
+    for name, parameter in inspect.signature(function, eval_str=False).parameters.items():
         if parameter.kind is parameter.KEYWORD_ONLY:
-            scalars[name] = parameter.default
+            if isinstance(parameter.default, Reduction):
+                reductions[name] = parameter.default
+            else:
+                scalars[name] = parameter.default
+            allowed = range_of(parameter.annotation)
+            if allowed is not None:
+                ranges[name] = allowed
         elif parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
             columns.append(name)
             if parameter.default is not REQUIRED:
@@ -297,46 +339,65 @@ def _read_signature(
             raise TypeError(
                 f"{who}: parameter {name!r} must have a plain name: no *args, **kwargs or '/'."
             )
-    if COUNTER in columns:
-        raise TypeError(f"{who}: {COUNTER!r} is a scalar; write it after a '*' in the signature.")
-    for slot, initializer in slots.items():
+    for name in (STEP, KEY):
+        if name in columns:
+            raise TypeError(f"{who}: {name!r} is a scalar; write it after a '*' in the signature.")
+    _check_slots(who, starts, columns, optional, scalars)
+    numbers = tuple(name for name in starts if name in scalars)
+    for name, reduction in reductions.items():
+        for column in reduction.columns:
+            if column not in columns:
+                raise TypeError(
+                    f"{who}: {name!r} is made of {column!r}, which is not among its columns "
+                    f"{columns}. Write it before the '*'."
+                )
+    plain = {name: value for name, value in scalars.items() if name not in (*numbers, KEY)}
+    return Signature(
+        tuple(columns), frozenset(optional), plain, numbers, reductions, ranges, KEY in scalars
+    )
+
+
+def _check_slots(
+    who: str,
+    starts: Mapping[str, Slot],
+    columns: list[str],
+    optional: set[str],
+    scalars: Mapping[str, Any],
+) -> None:
+    for slot, start in starts.items():
+        if slot in scalars and slot not in (STEP, KEY):
+            number = isinstance(start, (int, float)) and not isinstance(start, bool)
+            if not number or scalars[slot] is not REQUIRED:
+                raise TypeError(
+                    f"{who}: {slot!r} is a keyword, so as a slot it is one number of the whole "
+                    f"tree: it needs a first value that is a number, and no default; got {start!r}."
+                )
+            continue
         if slot not in columns or slot in FROM_CALLER or slot in optional:
             raise TypeError(
                 f"{who}: slot {slot!r} must be one of its own required columns, which are "
-                f"{columns}."
+                f"{columns}, or a keyword."
             )
-        if not callable(initializer):
+        if not callable(start):
             raise TypeError(
-                f"{who}: slot {slot!r} needs a function param -> first value, got {initializer!r}."
+                f"{who}: slot {slot!r} needs a function param -> first value, got {start!r}. "
+                f"A number of the whole tree is a keyword: write it after the '*'."
             )
-    return tuple(columns), frozenset(optional), scalars
 
 
-def _check_result(rule: Rule, result: Any) -> None:
-    if not isinstance(result, Mapping):
-        raise TypeError(
-            f"rule {rule.name}: expected a dict of what it writes, got {type(result).__name__}. "
-            f"End it with, for example, return dict(update=...)."
-        )
-    for name, value in result.items():
-        if name == COUNTER:
-            raise TypeError(
-                f"rule {rule.name}: may not write {COUNTER!r}, which the state counts itself."
-            )
-        if rule.scope != "treewise" and not isinstance(value, Tensor):
-            raise TypeError(
-                f"rule {rule.name}: {name!r} must be a tensor, got {type(value).__name__}."
-            )
-        if rule.scope == "elementwise" and value.shape != (2, 2):
-            raise TypeError(
-                f"rule {rule.name}: an elementwise rule keeps the shape of its leaf, but {name!r} "
-                f"came out as "
-                f"{tuple(value.shape)} for a leaf of (2, 2). Use @leafwise if it looks at the "
-                f"whole leaf."
-            )
-    for slot in rule.initializers:
-        if slot not in result:
-            raise TypeError(
-                f"rule {rule.name}: owns slot {slot!r} but does not write it. Return it in the "
-                f"dict."
-            )
+def _declared(
+    writes: Iterable[str] | None,
+    belongs: Mapping[str, str] | None,
+    before: Iterable[str],
+    evaluate: str | None,
+) -> Declared:
+    written = None if writes is None else tuple(writes)
+    return Declared(written, tuple((belongs or {}).items()), tuple(before), evaluate)
+
+
+def _decorate(
+    scope: Scope, function: RuleFunction | None, slots: Mapping[str, Slot], declared: Declared
+) -> Any:
+    if function is not None:
+        return Rule(function, scope, {})
+    return lambda decorated: Rule(decorated, scope, dict(slots), declared)

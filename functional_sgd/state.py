@@ -6,56 +6,104 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from functional_sgd.rule import COUNTER, Initializer, Rule
+from functional_sgd.errors import did_you_mean
+from functional_sgd.rule import STEP, Initializer, Rule
 from functional_sgd.tracing import transformed
-from functional_sgd.tree import Tree, flatten, unflatten
-from functional_sgd.wiring import did_you_mean
+from functional_sgd.tree import Tree, flatten, paths, unflatten
+from functional_sgd.wiring import CALLS, SEED
 
 State: TypeAlias = dict[str, Any]
-"""{"step": 0-d int64 tensor, slot: tree like params, ...}"""
+"""{"step": int64, one entry for each leaf; slot: tree like params; number: 0-d tensor; ...}"""
 
 _HALVES = (torch.float16, torch.bfloat16)
 
 
-def init_state(rules: tuple[Rule, ...], params: Tree) -> State:
-    """A fresh state: step 0, and the first value of every slot of every leaf. Nothing in it is
-    shared with params.
+def init_state(rules: tuple[Rule, ...], numbers: tuple[str, ...], params: Tree) -> State:
+    """A fresh state: no leaf has taken a step, every slot of every leaf has its first value.
+
+    Nothing in it is shared with params.
     """
     leaves, spec = flatten(params)
-    _check_params(leaves)
-    state: State = {COUNTER: new_counter(leaves)}
+    check_params(leaves)
+    state: State = {STEP: new_steps(leaves)}
     for rule in rules:
-        for inner, initializer in rule.initializers.items():
-            state[rule.outer(inner)] = unflatten(
-                spec, [_first_value(rule, initializer, leaf) for leaf in leaves]
-            )
+        for name, initializer in rule.initializers.items():
+            first = [_first_value(rule, initializer, leaf) for leaf in leaves]
+            state[name] = unflatten(spec, first)
+    starts = {rule.outer(n): rule.starts[n] for rule in rules for n in rule.signature.numbers}
+    for name in numbers:
+        whole = name in (CALLS, SEED)
+        kind = torch.int64 if whole else torch.float64
+        start: Any = starts.get(name, 0)
+        state[name] = torch.tensor(start, dtype=kind, device=device_of(leaves))
     return state
 
 
-def new_counter(leaves: list[Tensor]) -> Tensor:
-    """Step 0, on the device that all leaves are on, else on the CPU."""
+def extended(state: State, fresh: State, before: list[str], names: list[str]) -> State:
+    """A fresh state of leaves with these names, in which those from `before` go on."""
+    grown: State = {}
+    for entry, first in fresh.items():
+        old = state[entry]
+        if not isinstance(first, Tensor):
+            known = dict(zip(paths(old), flatten(old)[0], strict=True))
+            leaves, spec = flatten(first)
+            kept = [known.get(name, leaf) for name, leaf in zip(names, leaves, strict=True)]
+            grown[entry] = unflatten(spec, kept)
+        elif first.shape == (len(names),):
+            places = {name: place for place, name in enumerate(before)}
+            each = [
+                old[places[name]] if name in places else value
+                for name, value in zip(names, first.unbind(), strict=True)
+            ]
+            grown[entry] = torch.stack(each)
+        else:
+            grown[entry] = old
+    return grown
+
+
+def new_steps(leaves: list[Tensor]) -> Tensor:
+    """How many updates each leaf has taken: none."""
+    return torch.zeros(len(leaves), dtype=torch.int64, device=device_of(leaves))
+
+
+def new_calls(leaves: list[Tensor]) -> Tensor:
+    """How many calls there were: none."""
+    return torch.zeros((), dtype=torch.int64, device=device_of(leaves))
+
+
+def device_of(leaves: list[Tensor]) -> torch.device:
+    """The device that all leaves are on, else the CPU."""
     devices = {leaf.device for leaf in leaves}
-    return torch.zeros((), dtype=torch.int64, device=devices.pop() if len(devices) == 1 else "cpu")
+    return devices.pop() if len(devices) == 1 else torch.device("cpu")
 
 
-def check_state(who: str, state: Any, slots: tuple[str, ...]) -> None:
-    """Raise ValueError unless the state has the counter and exactly these slots."""
+def check_state(who: str, state: Any, entries: tuple[str, ...]) -> None:
+    """Raise ValueError unless the state has exactly these entries."""
     if not isinstance(state, Mapping):
         raise TypeError(
             f"{who}: state must be what opt.init(params) returns, got {type(state).__name__}."
         )
-    expected = (COUNTER, *slots)
-    if state.keys() == set(expected):
+    if state.keys() == set(entries):
         return
-    for name in expected:
+    for name in entries:
         if name not in state:
             raise ValueError(
-                f"{who}: state has no {name!r}. Was it made by another optimizer? opt.init(params) "
-                f"makes one."
+                f"{who}: state has no {name!r}. Was it made by another optimizer, or by an "
+                f"earlier version? opt.init(params) makes one."
             )
-    for name in sorted(state.keys() - set(expected)):
+    for name in sorted(state.keys() - set(entries)):
         raise ValueError(
-            f"{who}: no rule keeps {name!r}, which is in state. {did_you_mean(name, expected)}"
+            f"{who}: no rule keeps {name!r}, which is in state. {did_you_mean(name, entries)}"
+        )
+
+
+def check_steps(who: str, step: Any, count: int) -> None:
+    """Raise ValueError unless there is an entry for each leaf."""
+    if not isinstance(step, Tensor) or step.shape != (count,):
+        found = tuple(step.shape) if isinstance(step, Tensor) else type(step).__name__
+        raise ValueError(
+            f"{who}: state[{STEP!r}] must have one entry for each of the {count} leaves of params, "
+            f"got {found}. Was the state made for other params, or by an earlier version?"
         )
 
 
@@ -83,11 +131,20 @@ def stored(value: Tensor, like: Tensor) -> Tensor:
 
 def owned(value: Tensor, *others: Tensor | None) -> Tensor:
     """The value, copied if it shares memory with any of the others."""
-    return (
-        value.clone()
-        if any(other is not None and _share(value, other) for other in others)
-        else value
-    )
+    shared = any(other is not None and _share(value, other) for other in others)
+    return value.clone() if shared else value
+
+
+def like_params(params: Tree, slot: Tree) -> Tree:
+    """A copy of a slot in the dtypes of the params, complex where they are."""
+    leaves, spec = flatten(params)
+    values: list[Any] = spec.flatten_up_to(slot)
+    copies = []
+    for leaf, value in zip(leaves, values, strict=True):
+        pairs = leaf.is_complex() and not value.is_complex()
+        whole = torch.view_as_complex(value) if pairs else value
+        copies.append(whole.to(leaf.dtype, copy=True))
+    return unflatten(spec, copies)
 
 
 def gradient_for(leaf: Tensor, grad: Tensor) -> Tensor:
@@ -110,6 +167,11 @@ def _first_value(rule: Rule, initializer: Initializer, leaf: Tensor) -> Tensor:
         raise TypeError(
             f"rule {rule.name}: a slot's first value must be a tensor, got {type(value).__name__}."
         )
+    if rule.scope == "elementwise" and value.shape != seen.shape:
+        raise TypeError(
+            f"rule {rule.name}: a slot of an elementwise rule has the shape of its leaf, "
+            f"{tuple(seen.shape)}, but begins as {tuple(value.shape)}. Use @leafwise."
+        )
     return owned(value, leaf) if seen is leaf else owned(value, leaf, seen)
 
 
@@ -125,7 +187,8 @@ def _share(one: Tensor, other: Tensor) -> bool:
         return one is other
 
 
-def _check_params(leaves: list[Any]) -> None:
+def check_params(leaves: list[Any]) -> None:
+    """Raise TypeError unless every leaf is a tensor that can be trained."""
     for leaf in leaves:
         if not isinstance(leaf, Tensor):
             raise TypeError(

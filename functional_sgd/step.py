@@ -1,89 +1,149 @@
-"""Run a chain leaf by leaf, with plain torch operators: the meaning that every faster executor must
-reproduce.
+"""Run a chain leaf by leaf, with plain torch operators.
+
+This is what a chain means; every faster executor must give the same numbers.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from functional_sgd.call import Leaves, Plan, take_apart
-from functional_sgd.state import State, gradient_for, owned, stored, working
+from functional_sgd.call import Leaves, Plan, here, take_apart
+from functional_sgd.state import gradient_for, owned, stored, working
 from functional_sgd.tree import Tree, unflatten
 from functional_sgd.wiring import Call
+
+Columns = dict[str, Tensor]
+"""What one leaf has under each name."""
 
 
 def leaf_by_leaf(
     plan: Plan, params: Tree, grads: Tree, state: Any, hyper: Any, extras: Mapping[str, Any]
-) -> tuple[Tree, State]:
-    """One step of the chain: (new params, new state). Leaves without a gradient come back as they
-    are.
+) -> Any:
+    """One step of the chain: its results, then the new state.
+
+    Leaves without a gradient come back as they are.
     """
     return run_leaves(plan, take_apart(plan, params, grads, state, hyper, extras))
 
 
-def run_leaves(plan: Plan, leaves: Leaves) -> tuple[Tree, State]:
+def run_leaves(plan: Plan, leaves: Leaves) -> Any:
     """`leaf_by_leaf`, for a call that has been taken apart."""
     columns = {index: columns_of(leaves, index) for index in leaves.active}
-    kept: dict[int, dict[str, Tensor]] = {index: {} for index in columns}
-    scalars = {index: leaves.scalars(index) for index in columns}
-    for last, calls in _segments(plan.calls):
+    kept: dict[int, Columns] = {index: {} for index in columns}
+    stretches = _stretches(plan.calls)
+    for calls in stretches:
         if calls[0].treewise:
-            _run_treewise(plan, calls[0], leaves, columns, scalars, kept)
-        else:
-            for index in columns:
-                for call in calls:
-                    run_on_leaf(
-                        call, leaves.params[index], columns[index], scalars[index], kept[index]
-                    )
-                if last:  # let go of temporaries before the next leaf makes its own
-                    columns[index] = {"param": columns[index]["param"]}
-    return _results(leaves, columns, kept)
+            _run_treewise(plan, calls[0], leaves, columns, kept)
+            continue
+        tree_values = reduce_over_tree(plan, calls[0], leaves, columns)
+        for index in columns:
+            scalars = {**leaves.scalars(index), **tree_values}
+            for call in calls:
+                run_on_leaf(call, leaves, index, columns[index], scalars, kept[index])
+            if calls is stretches[-1]:  # temporaries of this leaf go before the next makes its own
+                results = (*plan.results, "grad") if "update" in plan.results else plan.results
+                columns[index] = {n: v for n, v in columns[index].items() if n in results}
+        for _, name in calls[0].numbers:
+            values = [own.pop(name) for own in kept.values()]  # the same on every leaf
+            if values:
+                leaves.set_number(name, values[0])
+    return _results(plan, leaves, columns, kept)
 
 
-def _segments(calls: Sequence[Call]) -> Iterator[tuple[bool, list[Call]]]:
-    """Runs of calls that can be done one leaf after the other, with treewise calls alone between
-    them.
+def _stretches(calls: Sequence[Call]) -> list[list[Call]]:
+    """Calls in a row that can be done one leaf after the other.
+
+    One that needs numbers of the whole tree stands alone.
     """
-    left = len(calls)
-    for treewise, group in groupby(calls, key=lambda call: call.treewise):
-        members = list(group)
-        for segment in [[call] for call in members] if treewise else [members]:
-            left -= len(segment)
-            yield left == 0, segment
+    stretches: list[list[Call]] = []
+    for call in calls:
+        if call.rule.needs_tree or not stretches or stretches[-1][-1].rule.needs_tree:
+            stretches.append([call])
+        else:
+            stretches[-1].append(call)
+    return stretches
 
 
-def columns_of(leaves: Leaves, index: int) -> dict[str, Tensor]:
+def columns_of(leaves: Leaves, index: int) -> Columns:
     """What one leaf has in every column before the first rule, as rules see it."""
     param, grad = leaves.params[index], leaves.grads[index]
     assert grad is not None
-    own = {name: working(values[index]) for name, values in leaves.slots.items()}
-    return {"param": working(param), "grad": gradient_for(param, grad), **own}
+    columns = {name: working(values[index]) for name, values in leaves.slots.items()}
+    for name, values in leaves.given.items():
+        value = values[index]
+        assert value is not None
+        columns[name] = gradient_for(param, value)
+    return {"param": working(param), "grad": gradient_for(param, grad), **columns}
+
+
+def reduce_over_tree(
+    plan: Plan, call: Call, leaves: Leaves, columns: Mapping[int, Columns]
+) -> dict[str, Any]:
+    """The reductions of a rule that are numbers of the whole tree, by the chain's names."""
+    values: dict[str, Any] = {}
+    check_tree_scalars(plan, call, leaves)
+    for reduced in call.reductions:
+        if reduced.reduction.over == "tree" and columns:
+            parts = [
+                reduced.reduction.of_leaf({inner: own[outer] for inner, outer in reduced.columns})
+                for own in columns.values()
+            ]
+            counts = [own[reduced.columns[0][1]].numel() for own in columns.values()]
+            total = reduced.reduction.together(parts)
+            values[reduced.name] = reduced.reduction.finished(total, sum(counts))
+    return values
+
+
+def check_tree_scalars(plan: Plan, call: Call, leaves: Leaves) -> None:
+    """Raise ValueError if a rule on the whole tree would read a hyper that differs by leaf."""
+    if leaves.separate and (call.treewise or call.numbers):
+        for _, name in call.scalars:
+            if name in leaves.separate:
+                why = "sees whole trees" if call.treewise else "keeps a number of the whole tree"
+                raise ValueError(
+                    f"{plan.who}: rule {call.rule.name} {why}, so {name!r} must be one number."
+                )
 
 
 def run_on_leaf(
     call: Call,
-    leaf: Tensor,
-    columns: dict[str, Tensor],
+    leaves: Leaves,
+    index: int,
+    columns: Columns,
     scalars: Mapping[str, Any],
-    kept: dict[str, Tensor],
+    kept: Columns,
 ) -> None:
-    """Call a rule on the columns of one leaf; put what it writes among them, and its slots among
-    what is kept.
+    """Call a rule on the columns of one leaf.
 
-    A leafwise rule sees a complex leaf as it is, since it looks at shapes; elementwise rules see
+    What it writes goes among them; its slots, and numbers of the tree, among what is kept. A
+    leafwise rule sees a complex leaf as it is, since it looks at shapes; elementwise rules see
     pairs of reals.
     """
+    leaf = leaves.params[index]
+    own = dict(scalars)
+    for reduced in call.reductions:
+        reduction = reduced.reduction
+        if reduction.over == "leaf":
+            own[reduced.name] = reduction.of({i: columns[o] for i, o in reduced.columns})
+        else:
+            own[reduced.name] = here(own[reduced.name], leaf.device)
+    if call.rule.signature.random:
+        own[call.key] = leaves.key(call, index)
     whole = leaf.is_complex() and call.rule.scope == "leafwise"
     seen: Mapping[str, Tensor] = columns
     if whole:
         pairs = (*leaf.shape, 2)
         seen = {
-            name: torch.view_as_complex(v) if v.shape == pairs else v for name, v in columns.items()
+            name: torch.view_as_complex(value) if value.shape == pairs else value
+            for name, value in columns.items()
         }
-    for name, value in call.run(seen, scalars).items():
+    tree_numbers = [name for _, name in call.numbers]
+    for name, value in call.run(seen, own).items():
+        if name in tree_numbers:
+            kept[name] = value
+            continue
         columns[name] = torch.view_as_real(value) if whole and value.is_complex() else value
         if name in call.rule.slots:
             kept[name] = columns[name]
@@ -93,29 +153,24 @@ def _run_treewise(
     plan: Plan,
     call: Call,
     leaves: Leaves,
-    columns: Mapping[int, dict[str, Tensor]],
-    scalars: Mapping[int, Mapping[str, Any]],
-    kept: Mapping[int, dict[str, Tensor]],
+    columns: Mapping[int, Columns],
+    kept: Mapping[int, Columns],
 ) -> None:
     if not columns:
         return
-    common = next(iter(scalars.values()))
     names = {outer for _, outer in call.reads}
-    results = run_on_tree(
-        plan, call, leaves, {n: {i: columns[i][n] for i in columns} for n in names}, common
-    )
+    by_name = {name: {index: columns[index][name] for index in columns} for name in names}
+    results = run_on_tree(plan, call, leaves, by_name, leaves.scalars(next(iter(columns))))
     put_on_leaves(call, results, columns, kept)
 
 
 def put_on_leaves(
     call: Call,
     results: Mapping[str, Sequence[Any]],
-    columns: Mapping[int, dict[str, Tensor]],
-    kept: Mapping[int, dict[str, Tensor]],
+    columns: Mapping[int, Columns],
+    kept: Mapping[int, Columns],
 ) -> None:
-    """Put what a treewise rule writes among the columns of each leaf, and its slots among what is
-    kept.
-    """
+    """Put what a treewise rule writes among the columns of each leaf, its slots among the kept."""
     for name, values in results.items():
         for index in columns:
             columns[index][name] = values[index]
@@ -131,36 +186,40 @@ def run_on_tree(
     scalars: Mapping[str, Any],
 ) -> dict[str, list[Any]]:
     """Call a treewise rule: column -> its value for every leaf (None where there was none)."""
-    for _, name in call.scalars:
-        if name in leaves.separate:
-            raise ValueError(
-                f"{plan.who}: rule {call.rule.name} sees whole trees, so {name!r} must be one "
-                f"number."
-            )
+    check_tree_scalars(plan, call, leaves)
     count = range(len(leaves.params))
     trees = {
         name: unflatten(leaves.spec, [own.get(index) for index in count])
         for name, own in columns.items()
     }
-    return {
-        name: leaves.spec.flatten_up_to(tree) for name, tree in call.run(trees, scalars).items()
-    }
+    written = call.run(trees, scalars)
+    return {name: leaves.spec.flatten_up_to(tree) for name, tree in written.items()}
 
 
 def _results(
+    plan: Plan,
     leaves: Leaves,
-    columns: Mapping[int, Mapping[str, Tensor]],
-    kept: Mapping[int, Mapping[str, Tensor]],
-) -> tuple[Tree, State]:
-    params, slots = (
-        list(leaves.params),
-        {name: list(values) for name, values in leaves.slots.items()},
-    )
-    for index in columns:
-        params[index] = stored(columns[index]["param"], params[index])
+    columns: Mapping[int, Columns],
+    kept: Mapping[int, Columns],
+) -> Any:
+    results: dict[str, list[Any]] = {"param": list(leaves.params)}
+    if "update" in plan.results:
+        results["update"] = [None] * len(leaves.params)
+    slots = {name: list(values) for name, values in leaves.slots.items()}
+    for index, own in columns.items():
+        leaf = leaves.params[index]
+        results["param"][index] = stored(own["param"], leaf)
+        if "update" in results:
+            update = own.get("update", own["grad"])
+            results["update"][index] = as_gradient(update, leaf)
         for name, value in kept[index].items():
-            kept_value = stored(value, slots[name][index])
-            slots[name][index] = owned(
-                kept_value, leaves.params[index], leaves.grads[index], params[index]
-            )
-    return leaves.rebuild(params, slots)
+            value = stored(value, slots[name][index])
+            others = (leaf, leaves.grads[index], results["param"][index])
+            slots[name][index] = owned(value, *others)
+    return leaves.rebuild(results, slots)
+
+
+def as_gradient(update: Tensor, leaf: Tensor) -> Tensor:
+    """An update in the shape that a gradient of the leaf has, in the precision of the rules."""
+    value = torch.view_as_complex(update) if leaf.is_complex() else update
+    return value.reshape(leaf.shape)

@@ -1,13 +1,35 @@
-"""Check, when a chain is built, that every rule finds what it reads; and write down who reads and
-writes what.
+"""Check, when a chain is built, that every rule finds what it reads; and write down who does what.
+
+The outcome is a list of calls: the rules in order, with every name resolved.
 """
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from functional_sgd.rule import COUNTER, FROM_CALLER, REQUIRED, Rule, providers, writes_of
+from functional_sgd.errors import did_you_mean
+from functional_sgd.ranges import Range, check_number
+from functional_sgd.reduction import Reduction
+from functional_sgd.rule import FROM_CALLER, KEY, REQUIRED, STEP, Rule, providers
+from functional_sgd.trial import writes_of
+
+CALLS = "calls"
+"""A number of the state: how many calls there were, for rules that write numbers of the tree."""
+
+SEED = "seed"
+"""A number of the state: what randomness is a function of, besides step, leaf and element."""
+
+RESERVED = (STEP, CALLS, SEED, KEY)
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """A reduction in its place in a chain."""
+
+    parameter: str  # the function's name for the number
+    name: str  # the chain's: no two reductions of a chain share it
+    reduction: Reduction
+    columns: tuple[tuple[str, str], ...]  # (the function's column, the chain's)
 
 
 @dataclass(frozen=True)
@@ -15,52 +37,91 @@ class Call:
     """One rule in its place in a chain, with every name resolved."""
 
     rule: Rule
+    position: int
     reads: tuple[tuple[str, str], ...]  # (the function's parameter, the column that it gets)
-    scalars: tuple[
-        tuple[str, str], ...
-    ]  # (the function's parameter, the hyper, extra or step that it gets)
-    writes: tuple[
-        tuple[str, str], ...
-    ]  # (the key in the function's dict, the column that it becomes)
+    scalars: tuple[tuple[str, str], ...]  # (the function's parameter, the hyper, number or step)
+    reductions: tuple[Reduced, ...]
+    writes: tuple[tuple[str, str], ...]  # (the key in the function's dict, the column it becomes)
+    numbers: tuple[tuple[str, str], ...]  # (the key in its dict, the number of the tree)
 
     def run(self, columns: Mapping[str, Any], scalars: Mapping[str, Any]) -> dict[str, Any]:
-        """Call the rule on columns and scalars by the chain's names: column -> what it writes
-        there.
+        """Call the rule on columns and scalars by the chain's names: name -> what it writes.
+
+        `scalars` has hypers, numbers of the tree, the step, reductions by name, and the key.
         """
-        reads = {inner: columns[outer] for inner, outer in self.reads}
-        result = self.rule.function(
-            **reads, **{inner: scalars[outer] for inner, outer in self.scalars}
-        )
-        return {outer: result[inner] for inner, outer in self.writes}
+        arguments = {inner: columns[outer] for inner, outer in self.reads}
+        for inner, outer in self.scalars:
+            arguments[inner] = scalars[outer]
+        for reduced in self.reductions:
+            arguments[reduced.parameter] = scalars[reduced.name]
+        if self.rule.signature.random:
+            arguments[KEY] = scalars[self.key]
+        result = self.rule.function(**arguments)
+        written = {outer: result[inner] for inner, outer in self.writes}
+        for inner, outer in self.numbers:
+            written[outer] = result[inner]
+        return written
+
+    @property
+    def key(self) -> str:
+        """The name of its key among the scalars: rules of one chain draw different numbers."""
+        return f"{KEY}_{self.position}"
 
     @property
     def treewise(self) -> bool:
-        """Whether the rule must see all leaves at once."""
+        """Whether the rule's function takes whole trees."""
         return self.rule.scope == "treewise"
 
 
-def wire(rules: Sequence[Rule]) -> tuple[Call, ...]:
-    """The calls of a chain of rules, in order.
+@dataclass(frozen=True)
+class Wiring:
+    """The calls of a chain, and what they need from outside."""
 
-    Raises ValueError if a column is missing, a slot has two owners, or nothing writes `param`.
+    calls: tuple[Call, ...]
+    slots: tuple[str, ...]  # of each leaf
+    numbers: tuple[str, ...]  # of the tree, `calls` and `seed` among them where they are needed
+    given: tuple[str, ...]  # columns that the caller gives at every call
+    defaults: Mapping[str, Any]  # every hyper and extra that is read -> default or REQUIRED
+    ranges: Mapping[str, tuple[Range, ...]]  # of the hypers
+
+
+def wire(rules: Sequence[Rule], given: Mapping[str, Any], results: Sequence[str]) -> Wiring:
+    """The wiring of a chain of rules whose results are these columns, and its slots.
+
+    Raises ValueError if a column is missing, a slot has two owners, a rule has no effect, nothing
+    writes a result, or a hyper's default is ambiguous or out of range.
     """
     owners = slot_owners(rules)
-    written: set[str] = set()
-    calls = [_wire_one(rule, written, owners) for rule in rules]
-    if rules and "param" not in written:
+    wires = _Wires(owners, {name for rule in rules for name in rule.numbers})
+    for position, rule in enumerate(rules):
+        wires.add(rule, position)
+    if rules and tuple(results) == ("param",) and "param" not in wires.writer:
         raise ValueError(
-            f"chain: no rule writes 'param', so nothing would move: {', '.join(map(repr, rules))}. "
-            f"End the chain with a step, such as sgd_step."
+            f"chain: no rule writes 'param', so nothing would move: "
+            f"{', '.join(map(repr, rules))}. End the chain with a step, such as sgd_step."
         )
-    return tuple(calls)
+    _check_effects(wires.calls, results)
+    defaults = scalar_defaults(rules, given, set(wires.numbers))
+    ranges = _ranges(rules)
+    for name, value in defaults.items():
+        for allowed in ranges.get(name, (None,)):
+            check_number("chain", name, value, allowed)
+    return Wiring(
+        tuple(wires.calls),
+        tuple(slot for rule in rules for slot in rule.slots),
+        wires.all_numbers(),
+        tuple(wires.given),
+        defaults,
+        ranges,
+    )
 
 
 def slot_owners(rules: Iterable[Rule]) -> dict[str, Rule]:
-    """Which rule keeps each slot. Raises ValueError if two rules want the same one."""
+    """Which rule keeps each slot and number. Raises ValueError if two rules want the same one."""
     owners: dict[str, Rule] = {}
     for rule in rules:
-        for slot in rule.slots:
-            if slot in FROM_CALLER or slot == COUNTER:
+        for slot in (*rule.slots, *rule.numbers):
+            if slot in FROM_CALLER or slot in RESERVED:
                 raise ValueError(
                     f"chain: rule {rule!r} may not keep a slot called {slot!r}; rename it."
                 )
@@ -73,27 +134,28 @@ def slot_owners(rules: Iterable[Rule]) -> dict[str, Rule]:
     return owners
 
 
-def scalar_defaults(rules: Iterable[Rule], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Every hyper and extra that the rules read -> its default, or REQUIRED; `given` wins over the
-    rules' own defaults.
+def scalar_defaults(
+    rules: Iterable[Rule], given: Mapping[str, Any], numbers: Iterable[str] = ()
+) -> dict[str, Any]:
+    """Every hyper and extra that the rules read -> its default, or REQUIRED.
 
-    Raises ValueError if two rules disagree and `given` does not decide, or if `given` has a name
-    that no rule reads.
+    `given` wins over the rules' own defaults. Raises ValueError if two rules disagree and `given`
+    does not decide, or if `given` has a name that no rule reads.
     """
     defaults: dict[str, Any] = {}
     source: dict[str, Rule] = {}
     for rule in rules:
         for inner, default in rule.scalars.items():
             name = rule.outer(inner)
-            if name == COUNTER:
+            if name == STEP or name in numbers:
                 continue
             if name not in defaults or (defaults[name] is REQUIRED and name not in given):
                 defaults[name], source[name] = default, rule
             elif default is not REQUIRED and name not in given and default != defaults[name]:
                 raise ValueError(
                     f"chain: hyper {name!r} has two defaults, {defaults[name]!r} from "
-                    f"{source[name]!r} and "
-                    f"{default!r} from {rule!r}. Decide with chain(..., {name}=...), or rename one."
+                    f"{source[name]!r} and {default!r} from {rule!r}. "
+                    f"Decide with chain(..., {name}=...), or rename one."
                 )
     for name in given:
         if name not in defaults:
@@ -101,40 +163,141 @@ def scalar_defaults(rules: Iterable[Rule], given: Mapping[str, Any]) -> dict[str
     return {**defaults, **given}
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of an error message about an unknown name."""
-    names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1)
-    hint = f"Did you mean {close[0]!r}? " if close else ""
-    return f"{hint}Known names: {', '.join(names) or 'none'}."
+@dataclass
+class _Wires:
+    """What is known while the rules are gone through in order."""
+
+    owners: Mapping[str, Rule]
+    numbers: set[str]  # of the tree, whoever owns them
+    calls: list[Call] = field(default_factory=list)
+    writer: dict[str, int] = field(default_factory=dict)  # column -> the last call that wrote it
+    given: dict[str, None] = field(default_factory=dict)
+    taken: set[str] = field(default_factory=set)  # names of reductions
+
+    def add(self, rule: Rule, position: int) -> None:
+        """Find everything that the next rule reads."""
+        reads = self._reads(rule)
+        available = frozenset(inner for inner, _ in reads)
+        self._check_belonging(rule, available)
+        names = writes_of(rule, available)
+        numbers = tuple((n, rule.outer(n)) for n in names if n in rule.signature.numbers)
+        writes = tuple((n, rule.outer(n)) for n in names if n not in rule.signature.numbers)
+        for _, outer in writes:
+            owner = self.owners.get(outer)
+            if outer in self.numbers:
+                raise ValueError(
+                    f"chain: rule {rule!r} writes the column {outer!r}, but {owner!r} keeps a "
+                    f"number of the tree under that name. Rename one."
+                )
+            if owner is not None and outer not in self.writer and owner is not rule:
+                raise ValueError(
+                    f"chain: rule {rule!r} writes {outer!r} before its owner {owner!r} has run."
+                )
+        inner_scalars = (*rule.scalars, *rule.signature.numbers)
+        scalars = tuple((inner, rule.outer(inner)) for inner in inner_scalars)
+        if rule.numbers:  # numbers of the tree belong to no leaf, so neither does their step
+            scalars = tuple((inner, CALLS if o == STEP else o) for inner, o in scalars)
+        reductions = tuple(
+            self._reduced(rule, name, reduction, dict(reads))
+            for name, reduction in rule.signature.reductions.items()
+        )
+        for _, outer in writes:
+            self.writer[outer] = position
+        self.calls.append(Call(rule, position, reads, scalars, reductions, writes, numbers))
+
+    def all_numbers(self) -> tuple[str, ...]:
+        """The numbers of the tree that the state has, in order."""
+        own = [outer for call in self.calls for _, outer in call.numbers]
+        counted = any(outer == CALLS for call in self.calls for _, outer in call.scalars)
+        random = any(call.rule.signature.random for call in self.calls)
+        return (*own, *([CALLS] if counted else []), *([SEED] if random else []))
+
+    def _reads(self, rule: Rule) -> tuple[tuple[str, str], ...]:
+        reads = []
+        for inner in rule.columns:
+            outer = rule.outer(inner)
+            if outer == "update" and "update" not in self.writer:
+                reads.append((inner, "grad"))
+            elif (
+                outer in FROM_CALLER
+                or outer in self.writer
+                or outer in rule.slots
+                or (inner in rule.declared.before and outer in self.owners)
+            ):
+                reads.append((inner, outer))
+            elif inner not in rule.signature.optional:
+                if outer in self.owners or outer in self.numbers or providers(outer):
+                    raise ValueError(_missing_column(rule, outer, self.owners))
+                self.given[outer] = None
+                reads.append((inner, outer))
+        return tuple(reads)
+
+    def _check_belonging(self, rule: Rule, available: frozenset[str]) -> None:
+        """Raise ValueError if a column was not written last by the owner of the slot it must be."""
+        for inner, slot in rule.declared.belongs:
+            if slot not in available:
+                continue
+            column, owner = rule.outer(inner), rule.outer(slot)
+            last = self.writer.get(column)
+            if last is not None and last != self.writer.get(owner):
+                raise ValueError(
+                    f"chain: rule {rule!r} treats {column!r} as the average {owner!r}, but "
+                    f"{self.calls[last].rule!r} has written it since. Put {rule.name} right after "
+                    f"the rule that keeps {owner!r}, or rename its {column!r}."
+                )
+
+    def _reduced(
+        self, rule: Rule, parameter: str, reduction: Reduction, reads: Mapping[str, str]
+    ) -> Reduced:
+        name, count = rule.outer(parameter), 2
+        while name in self.taken:
+            name, count = f"{rule.outer(parameter)}_{count}", count + 1
+        self.taken.add(name)
+        columns = tuple((inner, reads[inner]) for inner in reduction.columns)
+        return Reduced(parameter, name, reduction, columns)
 
 
-def _wire_one(rule: Rule, written: set[str], owners: Mapping[str, Rule]) -> Call:
-    available = {*FROM_CALLER, *written, *rule.slots}
-    reads = []
-    for inner in rule.columns:
-        outer = rule.outer(inner)
-        if outer in available:
-            reads.append(
-                (inner, "grad" if outer == "update" and "update" not in written else outer)
-            )
-        elif inner not in rule.optional:
-            raise ValueError(_missing_column(rule, outer, owners))
-    names = writes_of(rule, frozenset(inner for inner, _ in reads))
-    writes = tuple((inner, rule.outer(inner)) for inner in names)
-    for _, outer in writes:
-        if outer in owners and outer not in written and owners[outer] is not rule:
-            raise ValueError(
-                f"chain: rule {rule!r} writes {outer!r} before its owner {owners[outer]!r} has run."
-            )
-    written.update(outer for _, outer in writes)
-    scalars = tuple((inner, rule.outer(inner)) for inner in rule.scalars)
-    return Call(rule, tuple(reads), scalars, writes)
+def _check_effects(calls: Sequence[Call], results: Sequence[str]) -> None:
+    """Raise ValueError for a rule of which nothing is ever read: it would run for nothing."""
+    needed = set(results)
+    if "update" in results and not any(o == "update" for call in calls for _, o in call.writes):
+        needed.add("grad")  # the update is the gradient until a rule writes it
+    dead: list[Call] = []
+    for call in reversed(calls):
+        slots = set(call.rule.slots)
+        written = {outer for _, outer in call.writes}
+        if not (written & needed or slots or call.numbers):
+            dead.append(call)
+            continue
+        needed -= written
+        needed |= {outer for _, outer in call.reads}
+    if dead:
+        call = dead[-1]
+        written_names = ", ".join(repr(outer) for _, outer in call.writes) or "nothing"
+        raise ValueError(
+            f"chain: rule {call.rule!r} has no effect: it writes {written_names}, which no later "
+            f"rule reads. Put it before the rules that should see it, or leave it out."
+        )
+
+
+def _ranges(rules: Iterable[Rule]) -> dict[str, tuple[Range, ...]]:
+    found: dict[str, tuple[Range, ...]] = {}
+    for rule in rules:
+        for inner, allowed in rule.signature.ranges.items():
+            name = rule.outer(inner)
+            if allowed not in found.get(name, ()):
+                found[name] = (*found.get(name, ()), allowed)
+    return found
 
 
 def _missing_column(rule: Rule, name: str, owners: Mapping[str, Rule]) -> str:
     if name in owners:
-        return f"chain: rule {rule!r} reads {name!r} before {owners[name]!r} has written it. Put it after that rule."
-    found = providers(name)
-    cure = f"Put {' or '.join(found)} before it." if found else "Put a rule that writes it before."
-    return f"chain: rule {rule!r} reads {name!r}, which neither the caller nor an earlier rule provides. {cure}"
+        return (
+            f"chain: rule {rule!r} reads {name!r} before {owners[name]!r} has written it. "
+            f"Put it after that rule."
+        )
+    found = " or ".join(providers(name))
+    return (
+        f"chain: rule {rule!r} reads {name!r}, which neither the caller nor an earlier rule "
+        f"provides. Put {found} before it."
+    )

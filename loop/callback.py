@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, TypeAlias
 
-from functional_sgd.wiring import did_you_mean
+from functional_sgd.errors import did_you_mean
 from loop.run.events import BRACKETS, EVENTS
 
 Wish: TypeAlias = type | str

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from functional_sgd.wiring import did_you_mean
+from functional_sgd.errors import did_you_mean
 from loop.history import History
 
 if TYPE_CHECKING:

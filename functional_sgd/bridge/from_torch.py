@@ -8,9 +8,10 @@ from torch import Tensor
 
 from functional_sgd.bridge.kinds import Kind, kind_of
 from functional_sgd.chaining import Chain
-from functional_sgd.rule import COUNTER
-from functional_sgd.state import State, check_state
-from functional_sgd.wiring import did_you_mean
+from functional_sgd.errors import did_you_mean
+from functional_sgd.rule import STEP
+from functional_sgd.state import State, check_state, check_steps
+from functional_sgd.tree import paths
 
 Named: TypeAlias = Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]
 """Parameters with their names: module.named_parameters(), or a dict."""
@@ -31,19 +32,19 @@ def from_torch(optimizer: torch.optim.Optimizer, names: Named) -> Imported:
     `opt` is the chain with the numbers of SGD, Adam, AdamW, RAdam or RMSprop, with its hypers as
     defaults; going on with it is never having switched. `names` are the names of the parameters
     (module.named_parameters()), by which params and slots are kept: torch's own order does not
-    matter. Hypers in which param groups differ are in `hyper`. SGD keeps no count of its steps:
-    state["step"] is then 1 if there were any.
+    matter. Hypers in which param groups differ are in `hyper`. Parameters may have taken different
+    numbers of steps. SGD does not count them: the entry of state["step"] is then 1 if there were
+    any.
 
     Raises TypeError for other optimizers, and ValueError, naming the parameter, for one without a
-    name, one that lacks state which others have, and ones that have made different numbers of steps
-    (where those count).
+    name, and one that lacks state which others have.
 
     >>> import torch
     >>> layer = torch.nn.Linear(2, 1)
     >>> optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, weight_decay=0.3)
     >>> opt, params, state, hyper = from_torch(optimizer, layer.named_parameters())
     >>> opt.hyper["lr"], opt.hyper["wd"], list(params), state["step"], hyper
-    (0.1, 0.3, ['weight', 'bias'], tensor(0), {})
+    (0.1, 0.3, ['weight', 'bias'], tensor([0, 0]), {})
     """
     kind, named = kind_of("from_torch", optimizer), _by_name("from_torch", optimizer, names)
     opt = kind.chain_of("from_torch", optimizer.param_groups)
@@ -51,18 +52,13 @@ def from_torch(optimizer: torch.optim.Optimizer, names: Named) -> Imported:
     kept = {name: dict(optimizer.state.get(param, {})) for name, param in named.items()}
     state = opt.init(params)
     hypers = _hypers(kind, optimizer, named)
-    state[COUNTER] += _steps(
-        kind, opt, named, {name: own for name, own in kept.items() if _keeps(kind, hypers[name])}
-    )
-    for slot in state.keys() - {COUNTER}:
+    counts = [_count(kind, kept[name]) for name in paths(params)]
+    state[STEP] = torch.tensor(counts, dtype=torch.int64, device=state[STEP].device)
+    for slot in state.keys() - {STEP}:
         for name, own in kept.items():
             if own.get(kind.slots[slot]) is not None:
                 state[slot][name].copy_(_seen(own[kind.slots[slot]]))
-            elif (
-                own
-                and kind.counts
-                and (hypers[name]["mom"] != 0 or kind.slots[slot] != "momentum_buffer")
-            ):
+            elif own and kind.counts and _expected(kind.slots[slot], hypers[name]):
                 raise ValueError(
                     f"from_torch: the state of {name!r} has no {kind.slots[slot]!r}; it has "
                     f"{', '.join(own)}."
@@ -91,7 +87,9 @@ def into_torch(
     >>> layer, opt = torch.nn.Linear(1, 1), adam()
     >>> state = opt.init(dict(layer.named_parameters()))
     >>> optimizer = torch.optim.Adam(layer.parameters())
-    >>> optimizer.load_state_dict(into_torch(optimizer, layer.named_parameters(), state, dict(lr=0.5, mom=0.8)))
+    >>> hyper = dict(lr=0.5, mom=0.8)
+    >>> taken = into_torch(optimizer, layer.named_parameters(), state, hyper)
+    >>> optimizer.load_state_dict(taken)
     >>> optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["betas"]
     (0.5, (0.8, 0.999))
     """
@@ -101,27 +99,21 @@ def into_torch(
         for slot in kind.slots
         if slot in kind.chain_of("into_torch", optimizer.param_groups).init({})
     ]
-    check_state("into_torch", state, tuple(slots))
-    for name in sorted({name for slot in slots for name in state[slot]} - named.keys()):
-        raise ValueError(
-            f"into_torch: the state has slots for {name!r}, which is no parameter of the optimizer."
-        )
+    check_state("into_torch", state, (STEP, *slots))
+    for slot in slots:
+        _check_names(slot, state[slot], named)
+    check_steps("into_torch", state[STEP], len(named))
+    counts = dict(zip(paths(named), state[STEP].tolist(), strict=True))
     entries: dict[int, dict[str, Any]] = {}
     for number, (name, param) in enumerate(named.items()):
-        own: dict[str, Any] = (
-            {COUNTER: state[COUNTER].to(torch.float32, copy=True)} if kind.counts else {}
-        )
+        own: dict[str, Any] = {}
+        if kind.counts:
+            own["step"] = torch.tensor(float(counts[name]))
         for slot in slots:
-            if name not in state[slot]:
-                raise ValueError(
-                    f"into_torch: the state has no {slot!r} for {name!r}; it has "
-                    f"{', '.join(state[slot])}."
-                )
             value = state[slot][name]
-            own[kind.slots[slot]] = (
-                torch.view_as_complex(value) if param.is_complex() else value
-            ).clone()
-        if own and int(state[COUNTER]) > 0:
+            whole = torch.view_as_complex(value) if param.is_complex() else value
+            own[kind.slots[slot]] = whole.clone()
+        if own and counts[name] > 0:
             entries[number] = own
     packed = optimizer.state_dict()["param_groups"]
     order = list(named)
@@ -157,21 +149,19 @@ def _by_name(who: str, optimizer: torch.optim.Optimizer, names: Named) -> dict[s
     return named
 
 
-def _steps(
-    kind: Kind, opt: Chain, named: Mapping[str, Tensor], kept: Mapping[str, Mapping[str, Any]]
-) -> int:
-    """How many steps the parameters have made."""
-    counts = {name: _count(kind, own) for name, own in kept.items()}
-    matters = any(COUNTER in rule.scalars for rule in opt.rules)
-    steps = max(counts.values(), default=0)
-    for name, count in counts.items():
-        if matters and count != steps and (count > 0 or named[name].requires_grad):
+def _check_names(slot: str, values: Mapping[str, Tensor], named: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless a slot has a value for each of the parameters, and no others."""
+    for name in values:
+        if name not in named:
             raise ValueError(
-                f"from_torch: {name!r} has made {count} steps and others {steps}, but a state has "
-                f"one counter. "
-                f"If it never gets a gradient, set its requires_grad to False."
+                f"into_torch: the state has slots for {name!r}, which is no parameter of the "
+                f"optimizer."
             )
-    return steps
+    for name in named:
+        if name not in values:
+            raise ValueError(
+                f"into_torch: the state has no {slot!r} for {name!r}; it has {', '.join(values)}."
+            )
 
 
 def _count(kind: Kind, own: Mapping[str, Any]) -> int:
@@ -195,9 +185,9 @@ def _hypers(
     return dict(zip(named, every, strict=True))
 
 
-def _keeps(kind: Kind, hypers: Mapping[str, Any]) -> bool:
-    """Whether torch keeps anything for a parameter with these hypers."""
-    return kind.counts or hypers["mom"] != 0
+def _expected(slot: str, hypers: Mapping[str, Any]) -> bool:
+    """Whether torch keeps this for a parameter that it has stepped with these hypers."""
+    return slot != "momentum_buffer" or hypers["mom"] != 0
 
 
 def _differing(hypers: Mapping[str, Mapping[str, Any]], opt: Chain) -> dict[str, dict[str, Any]]:

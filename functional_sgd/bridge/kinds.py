@@ -1,6 +1,4 @@
-"""How the optimizers of torch.optim are written here: their chains, and their names for slots and
-hypers.
-"""
+"""How the optimizers of torch.optim are written here: chains, and names of slots and hypers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,13 +23,11 @@ class Kind:
 
     build: Callable[..., Chain]  # (hypers by our names, switches by torch's) -> the chain
     slots: Mapping[str, str]  # our slot -> torch's
-    hypers: Mapping[
-        str, tuple[Any, ...]
-    ]  # our hyper -> its key in a group, and its place if that is a tuple
+    hypers: Mapping[str, tuple[Any, ...]]  # our hyper -> its key in a group, its place in a tuple
     optional: tuple[str, ...] = ()  # hypers that switch a rule off where they are 0
     switches: Mapping[str, bool] = field(
         default_factory=dict
-    )  # torch's name -> its value in old groups without it
+    )  # torch's name -> its value if absent
     counts: bool = True  # whether torch counts the steps of a parameter
 
     def read(self, group: Group) -> Hypers:
@@ -105,7 +101,7 @@ _MOM: dict[str, tuple[Any, ...]] = {"mom": ("momentum",)}
 KINDS: dict[type, Kind] = {
     torch.optim.SGD: Kind(
         sgd,
-        {"grad_avg": "momentum_buffer"},
+        {"velocity": "momentum_buffer"},
         {**_COMMON, **_MOM, "dampening": ("dampening",)},
         optional=("mom", "dampening", "wd"),
         switches={"nesterov": False},
@@ -134,7 +130,7 @@ KINDS: dict[type, Kind] = {
     ),
     torch.optim.RMSprop: Kind(
         rmsprop,
-        {"sqr_avg": "square_avg", "grad_avg": "momentum_buffer", "grad_mean": "grad_avg"},
+        {"sqr_avg": "square_avg", "velocity": "momentum_buffer", "grad_mean": "grad_avg"},
         {**_COMMON, **_MOM, **_EPS, "sqr_mom": ("alpha",)},
         optional=("mom", "wd"),
         switches={"centered": False},

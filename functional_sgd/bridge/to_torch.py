@@ -6,11 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from functional_sgd.chaining import Optimizer
+from functional_sgd.errors import did_you_mean
+from functional_sgd.optimizer import Optimizer, check_optimizer
 from functional_sgd.state import State
 from functional_sgd.tree import flatten, paths, unflatten
-from functional_sgd.wiring import did_you_mean
-from functional_sgd.wrappers.wrapper import check_optimizer, names_of, spends
 
 STATE = "functional_sgd"
 """Where the state is, in `optimizer.state` and in the state_dict."""
@@ -61,10 +60,8 @@ class TorchOptimizer(torch.optim.Optimizer):
         for name, param in named.items():
             if moved[name].data_ptr() != param.data_ptr():
                 param.copy_(moved[name])
-            elif (
-                spends(self.opt) and grads[name] is not None
-            ):  # a kernel wrote into it, unseen by autograd
-                torch.autograd.graph.increment_version(param)
+            elif self.opt.donates and grads[name] is not None:
+                torch.autograd.graph.increment_version(param)  # a kernel wrote into it, unseen
         return loss
 
     def named_params(self) -> dict[str, Tensor]:
@@ -82,7 +79,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         differ.
         """
         found: dict[str, Any] = {}
-        names = names_of(self.opt)
+        names = self.opt.names
         for name in dict.fromkeys(
             name for group in self.param_groups for name in group if name in names
         ):
@@ -107,14 +104,12 @@ class TorchOptimizer(torch.optim.Optimizer):
         for name in param_group:
             if name in _TORCH_NAMES:
                 self._check_name(name)
+        known = list(self.named_params())
         super().add_param_group(param_group)
         if STATE in self._entries:
-            fresh = self._fresh_state()
-            old = self._entries[STATE]
-            known = dict(zip(paths(old), flatten(old)[0], strict=True))
-            leaves, spec = flatten(fresh)
-            kept = [known.get(path, leaf) for path, leaf in zip(paths(fresh), leaves, strict=True)]
-            self._keep(unflatten(spec, kept))
+            params = {name: param.detach() for name, param in self.named_params().items()}
+            before = {name: params[name] for name in known}
+            self._keep(self.opt.extend(self._entries[STATE], before, params))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from what `state_dict()` returned. Raises ValueError if it is of another optimizer,
@@ -154,10 +149,10 @@ class TorchOptimizer(torch.optim.Optimizer):
         return self.opt.init({name: param.detach() for name, param in self.named_params().items()})
 
     def _check_name(self, name: str) -> None:
-        if name not in names_of(self.opt):
+        if name not in self.opt.names:
             hint = f"{name!r} is called {_TORCH_NAMES[name]} here. " if name in _TORCH_NAMES else ""
             raise ValueError(
-                f"to_torch: no rule reads {name!r}. {hint}{did_you_mean(name, names_of(self.opt))}"
+                f"to_torch: no rule reads {name!r}. {hint}{did_you_mean(name, self.opt.names)}"
             )
 
 

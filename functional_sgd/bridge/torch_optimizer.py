@@ -3,18 +3,18 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from functional_sgd.call import check_like
-from functional_sgd.chaining import Optimizer
 from functional_sgd.hyper import collect, per_leaf
-from functional_sgd.rule import COUNTER
-from functional_sgd.state import State, check_state, init_state, owned
+from functional_sgd.optimizer import Optimizer
+from functional_sgd.state import State, check_params, check_state, new_calls, owned
 from functional_sgd.tracing import recorded
 from functional_sgd.tree import Tree, flatten, flatten_like, unflatten
+from functional_sgd.wiring import CALLS
 from functional_sgd.wrappers.wrapper import wide
 
 WHO = "torch_optimizer"
@@ -29,15 +29,13 @@ _OURS: dict[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True, repr=False)
-class Borrowed:
+class TorchOptim(Optimizer):
     """An optimizer that lets one of torch.optim do the step; `torch_optimizer` makes one.
 
-    Its state is {"step": calls so far, "begun": for each leaf whether it has been stepped, "kept":
+    Its state is {"calls": how many, "begun": for each leaf whether it has been stepped, "kept":
     for each leaf what torch keeps of it, by torch's names}. What is kept of a leaf counts only once
     it has begun.
     """
-
-    traceable: ClassVar[bool] = False
 
     kind: type[torch.optim.Optimizer]
     options: Mapping[str, Any] = field(hash=False)
@@ -72,9 +70,10 @@ class Borrowed:
             for name, (key, place) in self.places.items()
         }
 
-    def map_inner(self, function: Callable[[Optimizer], Optimizer]) -> Self:
-        """This optimizer: there is none of ours inside."""
-        return self
+    @property
+    def traceable(self) -> bool:
+        """It changes tensors in place, so no compiler can follow it."""
+        return False
 
     def init(self, params: Tree) -> State:
         """A fresh state. What torch will keep is found out by a step on copies, along zeros.
@@ -82,15 +81,16 @@ class Borrowed:
         Raises TypeError if that is more than tensors for each parameter.
         """
         self._check_outside()
-        state = init_state((), params)
         leaves, spec = flatten(params)
+        check_params(leaves)
         copies = [_copy(leaf) for leaf in leaves]
         found = self._stepped(
             copies, [torch.zeros_like(copy) for copy in copies], [{}] * len(copies), [{}]
         )
-        begun = [torch.zeros_like(state[COUNTER], dtype=torch.bool) for _ in leaves]
+        calls = new_calls(leaves)
+        begun = [torch.zeros_like(calls, dtype=torch.bool) for _ in leaves]
         kept = [{name: torch.zeros_like(value) for name, value in own.items()} for own in found]
-        return {**state, BEGUN: unflatten(spec, begun), KEPT: unflatten(spec, kept)}
+        return {CALLS: calls, BEGUN: unflatten(spec, begun), KEPT: unflatten(spec, kept)}
 
     def __call__(
         self,
@@ -101,7 +101,7 @@ class Borrowed:
         **extras: Any,
     ) -> tuple[Tree, State]:
         """One step: (new params, new state). The arguments are not touched."""
-        check_state(WHO, state, (BEGUN, KEPT))
+        check_state(WHO, state, (CALLS, BEGUN, KEPT))
         self._check_outside()
         leaves, spec = flatten(params)
         given = flatten_like(spec, grads, params, WHO, "grads")
@@ -137,7 +137,7 @@ class Borrowed:
             new[index], new_kept[index] = copy.to(leaves[index].dtype), own
             new_begun[index] = torch.ones_like(begun[index])
         return unflatten(spec, new), {
-            COUNTER: state[COUNTER] + 1,
+            CALLS: state[CALLS] + 1,
             BEGUN: unflatten(spec, new_begun),
             KEPT: unflatten(spec, new_kept),
         }
@@ -210,7 +210,7 @@ class Borrowed:
         return found
 
 
-def torch_optimizer(kind: type[torch.optim.Optimizer], /, **options: Any) -> Borrowed:
+def torch_optimizer(kind: type[torch.optim.Optimizer], /, **options: Any) -> TorchOptim:
     """Any class of torch.optim as an optimizer: `torch_optimizer(torch.optim.NAdam, lr=0.01)`.
 
     Every call makes one with the `options`, on copies of params and of what it keeps, and lets it
@@ -231,10 +231,10 @@ def torch_optimizer(kind: type[torch.optim.Optimizer], /, **options: Any) -> Bor
     >>> import torch
     >>> opt, params = torch_optimizer(torch.optim.Rprop, lr=0.5), torch.tensor([4.0])
     >>> params, state = opt(params, torch.tensor([3.0]), opt.init(params))
-    >>> params, state["step"], state["kept"]["prev"]
+    >>> params, state["calls"], state["kept"]["prev"]
     (tensor([3.5000]), tensor(1), tensor([3.]))
     """
-    return Borrowed(kind, options)
+    return TorchOptim(kind, options)
 
 
 def _made(

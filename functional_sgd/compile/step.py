@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from functional_sgd.autodiff import value_and_grad
-from functional_sgd.chaining import Optimizer
 from functional_sgd.compile.traced import Traced, by_name, numbers_of, trace
 from functional_sgd.fusion.fused import Fused
+from functional_sgd.optimizer import Optimizer, check_optimizer
 from functional_sgd.state import State
 from functional_sgd.tree import Tree
-from functional_sgd.wrappers.wrapper import check_optimizer
 
 _ADVICE = (
     "compile_step: this step could not be compiled. A loss or an optimizer that branches on the "
@@ -44,7 +43,7 @@ def compile_step(
     `value, params, state = step(params, state, dict(lr=0.1), x)`.
     """
     check_optimizer("compile_step", opt)
-    if not can_be_traced(opt):
+    if not opt.traceable:
         raise TypeError(
             f"compile_step: {opt!r} works in place, so it cannot be compiled. A chain of rules can."
         )
@@ -99,23 +98,8 @@ def _of_tensors(
     return step
 
 
-def can_be_traced(opt: Any) -> bool:
-    """Whether an optimizer is made of rules, also inside wrappers, and does not run something that
-    writes in place.
-    """
-    inner: list[Any] = []
-
-    def meet(one: Any) -> Any:
-        inner.append(one)
-        return one
-
-    if hasattr(opt, "map_inner"):
-        opt.map_inner(meet)
-    return getattr(opt, "traceable", True) and all(map(can_be_traced, inner))
-
-
-def without_kernels(opt: Any) -> Any:
+def without_kernels(opt: Optimizer) -> Optimizer:
     """The optimizer that a fused one was made of, also inside wrappers: one that can be traced."""
     if isinstance(opt, Fused):
         return opt.opt
-    return opt.map_inner(without_kernels) if hasattr(opt, "map_inner") else opt
+    return opt.with_inner(tuple(map(without_kernels, opt.inner)))

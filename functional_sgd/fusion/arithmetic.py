@@ -1,20 +1,17 @@
-"""Rules as arithmetic: run a rule on symbols, and what it does becomes a graph of pointwise
-operations.
+"""Rules as arithmetic: a rule that is run on symbols leaves a graph of pointwise operations.
 
 A symbol is an `element` (one number of a leaf) or a `scalar` (a hyper, the step, or anything made
 of them). Scalars are double precision and computed once a step; elements are computed in the
 precision of the leaf.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from functional_sgd.wiring import Call
-
-NORMS = frozenset({"linalg_vector_norm", "linalg_norm", "norm"})
-"""Functions that give the Euclidean norm of a tensor, when they are called with nothing else."""
+from functional_sgd.wiring import Call, Reduced
 
 LOGICAL = frozenset({"eq", "ne", "lt", "le", "gt", "ge", "and", "or", "not", "isnan", "isfinite"})
 """Operations whose results are true or false."""
@@ -25,19 +22,30 @@ class NotPointwise(Exception):
 
 
 class Node:
-    """One value in a graph: an operation and its arguments. Made by a Graph, which keeps equal
-    nodes one.
+    """One value in a graph: an operation and its arguments. Made by a Graph.
+
+    `stage` says when it can be had: kernels run in stages, and the number that a reduction makes of
+    columns in one of them is there in the next.
     """
 
-    __slots__ = ("args", "element", "graph", "index", "op")
+    __slots__ = ("args", "element", "graph", "index", "op", "stage", "wide")
 
     def __init__(
-        self, graph: "Graph", op: str, args: tuple[Any, ...], element: bool, index: int
+        self, graph: "Graph", op: str, args: tuple[Any, ...], element: bool, index: int, stage: int
     ) -> None:
-        self.graph, self.op, self.args, self.element, self.index = graph, op, args, element, index
+        self.graph, self.op, self.args, self.element = graph, op, args, element
+        self.index, self.stage = index, stage
+        # Reductions are computed in double precision, whatever the precision of the leaf.
+        self.wide: bool = element and (op == "wide" or any(a.wide for a in self.inputs))
+
+    @property
+    def inputs(self) -> list["Node"]:
+        """The nodes among its arguments."""
+        return [arg for arg in self.args if isinstance(arg, Node)]
 
     def __repr__(self) -> str:
-        return f"{self.op}({', '.join(f'%{a.index}' if isinstance(a, Node) else repr(a) for a in self.args)})"
+        args = [f"%{arg.index}" if isinstance(arg, Node) else repr(arg) for arg in self.args]
+        return f"{self.op}({', '.join(args)})"
 
     # What rules do with tensors: operators, torch functions, methods.
 
@@ -49,16 +57,12 @@ class Node:
         return _apply(name, args, kwargs or {})
 
     def __getattr__(self, name: str) -> Callable[..., "Node"]:
-        if name.startswith("__") or (name not in FUNCTIONS and name not in NORMS):
-            raise NotPointwise(
-                f"it uses .{name}, which is not a pointwise operation that can be fused"
-            )
+        if name.startswith("__") or name not in FUNCTIONS:
+            raise NotPointwise(f"it uses .{name}, which is not a pointwise operation")
         return lambda *args, **kwargs: _apply(name, (self, *args), kwargs)
 
     def __bool__(self) -> bool:
-        raise NotPointwise(
-            "it branches on a value (if, and, or, max(), min()); torch.where does not"
-        )
+        raise NotPointwise("it branches on a value (if, and, or, max(), min()); use torch.where")
 
     def __float__(self) -> float:
         raise NotPointwise("it turns a value into a Python number")
@@ -67,53 +71,39 @@ class Node:
 
 
 class Graph:
-    """A growing list of nodes, each made once.
+    """A growing list of nodes, each made once."""
 
-    While it is `reducing`, rules may take the norm of a column: a scalar, whose name is among
-    `norms`.
-    """
-
-    def __init__(self, reducing: bool = False) -> None:
+    def __init__(self) -> None:
         self.nodes: list[Node] = []
-        self.norms: dict[str, str] = {}  # name of a scalar -> the column of which it is the norm
-        self.reducing = reducing
         self._known: dict[tuple[Any, ...], Node] = {}
 
-    def node(self, op: str, *args: Any, element: bool | None = None) -> Node:
+    def node(
+        self, op: str, *args: Any, element: bool | None = None, stage: int | None = None
+    ) -> Node:
         """The node with this operation and these arguments (nodes or constants)."""
-        element = (
-            any(isinstance(arg, Node) and arg.element for arg in args)
-            if element is None
-            else element
-        )
-        key = (
-            op,
-            element,
-            *(
-                ("%", arg.index) if isinstance(arg, Node) else (type(arg), repr(arg))
-                for arg in args
-            ),
-        )
+        inputs = [arg for arg in args if isinstance(arg, Node)]
+        if element is None:
+            element = any(arg.element for arg in inputs)
+        if stage is None:
+            stage = max((arg.stage for arg in inputs), default=0)
+        words = [("%", a.index) if isinstance(a, Node) else (type(a), repr(a)) for a in args]
+        key = (op, element, *words)
         if key not in self._known:
-            self._known[key] = Node(self, op, args, element, len(self.nodes))
+            self._known[key] = Node(self, op, args, element, len(self.nodes), stage)
             self.nodes.append(self._known[key])
         return self._known[key]
 
-    def column(self, name: str) -> Node:
-        """What a leaf has in a column."""
-        return self.node("column", name, element=True)
+    def column(self, name: str, stage: int = 0) -> Node:
+        """What a leaf has in a column, which is in memory when this stage begins."""
+        return self.node("column", name, element=True, stage=stage)
 
-    def scalar(self, name: str) -> Node:
-        """A hyper, or the step."""
-        return self.node("scalar", name, element=False)
+    def scalar(self, name: str, stage: int = 0) -> Node:
+        """A hyper, the step, or any other number that a kernel is called with."""
+        return self.node("scalar", name, element=False, stage=stage)
 
-    def norm(self, column: Any) -> Node:
-        """The norm of a whole leaf, as a scalar."""
-        if not (self.reducing and isinstance(column, Node) and column.op == "column"):
-            raise NotPointwise("it takes a norm")
-        name = f"norm_of_{column.args[0]}"
-        self.norms[name] = column.args[0]
-        return self.scalar(name)
+    def word(self, name: str) -> Node:
+        """A word of a random key: a whole number below 2**32."""
+        return self.node("word", name, element=False)
 
     def value(self, constant: Any) -> Node:
         """A constant."""
@@ -121,43 +111,72 @@ class Graph:
             return constant
         if isinstance(constant, (bool, int, float)):
             return self.node("constant", float(constant), element=False)
-        if (
-            isinstance(constant, torch.Tensor)
-            and constant.dim() == 0
-            and constant.device.type == "cpu"
-        ):
+        known = isinstance(constant, torch.Tensor) and constant.device.type == "cpu"
+        if known and constant.dim() == 0:
             return self.node("constant", float(constant), element=False)
-        raise NotPointwise(f"it mixes in a {type(constant).__name__} that is no number")
+        raise NotPointwise(f"it mixes in a {type(constant).__name__} that is not a number")
 
-    def run(self, call: Call, columns: dict[str, Node]) -> dict[str, Node]:
-        """Run a rule on symbols: column -> node for what it writes. Raises NotPointwise if that
-        cannot be done.
+    def run(
+        self, call: Call, columns: Mapping[str, Node], scalars: Mapping[str, Any]
+    ) -> dict[str, Node]:
+        """Run a rule on symbols: name -> node for what it writes.
+
+        Raises NotPointwise if that cannot be done.
         """
         try:
-            result = call.run(columns, {name: self.scalar(name) for _, name in call.scalars})
+            result = call.run(columns, scalars)
         except NotPointwise:
             raise
         except Exception as error:
             raise NotPointwise(f"{type(error).__name__}: {error}") from error
         return {name: self.value(value) for name, value in result.items()}
 
-    def needed(self, outputs: Iterable[Node]) -> list[Node]:
-        """The nodes that these are made of, in an order in which they can be computed."""
+    def reduced(self, reduced: Reduced, columns: Mapping[str, Node]) -> Node:
+        """The expression of a reduction. Raises NotPointwise if it cannot be run on symbols."""
+        named = dict(reduced.columns)
+        wide = [self.node("wide", columns[named[name]]) for name in reduced.reduction.columns]
+        try:
+            node = self.value(reduced.reduction.expression(*wide))
+        except NotPointwise:
+            raise
+        except Exception as error:
+            raise NotPointwise(f"{type(error).__name__}: {error}") from error
+        if not node.element:
+            raise NotPointwise(f"{reduced.parameter!r} is made of numbers, not of columns")
+        return node
+
+    def needed(self, outputs: Iterable[Node], known: Collection[int] = ()) -> list[Node]:
+        """The nodes that these are made of, in an order in which they can be computed.
+
+        What `known` nodes are made of is not looked for.
+        """
         marked: set[int] = set()
         waiting = list(outputs)
         while waiting:
             node = waiting.pop()
             if node.index not in marked:
                 marked.add(node.index)
-                waiting.extend(arg for arg in node.args if isinstance(arg, Node))
+                if node.index not in known:
+                    waiting.extend(node.inputs)
         return [node for node in self.nodes if node.index in marked]
 
 
+@dataclass(frozen=True)
+class SymbolKey:
+    """The key of a leaf, as symbols."""
+
+    words: tuple[Node, Node]
+
+    def bits(self, like: Node, draw: int) -> tuple[Node, Node]:
+        """Two columns of random numbers, as `LeafKey.bits` makes them."""
+        graph = self.words[0].graph
+        made = [graph.node(op, *self.words, draw, element=True) for op in ("uniform", "tail")]
+        return made[0], made[1]
+
+
 def _apply(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Node:
-    if name in NORMS and len(args) == 1 and not kwargs:
-        return args[0].graph.norm(args[0])  # type: ignore[no-any-return]
     if name not in FUNCTIONS:
-        raise NotPointwise(f"it calls {name}, which is not a pointwise operation that can be fused")
+        raise NotPointwise(f"it calls {name}, which is not a pointwise operation")
     graph = next(arg.graph for arg in (*args, *kwargs.values()) if isinstance(arg, Node))
     try:
         return FUNCTIONS[name](graph, *args, **kwargs)
@@ -254,7 +273,10 @@ def _full(constant: float) -> Callable[..., Node]:
     return lambda graph, like: graph.node("constant", constant, element=False)
 
 
-_UNARY = "neg abs sqrt rsqrt exp expm1 log log1p log2 sin cos tanh sigmoid sign floor ceil trunc round isnan isfinite"
+_UNARY = (
+    "neg abs sqrt rsqrt exp expm1 log log1p log2 sin cos tanh sigmoid sign floor ceil trunc round "
+    "isnan isfinite"
+)
 _BINARY = "maximum minimum eq ne lt le gt ge remainder fmod copysign atan2"
 
 FUNCTIONS: dict[str, Callable[..., Node]] = {

@@ -1,5 +1,6 @@
-"""Check a traced rule against the rule itself, on a few numbers: symbols must not lead it where
-tensors do not.
+"""Check a traced rule against the rule itself, on a few numbers.
+
+A rule that looks at types or shapes may do something else on symbols than on tensors.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -8,56 +9,70 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from functional_sgd.fusion.arithmetic import Graph, Node, NotPointwise
-from functional_sgd.rule import COUNTER
+from functional_sgd.fusion.arithmetic import Graph, Node, NotPointwise, SymbolKey
+from functional_sgd.randomness import TrialKey
 from functional_sgd.wiring import Call
 
 _NAMES = {"and": "logical_and", "or": "logical_or", "not": "logical_not"}
 
+_DRAWS = {"uniform": 0.75, "tail": 0.25}
+"""What a TrialKey draws."""
+
 
 def check(call: Call) -> None:
     """Raise NotPointwise if a rule, run on symbols, is not the arithmetic that it is on tensors."""
-    graph = Graph(reducing=call.rule.scope == "leafwise")
-    written = graph.run(call, {outer: graph.column(outer) for _, outer in call.reads})
-    columns = {
-        outer: torch.linspace(-1.3, 1.7, 7, dtype=torch.float64, device="cpu")
-        .roll(place)
-        .mul(1 + place)
-        for place, outer in enumerate(sorted({outer for _, outer in call.reads}))
-    }
-    scalars = {outer: _trial_value(call, inner, outer) for inner, outer in call.scalars}
-    norms = {
-        name: torch.linalg.vector_norm(columns[column]) for name, column in graph.norms.items()
-    }
-    values = evaluate(graph.needed(written.values()), columns, {**scalars, **norms})
+    graph = Graph()
+    names = sorted({outer for _, outer in call.reads})
+    values_of = torch.linspace(-1.3, 1.7, 7, dtype=torch.float64, device="cpu")
+    columns = {name: values_of.roll(k) * (1 + k) for k, name in enumerate(names)}
+    symbols: dict[str, Any] = {name: graph.scalar(name) for _, name in call.scalars}
+    values = {name: _trial_value(call, inner) for inner, name in call.scalars}
+    for place, reduced in enumerate(call.reductions):
+        symbols[reduced.name] = graph.scalar(reduced.name)
+        values[reduced.name] = torch.tensor(0.7 + place, dtype=torch.float64, device="cpu")
+    if call.rule.signature.random:
+        symbols[call.key] = SymbolKey((graph.word("0"), graph.word("1")))
+        values[call.key] = TrialKey()
+    written = graph.run(call, {name: graph.column(name) for name in names}, symbols)
+    found = evaluate(graph.needed(written.values()), columns, values)
     with torch.no_grad():
-        results = call.run({name: column.clone() for name, column in columns.items()}, scalars)
+        copies = {name: column.clone() for name, column in columns.items()}
+        results = call.run(copies, values)
     for name, result in results.items():
-        wanted, found = result.double(), values[written[name].index].double()
-        if not torch.allclose(
-            found.broadcast_to(wanted.shape), wanted, rtol=1e-9, atol=1e-12, equal_nan=True
-        ):
+        wanted = torch.as_tensor(result).double()
+        got = found[written[name].index].double().broadcast_to(wanted.shape)
+        if not torch.allclose(got, wanted, rtol=1e-9, atol=1e-12, equal_nan=True):
             raise NotPointwise(
                 "on symbols it does something else than on tensors (does it look at types?)"
             )
 
 
 def evaluate(
-    nodes: Iterable[Node], columns: Mapping[str, Tensor], scalars: Mapping[str, Any]
+    nodes: Iterable[Node],
+    columns: Mapping[str, Tensor],
+    scalars: Mapping[str, Any],
+    known: Mapping[int, Tensor] | None = None,
 ) -> dict[int, Tensor]:
-    """The values of nodes, by their index, computed with torch."""
-    values: dict[int, Tensor] = {}
+    """The values of nodes, by their index, computed with torch. `known` values are taken as is."""
+    values: dict[int, Tensor] = dict(known or {})
     for node in nodes:
+        if node.index in values:
+            continue
         if node.op == "column":
             values[node.index] = columns[node.args[0]]
         elif node.op in ("scalar", "constant"):
             value = scalars[node.args[0]] if node.op == "scalar" else node.args[0]
-            known = isinstance(value, Tensor)
-            values[node.index] = (
-                value.double() if known else torch.tensor(value, dtype=torch.float64, device="cpu")
-            )
-        else:
-            values[node.index] = operator_of(node)(*(values[arg.index] for arg in node.args))
+            if isinstance(value, Tensor):
+                values[node.index] = value.double()
+            else:
+                values[node.index] = torch.tensor(value, dtype=torch.float64, device="cpu")
+        elif node.op == "wide":
+            values[node.index] = values[node.args[0].index].double()
+        elif node.op in _DRAWS:
+            values[node.index] = torch.tensor(_DRAWS[node.op], dtype=torch.float64, device="cpu")
+        elif node.op != "word":
+            inputs = [values[arg.index] for arg in node.inputs]
+            values[node.index] = operator_of(node)(*inputs)
     return values
 
 
@@ -69,8 +84,8 @@ def operator_of(node: Node) -> Callable[..., Tensor]:
     return function
 
 
-def _trial_value(call: Call, inner: str, outer: str) -> Any:
-    if outer == COUNTER:
-        return torch.tensor(3.0, dtype=torch.float64, device="cpu")
-    default = call.rule.scalars[inner]
-    return default if isinstance(default, (int, float)) else 0.3
+def _trial_value(call: Call, inner: str) -> Any:
+    default = call.rule.scalars.get(inner)
+    if isinstance(default, (int, float)):
+        return default
+    return torch.tensor(3.0 if inner == "step" else 0.3, dtype=torch.float64, device="cpu")

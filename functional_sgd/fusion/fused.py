@@ -1,65 +1,93 @@
-"""fuse: the same optimizer, with every run of elementwise rules as one compiled pass over memory."""
+"""fuse: the same optimizer, with its elementwise rules as compiled passes over memory."""
 
 import os
 import threading
 import warnings
-from collections import defaultdict
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor
 
 from functional_sgd.call import Leaves, take_apart
-from functional_sgd.chaining import Chain, Optimizer
+from functional_sgd.chaining import Chain, Front
+from functional_sgd.fusion.backends.backend import Backend, Unavailable
+from functional_sgd.fusion.backends.c.launch import CBackend
+from functional_sgd.fusion.backends.foreach import ForeachBackend
+from functional_sgd.fusion.backends.triton.launch import TritonBackend
 from functional_sgd.fusion.buffers import Pool
-from functional_sgd.fusion.compiler import NoCompiler, load
-from functional_sgd.fusion.device import NoTriton
-from functional_sgd.fusion.group import Group, Signature, signatures
-from functional_sgd.fusion.run import Means, Run
-from functional_sgd.fusion.segments import Segment, cut
+from functional_sgd.fusion.explain import explained
+from functional_sgd.fusion.group import Group, Needs, Signature, signatures
+from functional_sgd.fusion.kernel import Dtypes
+from functional_sgd.fusion.passes import Pass, Program, make_program
+from functional_sgd.fusion.run import Resources, Run
+from functional_sgd.fusion.spent import check_apart, merged, put_back, refuse_spent, spend
 from functional_sgd.guard import Guard
-from functional_sgd.rule import COUNTER
-from functional_sgd.state import State, working_dtype
+from functional_sgd.optimizer import Optimizer, check_optimizer
+from functional_sgd.state import State
 from functional_sgd.step import run_leaves
 from functional_sgd.tracing import recorded
-from functional_sgd.tree import Tree, paths
+from functional_sgd.tree import Tree
 
 Wrapped = TypeVar("Wrapped", bound=Optimizer)
-"""A wrapper: an optimizer with a method `map_inner`."""
+
+BACKENDS: tuple[Backend, ...] = (CBackend(), TritonBackend(), ForeachBackend())
+"""Who runs kernels: for each device, the first that treats it and works."""
+
+_HALVES = (torch.float16, torch.bfloat16)
+
+_KNOWN_TREES = 16  # kinds of trees whose groups an optimizer remembers
 
 
 @overload
-def fuse(opt: Chain, donate: bool = False, debug: bool | None = None) -> "Fused": ...
+def fuse(
+    opt: Chain,
+    donate: bool = False,
+    debug: bool | None = None,
+    backends: Sequence[Backend] = BACKENDS,
+) -> "Fused": ...
 @overload
-def fuse(opt: Wrapped, donate: bool = False, debug: bool | None = None) -> Wrapped: ...
-def fuse(opt: Any, donate: bool = False, debug: bool | None = None) -> Any:
-    """The optimizer with the same signature and results, as one pass over memory for all leaves.
+def fuse(
+    opt: Wrapped,
+    donate: bool = False,
+    debug: bool | None = None,
+    backends: Sequence[Backend] = BACKENDS,
+) -> Wrapped: ...
+def fuse(
+    opt: Any,
+    donate: bool = False,
+    debug: bool | None = None,
+    backends: Sequence[Backend] = BACKENDS,
+) -> Any:
+    """The optimizer with the same signature and results, in few passes over memory for all leaves.
 
-    Every run of elementwise rules becomes one kernel: the rules are run on symbols, what they do is
-    written as C and compiled with the system's compiler (once: kernels are kept on disk), and
-    called over a table of pointers to the leaves where they lie. Other rules (leafwise, treewise,
-    or with an operation that is not pointwise arithmetic) run with torch between the kernels;
-    `explain()` says which and why. Hypers are data: another value, a schedule, or a tree of values
-    compiles nothing again. Calls under torch.func, torch.compile or with gradients to be tracked,
-    and complex leaves, run leaf by leaf.
+    Elementwise rules become kernels: they are run on symbols, what they do is written as C and
+    compiled with the system's compiler (once: kernels are kept on disk), and called over a table of
+    pointers to the leaves where they lie, in whatever order their elements are in memory. A number
+    made of columns (a norm) is taken in a pass that has them at hand, and ends it. Rules that are
+    leafwise or treewise, or do something that is not pointwise arithmetic, run with torch between
+    the passes; `explain(params)` says what will run. Hypers are data: another value, a schedule, or
+    a tree of values compiles nothing again. Calls under torch.func, torch.compile or with gradients
+    to be tracked run leaf by leaf, and so do trees with a leaf that kernels cannot treat (complex,
+    sparse, tensor subclasses).
 
-    On a GPU the same kernel is written for Triton, and launched once for all leaves of a dtype. The
+    On a GPU the same pass is written for Triton, and launched once for all leaves of a dtype. The
     host never waits for the device, so steps can be captured in a CUDA graph, after one step that
     is not. Give the hypers that will change as 0-d tensors on the GPU, since numbers are part of
-    the graph; and copy the step count that comes out into the one that went in, so that a replay
-    counts on.
+    the graph; and copy the step counts that come out into those that went in, so that a replay
+    counts.
 
     Pure by default: results are new tensors, in memory that is used again once the caller has
-    dropped it; all leaves of params, or of a slot, lie in one buffer (so torch.save of a single
-    leaf writes the whole buffer). With `donate` the buffers of params and state are overwritten and
-    handed back: the trees passed in are spent. With `debug` (default: whether the environment has
+    dropped it; all large leaves of params, or of a slot, lie in one buffer (so torch.save of a
+    single leaf writes the whole buffer). With `donate` the memory of params and state is
+    overwritten and handed back: the trees passed in are spent, no two leaves may share memory, and
+    the step is not differentiated. With `debug` (default: whether the environment has
     FUNCTIONAL_SGD_DEBUG) using a spent tree raises ValueError.
 
     A wrapper (partition, accumulate, ...) comes back around its fused optimizers; what is fused is
-    fused anew. Raises TypeError if `opt` is neither a chain nor a wrapper. Without a compiler it
-    warns once, and kernels are replaced by torch's foreach operators.
+    fused anew. Raises TypeError if `opt` is not an optimizer. Without a compiler it warns once, and
+    kernels are replaced by torch's foreach operators.
 
     >>> from functional_sgd import adamw
     >>> opt = fuse(adamw(lr=0.1))
@@ -68,39 +96,34 @@ def fuse(opt: Any, donate: bool = False, debug: bool | None = None) -> Any:
     >>> params
     {'w': tensor([0.8990, 0.8990, 0.8990])}
     """
-    if hasattr(opt, "map_inner"):
-        return opt.map_inner(partial(fuse, donate=donate, debug=debug))
+    check_optimizer("fuse", opt)
     if isinstance(opt, Fused):
         opt = opt.opt
-    if not isinstance(opt, Chain):
-        raise TypeError(f"fuse: expected a chain such as adamw(), got {opt!r}.")
-    debug = bool(os.environ.get("FUNCTIONAL_SGD_DEBUG")) if debug is None else debug
-    return Fused(opt, donate, debug)
+    if isinstance(opt, (Chain, Front)):
+        debug = bool(os.environ.get("FUNCTIONAL_SGD_DEBUG")) if debug is None else debug
+        return Fused(opt, donate, debug, tuple(backends))
+    return opt.with_inner(tuple(fuse(one, donate, debug, backends) for one in opt.inner))
 
 
-class Fused:
+class Fused(Optimizer):
     """An optimizer whose elementwise rules run as compiled kernels; `fuse` makes one.
 
     Besides memory and compiled code it keeps nothing: results depend on the arguments alone.
     """
 
-    def __init__(self, opt: Chain, donate: bool, debug: bool) -> None:
+    def __init__(
+        self, opt: Chain | Front, donate: bool, debug: bool, backends: tuple[Backend, ...]
+    ) -> None:
         self.opt, self.donate, self.debug = opt, donate, debug and donate
-        self.segments: tuple[Segment, ...] = cut(opt.plan)
-        self.compiled = _has_compiler()
-        self.triton = True  # until it turns out that there is none
-        self._groups: dict[tuple[Signature, ...], list[Group]] = {}
-        self._guard: Guard | None = None  # of the last trees, and how they are grouped
+        self.backends = list(backends)
+        self.programs: dict[frozenset[str], Program] = {}
+        self.program = self._program(frozenset())  # of params in full precision
+        self._groups: dict[tuple[Signature, ...], tuple[list[Group], list[int]]] = {}
+        self._guard: Guard | None = None  # of the last trees that were grouped
         self._guarded: list[Group] = []
         self._lock = threading.Lock()
-        nodes = [
-            node
-            for segment in self.segments
-            if segment.graph is not None
-            for node in segment.graph.nodes
-        ]
-        self._scalars = {node.args[0] for node in nodes if node.op == "scalar"}
         self._pool = Pool()
+        self._unbatched: set[int] = set()
 
     @property
     def hyper(self) -> dict[str, Any]:
@@ -109,15 +132,26 @@ class Fused:
 
     @property
     def required(self) -> tuple[str, ...]:
-        """The hypers and extras that have no default."""
+        """The hypers, extras and columns that have no default."""
         return self.opt.required
 
+    @property
+    def donates(self) -> bool:
+        """Whether params and state are overwritten."""
+        return self.donate
+
+    @property
+    def averages(self) -> bool:
+        """Whether the chain keeps what is to be evaluated."""
+        return self.opt.averages
+
+    def evaluated(self, params: Tree, state: State) -> Tree:
+        """What the chain wants to be evaluated."""
+        return self.opt.evaluated(params, state)
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return Fused, (
-            self.opt,
-            self.donate,
-            self.debug,
-        )  # for copies, which compile for themselves
+        # For copies, which compile for themselves.
+        return Fused, (self.opt, self.donate, self.debug, tuple(self.backends))
 
     def init(self, params: Tree) -> State:
         """A fresh state, as the chain makes it."""
@@ -130,171 +164,171 @@ class Fused:
         state: State,
         hyper: Mapping[str, Any] | None = None,
         **extras: Any,
-    ) -> tuple[Tree, State]:
+    ) -> Any:
         """One step: (new params, new state)."""
-        plan = self.opt.plan
         if recorded():
             return self.opt(params, grads, state, hyper, **extras)
+        plan = self.opt.plan
         guard, guarded = self._guard, self._guarded
         leaves = take_apart(plan, params, grads, state, hyper, extras, guard)
         if self.debug:
-            _refuse_spent(params, leaves)
-        if _tracked(leaves) or not all(
-            _is_number(leaves.shared.get(name, 0)) for name in self._scalars
-        ):
+            refuse_spent(params, leaves)
+        if _is_differentiated(leaves, guard, self.donate):
             return run_leaves(plan, leaves)
         with self._lock:
-            if leaves.familiar:
-                groups = guarded
-            else:
-                groups = self._groups_of(leaves)
-                self._watch(leaves, groups)
-            run = Run(
-                plan,
-                self.segments,
-                groups,
-                leaves,
-                self.donate,
-                Means(self._pool, self.compiled, self.triton),
-            )
+            groups, others = (guarded, ()) if leaves.familiar else self._grouped(leaves)
+            if self.donate:
+                check_apart(params, leaves, whole=not leaves.familiar)
+            if not others:
+                return self._run(leaves, groups)
+            return self._run_mixed(leaves, groups, others)
+
+    def _run(self, leaves: Leaves, groups: list[Group]) -> Any:
+        half = any(group.dtypes["param"] in _HALVES for group in groups)
+        program = self._program(frozenset({"param"}) if half else frozenset())
+        while True:
+            resources = Resources(self._pool, self.backends, self._unbatched, self.donate)
+            run = Run(self.opt.plan, program, groups, leaves, resources)
+            numbers = dict(leaves.numbers)
             try:
-                new_params, new_slots = run()
-            except NoCompiler as error:
+                results, slots = run()
+                break
+            except Unavailable as error:
                 if run.started:
                     raise
-                _warn(error)
-                if isinstance(error, NoTriton):
-                    self.triton = False
-                else:
-                    self.compiled = False
-                return run_leaves(plan, leaves)
-            if self.debug:
-                new_params, new_slots = _spend(leaves, new_params, new_slots)
-        return leaves.rebuild(new_params, new_slots)
+                leaves.numbers, leaves.common = numbers, {}
+                self._give_up(error)
+        if self.debug:
+            results, slots = spend(leaves, results, slots)
+        return leaves.rebuild(results, slots)
+
+    def _run_mixed(self, leaves: Leaves, groups: list[Group], others: Sequence[int]) -> Any:
+        """The step of a tree in which kernels cannot treat some leaves, which run leaf by leaf.
+
+        All leaves do if a number is made of several of them, or a rule sees the whole tree.
+        """
+        plan = self.opt.plan
+        if groups and not any(call.rule.needs_tree for call in plan.calls):
+            theirs = replace(leaves, grads=_only(leaves.grads, set(others)))
+            ours = replace(leaves, grads=_only(leaves.grads, {*leaves.active} - {*others}))
+            result = merged(leaves, self._run(ours, groups), run_leaves(plan, theirs), others)
+        else:
+            result = run_leaves(plan, leaves)
+        return put_back(leaves, result) if self.donate else result
 
     def source(self, dtype: torch.dtype = torch.float32, device: str = "cpu") -> str:
-        """The code of every kernel, for leaves and gradients of this dtype: C, or Triton's Python
-        for "cuda".
+        """The code of every kernel, for leaves and gradients of this dtype.
 
-        A GPU's kernel is shown as it is when the hypers are numbers.
+        C, or Triton's Python for "cuda"; a GPU's kernel is shown as it is when hypers are numbers.
         """
-        working = working_dtype(torch.empty(0, dtype=dtype))
+        backend = next(one for one in self.backends if one.treats(torch.device(device)))
+        half = dtype in _HALVES
+        working = torch.float32 if half else dtype
+        program = self._program(frozenset({"param"}) if half else frozenset())
         parts = []
-        for segment in self.segments:
-            if segment.graph is not None:
-                kept = {key: dtype if key == "param" else working for key in segment.outputs}
-                dtypes = defaultdict(lambda: working, {"param": dtype, "grad": dtype})
-                kernel = (
-                    segment.kernel(dtypes, kept, working)
-                    if device == "cpu"
-                    else segment.device_kernel(dtypes, kept, working, tensors=(COUNTER,))
-                )
-                parts.append(kernel.source)
+        for work in program.steps:
+            if isinstance(work, Pass):
+                stored = {"param": dtype, "grad": dtype}
+                reads = tuple(stored.get(name, working) for name in work.reads)
+                writes = tuple(stored.get(name, working) for name in work.outputs)
+                parts.append(backend.source(work, Dtypes(reads, writes, working)))
         return "\n".join(parts)
 
-    def explain(self) -> None:
-        """Print the segments of the chain: what is a kernel, and what is not and why.
+    def explain(self, params: Tree = None) -> None:
+        """Print the passes of the chain, and the rules that torch runs between them, and why.
+
+        With `params`, also which leaves run in kernels, and how many bytes of columns each step
+        moves for each byte of params.
 
         >>> from functional_sgd import centralize, chain, clip_norm, sgd
         >>> fuse(chain(centralize, clip_norm, sgd(lr=0.1))).explain()
         torch   centralize: it is leafwise
-        kernel  clip_norm, sgd_step
+        kernel  takes grad_norm                      reads grad
+        kernel  clip_norm, sgd_step                  reads param, grad; writes param
         """
-        for segment in self.segments:
-            print(
-                f"kernel  {segment.title}"
-                if segment.graph is not None
-                else f"torch   {segment.reason}"
-            )
+        print(explained(self, params))
 
     def __repr__(self) -> str:
         return f"fuse({self.opt!r}{', donate=True' if self.donate else ''})"
 
-    def _watch(self, leaves: Leaves, groups: list[Group]) -> None:
-        """Recognise such trees when they come again."""
+    def _program(self, rounded: frozenset[str]) -> Program:
+        if rounded not in self.programs:
+            self.programs[rounded] = make_program(self.opt.plan, rounded)
+        return self.programs[rounded]
+
+    def needs(self) -> Needs:
+        """What the kernels need of a leaf."""
+        passes = [step for step in self.program.steps if isinstance(step, Pass)]
+        touched = {name for work in passes for name in (*work.reads, *work.outputs)}
+        own = (*self.opt.plan.slots, *self.opt.plan.given)
+        columns = tuple(name for name in own if name in touched)
+        return Needs(columns, any(work.random for work in passes), self.donate)
+
+    def _grouped(self, leaves: Leaves) -> tuple[list[Group], Sequence[int]]:
+        """(the leaves in groups of one kind, those that kernels cannot treat)."""
+        needs = self.needs()
+        key = signatures(leaves, needs)
+        if key not in self._groups:
+            if len(self._groups) >= _KNOWN_TREES:
+                self._groups.clear()
+            self._groups[key] = Group.split(key, needs.columns, leaves)
+        groups, others = self._groups[key]
         grads = [grad for grad in leaves.grads if grad is not None]
-        if len(grads) == len(leaves.params):
+        if len(grads) == len(leaves.params) and not others:
             for group in groups:
-                group.dense_grads = all(map(Tensor.is_contiguous, group.pick(grads)))
-            self._guard, self._guarded = (
-                Guard(leaves.spec, [leaves.params, *leaves.slots.values(), grads]),
-                groups,
+                group.find_alike({"grad": grads, **leaves.slots}, leaves.params)
+            columns = [leaves.params, *leaves.slots.values(), grads]
+            self._guard, self._guarded = Guard(leaves.spec, columns), groups
+        return groups, others
+
+    def _give_up(self, error: Unavailable) -> None:
+        """Do without a backend from now on, and say once what is lost."""
+        self.backends.remove(error.backend)
+        if (error.backend.name, str(error)) not in _warned:
+            _warned.add((error.backend.name, str(error)))
+            warnings.warn(
+                f"fuse: {error}. Optimizers run with foreach operators, several times slower. "
+                f"{error.cure}",
+                stacklevel=5,
             )
 
-    def _groups_of(self, leaves: Leaves) -> list[Group]:
-        """The leaves in groups of one kind."""
-        key = signatures(leaves)
-        if key not in self._groups:
-            if len(self._groups) >= 16:
-                self._groups.clear()
-            self._groups[key] = Group.split(key, leaves)
-        return self._groups[key]
+
+_warned: set[tuple[str, str]] = set()
 
 
-def _tracked(leaves: Leaves) -> bool:
-    """Whether somebody wants to differentiate through the step."""
+def _is_differentiated(leaves: Leaves, guard: Guard | None, donate: bool) -> bool:
+    """Whether somebody may differentiate through the step.
+
+    A donated step overwrites its arguments, so it has no derivative; parameters that are trained
+    (leaves of the autograd graph) may be donated, values that were computed from others may not.
+    """
     if torch.autograd.forward_ad._current_level >= 0:
         return True
     if not torch.is_grad_enabled():
         return False
-    values = [*leaves.shared.values(), *(v for vs in leaves.separate.values() for v in vs)]
-    if not leaves.familiar:
-        values += [
-            *leaves.params,
-            *leaves.grads,
-            *(leaf for column in leaves.slots.values() for leaf in column),
-        ]
-    return any(value.requires_grad for value in values if isinstance(value, Tensor))
-
-
-def _refuse_spent(params: Tree, leaves: Leaves) -> None:
-    for index, path in enumerate(paths(params)):
-        for leaf in (leaves.params[index], *(column[index] for column in leaves.slots.values())):
-            if getattr(leaf, "_spent_by", None):
-                raise ValueError(
-                    f"fuse: leaf {path!r} was donated to an earlier step, which has overwritten "
-                    f"it. "
-                    f"Go on with the params and state that the step returned, or fuse(opt, "
-                    f"donate=False)."
-                )
-
-
-def _spend(
-    leaves: Leaves, params: list[Tensor], slots: Mapping[str, list[Tensor]]
-) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
-    """New tensors for the results; those passed in are emptied and marked."""
-    new = (
-        [leaf.detach() for leaf in params],
-        {name: [leaf.detach() for leaf in column] for name, column in slots.items()},
-    )
-    for old in (*leaves.params, *(leaf for column in leaves.slots.values() for leaf in column)):
-        old.data = torch.empty(0, dtype=old.dtype, device=old.device)
-        old._spent_by = "fuse"  # type: ignore[attr-defined]
-    return new
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.dim() == 0)
-
-
-_warned: set[type[NoCompiler]] = set()
-
-
-def _has_compiler() -> bool:
-    try:
-        load("int run(void) { return 0; }\n")
-    except NoCompiler as error:
-        _warn(error)
-        return False
-    return True
-
-
-def _warn(error: NoCompiler) -> None:
-    """Say once what is lost."""
-    if type(error) not in _warned:
-        _warned.add(type(error))
-        warnings.warn(
-            f"fuse: {error}. Optimizers run with foreach operators, several times slower. "
-            f"{error.cure}",
-            stacklevel=5,
+    numbers: list[Any] = [*leaves.shared.values(), *leaves.numbers.values()]
+    for column in (*leaves.separate.values(), *leaves.given.values()):
+        numbers += column
+    tensors: list[Any] = []
+    if not (leaves.familiar and guard is not None and not guard.tracked):
+        tensors += [*leaves.params, *leaves.grads]
+        for slot in leaves.slots.values():
+            tensors += slot
+    tracked = list(filter(_is_tracked, numbers))
+    tracked_tensors = list(filter(_is_tracked, tensors))
+    if donate and (tracked or not all(tensor.is_leaf for tensor in tracked_tensors)):
+        raise ValueError(
+            "fuse: a donated step overwrites its arguments, so no derivative can go through it, "
+            "but hypers are tracked, or arguments were computed from tracked tensors. "
+            "Detach them, or fuse without donate."
         )
+    return not donate and bool(tracked or tracked_tensors)
+
+
+def _only(grads: Sequence[Tensor | None], chosen: set[int]) -> list[Tensor | None]:
+    """The gradients of some leaves, None for the others."""
+    return [grad if index in chosen else None for index, grad in enumerate(grads)]
+
+
+def _is_tracked(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.requires_grad

@@ -1,7 +1,7 @@
-"""Leaves of one kind (device, dtypes, dense), which one kernel treats together."""
+"""Leaves of one kind (device, dtypes, layout), which one kernel treats together."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -9,9 +9,15 @@ from torch import Tensor
 
 from functional_sgd.call import Leaves
 from functional_sgd.fusion.buffers import LARGE
-from functional_sgd.fusion.device import Chunks
-from functional_sgd.fusion.launch import Shape
-from functional_sgd.fusion.source import SUPPORTED_DTYPES
+from functional_sgd.fusion.kernel import SUPPORTED_DTYPES
+
+
+class Needs(NamedTuple):
+    """What the kernels of a program need of a leaf."""
+
+    columns: tuple[str, ...]  # slots and given columns that they touch, besides param and grad
+    order: bool  # whether the order of elements in memory must be the logical one
+    writes: bool  # whether slots are overwritten where they are
 
 
 class Signature(NamedTuple):
@@ -21,22 +27,43 @@ class Signature(NamedTuple):
     plain: bool  # a kernel can treat it
     shape: torch.Size
     device: torch.device
-    dtypes: tuple[torch.dtype, ...]  # of param, grad, slots
+    dtypes: tuple[torch.dtype, ...]  # of param, grad and the columns that kernels touch
 
 
-def signatures(leaves: Leaves) -> tuple[Signature, ...]:
+def signatures(leaves: Leaves, needs: Needs) -> tuple[Signature, ...]:
     """The signature of every leaf."""
-    return tuple(map(_signature, leaves.params, leaves.grads, *leaves.slots.values()))
+    columns = [leaves.slots[n] if n in leaves.slots else leaves.given[n] for n in needs.columns]
+    return tuple(
+        _signature(param, grad, own, needs)
+        for param, grad, *own in zip(leaves.params, leaves.grads, *columns, strict=True)
+    )
 
 
-def _signature(param: Tensor, grad: Tensor | None, *slots: Tensor) -> Signature:
+def _signature(
+    param: Tensor, grad: Tensor | None, own: Sequence[Tensor], needs: Needs
+) -> Signature:
     if grad is None:
         return _known(False, False, param.shape, param.device, ())
-    shape, columns = param.shape, (param, grad, *slots)
+    columns = (param, grad, *own)
     kinds = tuple([(type(value), value.device, value.layout, value.dtype) for value in columns])
-    plain = _ordinary(kinds) and param.is_contiguous() and not any(map(Tensor.is_neg, columns))
-    plain = plain and all(slot.shape == shape and slot.is_contiguous() for slot in slots)
-    return _known(True, plain, shape, param.device, tuple([kind[3] for kind in kinds]))
+    dtypes = tuple([kind[3] for kind in kinds])
+    plain = _ordinary(kinds) and not any(map(Tensor.is_neg, columns)) and _dense(param)
+    plain = plain and all(value.shape == param.shape for value in own)
+    if needs.order:
+        plain = plain and param.is_contiguous()
+    if needs.writes:  # a slot that lies otherwise than its param would be written in a copy of it
+        plain = plain and all(_alike(value, param) for value in own)
+    return _known(True, plain, param.shape, param.device, dtypes)
+
+
+def _dense(tensor: Tensor) -> bool:
+    """Whether its elements fill its memory, in whatever order."""
+    return tensor.is_contiguous() or torch.ops.aten.is_non_overlapping_and_dense(tensor)
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    """Whether the elements of both are in the same order in memory."""
+    return one.stride() == other.stride() or (one.is_contiguous() and other.is_contiguous())
 
 
 _known = functools.lru_cache(maxsize=4096)(Signature)
@@ -49,8 +76,7 @@ longer than this.
 def _ordinary(kinds: tuple[tuple[type, torch.device, torch.layout, torch.dtype], ...]) -> bool:
     """Whether kernels know such tensors, and they are all on one device."""
     return all(
-        issubclass(kind, (Tensor if kind is Tensor else torch.nn.Parameter))
-        and device.type in ("cpu", "cuda")
+        kind in (Tensor, torch.nn.Parameter)
         and device == kinds[0][1]
         and layout is torch.strided
         and dtype in SUPPORTED_DTYPES
@@ -59,7 +85,7 @@ def _ordinary(kinds: tuple[tuple[type, torch.device, torch.layout, torch.dtype],
 
 
 class Group:
-    """Some leaves of one kind, by their numbers, and how they are cut into chunks."""
+    """Some leaves of one kind, by their numbers."""
 
     def __init__(
         self,
@@ -67,58 +93,54 @@ class Group:
         shapes: Sequence[torch.Size],
         device: torch.device,
         dtypes: dict[str, torch.dtype],
+        everything: bool,
     ) -> None:
-        self.indices = list(indices)
-        self.shapes = list(shapes)
+        self.indices, self.shapes = list(indices), list(shapes)
+        self.sizes = [shape.numel() for shape in shapes]
         self.device, self.dtypes = device, dtypes
-        self.everything = False  # whether these are all leaves, in order
-        self.large = any(shape.numel() >= LARGE for shape in shapes)
-        self.dense_grads = (
-            False  # whether the gradients of trees that are recognised are contiguous
-        )
+        self.everything = everything  # whether these are all leaves, in order
+        self.large = any(size >= LARGE for size in self.sizes)
+        self.alike: frozenset[str] = frozenset()  # of recognised trees: what lies as params do
+        self.prepared: dict[Any, Any] = {}  # what backends keep for it: how it is cut into chunks
 
-    @functools.cached_property
-    def shape(self) -> Shape:
-        """The chunks of a compiled kernel."""
-        return Shape([shape.numel() for shape in self.shapes])
-
-    @functools.cached_property
-    def chunks(self) -> Chunks:
-        """The chunks of a Triton kernel."""
-        return Chunks([shape.numel() for shape in self.shapes])
+    @property
+    def working(self) -> torch.dtype:
+        """The dtype in which rules calculate."""
+        half = self.dtypes["param"] in (torch.float16, torch.bfloat16)
+        return torch.float32 if half else self.dtypes["param"]
 
     @staticmethod
-    def split(signatures: Sequence[Signature], leaves: Leaves) -> list["Group"]:
-        """The groups of all leaves that a kernel can treat; those of GPUs first, since their
-        kernels take no time.
+    def split(
+        found: Sequence[Signature], names: Sequence[str], leaves: Leaves
+    ) -> tuple[list["Group"], list[int]]:
+        """(the groups of all leaves that kernels can treat, the other leaves with a gradient).
+
+        Groups on a GPU come first: their kernels run while the CPU goes on.
         """
         kinds: dict[tuple[torch.device, tuple[torch.dtype, ...]], list[int]] = {}
-        for index, one in enumerate(signatures):
+        others = []
+        for index, one in enumerate(found):
             if one.active and one.plain:
                 kinds.setdefault((one.device, one.dtypes), []).append(index)
-        names = ("param", "grad", *leaves.slots)
-        groups = [
-            Group(
-                indices,
-                [signatures[i].shape for i in indices],
-                device,
-                dict(zip(names, dtypes, strict=True)),
-            )
-            for (device, dtypes), indices in sorted(
-                kinds.items(), key=lambda item: item[0][0].type == "cpu"
-            )
-        ]
-        for group in groups:
-            group.everything = len(group.indices) == len(signatures)
-        return groups
+            elif one.active:
+                others.append(index)
+        groups = []
+        for (device, dtypes), indices in sorted(kinds.items(), key=lambda k: k[0][0].type == "cpu"):
+            shapes = [found[index].shape for index in indices]
+            named = dict(zip(("param", "grad", *names), dtypes, strict=True))
+            whole = len(indices) == len(found)
+            groups.append(Group(indices, shapes, device, named, whole))
+        return groups, others
+
+    def find_alike(self, columns: Mapping[str, Sequence[Tensor]], params: Sequence[Tensor]) -> None:
+        """Note which columns have their elements in the order of the params."""
+        alike = set()
+        for name, values in columns.items():
+            pairs = zip(self.pick(list(values)), self.pick(list(params)), strict=True)
+            if all(_alike(value, param) for value, param in pairs):
+                alike.add(name)
+        self.alike = frozenset(alike)
 
     def pick(self, values: list[Any]) -> list[Any]:
         """The group's part of a list over all leaves; the list itself, if that is everything."""
         return values if self.everything else [values[index] for index in self.indices]
-
-
-def dense(tensors: list[Tensor]) -> list[Tensor]:
-    """The tensors, copied where they are not contiguous."""
-    if all(map(Tensor.is_contiguous, tensors)):
-        return tensors
-    return [tensor.contiguous() for tensor in tensors]

@@ -1,344 +1,314 @@
-"""One call of a fused optimizer: kernels and torch take turns over a table of columns."""
+"""One call of a fused optimizer: kernels and torch take turns over tables of columns."""
 
-import functools
-from collections.abc import Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from functional_sgd.call import Leaves, Plan
-from functional_sgd.fusion import device
-from functional_sgd.fusion.buffers import Pool, apart, results
-from functional_sgd.fusion.foreach import run_foreach
-from functional_sgd.fusion.group import Group, dense
-from functional_sgd.fusion.launch import Pointers
-from functional_sgd.fusion.norms import norms_by_torch, norms_on_cpu
-from functional_sgd.fusion.prelude import Prelude
-from functional_sgd.fusion.scalars import Numbers, on_device, rows, separate
-from functional_sgd.fusion.segments import Segment, key_of
-from functional_sgd.state import owned, stored, working, working_dtype
-from functional_sgd.step import columns_of, put_on_leaves, run_on_leaf, run_on_tree
-from functional_sgd.tree import unflatten
+from functional_sgd.fusion.arithmetic import Node
+from functional_sgd.fusion.backends.backend import Backend, Runner
+from functional_sgd.fusion.batches import run_in_batches
+from functional_sgd.fusion.buffers import Pool
+from functional_sgd.fusion.check import evaluate
+from functional_sgd.fusion.column import Column
+from functional_sgd.fusion.group import Group
+from functional_sgd.fusion.kernel import Dtypes
+from functional_sgd.fusion.passes import Pass, Program, TorchRule
+from functional_sgd.fusion.scalars import Scalars
+from functional_sgd.state import gradient_for, owned, stored, working
+from functional_sgd.step import as_gradient, check_tree_scalars, run_on_tree
 from functional_sgd.wiring import Call
 
-
-class Column:
-    """A column of a group: its tensors, and where they lie."""
-
-    __slots__ = ("_addresses", "_dense", "dtype", "ours", "rough", "tensors")
-
-    def __init__(
-        self,
-        dtype: torch.dtype,
-        tensors: list[Tensor],
-        ours: bool = False,
-        rough: bool = False,
-        dense: bool = False,
-    ) -> None:
-        self.dtype, self.tensors = dtype, tensors
-        self.ours = ours  # it may be overwritten
-        self.rough = (
-            rough  # a rule's own result: not yet in the shape and dtype in which it is kept
-        )
-        self._dense = dense  # known to be contiguous
-        self._addresses: Pointers | None = None
-
-    @property
-    def pointers(self) -> Pointers:
-        """The addresses of the tensors; of contiguous copies where they are not contiguous."""
-        if self._addresses is None:
-            if not self._dense:
-                self.tensors = dense(self.tensors)
-            self._addresses = list(map(Tensor.data_ptr, self.tensors))
-        return self._addresses
+Table = dict[str, Column]
+"""The columns of a group by name."""
 
 
-class Means(NamedTuple):
-    """What a call has to work with."""
+@dataclass(frozen=True)
+class Resources:
+    """What the calls of an optimizer share: memory that is used again, and who makes kernels."""
 
     pool: Pool
-    compiler: bool  # for leaves on the CPU
-    triton: bool  # for leaves on GPUs
+    backends: Sequence[Backend]
+    unbatched: set[int]  # rules, by position, that torch runs leaf by leaf
+    donate: bool
 
 
 class Run:
-    """A call: the table of each group, and the columns of the leaves that no kernel can treat."""
+    """A call: a table of columns for each group, and the program that works on them.
+
+    Every leaf with a gradient is in some group; what no kernel can treat runs leaf by leaf, before
+    it comes to this.
+    """
 
     def __init__(
         self,
         plan: Plan,
-        segments: Sequence[Segment],
-        groups: list[Group],
+        program: Program,
+        groups: Sequence[Group],
         leaves: Leaves,
-        donate: bool,
-        means: Means,
+        resources: Resources,
     ) -> None:
-        self.plan, self.segments, self.groups, self.leaves = plan, segments, groups, leaves
-        self.donate, self.means = donate, means
-        self.started = False  # whether anything has been written
+        self.plan, self.program, self.groups, self.leaves = plan, program, groups, leaves
+        self.resources = resources
+        self.scalars = Scalars(leaves)
+        self.started = False  # whether anything of the caller's has been overwritten
         self.tables = [self._table(group) for group in groups]
-        self.others: dict[int, dict[str, Tensor]] = {}
-        if sum(len(group.indices) for group in groups) < len(leaves.params):
-            treated = {index for group in groups for index in group.indices}
-            self.others = {
-                index: columns_of(leaves, index) for index in leaves.active if index not in treated
-            }
-        self.kept: dict[int, dict[str, Tensor]] = {index: {} for index in self.others}
-        self.numbers: dict[
-            str, dict[int, Tensor]
-        ] = {}  # what the last prelude reduced each leaf to
 
     @torch.no_grad()
-    def __call__(self) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
-        """New params and slots, leaf by leaf."""
-        for segment in self.segments:
-            self._segment(segment)
+    def __call__(self) -> tuple[dict[str, list[Any]], dict[str, list[Tensor]]]:
+        """The results, and the slots, leaf by leaf; numbers of the tree are set in the leaves."""
+        for step in self.program.steps:
+            if isinstance(step, Pass):
+                self._pass(step)
+            else:
+                self._torch_rule(step)
+        self._set_numbers()
         return self._results()
 
-    def _segment(self, segment: Segment) -> None:
-        if segment.prelude is not None and not self._reduce(segment.prelude, segment):
-            for part in segment.instead:
-                self._segment(part)
-            return
-        if segment.graph is not None:
-            for number, group in enumerate(self.groups):
-                self._kernel(segment, number, group)
-        elif segment.calls[0].treewise:
-            self._on_tree(segment.calls[0], segment)
-        else:
-            self._on_leaves(segment.calls[0], segment)
-        if not (segment.graph is None and segment.calls[0].treewise):
-            for index, columns in self.others.items():
-                for call in segment.calls:
-                    run_on_leaf(
-                        call,
-                        self.leaves.params[index],
-                        columns,
-                        self.leaves.scalars(index),
-                        self.kept[index],
-                    )
-
-    def _reduce(self, prelude: Prelude, segment: Segment) -> bool:
-        """Reduce leaves to the numbers that the kernel wants; False if that cannot be done this
-        time.
-        """
-        call, leaves = prelude.call, self.leaves
-        if self.others or (
-            call.treewise and any(name in leaves.separate for _, name in call.scalars)
-        ):
-            return False
-        indices = [index for group in self.groups for index in group.indices]
-        if not indices:
-            return True
-        columns: list[dict[str, Tensor]] = [{} for _ in indices]
-        for _, outer in call.reads:
-            seen = (
-                t
-                for tab, g in zip(self.tables, self.groups, strict=True)
-                for t in self._seen(tab, segment.keys[outer], g)
-            )
-            for column, tensor in zip(columns, seen, strict=True):
-                column[outer] = tensor
-        numbers = prelude.numbers(
-            columns,
-            segment.keys,
-            [leaves.scalars(index) for index in (indices[:1] if call.treewise else indices)],
-            lambda values: unflatten(leaves.spec, _scattered(values, indices, len(leaves.params))),
-            lambda tree: [
-                values[index] for values in [leaves.spec.flatten_up_to(tree)] for index in indices
-            ],
-            functools.cache(lambda outer: self._norms_of_leaves(segment.keys[outer])),
-        )
-        if numbers is not None:
-            self.numbers = {
-                name: dict(zip(indices, values, strict=True)) for name, values in numbers.items()
-            }
-        return numbers is not None
-
-    def _table(self, group: Group) -> dict[str, Column]:
-        dense_grads = self.leaves.familiar and group.dense_grads
+    def _table(self, group: Group) -> Table:
+        leaves, donate = self.leaves, self.resources.donate
+        params = group.pick(leaves.params)
+        alike = group.alike if leaves.familiar else frozenset[str]()
+        grads = group.pick(leaves.grads)
         table = {
-            "grad": Column(group.dtypes["grad"], group.pick(self.leaves.grads), dense=dense_grads)
+            "param": Column(group.dtypes["param"], params, writable=donate),
+            "grad": Column(group.dtypes["grad"], grads, like=None if "grad" in alike else params),
         }
-        for name, values in (("param", self.leaves.params), *self.leaves.slots.items()):
-            table[name] = Column(
-                group.dtypes[name], group.pick(values), ours=self.donate, dense=True
-            )
+        for name, values in leaves.slots.items():
+            tensors = group.pick(values)
+            # A donated slot lies as its param does; one of another shape is not for kernels.
+            same = donate or name in alike or name not in group.dtypes
+            dtype = group.dtypes[name] if name in group.dtypes else tensors[0].dtype
+            table[name] = Column(dtype, tensors, donate, like=None if same else params)
+        for name, given in leaves.given.items():
+            tensors = group.pick(given)
+            table[name] = Column(tensors[0].dtype, tensors, like=params)
         return table
 
-    def _kernel(self, segment: Segment, number: int, group: Group) -> None:
-        """Run a segment's kernel over a group."""
-        if not segment.outputs:
-            return
-        table, precision, by_triton = (
-            self.tables[number],
-            _precision(group),
-            device.treats(group.device),
-        )
-        if not (self.means.triton if by_triton else self.means.compiler):
-            self._foreach(segment, table, group)
-            return
+    # Kernels.
+
+    def _pass(self, work: Pass) -> None:
+        """Run a pass over all groups, and finish what it takes."""
+        parts = []
+        for number, (group, table) in enumerate(zip(self.groups, self.tables, strict=True)):
+            totals = self._kernel(work, number, group, table)
+            if totals is not None:
+                parts.append((group, totals))
+        for place, take in enumerate(work.takes):
+            reduction = take.reduction
+            if reduction.over == "tree":
+                count = sum(sum(group.sizes) for group, _ in parts)
+                wholes = [reduction.whole(totals[:, place]) for _, totals in parts]
+                if wholes:
+                    total = wholes[0] if len(wholes) == 1 else reduction.together(wholes)
+                    self.scalars.of_tree[take.name] = reduction.finished(total, count)
+                continue
+            for group, totals in parts:
+                vector = totals[:, place]
+                if reduction.finish == "mean":
+                    counts = torch.tensor(group.sizes, device=vector.device).clamp(min=1)
+                    vector = vector / counts
+                elif reduction.finish == "root":
+                    vector = vector.sqrt()
+                self.scalars.of_leaves[take.name, id(group)] = vector
+
+    def _kernel(self, work: Pass, number: int, group: Group, table: Table) -> Tensor | None:
+        """Run a pass over one group."""
+        backend = next(one for one in self.resources.backends if one.treats(group.device))
+        # Whoever reads an address must hold its column until the kernel has run: these lists do.
+        reads = [table[name] for name in work.reads]
+        results = self.program.results.values()
         kept = {
-            key: group.dtypes[key] if key in segment.final else precision for key in segment.outputs
+            name: group.dtypes[name] if name in group.dtypes and name in results else group.working
+            for name in work.outputs
         }
-        kinds = ({key: column.dtype for key, column in table.items()}, kept, precision)
-        scalars = (segment.hypers, self.leaves, self._numbers(segment, table, group), group)
-        if by_triton:
-            hypers = on_device(*scalars)
-            launch = partial(segment.on_device(group.device, hypers, *kinds), group.chunks, hypers)
-        else:
-            launch = partial(segment.launcher(*kinds), group.shape, rows(*scalars))
-        read = [table[key].pointers for key in segment.columns]
-        for key, dtype in kept.items():
-            column = table.get(key)
-            if column is None or not column.ours or column.dtype != dtype:
+        dtypes = Dtypes(tuple([c.dtype for c in reads]), tuple(kept.values()), group.working)
+        runner = self._runner(backend, work, dtypes, group)
+        writes = []
+        for name, dtype in kept.items():
+            column = table.get(name)
+            if column is None or not column.writable or column.dtype != dtype:
                 like = table["param"].tensors
-                table[key] = Column(
-                    dtype,
-                    apart(like, dtype)
-                    if by_triton
-                    else results(self.means.pool, f"{number}.{key}", like, group.large, dtype),
-                    ours=True,
-                    dense=True,
-                )
-        written = [table[key].pointers for key in kept]
-        self.started = True
-        launch([*read, *written])
+                pool, key = self.resources.pool, f"{number}.{name}"
+                tensors = backend.allocate(pool, key, like, dtype)
+                column = Column(dtype, tensors, writable=True)
+            writes.append(column)
+        self.started = self.started or self.resources.donate
+        totals = runner(group, reads, writes, self.scalars)
+        table.update(zip(kept, writes, strict=True))
+        return totals
 
-    def _numbers(self, segment: Segment, table: dict[str, Column], group: Group) -> Numbers:
-        """What the leaves of a group have been reduced to, for a kernel that wants to know."""
-        norms = {name: self._norms(table, key, group) for name, key in segment.norms.items()}
-        return {**self.numbers, **norms} if norms else self.numbers
+    def _runner(self, backend: Backend, work: Pass, dtypes: Dtypes, group: Group) -> Runner:
+        kinds = backend.kinds(work, self.scalars, group)
+        key = (id(backend), dtypes, kinds)
+        if key not in work.compiled:
+            work.compiled[key] = backend.compile(work, dtypes, self.scalars, group)
+        runner: Runner = work.compiled[key]
+        return runner
 
-    def _norms(self, table: dict[str, Column], key: str, group: Group) -> Tensor:
-        """The norms of a column, float64."""
-        column = table[key]
-        if self.means.compiler and not device.treats(group.device):
-            return norms_on_cpu(group.shape, column.dtype, column.pointers)
-        return norms_by_torch(column.tensors, _precision(group))
+    # Rules that torch runs.
 
-    def _norms_of_leaves(self, key: str) -> list[Tensor]:
-        """The norms of a column for the leaves of all groups, as rules see them."""
+    def _torch_rule(self, step: TorchRule) -> None:
+        call = step.call
+        check_tree_scalars(self.plan, call, self.leaves)
+        seen = [self._seen(group, table, step) for group, table in self._pairs()]
+        made = (self._on_tree if call.treewise else self._on_leaves)(call, seen)
+        for (group, table), written in zip(self._pairs(), made, strict=True):
+            for name, values in written.items():
+                table[step.outputs[name]] = self._made(group, table, call, name, values)
+
+    def _pairs(self) -> list[tuple[Group, Table]]:
+        return list(zip(self.groups, self.tables, strict=True))
+
+    def _seen(self, group: Group, table: Table, step: TorchRule) -> dict[str, list[Tensor]]:
+        """The columns that a rule reads, as rules see them."""
+        seen = {}
+        for name, key in step.inputs.items():
+            column = table[key]
+            if name in self.leaves.slots and name not in group.dtypes:  # of a shape of its own
+                seen[name] = list(map(working, column.tensors))
+            else:
+                params = table["param"].tensors
+                pairs = zip(params, column.tensors, strict=True)
+                seen[name] = [gradient_for(param, value) for param, value in pairs]
+        return seen
+
+    def _on_tree(
+        self, call: Call, seen: Sequence[Mapping[str, Sequence[Tensor]]]
+    ) -> list[dict[str, list[Tensor]]]:
+        columns: dict[str, dict[int, Tensor]] = {outer: {} for _, outer in call.reads}
+        for group, own in zip(self.groups, seen, strict=True):
+            for name, values in own.items():
+                columns[name].update(zip(group.indices, values, strict=True))
+        first = next((index for group in self.groups for index in group.indices), None)
+        if first is None:
+            return [{} for _ in self.groups]
+        scalars = {**self.leaves.scalars(first), **self._numbers()}
+        results = run_on_tree(self.plan, call, self.leaves, columns, scalars)
         return [
-            norm
-            for table, group in zip(self.tables, self.groups, strict=True)
-            for norm in self._norms(table, key, group).to(_precision(group)).unbind()
+            {name: group.pick(values) for name, values in results.items()} for group in self.groups
         ]
 
-    def _foreach(self, segment: Segment, table: dict[str, Column], group: Group) -> None:
-        """Do without a kernel."""
-        assert segment.graph is not None
-        values = separate(segment.hypers, self.leaves, self._numbers(segment, table, group), group)
-        columns = {key: self._seen(table, key, group) for key in segment.columns or ("grad",)}
-        self._put(table, group, run_foreach(segment.graph, segment.outputs, columns, values))
+    def _on_leaves(
+        self, call: Call, seen: Sequence[Mapping[str, Sequence[Tensor]]]
+    ) -> list[dict[str, list[Tensor]]]:
+        of_tree = {**self._numbers(), **self._reduced_over_tree(call, seen)}
+        made = [
+            run_in_batches(call, self.leaves, group, own, of_tree, self.resources.unbatched)
+            for group, own in zip(self.groups, seen, strict=True)
+        ]
+        for _, name in call.numbers:
+            values = [value for written in made for value in written.pop(name)]
+            if values:
+                self.leaves.set_number(name, values[0])
+                self.scalars.of_tree[f"{name}_by_{call.position}"] = self.leaves.numbers[name]
+        return made
 
-    def _on_leaves(self, call: Call, segment: Segment) -> None:
-        """Run one rule with torch, leaf by leaf."""
-        for table, group in zip(self.tables, self.groups, strict=True):
-            made: dict[str, list[Tensor]] = {
-                key_of(self.plan, call, name): [] for _, name in call.writes
-            }
-            reads = {name: self._seen(table, segment.keys[name], group) for _, name in call.reads}
-            for place, index in enumerate(group.indices):
-                columns = {name: values[place] for name, values in reads.items()}
-                for name, value in call.run(columns, self.leaves.scalars(index)).items():
-                    made[key_of(self.plan, call, name)].append(value)
-            self._put(table, group, made)
+    def _reduced_over_tree(
+        self, call: Call, seen: Sequence[Mapping[str, Sequence[Tensor]]]
+    ) -> dict[str, Tensor]:
+        values = {}
+        for reduced in call.reductions:
+            if reduced.reduction.over == "tree":
+                parts: list[Tensor] = []
+                count = 0
+                for own in seen:
+                    columns = [own[outer] for _, outer in reduced.columns]
+                    for leaf in zip(*columns, strict=True):
+                        named = zip((inner for inner, _ in reduced.columns), leaf, strict=True)
+                        parts.append(reduced.reduction.of_leaf(dict(named)))
+                        count += leaf[0].numel()
+                if parts:
+                    total = reduced.reduction.together(parts)
+                    values[reduced.name] = reduced.reduction.finished(total, count)
+        return values
 
-    def _on_tree(self, call: Call, segment: Segment) -> None:
-        """Run one rule with torch on whole trees."""
-        columns: dict[str, dict[int, Tensor]] = {}
-        for _, outer in call.reads:
-            columns[outer] = {index: own[outer] for index, own in self.others.items()}
-            for table, group in zip(self.tables, self.groups, strict=True):
-                columns[outer].update(
-                    zip(group.indices, self._seen(table, segment.keys[outer], group), strict=True)
-                )
-        active = next(
-            iter([*self.others, *(index for group in self.groups for index in group.indices)]), None
-        )
-        if active is None:
-            return
-        results = run_on_tree(self.plan, call, self.leaves, columns, self.leaves.scalars(active))
-        for table, group in zip(self.tables, self.groups, strict=True):
-            made = {
-                key_of(self.plan, call, name): group.pick(values)
-                for name, values in results.items()
-            }
-            self._put(table, group, made)
-        put_on_leaves(call, results, self.others, self.kept)
-
-    def _seen(self, table: dict[str, Column], key: str, group: Group) -> list[Tensor]:
-        """A column as rules see it."""
-        precision = _precision(group)
-        return [working(tensor).to(precision) for tensor in table[key].tensors]
-
-    def _put(self, table: dict[str, Column], group: Group, made: dict[str, list[Tensor]]) -> None:
-        """Results of torch become columns, in the precision that kernels expect of temporaries.
-
-        A result that shares memory with another column is copied: a kernel may overwrite either.
-        """
-        precision = _precision(group)
+    def _made(
+        self, group: Group, table: Table, call: Call, name: str, values: Sequence[Tensor]
+    ) -> Column:
+        """What torch made of a rule's column, in memory that nothing else uses."""
+        params = table["param"].tensors
         taken = [column.tensors for column in table.values()]
-        for key, values in made.items():
-            whole = [
-                owned(value.to(precision), *(tensors[place] for tensors in taken)).expand(
-                    working(param).shape
-                )
-                for place, (value, param) in enumerate(
-                    zip(values, group.pick(self.leaves.params), strict=True)
-                )
-            ]
-            taken.append(whole)
-            table[key] = Column(precision, whole, rough=True)
+        tensors = []
+        for place, value in enumerate(values):
+            if name in group.dtypes or name not in self.leaves.slots:
+                seen = working(params[place])
+                value = value.to(group.working).expand(seen.shape)
+            tensors.append(owned(value, *(other[place] for other in taken)))
+        return Column(group.working, tensors, kept=False, like=params)
 
-    def _results(self) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
-        before = {"param": self.leaves.params, **self.leaves.slots}
-        after = {name: list(values) for name, values in before.items()}
-        for table, group in zip(self.tables, self.groups, strict=True):
+    # Results.
+
+    def _numbers(self) -> dict[str, Tensor]:
+        """The numbers of the tree as rules see them now, as far as they are known."""
+        nodes = self.program.numbers
+        ready = {name: node for name, node in nodes.items() if self._is_known(node)}
+        return self._evaluated(ready)
+
+    def _is_known(self, node: Node) -> bool:
+        names = [one.args[0] for one in node.graph.needed([node]) if one.op == "scalar"]
+        leaves = self.leaves
+        known = (self.scalars.of_tree, leaves.shared, leaves.numbers)
+        return all(any(name in values for values in known) for name in names)
+
+    def _evaluated(self, nodes: Mapping[str, Node]) -> dict[str, Tensor]:
+        values = {}
+        for name, node in nodes.items():
+            needed = node.graph.needed([node])
+            named = {n.args[0]: self.scalars.tree(n.args[0]) for n in needed if n.op == "scalar"}
+            values[name] = evaluate(needed, {}, named)[node.index]
+        return values
+
+    def _set_numbers(self) -> None:
+        """What rules in kernels have made of the numbers of the tree; kernels have read the old."""
+        if not self.groups:
+            return
+        for step in self.plan.calls:
+            if step.numbers:
+                check_tree_scalars(self.plan, step, self.leaves)
+        changed = {
+            name: node
+            for name, node in self.program.numbers.items()
+            if not (node.op == "scalar" and node.args[0].startswith(name))
+        }
+        for name, value in self._evaluated(changed).items():
+            self.leaves.set_number(name, value)
+
+    def _results(self) -> tuple[dict[str, list[Any]], dict[str, list[Tensor]]]:
+        before: dict[str, list[Tensor]] = {"param": self.leaves.params, **self.leaves.slots}
+        after: dict[str, list[Any]] = {name: list(values) for name, values in before.items()}
+        if "update" in self.plan.results:
+            after["update"] = [None] * len(self.leaves.params)
+        for group, table in self._pairs():
+            used: set[str] = set()
             for name, values in after.items():
-                column = table[name]
-                tensors = (
-                    self._kept(column.tensors, group.pick(before[name]))
-                    if column.rough
-                    else column.tensors
-                )
+                key = self.program.results.get(name, name)
+                tensors = self._kept(name, table[key], group, key in used)
+                used.add(key)
                 if group.everything:
-                    after[name] = (
-                        tensors if self.donate else list(tensors)
-                    )  # a pure step makes trees of its own
-                else:
-                    for place, index in enumerate(group.indices):
-                        values[index] = tensors[place]
-        for index, columns in self.others.items():
-            taken = [self.leaves.params[index], self.leaves.grads[index]]
-            for name, value in {"param": columns["param"], **self.kept[index]}.items():
-                kept = stored(value, before[name][index])
-                after[name][index] = kept if name == "param" else owned(kept, *taken)
-                taken.append(after[name][index])
-            if self.donate:
-                for name in ("param", *self.kept[index]):
-                    after[name][index] = before[name][index].copy_(after[name][index])
-        params = after.pop("param")
-        return params, after
+                    # A pure step makes trees of its own: nobody sees the list of another.
+                    after[name] = tensors if self.resources.donate else list(tensors)
+                    continue
+                for place, index in enumerate(group.indices):
+                    values[index] = tensors[place]
+        results = {name: after.pop(name) for name in self.plan.results}
+        return results, after
 
-    def _kept(self, values: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
-        """Results in the shape and dtype in which they are kept; in the old buffers if those were
-        donated.
-        """
-        kept = [stored(value, old) for value, old in zip(values, like, strict=True)]
-        if not self.donate:
+    def _kept(self, name: str, column: Column, group: Group, again: bool) -> list[Tensor]:
+        """A result in the shapes and dtype in which it is kept; in the old memory if donated."""
+        if name == "update":
+            params = group.pick(self.leaves.params)
+            pairs = zip(column.tensors, params, strict=True)
+            return [as_gradient(gradient_for(p, value), p) for value, p in pairs]
+        if column.kept and not again:
+            return column.tensors
+        like = group.pick(self.leaves.params if name == "param" else self.leaves.slots[name])
+        kept = [stored(value, old) for value, old in zip(column.tensors, like, strict=True)]
+        if again:
+            kept = [value.clone() for value in kept]
+        if not self.resources.donate:
             return kept
         return [old if new is old else old.copy_(new) for new, old in zip(kept, like, strict=True)]
-
-
-def _scattered(values: Sequence[Any], indices: Sequence[int], count: int) -> list[Any]:
-    """A list over all leaves with these values at these places, None elsewhere."""
-    places = dict(zip(indices, values, strict=True))
-    return [places.get(index) for index in range(count)]
-
-
-def _precision(group: Group) -> torch.dtype:
-    return working_dtype(torch.empty(0, dtype=group.dtypes["param"]))

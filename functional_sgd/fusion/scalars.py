@@ -1,103 +1,100 @@
-"""The scalars of a kernel, by its names for them: numbers for a CPU, and for a GPU what needs no
-waiting.
-"""
+"""The numbers that kernels are called with, by name."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from functional_sgd.call import Leaves
-from functional_sgd.fusion import device
 from functional_sgd.fusion.group import Group
-from functional_sgd.rule import COUNTER
-
-Numbers = Mapping[str, Mapping[int, Tensor] | Tensor]
-"""What leaves have been reduced to: a number by name and leaf, or a tensor with those of a whole
-group.
-"""
+from functional_sgd.randomness import key_of
+from functional_sgd.rule import KEY, STEP
+from functional_sgd.wiring import SEED
 
 
-def rows(names: Sequence[str], leaves: Leaves, numbers: Numbers, group: Group) -> list[list[float]]:
-    """A row of numbers for all leaves of a group, or one for each leaf."""
-    if not (numbers or leaves.separate):
-        return [[float(leaves.step if name == COUNTER else leaves.shared[name]) for name in names]]
-    columns = [[float(value) for value in _values(name, leaves, numbers, group)] for name in names]
-    if max(map(len, columns), default=1) == 1:
-        return [[column[0] for column in columns]]
-    whole = [column * len(group.indices) if len(column) == 1 else column for column in columns]
-    return [list(row) for row in zip(*whole, strict=True)]
+class Value(NamedTuple):
+    """A number for all leaves of a group, or one for each of them."""
+
+    each: bool
+    value: Any  # a number or a 0-d tensor; if each, a vector (a tensor, or a list of such)
 
 
-def on_device(
-    names: Sequence[str], leaves: Leaves, numbers: Numbers, group: Group
-) -> list[device.Hyper]:
-    """For each scalar a number, or a tensor on the group's device, or an array of numbers, one for
-    each leaf.
-    """
-    where = group.device
+class Scalars:
+    """Hypers, steps, numbers of the tree, keys, and what earlier passes have reduced columns to."""
 
-    def find(name: str) -> device.Hyper:
-        known = numbers.get(name)
-        if isinstance(known, Tensor):
-            return known
-        return _together(
-            [_here(value, where) for value in _values(name, leaves, numbers, group)], where
-        )
+    def __init__(self, leaves: Leaves) -> None:
+        self.leaves = leaves
+        self.of_tree: dict[str, Any] = {}  # reductions over the tree, numbers that rules set
+        self.of_leaves: dict[tuple[str, int], Tensor] = {}  # (reduction, group) -> a vector
+        self._words: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
-    return list(map(find, names))
+    def find(self, name: str, group: Group) -> Value:
+        """What a kernel that treats a group is called with."""
+        leaves = self.leaves
+        if name in self.of_tree:
+            return Value(False, self.of_tree[name])
+        if (name, id(group)) in self.of_leaves:
+            return Value(True, self.of_leaves[name, id(group)])
+        if name in leaves.shared:
+            return Value(False, leaves.shared[name])
+        if name == STEP:
+            return Value(True, self._picked(leaves.step, group))
+        if name in leaves.numbers:
+            return Value(False, leaves.numbers[name])
+        if name in leaves.separate:
+            values = group.pick(leaves.separate[name])
+            same = all(value is values[0] for value in values)
+            return Value(False, values[0]) if same else Value(True, values)
+        return Value(True, self._key_words(name, group))
+
+    def tree(self, name: str) -> Any:
+        """A number that is the same for all leaves, for computing numbers of the tree."""
+        if name in self.of_tree:
+            return self.of_tree[name]
+        if name in self.leaves.shared:
+            return self.leaves.shared[name]
+        return self.leaves.numbers[name]
+
+    def rows(self, names: Sequence[str], group: Group) -> NDArray[np.float64]:
+        """The numbers for a kernel on a CPU: one row for all leaves of a group, or one for each."""
+        found = [self.find(name, group) for name in names]
+        columns = [_numbers(one) for one in found]
+        count = max((len(column) for column in columns), default=1)
+        table = np.empty((count, len(names)))
+        for place, column in enumerate(columns):
+            table[:, place] = column
+        return table
+
+    def _picked(self, vector: Tensor, group: Group) -> Tensor:
+        if group.everything:
+            return vector
+        key = ("indices", vector.device)
+        if key not in group.prepared:
+            group.prepared[key] = torch.tensor(group.indices, device=vector.device)
+        return vector[group.prepared[key]]
+
+    def _key_words(self, name: str, group: Group) -> Tensor:
+        """A word of the key of each leaf: `key_2_0` is the first of the rule at position 2."""
+        position, word = map(int, name.removeprefix(f"{KEY}_").split("_"))
+        known = (position, id(group))
+        if known not in self._words:
+            seed = self.leaves.numbers[SEED]
+            indices = torch.tensor(group.indices, device=seed.device)
+            step = self._picked(self.leaves.step, group).to(seed.device)
+            self._words[known] = key_of(seed, step, indices, position).words
+        return self._words[known][word]
 
 
-def separate(
-    names: Sequence[str], leaves: Leaves, numbers: Numbers, group: Group
-) -> dict[str, list[float | Tensor]]:
-    """For each scalar one value for all leaves, or one for each: numbers, or tensors on the group's
-    GPU.
-    """
-    where = group.device
-    if not device.treats(where):
-        return {
-            name: [float(value) for value in _values(name, leaves, numbers, group)]
-            for name in names
-        }
-    return {
-        name: [_here(value, where) for value in _values(name, leaves, numbers, group)]
-        for name in names
-    }
-
-
-def _values(name: str, leaves: Leaves, numbers: Numbers, group: Group) -> list[Any]:
-    """One value for all leaves, or one for each."""
-    if name in numbers or name in leaves.separate:
-        source = numbers[name] if name in numbers else leaves.separate[name]
-        if isinstance(source, Tensor):
-            return source.tolist() if source.device.type == "cpu" else list(source.unbind())
-        values = [source[index] for index in group.indices]
-        return values[:1] if all(value is values[0] for value in values) else values
-    return [leaves.step if name == COUNTER else leaves.shared[name]]
-
-
-def _here(value: Any, where: torch.device) -> float | Tensor:
-    """A value that a kernel can read: a tensor where it is, if that is its device, else a number."""
-    if not isinstance(value, Tensor) or (value.device.type == "cpu" and where.type != "cpu"):
-        return float(value)
-    here = value.to(where)
-    return here if here.dtype in (torch.float64, torch.float32, torch.int64) else here.double()
-
-
-def _together(values: Sequence[float | Tensor], where: torch.device) -> device.Hyper:
-    if len(values) == 1:
-        return values[0]
-    if any(isinstance(value, Tensor) for value in values):
-        return torch.stack([_tensor(value, where) for value in values])
-    return np.array(values)
-
-
-def _tensor(value: float | Tensor, where: torch.device) -> Tensor:
-    return (
-        value.double()
-        if isinstance(value, Tensor)
-        else torch.full((), value, dtype=torch.float64, device=where)
-    )
+def _numbers(one: Value) -> Sequence[float] | NDArray[Any]:
+    """A value as one number, or as a vector if the leaves differ."""
+    if not one.each:
+        return (float(one.value),)
+    if isinstance(one.value, Tensor):
+        vector = one.value.detach().cpu().numpy()
+        if len(vector) and (vector == vector[0]).all():
+            return (float(vector[0]),)
+        return vector
+    return [float(value) for value in one.value]

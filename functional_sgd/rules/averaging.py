@@ -3,11 +3,12 @@
 import torch
 from torch import Tensor
 
+from functional_sgd.ranges import Decay, Share
 from functional_sgd.rule import elementwise
 
 
 @elementwise(grad_avg=torch.zeros_like)
-def average_grad(grad: Tensor, grad_avg: Tensor, *, mom: float = 0.9) -> dict[str, Tensor]:
+def average_grad(grad: Tensor, grad_avg: Tensor, *, mom: Decay = 0.9) -> dict[str, Tensor]:
     """Move along the running mean of the gradients: momentum, dampened so that it stays on the
     gradient's scale.
 
@@ -23,25 +24,25 @@ def average_grad(grad: Tensor, grad_avg: Tensor, *, mom: float = 0.9) -> dict[st
     return dict(grad_avg=grad_avg, update=grad_avg)
 
 
-@elementwise(grad_avg=torch.zeros_like)
-def heavy_ball(grad: Tensor, grad_avg: Tensor, *, mom: float = 0.9) -> dict[str, Tensor]:
-    """Move with the speed that the gradients have built up: momentum without dampening, as in
-    torch.optim.SGD.
+@elementwise(velocity=torch.zeros_like)
+def heavy_ball(grad: Tensor, velocity: Tensor, *, mom: Decay = 0.9) -> dict[str, Tensor]:
+    """Move with the speed that the gradients have built up: torch.optim.SGD's momentum.
 
-    grad_avg = mom * grad_avg + grad;  update = grad_avg
+    velocity = mom * velocity + grad;  update = velocity
 
-    Reads grad and mom in [0, 1). Under a constant gradient the update grows to grad / (1 - mom).
+    Reads grad and mom in [0, 1). Keeps velocity, which starts at 0. It is not an average: under a
+    constant gradient it grows to grad / (1 - mom), so it needs no debias.
     Source: Polyak 1964; Sutskever et al. 2013.
 
     >>> heavy_ball(torch.tensor([1.0]), torch.tensor([1.0]), mom=0.5)
-    {'grad_avg': tensor([1.5000]), 'update': tensor([1.5000])}
+    {'velocity': tensor([1.5000]), 'update': tensor([1.5000])}
     """
-    grad_avg = mom * grad_avg + grad
-    return dict(grad_avg=grad_avg, update=grad_avg)
+    velocity = mom * velocity + grad
+    return dict(velocity=velocity, update=velocity)
 
 
 @elementwise
-def dampen(grad: Tensor, *, step: Tensor, dampening: float = 0.0) -> dict[str, Tensor]:
+def dampen(grad: Tensor, *, step: Tensor, dampening: Share = 0.0) -> dict[str, Tensor]:
     """Let later gradients weigh less than the first, as torch.optim.SGD(dampening=...) does before
     its momentum.
 
@@ -56,22 +57,22 @@ def dampen(grad: Tensor, *, step: Tensor, dampening: float = 0.0) -> dict[str, T
 
 
 @elementwise
-def nesterov(grad: Tensor, grad_avg: Tensor, *, mom: float = 0.9) -> dict[str, Tensor]:
+def nesterov(grad: Tensor, velocity: Tensor, *, mom: Decay = 0.9) -> dict[str, Tensor]:
     """Look one step of momentum ahead: use the new speed and this gradient together.
 
-    update = grad + mom * grad_avg
+    update = grad + mom * velocity
 
-    Reads grad, grad_avg (of heavy_ball) and mom in [0, 1). Source: Sutskever et al. 2013, in
-    torch.optim.SGD's form.
+    Reads grad, velocity (of heavy_ball) and mom in [0, 1). Source: Sutskever et al. 2013, in the
+    form of torch.optim.SGD.
 
     >>> nesterov(torch.tensor([1.0]), torch.tensor([2.0]), mom=0.5)
     {'update': tensor([2.])}
     """
-    return dict(update=grad + mom * grad_avg)
+    return dict(update=grad + mom * velocity)
 
 
 @elementwise(sqr_avg=torch.zeros_like)
-def average_sqr_grad(grad: Tensor, sqr_avg: Tensor, *, sqr_mom: float = 0.99) -> dict[str, Tensor]:
+def average_sqr_grad(grad: Tensor, sqr_avg: Tensor, *, sqr_mom: Decay = 0.99) -> dict[str, Tensor]:
     """Keep the running mean of the squared gradient: how steep each direction has been.
 
     sqr_avg = sqr_mom * sqr_avg + (1 - sqr_mom) * grad**2
@@ -85,15 +86,15 @@ def average_sqr_grad(grad: Tensor, sqr_avg: Tensor, *, sqr_mom: float = 0.99) ->
     return dict(sqr_avg=sqr_mom * sqr_avg + (1 - sqr_mom) * grad.square())
 
 
-@elementwise
+@elementwise(belongs=dict(update="grad_avg"))
 def debias(
     update: Tensor,
     grad_avg: Tensor | None = None,
     sqr_avg: Tensor | None = None,
     *,
     step: Tensor,
-    mom: float = 0.9,
-    sqr_mom: float = 0.99,
+    mom: Decay = 0.9,
+    sqr_mom: Decay = 0.99,
 ) -> dict[str, Tensor]:
     """Undo the pull of the averages towards the zero that they started from; what is kept stays
     biased.
@@ -118,7 +119,7 @@ def debias(
 
 @elementwise
 def quasi_hyperbolic(
-    grad: Tensor, update: Tensor, sqr_avg: Tensor, *, nu_1: float = 0.7, nu_2: float = 1.0
+    grad: Tensor, update: Tensor, sqr_avg: Tensor, *, nu_1: Share = 0.7, nu_2: Share = 1.0
 ) -> dict[str, Tensor]:
     """Mix the averages with the gradient of this very step.
 
@@ -136,7 +137,7 @@ def quasi_hyperbolic(
 
 @elementwise(grad_avg=torch.zeros_like)
 def sign_of_average(
-    grad: Tensor, grad_avg: Tensor, *, mom: float = 0.9, slow_mom: float = 0.99
+    grad: Tensor, grad_avg: Tensor, *, mom: Decay = 0.9, slow_mom: Decay = 0.99
 ) -> dict[str, Tensor]:
     """Move by one unit in the direction on which the gradient and its slow average agree.
 

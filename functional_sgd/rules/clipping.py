@@ -1,60 +1,56 @@
 """Rules that condition the gradient before anything else reads it."""
 
-import optree
-import torch
 from torch import Tensor
 
-from functional_sgd.rule import elementwise, leafwise, treewise
-from functional_sgd.tree import Tree
+from functional_sgd.ranges import NonNegative, Positive
+from functional_sgd.reduction import norm
+from functional_sgd.rule import elementwise, leafwise
 
 
 @elementwise
-def clip_value(grad: Tensor, *, max_value: float = 1.0) -> dict[str, Tensor]:
-    """Cut every element of the gradient to [-max_value, max_value]; max_value > 0.
+def clip_value(grad: Tensor, *, max_value: NonNegative = 1.0) -> dict[str, Tensor]:
+    """Cut every element of the gradient to [-max_value, max_value]; max_value >= 0.
 
     Source: torch.nn.utils.clip_grad_value_.
 
+    >>> import torch
     >>> clip_value(torch.tensor([-3.0, 0.5]), max_value=1.0)
     {'grad': tensor([-1.0000,  0.5000])}
     """
     return dict(grad=grad.clamp(-max_value, max_value))
 
 
-@treewise
-def clip_norm(grad: Tree, *, max_norm: float = 1.0) -> dict[str, Tree]:
-    """Shorten the whole gradient, all leaves together, to length max_norm > 0 if it is longer.
+@elementwise
+def clip_norm(
+    grad: Tensor, *, grad_norm: Tensor = norm("grad", over="tree"), max_norm: Positive = 1.0
+) -> dict[str, Tensor]:
+    """Shorten the whole gradient, all leaves together, to length max_norm if it is longer.
 
-    grad = grad * min(1, max_norm / (norm + 1e-6));  norm = sqrt(sum of all squares)
+    grad = grad * min(1, max_norm / (grad_norm + 1e-6));  grad_norm = sqrt(sum of all squares)
 
-    Reads the tree of gradients; leaves without a gradient do not count. Source: Pascanu et al.
-    2013, with torch.nn.utils.clip_grad_norm_'s 1e-6.
+    Reads grad and max_norm > 0; leaves without a gradient do not count. As a function of one tensor
+    it takes the norm of that, or the one it is given. Source: Pascanu et al. 2013, with
+    torch.nn.utils.clip_grad_norm_'s 1e-6.
 
-    >>> clip_norm({"a": torch.tensor([3.0]), "b": torch.tensor([4.0])}, max_norm=2.5)
-    {'grad': {'a': tensor([1.5000]), 'b': tensor([2.0000])}}
+    >>> import torch
+    >>> clip_norm(torch.tensor([3.0, 4.0]), max_norm=2.5)
+    {'grad': tensor([1.5000, 2.0000])}
+    >>> clip_norm(torch.tensor([3.0, 4.0]), max_norm=2.5, grad_norm=torch.tensor(50.0))
+    {'grad': tensor([0.1500, 0.2000])}
     """
-    scale = (max_norm / (global_norm(grad) + 1e-6)).clamp(max=1.0)
-    return dict(grad=optree.tree_map(lambda leaf: leaf * scale.to(leaf.device, leaf.dtype), grad))
-
-
-def global_norm(tree: Tree) -> Tensor:
-    """The length of all leaves taken as one vector (0-d); its derivative at zero is zero."""
-    norms: list[Tensor] = [torch.linalg.vector_norm(leaf) for leaf in optree.tree_leaves(tree)]
-    length: Tensor = torch.linalg.vector_norm(
-        torch.stack([norm.to(norms[0].device) for norm in norms])
-    )
-    return length
+    return dict(grad=grad * (max_norm / (grad_norm + 1e-6)).clamp(max=1.0))
 
 
 @leafwise
 def centralize(grad: Tensor) -> dict[str, Tensor]:
-    """Subtract from the gradient of every output unit its mean; vectors and scalars stay as they
-    are.
+    """Subtract from the gradient of every output unit its mean; vectors and scalars stay.
 
     grad = grad - mean over all axes but the first, for leaves of 2 or more axes (torch's layout:
     outputs first)
 
     Source: gradient centralization (Yong et al. 2020).
 
+    >>> import torch
     >>> centralize(torch.tensor([[1.0, 3.0], [5.0, 5.0]]))
     {'grad': tensor([[-1.,  1.],
             [ 0.,  0.]])}

@@ -2,11 +2,12 @@
 
 from torch import Tensor
 
+from functional_sgd.ranges import NonNegative
 from functional_sgd.rule import elementwise
 
 
 @elementwise
-def weight_decay(param: Tensor, *, lr: float, wd: float = 0.01) -> dict[str, Tensor]:
+def weight_decay(param: Tensor, *, lr: NonNegative, wd: NonNegative = 0.01) -> dict[str, Tensor]:
     """Shrink every parameter a little, whatever its gradient: decoupled weight decay.
 
     param = (1 - lr * wd) * param
@@ -22,7 +23,7 @@ def weight_decay(param: Tensor, *, lr: float, wd: float = 0.01) -> dict[str, Ten
 
 
 @elementwise
-def l2_reg(param: Tensor, grad: Tensor, *, wd: float = 0.01) -> dict[str, Tensor]:
+def l2_reg(param: Tensor, grad: Tensor, *, wd: NonNegative = 0.01) -> dict[str, Tensor]:
     """Add the gradient of a squared penalty, for the rules after it; the caller's gradients stay as
     they are.
 

@@ -3,19 +3,13 @@
 import torch
 from torch import Tensor
 
+from functional_sgd.ranges import Decay, NonNegative, Positive
+from functional_sgd.reduction import root
 from functional_sgd.rule import elementwise
 
 
-def root(x: Tensor) -> Tensor:
-    """sqrt(x) for x >= 0, with derivative 0 (not infinity) at 0, so that zero gradients stay
-    differentiable.
-    """
-    zero = x == 0
-    return torch.where(zero, 0.0, torch.where(zero, 1.0, x).sqrt())
-
-
 @elementwise
-def scale_by_rms(update: Tensor, sqr_avg: Tensor, *, eps: float = 1e-8) -> dict[str, Tensor]:
+def scale_by_rms(update: Tensor, sqr_avg: Tensor, *, eps: NonNegative = 1e-8) -> dict[str, Tensor]:
     """Give every direction the same speed: divide by the root of its mean squared gradient.
 
     update = update / (sqrt(sqr_avg) + eps)
@@ -31,7 +25,7 @@ def scale_by_rms(update: Tensor, sqr_avg: Tensor, *, eps: float = 1e-8) -> dict[
 
 @elementwise
 def scale_by_rms_eps_inside(
-    update: Tensor, sqr_avg: Tensor, *, eps: float = 1e-8
+    update: Tensor, sqr_avg: Tensor, *, eps: NonNegative = 1e-8
 ) -> dict[str, Tensor]:
     """scale_by_rms with eps inside the root, as the book and optax write RMSProp.
 
@@ -47,7 +41,7 @@ def scale_by_rms_eps_inside(
 
 @elementwise(grad_mean=torch.zeros_like)
 def center(
-    grad: Tensor, sqr_avg: Tensor, grad_mean: Tensor, *, sqr_mom: float = 0.99
+    grad: Tensor, sqr_avg: Tensor, grad_mean: Tensor, *, sqr_mom: Decay = 0.99
 ) -> dict[str, Tensor]:
     """Replace the mean square by the variance, so that a steady slope is not slowed down.
 
@@ -66,7 +60,7 @@ def center(
 
 @elementwise
 def rectify(
-    update: Tensor, sqr_avg: Tensor, *, step: Tensor, sqr_mom: float = 0.99, eps: float = 1e-8
+    update: Tensor, sqr_avg: Tensor, *, step: Tensor, sqr_mom: Decay = 0.99, eps: NonNegative = 1e-8
 ) -> dict[str, Tensor]:
     """scale_by_rms, but only as far as sqr_avg can be trusted: not at all in the first steps.
 
@@ -84,7 +78,7 @@ def rectify(
 
 @elementwise
 def rectify_eps_early(
-    update: Tensor, sqr_avg: Tensor, *, step: Tensor, sqr_mom: float = 0.99, eps: float = 1e-8
+    update: Tensor, sqr_avg: Tensor, *, step: Tensor, sqr_mom: Decay = 0.99, eps: NonNegative = 1e-8
 ) -> dict[str, Tensor]:
     """rectify with eps added to the root before the bias is corrected, as torch.optim.RAdam does.
 
@@ -104,9 +98,9 @@ def rectify_softplus(
     sqr_avg: Tensor,
     *,
     step: Tensor,
-    sqr_mom: float = 0.99,
-    eps: float = 1e-8,
-    beta: float = 50.0,
+    sqr_mom: Decay = 0.99,
+    eps: NonNegative = 1e-8,
+    beta: Positive = 50.0,
 ) -> dict[str, Tensor]:
     """rectify with a divisor that cannot come near zero: softplus(sqrt(sqr_avg) + eps), of
     sharpness beta > 0.

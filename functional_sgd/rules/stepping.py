@@ -3,11 +3,12 @@
 import torch
 from torch import Tensor
 
+from functional_sgd.ranges import Count, NonNegative, Share
 from functional_sgd.rule import elementwise
 
 
 @elementwise
-def sgd_step(param: Tensor, update: Tensor, *, lr: float) -> dict[str, Tensor]:
+def sgd_step(param: Tensor, update: Tensor, *, lr: NonNegative) -> dict[str, Tensor]:
     """Go a little way against the update.
 
     param = param - lr * update
@@ -23,7 +24,12 @@ def sgd_step(param: Tensor, update: Tensor, *, lr: float) -> dict[str, Tensor]:
 
 @elementwise(slow_param=torch.clone)
 def sync_slow_params(
-    param: Tensor, slow_param: Tensor, *, step: Tensor, sync_every: int = 6, slow_step: float = 0.5
+    param: Tensor,
+    slow_param: Tensor,
+    *,
+    step: Tensor,
+    sync_every: Count = 6,
+    slow_step: Share = 0.5,
 ) -> dict[str, Tensor]:
     """Every few steps, pull slow weights towards the fast ones and go on from there.
 

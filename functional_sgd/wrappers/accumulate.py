@@ -6,17 +6,18 @@ from typing import Any, ClassVar
 
 import torch
 
-from functional_sgd.chaining import Optimizer
-from functional_sgd.rule import COUNTER
+from functional_sgd.optimizer import Optimizer
+from functional_sgd.ranges import Range
 from functional_sgd.state import State, check_state
 from functional_sgd.tracing import known
 from functional_sgd.tree import Tree, flatten, flatten_like, unflatten
+from functional_sgd.wiring import CALLS
 from functional_sgd.wrappers.wrapper import (
     INNER,
     Wrapper,
     choose,
     choose_leaf,
-    counter_like,
+    no_calls,
     take_grads,
     wide,
 )
@@ -29,27 +30,22 @@ class Accumulate(Wrapper):
     every: int = 1
 
     name: ClassVar[str] = "accumulate"
-    own_hypers: ClassVar[tuple[str, ...]] = ("every",)
+    own_hypers: ClassVar[Mapping[str, Range]] = {"every": Range(1, whole=True)}
     needs_old: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.every < 1:
-            raise ValueError(
-                f"accumulate: every must be at least 1, got {self.every!r}. Use 1 to act on every "
-                f"call."
-            )
-
     def init(self, params: Tree) -> State:
-        """A fresh state: nothing is gathered, and the optimizer inside has not acted."""
-        inner = self.opt.init(params)
+        """A fresh state: nothing is gathered, and the optimizer inside has not acted.
+
+        What is counted of a window stays on the CPU: so the host knows which calls act, without
+        waiting for a device, and does nothing more in the others.
+        """
         leaves, spec = flatten(params)
-        sums = unflatten(spec, [torch.zeros_like(wide(leaf)) for leaf in leaves])
         return {
-            COUNTER: counter_like(inner),
-            "gathered": counter_like(inner),
-            "grad_sum": sums,
-            INNER: inner,
+            CALLS: no_calls(params),
+            "gathered": torch.zeros((), dtype=torch.int64, device="cpu"),
+            "given": torch.zeros(len(leaves), dtype=torch.int64, device="cpu"),
+            "grad_sum": unflatten(spec, [torch.zeros_like(wide(leaf)) for leaf in leaves]),
+            INNER: self.opt.init(params),
         }
 
     def __call__(
@@ -61,55 +57,59 @@ class Accumulate(Wrapper):
         **extras: Any,
     ) -> tuple[Tree, State]:
         """One call: (params, new state), with new params if it is the k-th."""
-        check_state(self.name, state, ("gathered", "grad_sum", INNER))
+        check_state(self.name, state, (CALLS, "gathered", "given", "grad_sum", INNER))
         own, others, extras = self.take_own(hyper, extras)
-        leaves, given, spec = take_grads(self.name, params, grads)
+        leaves, grads_now, spec = take_grads(self.name, params, grads)
         old = flatten_like(spec, state["grad_sum"], params, self.name, "state['grad_sum']")
         sums = [
             before if grad is None else before + grad.to(before.dtype)
-            for before, grad in zip(old, given, strict=True)
+            for before, grad in zip(old, grads_now, strict=True)
         ]
+        present = [grad is not None for grad in grads_now]
+        here = torch.tensor(present, dtype=torch.bool, device="cpu")
+        given = state["given"] + here.to(torch.int64)
         gathered = state["gathered"] + 1
+        calls = state[CALLS] + 1
         act = gathered >= own["every"]
-        if (
-            known(act, lambda: (*leaves, *given, *flatten(others)[0])) is False
-        ):  # the optimizer need not be asked
-            return unflatten(spec, leaves), {
-                COUNTER: state[COUNTER] + 1,
-                "gathered": gathered,
-                "grad_sum": unflatten(spec, sums),
-                INNER: choose(act, state[INNER], state[INNER]),
-            }
+        acts = known(act, lambda: (*leaves, *grads_now, *flatten(others)[0]))
+        if acts is False:  # the optimizer need not be asked
+            kept = {"gathered": gathered, "given": given, "grad_sum": unflatten(spec, sums)}
+            inner = choose(act, state[INNER], state[INNER])
+            return unflatten(spec, leaves), {CALLS: calls, **kept, INNER: inner}
+        active = given > 0 if acts else here  # while a program is recorded, nobody can look
+        taken = active.tolist() if acts else present
+        window = torch.maximum(gathered, given).unbind()  # longer for a leaf that had to wait
         means = [
-            None if grad is None else total / gathered
-            for total, grad in zip(sums, given, strict=True)
+            total / count if is_taken else None
+            for total, count, is_taken in zip(sums, window, taken, strict=True)
         ]
         moved, inner = self.opt(params, unflatten(spec, means), state[INNER], others, **extras)
-        kept = [
-            total if grad is None else choose_leaf(act, torch.zeros_like(total), total)
-            for total, grad in zip(sums, given, strict=True)
+        kept_sums = [
+            choose_leaf(act, torch.zeros_like(total), total) if is_taken else total
+            for total, is_taken in zip(sums, taken, strict=True)
         ]
         return choose(act, moved, params), {
-            COUNTER: state[COUNTER] + 1,
+            CALLS: calls,
             "gathered": torch.where(act, 0, gathered),
-            "grad_sum": unflatten(spec, kept),
+            "given": torch.where(act & active, 0, given),
+            "grad_sum": unflatten(spec, kept_sums),
             INNER: choose(act, inner, state[INNER]),
         }
 
 
 def accumulate(opt: Optimizer, every: int) -> Accumulate:
-    """The optimizer, acting on every `every`-th call, along the mean of the gradients since it last
-    acted.
+    """The optimizer, acting on every `every`-th call, along the mean of the gradients since then.
 
     mean = (g_1 + g_2 + ... + g_every) / every, summed in that order (in float32 for half-precision
-    parameters)
+    parameters); a gradient that is None counts as 0
 
     On the other calls params come back with the same bits and the state inside stays. A larger
     batch in pieces of equal size: for losses that are means, `every` pieces give what one step on
-    all of it gives. `every` is a hyper, so it can be changed at a call or scheduled. Nothing
-    branches on numbers, so it compiles and can be mapped over; the step inside is computed on every
-    call. A leaf whose gradient is None in the call that acts is left alone, and what it has
-    gathered waits for the next one.
+    all of it gives. `every` is a hyper, so it can be changed at a call or scheduled. A leaf that
+    had no gradient in any of the calls is left alone.
+
+    It compiles and can be mapped over: then the step inside is computed on every call, and a leaf
+    whose gradient is None in the very call that acts waits for the next one.
 
     Raises ValueError if every < 1, or if `opt` overwrites its arguments.
 
@@ -118,7 +118,7 @@ def accumulate(opt: Optimizer, every: int) -> Accumulate:
     >>> opt, params = accumulate(sgd(lr=1.0), every=2), torch.tensor([5.0])
     >>> params, state = opt(params, torch.tensor([1.0]), opt.init(params))
     >>> params, state = opt(params, torch.tensor([3.0]), state)
-    >>> params, state["step"], state["inner"]["step"]
-    (tensor([3.]), tensor(2), tensor(1))
+    >>> params, state["calls"], state["inner"]["step"]
+    (tensor([3.]), tensor(2), tensor([1]))
     """
     return Accumulate(opt, every)

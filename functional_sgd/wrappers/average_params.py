@@ -6,39 +6,40 @@ from typing import Any, ClassVar
 
 import torch
 
-from functional_sgd.chaining import Optimizer
-from functional_sgd.rule import COUNTER
-from functional_sgd.state import State, check_state, owned
+from functional_sgd.optimizer import Optimizer
+from functional_sgd.ranges import Range
+from functional_sgd.state import State, check_state, device_of, like_params, owned
 from functional_sgd.tree import Tree, flatten, flatten_like, unflatten
+from functional_sgd.wiring import CALLS
 from functional_sgd.wrappers.partition import PARTS
-from functional_sgd.wrappers.wrapper import INNER, Wrapper, counter_like, take_grads, towards, wide
+from functional_sgd.wrappers.wrapper import INNER, Wrapper, no_calls, take_grads, towards, wide
 
 
 @dataclass(frozen=True, repr=False)
 class AverageParams(Wrapper):
-    """An optimizer that keeps a mean of the parameters it has passed through; `average_params`
-    makes one.
-    """
+    """An optimizer that keeps a mean of its parameters; `average_params` makes one."""
 
     decay: float = 0.999
 
     name: ClassVar[str] = "average_params"
-    own_hypers: ClassVar[tuple[str, ...]] = ("decay",)
+    own_hypers: ClassVar[Mapping[str, Range]] = {"decay": Range(0, 1)}
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.decay <= 1:
-            raise ValueError(
-                f"average_params: decay must be in [0, 1], got {self.decay!r}. 1 is the plain mean."
-            )
+    @property
+    def averages(self) -> bool:
+        """Its average is what is to be evaluated and kept."""
+        return True
+
+    def evaluated(self, params: Tree, state: State) -> Tree:
+        """The average, in the dtypes of the params."""
+        return average_of(state, like=params)
 
     def init(self, params: Tree) -> State:
         """A fresh state: the average is a copy of the parameters, which the first step replaces."""
         inner = self.opt.init(params)
         leaves, spec = flatten(params)
         average = unflatten(spec, [owned(wide(leaf), leaf) for leaf in leaves])
-        weight = counter_like(inner).to(torch.float64)
-        return {COUNTER: counter_like(inner), "weight": weight, "average": average, INNER: inner}
+        weight = torch.zeros(len(leaves), dtype=torch.float64, device=device_of(leaves))
+        return {CALLS: no_calls(params), "weight": weight, "average": average, INNER: inner}
 
     def __call__(
         self,
@@ -49,24 +50,28 @@ class AverageParams(Wrapper):
         **extras: Any,
     ) -> tuple[Tree, State]:
         """One step: (new params, new state)."""
-        check_state(self.name, state, ("weight", "average", INNER))
+        check_state(self.name, state, (CALLS, "weight", "average", INNER))
         own, others, extras = self.take_own(hyper, extras)
         _, given, spec = take_grads(self.name, params, grads)
         before = flatten_like(spec, state["average"], params, self.name, "state['average']")
         moved, inner = self.opt(params, grads, state[INNER], others, **extras)
-        weight = own["decay"] * state["weight"] + 1
+        moves = [grad is not None for grad in given]
+        active = torch.tensor(moves, dtype=torch.bool, device=state["weight"].device)
+        weight = torch.where(active, own["decay"] * state["weight"] + 1, state["weight"])
+        shares = (1 / weight).unbind()
         average = [
-            old if grad is None else towards(old, new, 1 / weight)
-            for old, new, grad in zip(before, flatten(moved)[0], given, strict=True)
+            old if grad is None else towards(old, new, share)
+            for old, new, grad, share in zip(before, flatten(moved)[0], given, shares, strict=True)
         ]
         kept = {"weight": weight, "average": unflatten(spec, average)}
-        return moved, {COUNTER: state[COUNTER] + 1, **kept, INNER: inner}
+        return moved, {CALLS: state[CALLS] + 1, **kept, INNER: inner}
 
 
 def average_params(opt: Optimizer, decay: float = 0.999) -> AverageParams:
-    """The optimizer, with a running mean of the parameters after each step: `averaged(state)`.
+    """The optimizer, with a running mean of the parameters after each step: `average_of(state)`.
 
-    weight = decay * weight + 1;  average = average + (param - average) / weight, from weight = 0
+    weight = decay * weight + 1;  average = average + (param - average) / weight, from weight = 0,
+    for each leaf
 
     With decay < 1 an exponential mean without the pull of where it started: after n steps, step i
     has the share (1 - decay) * decay**(n - i) / (1 - decay**n). With decay = 1 the plain mean of
@@ -84,46 +89,41 @@ def average_params(opt: Optimizer, decay: float = 0.999) -> AverageParams:
     >>> state = opt.init(params)
     >>> for _ in range(2):
     ...     params, state = opt(params, torch.tensor([1.0]), state)  # to 3, to 2
-    >>> averaged(state)
+    >>> average_of(state)
     tensor([2.5000])
     """
     return AverageParams(opt, decay)
 
 
-def averaged(state: State, like: Tree = None) -> Tree:
-    """The averaged parameters that `average_params` keeps in this state, also when it is inside
-    other wrappers.
+def average_of(state: State, like: Tree = None) -> Tree:
+    """The averaged parameters in this state, also when they are inside other wrappers.
+
+    They are kept by `average_params` and by `schedule_free`.
 
     A copy that shares no memory with the state; with `like` (the parameters), in their dtypes:
     half-precision parameters are averaged in float32. Raises ValueError if the state has no
-    average, or has it in a part of a partition: `averaged(state["parts"][label])` is that of one
+    average, or has it in a part of a partition: `average_of(state["parts"][label])` is that of one
     part.
 
     >>> import torch
     >>> from functional_sgd import sgd
-    >>> averaged(average_params(sgd()).init({"w": torch.ones(2)}))
+    >>> average_of(average_params(sgd()).init({"w": torch.ones(2)}))
     {'w': tensor([1., 1.])}
     """
     inside = state
     while "average" not in inside:
         if PARTS in inside:
             raise ValueError(
-                f"averaged: the state is that of a partition, with an average for each part or "
-                f"none. "
-                f"Put average_params outside, or look into a part: "
-                f"averaged(state[{PARTS!r}][label]), with a label of "
+                f"average_of: the state is that of a partition, which has an average for each part "
+                f"or none. Put average_params outside, or look into a part: "
+                f"average_of(state[{PARTS!r}][label]), with a label of "
                 f"{', '.join(map(repr, inside[PARTS]))}."
             )
         if INNER not in inside:
             raise ValueError(
-                f"averaged: the state has no 'average'; it has {', '.join(state)}. "
+                f"average_of: the state has no 'average'; it has {', '.join(state)}. "
                 f"Wrap the optimizer: average_params(opt)."
             )
         inside = inside[INNER]
-    leaves, spec = flatten(inside["average"])
-    wanted = (
-        leaves if like is None else flatten_like(spec, like, inside["average"], "averaged", "like")
-    )
-    return unflatten(
-        spec, [leaf.to(other.dtype, copy=True) for leaf, other in zip(leaves, wanted, strict=True)]
-    )
+    average = inside["average"]
+    return like_params(average if like is None else like, average)

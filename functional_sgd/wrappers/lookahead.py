@@ -1,12 +1,18 @@
 """Lookahead: k steps forward, one step back."""
 
-from functional_sgd.chaining import Chain, chain
-from functional_sgd.rules import sync_slow_params
+from typing import overload
+
+from functional_sgd.chaining import Chain, Chained, chain
+from functional_sgd.optimizer import Optimizer
+from functional_sgd.rules.stepping import sync_slow_params
 
 
-def lookahead(opt: Chain, sync_every: int = 6, slow_step: float = 0.5) -> Chain:
-    """The optimizer, with slow weights that follow every `sync_every` steps and that it then goes
-    on from.
+@overload
+def lookahead(opt: Chain, sync_every: int = 6, slow_step: float = 0.5) -> Chain: ...
+@overload
+def lookahead(opt: Optimizer, sync_every: int = 6, slow_step: float = 0.5) -> Chain | Chained: ...
+def lookahead(opt: Optimizer, sync_every: int = 6, slow_step: float = 0.5) -> Chain | Chained:
+    """The optimizer, with slow weights that follow every `sync_every` steps, where it goes on from.
 
     One more rule, `sync_slow_params`, at the end of the chain; the averages inside are kept across
     a sync. Evaluate with the slow weights, `state["slow_param"]`, or right after a sync, where both

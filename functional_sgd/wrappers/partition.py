@@ -6,13 +6,12 @@ from typing import Any, Self, TypeAlias
 
 from torch import Tensor
 
-from functional_sgd.chaining import Optimizer
 from functional_sgd.hyper import broadcast
-from functional_sgd.rule import COUNTER
-from functional_sgd.state import State, check_state, new_counter
+from functional_sgd.optimizer import Optimizer, check_names, check_optimizer
+from functional_sgd.state import State, check_state, new_calls
 from functional_sgd.tree import Spec, Tree, flatten, flatten_like, paths, unflatten
+from functional_sgd.wiring import CALLS
 from functional_sgd.wrappers.labels import Labels, as_patterns, labels_of
-from functional_sgd.wrappers.wrapper import as_hyper, check_optimizer, names_of, required_of, spends
 
 PARTS = "parts"
 """The entry of the state with the states of the parts, by label."""
@@ -22,10 +21,10 @@ Chosen: TypeAlias = str | Sequence[str] | Callable[[str, Tensor], bool]
 
 
 @dataclass(frozen=True, repr=False)
-class Partition:
+class Partition(Optimizer):
     """One optimizer for each label; `partition` and `freeze` make one.
 
-    Its state is {"step": calls so far, "parts": {label: state}}, with a part for each label that
+    Its state is {"calls": how many, "parts": {label: state}}, with a part for each label that
     some leaf has; a part sees its leaves as a dict {path: leaf}.
     """
 
@@ -72,7 +71,7 @@ class Partition:
                 if not any(name in other.hyper for other in self.optimizers.values())
                 else f"{label}.{name}"
                 for label, opt in self.optimizers.items()
-                for name in required_of(opt)
+                for name in opt.required
             )
         )
 
@@ -81,30 +80,31 @@ class Partition:
         """Every hyper and extra that is understood: `lr` for all parts that have one, `label.lr`
         for one part.
         """
-        every = [(label, name) for label, opt in self.optimizers.items() for name in names_of(opt)]
+        every = [(label, name) for label, opt in self.optimizers.items() for name in opt.names]
         return frozenset(text for label, name in every for text in (name, f"{label}.{name}"))
 
     @property
-    def donate(self) -> bool:
+    def donates(self) -> bool:
         """Whether the trees that are passed in are overwritten."""
-        return any(spends(opt) for opt in self.optimizers.values())
+        return any(opt.donates for opt in self.optimizers.values())
 
-    def map_inner(self, function: Callable[[Optimizer], Optimizer]) -> Self:
-        """The same partition with function(optimizer) for each of its optimizers."""
-        return replace(
-            self, optimizers={label: function(opt) for label, opt in self.optimizers.items()}
-        )
+    @property
+    def inner(self) -> tuple[Optimizer, ...]:
+        """The optimizers of the parts."""
+        return tuple(self.optimizers.values())
+
+    def with_inner(self, inner: tuple[Optimizer, ...]) -> Self:
+        """The same partition with other optimizers for its labels, in order."""
+        return replace(self, optimizers=dict(zip(self.optimizers, inner, strict=True)))
 
     def init(self, params: Tree) -> State:
-        """A fresh state. Raises ValueError if a leaf has no label or one that there is no optimizer
-        for.
-        """
+        """A fresh state. Raises ValueError for a leaf without a label, or with an unknown one."""
         split = self._split(params)
         states = {
             label: self.optimizers[label].init(split.part(label, split.leaves))
             for label in split.owned
         }
-        return {COUNTER: new_counter(split.leaves), PARTS: states}
+        return {CALLS: new_calls(split.leaves), PARTS: states}
 
     def __call__(
         self,
@@ -115,8 +115,8 @@ class Partition:
         **extras: Any,
     ) -> tuple[Tree, State]:
         """One step of every part: (new params, new state)."""
-        check_state("partition", state, (PARTS,))
-        hyper = as_hyper("partition", hyper, extras, self.names)
+        check_state("partition", state, (CALLS, PARTS))
+        hyper = check_names("partition", hyper, extras, self.names)
         split = self._split(params)
         if state[PARTS].keys() != split.owned.keys():
             raise ValueError(
@@ -129,13 +129,49 @@ class Partition:
         moved, states = list(split.leaves), {}
         for label in split.owned:
             opt = self.optimizers[label]
-            own_hyper = split.scalars(label, names_of(opt), hyper, split.cut)
-            own_extras = split.scalars(label, names_of(opt), extras, split.cut_if_tree)
+            own_hyper = split.scalars(label, opt.names, hyper, split.cut)
+            own_extras = split.scalars(label, opt.names, extras, split.cut_if_tree)
             own, own_grads = split.part(label, split.leaves), split.part(label, given)
             new, states[label] = opt(own, own_grads, state[PARTS][label], own_hyper, **own_extras)
-            for index in split.owned[label]:
-                moved[index] = new[split.names[index]]
-        return unflatten(split.spec, moved), {COUNTER: state[COUNTER] + 1, PARTS: states}
+            split.put(label, moved, new)
+        return unflatten(split.spec, moved), {CALLS: state[CALLS] + 1, PARTS: states}
+
+    def extend(self, state: State, before: Tree, params: Tree) -> State:
+        """The state for more params."""
+        old, new = self._split(before), self._split(params)
+        states = {}
+        for label in new.owned:
+            opt, own = self.optimizers[label], new.part(label, new.leaves)
+            if label in old.owned:
+                known = old.part(label, old.leaves)
+                states[label] = opt.extend(state[PARTS][label], known, own)
+            else:
+                states[label] = opt.init(own)
+        return {CALLS: state[CALLS], PARTS: states}
+
+    def perturb(
+        self, params: Tree, grads: Tree, state: State, hyper: Mapping[str, Any] | None = None
+    ) -> Tree:
+        """Where each part wants the gradient of its leaves."""
+        hyper = check_names("partition", hyper, {}, self.names)
+        split = self._split(params)
+        given = flatten_like(split.spec, grads, params, "partition", "grads")
+        moved = list(split.leaves)
+        for label in split.owned:
+            opt = self.optimizers[label]
+            own_hyper = split.scalars(label, opt.names, hyper, split.cut)
+            own, own_grads = split.part(label, split.leaves), split.part(label, given)
+            split.put(label, moved, opt.perturb(own, own_grads, state[PARTS][label], own_hyper))
+        return unflatten(split.spec, moved)
+
+    def evaluated(self, params: Tree, state: State) -> Tree:
+        """What each part wants to be evaluated."""
+        split = self._split(params)
+        chosen = list(split.leaves)
+        for label in split.owned:
+            own = split.part(label, split.leaves)
+            split.put(label, chosen, self.optimizers[label].evaluated(own, state[PARTS][label]))
+        return unflatten(split.spec, chosen)
 
     def _split(self, params: Tree) -> "_Split":
         leaves, spec = flatten(params)
@@ -237,6 +273,11 @@ class _Split:
         """{path: value} of the leaves of one part."""
         return {self.names[index]: values[index] for index in self.owned[label]}
 
+    def put(self, label: str, values: list[Any], part: Mapping[str, Any]) -> None:
+        """Put what one part made of its leaves among the values of all leaves."""
+        for index in self.owned[label]:
+            values[index] = part[self.names[index]]
+
     def scalars(
         self,
         label: str,
@@ -267,7 +308,7 @@ def _agrees(opt: Optimizer, name: str, default: Any) -> bool:
     """Whether an optimizer can be passed the default of another one, and nothing changes."""
     if name in opt.hyper:
         return _same(default, opt.hyper[name])
-    return name not in names_of(opt) or any(
+    return name not in opt.names or any(
         own.endswith(f".{name}") for own in opt.hyper
     )  # whose labels win
 

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from functional_sgd.chaining import Optimizer
-from functional_sgd.rules.clipping import global_norm
+from functional_sgd.optimizer import Optimizer
+from functional_sgd.ranges import Range
+from functional_sgd.reduction import global_norm
 from functional_sgd.state import State
 from functional_sgd.tree import Tree, unflatten
 from functional_sgd.wrappers.wrapper import Wrapper, take_grads, wide
@@ -13,41 +14,61 @@ from functional_sgd.wrappers.wrapper import Wrapper, take_grads, wide
 
 @dataclass(frozen=True, repr=False)
 class Sam(Wrapper):
-    """An optimizer for gradients that are taken at `perturb(params, grads)`; `sam` makes one."""
+    """An optimizer for gradients that are taken at `perturb(params, grads)`; `sam` makes one.
+
+    Its state is that of the optimizer inside.
+    """
 
     rho: float = 0.05
 
     name: ClassVar[str] = "sam"
-    own_hypers: ClassVar[tuple[str, ...]] = ("rho",)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.rho < 0:
-            raise ValueError(f"sam: rho must be at least 0, got {self.rho!r}. 0.05 is usual.")
+    own_hypers: ClassVar[Mapping[str, Range]] = {"rho": Range(0)}
 
     def init(self, params: Tree) -> State:
         """A fresh state of the optimizer inside."""
         return self.opt.init(params)
 
-    def perturb(self, params: Tree, grads: Tree, hyper: Mapping[str, Any] | None = None) -> Tree:
-        """Where the loss is highest at distance rho, to first order: params + rho * grads / norm of
-        all grads.
+    def extend(self, state: State, before: Tree, params: Tree) -> State:
+        """The state for more params."""
+        return self.opt.extend(state, before, params)
 
-        Leaves without a gradient stay as they are.
+    @property
+    def perturbs(self) -> bool:
+        """The gradient is to be taken at `perturb(params, grads)`."""
+        return True
+
+    def perturb(
+        self,
+        params: Tree,
+        grads: Tree,
+        state: State | None = None,
+        hyper: Mapping[str, Any] | None = None,
+    ) -> Tree:
+        """Where the loss is highest at distance rho, to first order.
+
+        params + rho * grads / (norm of all grads + 1e-12)
+
+        Leaves without a gradient stay as they are. The state is not read.
         """
         own, _, _ = self.take_own(hyper, {})
         leaves, given, spec = take_grads(self.name, params, grads)
-        there = [wide(grad) for grad in given if grad is not None]
+        there = [grad for grad in given if grad is not None]
         if not there:
             return params
         scale = own["rho"] / (global_norm(there) + 1e-12)
-        moved = [
-            leaf
-            if grad is None
-            else (wide(leaf) + scale.to(leaf.device, wide(grad).dtype) * wide(grad)).to(leaf.dtype)
-            for leaf, grad in zip(leaves, given, strict=True)
-        ]
+        moved = []
+        for leaf, grad in zip(leaves, given, strict=True):
+            if grad is None:
+                moved.append(leaf)
+            else:
+                slope = wide(grad)
+                size = scale.to(leaf.device, slope.real.dtype)
+                moved.append((wide(leaf) + size * slope).to(leaf.dtype))
         return unflatten(spec, moved)
+
+    def evaluated(self, params: Tree, state: State) -> Tree:
+        """What the optimizer inside wants to be evaluated."""
+        return self.opt.evaluated(params, state)
 
     def __call__(
         self,
@@ -57,9 +78,7 @@ class Sam(Wrapper):
         hyper: Mapping[str, Any] | None = None,
         **extras: Any,
     ) -> tuple[Tree, State]:
-        """One step from params along gradients that were taken at the perturbed params: (new
-        params, new state).
-        """
+        """One step from params along gradients taken at the perturbed params: (params, state)."""
         _, others, extras = self.take_own(hyper, extras)
         return self.opt(params, grads, state, others, **extras)
 
@@ -69,8 +88,9 @@ def sam(opt: Optimizer, rho: float = 0.05) -> Sam:
 
     perturb(params, grads) = params + rho * grads / (norm of all grads + 1e-12)
 
-    An optimizer sees gradients, not the loss, so the second gradient is the caller's to take. The
-    step itself is that of `opt`, from the params as they were. With rho = 0 it is the optimizer.
+    An optimizer sees gradients, not the loss, so the second gradient is the caller's to take: `fit`
+    and `compile_step` do, `to_torch` wants a closure. The step itself is that of `opt`, from the
+    params as they were. With rho = 0 it is the optimizer.
     Raises ValueError if rho < 0. Source: Foret et al. 2021.
 
     >>> import torch

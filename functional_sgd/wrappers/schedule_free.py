@@ -1,164 +1,133 @@
 """Schedule-free learning: steps and their average at once, instead of a rate that falls."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
-
 import torch
 from torch import Tensor
 
-from functional_sgd.chaining import Optimizer, chain
-from functional_sgd.hyper import scalar
-from functional_sgd.rule import COUNTER, elementwise
-from functional_sgd.rules import average_sqr_grad, sgd_step
-from functional_sgd.rules.scaling import root
-from functional_sgd.state import State, check_state, owned
-from functional_sgd.tree import Tree, flatten, flatten_like, unflatten
-from functional_sgd.wrappers.wrapper import (
-    INNER,
-    Wrapper,
-    counter_like,
-    names_of,
-    take_grads,
-    towards,
-    wide,
-)
+from functional_sgd.chaining import Chain, chain
+from functional_sgd.ranges import Decay, NonNegative
+from functional_sgd.reduction import root
+from functional_sgd.rule import elementwise
+from functional_sgd.rules.averaging import average_sqr_grad
+from functional_sgd.rules.stepping import sgd_step
 
 
-@dataclass(frozen=True, repr=False)
-class ScheduleFree(Wrapper):
-    """An optimizer that keeps fast weights and their average, and trains between them;
-    `schedule_free` makes one.
+@elementwise(lr_max=0.0, weight_sum=0.0, share=0.0)
+def weigh_steps(
+    *,
+    lr: NonNegative,
+    lr_max: Tensor,
+    weight_sum: Tensor,
+    share: Tensor,
+    lr_power: NonNegative = 2.0,
+) -> dict[str, Tensor]:
+    """The share that this step has in an average of steps, weighed by the largest lr so far.
+
+    lr_max = max(lr_max, lr);  weight = lr_max**lr_power
+    weight_sum = weight_sum + weight;  share = weight / weight_sum
+
+    All three are numbers of the whole tree, so lr must be one number.
+
+    >>> zero = torch.tensor(0.0)
+    >>> weigh_steps(lr=0.5, lr_max=zero, weight_sum=torch.tensor(0.75), share=zero)
+    {'lr_max': tensor(0.5000), 'weight_sum': tensor(1.), 'share': tensor(0.2500)}
     """
-
-    mom: float = 0.9
-    wd: float = 0.0
-    lr_power: float = 2.0
-
-    name: ClassVar[str] = "schedule_free"
-    own_hypers: ClassVar[tuple[str, ...]] = ("mom", "wd", "lr_power")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if "lr" not in names_of(self.opt):
-            raise ValueError(
-                f"schedule_free: {self.opt!r} has no lr, by which steps are weighed. End it with "
-                f"sgd_step."
-            )
-        if not 0 <= self.mom < 1:
-            raise ValueError(
-                f"schedule_free: mom must be in [0, 1), got {self.mom!r}. 0.9 is usual."
-            )
-
-    def init(self, params: Tree) -> State:
-        """A fresh state: the fast weights and the average are copies of the parameters."""
-        leaves, spec = flatten(params)
-        fast, average = (
-            unflatten(spec, [owned(wide(leaf), leaf) for leaf in leaves]) for _ in range(2)
-        )
-        inner = self.opt.init(fast)
-        zeros = {name: counter_like(inner).to(torch.float64) for name in ("lr_max", "weight_sum")}
-        return {
-            COUNTER: counter_like(inner),
-            **zeros,
-            "fast": fast,
-            "average": average,
-            INNER: inner,
-        }
-
-    def __call__(
-        self,
-        params: Tree,
-        grads: Tree,
-        state: State,
-        hyper: Mapping[str, Any] | None = None,
-        **extras: Any,
-    ) -> tuple[Tree, State]:
-        """One step: (new params, new state). The gradients are those at the params."""
-        check_state(self.name, state, ("lr_max", "weight_sum", "fast", "average", INNER))
-        own, others, extras = self.take_own(hyper, extras)
-        lr = self._rate(others, extras)
-        leaves, given, spec = take_grads(self.name, params, grads)
-        fast, average = (
-            flatten_like(spec, state[name], params, self.name, f"state[{name!r}]")
-            for name in ("fast", "average")
-        )
-        pulled = [
-            old if grad is None else old - (lr * own["wd"] * wide(leaf)).to(old.dtype)
-            for old, leaf, grad in zip(fast, leaves, given, strict=True)
-        ]
-        moved, inner = self.opt(unflatten(spec, pulled), grads, state[INNER], others, **extras)
-        lr_max = torch.maximum(
-            state["lr_max"], lr if isinstance(lr, Tensor) else torch.full_like(state["lr_max"], lr)
-        )
-        weight = lr_max ** own["lr_power"]
-        weight_sum = state["weight_sum"] + weight
-        share = weight / torch.where(weight_sum == 0, 1.0, weight_sum)
-        new_fast, new_average, new = flatten(moved)[0], list(average), list(leaves)
-        for index, grad in enumerate(given):
-            if grad is not None:
-                new_average[index] = towards(average[index], new_fast[index], share)
-                between = towards(new_average[index], new_fast[index], 1 - own["mom"])
-                new[index] = between.to(leaves[index].dtype)
-        kept = {
-            "fast": unflatten(spec, new_fast),
-            "average": unflatten(spec, new_average),
-            INNER: inner,
-        }
-        return unflatten(spec, new), {
-            COUNTER: state[COUNTER] + 1, "lr_max": lr_max, "weight_sum": weight_sum, **kept
-        }  # fmt: skip
-
-    def _rate(self, hyper: Mapping[str, Any], extras: Mapping[str, Any]) -> float | Tensor:
-        values = {**self.opt.hyper, **hyper, **extras}
-        if "lr" not in values or isinstance(values["lr"], (dict, list, tuple)):
-            raise ValueError(
-                f"schedule_free: steps are weighed by lr, which must be one number, got "
-                f"{values.get('lr')!r}. "
-                f"Put the schedule or the partition outside: scheduled(schedule_free(opt), lr=...)."
-            )
-        return scalar(self.name, "lr", values["lr"])
+    lr_max = torch.where(lr_max > lr, lr_max, lr)
+    weight = lr_max**lr_power
+    weight_sum = weight_sum + weight
+    share = weight / torch.where(weight_sum == 0, 1.0, weight_sum)
+    return dict(lr_max=lr_max, weight_sum=weight_sum, share=share)
 
 
-def schedule_free(
-    opt: Optimizer, mom: float = 0.9, wd: float = 0.0, lr_power: float = 2.0
-) -> ScheduleFree:
-    """The optimizer, moving fast weights by the gradients at a point between them and their running
-    average.
+@elementwise(before=("fast",))
+def step_from_fast(
+    param: Tensor, fast: Tensor, *, lr: NonNegative, wd: NonNegative = 0.0
+) -> dict[str, Tensor]:
+    """Let the rules after this one move the fast weights, decayed by the params.
 
-    fast = opt(fast - lr * wd * param, grad);  average = average + c * (fast - average) param = mom
-    * average + (1 - mom) * fast;  c = w / (sum of all w so far), w = (largest lr so far)**lr_power
+    param = fast - lr * wd * param
+
+    Reads fast as train_between left it in the step before, param (where the gradient was taken),
+    lr and wd >= 0.
+
+    >>> step_from_fast(torch.tensor([2.0]), torch.tensor([1.0]), lr=0.5, wd=0.5)
+    {'param': tensor([0.5000])}
+    """
+    return dict(param=fast - lr * wd * param)
+
+
+@elementwise(evaluate="average", fast=torch.clone, average=torch.clone)
+def train_between(
+    param: Tensor, fast: Tensor, average: Tensor, *, share: Tensor, mom: Decay = 0.9
+) -> dict[str, Tensor]:
+    """Average the fast weights, and go on from a point between them and their average.
+
+    fast = param;  average = (1 - share) * average + share * fast
+    param = mom * average + (1 - mom) * fast
+
+    Reads param, share (of weigh_steps) and mom in [0, 1); keeps fast and average, which start as
+    the parameter. The average is what is to be evaluated.
+
+    >>> one, two, four = torch.tensor([1.0]), torch.tensor([2.0]), torch.tensor([4.0])
+    >>> train_between(two, one, four, share=torch.tensor(0.5), mom=0.5)
+    {'fast': tensor([2.]), 'average': tensor([3.]), 'param': tensor([2.5000])}
+    """
+    average = (1 - share) * average + share * param
+    return dict(fast=param, average=average, param=mom * average + (1 - mom) * param)
+
+
+def schedule_free(opt: Chain, mom: float = 0.9, wd: float = 0.0, lr_power: float = 2.0) -> Chain:
+    """The optimizer on fast weights, with gradients taken between them and their average.
+
+    fast = opt(fast - lr * wd * param, grad);  average = average + c * (fast - average)
+
+    param = mom * average + (1 - mom) * fast;  c = w / (sum of all w), w = (largest lr)**lr_power
 
     Train with params as ever, and a rate that stays (after a warm-up, if there is one: `scheduled`,
-    outside); evaluate with `averaged(state)`. `mom` in [0, 1) takes the place of the optimizer's
-    own momentum, which should have none; `wd` decays the fast weights by the params, where the
-    gradient is taken. Half-precision parameters have float32 weights. AdamW and SGD in this form
-    are `schedule_free_adamw` and `schedule_free_sgd`.
+    outside); evaluate with `average_of(state)`, as `fit` does by itself. `mom` in [0, 1) takes the
+    place of the optimizer's own momentum, which should have none; `wd` decays the fast weights by
+    the params, where the gradient is taken. Half-precision parameters have float32 weights. AdamW
+    and SGD in this form are `schedule_free_adamw` and `schedule_free_sgd`.
 
     Raises ValueError if the optimizer has no `lr`, or a hyper of the same name as one of these.
     Source: Defazio et al. 2024, "The Road Less Scheduled".
 
     >>> import torch
-    >>> from functional_sgd import averaged, sgd
+    >>> from functional_sgd import average_of, sgd
     >>> opt, params = schedule_free(sgd(lr=1.0), mom=0.5), torch.tensor([4.0])
     >>> state = opt.init(params)
     >>> for _ in range(2):
     ...     params, state = opt(params, torch.tensor([1.0]), state)  # fast: 3, 2; average: 3, 2.5
-    >>> params, averaged(state)
+    >>> params, average_of(state)
     (tensor([2.2500]), tensor([2.5000]))
     """
-    return ScheduleFree(opt, mom, wd, lr_power)
+    if not isinstance(opt, Chain):
+        raise TypeError(
+            f"schedule_free: expected a chain of rules that ends with sgd_step, got {opt!r}. "
+            f"Put a partition or a schedule outside: scheduled(schedule_free(opt), lr=...)."
+        )
+    names = {*opt.hyper, *opt.required}
+    if "lr" not in names:
+        raise ValueError(
+            f"schedule_free: {opt!r} has no lr, by which steps are weighed. End it with sgd_step."
+        )
+    for name in ("mom", "wd", "lr_power"):
+        if name in names:
+            raise ValueError(
+                f"schedule_free: has a hyper {name!r}, and so has {opt!r}. One must go."
+            )
+    given = {**opt.given, "mom": mom, "wd": wd, "lr_power": lr_power}
+    return chain(weigh_steps, step_from_fast, *opt.rules, train_between, **given)
 
 
 def schedule_free_adamw(
     lr: float = 2.5e-3, mom: float = 0.9, sqr_mom: float = 0.999, eps: float = 1e-8, wd: float = 0.0
-) -> ScheduleFree:
+) -> Chain:
     """Adam with schedule-free averaging in the place of momentum, and decoupled weight decay.
 
     Source: Defazio et al. 2024; numbers of schedulefree.AdamWScheduleFree without warm-up.
 
     >>> schedule_free_adamw(lr=0.01).hyper
-    {'sqr_mom': 0.999, 'eps': 1e-08, 'lr': 0.01, 'mom': 0.9, 'wd': 0.0, 'lr_power': 2.0}
+    {'lr': 0.01, 'lr_power': 2.0, 'wd': 0.0, 'sqr_mom': 0.999, 'eps': 1e-08, 'mom': 0.9}
     """
     inner = chain(
         average_sqr_grad, scale_by_debiased_rms, sgd_step, lr=lr, sqr_mom=sqr_mom, eps=eps
@@ -166,27 +135,34 @@ def schedule_free_adamw(
     return schedule_free(inner, mom=mom, wd=wd)
 
 
-def schedule_free_sgd(lr: float = 1.0, mom: float = 0.9, wd: float = 0.0) -> ScheduleFree:
-    """SGD with schedule-free averaging in the place of momentum. `wd` is an L2 penalty where the
-    gradient is taken.
+def schedule_free_sgd(lr: float = 1.0, mom: float = 0.9, wd: float = 0.0) -> Chain:
+    """SGD with schedule-free averaging in the place of momentum.
+
+    `wd` is an L2 penalty where the gradient is taken.
 
     Source: Defazio et al. 2024; numbers of schedulefree.SGDScheduleFree without warm-up.
 
     >>> schedule_free_sgd(lr=0.5).hyper
-    {'lr': 0.5, 'mom': 0.9, 'wd': 0.0, 'lr_power': 2.0}
+    {'lr': 0.5, 'lr_power': 2.0, 'wd': 0.0, 'mom': 0.9}
     """
     return schedule_free(chain(sgd_step, lr=lr), mom=mom, wd=wd)
 
 
 @elementwise
 def scale_by_debiased_rms(
-    update: Tensor, sqr_avg: Tensor, *, step: Tensor, sqr_mom: float = 0.99, eps: float = 1e-8
+    update: Tensor,
+    sqr_avg: Tensor,
+    *,
+    step: Tensor,
+    sqr_mom: Decay = 0.99,
+    eps: NonNegative = 1e-8,
 ) -> dict[str, Tensor]:
     """scale_by_rms with debias for the squares alone, so that the chain has no `mom`.
 
     update = update / (sqrt(sqr_avg / (1 - sqr_mom**step)) + eps)
 
-    >>> scale_by_debiased_rms(torch.tensor([4.0]), torch.tensor([8.0]), step=torch.tensor(1), sqr_mom=0.5, eps=0.0)
+    >>> four, eight = torch.tensor([4.0]), torch.tensor([8.0])
+    >>> scale_by_debiased_rms(four, eight, step=torch.tensor(1), sqr_mom=0.5, eps=0.0)
     {'update': tensor([1.])}
     """
     return dict(update=update / (root(sqr_avg / (1 - sqr_mom**step)) + eps))

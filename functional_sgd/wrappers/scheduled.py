@@ -4,24 +4,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
-from functional_sgd.chaining import Optimizer
-from functional_sgd.rule import COUNTER
+from functional_sgd.errors import did_you_mean
+from functional_sgd.optimizer import Optimizer, check_names
 from functional_sgd.schedules import Constant
-from functional_sgd.state import State
+from functional_sgd.state import State, check_state
 from functional_sgd.tree import Tree
-from functional_sgd.wiring import did_you_mean
-from functional_sgd.wrappers.wrapper import Wrapper, as_hyper, names_of, required_of
+from functional_sgd.wiring import CALLS
+from functional_sgd.wrappers.wrapper import INNER, Wrapper, no_calls
 
 Schedule = Callable[[Tensor], Any]
 
 
 @dataclass(frozen=True, repr=False)
 class Scheduled(Wrapper):
-    """An optimizer whose hypers follow schedules; `scheduled` makes one. Its state is that of the
-    optimizer inside.
-    """
+    """An optimizer whose hypers follow schedules; `scheduled` makes one."""
 
     schedules: Mapping[str, Schedule] = field(default_factory=dict, hash=False)
     steps: int | None = None
@@ -35,7 +34,7 @@ class Scheduled(Wrapper):
                 f"scheduled: steps must be at least 1, got {self.steps!r}. Give the length of the "
                 f"run."
             )
-        known = names_of(self.opt)
+        known = self.opt.names
         for name, schedule in self.schedules.items():
             if name not in known:
                 raise ValueError(f"scheduled: no rule reads {name!r}. {did_you_mean(name, known)}")
@@ -61,11 +60,11 @@ class Scheduled(Wrapper):
     @property
     def required(self) -> tuple[str, ...]:
         """The hypers and extras that the caller must pass."""
-        return tuple(name for name in required_of(self.opt) if not self._is_scheduled(name))
+        return tuple(name for name in self.opt.required if not self._is_scheduled(name))
 
     def init(self, params: Tree) -> State:
-        """A fresh state of the optimizer inside."""
-        return self.opt.init(params)
+        """A fresh state: there was no call, and the optimizer inside begins."""
+        return {CALLS: no_calls(params), INNER: self.opt.init(params)}
 
     def __call__(
         self,
@@ -76,17 +75,23 @@ class Scheduled(Wrapper):
         **extras: Any,
     ) -> tuple[Tree, State]:
         """One step with the hypers of this step: (new params, new state)."""
-        hyper = as_hyper("scheduled", hyper, extras, self.names)
-        has_counter = (
-            isinstance(state, Mapping) and COUNTER in state
-        )  # else the optimizer inside complains
-        values = self.values(state[COUNTER]) if has_counter else {}
-        open_ones = {name: value for name, value in values.items() if name not in extras}
-        return self.opt(params, grads, state, {**open_ones, **hyper}, **extras)
+        check_state(self.name, state, (CALLS, INNER))
+        hyper = check_names(self.name, hyper, extras, self.names)
+        values = {n: v for n, v in self.values(state[CALLS]).items() if n not in extras}
+        params, inner = self.opt(params, grads, state[INNER], {**values, **hyper}, **extras)
+        return params, {CALLS: state[CALLS] + 1, INNER: inner}
 
-    def values(self, step: Tensor) -> dict[str, Any]:
-        """The scheduled hypers of the step that follows after `step` others."""
-        position = step.double()
+    def perturb(
+        self, params: Tree, grads: Tree, state: State, hyper: Mapping[str, Any] | None = None
+    ) -> Tree:
+        """Where the optimizer inside wants the gradient, with the hypers of this step."""
+        check_state(self.name, state, (CALLS, INNER))
+        values = {**self.values(state[CALLS]), **(hyper or {})}
+        return self.opt.perturb(params, grads, state[INNER], values)
+
+    def values(self, calls: Tensor) -> dict[str, Any]:
+        """The scheduled hypers of the call that follows after `calls` others."""
+        position = calls.to(torch.float32 if calls.device.type == "mps" else torch.float64)
         if self.steps is not None:
             position = (position / self.steps).clamp(0, 1)
         return {name: schedule(position) for name, schedule in self.schedules.items()}

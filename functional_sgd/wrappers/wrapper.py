@@ -1,8 +1,6 @@
-"""What the wrappers have in common: an optimizer inside, hypers of their own, and a few things done
-to trees.
-"""
+"""What the wrappers have in common: an optimizer inside, hypers of their own, and tree helpers."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Self
 
@@ -10,48 +8,46 @@ import torch
 from torch import Tensor
 
 from functional_sgd.call import check_like
-from functional_sgd.chaining import Optimizer
 from functional_sgd.hyper import Scalar, scalar
-from functional_sgd.rule import COUNTER
-from functional_sgd.state import State, working_dtype
+from functional_sgd.optimizer import Optimizer, check_names, check_optimizer
+from functional_sgd.ranges import Range, check_number
+from functional_sgd.state import State, extended, new_calls, working_dtype
 from functional_sgd.tracing import known
-from functional_sgd.tree import Spec, Tree, flatten, flatten_like, unflatten
-from functional_sgd.wiring import did_you_mean
+from functional_sgd.tree import Spec, Tree, flatten, flatten_like, paths, unflatten
 
 INNER = "inner"
 """The entry of a wrapper's state that is the state of its optimizer."""
 
 
 @dataclass(frozen=True)
-class Wrapper:
-    """An optimizer around another one. Its state is {"step": calls so far, ..., "inner": the
-    other's state}.
+class Wrapper(Optimizer):
+    """An optimizer around another one. Its state is {"calls": how many, ..., "inner": the other's}.
 
     A subclass defines `init` and `__call__`. Its fields are `opt` and numbers; those named in
-    `own_hypers` are hypers, with the fields as their defaults.
+    `own_hypers` are hypers, with the fields as their defaults and the values as their ranges.
     """
 
     opt: Optimizer
 
     name: ClassVar[str] = "wrapper"
-    own_hypers: ClassVar[tuple[str, ...]] = ()
+    own_hypers: ClassVar[Mapping[str, Range]] = {}
     needs_old: ClassVar[bool] = (
-        False  # whether it reads params and state again after its optimizer has run
+        False  # whether it reads params and state again after the inner step
     )
 
     def __post_init__(self) -> None:
         check_optimizer(self.name, self.opt)
-        if self.needs_old and spends(self.opt):
+        if self.needs_old and self.opt.donates:
             raise ValueError(
                 f"{self.name}: needs params and state as they were, but {self.opt!r} overwrites "
-                f"them. "
-                f"Fuse it without donate."
+                f"them. Fuse it without donate."
             )
-        for name in self.own_hypers:
-            if name in names_of(self.opt):
+        for name, allowed in self.own_hypers.items():
+            if name in self.opt.names:
                 raise ValueError(
                     f"{self.name}: has a hyper {name!r}, and so has {self.opt!r}. One must go."
                 )
+            check_number(self.name, name, getattr(self, name), allowed)
 
     @property
     def hyper(self) -> dict[str, Any]:
@@ -61,21 +57,45 @@ class Wrapper:
     @property
     def required(self) -> tuple[str, ...]:
         """The hypers and extras that have no default."""
-        return required_of(self.opt)
+        return self.opt.required
 
     @property
     def names(self) -> frozenset[str]:
         """Every hyper and extra that is understood."""
-        return names_of(self.opt) | {*self.own_hypers}
+        return self.opt.names | {*self.own_hypers}
 
     @property
-    def donate(self) -> bool:
+    def donates(self) -> bool:
         """Whether the trees that are passed in are overwritten."""
-        return spends(self.opt)
+        return self.opt.donates
 
-    def map_inner(self, function: Callable[[Optimizer], Optimizer]) -> Self:
-        """The same wrapper around function(its optimizer)."""
-        return replace(self, opt=function(self.opt))
+    @property
+    def inner(self) -> tuple[Optimizer, ...]:
+        """The optimizer inside."""
+        return (self.opt,)
+
+    def with_inner(self, inner: tuple[Optimizer, ...]) -> Self:
+        """The same wrapper around another optimizer."""
+        (opt,) = inner
+        return replace(self, opt=opt)
+
+    def extend(self, state: State, before: Tree, params: Tree) -> State:
+        """The state for more params."""
+        own = {name: value for name, value in state.items() if name != INNER}
+        fresh = {name: value for name, value in self.init(params).items() if name != INNER}
+        inner = self.opt.extend(state[INNER], before, params)
+        return {**extended(own, fresh, paths(before), paths(params)), INNER: inner}
+
+    def perturb(
+        self, params: Tree, grads: Tree, state: State, hyper: Mapping[str, Any] | None = None
+    ) -> Tree:
+        """Where the optimizer inside wants the gradient."""
+        _, others, _ = self.take_own(hyper, {})
+        return self.opt.perturb(params, grads, state[INNER], others)
+
+    def evaluated(self, params: Tree, state: State) -> Tree:
+        """What the optimizer inside wants to be evaluated."""
+        return self.opt.evaluated(params, state[INNER])
 
     def __repr__(self) -> str:
         numbers = [
@@ -87,47 +107,18 @@ class Wrapper:
         self, hyper: Mapping[str, Any] | None, extras: Mapping[str, Any]
     ) -> tuple[dict[str, Scalar], dict[str, Any], dict[str, Any]]:
         """(the values of the wrapper's own hypers, the other hypers, the other extras)."""
-        hyper = as_hyper(self.name, hyper, extras, self.names)
-        given = {**{name: getattr(self, name) for name in self.own_hypers}, **hyper, **extras}
-        own = {name: one_number(self.name, name, given[name]) for name in self.own_hypers}
-        others = [
-            {name: value for name, value in values.items() if name not in own}
-            for values in (hyper, extras)
-        ]
-        return own, others[0], others[1]
-
-
-def check_optimizer(who: str, opt: Any) -> None:
-    """Raise TypeError unless this is an optimizer."""
-    if isinstance(opt, type) or not isinstance(opt, Optimizer):
-        raise TypeError(
-            f"{who}: expected an optimizer such as adamw(), got {opt!r}. Call the recipe."
-        )
-
-
-def as_hyper(
-    who: str, hyper: Mapping[str, Any] | None, extras: Mapping[str, Any], names: Iterable[str]
-) -> Mapping[str, Any]:
-    """The hypers of a call. Raises ValueError for a name that nobody reads, or that is also among
-    the extras.
-    """
-    hyper = {} if hyper is None else hyper
-    if not isinstance(hyper, Mapping):
-        raise TypeError(
-            f"{who}: hyper must be a dict such as dict(lr=0.1), got {type(hyper).__name__}."
-        )
-    for name in (*hyper, *extras):
-        if name not in names:
-            raise ValueError(f"{who}: no rule reads {name!r}. {did_you_mean(name, names)}")
-        if name in hyper and name in extras:
-            raise ValueError(
-                f"{who}: {name!r} is given both in hyper and by keyword. Give it once."
-            )
-    return hyper
+        hyper = check_names(self.name, hyper, extras, self.names)
+        own: dict[str, Scalar] = {}
+        for name, allowed in self.own_hypers.items():
+            value = hyper.get(name, extras.get(name, getattr(self, name)))
+            check_number(self.name, name, value, allowed)
+            own[name] = one_number(self.name, name, value)
+        others = {name: value for name, value in hyper.items() if name not in own}
+        return own, others, {name: value for name, value in extras.items() if name not in own}
 
 
 def one_number(who: str, name: str, value: Any) -> Scalar:
-    """A hyper that is the same for all leaves, as `scalar` gives it. Raises ValueError for a tree."""
+    """A hyper that is the same for all leaves, as `scalar` gives it. Raises ValueError if not."""
     if isinstance(value, (dict, list, tuple)):
         raise ValueError(
             f"{who}: {name!r} must be one number for all leaves, got {value!r}. "
@@ -136,24 +127,9 @@ def one_number(who: str, name: str, value: Any) -> Scalar:
     return scalar(who, name, value)
 
 
-def required_of(opt: Optimizer) -> tuple[str, ...]:
-    """The hypers and extras of an optimizer that have no default."""
-    return tuple(getattr(opt, "required", ()))
-
-
-def names_of(opt: Optimizer) -> frozenset[str]:
-    """Every hyper and extra that an optimizer understands."""
-    return frozenset(getattr(opt, "names", (*opt.hyper, *required_of(opt))))
-
-
-def spends(opt: Optimizer) -> bool:
-    """Whether an optimizer overwrites the trees that it is given."""
-    return bool(getattr(opt, "donate", False))
-
-
-def counter_like(state: State) -> Tensor:
-    """A zero to count with, where the counter of this state is."""
-    return torch.zeros_like(state[COUNTER])
+def no_calls(params: Tree) -> Tensor:
+    """The counter of a wrapper's state, before its first call."""
+    return new_calls(flatten(params)[0])
 
 
 def take_grads(

@@ -10,7 +10,7 @@ import optree
 import torch
 from torch import Tensor, nn
 
-from functional_sgd.wiring import did_you_mean
+from functional_sgd.errors import did_you_mean
 from loop.callback import Callback
 from loop.history import Log
 from loop.run.stages import device_of, learner_of

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from functional_sgd.rules.clipping import global_norm
-from functional_sgd.wiring import did_you_mean
+from functional_sgd.errors import did_you_mean
+from functional_sgd.reduction import global_norm
 from loop.callback import Callback, Wish
 from loop.callbacks.gradient import GradientClip
 from loop.callbacks.schedule import check_unscheduled
@@ -128,8 +128,9 @@ class AnnealOnGradRatio(Callback):
         if self.measure is not None:
             return None
         assert state.grads is not None
-        length, kept = global_norm(state.grads), state.memory.get(self.name, FRESH)
-        square = length.to(torch.promote_types(length.dtype, torch.float32)).square()
+        grads = [grad for grad in state.grads.values() if grad is not None]
+        kept = state.memory.get(self.name, FRESH)
+        square = global_norm(grads).square()
         return state.remember(
             self.name, {**kept, "squares": kept["squares"] + square, "steps": kept["steps"] + 1}
         )

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from functional_sgd.autodiff import detached
-from functional_sgd.wiring import did_you_mean
+from functional_sgd.errors import did_you_mean
 from loop.callback import Callback
 from loop.history import Log
 from loop.state import State

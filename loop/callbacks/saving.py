@@ -11,7 +11,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from functional_sgd.wiring import did_you_mean
+from functional_sgd.errors import did_you_mean
 from loop.callback import Callback
 from loop.callbacks.recorder import Recorder
 from loop.callbacks.tracking import better, check_monitor, check_tracking, mode_of, monitored

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import optree
 
-from functional_sgd.wiring import did_you_mean
+from functional_sgd.errors import did_you_mean
 from loop.callback import Callback
 from loop.callbacks.parts.attributes import ROOT, Attribute, attributes_kept, find_attribute
 from loop.callbacks.parts.hyper_groups import hyper_groups

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import optree
 
-from functional_sgd.wiring import did_you_mean
+from functional_sgd.errors import did_you_mean
 from loop.callback import Callback
 from loop.callbacks.recorder import Recorder
 from loop.callbacks.schedule import check_unscheduled

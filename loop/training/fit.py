@@ -15,8 +15,8 @@ import optree
 import torch
 
 from functional_sgd import Chain, fuse
+from functional_sgd.errors import did_you_mean
 from functional_sgd.schedules import one_cycle, three_cosines
-from functional_sgd.wiring import did_you_mean
 from loop.callback import Callback
 from loop.callbacks import ParamScheduler, Recorder
 from loop.callbacks.recorder import RECORDER, recorded

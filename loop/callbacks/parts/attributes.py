@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from functional_sgd.wiring import did_you_mean
+from functional_sgd.errors import did_you_mean
 
 ROOT = "model."
 """What the path of an attribute begins with."""

@@ -1,0 +1,121 @@
+"""The backend of CPUs: C, compiled once and kept on disk."""
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from functional_sgd.fusion import compiler
+from functional_sgd.fusion.backends.backend import Backend, Runner, Totals, Unavailable
+from functional_sgd.fusion.backends.c.source import c_source
+from functional_sgd.fusion.buffers import Pool, results
+from functional_sgd.fusion.chunks import cut_up
+from functional_sgd.fusion.column import Column
+from functional_sgd.fusion.group import Group
+from functional_sgd.fusion.kernel import Dtypes, body_of
+from functional_sgd.fusion.passes import Pass
+from functional_sgd.fusion.scalars import Scalars
+
+CHUNK = 65_536  # elements: enough to hide the call, few enough to share out and to stay in cache
+
+GRAIN = 32_768  # elements that are worth a thread
+
+_WHOLE, _ADDRESS = ctypes.c_int64, ctypes.c_void_p
+_SIGNATURE = (_WHOLE, _ADDRESS, _WHOLE, _ADDRESS, _ADDRESS, _WHOLE, *[_ADDRESS] * 6, ctypes.c_int)
+
+
+class CBackend(Backend):
+    """Kernels in C for leaves on a CPU."""
+
+    name = "C"
+
+    def treats(self, device: torch.device) -> bool:
+        """CPUs."""
+        return device.type == "cpu"
+
+    def compile(self, work: Pass, dtypes: Dtypes, scalars: Scalars, group: Group) -> Runner:
+        """The compiled pass. Raises Unavailable without a compiler."""
+        try:
+            function = compiler.function_of(c_source(work, dtypes), *_SIGNATURE)
+        except compiler.NoCompiler as error:
+            raise Unavailable(str(error), self, error.cure) from error
+        return _Kernel(work, function)
+
+    def allocate(
+        self, pool: Pool, name: str, like: Sequence[Tensor], dtype: torch.dtype
+    ) -> list[Tensor]:
+        """Memory that is used again once the caller has dropped what was in it."""
+        return results(pool, name, like, dtype)
+
+    def source(self, work: Pass, dtypes: Dtypes) -> str:
+        """The C text."""
+        return c_source(work, dtypes)
+
+
+class _Buffer:
+    """An array, and where it lies (asking numpy takes a microsecond)."""
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        self.array = array
+        self.address: int = array.ctypes.data
+
+
+class _Chunks:
+    """How the leaves of a group are cut into chunks."""
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        leaf, start, count = cut_up(sizes, CHUNK)
+        self.n_leaves, self.n_chunks = len(sizes), len(leaf)
+        self.leaf, self.start = _Buffer(leaf), _Buffer(start)
+        self.count = _Buffer(count.astype(np.int64))
+        self.one_row = _Buffer(np.zeros(self.n_leaves, dtype=np.int32))
+        self.own_rows = _Buffer(np.arange(self.n_leaves, dtype=np.int32))
+        self.threads = 1 + sum(sizes) // GRAIN  # as many as are worth it
+
+
+class _Kernel:
+    """A compiled pass. One call at a time: the table of addresses is used again."""
+
+    def __init__(self, work: Pass, function: Any) -> None:
+        self.function = function
+        self.scalars, self.n_takes = work.scalars, len(work.takes)
+        self.n_columns = len(work.reads) + len(work.outputs)
+        self.room = 2 * len(body_of(work).crossing) + 1  # of each row, at most
+        self._tables: dict[int, _Buffer] = {}
+
+    def __call__(
+        self, group: Group, reads: Sequence[Column], writes: Sequence[Column], scalars: Scalars
+    ) -> Totals | None:
+        if "chunks" not in group.prepared:
+            group.prepared["chunks"] = _Chunks(group.sizes)
+        chunks: _Chunks = group.prepared["chunks"]
+        table = self._table(chunks.n_leaves)
+        known: dict[int, int] = {}
+        for place, column in enumerate((*reads, *writes)):
+            # A column that is overwritten is both read and written; its addresses are copied once.
+            same = known.setdefault(id(column), place)
+            table.array[place] = column.addresses if same == place else table.array[same]
+        rows = _Buffer(scalars.rows(self.scalars, group))
+        n_rows = len(rows.array)
+        scratch = _Buffer(np.empty(n_rows * self.room))
+        parts = _Buffer(np.empty(max(chunks.n_chunks * self.n_takes, 1)))
+        totals = _Buffer(np.empty((chunks.n_leaves, self.n_takes)))
+        self.function(
+            chunks.n_leaves, table.address, n_rows, rows.address,
+            (chunks.one_row if n_rows == 1 else chunks.own_rows).address,
+            chunks.n_chunks, chunks.leaf.address, chunks.start.address, chunks.count.address,
+            scratch.address, parts.address, totals.address,
+            min(torch.get_num_threads(), chunks.threads),
+        )  # fmt: skip
+        return torch.from_numpy(totals.array) if self.n_takes else None
+
+    def _table(self, n_leaves: int) -> _Buffer:
+        if n_leaves not in self._tables:
+            if len(self._tables) >= 16:
+                self._tables.clear()
+            self._tables[n_leaves] = _Buffer(np.empty((self.n_columns, n_leaves), dtype=np.int64))
+        return self._tables[n_leaves]

@@ -1,0 +1,353 @@
+"""Write a pass as one readable Triton kernel over a table of pointers."""
+
+from collections.abc import Collection
+
+import numpy as np
+import torch
+
+from functional_sgd.fusion.arithmetic import LOGICAL, Node
+from functional_sgd.fusion.kernel import Body, Dtypes, body_of, name_of
+from functional_sgd.fusion.passes import Pass
+from functional_sgd.randomness import PARITY, ROTATIONS
+
+_HEADER = """\
+import triton
+import triton.language as tl
+from triton.language.extra import libdevice
+
+# {title}
+"""
+
+_FUNCTIONS = """
+
+@triton.jit
+def elements({parameters}, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):
+    # The first `count` elements from these addresses on, one address for each column.
+{bind}
+    if ALIGNED:  # loads and stores of 16 bytes
+{align}
+{begin_takes}
+    for start in range(0, count, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        inside = i < count
+{body}
+{end_takes}
+
+
+@triton.jit(do_not_specialize=[{whole}], do_not_specialize_on_alignment=[{tensors}])
+def fused_rules(
+    pointers, chunks, parts, n_leaves: tl.int64, {hypers}BLOCK: tl.constexpr
+):
+    # Each program treats one chunk: `count` elements of a leaf, from `start` on.
+    # Column k of leaf l is at pointers[l + k * n_leaves].
+    chunk = chunks + tl.program_id(0)
+    leaf = tl.load(chunk)
+    start = tl.load(chunk + tl.num_programs(0))
+    count = tl.load(chunk + 2 * tl.num_programs(0)).to(tl.int32)
+    # The scalars of one step.
+{scalars}
+    # Where this chunk begins in each column.
+{here}
+    aligned = ({all_here}) % 16 == 0
+    if aligned & (count % 16 == 0):
+        {assign}elements(count // 16 * 16, {arguments}, True, BLOCK)
+    else:
+        {assign}elements(count, {arguments}, False, BLOCK)
+{store_takes}
+"""
+
+COMBINE = """\
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def combine(parts, ends, totals, take, n_takes, KIND: tl.constexpr, BLOCK: tl.constexpr):
+    # The parts of one leaf's chunks, from ends[leaf - 1] to ends[leaf], in their order.
+    leaf = tl.program_id(0)
+    begin = tl.load(ends + leaf)
+    end = tl.load(ends + leaf + 1)
+    if KIND == "sum":
+        nothing = 0.0
+    elif KIND == "max":
+        nothing = float("-inf")
+    else:
+        nothing = 1.0
+    total = tl.full((BLOCK,), nothing, tl.float64)
+    for first in range(begin, end, BLOCK):
+        c = first + tl.arange(0, BLOCK)
+        part = tl.load(parts + c * n_takes + take, mask=c < end, other=nothing)
+        if KIND == "sum":
+            total = total + part
+        elif KIND == "max":
+            total = tl.where((part > total) | (part != part), part, total)
+        else:
+            total = tl.where(part < total, part, total)
+    if KIND == "sum":
+        whole = tl.sum(total)
+    elif KIND == "max":
+        whole = tl.max(tl.where(total != total, float("inf"), total))
+        whole = tl.where(tl.sum((total != total).to(tl.int32)) > 0, float("nan"), whole)
+    else:
+        whole = tl.min(total)
+    tl.store(totals + leaf * n_takes + take, whole)
+"""
+"""The second kernel of a pass that takes reductions: a sum in an order that is always the same."""
+
+_STORED = {
+    torch.float32: "tl.float32",
+    torch.float64: "tl.float64",
+    torch.bfloat16: "tl.bfloat16",
+    torch.float16: "tl.float16",
+}
+
+_OPERATORS = {
+    "add": "+", "sub": "-", "mul": "*", "eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">",
+    "ge": ">=",
+}  # fmt: skip
+_LOGICAL_TEMPLATES = {"and": "{0} & {1}", "or": "{0} | {1}", "not": "{0} == 0"}
+_TEMPLATES = {
+    "neg": "-{0}",
+    "wide": "{0}.to(tl.float64)",
+    "abs": "tl.abs({0})",
+    "maximum": "tl.where(({0} > {1}) | ({0} != {0}), {0}, {1})",
+    "minimum": "tl.where(({0} < {1}) | ({0} != {0}), {0}, {1})",
+    "sign": "({0} > 0).to({T}) - ({0} < 0).to({T})",
+    "floor": "tl.floor({0})",
+    "ceil": "tl.ceil({0})",
+    "round": "libdevice.rint({0})",
+    "isnan": "{0} != {0}",
+    "isfinite": 'tl.abs({0}) < float("inf")',
+    "uniform": "(threefry({0}, {1}, begin + i, {draw})[0] >> 8).to({T}) * {eps24}",
+    "tail": "((threefry({0}, {1}, begin + i, {draw})[1] >> 1).to({T}) + {half}) * {eps32}",
+}
+_PRECISE = {  # what Triton approximates in single precision unless it is told not to
+    "tl.float32": {
+        "div": "tl.div_rn({0}, {1})",
+        "sqrt": "tl.sqrt_rn({0})",
+        "rsqrt": "tl.div_rn(1.0, tl.sqrt_rn({0}))",
+        "sigmoid": "tl.div_rn(1.0, 1 + libdevice.exp(-{0}))",
+    },
+    "tl.float64": {
+        "div": "{0} / {1}",
+        "sqrt": "tl.sqrt({0})",
+        "rsqrt": "1 / tl.sqrt({0})",
+        "sigmoid": "1 / (1 + libdevice.exp(-{0}))",
+    },
+}
+_NOTHING = {"sum": "0.0", "max": 'float("-inf")', "all": "1.0"}
+_MORE = {
+    "sum": "{0} + {1}",
+    "max": "tl.where(({1} > {0}) | ({1} != {1}), {1}, {0})",
+    "all": "tl.where({1} < {0}, {1}, {0})",
+}
+_WHOLE = {"sum": "tl.sum({0})", "max": "largest({0})", "all": "tl.min({0})"}
+
+
+def triton_source(work: Pass, dtypes: Dtypes, tensors: Collection[str]) -> str:
+    """The Triton text of a pass for columns of these dtypes.
+
+    Of the hypers, `tensors` are pointers to one value, or to one for each leaf (and say which); the
+    others are numbers.
+    """
+    body = body_of(work)
+    writer = _Writer(work, body, dtypes, tensors)
+    combines = [take.reduction.combine for take in work.takes]
+    takes = [f"take_{k}" for k in range(len(combines))]
+    pointers = [name for name in body.hypers if name in tensors]
+    begin = [
+        f"    {name} = tl.full((BLOCK,), {_NOTHING[c]}, tl.float64)"
+        for name, c in zip(takes, combines, strict=True)
+    ]
+    ends = ", ".join(_WHOLE[c].format(name) for name, c in zip(takes, combines, strict=True))
+    stores = [
+        f"    tl.store(parts + tl.program_id(0) * {len(takes)} + {k}, {name})"
+        for k, name in enumerate(takes)
+    ]
+    hypers = [
+        f"hyper_{name}, by_leaf_{name}: tl.int64, " if name in tensors
+        else f"hyper_{name}: tl.float64, "
+        for name in body.hypers
+    ]  # fmt: skip
+    text = _FUNCTIONS.format(
+        parameters=", ".join(["count", "begin", *writer.places, *writer.crossing]),
+        bind="\n".join(writer.bind()),
+        align="\n".join(writer.align()),
+        begin_takes="\n".join(begin),
+        body="\n".join(writer.elements()),
+        end_takes=f"    return {ends}" if takes else "",
+        whole=", ".join(['"n_leaves"', *(f'"by_leaf_{name}"' for name in pointers)]),
+        tensors=", ".join(f'"hyper_{name}"' for name in pointers),
+        hypers="".join(hypers),
+        scalars="\n".join(writer.scalars()),
+        here="\n".join(writer.here()),
+        all_here=" | ".join(writer.places),
+        assign=f"{', '.join(takes)} = " if takes else "",
+        arguments=", ".join(["start", *writer.places, *writer.crossing]),
+        store_takes="\n".join(stores),
+    )
+    header = _HEADER.format(title=work.title)
+    helpers = (_threefry() if work.random else "") + (_LARGEST if "max" in combines else "")
+    return header + helpers + text
+
+
+_LARGEST = """
+
+@triton.jit
+def largest(values):
+    # The maximum, which is NaN if one of them is.
+    found = tl.max(tl.where(values != values, float("inf"), values))
+    return tl.where(tl.sum((values != values).to(tl.int32)) > 0, float("nan"), found)
+"""
+
+
+class _Writer:
+    """Writes the lines of a pass."""
+
+    def __init__(self, work: Pass, body: Body, dtypes: Dtypes, tensors: Collection[str]) -> None:
+        self.work, self.body, self.dtypes, self.tensors = work, body, dtypes, tensors
+        self.precision = _STORED[dtypes.working]
+        reads = [("in", *one) for one in zip(body.reads, dtypes.reads, strict=True)]
+        writes = [("out", *one) for one in zip(body.writes, dtypes.writes, strict=True)]
+        self.columns = [(f"{way}_{name}", dtype) for way, name, dtype in (*reads, *writes)]
+        self.places = [f"here_{k}" for k in range(len(self.columns))]
+        wide = {a.index for n in body.elements if n.wide for a in n.inputs if not a.element}
+        plain = {a.index for n in body.elements if not n.wide for a in n.inputs if not a.element}
+        plain |= {node.index for node in body.writes.values()}
+        self.crossed = [
+            (node, is_wide)
+            for node in body.crossing
+            for is_wide, used in ((False, plain), (True, wide))
+            if node.index in used
+        ]
+        self.crossing = [name_of(node, True, is_wide) for node, is_wide in self.crossed]
+
+    def bind(self) -> list[str]:
+        return [
+            f"    {name} = {place}.to(tl.pointer_type({_STORED[dtype]}))"
+            for (name, dtype), place in zip(self.columns, self.places, strict=True)
+        ]
+
+    def align(self) -> list[str]:
+        widest = max((dtype.itemsize for _, dtype in self.columns), default=4)
+        return [
+            f"        {name} = tl.multiple_of({name}, {16 // widest * dtype.itemsize})"
+            for name, dtype in self.columns
+        ]
+
+    def here(self) -> list[str]:
+        return [
+            f"    {place} = tl.load(pointers + {k} * n_leaves + leaf) + start * {dtype.itemsize}"
+            for k, (place, (_, dtype)) in enumerate(zip(self.places, self.columns, strict=True))
+        ]
+
+    def scalars(self) -> list[str]:
+        lines = [
+            f"    {name_of(node)} = {self._value(node, 'tl.float64')}" for node in self.body.scalars
+        ]
+        for node, is_wide in self.crossed:
+            kind = "tl.float64" if is_wide else self.precision
+            if node.op == "word":
+                kind = "tl.uint32"
+            cast = "" if node.op in LOGICAL else f".to({kind})"
+            lines.append(f"    {name_of(node, True, is_wide)} = {name_of(node)}{cast}")
+        return lines
+
+    def elements(self) -> list[str]:
+        lines = []
+        for node in self.body.elements:
+            if node.index in self.work.sources:
+                column = self.work.sources[node.index]
+                value = f"tl.load(in_{column} + i, mask=inside).to({self.precision})"
+            else:
+                value = self._value(node, "tl.float64" if node.wide else self.precision)
+            lines.append(f"        {name_of(node)} = {value}")
+        for (name, node), dtype in zip(self.body.writes.items(), self.dtypes.writes, strict=True):
+            value = self._argument(node, True, self.precision)
+            stored = f"{value}.to({_STORED[dtype]})"
+            lines.append(f"        tl.store(out_{name} + i, {stored}, mask=inside)")
+        for place, take in enumerate(self.work.takes):
+            combine = take.reduction.combine
+            value = f"{self._argument(take.node, True, 'tl.float64', wide=True)}.to(tl.float64)"
+            lines.append(f"        part_{place} = tl.where(inside, {value}, {_NOTHING[combine]})")
+            more = _MORE[combine].format(f"take_{place}", f"part_{place}")
+            lines.append(f"        take_{place} = {more}")
+        return lines
+
+    def _value(self, node: Node, precision: str) -> str:
+        """What a node is, as an expression."""
+        if node.op in ("scalar", "word"):
+            name = node.args[0]
+            loaded = f"tl.load(hyper_{name} + leaf * by_leaf_{name}).to(tl.float64)"
+            return loaded if name in self.tensors else f"tl.full((), hyper_{name}, tl.float64)"
+        wide = node.wide
+        if node.op == "where":
+            condition, yes, no = node.args
+            chosen = [self._argument(arg, node.element, precision, wide) for arg in (yes, no)]
+            truth = self._truth(condition, node.element, precision, wide)
+            return f"tl.where({truth}, {', '.join(chosen)})"
+        if node.op in _LOGICAL_TEMPLATES:
+            truths = [self._truth(arg, node.element, precision, wide) for arg in node.args]
+            return _LOGICAL_TEMPLATES[node.op].format(*truths)
+        args = [self._argument(arg, node.element, precision, wide) for arg in node.inputs]
+        if node.op in _OPERATORS:
+            return f"{args[0]} {_OPERATORS[node.op]} {args[1]}"
+        if node.op == "remainder":
+            return _remainder(*args)
+        template = _PRECISE[precision].get(node.op) or _TEMPLATES.get(node.op)
+        if template is None:
+            return f"libdevice.{node.op}({', '.join(args)})"
+        constants = {
+            name: _constant(value, precision)
+            for name, value in (("eps24", 2.0**-24), ("eps32", 2.0**-32), ("half", 0.5))
+        }
+        draw = node.args[-1] if node.args else ""
+        return template.format(*args, T=precision, draw=draw, **constants)
+
+    def _argument(self, node: Node, element: bool, precision: str, wide: bool = False) -> str:
+        """An argument as a number."""
+        if node.op == "constant":
+            return _constant(node.args[0], precision)
+        name = name_of(node, element, wide)
+        return f"{name}.to({precision})" if node.op in LOGICAL else name
+
+    def _truth(self, node: Node, element: bool, precision: str, wide: bool = False) -> str:
+        """An argument as true or false; NaN is true."""
+        if node.op in LOGICAL:
+            return name_of(node, element, wide)
+        return f"({self._argument(node, element, precision, wide)} != 0)"
+
+
+def _remainder(left: str, right: str) -> str:
+    """fmod, moved to the sign of the divisor."""
+    rest = f"libdevice.fmod({left}, {right})"
+    return f"tl.where(({rest} != 0) & (({rest} < 0) != ({right} < 0)), {rest} + {right}, {rest})"
+
+
+def _constant(value: float, precision: str) -> str:
+    with np.errstate(over="ignore", under="ignore"):
+        rounded = float(np.float32(value)) if precision == "tl.float32" else value
+    text = repr(rounded) if np.isfinite(rounded) else f'float("{rounded}")'
+    return f"tl.full((), {text}, {precision})"
+
+
+def _threefry() -> str:
+    """`randomness.threefry` in Triton: both of its words."""
+    lines = [
+        "",
+        "",
+        "@triton.jit",
+        "def threefry(k0, k1, index, draw: tl.constexpr):",
+        f"    k2 = k0 ^ k1 ^ tl.full((), {PARITY:#x}, tl.uint32)",
+        "    x = index.to(tl.uint32) + k0",
+        "    y = ((index.to(tl.uint64) >> 32).to(tl.uint32)"
+        " ^ tl.full((), draw << 16, tl.uint32)) + k1",
+    ]
+    for group in range(5):
+        for r in ROTATIONS[group % 2]:
+            lines.append("    x = x + y")
+            lines.append(f"    y = ((y << {r}) | (y >> {32 - r})) ^ x")
+        one, two = (group + 1) % 3, (group + 2) % 3
+        lines.append(f"    x = x + k{one}")
+        lines.append(f"    y = y + k{two} + tl.full((), {group + 1}, tl.uint32)")
+    return "\n".join([*lines, "    return x, y", ""])

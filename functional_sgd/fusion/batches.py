@@ -1,0 +1,116 @@
+"""Run a rule with torch: leaves of one shape as one batch, so that 100 matrices are one call."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from functional_sgd.call import Leaves
+from functional_sgd.fusion.group import Group
+from functional_sgd.randomness import LeafKey
+from functional_sgd.rule import STEP
+from functional_sgd.step import run_on_leaf
+from functional_sgd.wiring import Call
+
+Written = dict[str, list[Any]]
+"""What a rule writes for every leaf of a group: name -> values, in order."""
+
+
+def run_in_batches(
+    call: Call,
+    leaves: Leaves,
+    group: Group,
+    columns: Mapping[str, Sequence[Tensor]],
+    of_tree: Mapping[str, Any],
+    unbatched: set[int],
+) -> Written:
+    """What a rule writes for every leaf of a group.
+
+    A rule that torch.vmap cannot map over (it branches on values, say) is among the `unbatched`
+    from then on, by its position in the chain, and runs leaf by leaf.
+    """
+    made: Written = {name: [None] * len(group.indices) for _, name in (*call.writes, *call.numbers)}
+    for places in _batches(call, columns, len(group.indices)):
+        written = None
+        if len(places) > 1 and call.position not in unbatched and not call.numbers:
+            try:
+                written = _batch(call, leaves, group, columns, of_tree, places)
+            except Exception:  # whatever vmap says of a rule that it cannot map over
+                unbatched.add(call.position)
+        if written is None:
+            written = _one_by_one(call, leaves, group, columns, of_tree, places)
+        for name, values in written.items():
+            for place, value in zip(places, values, strict=True):
+                made[name][place] = value
+    return made
+
+
+def _batches(call: Call, columns: Mapping[str, Sequence[Tensor]], count: int) -> list[list[int]]:
+    """The leaves by the shapes of all columns that the rule reads."""
+    alike: dict[tuple[torch.Size, ...], list[int]] = {}
+    for place in range(count):
+        shapes = tuple(columns[name][place].shape for _, name in call.reads)
+        alike.setdefault(shapes, []).append(place)
+    return list(alike.values())
+
+
+def _batch(
+    call: Call,
+    leaves: Leaves,
+    group: Group,
+    columns: Mapping[str, Sequence[Tensor]],
+    of_tree: Mapping[str, Any],
+    places: Sequence[int],
+) -> Written:
+    """One call for leaves of one shape, by torch.vmap over a stack of them."""
+    indices = [group.indices[place] for place in places]
+    stacks = {name: torch.stack([own[k] for k in places]) for name, own in columns.items()}
+    numbers: dict[str, Tensor] = {}  # those that differ by leaf
+    if any(name == STEP for _, name in call.scalars):
+        numbers[STEP] = torch.stack([leaves.scalars(index)[STEP] for index in indices])
+    for _, name in call.scalars:
+        if name in leaves.separate:
+            values = [leaves.separate[name][index] for index in indices]
+            numbers[name] = torch.stack([torch.as_tensor(v, dtype=torch.float64) for v in values])
+    if call.rule.signature.random:
+        words = [leaves.key(call, index).words for index in indices]
+        for word in (0, 1):
+            numbers[f"{call.key}_{word}"] = torch.stack([pair[word] for pair in words])
+    shared = {**leaves.tree_scalars(group.device), **of_tree}
+
+    def run(own: Mapping[str, Tensor], differing: Mapping[str, Tensor]) -> dict[str, Any]:
+        scalars: dict[str, Any] = {**shared, **differing}
+        for reduced in call.reductions:
+            if reduced.reduction.over == "leaf":
+                read = {inner: own[outer] for inner, outer in reduced.columns}
+                scalars[reduced.name] = reduced.reduction.of(read)
+        if call.rule.signature.random:
+            pair = (differing[f"{call.key}_0"], differing[f"{call.key}_1"])
+            scalars[call.key] = LeafKey(pair)
+        return call.run(own, scalars)
+
+    written = torch.vmap(run)(stacks, numbers)
+    return {name: list(stack.unbind()) for name, stack in written.items()}
+
+
+def _one_by_one(
+    call: Call,
+    leaves: Leaves,
+    group: Group,
+    columns: Mapping[str, Sequence[Tensor]],
+    of_tree: Mapping[str, Any],
+    places: Sequence[int],
+) -> Written:
+    written: Written = {name: [] for _, name in (*call.writes, *call.numbers)}
+    for place in places:
+        index = group.indices[place]
+        own = {name: values[place] for name, values in columns.items()}
+        kept: dict[str, Tensor] = {}
+        scalars = {**leaves.scalars(index), **of_tree}
+        run_on_leaf(call, leaves, index, own, scalars, kept)
+        for _, name in call.writes:
+            written[name].append(own[name])
+        for _, name in call.numbers:
+            written[name].append(kept[name])
+    return written

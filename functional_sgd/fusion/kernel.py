@@ -1,0 +1,63 @@
+"""What the kernel of a pass is made of, in whatever language it is written."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from functional_sgd.fusion.arithmetic import Node
+from functional_sgd.fusion.passes import Pass
+
+SUPPORTED_DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
+"""The dtypes of columns that kernels read and write."""
+
+
+@dataclass(frozen=True)
+class Dtypes:
+    """The dtypes of a kernel's columns: those it reads, those it writes, that of the arithmetic."""
+
+    reads: tuple[torch.dtype, ...]
+    writes: tuple[torch.dtype, ...]
+    working: torch.dtype
+
+
+@dataclass(frozen=True)
+class Body:
+    """The nodes of a pass, sorted by how often they are computed."""
+
+    reads: tuple[str, ...]  # columns
+    writes: Mapping[str, Node]
+    hypers: tuple[str, ...]  # the numbers that the kernel is called with
+    scalars: Sequence[Node]  # computed once a step
+    crossing: Sequence[Node]  # the scalars that elements are made of
+    elements: Sequence[Node]  # computed or read for each element
+    takes: Sequence[Node]  # combined over the elements
+
+
+def body_of(work: Pass) -> Body:
+    """The body of a pass. Constants are left out, since they are written where they are used."""
+    nodes = [node for node in work.nodes if node.op != "constant"]
+    elements = [node for node in nodes if node.element]
+    used = {arg.index for n in elements if n.index not in work.sources for arg in n.inputs}
+    used |= {node.index for node in work.outputs.values()}
+    scalars = [node for node in nodes if not node.element]
+    return Body(
+        work.reads,
+        work.outputs,
+        work.scalars,
+        scalars,
+        [node for node in scalars if node.index in used],
+        elements,
+        [take.node for take in work.takes],
+    )
+
+
+def name_of(node: Node, element: bool = False, wide: bool = False) -> str:
+    """The variable of a node.
+
+    Among elements, a scalar's name ends with a _, and has been rounded to their precision; with __
+    where they are of double precision.
+    """
+    if element and not node.element:
+        return f"v{node.index}{'__' if wide else '_'}"
+    return f"v{node.index}"

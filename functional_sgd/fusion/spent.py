@@ -1,0 +1,113 @@
+"""Donated trees: refuse those that cannot be overwritten, or have been already."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from functional_sgd.call import Leaves
+from functional_sgd.tree import Tree, paths, unflatten
+
+
+def check_apart(params: Tree, leaves: Leaves, whole: bool) -> None:
+    """Raise ValueError if two of the tensors that are to be overwritten share memory.
+
+    Two leaves that are one tensor are looked for at every call; others that overlap only when the
+    trees are not just like those of an earlier call, since it takes longer.
+    """
+    columns = {"param": leaves.params, **leaves.slots}
+    written = [tensor for column in columns.values() for tensor in column]
+    starts = [tensor.data_ptr() for tensor in written]
+    if not whole and len(set(starts)) >= len(starts) - starts.count(0):
+        return
+    spans = sorted(
+        (start, start + _extent(tensor), place)
+        for place, (start, tensor) in enumerate(zip(starts, written, strict=True))
+        if tensor.numel()
+    )
+    for (_, end, one), (start, _, other) in pairwise(spans):
+        if start < end:
+            names = [name for name in columns for _ in leaves.params]
+            every = paths(params) * len(columns)
+            first, second = (f"{names[place]} {every[place]!r}" for place in (one, other))
+            raise ValueError(
+                f"fuse: {first} and {second} share memory, so a donated step would update it "
+                f"twice. Keep one leaf for both, give one of them memory of its own (clone), "
+                f"or use fuse(opt, donate=False)."
+            )
+
+
+def refuse_spent(params: Tree, leaves: Leaves) -> None:
+    """Raise ValueError if an earlier step has overwritten one of the tensors."""
+    for index, path in enumerate(paths(params)):
+        for leaf in (leaves.params[index], *(column[index] for column in leaves.slots.values())):
+            if getattr(leaf, "_spent_by", None):
+                raise ValueError(
+                    f"fuse: leaf {path!r} was donated to an earlier step, which has overwritten "
+                    f"it. Go on with the params and state that the step returned, or use "
+                    f"fuse(opt, donate=False)."
+                )
+
+
+def spend(
+    leaves: Leaves, results: Mapping[str, list[Any]], slots: Mapping[str, list[Tensor]]
+) -> tuple[dict[str, list[Any]], dict[str, list[Tensor]]]:
+    """New tensors for the results; those passed in are marked, and made useless.
+
+    They keep their shapes, so that the error that the next use gets is the one that tells why.
+    """
+    new_results = {name: list(map(_moved, values)) for name, values in results.items()}
+    new_slots = {name: list(map(_moved, values)) for name, values in slots.items()}
+    for old in (*leaves.params, *(leaf for column in leaves.slots.values() for leaf in column)):
+        nothing = torch.full((), torch.nan, dtype=old.dtype, device=old.device)
+        old.data = nothing.expand(old.shape)
+        old._spent_by = "fuse"  # type: ignore[attr-defined]
+    return new_results, new_slots
+
+
+def merged(leaves: Leaves, ours: Any, theirs: Any, others: Sequence[int]) -> Any:
+    """Two results of one step as one: `theirs` for these leaves, `ours` for the rest."""
+    *our_trees, our_state = ours
+    *their_trees, their_state = theirs
+    trees = [
+        _mixed(leaves, one, other, others)
+        for one, other in zip(our_trees, their_trees, strict=True)
+    ]
+    slots = {
+        name: _mixed(leaves, our_state[name], their_state[name], others) for name in leaves.slots
+    }
+    return (*trees, {**our_state, **slots})
+
+
+def _mixed(leaves: Leaves, one: Tree, other: Tree, others: Sequence[int]) -> Tree:
+    values = leaves.spec.flatten_up_to(one)
+    for index in others:
+        values[index] = leaves.spec.flatten_up_to(other)[index]
+    return unflatten(leaves.spec, values)
+
+
+@torch.no_grad()
+def put_back(leaves: Leaves, result: Any) -> Any:
+    """The results of a step that was not donated, in the memory of the arguments."""
+    params, *update, state = result
+    old = {"param": leaves.params, **leaves.slots}
+    new = {"param": params, **{name: state[name] for name in leaves.slots}}
+    for name, tensors in old.items():
+        values: list[Any] = leaves.spec.flatten_up_to(new[name])
+        for before, after in zip(tensors, values, strict=True):
+            if before is not after:
+                before.copy_(after)
+    kept = {name: leaves.trees[name] for name in leaves.slots}
+    return leaves.trees["param"], *update, {**state, **kept}
+
+
+def _moved(leaf: Any) -> Any:
+    return leaf.detach() if isinstance(leaf, Tensor) else leaf
+
+
+def _extent(tensor: Tensor) -> int:
+    """How many bytes lie between its first and its last element, both included."""
+    pairs = zip(tensor.shape, tensor.stride(), strict=True)
+    return (1 + sum((size - 1) * stride for size, stride in pairs)) * tensor.element_size()
