@@ -2,44 +2,69 @@
 state to state.
 """
 
+import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import optree
 import torch
 from torch import Tensor, nn
 
-from functional_sgd import apply
 from functional_sgd.autodiff import detached, gradients
+from functional_sgd.placing import Placed, in_place_for_backward, look_again
 from loop.learner import Learner
+from loop.run.attributes import attributes_of, changed_attributes
 from loop.run.chance import key, seed_loader, seed_torch
+from loop.run.forward import ByName, Unharmed
 from loop.state import State
 
 _DATA, _VALID_DATA, FOR_BATCH, _VALID_BATCH = range(4)  # what a random number is for
 
 
 class Work:
-    """The stages. Between [predict] and [gradients] it holds the params of the batch, tracked and
-    as they were.
+    """The stages. From [predict] on the model has the tensors of the batch in place, until the
+    gradients are taken or the batch is over; the params of a training batch are tracked as long.
     """
 
     def __init__(self) -> None:
+        self.placed: Placed | None = None
         self.during: dict[str, Tensor] = {}
         self.before: dict[str, Tensor] = {}
+        self.model, self.loss_function = Unharmed("model"), Unharmed("loss")
+        self.trained = 0  # batches of this run
 
     def join(self, run: Any) -> None:
         """Prepare for a run."""
+        model = learner_of(run.state).model
+        look_again(model)
+        for name, value in model.named_parameters():
+            if value._post_accumulate_grad_hooks:
+                raise ValueError(
+                    f"Learner: {name!r} of the model has a hook for accumulated gradients "
+                    f"(register_post_accumulate_grad_hook), which would never be called: gradients "
+                    f"are in state.grads. Remove it, and write a callback with after_backward."
+                )
+
+    def leave(self) -> None:
+        """Give the model its own tensors back, if it has those of a batch."""
+        placed, self.placed = self.placed, None
+        if placed is not None:
+            placed.put_back()
 
     def predict(self, state: State) -> State:
         """The model's output for xb, and the buffers after it."""
         learner, device = learner_of(state), device_of(state)
         if learner.model.training != state.training:
             learner.model.train(state.training)
+        self.leave()
         if not state.training:
             seed_torch(key(state.seed, state.epochs_seen, state.iter, _VALID_BATCH), device)
             with torch.no_grad():
-                pred, _ = apply(learner.model, state.params, state.buffers, *(state.xb or ()))
+                pred = self._predict(state, state.params)
             return state.replace(pred=pred)
         seed_torch(key(state.seed, state.train_iter, FOR_BATCH), device)
         self.before, frozen = state.params, state.frozen
@@ -47,16 +72,27 @@ class Work:
             name: value if name in frozen else value.detach().requires_grad_()
             for name, value in state.params.items()
         }
-        with torch.enable_grad():
-            pred, buffers = apply(learner.model, self.during, state.buffers, *(state.xb or ()))
+        self.trained += 1
+        with torch.enable_grad(), _warned_of_attributes(learner.model, self.trained):
+            pred = self._predict(state, self.during)
+            assert self.placed is not None
+            buffers = self.placed.after(state.buffers)
         return state.replace(params=self.during, pred=pred, buffers=buffers)
+
+    def _predict(self, state: State, params: Mapping[str, Tensor]) -> Any:
+        model, tensors = learner_of(state).model, {**params, **state.buffers}
+        self.placed = placed = Placed(model, tensors)
+        return self.model.call(partial(_called, placed), state.xb or (), state.training)
 
     def loss(self, state: State) -> State:
         """The loss of the prediction; none where a validation batch has no targets."""
         if not state.yb and not state.training:
             return state
+        function = learner_of(state).loss
         with torch.set_grad_enabled(state.training):
-            loss = learner_of(state).loss(state.pred, *(state.yb or ()))
+            loss = self.loss_function.call(
+                lambda yb: function(state.pred, *yb), state.yb or (), state.training
+            )
         if not isinstance(loss, Tensor) or loss.dim() != 0:
             found = (
                 f"shape {tuple(loss.shape)}"
@@ -69,16 +105,31 @@ class Work:
         return state.replace(loss=loss)
 
     def gradients(self, state: State) -> State:
-        """The derivative of the loss by every parameter, None for frozen ones; the graph is let go."""
-        if state.loss is None or not state.loss.requires_grad:
+        """The derivative of the loss by every parameter, None for frozen ones; the graph is let go.
+
+        What the model has written to its params in place is part of them from here on.
+        """
+        placed = self.placed
+        assert placed is not None, "[predict] comes first"
+        tracked = [value for name, value in self.during.items() if name not in state.frozen]
+        grads: list[Tensor | None] = []
+        if state.loss is not None:
+            with in_place_for_backward([placed]):
+                grads = gradients(state.loss, tracked)
+        if state.loss is None or all(grad is None for grad in grads):
             raise ValueError(
                 "Learner: the loss does not depend on any parameter, so there is no gradient. "
-                "Does the model, or a callback, detach it? Have all parameters requires_grad=False?"
+                "Does the model, or a callback, detach it? Does it run another module, or have all "
+                "parameters requires_grad=False?"
             )
-        tracked = [value for name, value in self.during.items() if name not in state.frozen]
-        grads = iter(gradients(state.loss, tracked))
-        by_name = {name: None if name in state.frozen else next(grads) for name in self.during}
-        params = self.before if state.params is self.during else state.params
+        each = iter(grads)
+        by_name = {name: None if name in state.frozen else next(each) for name in self.during}
+        params = state.params
+        if params is self.during:
+            params = self.before
+            if not placed.changed.isdisjoint(params):
+                params = {**params, **placed.after(params.keys() & placed.changed)}
+        self.leave()
         self.during, self.before = {}, {}
         return state.replace(
             params=params, grads=by_name, pred=detached(state.pred), loss=state.loss.detach()
@@ -224,14 +275,68 @@ def split_batch(
 
 @contextmanager
 def mode_kept(state: State) -> Iterator[None]:
-    """Give every layer of the model its training flag back."""
+    """Give every layer of the model its training flag back. Raises RuntimeError if another thread
+    runs one of them.
+    """
     model: nn.Module = learner_of(state).model
     flags = [(layer, layer.training) for layer in model.modules()]
+    with _alone(model):
+        try:
+            yield
+        finally:
+            for layer, training in flags:
+                layer.training = training
+
+
+_RUNNING: WeakKeyDictionary[nn.Module, list[int]] = WeakKeyDictionary()
+_LOCK = threading.Lock()
+
+
+@contextmanager
+def _alone(model: nn.Module) -> Iterator[None]:
+    """While this is open, no other thread may run these layers; this one may, once more."""
+    thread, layers = threading.get_ident(), list(model.modules())
+    with _LOCK:
+        if any(other != thread for layer in layers for other in _RUNNING.get(layer, ())):
+            raise RuntimeError(
+                f"Learner: another thread is running its {type(model).__name__}, and a model can "
+                f"have the tensors of one run only. Give each thread a learner of its own: "
+                f"dataclasses.replace(learner, model=copy.deepcopy(learner.model))."
+            )
+        for layer in layers:
+            _RUNNING.setdefault(layer, []).append(thread)
     try:
         yield
     finally:
-        for layer, training in flags:
-            layer.training = training
+        with _LOCK:
+            for layer in layers:
+                _RUNNING[layer].remove(thread)
+
+
+def _called(placed: Placed, xb: tuple[Any, ...]) -> Any:
+    if len(xb) == 1 and isinstance(xb[0], ByName):
+        return placed.call((), xb[0])
+    return placed.call(xb, {})
+
+
+@contextmanager
+def _warned_of_attributes(model: nn.Module, batch: int) -> Iterator[None]:
+    """Say so if the second batch of a run, in which no cache is filled any more, changes attributes
+    of the model.
+    """
+    if batch != 2:
+        yield
+        return
+    before = attributes_of(model)
+    yield
+    changed = changed_attributes(before, attributes_of(model))
+    if changed:
+        warnings.warn(
+            f"Learner: every batch changes {', '.join(changed)} of the {type(model).__name__}. "
+            f"Attributes are not in the state, so if the output depends on them, a resumed or "
+            f"repeated run differs. Make them buffers (register_buffer), which the state has.",
+            stacklevel=2,
+        )
 
 
 def shapes(state: State) -> str:
