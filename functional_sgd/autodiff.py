@@ -1,7 +1,7 @@
 """Gradients of a loss with respect to a tree of parameters, and modules as pure functions."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from functional_sgd.outputs import map_output
-from functional_sgd.placing import Placed, hold, holding, in_place_for_backward, try_out
+from functional_sgd.placing import Placed, hold, holding, made_ready, try_out
 from functional_sgd.tracing import transformed
 from functional_sgd.tree import Tree, flatten, unflatten
 
 Tensors = dict[str, Tensor]
+
+_NOTHING = nullcontext()
 
 
 def value_and_grad(
@@ -60,8 +62,7 @@ def value_and_grad(
             result = loss_fn(unflatten(spec, tracked), *batch)
             loss = result[0] if has_aux else result
             _check_loss(loss)
-            with in_place_for_backward(held, again=followed):
-                grads = gradients(loss, tracked, create_graph=followed)
+            grads = gradients(loss, tracked, held, create_graph=followed)
         if followed:
             return result, unflatten(spec, grads)
         value = loss.detach()
@@ -71,14 +72,23 @@ def value_and_grad(
 
 
 def gradients(
-    loss: Tensor, leaves: list[Tensor], create_graph: bool = False
+    loss: Tensor, leaves: list[Tensor], held: Sequence[Placed] = (), create_graph: bool = False
 ) -> list[Tensor | None]:
-    """The derivative of a loss by each leaf; None where there is none."""
+    """The derivative of a loss by each leaf; None where there is none.
+
+    `held` are the modules that have the leaves in place, of which code may run once more.
+    """
     if not leaves or not loss.requires_grad:
         return [None] * len(leaves)
+    undo = made_ready(held, again=create_graph)
     no_chance: Any = _NoChance  # torch has no types for it
-    with no_chance() if _is_written_down() else nullcontext():
-        return list(torch.autograd.grad(loss, leaves, allow_unused=True, create_graph=create_graph))
+    try:
+        with no_chance() if _is_written_down() else _NOTHING:
+            grads = torch.autograd.grad(loss, leaves, allow_unused=True, create_graph=create_graph)
+    finally:
+        for function in reversed(undo):
+            function()
+    return list(grads)
 
 
 def split(module: nn.Module) -> tuple[Tensors, Tensors]:

@@ -8,7 +8,7 @@ max_norm, a running statistic); later calls copy only those.
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
@@ -34,7 +34,7 @@ class Placed:
     def __init__(self, module: nn.Module, given: Mapping[str, Tensor]) -> None:
         self.module, self.given = module, given
         self.thread = threading.get_ident()
-        self.misled = False  # whether another graph has been made here with other tensors
+        self.misled = False  # whether a graph of the same gradient has been made with others
         self.changed: set[str] = set()
         with _LOCK:
             self.places, self.found, self.training = _places(module, given)
@@ -46,35 +46,29 @@ class Placed:
                 )
             self.known = _WRITTEN.setdefault(module, {})
             self.copied = self._to_be_copied()
-            self.tensors = self._protected()
-            self.versions = _versions(self.tensors)
+            self.tensors = dict(given)
+            for name in self.copied:
+                self.tensors[name] = given[name].clone()
+            self.shared = [given[name] for name in given if name not in self.copied]
+            self.versions = _versions(self.shared)
             for store, key, name, _ in self.places:
                 store[key] = self.tensors[name]
             _ACTIVE.append(self)
-        for one in below:
-            one.misled = one.misled or self._misleads(one)
 
     def call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """The module's output. Raises RuntimeError if it has written to a tensor that was given."""
         output = self.module(*args, **kwargs)
-        tensors, versions = self.tensors, self.versions
-        written = [name for name in versions if tensors[name]._version != versions[name]]
-        if versions and self.training not in self.known:
-            self.known[self.training] = {*written, *self._written_in_secret()}
+        tensors = self.tensors
+        if self.versions != _versions(self.shared):
+            self._refuse_late()
+        if self.training not in self.known and not torch.is_inference_mode_enabled():
+            self.known[self.training] = {*self._written()}
             self.copied = self._to_be_copied()
-        late = [name for name in written if tensors[name] is self.given[name]]
-        if late:
-            self.known[self.training].update(late)
-            raise RuntimeError(
-                f"{type(self.module).__name__} has written to {late} in this forward pass, and not "
-                f"in its first one, so the tensors that were given are changed. Load them again, "
-                f"and let the layer write in every pass, or not in place (self.x = new)."
-            )
-        self.changed = {*self.copied}
+        self.changed = self.copied
         for store, key, name, _ in self.places:
-            if store[key] is not tensors[name]:
+            if store[key] is not tensors[name]:  # set anew, as some buffers are
                 tensors[name] = store[key]
-                self.changed.add(name)
+                self.changed = self.changed | {name}
         return output
 
     def after(self, names: Iterable[str]) -> dict[str, Tensor]:
@@ -87,9 +81,8 @@ class Placed:
     def put_back(self) -> None:
         """Put back what was found, also if others have put tensors in since."""
         with _LOCK:
-            later = _ACTIVE[_ACTIVE.index(self) + 1 :]
+            above = [one for one in later_than(self) if one.over(self)]
             _ACTIVE.remove(self)
-            above = [one for one in later if one.over(self)] if later else []
             if not above:
                 for (store, key, _, _), value in zip(self.places, self.found, strict=True):
                     store[key] = value
@@ -122,25 +115,35 @@ class Placed:
         buffers = [place[2] for place in self.places if place[3]] if self.training else []
         return known.union(buffers)
 
-    def _protected(self) -> dict[str, Tensor]:
-        """The tensors to be put in place: copies of what is written to."""
-        return {
-            name: value.clone() if name in self.copied else value
-            for name, value in self.given.items()
-        }
+    def _written(self) -> Iterator[str]:
+        """What a first call has written to: the names of copies that are no longer what they were.
 
-    def _written_in_secret(self) -> Iterator[str]:
-        """Buffers that differ from what was given: F.batch_norm writes without being noticed. In
-        training they are copied anyway.
+        F.batch_norm does that without being counted, so buffers are compared; not in training,
+        where they are copied anyway.
         """
-        for _, _, name, is_buffer in () if self.training else self.places:
-            if is_buffer and not torch.equal(self.tensors[name], self.given[name]):
+        for _, _, name, is_buffer in self.places:
+            copy = self.tensors[name]
+            in_secret = is_buffer and not self.training
+            if copy._version or (in_secret and not torch.equal(copy, self.given[name])):
                 yield name
 
-    def _misleads(self, below: "Placed") -> bool:
+    def _refuse_late(self) -> None:
+        """Raise RuntimeError for writing to a tensor that is not a copy."""
+        changed = {
+            id(tensor)
+            for tensor, version in zip(self.shared, self.versions, strict=True)
+            if tensor._version != version
+        }
+        names = [name for name in self.given if id(self.given[name]) in changed]
+        self.known.setdefault(self.training, set()).update(names)
+        raise RuntimeError(
+            f"{type(self.module).__name__} has written to {names} in this forward pass, and not in "
+            f"its first one, so the tensors that were given are changed. Load them again, and let "
+            f"the layer write in every pass, or not in place (self.x = new)."
+        )
+
+    def misleads(self, below: "Placed") -> bool:
         """Whether a layer that runs once more in a backward pass could find the wrong tensors."""
-        if not torch.is_grad_enabled():
-            return False
         for place in self.places:
             number = below.index(place)
             if number is not None:
@@ -165,39 +168,58 @@ def holding() -> Iterator[list[Placed]]:
 
 
 def hold(placed: Placed) -> bool:
-    """Whether this stays in place for a gradient that will be taken; one of each module does."""
-    held: list[Placed] | None = getattr(_HERE, "held", None)
-    if held is None or not torch.is_grad_enabled():
+    """Whether this stays in place for a gradient that will be taken; one of each module does.
+
+    Those that are there for the same gradient, or for one of a run, learn that a graph has been
+    made with other tensors.
+    """
+    if not torch.is_grad_enabled():
         return False
-    if any(one.module is placed.module for one in held):
+    held: list[Placed] | None = getattr(_HERE, "held", None)
+    for one in _ACTIVE if held is None else held:
+        if one is not placed and one.over(placed):
+            one.misled = one.misled or placed.misleads(one)
+    if held is None or any(one.module is placed.module for one in held):
         return False
     held.append(placed)
     return True
 
 
-@contextmanager
-def in_place_for_backward(held: Sequence[Placed], again: bool = False) -> Iterator[None]:
-    """While a gradient is taken: the tensors are in place, and hooks on parameters are heard.
+def made_ready(held: Sequence[Placed], again: bool = False) -> list[Callable[[], Any]]:
+    """Prepare for taking a gradient: the tensors are in place, and hooks on parameters are heard.
+    What comes back are the functions that end it.
 
     A layer that is called once more would find the wrong tensors if a graph was made with others in
     the same places, or if it is to be called `again` when this has ended. Then that is an error.
     """
-    with ExitStack() as stack:
-        hooked: set[int] = set()
-        for one in held:
-            later = _ACTIVE[_ACTIVE.index(one) + 1 :]
-            if any(other.over(one) for other in later):
-                stack.callback(Placed(one.module, one.tensors).put_back)
-            if one.misled or again:
-                stack.callback(_refuse_calls(one.module))
-            for (_, _, name, _), own in zip(one.places, one.found, strict=True):
-                leaf = one.given[name]
-                if own._backward_hooks and leaf.requires_grad and id(leaf) not in hooked:
-                    hooked.add(id(leaf))
-                    for hook in own._backward_hooks.values():
-                        handle: Any = leaf.register_hook(hook)  # type: ignore[no-untyped-call]
-                        stack.callback(handle.remove)
-        yield
+    undo: list[Callable[[], Any]] = []
+    for one in held:
+        if any(other.over(one) for other in later_than(one)):
+            undo.append(Placed(one.module, one.tensors).put_back)
+        if one.misled or again:
+            undo.append(_refuse_calls(one.module))
+        if any(own._backward_hooks for own in one.found):
+            undo.extend(_hooked(one))
+    return undo
+
+
+def _hooked(placed: Placed) -> Iterator[Callable[[], Any]]:
+    """Register the hooks of a module's parameters on the tensors in their places, once each."""
+    seen: set[int] = set()
+    for place, own in zip(placed.places, placed.found, strict=True):
+        tensor = placed.given[place[2]]
+        if own._backward_hooks and tensor.requires_grad and id(tensor) not in seen:
+            seen.add(id(tensor))
+            for hook in own._backward_hooks.values():
+                handle: Any = tensor.register_hook(hook)  # type: ignore[no-untyped-call]
+                yield handle.remove
+
+
+def later_than(placed: Placed) -> list["Placed"]:
+    """Those put in place since then that are still there."""
+    if _ACTIVE[-1] is placed:
+        return []
+    return _ACTIVE[_ACTIVE.index(placed) + 1 :]
 
 
 _HERE = threading.local()
@@ -283,12 +305,14 @@ def _other_names(
     return names
 
 
-def _versions(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """How often each was written to; nothing in torch.inference_mode, which does not count."""
+def _versions(tensors: Sequence[Tensor]) -> list[int]:
+    """How often each was written to; nothing for those of torch.inference_mode, which does not
+    count, and lets nobody write to them later.
+    """
     try:
-        return {name: value._version for name, value in tensors.items()}
+        return [tensor._version for tensor in tensors]
     except RuntimeError:
-        return {}
+        return []
 
 
 def _refuse_calls(module: nn.Module) -> Callable[[], None]:

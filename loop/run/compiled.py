@@ -242,20 +242,21 @@ class CompiledWork(Work):
             how = f"writes to {sorted(written)} in place" if written else f"changes {found}"
             raise ValueError(
                 f"fit(compile=True): every forward pass of the {type(model).__name__} {how}, which "
-                f"a compiled batch would not do. Keep what changes in buffers (register_buffer), or "
-                f"fit without compile=True."
+                f"a compiled batch would not do. Keep what changes in buffers (register_buffer), "
+                f"or fit without compile=True."
             )
 
     def _eagerly(self, state: State) -> tuple[Any, ...]:
         """The batch, by the ordinary stages and the handlers inside."""
         work = Work()
-        # oneDNN's LSTM (mkldnn_rnn_layer) fails in Inductor, torch 2.15: it is traced as what it is
-        # made of.
-        fused_lstm = torch.backends.mkldnn.enabled and not self.has_lstm
+        # oneDNN's LSTM fails in Inductor (torch 2.15), so one is traced as what it is made of.
+        enabled = torch._C._get_mkldnn_enabled()
+        if self.has_lstm:
+            torch._C._set_mkldnn_enabled(False)
         try:
-            with torch.backends.mkldnn.flags(enabled=fused_lstm):
-                return self._by(work, state)
+            return self._by(work, state)
         finally:
+            torch._C._set_mkldnn_enabled(enabled)
             work.leave()
 
     def _by(self, work: Work, state: State) -> tuple[Any, ...]:

@@ -33,13 +33,15 @@ class Unharmed:
         self.writes: dict[bool, bool] = {}  # by phase, as far as it is known
 
     def call(self, function: Callable[[Any], Any], batch: Any, training: bool) -> Any:
-        """function(batch). Raises RuntimeError if it has written to the batch all the same."""
+        """function(batch), a tuple. Raises RuntimeError if it has written to the batch all the same."""
         copied = self.writes.get(training, True)
         if copied:
             batch = optree.tree_map(_copy, batch)
         if torch.is_inference_mode_enabled():  # which keeps no versions
             return function(batch)
-        tensors = [leaf for leaf in optree.tree_leaves(batch) if isinstance(leaf, Tensor)]
+        tensors = [part for part in batch if isinstance(part, Tensor)]
+        if len(tensors) < len(batch):
+            tensors = [leaf for leaf in optree.tree_leaves(batch) if isinstance(leaf, Tensor)]
         versions = [tensor._version for tensor in tensors]
         result = function(batch)
         written = versions != [tensor._version for tensor in tensors]

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from functional_sgd.autodiff import detached, gradients
-from functional_sgd.placing import Placed, in_place_for_backward, look_again
+from functional_sgd.outputs import map_output
+from functional_sgd.placing import Placed, look_again
 from loop.learner import Learner
 from loop.run.attributes import attributes_of, changed_attributes
 from loop.run.chance import key, seed_loader, seed_torch
@@ -73,26 +74,32 @@ class Work:
             for name, value in state.params.items()
         }
         self.trained += 1
-        with torch.enable_grad(), _warned_of_attributes(learner.model, self.trained):
+        # In the second batch, caches are filled, and what still changes is no cache.
+        watched = attributes_of(learner.model) if self.trained == 2 else None
+        with torch.enable_grad():
             pred = self._predict(state, self.during)
             assert self.placed is not None
             buffers = self.placed.after(state.buffers)
+        if watched is not None:
+            _warn_of_attributes(learner.model, watched)
         return state.replace(params=self.during, pred=pred, buffers=buffers)
 
     def _predict(self, state: State, params: Mapping[str, Tensor]) -> Any:
         model, tensors = learner_of(state).model, {**params, **state.buffers}
         self.placed = placed = Placed(model, tensors)
-        return self.model.call(partial(_called, placed), state.xb or (), state.training)
+        return self.model.call(partial(called, placed), state.xb or (), state.training)
 
     def loss(self, state: State) -> State:
         """The loss of the prediction; none where a validation batch has no targets."""
-        if not state.yb and not state.training:
+        if not state.yb and not state.training and learner_of(state).targets:
             return state
         function = learner_of(state).loss
         with torch.set_grad_enabled(state.training):
-            loss = self.loss_function.call(
-                lambda yb: function(state.pred, *yb), state.yb or (), state.training
-            )
+            if self.loss_function.writes.get(state.training) is False:
+                loss = function(state.pred, *(state.yb or ()))
+            else:
+                of_targets = partial(_starred, function, state.pred)
+                loss = self.loss_function.call(of_targets, state.yb or (), state.training)
         if not isinstance(loss, Tensor) or loss.dim() != 0:
             found = (
                 f"shape {tuple(loss.shape)}"
@@ -114,8 +121,7 @@ class Work:
         tracked = [value for name, value in self.during.items() if name not in state.frozen]
         grads: list[Tensor | None] = []
         if state.loss is not None:
-            with in_place_for_backward([placed]):
-                grads = gradients(state.loss, tracked)
+            grads = gradients(state.loss, tracked, [placed])
         if state.loss is None or all(grad is None for grad in grads):
             raise ValueError(
                 "Learner: the loss does not depend on any parameter, so there is no gradient. "
@@ -164,7 +170,7 @@ def batches(state: State, start: int) -> Iterator[Callable[[State], State]]:
         index = start
     seed_loader(loader, order)
     seed_torch(order, device)
-    iterator = iter(() if loader is None else loader)
+    iterator, expected = iter(() if loader is None else loader), _length(loader)
     del state  # or it would live as long as the phase does
     while True:
         seed_torch(key(order, index), device)
@@ -182,6 +188,12 @@ def batches(state: State, start: int) -> Iterator[Callable[[State], State]]:
             f"is other data."
             if start
             else f"Learner: {name} is empty: it yielded no batch. Check the data set, or drop_last."
+        )
+    if expected is not None and index < expected:
+        raise ValueError(
+            f"Learner: {name} has len() {expected}, but yielded {index} batches, so schedules would "
+            f"end too early. Does dataset[i] raise StopIteration? Give the loader the right len(), "
+            f"or none."
         )
 
 
@@ -204,7 +216,7 @@ def leave_batch(state: State) -> State:
     """A training batch, cancelled or not, counts."""
     if not state.training:
         return state
-    done = (state.iter + 1) / state.n_iter if state.n_iter else 0.0
+    done = min((state.iter + 1) / state.n_iter, 1.0) if state.n_iter else 0.0
     pct = (state.epoch + done) / max(state.n_epoch, 1)
     return state.replace(train_iter=state.train_iter + 1, pct_train=pct)
 
@@ -266,7 +278,19 @@ def device_of(state: State) -> torch.device:
 def split_batch(
     learner: Learner, batch: Any, device: torch.device
 ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """A batch as (inputs, targets), on the device."""
+    """A batch as (inputs, targets), on the device; of a dict, targets by name."""
+    if isinstance(batch, Mapping):
+        missing = [name for name in learner.targets if name not in batch]
+        if len(missing) == len(learner.targets):
+            missing = []  # a batch without targets, to predict
+        if missing:
+            raise ValueError(
+                f"Learner: the batch has no {missing}, only {list(batch)}. Say which entries are "
+                f"targets: Learner(..., targets=...)."
+            )
+        moved = {name: _to(part, device) for name, part in batch.items()}
+        yb = tuple(moved.pop(name) for name in learner.targets if name in moved)
+        return (ByName(moved),), yb
     parts = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
     parts = tuple(_to(part, device) for part in parts)
     count = min(learner.n_inputs, len(parts))
@@ -313,22 +337,19 @@ def _alone(model: nn.Module) -> Iterator[None]:
                 _RUNNING[layer].remove(thread)
 
 
-def _called(placed: Placed, xb: tuple[Any, ...]) -> Any:
+def _starred(function: Callable[..., Any], first: Any, rest: tuple[Any, ...]) -> Any:
+    return function(first, *rest)
+
+
+def called(placed: Placed, xb: tuple[Any, ...]) -> Any:
+    """The model's output for the inputs of a batch; those of a dict go by name."""
     if len(xb) == 1 and isinstance(xb[0], ByName):
         return placed.call((), xb[0])
     return placed.call(xb, {})
 
 
-@contextmanager
-def _warned_of_attributes(model: nn.Module, batch: int) -> Iterator[None]:
-    """Say so if the second batch of a run, in which no cache is filled any more, changes attributes
-    of the model.
-    """
-    if batch != 2:
-        yield
-        return
-    before = attributes_of(model)
-    yield
+def _warn_of_attributes(model: nn.Module, before: Mapping[str, Any]) -> None:
+    """Say so if a batch has changed attributes of the model."""
     changed = changed_attributes(before, attributes_of(model))
     if changed:
         warnings.warn(
@@ -342,18 +363,15 @@ def _warned_of_attributes(model: nn.Module, batch: int) -> Iterator[None]:
 def shapes(state: State) -> str:
     """The shapes in a batch, for an error message."""
     named = {"xb": state.xb, "yb": state.yb, "pred": state.pred}
-    known = {
-        name: optree.tree_map(_shape, value) for name, value in named.items() if value is not None
-    }
+    known = {name: map_output(_shape, value) for name, value in named.items() if value is not None}
     return ", ".join(f"{name}: {value}" for name, value in known.items())
 
 
 def _shape(value: Any) -> str:
-    return (
-        f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
-        if isinstance(value, Tensor)
-        else repr(value)
-    )
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _to(part: Any, device: torch.device) -> Any:
