@@ -1,5 +1,6 @@
 """What a model keeps in attributes, where no state sees it: a counter, a hidden state."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,6 +32,18 @@ def changed_attributes(before: Mapping[str, Any], after: Mapping[str, Any]) -> l
     """The paths of the attributes that differ."""
     paths = [*before, *(path for path in after if path not in before)]
     return [path for path in paths if before.get(path, "none") != after.get(path, "none")]
+
+
+def warn_of_attributes(model: nn.Module, before: Mapping[str, Any]) -> None:
+    """Say so if a batch has changed attributes of the model."""
+    changed = changed_attributes(before, attributes_of(model))
+    if changed:
+        warnings.warn(
+            f"Learner: every batch changes {', '.join(changed)} of the {type(model).__name__}. "
+            f"Attributes are not in the state, so if the output depends on them, a resumed or "
+            f"repeated run differs. Make them buffers (register_buffer), which the state has.",
+            stacklevel=2,
+        )
 
 
 class _Kept:

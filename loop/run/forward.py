@@ -7,6 +7,8 @@ import optree
 import torch
 from torch import Tensor
 
+from functional_sgd.placing import Placed
+
 
 class ByName(dict[str, Any]):
     """Inputs by name: the model is called with them as keyword arguments."""
@@ -21,6 +23,13 @@ _register(
 )
 
 
+def called(placed: Placed, xb: tuple[Any, ...]) -> Any:
+    """The model's output for the inputs of a batch; those of a dict go by name."""
+    if len(xb) == 1 and isinstance(xb[0], ByName):
+        return placed.call((), xb[0])
+    return placed.call(xb, {})
+
+
 class Unharmed:
     """Calls of functions that may write to their arguments, as Dropout(inplace=True) does.
 
@@ -33,7 +42,7 @@ class Unharmed:
         self.writes: dict[bool, bool] = {}  # by phase, as far as it is known
 
     def call(self, function: Callable[[Any], Any], batch: Any, training: bool) -> Any:
-        """function(batch), a tuple. Raises RuntimeError if it has written to the batch all the same."""
+        """function(batch), a tuple. Raises RuntimeError if it has written to it all the same."""
         copied = self.writes.get(training, True)
         if copied:
             batch = optree.tree_map(_copy, batch)

@@ -2,25 +2,23 @@
 state to state.
 """
 
-import threading
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import optree
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from functional_sgd.autodiff import detached, gradients
 from functional_sgd.outputs import map_output
 from functional_sgd.placing import Placed, look_again
 from loop.learner import Learner
-from loop.run.attributes import attributes_of, changed_attributes
+from loop.run.attributes import attributes_of, warn_of_attributes
 from loop.run.chance import key, seed_loader, seed_torch
-from loop.run.forward import ByName, Unharmed
+from loop.run.forward import ByName, Unharmed, called
+from loop.run.running import running
 from loop.state import State
 
 _DATA, _VALID_DATA, FOR_BATCH, _VALID_BATCH = range(4)  # what a random number is for
@@ -81,7 +79,7 @@ class Work:
             assert self.placed is not None
             buffers = self.placed.after(state.buffers)
         if watched is not None:
-            _warn_of_attributes(learner.model, watched)
+            warn_of_attributes(learner.model, watched)
         return state.replace(params=self.during, pred=pred, buffers=buffers)
 
     def _predict(self, state: State, params: Mapping[str, Tensor]) -> Any:
@@ -98,8 +96,9 @@ class Work:
             if self.loss_function.writes.get(state.training) is False:
                 loss = function(state.pred, *(state.yb or ()))
             else:
-                of_targets = partial(_starred, function, state.pred)
-                loss = self.loss_function.call(of_targets, state.yb or (), state.training)
+                loss = self.loss_function.call(
+                    lambda yb: function(state.pred, *yb), state.yb or (), state.training
+                )
         if not isinstance(loss, Tensor) or loss.dim() != 0:
             found = (
                 f"shape {tuple(loss.shape)}"
@@ -299,65 +298,9 @@ def split_batch(
 
 @contextmanager
 def mode_kept(state: State) -> Iterator[None]:
-    """Give every layer of the model its training flag back. Raises RuntimeError if another thread
-    runs one of them.
-    """
-    model: nn.Module = learner_of(state).model
-    flags = [(layer, layer.training) for layer in model.modules()]
-    with _alone(model):
-        try:
-            yield
-        finally:
-            for layer, training in flags:
-                layer.training = training
-
-
-_RUNNING: WeakKeyDictionary[nn.Module, list[int]] = WeakKeyDictionary()
-_LOCK = threading.Lock()
-
-
-@contextmanager
-def _alone(model: nn.Module) -> Iterator[None]:
-    """While this is open, no other thread may run these layers; this one may, once more."""
-    thread, layers = threading.get_ident(), list(model.modules())
-    with _LOCK:
-        if any(other != thread for layer in layers for other in _RUNNING.get(layer, ())):
-            raise RuntimeError(
-                f"Learner: another thread is running its {type(model).__name__}, and a model can "
-                f"have the tensors of one run only. Give each thread a learner of its own: "
-                f"dataclasses.replace(learner, model=copy.deepcopy(learner.model))."
-            )
-        for layer in layers:
-            _RUNNING.setdefault(layer, []).append(thread)
-    try:
+    """Run the model of this state's learner, and give its layers their training flags back."""
+    with running(learner_of(state).model):
         yield
-    finally:
-        with _LOCK:
-            for layer in layers:
-                _RUNNING[layer].remove(thread)
-
-
-def _starred(function: Callable[..., Any], first: Any, rest: tuple[Any, ...]) -> Any:
-    return function(first, *rest)
-
-
-def called(placed: Placed, xb: tuple[Any, ...]) -> Any:
-    """The model's output for the inputs of a batch; those of a dict go by name."""
-    if len(xb) == 1 and isinstance(xb[0], ByName):
-        return placed.call((), xb[0])
-    return placed.call(xb, {})
-
-
-def _warn_of_attributes(model: nn.Module, before: Mapping[str, Any]) -> None:
-    """Say so if a batch has changed attributes of the model."""
-    changed = changed_attributes(before, attributes_of(model))
-    if changed:
-        warnings.warn(
-            f"Learner: every batch changes {', '.join(changed)} of the {type(model).__name__}. "
-            f"Attributes are not in the state, so if the output depends on them, a resumed or "
-            f"repeated run differs. Make them buffers (register_buffer), which the state has.",
-            stacklevel=2,
-        )
 
 
 def shapes(state: State) -> str:

@@ -13,8 +13,8 @@ from functional_sgd.placing import Placed
 from loop.data.batches import DataLoaders
 from loop.learner import Learner
 from loop.run.chance import global_generators_kept
-from loop.run.forward import Unharmed
-from loop.run.stages import batches, called, device_of, mode_kept
+from loop.run.forward import Unharmed, called
+from loop.run.stages import batches, device_of, mode_kept
 from loop.state import State, Tensors
 
 
