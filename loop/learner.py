@@ -36,7 +36,8 @@ class Learner:
     >>> from functional_sgd import sgd
     >>> x = torch.linspace(-1, 1, 8)[:, None]
     >>> data = DataLoaders(train=[(x, 3 * x + 1)])
-    >>> Learner(nn.Linear(1, 1), data, loss=nn.functional.mse_loss, opt=sgd(lr=0.1)).init(seed=0).train_iter
+    >>> learner = Learner(nn.Linear(1, 1), data, nn.functional.mse_loss, sgd(lr=0.1))
+    >>> learner.init(seed=0).train_iter
     0
     """
 

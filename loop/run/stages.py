@@ -190,9 +190,9 @@ def batches(state: State, start: int) -> Iterator[Callable[[State], State]]:
         )
     if expected is not None and index < expected:
         raise ValueError(
-            f"Learner: {name} has len() {expected}, but yielded {index} batches, so schedules would "
-            f"end too early. Does dataset[i] raise StopIteration? Give the loader the right len(), "
-            f"or none."
+            f"Learner: {name} has len() {expected}, but yielded {index} batches, so schedules "
+            f"would end too early. Does dataset[i] raise StopIteration? Give the loader the right "
+            f"len(), or none."
         )
 
 
