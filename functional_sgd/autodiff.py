@@ -1,15 +1,22 @@
 """Gradients of a loss with respect to a tree of parameters, and modules as pure functions."""
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from functional_sgd.outputs import map_output
+from functional_sgd.placing import Placed, hold, holding, made_ready, try_out
 from functional_sgd.tracing import transformed
 from functional_sgd.tree import Tree, flatten, unflatten
 
 Tensors = dict[str, Tensor]
+
+_NOTHING = nullcontext()
 
 
 def value_and_grad(
@@ -20,8 +27,16 @@ def value_and_grad(
 
     `loss_fn(params, *batch)` returns a 0-d tensor; with `has_aux`, a pair (0-d tensor, anything),
     which then comes back as the value. The gradient is a tree like params, with None where the loss
-    does not depend on a leaf. Value and aux are detached. Works eagerly, under torch.func
-    transforms and in torch.compile.
+    does not depend on a leaf. Works eagerly, under torch.func transforms and in torch.compile.
+
+    Value, aux and gradient are detached, unless params are tracked: if any leaf has requires_grad
+    and is no nn.Parameter, as after a step with a tracked lr, then derivatives of all three can be
+    taken again. What else the loss depends on is not looked at; under torch.no_grad() nothing is
+    tracked.
+
+    A module that `apply` calls in `loss_fn` keeps these params until the gradient is taken. So
+    activation checkpointing (`use_reentrant=False`) and backward hooks see the right ones, and
+    hooks on the module's own parameters are called with the gradients of these.
 
     Raises ValueError if the loss is not a 0-d tensor.
 
@@ -35,23 +50,45 @@ def value_and_grad(
             grads, value = torch.func.grad_and_value(loss_fn, has_aux=has_aux)(params, *batch)
             return value, grads
         leaves, spec = flatten(params)
-        tracked = [leaf.detach().requires_grad_() for leaf in leaves]
-        with torch.enable_grad():
+        followed = torch.is_grad_enabled() and any(map(_is_followed, leaves))
+        # An alias, so that the derivative is by what the loss is given, and by nothing behind it.
+        tracked = [
+            leaf.view_as(leaf)
+            if followed and leaf.requires_grad
+            else leaf.detach().requires_grad_()
+            for leaf in leaves
+        ]
+        with holding() as held, torch.enable_grad():
             result = loss_fn(unflatten(spec, tracked), *batch)
             loss = result[0] if has_aux else result
             _check_loss(loss)
-            grads = gradients(loss, tracked)
+            grads = gradients(loss, tracked, held, create_graph=followed)
+        if followed:
+            return result, unflatten(spec, grads)
         value = loss.detach()
         return (value, detached(result[1])) if has_aux else value, unflatten(spec, grads)
 
     return compute
 
 
-def gradients(loss: Tensor, leaves: list[Tensor]) -> list[Tensor | None]:
-    """The derivative of a loss by each leaf; None where there is none."""
+def gradients(
+    loss: Tensor, leaves: list[Tensor], held: Sequence[Placed] = (), create_graph: bool = False
+) -> list[Tensor | None]:
+    """The derivative of a loss by each leaf; None where there is none.
+
+    `held` are the modules that have the leaves in place, of which code may run once more.
+    """
     if not leaves or not loss.requires_grad:
         return [None] * len(leaves)
-    return list(torch.autograd.grad(loss, leaves, allow_unused=True))
+    undo = made_ready(held, again=create_graph)
+    no_chance: Any = _NoChance  # torch has no types for it
+    try:
+        with no_chance() if _is_written_down() else _NOTHING:
+            grads = torch.autograd.grad(loss, leaves, allow_unused=True, create_graph=create_graph)
+    finally:
+        for function in reversed(undo):
+            function()
+    return list(grads)
 
 
 def split(module: nn.Module) -> tuple[Tensors, Tensors]:
@@ -75,13 +112,22 @@ def split(module: nn.Module) -> tuple[Tensors, Tensors]:
 
 
 def apply(
-    module: nn.Module, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], *args: Any
+    module: nn.Module,
+    params: Mapping[str, Tensor],
+    buffers: Mapping[str, Tensor],
+    *args: Any,
+    **kwargs: Any,
 ) -> tuple[Any, Tensors]:
     """(the module's output for these tensors, the buffers as they are afterwards); neither argument
     is touched.
 
-    Copies the buffers if any layer is training, since layers such as BatchNorm then write to them.
-    Raises RuntimeError if a tensor of the module is missing or unknown.
+    Copies what the module writes to in place: the buffers if any layer is training, and what else
+    the first call has found. A gradient of the output is best taken by `value_and_grad`: taken in
+    another way, layers that are called once more for it (activation checkpointing) find the
+    module's own tensors.
+
+    Raises RuntimeError if a tensor of the module is missing or unknown, if another thread has the
+    module at work, or if a later call writes where the first one has not.
 
     >>> norm = torch.nn.BatchNorm1d(2, momentum=1.0)
     >>> _, after = apply(norm, *split(norm), torch.tensor([[1.0, 2.0], [3.0, 2.0]]))
@@ -89,45 +135,55 @@ def apply(
     tensor([2., 2.])
     """
     tensors = {**params, **buffers}
+    if transformed():
+        return _apply_transformed(module, tensors, buffers, args, kwargs)
+    if _is_written_down():
+        try_out(module, tensors, args, kwargs)
+    placed, held = Placed(module, tensors), False
+    try:
+        output = placed.call(args, kwargs)
+        held = hold(placed)
+    finally:
+        if not held:
+            placed.put_back()
+    return output, placed.after(buffers)
+
+
+def _apply_transformed(
+    module: nn.Module, tensors: Tensors, buffers: Mapping[str, Tensor], args: Any, kwargs: Any
+) -> tuple[Any, Tensors]:
+    """`apply` to stand-ins for tensors, of which torch can tell more."""
     if any(layer.training for layer in module.modules()):
         written = {name for name, _ in module.named_buffers()}
-        tensors.update({name: value.clone() for name, value in buffers.items() if name in written})
-    output = (_call if transformed() else _call_eagerly)(module, tensors, args)
+        tensors |= {name: value.clone() for name, value in buffers.items() if name in written}
+    output = torch.func.functional_call(module, tensors, args, kwargs, strict=True)
     return output, {name: tensors[name].detach() for name in buffers}
 
 
-def _call(module: nn.Module, tensors: Tensors, args: tuple[Any, ...]) -> Any:
-    """The module's output for these tensors; buffers that it has set anew are in `tensors`
-    afterwards.
-    """
-    return torch.func.functional_call(module, tensors, args, strict=True)
+class _NoChance(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
+    """Let operations that draw random numbers be errors."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise RuntimeError(
+                f"the gradient draws random numbers ({func}), as activation checkpointing does for "
+                f"dropout: compiled, they would be others than those of the forward pass. Leave "
+                f"out the checkpointing, the dropout inside it, or the compiling."
+            )
+        return func(*args, **(kwargs or {}))
 
 
-def _call_eagerly(module: nn.Module, tensors: Tensors, args: tuple[Any, ...]) -> Any:
-    """`_call` in half the time (62 of 138 microseconds for a small network are not the network's),
-    for eager mode.
-    """
-    places = []  # where each tensor of the module is, under the first of its names
-    first_name: dict[int, str] = {}
-    for prefix, layer in module.named_modules():
-        for store in (layer._parameters, layer._buffers):
-            for key, value in store.items():
-                if value is not None:
-                    name = first_name.setdefault(id(value), f"{prefix}.{key}" if prefix else key)
-                    places.append((store, key, name, value))
-    if tensors.keys() != set(first_name.values()):
-        return _call(
-            module, tensors, args
-        )  # which knows other names of tied tensors, and what to say of wrong ones
-    try:
-        for store, key, name, _ in places:
-            store[key] = tensors[name]
-        output = module(*args)
-        tensors.update({name: store[key] for store, key, name, _ in places})
-        return output
-    finally:
-        for store, key, _, value in places:
-            store[key] = value
+def _is_written_down() -> bool:
+    """Whether make_fx is at work."""
+    if not torch._C._len_torch_dispatch_stack():
+        return False
+    proxies = sys.modules.get("torch.fx.experimental.proxy_tensor")
+    return proxies is not None and proxies.get_proxy_mode() is not None
+
+
+def _is_followed(leaf: Any) -> bool:
+    """Whether derivatives by this are meant to be tracked; a module's own parameter always is."""
+    return isinstance(leaf, Tensor) and leaf.requires_grad and not isinstance(leaf, nn.Parameter)
 
 
 def _check_loss(loss: Any) -> None:
@@ -142,7 +198,10 @@ def _check_loss(loss: Any) -> None:
         )
 
 
-def detached(tree: Tree) -> Tree:
-    """The tree with its tensors cut off from what computed them; whatever else is in it stays."""
-    leaves, spec = flatten(tree)
-    return unflatten(spec, [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves])
+def detached(output: Any) -> Any:
+    """The same with its tensors cut off from what computed them; whatever else is in it stays."""
+    return map_output(_detached, output)
+
+
+def _detached(leaf: Any) -> Any:
+    return leaf.detach() if isinstance(leaf, Tensor) else leaf

@@ -1,5 +1,6 @@
 """The fixed parts of a run, in one frozen record: storage only."""
 
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from functional_sgd import Optimizer, split
 from loop.data.batches import DataLoaders
+from loop.metrics.outside import as_mergeable
 from loop.state import State
 
 
@@ -19,15 +21,23 @@ class Learner:
     `loss(pred, *targets)` returns a 0-d tensor, a mean over the batch. Each of `metrics` is a
     function `(pred, *targets) -> 0-d tensor`, also a mean over the batch; its name is the column.
     The first `n_inputs` entries of a batch are inputs, the rest targets; a batch of one entry has
-    no targets.
+    no targets. A batch may also be a dict, as Hugging Face's collators make them: the entries named
+    in `targets` go to the loss, in that order, and the model is called with all others as keyword
+    arguments. With `targets=()` the model gets the labels too, and the loss only its output:
+    `loss=lambda output: output.loss`. A metric of torchmetrics in `metrics` counts by a copy.
+
+    The model is never changed: its tensors are copied by `init`, trained in the state, and put in
+    place while a batch is at work. `learner.load(state)` puts those of a state into the model.
 
     Raises TypeError if the data, the loss, the optimizer or a metric is not of the right kind, and
-    ValueError for an optimizer that donates its buffers.
+    ValueError for an optimizer that donates its buffers, or a model that synchronises or shards its
+    own parameters (DistributedDataParallel, FSDP).
 
     >>> from functional_sgd import sgd
     >>> x = torch.linspace(-1, 1, 8)[:, None]
     >>> data = DataLoaders(train=[(x, 3 * x + 1)])
-    >>> Learner(nn.Linear(1, 1), data, loss=nn.functional.mse_loss, opt=sgd(lr=0.1)).init(seed=0).train_iter
+    >>> learner = Learner(nn.Linear(1, 1), data, nn.functional.mse_loss, sgd(lr=0.1))
+    >>> learner.init(seed=0).train_iter
     0
     """
 
@@ -38,12 +48,14 @@ class Learner:
     metrics: tuple[Callable[..., Tensor], ...] = ()
     callbacks: tuple[Any, ...] = ()
     n_inputs: int = 1
+    targets: str | tuple[str, ...] = "labels"
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
             raise TypeError(
                 f"Learner: model must be an nn.Module, got {type(self.model).__name__}."
             )
+        _check_not_distributed(self.model)
         if not isinstance(self.data, DataLoaders):
             raise TypeError(
                 f"Learner: data must be DataLoaders(train, valid), got {type(self.data).__name__}."
@@ -59,7 +71,10 @@ class Learner:
                 f"yours as it was. "
                 f"Use fuse(opt) without donate: it uses memory again once you have dropped it."
             )
-        object.__setattr__(self, "metrics", _functions("metrics", self.metrics))
+        metrics = [as_mergeable(metric) for metric in _listed("metrics", self.metrics)]
+        object.__setattr__(self, "metrics", _functions("metrics", metrics))
+        names = (self.targets,) if isinstance(self.targets, str) else tuple(self.targets)
+        object.__setattr__(self, "targets", names)
         object.__setattr__(self, "callbacks", tuple(_listed("callbacks", self.callbacks)))
         _functions("loss", [self.loss])
 
@@ -76,10 +91,71 @@ class Learner:
             buffers = {name: value.to(device) for name, value in buffers.items()}
         return State(params, buffers, self.opt.init(params), self.opt.hyper, seed)
 
+    @torch.no_grad()
+    def load(self, state: State) -> nn.Module:
+        """The model, into which the params and buffers of the state have been copied.
+
+        So `torch.save(learner.load(end).state_dict(), path)` saves what was trained. Tied weights
+        and buffers that are not persistent are copied too; a buffer takes the state's shape.
+
+        Raises ValueError if the state is of another model.
+
+        >>> from functional_sgd import sgd
+        >>> from loop import fit
+        >>> data = DataLoaders([(torch.ones(1, 1), torch.zeros(1, 1))])
+        >>> learner = Learner(nn.Linear(1, 1), data, nn.functional.mse_loss, sgd(lr=0.1))
+        >>> end = fit(learner, learner.init(), epochs=5)
+        >>> bool(learner.load(end).weight == end.params["weight"])
+        True
+        """
+        own: dict[str, Tensor] = {
+            **dict(self.model.named_parameters()),
+            **dict(self.model.named_buffers()),
+        }
+        given = {**state.params, **state.buffers}
+        for name in (*own, *given):
+            if name not in own or name not in given:
+                where = "the model" if name in own else "the state"
+                raise ValueError(
+                    f"Learner.load: the state is of another model: only {where} has {name!r}. Pass "
+                    f"a state of this learner."
+                )
+        parameters = dict(self.model.named_parameters())
+        for name, value in given.items():
+            if value.shape != own[name].shape:
+                if name in parameters:
+                    raise ValueError(
+                        f"Learner.load: the state is of another model: {name!r} has shape "
+                        f"{tuple(value.shape)} there and {tuple(own[name].shape)} in the model. "
+                        f"Pass a state of this learner."
+                    )
+                own[name].resize_(value.shape)
+            own[name].copy_(value)
+        return self.model
+
 
 def hyper_names(learner: Learner) -> set[str]:
     """Every hyper and extra that the optimizer reads, with or without a default."""
     return {*learner.opt.hyper, *getattr(learner.opt, "required", ())}
+
+
+def _check_not_distributed(model: nn.Module) -> None:
+    """Raise ValueError for layers that work through hooks on parameters of their own."""
+    fsdp: Any = sys.modules.get("torch.distributed.fsdp")  # without it, there is no such layer
+    sharded = () if fsdp is None else (fsdp.FullyShardedDataParallel, fsdp.FSDPModule)
+    for layer in model.modules():
+        if isinstance(layer, nn.parallel.DistributedDataParallel):
+            raise ValueError(
+                "Learner: the model is in DistributedDataParallel, which would not synchronise: it "
+                "waits for gradients of the module's own parameters, and a run has other tensors "
+                "in place. Pass model.module, and average the gradients in a callback: "
+                "torch.distributed.all_reduce in after_backward."
+            )
+        if isinstance(layer, sharded):
+            raise ValueError(
+                f"Learner: {type(layer).__name__} keeps its parameters in shards (FSDP), and a run "
+                f"has whole tensors in place. Pass the model without fully_shard."
+            )
 
 
 def _listed(what: str, values: Any) -> Iterable[Any]:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from functional_sgd.tree import Tree, flatten, unflatten
+from functional_sgd.outputs import map_output
+from functional_sgd.tree import Tree
 
 Loss: TypeAlias = Callable[..., Tensor]
 """(pred, *targets) -> 0-d tensor, a mean over the batch."""
@@ -184,18 +185,18 @@ def _of_rows(values: Tensor) -> Tensor:
 
 
 def _one_by_one(loss: Loss, pred: Any, *targets: Any) -> Tensor:
-    leaves, spec = flatten((pred, targets))
-    places = [place for place, leaf in enumerate(leaves) if has_samples(leaf)]
+    columns: list[Tensor] = []
+    map_output(lambda leaf: columns.append(leaf) if has_samples(leaf) else None, (pred, targets))
 
     def of_one(*sample: Tensor) -> Tensor:
-        batch = list(leaves)
-        for place, part in zip(places, sample, strict=True):
-            batch[place] = part.unsqueeze(0)
-        pred, targets = unflatten(spec, batch)
-        return loss(pred, *targets)
+        each = iter(sample)
+        pred_of_one, targets_of_one = map_output(
+            lambda leaf: next(each).unsqueeze(0) if has_samples(leaf) else leaf, (pred, targets)
+        )
+        return loss(pred_of_one, *targets_of_one)
 
     try:
-        values: Tensor = torch.vmap(of_one)(*(leaves[place] for place in places))
+        values: Tensor = torch.vmap(of_one)(*columns)
     except RuntimeError as error:
         raise ValueError(
             f"per_sample: {_name(loss)} cannot be taken sample by sample: "

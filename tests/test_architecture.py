@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 ORDER = (
-    "tracing tree guard packing rule wiring hyper state call step chaining schedules rules "
-    "wrappers recipes autodiff fusion compile bridge"
+    "tracing tree outputs guard packing rule wiring hyper state call step chaining schedules rules "
+    "wrappers recipes placing autodiff fusion compile bridge"
 ).split()
 """Of functional_sgd: a module, or a folder of them, imports from what stands before it, and from
 its own folder.

@@ -6,10 +6,10 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import optree
 import torch
 from torch import Tensor
 
+from functional_sgd.outputs import map_output
 from loop.callback import Callback
 from loop.run.signals import CancelStep
 from loop.run.stages import device_of
@@ -109,7 +109,7 @@ class MixedPrecision(Callback):
     def after_pred(self, state: State) -> State:
         """Predictions as float32."""
         with torch.set_grad_enabled(state.training):
-            return state.replace(pred=optree.tree_map(_widened, state.pred, none_is_leaf=True))
+            return state.replace(pred=map_output(_widened, state.pred))
 
     def before_backward(self, state: State) -> State | None:
         """The same loss, whose derivatives come out scaled."""

@@ -1,6 +1,6 @@
 """Where batches come from: two loaders, and the simplest loader there is."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -22,7 +22,8 @@ class DataLoaders:
     """The data of a Learner: a loader for training and, perhaps, one for validation.
 
     A loader is anything that can be iterated over again and again (what `make_loader` makes,
-    Batches, or any torch DataLoader) and yields tuples (inputs..., targets...). If it has a method
+    Batches, or any torch DataLoader) and yields tuples (inputs..., targets...), or dicts (see
+    Learner). If it has a len(), that many batches must come. If it has a method
     `set_position(seed, epoch, skip)`, that says which pass comes next, and how many batches to
     leave out; else what it draws from torch's global generator is a function of (seed, epoch) too,
     since the machine seeds that, and the batches to be left out are read and dropped.
@@ -129,8 +130,8 @@ def one_batch(source: Any) -> Any:
 def class_count(source: Any) -> int:
     """How many classes the targets have: the largest of them in one pass over the loader, plus 1.
 
-    `source` is what one_batch takes; targets are the last part of a batch. Raises ValueError if
-    they are no integers, or there are none.
+    `source` is what one_batch takes; targets are the last part of a batch, or its "labels". Raises
+    ValueError if they are no integers, or there are none.
 
     >>> class_count([(torch.zeros(2, 8), torch.tensor([0, 4])), (torch.zeros(1, 8), torch.tensor([3]))])
     5
@@ -138,7 +139,7 @@ def class_count(source: Any) -> int:
     data = getattr(source, "data", source)
     largest = -1
     for batch in data.train if isinstance(data, DataLoaders) else source:
-        target = batch[-1]
+        target = batch.get("labels") if isinstance(batch, Mapping) else batch[-1]
         if not isinstance(target, Tensor) or target.is_floating_point() or target.is_complex():
             found = str(target.dtype) if isinstance(target, Tensor) else type(target).__name__
             raise ValueError(f"class_count: targets must be tensors of classes, got {found}.")

@@ -200,6 +200,8 @@ class SeededDataset(Dataset[Any]):
         seed_all(seed)
         try:
             return self.dataset[index]
+        except StopIteration as error:  # which would end the epoch, and nobody would notice
+            raise RuntimeError(f"make_loader: dataset[{index}] raised StopIteration.") from error
         except Exception as error:
             error.add_note(f"make_loader: raised by dataset[{index}].")
             raise

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Set
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import optree
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from loop.callback import snake_case
-from loop.metrics.tally import Accumulator
+from loop.metrics.tally import Accumulator, Mergeable
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,30 @@ class TorchMetric:
                 "updates"
             ]  # or compute() warns that there was no update
         return metric
+
+
+def as_mergeable(metric: Any) -> Any:
+    """A metric; one of torchmetrics, which would be changed, becomes a TorchMetric of a copy.
+
+    Raises TypeError for a collection of them, whose value is no number.
+    """
+    if isinstance(metric, (type, Mergeable)) or not hasattr(metric, "update"):
+        return metric
+    if not hasattr(metric, "compute"):
+        return metric
+    if not hasattr(metric, "metric_state"):
+        raise TypeError(
+            f"Learner: {type(metric).__name__} in metrics has update and compute, but is no single "
+            f"metric of torchmetrics. List the metrics of a collection one by one; wrap others in "
+            f"an object with start, add, merge and value (see loop.metrics.Mergeable)."
+        )
+    return TorchMetric(partial(_fresh_copy, metric))
+
+
+def _fresh_copy(metric: Any) -> Any:
+    made = deepcopy(metric)
+    made.reset()
+    return made
 
 
 def _copied(state: Any, shared: Set[int] = frozenset()) -> Any:

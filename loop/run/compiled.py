@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from functional_sgd.compile.step import can_be_traced, without_kernels
 from functional_sgd.compile.traced import LIST, Traced, by_name, numbers_of, trace
+from functional_sgd.outputs import map_output
+from loop.run.attributes import attributes_of, changed_attributes
 from loop.run.chance import key, seed_torch
 from loop.run.graph_cache import Learned, counted, flat, graphs_of
 from loop.run.stages import FOR_BATCH, Work, device_of, learner_of
@@ -45,6 +47,13 @@ class Results:
     updated: tuple[Any, Any] | None  # params and opt_state
 
 
+@dataclass(frozen=True, eq=False)
+class Shape:
+    """How a prediction is built: the same, with the number of each part instead of it."""
+
+    tree: Any
+
+
 class CompiledWork(Work):
     """The stages, of which [predict], [loss] and [gradients] of a training batch, and often
     [update], are one graph.
@@ -63,6 +72,7 @@ class CompiledWork(Work):
         self.learned = Learned((None, None, None), (), LIST)
         self.plain: tuple[Any, Any] = (None, None)  # an optimizer, and what is traced of it
         self.layers = list(model.modules())
+        self.has_lstm = any(isinstance(layer, nn.LSTM) for layer in self.layers)
         self.graphs = graphs_of(model)
 
     def join(self, run: "Run") -> None:
@@ -103,7 +113,8 @@ class CompiledWork(Work):
             graph = self._traced(state, tensors, fixed)
             self.graphs.append(graph)
         seed_torch(key(state.seed, state.train_iter, FOR_BATCH), device)
-        (pred, shown, loss, grads, buffers, updated), leaves = graph(tensors)
+        (parts, shape, shown, loss, grads, buffers, updated), leaves = graph(tensors)
+        pred = map_output(parts.__getitem__, shape.tree)
         state = state.replace(pred=pred, buffers=buffers)
         self.results = Results(state, shown, loss, grads, updated)
         if updated is not None:
@@ -195,6 +206,7 @@ class CompiledWork(Work):
 
     def _traced(self, state: State, tensors: list[Tensor], fixed: tuple[Any, ...]) -> Traced:
         """The graph for a batch like this one."""
+        self._check_model(state)
         constants, spec, learned = dict(fixed[0]), fixed[1], fixed[2]
 
         def batch(*values: Tensor) -> Any:
@@ -216,9 +228,38 @@ class CompiledWork(Work):
 
         return trace(batch, tensors, fixed, _ADVICE)
 
+    def _check_model(self, state: State) -> None:
+        """Raise ValueError if the model leaves behind what a graph would not. Runs it twice."""
+        model, trial = learner_of(state).model, Work()
+        trial.trained = 2  # no warning: this is an error here
+        for _ in range(2):  # the first call may fill caches
+            before = attributes_of(model)
+            trial.predict(state)
+            written = trial.placed.changed & state.params.keys() if trial.placed else set()
+            trial.leave()
+        found = changed_attributes(before, attributes_of(model))
+        if written or found:
+            how = f"writes to {sorted(written)} in place" if written else f"changes {found}"
+            raise ValueError(
+                f"fit(compile=True): every forward pass of the {type(model).__name__} {how}, which "
+                f"a compiled batch would not do. Keep what changes in buffers (register_buffer), "
+                f"or fit without compile=True."
+            )
+
     def _eagerly(self, state: State) -> tuple[Any, ...]:
         """The batch, by the ordinary stages and the handlers inside."""
         work = Work()
+        # oneDNN's LSTM fails in Inductor (torch 2.15), so one is traced as what it is made of.
+        enabled = torch._C._get_mkldnn_enabled()
+        if self.has_lstm:
+            torch._C._set_mkldnn_enabled(False)
+        try:
+            return self._by(work, state)
+        finally:
+            torch._C._set_mkldnn_enabled(enabled)
+            work.leave()
+
+    def _by(self, work: Work, state: State) -> tuple[Any, ...]:
         state = self._handled("after_pred", work.predict(state))
         with self.brackets("loss"):
             state = work.loss(state)
@@ -230,7 +271,9 @@ class CompiledWork(Work):
             state = self._handled(event, state)
         after = work.update(state) if self.updates else None
         updated = None if after is None else (after.params, after.opt_state)
-        return state.pred, shown.detach(), state.loss, state.grads, state.buffers, updated
+        parts: list[Any] = []
+        shape = Shape(map_output(partial(_taken, parts), state.pred))
+        return parts, shape, shown.detach(), state.loss, state.grads, state.buffers, updated
 
     def _handled(self, event: str, state: State) -> State:
         for name, method in self.inside.get(event, ()):
@@ -271,6 +314,12 @@ def _late(name: str) -> ValueError:
         f"its handler works on tensors without looking at their values; or fit without "
         f"compile=True."
     )
+
+
+def _taken(parts: list[Any], leaf: Any) -> int:
+    """The number that a leaf gets among the parts."""
+    parts.append(leaf)
+    return len(parts) - 1
 
 
 def _is_traceable(event: str, method: Any) -> bool:

@@ -151,6 +151,8 @@ class Run:
             raise
         finally:
             del self.path[depth:]
+            if scope.whole:
+                self.work.leave()
         self.state = _left(scope, self.state, fixed, lent)
 
     def handlers_of(self, place: str) -> Sequence[Method]:

@@ -4,42 +4,66 @@ state to state.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import optree
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from functional_sgd import apply
 from functional_sgd.autodiff import detached, gradients
+from functional_sgd.outputs import map_output
+from functional_sgd.placing import Placed, look_again
 from loop.learner import Learner
+from loop.run.attributes import attributes_of, warn_of_attributes
 from loop.run.chance import key, seed_loader, seed_torch
+from loop.run.forward import ByName, Unharmed, called
+from loop.run.running import running
 from loop.state import State
 
 _DATA, _VALID_DATA, FOR_BATCH, _VALID_BATCH = range(4)  # what a random number is for
 
 
 class Work:
-    """The stages. Between [predict] and [gradients] it holds the params of the batch, tracked and
-    as they were.
+    """The stages. From [predict] on the model has the tensors of the batch in place, until the
+    gradients are taken or the batch is over; the params of a training batch are tracked as long.
     """
 
     def __init__(self) -> None:
+        self.placed: Placed | None = None
         self.during: dict[str, Tensor] = {}
         self.before: dict[str, Tensor] = {}
+        self.model, self.loss_function = Unharmed("model"), Unharmed("loss")
+        self.trained = 0  # batches of this run
 
     def join(self, run: Any) -> None:
         """Prepare for a run."""
+        model = learner_of(run.state).model
+        look_again(model)
+        for name, value in model.named_parameters():
+            if value._post_accumulate_grad_hooks:
+                raise ValueError(
+                    f"Learner: {name!r} of the model has a hook for accumulated gradients "
+                    f"(register_post_accumulate_grad_hook), which would never be called: gradients "
+                    f"are in state.grads. Remove it, and write a callback with after_backward."
+                )
+
+    def leave(self) -> None:
+        """Give the model its own tensors back, if it has those of a batch."""
+        placed, self.placed = self.placed, None
+        if placed is not None:
+            placed.put_back()
 
     def predict(self, state: State) -> State:
         """The model's output for xb, and the buffers after it."""
         learner, device = learner_of(state), device_of(state)
         if learner.model.training != state.training:
             learner.model.train(state.training)
+        self.leave()
         if not state.training:
             seed_torch(key(state.seed, state.epochs_seen, state.iter, _VALID_BATCH), device)
             with torch.no_grad():
-                pred, _ = apply(learner.model, state.params, state.buffers, *(state.xb or ()))
+                pred = self._predict(state, state.params)
             return state.replace(pred=pred)
         seed_torch(key(state.seed, state.train_iter, FOR_BATCH), device)
         self.before, frozen = state.params, state.frozen
@@ -47,16 +71,34 @@ class Work:
             name: value if name in frozen else value.detach().requires_grad_()
             for name, value in state.params.items()
         }
+        self.trained += 1
+        # In the second batch, caches are filled, and what still changes is no cache.
+        watched = attributes_of(learner.model) if self.trained == 2 else None
         with torch.enable_grad():
-            pred, buffers = apply(learner.model, self.during, state.buffers, *(state.xb or ()))
+            pred = self._predict(state, self.during)
+            assert self.placed is not None
+            buffers = self.placed.after(state.buffers)
+        if watched is not None:
+            warn_of_attributes(learner.model, watched)
         return state.replace(params=self.during, pred=pred, buffers=buffers)
+
+    def _predict(self, state: State, params: Mapping[str, Tensor]) -> Any:
+        model, tensors = learner_of(state).model, {**params, **state.buffers}
+        self.placed = placed = Placed(model, tensors)
+        return self.model.call(partial(called, placed), state.xb or (), state.training)
 
     def loss(self, state: State) -> State:
         """The loss of the prediction; none where a validation batch has no targets."""
-        if not state.yb and not state.training:
+        if not state.yb and not state.training and learner_of(state).targets:
             return state
+        function = learner_of(state).loss
         with torch.set_grad_enabled(state.training):
-            loss = learner_of(state).loss(state.pred, *(state.yb or ()))
+            if self.loss_function.writes.get(state.training) is False:
+                loss = function(state.pred, *(state.yb or ()))
+            else:
+                loss = self.loss_function.call(
+                    lambda yb: function(state.pred, *yb), state.yb or (), state.training
+                )
         if not isinstance(loss, Tensor) or loss.dim() != 0:
             found = (
                 f"shape {tuple(loss.shape)}"
@@ -69,16 +111,30 @@ class Work:
         return state.replace(loss=loss)
 
     def gradients(self, state: State) -> State:
-        """The derivative of the loss by every parameter, None for frozen ones; the graph is let go."""
-        if state.loss is None or not state.loss.requires_grad:
+        """The derivative of the loss by every parameter, None for frozen ones; the graph is let go.
+
+        What the model has written to its params in place is part of them from here on.
+        """
+        placed = self.placed
+        assert placed is not None, "[predict] comes first"
+        tracked = [value for name, value in self.during.items() if name not in state.frozen]
+        grads: list[Tensor | None] = []
+        if state.loss is not None:
+            grads = gradients(state.loss, tracked, [placed])
+        if state.loss is None or all(grad is None for grad in grads):
             raise ValueError(
                 "Learner: the loss does not depend on any parameter, so there is no gradient. "
-                "Does the model, or a callback, detach it? Have all parameters requires_grad=False?"
+                "Does the model, or a callback, detach it? Does it run another module, or have all "
+                "parameters requires_grad=False?"
             )
-        tracked = [value for name, value in self.during.items() if name not in state.frozen]
-        grads = iter(gradients(state.loss, tracked))
-        by_name = {name: None if name in state.frozen else next(grads) for name in self.during}
-        params = self.before if state.params is self.during else state.params
+        each = iter(grads)
+        by_name = {name: None if name in state.frozen else next(each) for name in self.during}
+        params = state.params
+        if params is self.during:
+            params = self.before
+            if not placed.changed.isdisjoint(params):
+                params = {**params, **placed.after(params.keys() & placed.changed)}
+        self.leave()
         self.during, self.before = {}, {}
         return state.replace(
             params=params, grads=by_name, pred=detached(state.pred), loss=state.loss.detach()
@@ -113,7 +169,7 @@ def batches(state: State, start: int) -> Iterator[Callable[[State], State]]:
         index = start
     seed_loader(loader, order)
     seed_torch(order, device)
-    iterator = iter(() if loader is None else loader)
+    iterator, expected = iter(() if loader is None else loader), _length(loader)
     del state  # or it would live as long as the phase does
     while True:
         seed_torch(key(order, index), device)
@@ -131,6 +187,12 @@ def batches(state: State, start: int) -> Iterator[Callable[[State], State]]:
             f"is other data."
             if start
             else f"Learner: {name} is empty: it yielded no batch. Check the data set, or drop_last."
+        )
+    if expected is not None and index < expected:
+        raise ValueError(
+            f"Learner: {name} has len() {expected}, but yielded {index} batches, so schedules "
+            f"would end too early. Does dataset[i] raise StopIteration? Give the loader the right "
+            f"len(), or none."
         )
 
 
@@ -153,7 +215,7 @@ def leave_batch(state: State) -> State:
     """A training batch, cancelled or not, counts."""
     if not state.training:
         return state
-    done = (state.iter + 1) / state.n_iter if state.n_iter else 0.0
+    done = min((state.iter + 1) / state.n_iter, 1.0) if state.n_iter else 0.0
     pct = (state.epoch + done) / max(state.n_epoch, 1)
     return state.replace(train_iter=state.train_iter + 1, pct_train=pct)
 
@@ -215,7 +277,19 @@ def device_of(state: State) -> torch.device:
 def split_batch(
     learner: Learner, batch: Any, device: torch.device
 ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """A batch as (inputs, targets), on the device."""
+    """A batch as (inputs, targets), on the device; of a dict, targets by name."""
+    if isinstance(batch, Mapping):
+        missing = [name for name in learner.targets if name not in batch]
+        if len(missing) == len(learner.targets):
+            missing = []  # a batch without targets, to predict
+        if missing:
+            raise ValueError(
+                f"Learner: the batch has no {missing}, only {list(batch)}. Say which entries are "
+                f"targets: Learner(..., targets=...)."
+            )
+        moved = {name: _to(part, device) for name, part in batch.items()}
+        yb = tuple(moved.pop(name) for name in learner.targets if name in moved)
+        return (ByName(moved),), yb
     parts = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
     parts = tuple(_to(part, device) for part in parts)
     count = min(learner.n_inputs, len(parts))
@@ -224,31 +298,23 @@ def split_batch(
 
 @contextmanager
 def mode_kept(state: State) -> Iterator[None]:
-    """Give every layer of the model its training flag back."""
-    model: nn.Module = learner_of(state).model
-    flags = [(layer, layer.training) for layer in model.modules()]
-    try:
+    """Run the model of this state's learner, and give its layers their training flags back."""
+    with running(learner_of(state).model):
         yield
-    finally:
-        for layer, training in flags:
-            layer.training = training
 
 
 def shapes(state: State) -> str:
     """The shapes in a batch, for an error message."""
     named = {"xb": state.xb, "yb": state.yb, "pred": state.pred}
-    known = {
-        name: optree.tree_map(_shape, value) for name, value in named.items() if value is not None
-    }
+    known = {name: map_output(_shape, value) for name, value in named.items() if value is not None}
     return ", ".join(f"{name}: {value}" for name, value in known.items())
 
 
 def _shape(value: Any) -> str:
-    return (
-        f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
-        if isinstance(value, Tensor)
-        else repr(value)
-    )
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _to(part: Any, device: torch.device) -> Any:

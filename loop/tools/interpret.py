@@ -4,16 +4,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import optree
-import torch
 from torch import Tensor
 
+from functional_sgd.outputs import map_output
 from loop.callback import Callback
 from loop.learner import Learner
 from loop.losses import per_sample
 from loop.run.stages import learner_of
 from loop.state import State
-from loop.training.fit import evaluate
+from loop.training.fit import evaluate, joined
 
 
 class SampleLosses(NamedTuple):
@@ -40,6 +39,7 @@ def sample_losses(
 
     >>> from functional_sgd import sgd
     >>> from loop import DataLoaders
+    >>> import torch
     >>> model, data = torch.nn.Identity(), [(torch.tensor([1.0, 2.0]), torch.tensor([0.0, 0.0]))]
     >>> learner = Learner(model, DataLoaders(data, data), torch.nn.functional.mse_loss, sgd())
     >>> sample_losses(learner, learner.init()).losses
@@ -53,8 +53,7 @@ def sample_losses(
         raise ValueError(
             "sample_losses: the data has no targets, so there are no losses. Use predict."
         )
-    joined: Any = optree.tree_map(lambda *parts: torch.cat(parts), *batches)
-    inputs, targets, preds, losses = joined
+    inputs, targets, preds, losses = map_output(joined, *batches)
     return SampleLosses(_single(inputs), _single(targets), preds, losses)
 
 

@@ -3,15 +3,17 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from functional_sgd import apply
+from functional_sgd.placing import Placed
 from loop.data.batches import DataLoaders
 from loop.learner import Learner
 from loop.run.chance import global_generators_kept
+from loop.run.forward import Unharmed, called
 from loop.run.stages import batches, device_of, mode_kept
 from loop.state import State, Tensors
 
@@ -38,6 +40,7 @@ def refresh_buffers(learner: Learner, state: State, data: Iterable[Any] | None =
         return state
     if data is not None:
         learner = replace(learner, data=DataLoaders(data))
+    calls = Unharmed("model")
     running = state.at_rest().replace(learner=learner, training=True)
     buffers = {**state.buffers, **_unmeasured(layers, state.buffers)}
     with (
@@ -48,7 +51,12 @@ def refresh_buffers(learner: Learner, state: State, data: Iterable[Any] | None =
     ):
         model.train()
         for enter in batches(running, 0):
-            _, buffers = apply(model, state.params, buffers, *(enter(running).xb or ()))
+            placed = Placed(model, {**state.params, **buffers})
+            try:
+                calls.call(partial(called, placed), enter(running).xb or (), training=True)
+                buffers = placed.after(buffers)
+            finally:
+                placed.put_back()
     return state.replace(buffers=buffers)
 
 

@@ -16,6 +16,7 @@ import torch
 
 from functional_sgd import Chain, fuse
 from functional_sgd.errors import did_you_mean
+from functional_sgd.outputs import map_output
 from functional_sgd.schedules import one_cycle, three_cosines
 from loop.callback import Callback
 from loop.callbacks import ParamScheduler, Recorder
@@ -39,6 +40,9 @@ def fit(
     **hyper: Any,
 ) -> State:
     """Train for some epochs: state -> state. The state given is not touched and can be used again.
+
+    The model is not touched either: it has its first weights still. `learner.load(state)` copies
+    those of a state into it.
 
     `callbacks` join the learner's for this run. `hyper` are new values for the optimizer's hypers
     (`lr=0.1`), which stay in the state. Ctrl-C and SIGTERM end the run between two events: the
@@ -187,10 +191,22 @@ def predict(learner: Learner, state: State, data: Iterable[Any] | None = None) -
     """The model's outputs on the validation data (or on other data, with or without targets), all
     batches joined.
 
-    The model is in evaluation mode. Raises ValueError if there is no data.
+    Joined are the tensors in an output that is a tuple, a dict, a dataclass or a ModelOutput; of
+    what else is in there, there is a tuple with that of each batch. The model is in evaluation
+    mode. Raises ValueError if there is no data.
     """
     collected = evaluate(learner, state, data, [CollectPredictions()]).memory["collect_predictions"]
-    return optree.tree_map(lambda *parts: torch.cat(parts), *collected)
+    return map_output(joined, *collected)
+
+
+def joined(*parts: Any) -> Any:
+    """The same part of all outputs: numbers (0-d tensors) stacked, other tensors one behind the
+    other.
+    """
+    first = parts[0]
+    if isinstance(first, torch.Tensor):
+        return torch.cat(parts) if first.dim() else torch.stack(parts)
+    return None if all(part is None for part in parts) else parts
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,46 @@ def test_leaves_that_do_not_matter_have_none() -> None:
     assert value_and_grad(half_square)({"w": T([3.0]), "idle": T(1.0)}, T([2.0]))[1]["idle"] is None
 
 
+def after_two_steps(lr: Tensor) -> Tensor:
+    """The loss w**2 / 2 of w = 3 (1 - lr)**2, that is 4.5 (1 - lr)**4, by two steps of sgd."""
+    params, opt = {"w": T([3.0])}, sgd()
+    state = opt.init(params)
+    for _ in range(2):
+        _, grads = value_and_grad(half_square)(params, T([1.0]))
+        params, state = opt(params, grads, state, dict(lr=lr))
+    return value_and_grad(half_square)(params, T([1.0]))[0]
+
+
+def test_the_gradient_by_a_tracked_lr_is_that_by_hand() -> None:
+    """d/dlr 4.5 (1 - lr)**4 at .5 is -18 / 8."""
+    lr = T(0.5, requires_grad=True)
+    after_two_steps(lr).backward()
+    assert_close(lr.grad, T(-2.25), rtol=1e-6)
+    assert_close(lr.grad, torch.func.grad(after_two_steps)(T(0.5)), rtol=1e-6)
+
+
+def test_the_gradient_by_tracked_first_params_is_that_by_hand() -> None:
+    """w - .5 w**2, for a loss of w**3 / 3, has the slope 1 - w: -2 at w = 3."""
+    first = T([3.0], requires_grad=True)
+    _, grads = value_and_grad(lambda p: (p["w"] ** 3).sum() / 3)({"w": first})
+    (first - 0.5 * grads["w"]).sum().backward()
+    assert_same(first.grad, T([-2.0]))
+
+
+def test_a_tracked_param_is_left_out_of_what_is_behind_it() -> None:
+    """The second use of w comes in as a batch, so it counts as a constant."""
+    first = T([3.0], requires_grad=True)
+    _, grads = value_and_grad(lambda p, x: (p["w"] * x).sum())({"w": first}, 2 * first)
+    assert_same(grads["w"].detach(), T([6.0]))
+
+
+def test_under_no_grad_nothing_is_tracked() -> None:
+    with torch.no_grad():
+        value, grads = value_and_grad(half_square)({"w": T([3.0], requires_grad=True)}, T([2.0]))
+    assert not value.requires_grad
+    assert not grads["w"].requires_grad
+
+
 def test_a_constant_loss_has_no_gradients() -> None:
     value, grads = value_and_grad(lambda params: T(1.0))({"w": T([3.0])})
     assert_same(value, T(1.0))
@@ -63,7 +103,7 @@ def test_nothing_that_comes_back_has_a_graph() -> None:
     both = value_and_grad(
         lambda params: (params["w"].square(), {"twice": 2 * params["w"]}), has_aux=True
     )
-    (value, aux), grads = both({"w": T(3.0, requires_grad=True)})
+    (value, aux), grads = both({"w": nn.Parameter(T(3.0))})
     assert not any(tensor.requires_grad for tensor in (value, aux["twice"], grads["w"]))
 
 

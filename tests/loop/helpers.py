@@ -2,6 +2,7 @@
 made of functions.
 """
 
+import copy
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -79,6 +80,23 @@ def learner(
 ) -> Learner:
     """A learner for a linear layer on 3 training and 2 validation batches, unless told otherwise."""
     return Learner(model or linear(), data or loaders(), loss, opt or sgd(lr=0.1, mom=0.9), **rest)
+
+
+def by_hand(model: nn.Module, data: Any, epochs: int, lr: float = 0.1) -> dict[str, Tensor]:
+    """The parameters after plain PyTorch's loop."""
+    model = copy.deepcopy(model).train()
+    opt = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=lr)
+    for _ in range(epochs):
+        for x, y in data:
+            opt.zero_grad()
+            mse_loss(model(x), y).backward()
+            opt.step()
+    return {name: value.detach() for name, value in model.named_parameters()}
+
+
+def plain(model: nn.Module, **rest: Any) -> Learner:
+    """A learner that `by_hand` can be compared with."""
+    return learner(model, opt=sgd(lr=0.1), **rest)
 
 
 def on(name: str = "spy", order: int = 0, **handlers: Callable[[State], Any]) -> SimpleNamespace:

@@ -55,8 +55,21 @@ class RootMeanSquare:
         return (self.squares / self.count).sqrt()
 
     def reset(self) -> None:
-        """Never called."""
-        raise AssertionError
+        """As if new."""
+        self.__init__()  # type: ignore[misc]
+
+
+class Collection:
+    """What a collection of torchmetrics looks like: no state of its own."""
+
+    def update(self, pred: Tensor, target: Tensor) -> None:
+        """Of all."""
+
+    def compute(self) -> dict[str, Tensor]:
+        """Of all."""
+        return {}
+
+    __call__ = update
 
 
 def batches(count: int = 3) -> list[tuple[Tensor, Tensor]]:
@@ -200,3 +213,27 @@ class Placed:
 def test_the_value_is_computed_where_the_state_is() -> None:
     metric = TorchMetric(Placed)
     assert metric.value(metric.add(metric.start(), torch.zeros(2, device="meta"))) == 1.0
+
+
+def test_an_object_in_metrics_counts_over_all_batches_and_is_not_changed() -> None:
+    metric = RootMeanSquare()
+    metric.update(torch.ones(2), torch.zeros(2))  # what it has seen before does not count
+    untouched = Untouched([metric.squares, metric.count])
+    data = DataLoaders(batches(), batches())
+    mine = Learner(
+        one_weight(),
+        DataLoaders([(x[:, None], y[:, None]) for x, y in data.train]),
+        mse,
+        sgd(lr=0.1),
+        [metric],
+    )
+    valid = [(x[:, None], y[:, None]) for x, y in batches()]
+    found = validate(mine, mine.init(), valid)
+    other = Learner(mine.model, mine.data, mse, sgd(lr=0.1), [RMSE()])
+    assert found["root_mean_square"] == pytest.approx(validate(other, mine.init(), valid)["rmse"])
+    untouched.check()
+
+
+def test_a_collection_in_metrics_is_an_error_that_says_what_to_do() -> None:
+    with pytest.raises(TypeError, match="Collection in metrics.*one by one"):
+        Learner(one_weight(), DataLoaders(batches()), mse, sgd(), [Collection()])

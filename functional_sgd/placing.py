@@ -1,0 +1,331 @@
+"""A module run on other tensors: they are put into the places of its own, and taken out again.
+
+They can stay there until the gradient is taken, for some modules run code of theirs once more then:
+activation checkpointing, backward hooks. Tensors that are given are never written to: the first
+call works on copies and finds out which of them a forward pass writes to (an embedding with
+max_norm, a running statistic); later calls copy only those.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+Place: TypeAlias = tuple[dict[str, Any], str, str, bool]
+"""(the dict of a layer, the key in it, the name of the tensor for it, whether it is a buffer)"""
+
+
+class Placed:
+    """A module with other tensors in the places of its own, until `put_back()`.
+
+    `tensors` are those in place, by name; `changed`, after `call`, the names of those that it has
+    written to or set anew.
+
+    Raises RuntimeError if names are missing or unknown, or if another thread has put its tensors
+    into one of these layers.
+    """
+
+    def __init__(self, module: nn.Module, given: Mapping[str, Tensor]) -> None:
+        self.module, self.given = module, given
+        self.thread = threading.get_ident()
+        self.misled = False  # whether a graph of the same gradient has been made with others
+        self.changed: set[str] = set()
+        with _LOCK:
+            self.places, self.found, self.training = _places(module, given)
+            below = [one for one in _ACTIVE if self.over(one)] if _ACTIVE else []
+            if any(one.thread != self.thread for one in below):
+                raise RuntimeError(
+                    f"{type(module).__name__} is at work in another thread, which has put its own "
+                    f"tensors into it. Give each thread a model of its own: copy.deepcopy(model)."
+                )
+            self.known = _WRITTEN.setdefault(module, {})
+            self.copied = self._to_be_copied()
+            self.tensors = dict(given)
+            for name in self.copied:
+                self.tensors[name] = given[name].clone()
+            self.shared = [given[name] for name in given if name not in self.copied]
+            self.versions = _versions(self.shared)
+            for store, key, name, _ in self.places:
+                store[key] = self.tensors[name]
+            _ACTIVE.append(self)
+
+    def call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """The module's output. Raises RuntimeError if it has written to a tensor that was given."""
+        output = self.module(*args, **kwargs)
+        tensors = self.tensors
+        if self.versions != _versions(self.shared):
+            self._refuse_late()
+        if self.training not in self.known and not torch.is_inference_mode_enabled():
+            self.known[self.training] = {*self._written()}
+            self.copied = self._to_be_copied()
+        self.changed = self.copied
+        for store, key, name, _ in self.places:
+            if store[key] is not tensors[name]:  # set anew, as some buffers are
+                tensors[name] = store[key]
+                self.changed = self.changed | {name}
+        return output
+
+    def after(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """These tensors as the call has left them: those that were given, where it has."""
+        return {
+            name: (self.tensors if name in self.changed else self.given)[name].detach()
+            for name in names
+        }
+
+    def put_back(self) -> None:
+        """Put back what was found, also if others have put tensors in since."""
+        with _LOCK:
+            above = [one for one in later_than(self) if one.over(self)]
+            _ACTIVE.remove(self)
+            if not above:
+                for (store, key, _, _), value in zip(self.places, self.found, strict=True):
+                    store[key] = value
+                return
+            for place, value in zip(self.places, self.found, strict=True):
+                over = next((one for one in above if one.index(place) is not None), None)
+                if over is None:
+                    place[0][place[1]] = value
+                else:  # that one will put it back
+                    over.found[over.index(place)] = value
+
+    @cached_property
+    def keys(self) -> dict[tuple[int, str], int]:
+        """The number of each place, by what tells it from others."""
+        return {(id(place[0]), place[1]): number for number, place in enumerate(self.places)}
+
+    def over(self, other: "Placed") -> bool:
+        """Whether both have put a tensor into one place."""
+        return not self.keys.keys().isdisjoint(other.keys)
+
+    def index(self, place: Place) -> Any:
+        """Which of these places this is, None if it is none of them."""
+        return self.keys.get((id(place[0]), place[1]))
+
+    def _to_be_copied(self) -> set[str]:
+        """The names of what a forward pass writes to; all, as long as that is not known."""
+        known = self.known.get(self.training)
+        if known is None or torch.is_inference_mode_enabled():  # which keeps no versions
+            return {*self.given}
+        buffers = [place[2] for place in self.places if place[3]] if self.training else []
+        return known.union(buffers)
+
+    def _written(self) -> Iterator[str]:
+        """What a first call has written to: the names of copies that are no longer what they were.
+
+        F.batch_norm does that without being counted, so buffers are compared; not in training,
+        where they are copied anyway.
+        """
+        for _, _, name, is_buffer in self.places:
+            copy = self.tensors[name]
+            in_secret = is_buffer and not self.training
+            if copy._version or (in_secret and not torch.equal(copy, self.given[name])):
+                yield name
+
+    def _refuse_late(self) -> None:
+        """Raise RuntimeError for writing to a tensor that is not a copy."""
+        changed = {
+            id(tensor)
+            for tensor, version in zip(self.shared, self.versions, strict=True)
+            if tensor._version != version
+        }
+        names = [name for name in self.given if id(self.given[name]) in changed]
+        self.known.setdefault(self.training, set()).update(names)
+        raise RuntimeError(
+            f"{type(self.module).__name__} has written to {names} in this forward pass, and not in "
+            f"its first one, so the tensors that were given are changed. Load them again, and let "
+            f"the layer write in every pass, or not in place (self.x = new)."
+        )
+
+    def misleads(self, below: "Placed") -> bool:
+        """Whether a layer that runs once more in a backward pass could find the wrong tensors."""
+        for place in self.places:
+            number = below.index(place)
+            if number is not None:
+                mine, theirs = self.given[place[2]], below.given[below.places[number][2]]
+                if mine is not theirs and (mine.requires_grad or theirs.requires_grad):
+                    return True
+        return False
+
+
+@contextmanager
+def holding() -> Iterator[list[Placed]]:
+    """What `hold` is given in here stays in place until this closes; the list of it."""
+    outer = getattr(_HERE, "held", None)
+    held: list[Placed] = []
+    _HERE.held = held
+    try:
+        yield held
+    finally:
+        _HERE.held = outer
+        for placed in reversed(held):
+            placed.put_back()
+
+
+def hold(placed: Placed) -> bool:
+    """Whether this stays in place for a gradient that will be taken; one of each module does.
+
+    Those that are there for the same gradient, or for one of a run, learn that a graph has been
+    made with other tensors.
+    """
+    if not torch.is_grad_enabled():
+        return False
+    held: list[Placed] | None = getattr(_HERE, "held", None)
+    for one in _ACTIVE if held is None else held:
+        if one is not placed and one.over(placed):
+            one.misled = one.misled or placed.misleads(one)
+    if held is None or any(one.module is placed.module for one in held):
+        return False
+    held.append(placed)
+    return True
+
+
+def made_ready(held: Sequence[Placed], again: bool = False) -> list[Callable[[], Any]]:
+    """Prepare for taking a gradient: the tensors are in place, and hooks on parameters are heard.
+    What comes back are the functions that end it.
+
+    A layer that is called once more would find the wrong tensors if a graph was made with others in
+    the same places, or if it is to be called `again` when this has ended. Then that is an error.
+    """
+    undo: list[Callable[[], Any]] = []
+    for one in held:
+        if any(other.over(one) for other in later_than(one)):
+            undo.append(Placed(one.module, one.tensors).put_back)
+        if one.misled or again:
+            undo.append(_refuse_calls(one.module))
+        if any(own._backward_hooks for own in one.found):
+            undo.extend(_hooked(one))
+    return undo
+
+
+def _hooked(placed: Placed) -> Iterator[Callable[[], Any]]:
+    """Register the hooks of a module's parameters on the tensors in their places, once each."""
+    seen: set[int] = set()
+    for place, own in zip(placed.places, placed.found, strict=True):
+        tensor = placed.given[place[2]]
+        if own._backward_hooks and tensor.requires_grad and id(tensor) not in seen:
+            seen.add(id(tensor))
+            for hook in own._backward_hooks.values():
+                handle: Any = tensor.register_hook(hook)  # type: ignore[no-untyped-call]
+                yield handle.remove
+
+
+def later_than(placed: Placed) -> list["Placed"]:
+    """Those put in place since then that are still there."""
+    if _ACTIVE[-1] is placed:
+        return []
+    return _ACTIVE[_ACTIVE.index(placed) + 1 :]
+
+
+_HERE = threading.local()
+_LOCK = threading.Lock()
+_ACTIVE: list[Placed] = []  # the latest last
+_WRITTEN: WeakKeyDictionary[nn.Module, dict[bool, set[str]]] = WeakKeyDictionary()
+"""What a forward pass of a module writes to in place, in training and not, once that is known."""
+
+
+def try_out(
+    module: nn.Module, given: Mapping[str, Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> None:
+    """Find out what the module writes to while make_fx is at work, which would write down copies
+    of everything.
+    """
+    training = any(layer.training for layer in module.modules())
+    if training in _WRITTEN.get(module, ()):
+        return
+    from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
+
+    with disable_proxy_modes_tracing(), torch.no_grad(), torch.random.fork_rng():
+        placed = Placed(module, given)
+        try:
+            placed.call(args, kwargs)
+        finally:
+            placed.put_back()
+
+
+def look_again(module: nn.Module) -> None:
+    """Let the next call find out anew what the module writes to."""
+    _WRITTEN.pop(module, None)
+
+
+def _places(
+    module: nn.Module, given: Mapping[str, Tensor]
+) -> tuple[list[Place], list[Tensor], bool]:
+    """(all places, what is there, whether any layer is training)."""
+    places: list[Place] = []
+    found: list[Tensor] = []
+    first_name: dict[int, str] = {}  # of tied tensors, which are one
+    training = False
+    for prefix, layer in module.named_modules():
+        training = training or layer.training
+        buffers = layer._buffers
+        for store in (layer._parameters, buffers):
+            for key, value in store.items():
+                if value is not None:
+                    name = first_name.setdefault(id(value), f"{prefix}.{key}" if prefix else key)
+                    places.append((store, key, name, store is buffers))
+                    found.append(value)
+    if given.keys() != set(first_name.values()):
+        names = _other_names(module, given, first_name)
+        places = [
+            (store, key, names[id(value)], is_buffer)
+            for (store, key, _, is_buffer), value in zip(places, found, strict=True)
+        ]
+    return places, found, training
+
+
+def _other_names(
+    module: nn.Module, given: Mapping[str, Tensor], first_name: Mapping[int, str]
+) -> dict[int, str]:
+    """The names under which tensors are given; tied ones may go by any of theirs."""
+    known: dict[str, Tensor] = {
+        **dict(module.named_parameters(remove_duplicate=False)),
+        **dict(module.named_buffers(remove_duplicate=False)),
+    }
+    unknown = [name for name in given if name not in known]
+    names: dict[int, str] = {}
+    for name in given.keys() & known.keys():
+        other = names.setdefault(id(known[name]), name)
+        if given[other] is not given[name]:
+            raise RuntimeError(
+                f"{type(module).__name__}: {other!r} and {name!r} are one tensor there, but two "
+                f"were given. Leave one of them out."
+            )
+    missing = [name for number, name in first_name.items() if number not in names]
+    if missing or unknown:
+        raise RuntimeError(
+            f"{type(module).__name__}: expected a tensor for each of its own, but {missing} are "
+            f"missing and {unknown} are unknown. Pass those that split(module) gives."
+        )
+    return names
+
+
+def _versions(tensors: Sequence[Tensor]) -> list[int]:
+    """How often each was written to; nothing for those of torch.inference_mode, which does not
+    count, and lets nobody write to them later.
+    """
+    try:
+        return [tensor._version for tensor in tensors]
+    except RuntimeError:
+        return []
+
+
+def _refuse_calls(module: nn.Module) -> Callable[[], None]:
+    """Let calls of its layers be errors, until the function that comes back is called."""
+    layers = {id(layer) for layer in module.modules()}
+
+    def refuse(layer: nn.Module, args: Any) -> None:
+        if id(layer) in layers:
+            raise RuntimeError(
+                f"{type(module).__name__} runs its layers once more for the gradient (activation "
+                f"checkpointing), but was called with different params for it, or the gradient is "
+                f"to be differentiated again: its layers would find the wrong ones. Call a copy "
+                f"of the module (copy.deepcopy) in one place, or leave the checkpointing out."
+            )
+
+    return register_module_forward_pre_hook(refuse).remove

@@ -1,0 +1,73 @@
+"""What a model keeps in attributes, where no state sees it: a counter, a hidden state."""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+_PLAIN = (int, float, bool, str, bytes, complex, type(None))
+_OWN = frozenset(vars(nn.Module()))  # what every module has: its parameters, hooks, mode
+
+
+def attributes_of(model: nn.Module) -> dict[str, Any]:
+    """Every attribute of the layers, by path, as something that can be compared.
+
+    Layers of torch are left out: what those keep, they make anew when they need it. So are objects
+    that are neither plain nor tensors, nor made of such.
+    """
+    found: dict[str, Any] = {}
+    for prefix, layer in model.named_modules():
+        if type(layer).__module__.partition(".")[0] != "torch":
+            for name, value in vars(layer).items():
+                if name not in _OWN:
+                    found[f"{prefix}.{name}" if prefix else name] = _look(value)
+        for name, value in layer._buffers.items():
+            if value is None:
+                found[f"{prefix}.{name}" if prefix else name] = None
+    return found
+
+
+def changed_attributes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """The paths of the attributes that differ."""
+    paths = [*before, *(path for path in after if path not in before)]
+    return [path for path in paths if before.get(path, "none") != after.get(path, "none")]
+
+
+def warn_of_attributes(model: nn.Module, before: Mapping[str, Any]) -> None:
+    """Say so if a batch has changed attributes of the model."""
+    changed = changed_attributes(before, attributes_of(model))
+    if changed:
+        warnings.warn(
+            f"Learner: every batch changes {', '.join(changed)} of the {type(model).__name__}. "
+            f"Attributes are not in the state, so if the output depends on them, a resumed or "
+            f"repeated run differs. Make them buffers (register_buffer), which the state has.",
+            stacklevel=2,
+        )
+
+
+class _Kept:
+    """A tensor as it was: equal if it is the same one and nobody has written to it."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+        self.version = -1 if tensor.is_inference() else tensor._version
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, _Kept)
+            and other.tensor is self.tensor
+            and other.version == self.version
+        )
+
+
+def _look(value: Any, depth: int = 3) -> Any:
+    if isinstance(value, Tensor):
+        return _Kept(value)
+    if isinstance(value, _PLAIN):
+        return value
+    if depth and isinstance(value, Mapping):
+        return {str(key): _look(part, depth - 1) for key, part in value.items()}
+    if depth and isinstance(value, (list, tuple)):
+        return [_look(part, depth - 1) for part in value]
+    return type(value)

@@ -1,0 +1,39 @@
+"""A model while a run has it: no other thread has it, and its modes are put back."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+_RUNNING: WeakKeyDictionary[nn.Module, list[int]] = WeakKeyDictionary()
+_LOCK = threading.Lock()
+
+
+@contextmanager
+def running(model: nn.Module) -> Iterator[None]:
+    """While this is open, no other thread may run these layers; this one may, once more. Then every
+    layer gets its training flag back.
+
+    Raises RuntimeError if another thread is running one of them.
+    """
+    thread, layers = threading.get_ident(), list(model.modules())
+    with _LOCK:
+        if any(other != thread for layer in layers for other in _RUNNING.get(layer, ())):
+            raise RuntimeError(
+                f"Learner: another thread is running its {type(model).__name__}, and a model can "
+                f"have the tensors of one run only. Give each thread a learner of its own: "
+                f"dataclasses.replace(learner, model=copy.deepcopy(learner.model))."
+            )
+        for layer in layers:
+            _RUNNING.setdefault(layer, []).append(thread)
+    flags = [layer.training for layer in layers]
+    try:
+        yield
+    finally:
+        for layer, training in zip(layers, flags, strict=True):
+            layer.training = training
+        with _LOCK:
+            for layer in layers:
+                _RUNNING[layer].remove(thread)
