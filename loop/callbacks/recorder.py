@@ -27,6 +27,7 @@ class Record:
     debiased: float = 1.0
     sums: Sums = field(default_factory=dict)
     row: dict[str, float] = field(default_factory=dict)
+    written: int = 0  # the count when the last row was written
 
     @property
     def smooth_loss(self) -> Tensor | float:
@@ -87,7 +88,9 @@ class Recorder(Callback):
             if self.train_metrics
             else record.sums
         )
-        record = Record(average, count, 1 - self.beta**count, sums, record.row)
+        record = replace(
+            record, average=average, count=count, debiased=1 - self.beta**count, sums=sums
+        )
         history, logs = state.history, state.history.hypers
         hypers = {
             name: (logs[name] if name in logs else Log()).append(value)
@@ -99,7 +102,8 @@ class Recorder(Callback):
     def after_train(self, state: State) -> State:
         """The training half of the row."""
         record = recorded(state)
-        row = {"train_loss": float(record.smooth_loss)} if record.count else {}
+        trained = record.count > record.written  # else nothing was trained in this epoch
+        row = {"train_loss": float(record.smooth_loss)} if trained else {}
         row |= {f"train_{name}": value for name, value in self._means(state).items()}
         return self._update(state, row=row, sums={})
 
@@ -110,12 +114,12 @@ class Recorder(Callback):
 
     def after_epoch(self, state: State) -> State:
         """Write the row; a column that was not measured is None."""
-        measured = recorded(state).row
+        record = recorded(state)
         row: dict[str, Any] = {"epoch": state.epoch, "train_iter": state.train_iter}
-        row |= {name: measured.get(name) for name in self.columns(state)}
+        row |= {name: record.row.get(name) for name in self.columns(state)}
         history = state.history
         state = state.replace(history=replace(history, rows=(*history.rows, row)))
-        return self._update(state, sums={}, row={})
+        return self._update(state, sums={}, row={}, written=record.count)
 
     def columns(self, state: State) -> list[str]:
         """The measured columns of this run's rows."""

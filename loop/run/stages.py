@@ -2,7 +2,7 @@
 state to state.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -171,14 +171,6 @@ def left_batch(state: State) -> State:
 def left_train(state: State) -> State:
     """The training phase is over."""
     return state.replace(training=False)
-
-
-ENTER: Mapping[str, Callable[[State], State]] = {"train": enter_train, "validate": enter_validate}
-LEAVE: Mapping[str, Callable[[State], State]] = {"batch": leave_batch, "epoch": leave_epoch}
-LEFT: Mapping[str, Callable[[State], State]] = {"batch": left_batch, "train": left_train}
-"""What changes on entering a scope; before its after_x, unless an outer signal left it; and
-whenever it ends.
-"""
 
 
 def has_validation_data(state: State) -> bool:

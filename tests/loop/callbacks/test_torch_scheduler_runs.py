@@ -69,7 +69,7 @@ def test_a_run_can_go_back_to_an_earlier_state() -> None:
     def note(state: State) -> State | None:
         if state.training:
             states.append(state)
-        return states[1] if len(states) == 4 else None
+        return state.back_to(states[1]) if len(states) == 4 else None
 
     end = fit(MINE, MINE.init(), 2, [TorchScheduler(ONE_CYCLE), on("note", 99, after_batch=note)])
     plain = in_torch(ONE_CYCLE, "batch")
@@ -81,11 +81,11 @@ def test_a_run_can_go_back_to_an_earlier_state() -> None:
 def test_a_run_can_go_back_to_a_state_from_before_it() -> None:
     """The schedule begins anew there."""
     start, seen = MINE.init(), list[float]()
-    back = on(
-        "back",
-        99,
-        after_batch=lambda state: start if state.train_iter == 2 and len(seen) == 2 else None,
-    )
+
+    def undo(state: State) -> State | None:
+        return state.back_to(start) if state.train_iter == 2 and len(seen) == 2 else None
+
+    back = on("back", 99, after_batch=undo)
     note = on(
         "note",
         98,

@@ -162,7 +162,7 @@ def test_an_error_in_the_loss_says_so() -> None:
 
 
 def test_an_error_in_the_optimizer_says_so() -> None:
-    error = failure(LEARNER, on(before_step=lambda state: state.replace(grads={})))
+    error = failure(LEARNER, on(before_step=lambda state: state.replace(hyper={"l": 1})))
     assert "raised in [update]" in notes(error)
 
 
