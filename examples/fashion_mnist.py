@@ -141,7 +141,7 @@ def main(
     for name in names:
         row, started = ROWS[name], time.perf_counter()
         print(f"\n{name}: {row.opt}")
-        history = (state := train(row, data, min(epochs, len(row.losses)))).history
+        history = train(row, data, min(epochs, len(row.losses))).history
         ours, seconds = history.column("accuracy"), time.perf_counter() - started
         difference = (
             f"{ours[-1] - row.accuracies[-1]:+.3f}" if len(ours) == len(row.losses) else "-"
@@ -150,8 +150,6 @@ def main(
         table.add_row(
             name, column(row.accuracies), column(ours), difference, *losses, f"{seconds:.0f}"
         )
-        if state.stopped:  # by Ctrl-C
-            break
     Console().print(table)
 
 

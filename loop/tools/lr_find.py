@@ -111,8 +111,8 @@ def lr_find(
     every batch, and stops when the raw loss is above 3 times its minimum: fewer batches, a rougher
     curve, and no suggestions.
 
-    Raises ValueError for numbers that make no sense, and for an optimizer without lr;
-    KeyboardInterrupt if Ctrl-C or SIGTERM ended the search. Source: Smith 2015 (cyclical learning
+    Raises ValueError for numbers that make no sense, and for an optimizer without lr; and what
+    `fit` raises if Ctrl-C or SIGTERM ends the search. Source: Smith 2015 (cyclical learning
     rates).
 
     >>> import torch
@@ -136,11 +136,7 @@ def lr_find(
     ]
     alone = replace(learner, data=replace(learner.data, valid=None), callbacks=tuple(others))
     fork = state.replace(history=History()).forget(finder.name)
-    after = fit(
-        alone, fork, epochs=iterations, callbacks=[finder]
-    )  # an epoch has at least one batch
-    if after.stopped:
-        raise KeyboardInterrupt(f"lr_find: ended by {after.stopped}.")
+    after = fit(alone, fork, epochs=iterations, callbacks=[finder])  # an epoch has >= 1 batch
     seen = after.memory.get(finder.name, _NOTHING)
     return LRFind(seen["lrs"], seen["losses"], iterations)
 

@@ -46,7 +46,7 @@ def fine_tune(
 
     Each half begins with a fresh optimizer state: slots that stood still while the step counter
     went on would make the first steps of the unfrozen layers too long. If Ctrl-C or SIGTERM ends
-    the first half, the second does not begin; `resume` goes on in the half at hand. Both halves are
+    the first half, the second does not begin (see `fit`); `resume` goes on in the half at hand. Both halves are
     in the history, one after the other.
 
     Raises ValueError if the model has one group only, `head` matches nothing or everything, or the

@@ -133,7 +133,9 @@ def stop(name: str) -> None:
         mine = everything(kind, workers, root / "unused.csv")
         for place in PLACES:
             folder = folder_of(root, place)
-            stopped = fit(with_table(mine, folder), mine.init(seed=5), EPOCHS, [StopAt(place)])
+            stopped = fit(
+                with_table(mine, folder), mine.init(seed=5), EPOCHS, [StopAt(place)], stop="return"
+            )
             assert stopped.stopped == "SIGINT", place
             save(stopped, folder / "stopped")
 

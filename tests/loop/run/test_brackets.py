@@ -342,3 +342,12 @@ def test_a_state_from_the_middle_of_a_trace_can_start_another_run() -> None:
     middle = next(state for event, state in running if event == "after_step")
     running.close()
     assert_at_rest(fit(LEARNER, middle, 1))
+
+
+@pytest.mark.parametrize("returned", [None, iter([1])])
+@pytest.mark.parametrize("place", ["around_fit", "around_predict"])
+def test_a_bracket_that_is_no_context_manager_is_named(place: str, returned: Any) -> None:
+    """None, or a generator without @contextmanager above it."""
+    said = rf"callback 'spy' returned \w+ from {place}: expected a context manager"
+    with pytest.raises(TypeError, match=said):
+        fit(LEARNER, START, 1, [on(**{place: lambda state: returned})])
