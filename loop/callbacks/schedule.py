@@ -1,6 +1,6 @@
 """Let hypers, and numbers inside the model, follow schedules."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -14,6 +14,9 @@ from loop.callbacks.parts.hyper_groups import hyper_groups
 from loop.learner import hyper_names
 from loop.run.stages import learner_of
 from loop.state import State
+
+KEPT = "hypers_before_schedules"
+"""Where a state within a run keeps the hypers that schedulers will put back, by their names."""
 
 
 class Scheduled:
@@ -32,7 +35,8 @@ class ParamScheduler(Callback):
     at 1 is never used: batch k of n trains with schedule(k / n)). A tree of schedules, built like
     params or a prefix of it, gives each leaf its own. A list of schedules gives each layer group
     its own: where lr is a tree (by_path), the parameters with the same lr are one group, and groups
-    are in the order of params. After the run the hypers are what they were before it.
+    are in the order of params. After the run the hypers are what they were before it; those of a run
+    that was stopped are put back when another one begins.
 
     A key "model.<path>.<attribute>" stands for a number inside the model: `{"model.3.p":
     Linear(0.0, 0.5)}` schedules the p of a Dropout that is the model's layer 3. It is set in
@@ -119,18 +123,14 @@ class ParamScheduler(Callback):
 
     def after_fit(self, state: State) -> State | None:
         """Put the hypers back."""
-        kept = state.memory.get(self.name)
-        if kept is None:  # the run ended before it began, or went back to a state from before it
-            return None
-        return put_back(state, self.hypers, kept["before"]).forget(self.name)
+        return put_back(state, self.name)
 
     def _begin(self, state: State) -> State:
-        before = {name: state.hyper[name] for name in self.hypers if name in state.hyper}
         lists = {
             name: part for name, part in self.hypers.items() if isinstance(part, (list, tuple))
         }
         groups = {name: _group_of_each(state, name, len(part)) for name, part in lists.items()}
-        return state.remember(self.name, {"before": before, "groups": groups})
+        return keep_hypers(state, self.name, self.hypers).remember(self.name, {"groups": groups})
 
     def _find(self, state: State) -> dict[str, Attribute]:
         model = learner_of(state).model
@@ -152,14 +152,37 @@ def values_at(schedule: Any, position: float, group_of: Mapping[str, int] | None
     return {name: values[group] for name, group in group_of.items()}
 
 
-def put_back(state: State, names: Collection[str], before: Mapping[str, Any]) -> State:
-    """The state in which these hypers are what they were before; one that was not given then is
-    gone.
+def keep_hypers(state: State, who: str, names: Iterable[str]) -> State:
+    """The state that remembers these hypers, for `put_back`, before the callback `who` sets them."""
+    before = {name: state.hyper[name] for name in names if name in state.hyper}
+    kept = {**state.memory.get(KEPT, {}), who: {"sets": tuple(names), "before": before}}
+    return state.remember(KEPT, kept)
+
+
+def put_back(state: State, who: str) -> State:
+    """The state with the hypers as they were before `who` set them, and without its memory.
+
+    One that was not given then is gone. A state that `who` has not begun with stays as it is: the
+    run ended before that, or went back to a state from before it.
+
+    >>> state = keep_hypers(State({}, {}, {}, {"lr": 0.1}), "me", ["lr", "mom"])
+    >>> put_back(state.replace(hyper={"lr": 3.0, "mom": 0.9}), "me").hyper
+    {'lr': 0.1}
     """
-    now = {
-        name: value for name, value in state.hyper.items() if name in before or name not in names
-    }
-    return state.replace(hyper={**now, **before})
+    kept = dict(state.memory.get(KEPT, {}))
+    if who not in kept:
+        return state
+    own = kept.pop(who)
+    others = {name: value for name, value in state.hyper.items() if name not in own["sets"]}
+    state = state.forget(who).replace(hyper={**others, **own["before"]})
+    return state.remember(KEPT, kept) if kept else state.forget(KEPT)
+
+
+def put_all_back(state: State) -> State:
+    """The state with the hypers of before the run that it was stopped in, if it was in one."""
+    for who in reversed(state.memory.get(KEPT, {})):
+        state = put_back(state, who)
+    return state
 
 
 def check_unscheduled(who: str, state: State, hyper: str, own: str = "") -> None:

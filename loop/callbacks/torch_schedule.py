@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from loop.callback import Callback
 from loop.callbacks.parts.hyper_groups import hyper_groups
 from loop.callbacks.recorder import Recorder
-from loop.callbacks.schedule import Scheduled, check_unscheduled, put_back
+from loop.callbacks.schedule import Scheduled, check_unscheduled, keep_hypers, put_back
 from loop.callbacks.tracking import check_monitor, monitored
 from loop.learner import hyper_names
 from loop.run.stages import learner_of
@@ -84,10 +84,7 @@ class TorchScheduler(Callback):
 
     def after_fit(self, state: State) -> State | None:
         """Put the hypers back."""
-        kept = state.memory.get(self.name)
-        if kept is None:  # the run ended before it began, or went back to a state from before it
-            return None
-        return put_back(state, kept["sets"], kept["before"]).forget(self.name)
+        return put_back(state, self.name)
 
     def _begin(self, state: State) -> State:
         known = hyper_names(learner_of(state))
@@ -102,8 +99,8 @@ class TorchScheduler(Callback):
                 )
             check_monitor("TorchScheduler", state, self.monitor)
         kept["sets"] = [name for name in driver.sets if name in known]
-        kept["before"] = {name: state.hyper[name] for name in kept["sets"] if name in state.hyper}
-        return _set_hypers(state.remember(self.name, kept), driver, kept)
+        state = keep_hypers(state, self.name, kept["sets"]).remember(self.name, kept)
+        return _set_hypers(state, driver, kept)
 
     def _step(self, state: State) -> State | None:
         if self.name not in state.memory:  # a callback went back to a state from before the run

@@ -138,7 +138,6 @@ def test_what_is_remembered_is_plain() -> None:
         "steps": 0,
         "metrics": (),
         "sets": ["lr"],
-        "before": {"lr": LR},
     }
     assert kept[0] == first
     assert kept[-2] == {**first, "steps": 1, "metrics": (end.history.rows[-1]["valid_loss"],)}
