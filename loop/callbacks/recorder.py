@@ -8,7 +8,8 @@ from torch import Tensor
 
 from loop.callback import Callback
 from loop.disk.encoding import storable
-from loop.history import History, Log
+from loop.history import History
+from loop.hyper_log import appended
 from loop.metrics import Sums, add_batch, means, metrics_by_name
 from loop.run.stages import learner_of
 from loop.state import State
@@ -92,10 +93,7 @@ class Recorder(Callback):
             record, average=average, count=count, debiased=1 - self.beta**count, sums=sums
         )
         history, logs = state.history, state.history.hypers
-        hypers = {
-            name: (logs[name] if name in logs else Log()).append(value)
-            for name, value in state.hyper.items()
-        }
+        hypers = {name: appended(logs.get(name), value) for name, value in state.hyper.items()}
         history = History(history.losses.append(loss), hypers, history.rows)
         return state.replace(memory={**state.memory, RECORDER: record}, history=history)
 
