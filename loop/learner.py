@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from functional_sgd import Optimizer, split
+from functional_sgd.wrappers.wrapper import names_of
 from loop.data.batches import DataLoaders
 from loop.state import State
 
@@ -79,7 +80,7 @@ class Learner:
 
 def hyper_names(learner: Learner) -> set[str]:
     """Every hyper and extra that the optimizer reads, with or without a default."""
-    return {*learner.opt.hyper, *getattr(learner.opt, "required", ())}
+    return {*names_of(learner.opt)}
 
 
 def _listed(what: str, values: Any) -> Iterable[Any]:

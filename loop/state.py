@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
+import optree
 from torch import Tensor
 
 from functional_sgd.wiring import did_you_mean
@@ -138,12 +139,22 @@ class State:
 
     def __repr__(self) -> str:
         size = sum(value.numel() for value in self.params.values())
+        hyper = ", ".join(f"{name!r}: {_shown(value)}" for name, value in self.hyper.items())
         return (
-            f"State(epoch {self.epoch} of {self.n_epoch}, train_iter {self.train_iter}, seed "
-            f"{self.seed}, "
-            f"{len(self.params)} params of {size:,} elements, hyper {dict(self.hyper)}, "
-            f"{len(self.history.rows)} rows of history)"
+            f"State(epoch {self.epoch} of {self.n_epoch}, train_iter {self.train_iter}, "
+            f"seed {self.seed}, {len(self.params)} params of {size:,} elements, "
+            f"hyper {{{hyper}}}, {len(self.history.rows)} rows of history)"
         )
+
+
+def _shown(hyper: Any) -> str:
+    """A hyper for a line of text: of a tree, how many values it has, and between what they are."""
+    leaves = optree.tree_leaves(hyper)
+    if optree.tree_is_leaf(hyper):
+        return repr(hyper)
+    if not leaves or not all(isinstance(leaf, (int, float)) for leaf in leaves):
+        return f"{len(leaves)} values"
+    return f"{len(leaves)} values from {min(leaves):g} to {max(leaves):g}"
 
 
 BACK = "back_to"

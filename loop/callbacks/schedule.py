@@ -1,6 +1,6 @@
 """Let hypers, and numbers inside the model, follow schedules."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -119,7 +119,7 @@ class ParamScheduler(Callback):
             key: values_at(part, state.pct_train, groups.get(key))
             for key, part in self.hypers.items()
         }
-        return state.replace(hyper={**state.hyper, **values})
+        return state.replace(hyper=with_hypers(state.hyper, values))
 
     def after_fit(self, state: State) -> State | None:
         """Put the hypers back."""
@@ -152,10 +152,23 @@ def values_at(schedule: Any, position: float, group_of: Mapping[str, int] | None
     return {name: values[group] for name, group in group_of.items()}
 
 
+def with_hypers(hyper: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """The hypers with new ones. A new `lr` is for all parts of a partition, so it replaces theirs.
+
+    >>> with_hypers({"body.lr": 0.1, "head.lr": 0.5, "mom": 0.9}, {"lr": 0.3})
+    {'mom': 0.9, 'lr': 0.3}
+    """
+    others = {name: value for name, value in hyper.items() if not _replaces(name, new)}
+    return {**others, **new}
+
+
 def keep_hypers(state: State, who: str, names: Iterable[str]) -> State:
     """The state that remembers these hypers, for `put_back`, before the callback `who` sets them."""
-    before = {name: state.hyper[name] for name in names if name in state.hyper}
-    kept = {**state.memory.get(KEPT, {}), who: {"sets": tuple(names), "before": before}}
+    sets = tuple(names)
+    before = {
+        name: value for name, value in state.hyper.items() if name in sets or _replaces(name, sets)
+    }
+    kept = {**state.memory.get(KEPT, {}), who: {"sets": sets, "before": before}}
     return state.remember(KEPT, kept)
 
 
@@ -183,6 +196,11 @@ def put_all_back(state: State) -> State:
     for who in reversed(state.memory.get(KEPT, {})):
         state = put_back(state, who)
     return state
+
+
+def _replaces(name: str, new: Container[str]) -> bool:
+    """Whether a hyper is that of one part of a partition, and one for all parts is new."""
+    return "." in name and name.rpartition(".")[2] in new and name not in new
 
 
 def check_unscheduled(who: str, state: State, hyper: str, own: str = "") -> None:

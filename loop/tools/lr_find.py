@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from functional_sgd.schedules import Exponential
 from loop.callback import Callback, without_reports
+from loop.callbacks.schedule import with_hypers
 from loop.callbacks.tracking import Tracker
 from loop.history import History
 from loop.learner import Learner, hyper_names
@@ -161,7 +162,7 @@ class RaiseLR(Callback):
     def before_batch(self, state: State) -> State:
         """Set lr."""
         lr = scaled(self.like, self.schedule((state.train_iter - self.first) / self.iterations))
-        return state.replace(hyper={**state.hyper, "lr": lr})
+        return state.replace(hyper=with_hypers(state.hyper, {"lr": lr}))
 
     def after_batch(self, state: State) -> State:
         """Remember the batch, if it has a loss, and end the run if that is enough."""

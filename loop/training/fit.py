@@ -16,7 +16,7 @@ from functional_sgd.wiring import did_you_mean
 from loop.callback import Callback
 from loop.callbacks import ParamScheduler, Recorder
 from loop.callbacks.recorder import RECORDER, recorded
-from loop.callbacks.schedule import put_all_back
+from loop.callbacks.schedule import put_all_back, with_hypers
 from loop.data.batches import DataLoaders
 from loop.disk.store import checkpoints, load_latest
 from loop.learner import Learner, hyper_names
@@ -130,7 +130,7 @@ def begin(
         epoch=0, n_epoch=epochs, pct_train=0.0, stopped="", done=(), frozen=()
     )
     state = put_all_back(state)  # a schedule of a run that was stopped, and is not resumed
-    start = state.replace(**fresh, hyper={**state.hyper, **hyper})
+    start = state.replace(**fresh, hyper=with_hypers(state.hyper, hyper))
     return Run(learner, start, callbacks=everyone, work=work)
 
 
