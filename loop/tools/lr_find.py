@@ -6,10 +6,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import optree
-from matplotlib.figure import Figure
 
 from functional_sgd.schedules import Exponential
 from loop.callback import Callback, without_reports
@@ -22,6 +21,9 @@ from loop.run.signals import CancelFit
 from loop.state import State
 from loop.tools import lr_suggestions
 from loop.training.fit import fit
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _SKIP_END = 5
 
@@ -82,7 +84,7 @@ class LRFind:
         """All four."""
         return Suggestions(self.valley, self.slide, self.minimum, self.steep)
 
-    def plot(self) -> Figure:
+    def plot(self) -> "Figure":
         """The curve, with the suggestions marked on it."""
         return plot_lr_find(self)
 
