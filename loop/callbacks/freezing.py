@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from loop.callback import Callback
+from loop.layer_groups import matching
 from loop.run.stages import learner_of
 from loop.state import State
-from loop.training.layer_groups import matching
 
 
 @dataclass(frozen=True)
