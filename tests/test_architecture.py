@@ -1,6 +1,7 @@
 """The shape of the code: which file may import which, and how long one may be."""
 
 import ast
+import functools
 import graphlib
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 ORDER = (
-    "tracing tree guard packing rule wiring hyper state call step chaining schedules rules "
+    "sibling tracing tree guard packing rule wiring hyper state call step chaining schedules rules "
     "wrappers recipes autodiff fusion compile bridge"
 ).split()
 """Of functional_sgd: a module, or a folder of them, imports from what stands before it, and from
@@ -157,21 +158,29 @@ def test_the_imports_that_are_checked_are_the_real_ones() -> None:
     assert "functional_sgd.rules" in imports_of("functional_sgd.recipes")
 
 
-@pytest.mark.parametrize(
-    "heavy", ["torchvision", "sklearn", "matplotlib", "loop", "torch._dynamo", "triton"]
-)
-def test_functional_sgd_does_not_load(heavy: str, loaded: set[str]) -> None:
-    assert heavy not in loaded
+HEAVY = "torchvision sklearn matplotlib rich PIL torch._dynamo triton tensorboard IPython".split()
 
 
-@pytest.fixture(scope="module")
-def loaded() -> set[str]:
-    """What is imported by `import functional_sgd`."""
-    code = "import sys, functional_sgd; print(*sys.modules)"
+@pytest.mark.parametrize("heavy", [*HEAVY, "loop"])
+def test_functional_sgd_does_not_load(heavy: str) -> None:
+    assert heavy not in loaded_by("functional_sgd")
+
+
+@pytest.mark.parametrize("heavy", HEAVY)
+def test_loop_does_not_load(heavy: str) -> None:
+    """What only some callbacks and pictures need is imported when these are used."""
+    assert heavy not in loaded_by("loop")
+
+
+@functools.cache
+def loaded_by(package: str) -> frozenset[str]:
+    """What is in memory after an import, and was not after `import torch`."""
+    code = f"import torch, sys; before = {{*sys.modules}}; import {package}; "
+    code += "print(*{*sys.modules} - before)"
     process = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=300
     )
     assert process.returncode == 0, process.stderr
-    names = set(process.stdout.split())
-    assert "functional_sgd" in names
+    names = frozenset(process.stdout.split())
+    assert package in names
     return names
