@@ -2,9 +2,9 @@
 again, and it goes on.
 
 Ctrl-C ends it after the present batch: fit would then end the script with KeyboardInterrupt, but
-`stop="return"` asks for the state, so that there is something to say. `--kill-at 30` lets it kill itself (kill -9) after 30
-batches of its own; give the command until it is done. The digest at the end is that of a run which
-nobody has interrupted.
+`stop="return"` asks for the state, so that there is something to say. `--kill-at 30` lets it kill
+itself (kill -9) after 30 batches of its own; give the command until it is done. The digest at the
+end is that of a run which nobody has interrupted.
 """
 
 import hashlib

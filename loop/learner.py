@@ -1,6 +1,6 @@
 """The fixed parts of a run, in one frozen record: storage only."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from functional_sgd import Optimizer, split
 from functional_sgd.wrappers.wrapper import names_of
 from loop.data.batches import DataLoaders
+from loop.metrics.tally import Metric
 from loop.state import State
 
 
@@ -36,8 +37,8 @@ class Learner:
     data: DataLoaders
     loss: Callable[..., Tensor]
     opt: Optimizer
-    metrics: tuple[Callable[..., Tensor], ...] = ()
-    callbacks: tuple[Any, ...] = ()
+    metrics: Sequence[Metric] = ()  # kept as a tuple, as callbacks are
+    callbacks: Sequence[Any] = ()
     n_inputs: int = 1
 
     def __post_init__(self) -> None:

@@ -148,4 +148,4 @@ def test_resume_ends_the_same_after_a_kill_and_a_ctrl_c(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_it_says_how_to_use_it_and_fits_on_two_screens(name: str, tmp_path: Path) -> None:
     assert "usage" in run(name, "--help", cwd=tmp_path)
-    assert len((ROOT / "examples" / name).read_text().splitlines()) < 140
+    assert len((ROOT / "examples" / name).read_text().splitlines()) < 120
