@@ -4,6 +4,7 @@ signal.
 
 from functional_sgd import __version__ as __version__
 from loop.callback import Callback as Callback
+from loop.callback import Order as Order
 from loop.callbacks import ActivationStats as ActivationStats
 from loop.callbacks import AnnealOnGradRatio as AnnealOnGradRatio
 from loop.callbacks import AverageParams as AverageParams
@@ -39,8 +40,8 @@ from loop.callbacks import Timer as Timer
 from loop.callbacks import TorchScheduler as TorchScheduler
 from loop.callbacks import TrackerLogger as TrackerLogger
 from loop.callbacks import activation_stats as activation_stats
+from loop.callbacks import at_average as at_average
 from loop.callbacks import at_best as at_best
-from loop.callbacks import averaged as averaged
 from loop.callbacks import count_targets as count_targets
 from loop.callbacks import load_params as load_params
 from loop.callbacks import sqr_avg_size as sqr_avg_size
@@ -136,6 +137,7 @@ __all__ = [
     "MixUp",
     "MixedPrecision",
     "ModelResetter",
+    "Order",
     "ParamScheduler",
     "Prefetch",
     "PrintShapes",
@@ -161,8 +163,8 @@ __all__ = [
     "ablate",
     "accuracy",
     "activation_stats",
+    "at_average",
     "at_best",
-    "averaged",
     "class_count",
     "count_targets",
     "dataloaders",

@@ -9,7 +9,7 @@ from loop.callbacks.activations import activation_stats as activation_stats
 from loop.callbacks.annealing import AnnealOnGradRatio as AnnealOnGradRatio
 from loop.callbacks.annealing import sqr_avg_size as sqr_avg_size
 from loop.callbacks.average import AverageParams as AverageParams
-from loop.callbacks.average import averaged as averaged
+from loop.callbacks.average import at_average as at_average
 from loop.callbacks.checkpoint import Checkpoint as Checkpoint
 from loop.callbacks.collecting import CollectData as CollectData
 from loop.callbacks.collecting import RecordValues as RecordValues
@@ -79,8 +79,8 @@ __all__ = [
     "TorchScheduler",
     "TrackerLogger",
     "activation_stats",
+    "at_average",
     "at_best",
-    "averaged",
     "count_targets",
     "load_params",
     "sqr_avg_size",

@@ -8,7 +8,7 @@ import optree
 import torch
 from torch import Tensor
 
-from loop.callback import Callback
+from loop.callback import Callback, Order
 from loop.callbacks.precision import MixedPrecision
 from loop.metrics import sample_count
 from loop.run.signals import CancelStep
@@ -88,7 +88,7 @@ class GradientAccumulation(Callback):
     batches: int | None = None
     samples: int | None = None
     weight: str | Weight = "samples"
-    order: ClassVar[int] = 6
+    order: ClassVar[int] = Order.ACCUMULATE
 
     def __post_init__(self) -> None:
         if (self.batches is None) == (self.samples is None):

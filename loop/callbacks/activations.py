@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from functional_sgd.wiring import did_you_mean
-from loop.callback import Callback
+from loop.callback import Callback, Order
 from loop.history import Log
 from loop.layer_stats import NEAR_ZERO
 from loop.layer_stats import activation_stats as activation_stats
@@ -57,7 +57,7 @@ class ActivationStats(Callback):
     hist: bool = False
     bins: int = 40
     range: tuple[float, float] = (0.0, 10.0)
-    order: ClassVar[int] = -20
+    order: ClassVar[int] = Order.MEASURE
     eager: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

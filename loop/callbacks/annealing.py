@@ -10,7 +10,7 @@ from torch import Tensor
 
 from functional_sgd.rules.clipping import global_norm
 from functional_sgd.wiring import did_you_mean
-from loop.callback import Callback, Wish
+from loop.callback import Callback, Order, Wish
 from loop.callbacks.gradient import GradientClip
 from loop.callbacks.schedule import check_unscheduled
 from loop.callbacks.tracking import check_reduction, lower_lr
@@ -102,7 +102,7 @@ class AnnealOnGradRatio(Callback):
     min_lr: float = 0.0
     measure: Callable[[State], Any] | None = None
     reset_on_fit: bool = True
-    order: ClassVar[int] = 10
+    order: ClassVar[int] = Order.UNSCALE
     run_before: ClassVar[tuple[Wish, ...]] = (GradientClip,)
     run_after: ClassVar[tuple[Wish, ...]] = ("mixed_precision",)  # which unscales the gradients
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from loop.callback import Callback
+from loop.callback import Callback, Order
 from loop.state import State, Tensors
 
 TRAINED = "trained_params"
@@ -38,7 +38,7 @@ class AverageParams(Callback):
     `refresh_buffers` measures them anew. The average is in float32 where params are in half
     precision.
 
-    `averaged(state)` is the state with the average as its params. With `evaluate`, params and
+    `at_average(state)` is the state with the average as its params. With `evaluate`, params and
     buffers are the average from before_batch to after_batch of validation batches; what was trained
     is put back on every way out. Of two such callbacks, validation uses the one with the higher
     order.
@@ -55,7 +55,7 @@ class AverageParams(Callback):
     start: float = 0.0
     evaluate: bool = True
     buffers: bool = True
-    order: ClassVar[int] = 40
+    order: ClassVar[int] = Order.AVERAGE
 
     def __post_init__(self) -> None:
         if self.decay is not None and not 0 <= self.decay < 1:
@@ -106,7 +106,7 @@ class AverageParams(Callback):
         if state.training or not self.evaluate or not self._memory(state)["count"]:
             return None
         kept = state.memory.get(TRAINED, {"params": state.params, "buffers": state.buffers})
-        return averaged(state, self.name).remember(TRAINED, kept)
+        return at_average(state, self.name).remember(TRAINED, kept)
 
     def after_batch(self, state: State) -> State:
         """Put back what was trained."""
@@ -132,7 +132,7 @@ class AverageParams(Callback):
         return state.remember(self.name, {**self._memory(state), **changes})
 
 
-def averaged(state: State, name: str = "average_params") -> State:
+def at_average(state: State, name: str = "average_params") -> State:
     """The state with the average in place of its params, and of its buffers as far as they were
     averaged.
 
@@ -142,7 +142,7 @@ def averaged(state: State, name: str = "average_params") -> State:
     memory = state.memory.get(name)
     if memory is None:
         raise ValueError(
-            f"averaged: the state remembers no {name!r}, only {sorted(state.memory)}. "
+            f"at_average: the state remembers no {name!r}, only {sorted(state.memory)}. "
             f"Fit with AverageParams() among the callbacks first."
         )
     return state.replace(

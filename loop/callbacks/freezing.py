@@ -10,7 +10,7 @@ from typing import ClassVar
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from loop.callback import Callback
+from loop.callback import Callback, Order
 from loop.layer_groups import matching
 from loop.run.stages import learner_of
 from loop.state import State
@@ -34,7 +34,7 @@ class Freeze(Callback):
     """
 
     patterns: str | tuple[str, ...]
-    order: ClassVar[int] = -1
+    order: ClassVar[int] = Order.PREPARE
 
     def __post_init__(self) -> None:
         patterns = (self.patterns,) if isinstance(self.patterns, str) else tuple(self.patterns)

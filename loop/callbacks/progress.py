@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TextIO
 
-from loop.callback import Callback
+from loop.callback import Callback, Order
 from loop.callbacks.recorder import Recorder, recorded
 from loop.state import State
 
@@ -39,7 +39,7 @@ class Progress(Callback):
 
     every: int = 10
     file: TextIO | None = None  # standard output if None
-    order: ClassVar[int] = 60
+    order: ClassVar[int] = Order.REPORT
     reports: ClassVar[bool] = True
     run_after: ClassVar[tuple[type, ...]] = (Recorder,)
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from loop.callback import Callback
+from loop.callback import Callback, Order
 from loop.disk.encoding import storable
 from loop.history import History
 from loop.hyper_log import appended
@@ -55,7 +55,7 @@ class Recorder(Callback):
 
     beta: float = 0.98
     train_metrics: bool = False
-    order: ClassVar[int] = 50
+    order: ClassVar[int] = Order.RECORD
 
     def __post_init__(self) -> None:
         if not 0 <= self.beta < 1:

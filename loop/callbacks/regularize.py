@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from loop.callback import Callback
+from loop.callback import Callback, Order
 from loop.state import State
 
 
@@ -39,7 +39,7 @@ class RNNRegularizer(Callback):
 
     alpha: float = 2.0
     beta: float = 1.0
-    order: ClassVar[int] = -1
+    order: ClassVar[int] = Order.PREPARE
 
     def __post_init__(self) -> None:
         if not (self.alpha >= 0 and self.beta >= 0):

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import optree
 
 from functional_sgd.wiring import did_you_mean
-from loop.callback import Callback
+from loop.callback import Callback, Order
 from loop.callbacks.parts.attributes import ROOT, Attribute, attributes_kept, find_attribute
 from loop.callbacks.parts.hyper_groups import hyper_groups
 from loop.learner import hyper_names
@@ -51,7 +51,7 @@ class ParamScheduler(Callback):
     schedules: Mapping[str, Any]
     hypers: Mapping[str, Any] = field(init=False, repr=False, compare=False)
     attributes: Mapping[str, Any] = field(init=False, repr=False, compare=False)
-    order: ClassVar[int] = 60
+    order: ClassVar[int] = Order.REPORT
 
     def __post_init__(self) -> None:
         hypers = {

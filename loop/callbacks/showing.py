@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from loop.callback import Callback
+from loop.callback import Callback, Order
 from loop.callbacks.recorder import Recorder
 from loop.plots.figure import file_kinds
 from loop.plots.runs import plot_losses
@@ -56,7 +56,7 @@ class ShowGraph(Callback):
 
     path: str | Path | None = None
     skip: int = 0
-    order: ClassVar[int] = 62  # before EarlyStopping, whose signal would hide the last epoch
+    order: ClassVar[int] = Order.ADAPT
     reports: ClassVar[bool] = True
     run_after: ClassVar[tuple[type, ...]] = (Recorder,)
 

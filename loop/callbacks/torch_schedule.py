@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from loop.callback import Callback
+from loop.callback import Callback, Order
 from loop.callbacks.parts.hyper_groups import hyper_groups
 from loop.callbacks.recorder import Recorder
 from loop.callbacks.schedule import Scheduled, check_unscheduled, keep_hypers, put_back
@@ -47,9 +47,7 @@ class TorchScheduler(Callback):
     make: Callable[[torch.optim.Optimizer], Any]
     every: str = "batch"
     monitor: str = "valid_loss"
-    order: ClassVar[int] = (
-        70  # when everyone has seen the batch with the lr that it was trained with
-    )
+    order: ClassVar[int] = Order.STEP_LR
     run_after: ClassVar[tuple[type, ...]] = (Recorder,)
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import optree
 
 from functional_sgd.wiring import did_you_mean
-from loop.callback import Callback
+from loop.callback import Callback, Order
 from loop.callbacks.recorder import Recorder
 from loop.callbacks.schedule import check_unscheduled
 from loop.run.signals import CancelFit
@@ -153,7 +153,7 @@ class EarlyStopping(Tracker):
     'early_stopping'
     """
 
-    order: ClassVar[int] = 63
+    order: ClassVar[int] = Order.STOP
 
     def worn_out(self, state: State) -> State:
         """Enough."""
@@ -176,7 +176,7 @@ class ReduceLROnPlateau(Tracker):
 
     factor: float = 10.0
     min_lr: float = 0.0
-    order: ClassVar[int] = 62
+    order: ClassVar[int] = Order.ADAPT
 
     def __post_init__(self) -> None:
         super().__post_init__()

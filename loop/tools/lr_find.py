@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import optree
 
 from functional_sgd.schedules import Exponential
-from loop.callback import Callback, without_reports
+from loop.callback import Callback, Order, without_reports
 from loop.callbacks.schedule import with_hypers
 from loop.callbacks.tracking import Tracker
 from loop.history import History
@@ -159,7 +159,7 @@ class RaiseLR(Callback):
     beta: float
     like: Any  # the lr of before
     first: int  # train_iter before the run
-    order: ClassVar[int] = 1000  # the last to set lr
+    order: ClassVar[int] = Order.SEARCH
 
     def before_batch(self, state: State) -> State:
         """Set lr."""

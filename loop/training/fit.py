@@ -13,7 +13,7 @@ import torch
 from functional_sgd import Chain, fuse
 from functional_sgd.schedules import one_cycle, three_cosines
 from functional_sgd.wiring import did_you_mean
-from loop.callback import Callback
+from loop.callback import Callback, Order
 from loop.callbacks import ParamScheduler, Recorder
 from loop.callbacks.recorder import RECORDER, recorded
 from loop.callbacks.schedule import put_all_back, with_hypers
@@ -205,7 +205,7 @@ def predict(learner: Learner, state: State, data: Iterable[Any] | None = None) -
 class CollectPredictions(Callback):
     """Remember every prediction of a validation, as the other callbacks leave it."""
 
-    order: ClassVar[int] = 100
+    order: ClassVar[int] = Order.LAST
 
     def after_pred(self, state: State) -> State:
         """Keep one batch's."""

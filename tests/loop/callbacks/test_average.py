@@ -17,7 +17,7 @@ from loop import (
     GradientAccumulation,
     Learner,
     State,
-    averaged,
+    at_average,
     fit,
     validate,
 )
@@ -43,7 +43,7 @@ def shrinking(batches: int = 3, **rest: Any) -> Learner:
 
 
 def average_of(state: State, name: str = "average_params") -> float:
-    return averaged(state, name).params["weight"].item()
+    return at_average(state, name).params["weight"].item()
 
 
 def run(callback: AverageParams, epochs: int = 1, batches: int = 3, *others: Any) -> State:
@@ -113,7 +113,7 @@ def test_torchs_numbers(options: dict[str, Any], every: int) -> None:
         if step % every == 0:
             average.update_parameters(theirs)
 
-    found = averaged(fit(mine, start, 3, [AverageParams(**options, every=every)]))
+    found = at_average(fit(mine, start, 3, [AverageParams(**options, every=every)]))
     expected = average.module.state_dict()
     for name, value in {**found.params, **found.buffers}.items():
         if value.is_floating_point():
@@ -209,7 +209,7 @@ def test_the_average_of_half_params_is_read_in_their_dtype() -> None:
     )
     state = fit(mine, mine.init(), 1, [AverageParams(decay=None)])
     assert state.memory["average_params"]["average"]["weight"].dtype == torch.float32
-    assert averaged(state).params["weight"].dtype == torch.bfloat16
+    assert at_average(state).params["weight"].dtype == torch.bfloat16
 
 
 def test_complex_values_are_averaged() -> None:
@@ -220,8 +220,8 @@ def test_complex_values_are_averaged() -> None:
 def test_buffers_can_be_left_out() -> None:
     mine = learner(net())
     state = fit(mine, mine.init(), 2, [AverageParams(decay=0.5, buffers=False)])
-    assert_same(averaged(state).buffers, state.buffers)
-    with_buffers = averaged(fit(mine, mine.init(), 2, [AverageParams(decay=0.5)])).buffers
+    assert_same(at_average(state).buffers, state.buffers)
+    with_buffers = at_average(fit(mine, mine.init(), 2, [AverageParams(decay=0.5)])).buffers
     assert not torch.equal(with_buffers["1.running_mean"], state.buffers["1.running_mean"])
     assert with_buffers["1.num_batches_tracked"] == 6
 
@@ -238,7 +238,7 @@ def test_the_state_given_is_untouched() -> None:
     kept, memory = Kept(start), Untouched(dict(start.memory["average_params"]["average"]))
     fit(mine, start, 1)
     validate(mine, start)
-    averaged(start)
+    at_average(start)
     kept.check()
     memory.check()
 
@@ -246,12 +246,12 @@ def test_the_state_given_is_untouched() -> None:
 def test_nothing_averaged_yet_is_the_state_as_it_is() -> None:
     mine = shrinking()
     state = fit(mine, mine.init(), 0, [AverageParams()])
-    assert_same(averaged(state).params, state.params)
+    assert_same(at_average(state).params, state.params)
 
 
 def test_a_state_without_an_average_says_so() -> None:
-    with pytest.raises(ValueError, match="averaged: the state remembers no 'average_params'"):
-        averaged(shrinking().init())
+    with pytest.raises(ValueError, match="at_average: the state remembers no 'average_params'"):
+        at_average(shrinking().init())
 
 
 @pytest.mark.parametrize(
