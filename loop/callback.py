@@ -63,8 +63,8 @@ class Callback:
     after_backward, before_step). `eager = True` says that a callback cannot be used there at all.
 
     `order` (lower is earlier; see Order), `run_before` and `run_after` (classes or names) decide
-    who is called first. Any object with such methods will do; this class adds the name, and the check that every
-    handler is named after an event.
+    who is called first. Any object with such methods will do; this class adds the name, and the
+    check that every handler is named after an event.
 
     >>> class Halve(Callback):
     ...     def before_step(self, state):

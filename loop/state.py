@@ -117,7 +117,9 @@ class State:
         return earlier.replace(**here, event=BACK)
 
     def without_batch(self) -> "State":
-        """The state as it is between batches: no transient field, and params that nothing tracks."""
+        """The state as it is between batches: no transient field, and params that nothing
+        tracks.
+        """
         params = self.params
         if any(map(_TRACKED, params.values())):
             params = {name: value.detach() for name, value in params.items()}

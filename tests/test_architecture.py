@@ -108,7 +108,9 @@ def test_every_module_has_a_place_in_the_order(name: str) -> None:
 
 @pytest.mark.parametrize("name", INNER)
 def test_imports_point_one_way(name: str) -> None:
-    """Within each package; those for types only may point anywhere in loop, since they never run."""
+    """Within each package; those for types only may point anywhere in loop, since they
+    never run.
+    """
     package = name.split(".")[0]
     upwards = {
         other

@@ -76,11 +76,11 @@ class GradientAccumulation(Callback):
     >>> from functional_sgd import sgd
     >>> from loop import Batches, DataLoaders, Learner, fit
     >>> x = torch.linspace(-1, 1, 8)[:, None]
+    >>> zeros = {"weight": torch.zeros(1, 1), "bias": torch.zeros(1)}
     >>> def trained(batch_size, callbacks):
-    ...     data, loss = DataLoaders(Batches((x, 3 * x + 1), batch_size)), torch.nn.functional.mse_loss
+    ...     data, loss = DataLoaders(Batches((x, 3 * x + 1), batch_size)), torch.nn.MSELoss()
     ...     learner = Learner(torch.nn.Linear(1, 1), data, loss, sgd(lr=0.1), callbacks=callbacks)
-    ...     start = learner.init().replace(params={"weight": torch.zeros(1, 1), "bias": torch.zeros(1)})
-    ...     return fit(learner, start, epochs=2).params["bias"]
+    ...     return fit(learner, learner.init().replace(params=zeros), epochs=2).params["bias"]
     >>> trained(8, []), trained(2, [GradientAccumulation(batches=4)])
     (tensor([0.3600]), tensor([0.3600]))
     """
@@ -205,8 +205,8 @@ def mean_gradient(window: Mapping[str, Any]) -> dict[str, Tensor | None]:
 def zero_without_weight(grads: Grads, weight: Any) -> dict[str, Tensor | None]:
     """The gradients as they are; zero if the weight is.
 
-    >>> zero_without_weight({"w": torch.tensor([torch.nan])}, 0), zero_without_weight({"w": None}, 2)
-    ({'w': tensor([0.])}, {'w': None})
+    >>> zero_without_weight({"w": torch.tensor([torch.nan]), "unused": None}, 0)
+    {'w': tensor([0.]), 'unused': None}
     """
     return {
         name: None if grad is None else _unless_zero(weight, grad, grad)

@@ -84,7 +84,8 @@ class RecordValues(Callback):
     def __init__(self, **functions: Callable[[State], Any]) -> None:
         if not functions:
             raise ValueError(
-                'RecordValues: expected functions of the state: RecordValues(lr=lambda s: s.hyper["lr"]).'
+                "RecordValues: expected functions of the state: "
+                'RecordValues(lr=lambda state: state.hyper["lr"]).'
             )
         for name, function in functions.items():
             if not callable(function):

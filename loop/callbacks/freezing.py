@@ -91,7 +91,8 @@ def is_trained(model: nn.Module, path: str, trained: Collection[str]) -> bool:
     """Whether a module of the model, or the smallest one around it that has parameters, has any
     that are trained.
 
-    >>> model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Sequential(nn.BatchNorm1d(2, affine=False)))
+    >>> inner = nn.Sequential(nn.BatchNorm1d(2, affine=False))
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), inner)
     >>> is_trained(model, "1", ["0.weight"]), is_trained(model, "2.0", ["0.weight"])
     (False, True)
     """

@@ -35,8 +35,8 @@ class ParamScheduler(Callback):
     at 1 is never used: batch k of n trains with schedule(k / n)). A tree of schedules, built like
     params or a prefix of it, gives each leaf its own. A list of schedules gives each layer group
     its own: where lr is a tree (by_path), the parameters with the same lr are one group, and groups
-    are in the order of params. After the run the hypers are what they were before it; those of a run
-    that was stopped are put back when another one begins.
+    are in the order of params. After the run the hypers are what they were before it; those of a
+    run that was stopped are put back when another one begins.
 
     A key "model.<path>.<attribute>" stands for a number inside the model: `{"model.3.p":
     Linear(0.0, 0.5)}` schedules the p of a Dropout that is the model's layer 3. It is set in
@@ -141,7 +141,8 @@ def values_at(schedule: Any, position: float, group_of: Mapping[str, int] | None
     """A schedule's value, or the tree of values of a tree of schedules, or of a list of them and
     each leaf's group.
 
-    >>> values_at([lambda position: position, lambda position: 2 * position], 0.25, {"weight": 1, "bias": 0})
+    >>> schedules = [lambda position: position, lambda position: 2 * position]
+    >>> values_at(schedules, 0.25, {"weight": 1, "bias": 0})
     {'weight': 0.5, 'bias': 0.25}
     """
     if callable(schedule):
@@ -163,7 +164,9 @@ def with_hypers(hyper: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, A
 
 
 def keep_hypers(state: State, who: str, names: Iterable[str]) -> State:
-    """The state that remembers these hypers, for `put_back`, before the callback `who` sets them."""
+    """The state that remembers these hypers, for `put_back`, before the callback `who`
+    sets them.
+    """
     sets = tuple(names)
     before = {
         name: value for name, value in state.hyper.items() if name in sets or _replaces(name, sets)

@@ -72,7 +72,8 @@ def monitored(who: str, state: State, monitor: str) -> float | None:
     is no such column.
 
     >>> from loop.history import History
-    >>> monitored("me", State({}, {}, {}, {}, history=History(rows=({"epoch": 0, "valid_loss": 0.5},))), "valid_loss")
+    >>> history = History(rows=({"epoch": 0, "valid_loss": 0.5},))
+    >>> monitored("me", State({}, {}, {}, {}, history=history), "valid_loss")
     0.5
     """
     row = state.history.rows[-1] if state.history.rows else {}
@@ -88,7 +89,8 @@ def lower_lr(state: State, factor: float, min_lr: float = 0.0) -> State:
     """The state with lr, a number or a tree of them, divided by factor; no part falls below min_lr,
     and none rises.
 
-    >>> lower_lr(State({}, {}, {}, {"lr": {"weight": 0.5, "bias": 0.1}}), factor=10.0, min_lr=0.03).hyper
+    >>> state = State({}, {}, {}, {"lr": {"weight": 0.5, "bias": 0.1}})
+    >>> lower_lr(state, factor=10.0, min_lr=0.03).hyper
     {'lr': {'weight': 0.05, 'bias': 0.03}}
     """
     lr = optree.tree_map(lambda leaf: min(leaf, max(leaf / factor, min_lr)), state.hyper["lr"])

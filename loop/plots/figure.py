@@ -9,8 +9,8 @@ if TYPE_CHECKING:
 def new_figure(width: float, height: float) -> "Figure":
     """An empty figure, of this size in inches.
 
-    >>> new_figure(4, 3).get_figwidth()
-    4.0
+    >>> new_figure(4, 3).get_size_inches().tolist()
+    [4.0, 3.0]
     """
     from matplotlib.figure import Figure
 

@@ -113,7 +113,9 @@ def plot_predictions(
     columns: int = 8,
     rows: int = 3,
 ) -> "Figure":
-    """Images (N, 1 or 3, H, W) with the predicted class, in red with the true one if they differ."""
+    """Images (N, 1 or 3, H, W) with the predicted class, in red with the true one if they
+    differ.
+    """
     figure = new_figure(1.3 * columns, 1.6 * rows)
     guesses = pred.argmax(dim=-1)
     grid = np.atleast_1d(figure.subplots(rows, columns)).ravel()

@@ -90,7 +90,8 @@ def trace(
 
     >>> from functional_sgd import sgd
     >>> x = torch.ones(1, 1)
-    >>> learner = Learner(torch.nn.Linear(1, 1), DataLoaders([(x, x)]), torch.nn.functional.mse_loss, sgd(lr=0.1))
+    >>> data, loss = DataLoaders([(x, x)]), torch.nn.functional.mse_loss
+    >>> learner = Learner(torch.nn.Linear(1, 1), data, loss, sgd(lr=0.1))
     >>> [event for event, state in trace(learner, learner.init())][3:7]
     ['before_batch', 'after_pred', 'after_loss', 'before_backward']
     """
@@ -215,7 +216,9 @@ class CollectPredictions(Callback):
 def check_arguments(
     who: str, learner: Learner, state: State, callbacks: Sequence[Any] = ()
 ) -> None:
-    """Raise TypeError, on behalf of `who`, for arguments of the wrong kind, or in the wrong order."""
+    """Raise TypeError, on behalf of `who`, for arguments of the wrong kind, or in the
+    wrong order.
+    """
     if not isinstance(learner, Learner):
         raise TypeError(
             f"{who}: the first argument must be a Learner, got {type(learner).__name__}. "

@@ -124,7 +124,9 @@ def killed(folder: Path) -> dict[str, Any]:
 
 
 def stopped(folder: Path) -> dict[str, Any]:
-    """Send SIGINT and SIGTERM in turns, each in the middle of a batch, until the run is complete."""
+    """Send SIGINT and SIGTERM in turns, each in the middle of a batch, until the run is
+    complete.
+    """
     codes, done = [], []
     mine = busy(count=4)
     expected = fit(mine, mine.init(seed=3), 2)

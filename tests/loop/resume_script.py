@@ -125,7 +125,9 @@ def folder_of(root: Path, place: Place) -> Path:
 
 
 def stop(name: str) -> None:
-    """Run to the end, without workers; then, with them, until a Ctrl-C, for every place; and save."""
+    """Run to the end, without workers; then, with them, until a Ctrl-C, for every place;
+    and save.
+    """
     for kind, workers in RUNS:
         root = Path(name) / f"{kind}-{workers}"
         mine = everything(kind, 0, root / "table.csv")

@@ -182,7 +182,9 @@ def test_l18_the_ratios_are_those_of_the_workbook() -> None:
 
 
 def test_l17_the_rule_of_the_text_starves_lr() -> None:
-    """It cuts early and is not there after 60 epochs, where the workbook's rule has been for long."""
+    """It cuts early and is not there after 60 epochs, where the workbook's rule has been
+    for long.
+    """
     end, rows = anneal("fall", 60)
     assert cuts(end) == [2, 4, 8, 24, 53]
     assert rows[-1] == pytest.approx((27.789900926125192, 2.0371871597039717), rel=1e-9)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import loop.callbacks
 from loop import (
     Callback,
     CancelBatch,

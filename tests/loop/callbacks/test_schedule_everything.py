@@ -146,7 +146,9 @@ def test_the_model_and_the_optimizer_in_one_scheduler() -> None:
 
 
 class Noise(nn.Module):
-    """A model with numbers of its own: one of the object, one of the class, one that is computed."""
+    """A model with numbers of its own: one of the object, one of the class, one that is
+    computed.
+    """
 
     strength = 1.0
 

@@ -1,4 +1,6 @@
-"""Hypers of a scheduled run that was stopped and is not resumed are put back when another begins."""
+"""Hypers of a scheduled run that was stopped and is not resumed are put back when another
+begins.
+"""
 
 from functools import partial
 from typing import Any

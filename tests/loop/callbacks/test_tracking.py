@@ -1,4 +1,6 @@
-"""EarlyStopping and ReduceLROnPlateau: what they count, when they act, and what is left afterwards."""
+"""EarlyStopping and ReduceLROnPlateau: what they count, when they act, and what is left
+afterwards.
+"""
 
 import math
 from collections.abc import Sequence

@@ -157,7 +157,9 @@ def test_the_bracket_of_a_stage_lends_nothing() -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_brackets_of_a_stage_close_when_its_work_fails(stage: str) -> None:
-    """A shape that fits nowhere, a loss that is none, a loss without a graph, and a strange hyper."""
+    """A shape that fits nowhere, a loss that is none, a loss without a graph, and a
+    strange hyper.
+    """
     log: list[str] = []
     breaking = {
         "predict": on(before_batch=lambda state: state.replace(xb=(None,))),

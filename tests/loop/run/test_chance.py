@@ -181,7 +181,9 @@ def iterable_twice(source: Any) -> Any:
 
 
 def test_runs_in_threads_give_the_generator_back_when_the_last_has_ended() -> None:
-    """The first to end must not give back what it found: it was in the middle of the other's run."""
+    """The first to end must not give back what it found: it was in the middle of the
+    other's run.
+    """
     torch.manual_seed(5)
     before = torch.get_rng_state()
     inside, done = threading.Event(), threading.Event()

@@ -41,7 +41,10 @@ from tests.loop.helpers import (
 
 LEARNER = learner()
 START = LEARNER.init()
-BETWEEN_BATCHES = "before_fit before_epoch before_train after_batch after_train before_validate after_validate after_epoch".split()
+BETWEEN_BATCHES = (
+    "before_fit before_epoch before_train after_batch after_train before_validate after_validate "
+    "after_epoch"
+).split()
 NORMAL_EVENTS = [event for event in EVENTS if "cancel" not in event]
 
 

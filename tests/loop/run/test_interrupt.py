@@ -62,7 +62,9 @@ def test_the_run_ends_at_the_next_transition(event: str, number: int) -> None:
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_the_state_of_the_last_whole_batch_is_returned(number: int) -> None:
-    """Stopped in the second batch, after the step: the state of a trace up to the end of the first."""
+    """Stopped in the second batch, after the step: the state of a trace up to the end of
+    the first.
+    """
     expected = next(state for event, state in trace(MINE, START, 3) if event == "after_batch")
     end = halted(MINE, START, 3, [on(after_step=send(number))])
     assert_same(learned(end), learned(expected))
@@ -299,7 +301,9 @@ def test_an_ignored_signal_stays_ignored(number: int) -> None:
 
 
 def test_a_handler_that_python_did_not_set_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Python says None for a handler of C code, and could not put it back: TypeError after the run."""
+    """Python says None for a handler of C code, and could not put it back: TypeError
+    after the run.
+    """
     set_by_fit: list[int] = []
     real = signal.signal
     monkeypatch.setattr(signal, "getsignal", lambda number: None)
