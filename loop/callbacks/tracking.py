@@ -1,8 +1,8 @@
 """Watch a column of the history: end the run, or lower lr, when it has stopped getting better."""
 
 import math
-from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import ClassVar
 
 import optree
 
@@ -10,6 +10,7 @@ from functional_sgd.wiring import did_you_mean
 from loop.callback import Callback, Order
 from loop.callbacks.recorder import Recorder
 from loop.callbacks.schedule import check_unscheduled
+from loop.disk.encoding import storable
 from loop.run.signals import CancelFit
 from loop.run.stages import learner_of
 from loop.state import State
@@ -97,6 +98,15 @@ def lower_lr(state: State, factor: float, min_lr: float = 0.0) -> State:
     return state.replace(hyper={**state.hyper, "lr": lr})
 
 
+@storable
+@dataclass(frozen=True)
+class Tracked:
+    """What a Tracker remembers: the best value so far, and the epochs since."""
+
+    best: float | None = None
+    wait: int = 0
+
+
 @dataclass(frozen=True)
 class Tracker(Callback):
     """Watch a column of the history; what happens when it has not got better for `patience` epochs
@@ -106,7 +116,7 @@ class Tracker(Callback):
     is good; None decides by the name (see mode_of). An epoch is better if it beats the best so far
     by more than `min_delta`; one in which nothing was measured (None) does not count at all. Every
     run starts anew; with `reset_on_fit=False` it must beat the best of the runs before it.
-    `state.memory` has the best value and the epochs since, after the run too.
+    `state.memory[name]` is a Tracked: the best value and the epochs since, after the run too.
     """
 
     monitor: str = "valid_loss"
@@ -123,20 +133,25 @@ class Tracker(Callback):
     def before_fit(self, state: State) -> State:
         """Start the counters."""
         check_monitor(type(self).__name__, state, self.monitor)
-        before = {} if self.reset_on_fit else state.memory.get(self.name, {})
-        return state.remember(self.name, {"best": before.get("best"), "wait": 0})
+        best = None if self.reset_on_fit else self.tracked(state).best
+        return state.remember(self.name, Tracked(best))
 
     def after_epoch(self, state: State) -> State | None:
         """Count."""
         value = monitored(type(self).__name__, state, self.monitor)
         if value is None:
             return None
-        kept: dict[str, Any] = state.memory.get(self.name, {"best": None, "wait": 0})
-        if better(value, kept["best"], mode_of(self.monitor, self.mode), self.min_delta):
-            return state.remember(self.name, {"best": value, "wait": 0})
-        wait = kept["wait"] + 1
-        state = state.remember(self.name, {**kept, "wait": wait})
-        return self.worn_out(state) if wait >= self.patience else state
+        tracked = self.tracked(state)
+        if better(value, tracked.best, mode_of(self.monitor, self.mode), self.min_delta):
+            return state.remember(self.name, Tracked(value))
+        tracked = replace(tracked, wait=tracked.wait + 1)
+        state = state.remember(self.name, tracked)
+        return self.worn_out(state) if tracked.wait >= self.patience else state
+
+    def tracked(self, state: State) -> Tracked:
+        """What this tracker remembers in a state."""
+        found: Tracked = state.memory.get(self.name, Tracked())
+        return found
 
     def worn_out(self, state: State) -> State:
         """What to do after `patience` epochs without anything better."""
@@ -191,8 +206,8 @@ class ReduceLROnPlateau(Tracker):
 
     def worn_out(self, state: State) -> State:
         """Lower lr."""
-        kept = state.memory[self.name]
-        return lower_lr(state.remember(self.name, {**kept, "wait": 0}), self.factor, self.min_lr)
+        rested = state.remember(self.name, replace(self.tracked(state), wait=0))
+        return lower_lr(rested, self.factor, self.min_lr)
 
 
 def check_reduction(who: str, factor: float, min_lr: float) -> None:

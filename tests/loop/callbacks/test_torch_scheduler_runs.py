@@ -20,6 +20,7 @@ from loop import (
     fit,
     validate,
 )
+from loop.callbacks.torch_schedule import Taken
 from tests.comparing import assert_same
 from tests.loop.callbacks.test_torch_scheduler import (
     BATCHES,
@@ -133,14 +134,9 @@ def test_what_is_remembered_is_plain() -> None:
     end = fit(
         MINE, MINE.init(), 1, [TorchScheduler(SCHEDULERS["ReduceLROnPlateau"], "epoch"), note]
     )
-    first = {
-        "start": {"lr": LR, "mom": MOM},
-        "steps": 0,
-        "metrics": (),
-        "sets": ["lr"],
-    }
-    assert kept[0] == first
-    assert kept[-2] == {**first, "steps": 1, "metrics": (end.history.rows[-1]["valid_loss"],)}
+    start = {"lr": LR, "mom": MOM}
+    assert kept[0] == Taken(start, ("lr",))
+    assert kept[-2] == Taken(start, ("lr",), 1, (end.history.rows[-1]["valid_loss"],))
 
 
 def test_an_epoch_that_was_not_measured_is_no_plateau() -> None:
