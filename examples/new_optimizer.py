@@ -71,7 +71,7 @@ def main(steps: int = 200, seed: int = 0) -> None:
         for _ in range(steps):
             _, grads = value_and_grad(loss_fn)(params)
             params, state = opt(params, grads, state)
-        print(f"{name:>10}: loss {loss_fn(params).item():.5f} after {int(state['step'])} steps")
+        print(f"{name:>10}: loss {loss_fn(params).item():.5f} after {steps} steps")
 
 
 if __name__ == "__main__":

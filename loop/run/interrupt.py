@@ -112,8 +112,8 @@ def _exit_by(number: int, state: State | None = None) -> BaseException:
     if number == signal.SIGINT:
         where = "" if state is None else f" after {state.train_iter} batches"
         error: BaseException = KeyboardInterrupt(
-            f"fit was stopped by SIGINT{where}; the state is on this error (.state), or pass "
-            f'stop="return"'
+            f"fit was stopped by SIGINT{where}. The state is on this error: sys.last_value.state "
+            f'where nobody has caught it. Pass stop="return" to get it instead.'
         )
     else:
         error = SystemExit(128 + number)

@@ -5,7 +5,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import optree
 import torch
@@ -34,7 +34,7 @@ def fit(
     callbacks: Sequence[Any] = (),
     resume: bool | str | Path = False,
     compile: bool = False,
-    stop: str = "raise",
+    stop: Literal["raise", "return"] = "raise",
     **hyper: Any,
 ) -> State:
     """Train for some epochs: state -> state. The state given is not touched and can be used again.

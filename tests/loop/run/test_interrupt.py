@@ -251,7 +251,7 @@ def test_sigterm_ends_the_process_with_143() -> None:
 
 def test_an_unknown_way_to_stop() -> None:
     with pytest.raises(ValueError, match="fit: stop must be 'raise' or 'return', got 'no'"):
-        fit(MINE, START, 3, stop="no")
+        fit(MINE, START, 3, stop="no")  # type: ignore[arg-type]
 
 
 def inside(**options: Any) -> Callable[[State], None]:
