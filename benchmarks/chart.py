@@ -21,7 +21,9 @@ def newest() -> Path:
 
 
 def draw(axes: Axes, title: str, times: dict[str, list[float]]) -> None:
-    """One bar for each contender, the fastest on top; lines from the 10th to the 90th percentile."""
+    """One bar for each contender, the fastest on top; lines from the 10th to the 90th
+    percentile.
+    """
     names = sorted(times, key=lambda who: -times[who][1])
     low, median, high = zip(*([1e3 * value for value in times[who]] for who in names), strict=True)
     errors = [

@@ -29,16 +29,17 @@ CONTENDERS: dict[str, Callable[[Task], Contender]] = {
 }
 
 ABOUT = """\
-Everybody trains a 64-64-10 network with AdamW and one cycle of lr and momentum, with a smooth loss of the training,
-loss and accuracy of the validation once an epoch, and no bar, on batches of 64, shuffled in memory. A fit has
-{epochs} epochs of {batches} training and {valid_batches} validation batches. What is measured is the time from the
-beginning of the first epoch to that of the last, divided by the number of training batches between them: a share of the
-validation is in it. Start: from the call to the first batch. In every round each contender trains once, from the same
-weights, with another seed; {rounds} rounds. The garbage collector is on: who makes the garbage pays.
+Everybody trains a 64-64-10 network with AdamW and one cycle of lr and momentum, with a smooth loss
+of the training, loss and accuracy of the validation once an epoch, and no bar, on batches of 64,
+shuffled in memory. A fit has {epochs} epochs of {batches} training and {valid_batches} validation
+batches. What is measured is the time from the beginning of the first epoch to that of the last,
+divided by the number of training batches between them: a share of the validation is in it. Start:
+from the call to the first batch. In every round each contender trains once, from the same weights,
+with another seed; {rounds} rounds. The garbage collector is on: who makes the garbage pays.
 
-Where nothing else is said, AdamW is torch's default, a loop over the parameters on the CPU. Ours is `fuse(adamw())`;
-fastai and Keras have their own. Keras measures the accuracy of the training batches as well, and is compiled anew for
-every fit, as its optimizer is a part of it.
+Where nothing else is said, AdamW is torch's default, a loop over the parameters on the CPU. Ours is
+`fuse(adamw())`; fastai and Keras have their own. Keras measures the accuracy of the training
+batches as well, and is compiled anew for every fit, as its optimizer is a part of it.
 """
 
 HEADER = [

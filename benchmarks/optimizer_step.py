@@ -104,7 +104,8 @@ def cell(times: dict[str, Timing], who: str) -> str:
     if who not in times:
         return "-"
     median = times[who].median
-    return f"{1e3 * median:.{2 if median < 0.1 else 0}f}, {median / times[baseline(times)].median:.2f}x"
+    digits = 2 if median < 0.1 else 0
+    return f"{1e3 * median:.{digits}f}, {median / times[baseline(times)].median:.2f}x"
 
 
 def traffic(tree: Tensors, times: Medians, copying: float, adding: float) -> str:
@@ -170,7 +171,7 @@ def main(
 
     Args:
         tree_names: The trees of parameters.
-        optimizers: The updates; four is clip_norm, AdamW, cautious updates and an average of the parameters.
+        optimizers: The updates; four is clip_norm, AdamW, cautious updates, parameter averages.
         rounds: How often each contender is timed.
         compiled: Enter torch.compile(torch.optim's step) as well; it takes long to compile.
         device: Where the parameters are.

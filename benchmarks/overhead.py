@@ -58,7 +58,7 @@ def main(
     Args:
         leaves: How many leaves.
         rounds: How often each contender is timed.
-        profiled: Show a profile of the donated step, with the largest number of leaves, instead of times.
+        profiled: Show a profile of the donated step of the most leaves, instead of times.
         lines: The length of the profile.
         save_results: Write the table into results/.
     """

@@ -9,7 +9,7 @@ epoch, at 0.09. So the annealer forgives a wrong lr; a right one does not need i
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -26,7 +26,7 @@ from functional_sgd import adamw
 from functional_sgd.schedules import Cosine, one_cycle
 from loop import AnnealOnGradRatio, DataLoaders, Learner, ParamScheduler, State, accuracy, fit
 
-WAYS = {
+WAYS: dict[str, Callable[[float], list[Any]]] = {
     "constant": lambda lr: [],
     "cosine": lambda lr: [ParamScheduler({"lr": Cosine(lr, 0.0)})],
     "one cycle": lambda lr: [ParamScheduler({"lr": one_cycle(lr)})],

@@ -41,11 +41,10 @@ def fashion_mnist(root: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     layout; then nothing is written. If one is missing, torchvision downloads all of them (30 MB)
     into its layout under `root`.
     """
-    if any(found(root, name) is None for name in FILES):
+    if not all(found(root, name) for name in FILES):
         download(root)
-    train_images, train_labels, test_images, test_labels = (
-        read_idx(found(root, name)) for name in FILES
-    )
+    files = [path for path in (found(root, name) for name in FILES) if path is not None]
+    train_images, train_labels, test_images, test_labels = map(read_idx, files)
     return train_images, train_labels, test_images, test_labels
 
 

@@ -1,6 +1,4 @@
-"""Repeat lesson 18 of fast.ai's course on Fashion-MNIST: seven ways to train one small network,
-beside its results.
-"""
+"""Lesson 18 of fast.ai's course on Fashion-MNIST: seven ways to train, beside its results."""
 
 import time
 from collections.abc import Iterable, Mapping
@@ -11,6 +9,7 @@ from typing import Any, Literal
 import torch
 import tyro
 from fashion_data import CACHE, loaders
+from fashion_net import network
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -24,35 +23,27 @@ from loop import DataLoaders, Learner, ParamScheduler, Progress, State, accuracy
 def average_sqr_grad_from_first(
     grad: Tensor, sqr_avg: Tensor, *, step: Tensor, sqr_mom: float
 ) -> dict[str, Tensor]:
-    """The library's average_sqr_grad, but starting at the first gradient's square, as the lesson
-    has it.
-    """
+    """The library's average_sqr_grad, but it starts at the first gradient's square, as there."""
     before = torch.where(step <= 1, grad.square(), sqr_avg)
     return dict(sqr_avg=sqr_mom * before + (1 - sqr_mom) * grad.square())
 
 
-rmsprop = fs.chain(
-    average_sqr_grad_from_first, fs.scale_by_rms, fs.sgd_step, lr=3e-3, sqr_mom=0.99, eps=1e-5
-)
-adam_rules = (
-    fs.average_grad,
-    fs.average_sqr_grad,
-    fs.debias,
-    fs.scale_by_rms_eps_inside,
-    fs.sgd_step,
-)
+rms_rules = (average_sqr_grad_from_first, fs.scale_by_rms, fs.sgd_step)
+rmsprop = fs.chain(*rms_rules, lr=3e-3, sqr_mom=0.99, eps=1e-5)
+averages = (fs.average_grad, fs.average_sqr_grad, fs.debias)
+adam_rules = (*averages, fs.scale_by_rms_eps_inside, fs.sgd_step)
 adam = fs.chain(*adam_rules, lr=6e-3, mom=0.9, sqr_mom=0.99, eps=1e-5)
 
 cosine = Cosine(2e-2, 0.0)
 stairs = Join((1 / 3,) * 3, tuple(Constant(cosine(epoch / 3)) for epoch in range(3)))
-cycle = dict(
-    lr=one_cycle(6e-2, div_final=25e4, pct_start=0.3), mom=three_cosines(0.3, 0.95, 0.85, 0.95)
-)
+peak = one_cycle(6e-2, div_final=25e4, pct_start=0.3)
+cycle = dict(lr=peak, mom=three_cosines(0.3, 0.95, 0.85, 0.95))
+cycled = (0.822, 0.856, 0.879, 0.901, 0.906), (0.546, 0.413, 0.333, 0.279, 0.267)
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the lesson: how it trains, and what it got on the validation data after every epoch."""
+    """A row of the lesson: how it trains, and what it got on the validation data, by epoch."""
 
     opt: fs.Optimizer
     schedules: Mapping[str, Any]
@@ -67,41 +58,16 @@ ROWS = {
     "adam": Row(adam, {}, (0.841, 0.863, 0.871), (0.431, 0.376, 0.349)),
     "cosine": Row(fs.adamw(), dict(lr=cosine), (0.858, 0.874, 0.883), (0.383, 0.339, 0.317)),
     "stairs": Row(fs.adamw(), dict(lr=stairs), (0.857, 0.875, 0.887), (0.382, 0.339, 0.307)),
-    "one_cycle": Row(
-        fs.adamw(), cycle, (0.822, 0.856, 0.879, 0.901, 0.906), (0.546, 0.413, 0.333, 0.279, 0.267)
-    ),
+    "one_cycle": Row(fs.adamw(), cycle, *cycled),
 }
-
-
-class GeneralRelu(nn.Module):
-    """A leaky ReLU, lowered so that its outputs have a mean near 0."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.leaky_relu(x, 0.1) - 0.4
-
-
-def network() -> nn.Module:
-    """Five convolutions of stride 2, from 28 x 28 pixels to ten scores: 30,394 parameters."""
-    layers: list[nn.Module] = []
-    for inputs, outputs in ((1, 8), (8, 16), (16, 32), (32, 64)):
-        layers += [
-            nn.Conv2d(inputs, outputs, 3, stride=2, padding=1),
-            nn.BatchNorm2d(outputs),
-            GeneralRelu(),
-        ]
-    layers.append(nn.Conv2d(64, 10, 3, stride=2, padding=1))
-    for layer in layers:
-        if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, a=0.1)
-    return nn.Sequential(*layers, nn.Flatten())
+Name = Literal["all", "sgd", "momentum", "rmsprop", "adam", "cosine", "stairs", "one_cycle"]
 
 
 def train(row: Row, data: DataLoaders, epochs: int, seed: int = 42) -> State:
     """One run from fresh weights."""
     torch.manual_seed(seed)
-    learner = Learner(
-        network(), data, nn.functional.cross_entropy, row.opt, [accuracy], [Progress()]
-    )
+    loss = nn.functional.cross_entropy
+    learner = Learner(network(), data, loss, row.opt, [accuracy], [Progress()])
     return fit(learner, learner.init(seed), epochs, [ParamScheduler(row.schedules)])
 
 
@@ -111,47 +77,32 @@ def column(values: Iterable[float]) -> str:
 
 
 def main(
-    root: Path = CACHE,
-    rows: tuple[Literal["all", *ROWS], ...] = ("all",),
-    epochs: int = 5,
-    quick: bool = False,
+    root: Path = CACHE, rows: tuple[Name, ...] = ("all",), epochs: int = 5, quick: bool = False
 ) -> None:
     """Train as the lesson does, and print its validation accuracies and losses beside ours.
 
     Args:
-        root: A folder with the four files, or with torchvision's FashionMNIST/raw; if missing, they go there.
+        root: A folder with the four files, or torchvision's FashionMNIST/raw, where they may go.
         rows: Which rows of the lesson to repeat.
-        epochs: Train no row for more epochs than this; schedules then run faster, and nothing is compared.
+        epochs: Train no row for more epochs; schedules then run faster, and nothing is compared.
         quick: Only see that it works: the first of the rows, one epoch, 2048 images.
     """
     names = [name for name in ROWS if name in rows or "all" in rows]
     if quick:
         names, epochs = names[:1], 1
     data = loaders(root, quick)
-    table = Table(
-        "row",
-        "lesson",
-        "ours",
-        "difference",
-        "lesson's loss",
-        "our loss",
-        "seconds",
-        show_lines=True,
-    )
+    columns = ("row", "lesson", "ours", "difference", "lesson's loss", "our loss", "seconds")
+    table = Table(*columns, show_lines=True)
     for name in names:
         row, started = ROWS[name], time.perf_counter()
         print(f"\n{name}: {row.opt}")
-        history = (state := train(row, data, min(epochs, len(row.losses)))).history
+        history = train(row, data, min(epochs, len(row.losses))).history
         ours, seconds = history.column("accuracy"), time.perf_counter() - started
-        difference = (
-            f"{ours[-1] - row.accuracies[-1]:+.3f}" if len(ours) == len(row.losses) else "-"
-        )
-        losses = column(row.losses), column(history.column("valid_loss"))
-        table.add_row(
-            name, column(row.accuracies), column(ours), difference, *losses, f"{seconds:.0f}"
-        )
-        if state.stopped:  # by Ctrl-C
-            break
+        whole = len(ours) == len(row.losses)
+        difference = f"{ours[-1] - row.accuracies[-1]:+.3f}" if whole else "-"
+        both = [row.accuracies, ours, row.losses, history.column("valid_loss")]
+        accuracies, our, losses, our_losses = map(column, both)
+        table.add_row(name, accuracies, our, difference, losses, our_losses, f"{seconds:.0f}")
     Console().print(table)
 
 

@@ -1,9 +1,8 @@
-"""Batches from scratch: data set, sampler, collate, loader, a few lines each; then the same from
-torch and from us.
-"""
+"""Batches from scratch: data set, sampler, collate, loader; then the same from torch and us."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -13,10 +12,15 @@ from torch.nn.functional import mse_loss
 from torch.utils.data import DataLoader, TensorDataset
 
 from functional_sgd import sgd
-from loop import DataLoaders, Learner, validate
-from loop.data import one_batch
-from loop.data.collate import padding_collate
-from loop.data.loader import dataloaders, make_loader
+from loop import (
+    DataLoaders,
+    Learner,
+    dataloaders,
+    make_loader,
+    one_batch,
+    padding_collate,
+    validate,
+)
 
 
 @dataclass(frozen=True)
@@ -46,23 +50,16 @@ def collate(samples: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return torch.stack(xs), torch.stack(ys)
 
 
-def batches(
-    dataset: Any, indices: Iterable[list[int]], make: Callable[..., Any] = collate
-) -> Iterator[Any]:
+def batches(data: Any, indices: Iterable[list[int]], make: Callable[..., Any] = collate) -> Any:
     """A generator that asks another one: nothing is loaded before somebody wants the batch."""
     for batch in indices:
-        yield make([dataset[index] for index in batch])
+        yield make([data[index] for index in batch])
 
 
 def stream(numbers: Iterable[int], batch_size: int) -> Iterator[list[int]]:
     """The same without a length: it would work for numbers that never end."""
-    batch: list[int] = []
-    for number in numbers:
-        batch.append(number)
-        if len(batch) == batch_size:
-            yield batch
-            batch = []
-    if batch:
+    rest = iter(numbers)
+    while batch := list(islice(rest, batch_size)):
         yield batch
 
 
@@ -83,15 +80,10 @@ def main(batch_size: int = 3, workers: int = 2, seed: int = 0) -> None:
     torch.manual_seed(seed)
     train = Dataset(torch.randn(50, 784), torch.randint(10, (50,)))
     ten = Dataset(*train[:10])
-    x, y = train[0:5]
-    print(
-        f"data set: {len(train)} samples; a slice of five has shapes {tuple(x.shape)}, "
-        f"{tuple(y.shape)}"
-    )
-    print(
-        f"batches of {batch_size} out of ten: "
-        f"{[len(y) for _, y in batches(ten, sampler(10, batch_size))]}"
-    )
+    shapes = [tuple(part.shape) for part in train[0:5]]
+    print(f"data set: {len(train)} samples; a slice of five has shapes {shapes}")
+    scratch = list(batches(ten, sampler(10, batch_size)))
+    print(f"batches of {batch_size} out of ten: {[len(y) for _, y in scratch]}")
     print(f"sampler in order: {list(sampler(10, batch_size))}")
     for epoch in range(2):
         print(f"sampler shuffled, epoch {epoch}: {list(sampler(10, batch_size, shuffle=True))}")
@@ -100,16 +92,11 @@ def main(batch_size: int = 3, workers: int = 2, seed: int = 0) -> None:
     padded, mask = next(batches(sentences, [[0, 1, 2]], padding_collate))
     print(f"padded: {padded.tolist()}, {int(mask.sum())} of {mask.numel()} real")
 
-    scratch = list(batches(ten, sampler(10, batch_size)))
-    print(
-        f"torch's DataLoader yields the same: "
-        f"{same(scratch, DataLoader(TensorDataset(*ten[:]), batch_size))}"
-    )
+    torchs = DataLoader(TensorDataset(*ten[:]), batch_size)
+    print(f"torch's DataLoader yields the same: {same(scratch, torchs)}")
     for count in (0, workers):
-        print(
-            f"ours with {count} workers yields the same: "
-            f"{same(scratch, make_loader(ten, batch_size, workers=count))}"
-        )
+        ours = make_loader(ten, batch_size, workers=count)
+        print(f"ours with {count} workers yields the same: {same(scratch, ours)}")
     loader = make_loader(ten, batch_size, shuffle=True)
     loader.set_position(seed, epoch=3)
     whole = list(loader)
@@ -121,15 +108,11 @@ def main(batch_size: int = 3, workers: int = 2, seed: int = 0) -> None:
 
     x, errors = torch.zeros(5, 1), torch.tensor([[1.0], [1.0], [0.0], [2.0], [3.0]])
     uneven = [(x[:4], errors[:4]), (x[4:], errors[4:])]
-    learner = Learner(
-        nn.Linear(1, 1, bias=False), DataLoaders(uneven, uneven), mse_loss, sgd(lr=0.1)
-    )
+    model, data = nn.Linear(1, 1, bias=False), DataLoaders(uneven, uneven)
+    learner = Learner(model, data, mse_loss, sgd(lr=0.1))
     naive = sum(float(mse_loss(x, y)) for x, y in uneven) / len(uneven)
-    right = validate(learner, learner.init())["valid_loss"]
-    print(
-        f"loss over batches of 4 and 1: {right:.2f}; the mean of the batches' means would be "
-        f"{naive:.2f}"
-    )
+    right = f"{validate(learner, learner.init())['valid_loss']:.2f}"
+    print(f"loss over batches of 4 and 1: {right}; the mean of the batches' means would be {naive}")
 
 
 if __name__ == "__main__":

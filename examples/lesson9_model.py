@@ -18,7 +18,7 @@ from loop import DataLoaders, Learner, accuracy, fit
 def train_by_hand(model: Any, data: Any, lr: float) -> None:
     """An epoch in which every parameter goes against its gradient, which is then 0 again."""
     for x, y in data:
-        cross_entropy(model(x), y).backward()
+        torch.autograd.backward(cross_entropy(model(x), y))
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter -= lr * parameter.grad
@@ -57,7 +57,7 @@ def main(seeds: int = 5, epochs: int = 5, lr: float = 0.2) -> None:
     for model in four_versions(*layers(0)):
         print(f"{type(model).__name__}: {len(list(model.parameters()))} parameters")
 
-    ordered = DataLoaders(list(data.valid))
+    ordered = DataLoaders(list(data.valid or ()))
     by_hand, ours = (nn.Sequential(*layers(0)) for _ in range(2))
     train_by_hand(by_hand, ordered.train, lr)
     learner = Learner(ours, ordered, cross_entropy, sgd(lr=lr))

@@ -33,10 +33,10 @@ def loop_picture(scope: Scope = FIT) -> Figure:
     for row, (depth, text, part) in enumerate(drawn):
         if isinstance(part, Scope):
             height = len(list(rows(part))) - 0.25
-            style = dict(boxstyle="round,pad=0.05", edgecolor="0.5", facecolor="C0", alpha=0.12)
-            axes.add_patch(
-                FancyBboxPatch((0.4 * depth, row - 0.4), 9.6 - 0.8 * depth, height, **style)
-            )
+            corner, width = (0.4 * depth, row - 0.4), 9.6 - 0.8 * depth
+            box = FancyBboxPatch(corner, width, height, boxstyle="round,pad=0.05")
+            box.set(edgecolor="0.5", facecolor="C0", alpha=0.12)
+            axes.add_patch(box)
         color = "C3" if isinstance(part, Stage) else "0.6" if "cancel" in text else "black"
         weight = "bold" if isinstance(part, (Scope, Stage)) else "normal"
         axes.text(0.4 * depth + 0.1, row, text, va="center", fontsize=8, color=color, weight=weight)

@@ -46,9 +46,10 @@ class NoisyGradients(Callback):
 
     def before_step(self, state: State) -> State:
         """Return a state with other gradients, and count."""
-        grads = {
-            name: grad + self.scale * torch.randn_like(grad) for name, grad in state.grads.items()
-        }
+        grads = dict(state.grads or {})
+        for name, grad in grads.items():
+            if grad is not None:
+                grads[name] = grad + self.scale * torch.randn_like(grad)
         return state.replace(grads=grads).remember(self.name, state.memory.get(self.name, 0) + 1)
 
 

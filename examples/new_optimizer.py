@@ -20,7 +20,7 @@ from functional_sgd import (
 
 @elementwise
 def cautious(update: Tensor, grad: Tensor) -> dict[str, Tensor]:
-    """Stand still wherever the update and the gradient of this step disagree (Liang et al. 2024)."""
+    """Stand still where update and gradient of this step disagree (Liang et al. 2024)."""
     return dict(update=torch.where(update * grad > 0, update, 0.0))
 
 
@@ -33,9 +33,8 @@ def move_by_sign(param: Tensor, update: Tensor, *, lr: float) -> dict[str, Tenso
 two_speeds = chain(
     average_grad,  # a fast average, which becomes the update
     cautious,
-    rename(
-        average_grad, grad="update", grad_avg="slow_avg", mom="slow_mom"
-    ),  # and a slow one of that
+    # and a slow one of that
+    rename(average_grad, grad="update", grad_avg="slow_avg", mom="slow_mom"),
     sgd_step,
     lr=0.3,
     slow_mom=0.5,
@@ -49,9 +48,8 @@ def main(steps: int = 200, seed: int = 0) -> None:
         steps: Updates for each of them.
         seed: Decides the first weights.
     """
-    print(
-        "a rule is a function:", cautious(torch.tensor([1.0, 1.0]), torch.tensor([2.0, -2.0])), "\n"
-    )
+    update, grad = torch.tensor([1.0, 1.0]), torch.tensor([2.0, -2.0])
+    print("a rule is a function:", cautious(update, grad), "\n")
     two_speeds.describe()
 
     torch.manual_seed(seed)
@@ -60,7 +58,7 @@ def main(steps: int = 200, seed: int = 0) -> None:
     start = {name: value.detach() for name, value in model.named_parameters()}
 
     def loss_fn(params: dict[str, Tensor]) -> Tensor:
-        return (torch.func.functional_call(model, params, (x,)) - x.sin()).square().mean()
+        return nn.functional.mse_loss(torch.func.functional_call(model, params, (x,)), x.sin())
 
     optimizers = {
         "two speeds": two_speeds,
@@ -73,7 +71,7 @@ def main(steps: int = 200, seed: int = 0) -> None:
         for _ in range(steps):
             _, grads = value_and_grad(loss_fn)(params)
             params, state = opt(params, grads, state)
-        print(f"{name:>10}: loss {loss_fn(params).item():.5f} after {int(state['step'])} steps")
+        print(f"{name:>10}: loss {loss_fn(params).item():.5f} after {steps} steps")
 
 
 if __name__ == "__main__":

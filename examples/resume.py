@@ -1,9 +1,10 @@
 """Train on handwritten digits so that nothing is lost: stop it or kill it, give the same command
 again, and it goes on.
 
-Ctrl-C ends it after the present batch. `--kill-at 30` lets it kill itself (kill -9) after 30
-batches of its own; give the command until it is done. The digest at the end is that of a run which
-nobody has interrupted.
+Ctrl-C ends it after the present batch: fit would then end the script with KeyboardInterrupt, but
+`stop="return"` asks for the state, so that there is something to say. `--kill-at 30` lets it kill
+itself (kill -9) after 30 batches of its own; give the command until it is done. The digest at the
+end is that of a run which nobody has interrupted.
 """
 
 import hashlib
@@ -42,9 +43,8 @@ class KillItself(Callback):
     @contextmanager
     def around_fit(self, state: State) -> Iterator[int]:
         """Keep the number of the first batch for as long as this process runs."""
-        print(
-            f"goes on after batch {state.train_iter}" if state.train_iter else "begins", flush=True
-        )
+        done = state.train_iter
+        print(f"goes on after batch {done}" if done else "begins", flush=True)
         yield state.train_iter
 
     def after_step(self, state: State) -> None:
@@ -92,11 +92,9 @@ def main(
         KillItself(kill_at),
     ]
     learner = Learner(network(), data, nn.CrossEntropyLoss(), adamw(), [accuracy], callbacks)
-    state = fit_one_cycle(learner, learner.init(seed), epochs, lr, resume=folder)
+    state = fit_one_cycle(learner, learner.init(seed), epochs, lr, resume=folder, stop="return")
     if state.stopped:
-        print(
-            f"{state.stopped} after batch {state.train_iter}: give the same command again to go on"
-        )
+        print(f"{state.stopped} after batch {state.train_iter}: give the same command again")
     else:
         print(f"accuracy {validate(learner, state)['accuracy']:.3f}, digest {digest(state)}")
 

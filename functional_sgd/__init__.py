@@ -65,6 +65,7 @@ from functional_sgd.rules import sign_of_average as sign_of_average
 from functional_sgd.rules import sync_slow_params as sync_slow_params
 from functional_sgd.rules import trust_ratio as trust_ratio
 from functional_sgd.rules import weight_decay as weight_decay
+from functional_sgd.sibling import warn_if_hidden as _warn_if_hidden
 from functional_sgd.trial import rename as rename
 from functional_sgd.wrappers.accumulate import accumulate as accumulate
 from functional_sgd.wrappers.average_params import average_of as average_of
@@ -78,3 +79,89 @@ from functional_sgd.wrappers.schedule_free import schedule_free_adamw as schedul
 from functional_sgd.wrappers.schedule_free import schedule_free_sgd as schedule_free_sgd
 from functional_sgd.wrappers.scheduled import scheduled as scheduled
 from functional_sgd.wrappers.skip_nonfinite import skip_nonfinite as skip_nonfinite
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Chain",
+    "Optimizer",
+    "Packing",
+    "Part",
+    "Reduction",
+    "Rule",
+    "__version__",
+    "accumulate",
+    "adam",
+    "adamw",
+    "all_finite",
+    "apply",
+    "average_grad",
+    "average_of",
+    "average_params",
+    "average_sqr_grad",
+    "by_path",
+    "center",
+    "centralize",
+    "chain",
+    "clip_norm",
+    "clip_value",
+    "compile_step",
+    "dampen",
+    "debias",
+    "elementwise",
+    "freeze",
+    "from_torch",
+    "fuse",
+    "heavy_ball",
+    "identity",
+    "into_torch",
+    "l2_reg",
+    "lamb",
+    "larc",
+    "larc_ratio",
+    "largest",
+    "lars_ratio",
+    "leafwise",
+    "lion",
+    "lookahead",
+    "mean",
+    "momentum",
+    "nesterov",
+    "norm",
+    "normal",
+    "pack",
+    "part",
+    "partition",
+    "qhadam",
+    "quasi_hyperbolic",
+    "radam",
+    "ranger",
+    "rectify",
+    "rectify_eps_early",
+    "rectify_softplus",
+    "rename",
+    "rmsprop",
+    "sam",
+    "scale_by_rms",
+    "scale_by_rms_eps_inside",
+    "schedule_free",
+    "schedule_free_adamw",
+    "schedule_free_sgd",
+    "scheduled",
+    "sgd",
+    "sgd_step",
+    "sign_of_average",
+    "skip_nonfinite",
+    "split",
+    "sync_slow_params",
+    "to_torch",
+    "torch_optimizer",
+    "total",
+    "treewise",
+    "trust_ratio",
+    "uniform",
+    "value_and_grad",
+    "weight_decay",
+]
+
+_warn_if_hidden()

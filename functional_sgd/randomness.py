@@ -79,7 +79,8 @@ def uniform(key: Key, like: Tensor, draw: int = 0) -> Tensor:
     >>> uniform(key, torch.zeros(3))
     tensor([0.1387, 0.8497, 0.4858])
     """
-    return key.bits(like, 2 * draw)[0]
+    drawn: Tensor = key.bits(like, 2 * draw)[0]
+    return drawn
 
 
 def normal(key: Key, like: Tensor, draw: int = 0) -> Tensor:

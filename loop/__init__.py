@@ -2,7 +2,9 @@
 signal.
 """
 
+from functional_sgd import __version__ as __version__
 from loop.callback import Callback as Callback
+from loop.callback import Order as Order
 from loop.callbacks import ActivationStats as ActivationStats
 from loop.callbacks import AnnealOnGradRatio as AnnealOnGradRatio
 from loop.callbacks import AverageParams as AverageParams
@@ -38,8 +40,8 @@ from loop.callbacks import Timer as Timer
 from loop.callbacks import TorchScheduler as TorchScheduler
 from loop.callbacks import TrackerLogger as TrackerLogger
 from loop.callbacks import activation_stats as activation_stats
+from loop.callbacks import at_average as at_average
 from loop.callbacks import at_best as at_best
-from loop.callbacks import averaged as averaged
 from loop.callbacks import count_targets as count_targets
 from loop.callbacks import load_params as load_params
 from loop.callbacks import sqr_avg_size as sqr_avg_size
@@ -58,6 +60,8 @@ from loop.disk.store import load_latest as load_latest
 from loop.disk.store import save as save
 from loop.disk.store import save_in as save_in
 from loop.history import History as History
+from loop.layer_groups import layer_groups as layer_groups
+from loop.layer_groups import spread as spread
 from loop.learner import Learner as Learner
 from loop.metrics import accuracy as accuracy
 from loop.metrics import error_rate as error_rate
@@ -84,21 +88,124 @@ from loop.run.signals import CancelValidate as CancelValidate
 from loop.run.signals import SignalError as SignalError
 from loop.state import State as State
 from loop.tools.ablate import ablate as ablate
-from loop.tools.batch import first_batch as first_batch
 from loop.tools.interpret import sample_losses as sample_losses
 from loop.tools.lr_find import LRFind as LRFind
 from loop.tools.lr_find import lr_find as lr_find
 from loop.tools.refresh import refresh_buffers as refresh_buffers
 from loop.tools.show import show_loop as show_loop
 from loop.tools.summary import summary as summary
+from loop.training.batch import first_batch as first_batch
 from loop.training.fine_tune import fine_tune as fine_tune
 from loop.training.fit import fit as fit
 from loop.training.fit import fit_one_cycle as fit_one_cycle
 from loop.training.fit import predict as predict
 from loop.training.fit import trace as trace
 from loop.training.fit import validate as validate
-from loop.training.layer_groups import layer_groups as layer_groups
-from loop.training.layer_groups import spread as spread
 from loop.training.recipes import fit_flat_cos as fit_flat_cos
 from loop.training.recipes import fit_sgdr as fit_sgdr
 from loop.training.recipes import overfit_one_batch as overfit_one_batch
+
+__all__ = [
+    "ActivationStats",
+    "AnnealOnGradRatio",
+    "AverageParams",
+    "Batches",
+    "BnFreeze",
+    "CSVLogger",
+    "Callback",
+    "Cancel",
+    "CancelBackward",
+    "CancelBatch",
+    "CancelEpoch",
+    "CancelFit",
+    "CancelStep",
+    "CancelTrain",
+    "CancelValidate",
+    "Checkpoint",
+    "CollectData",
+    "CutMix",
+    "DataLoaders",
+    "EarlyStopping",
+    "Freeze",
+    "GradientAccumulation",
+    "GradientClip",
+    "History",
+    "JSONLLogger",
+    "LRFind",
+    "LabelSmoothing",
+    "Learner",
+    "MixUp",
+    "MixedPrecision",
+    "ModelResetter",
+    "Order",
+    "ParamScheduler",
+    "Prefetch",
+    "PrintShapes",
+    "Profiler",
+    "Progress",
+    "RNNRegularizer",
+    "RecordValues",
+    "Recorder",
+    "ReduceLROnPlateau",
+    "SaveModel",
+    "ShortEpoch",
+    "ShowGraph",
+    "SignalError",
+    "SingleBatch",
+    "State",
+    "StateFileError",
+    "TensorBoardLogger",
+    "TerminateOnNaN",
+    "Timer",
+    "TorchScheduler",
+    "TrackerLogger",
+    "__version__",
+    "ablate",
+    "accuracy",
+    "activation_stats",
+    "at_average",
+    "at_best",
+    "class_count",
+    "count_targets",
+    "dataloaders",
+    "error_rate",
+    "events",
+    "fine_tune",
+    "first_batch",
+    "fit",
+    "fit_flat_cos",
+    "fit_one_cycle",
+    "fit_sgdr",
+    "layer_groups",
+    "load",
+    "load_latest",
+    "load_params",
+    "lr_find",
+    "make_loader",
+    "one_batch",
+    "overfit_one_batch",
+    "padding_collate",
+    "plot_activation_histograms",
+    "plot_activations",
+    "plot_confusion_matrix",
+    "plot_losses",
+    "plot_lr_find",
+    "plot_near_zero",
+    "plot_predictions",
+    "plot_records",
+    "plot_schedule",
+    "plot_schedules",
+    "plot_top_losses",
+    "predict",
+    "refresh_buffers",
+    "sample_losses",
+    "save",
+    "save_in",
+    "show_loop",
+    "spread",
+    "sqr_avg_size",
+    "storable",
+    "summary",
+    "trace",
+    "validate",
+]

@@ -3,6 +3,7 @@
 import functools
 import re
 from collections.abc import Iterable, Sequence
+from enum import IntEnum
 from typing import Any, ClassVar, TypeAlias
 
 from functional_sgd.errors import did_you_mean
@@ -10,6 +11,33 @@ from loop.run.events import BRACKETS, EVENTS
 
 Wish: TypeAlias = type | str
 """Another callback, by class or by name."""
+
+
+class Order(IntEnum):
+    """Where a callback comes at every event, by what it is there for; lower is earlier.
+
+    Brackets close in reverse order, so who comes first closes last. Wishes (`run_before`,
+    `run_after`) are stronger.
+    """
+
+    FRAME = -100  # keeps, times and prints before others look, and after they have closed
+    PROFILE = -99  # inside of the clocks, which must not count as the model's time
+    MEASURE = -20  # looks at what the layers have put out, before anybody changes it
+    PREPARE = -1  # has what others rely on: the frozen names, an output without its extras
+    CHANGE = 0  # changes the batch, the prediction or the loss; callbacks of your own
+    ACCUMULATE = 6  # sums gradients up, so that those after it see full ones only
+    UNSCALE = 10  # divides by the loss scale, and measures the gradients
+    CLIP = 11  # shortens gradients that are unscaled
+    AVERAGE = 40  # averages what the step has made
+    RECORD = 50  # writes history, when the loss is final
+    REPORT = 60  # shows and sends what is recorded; schedules
+    KEEP = 61  # keeps the best of what is recorded
+    ADAPT = 62  # lowers lr by it, draws it: before a signal would hide the last epoch
+    STOP = 63  # ends the run by it
+    STEP_LR = 70  # sets the next lr when everyone has seen the batch with the present one
+    LAST = 100  # ends a phase, or collects, when everyone has seen the batch
+    SEARCH = 1000  # has the last word on lr
+
 
 COMMITTED = "committed"
 """The method that sees every state which a run can be resumed from."""
@@ -34,9 +62,9 @@ class Callback:
     `fit(compile=True)` they become part of the graph (after_pred, after_loss, before_backward,
     after_backward, before_step). `eager = True` says that a callback cannot be used there at all.
 
-    `order` (lower is earlier), `run_before` and `run_after` (classes or names) decide who is called
-    first. Any object with such methods will do; this class adds the name, and the check that every
-    handler is named after an event.
+    `order` (lower is earlier; see Order), `run_before` and `run_after` (classes or names) decide
+    who is called first. Any object with such methods will do; this class adds the name, and the
+    check that every handler is named after an event.
 
     >>> class Halve(Callback):
     ...     def before_step(self, state):
@@ -45,7 +73,7 @@ class Callback:
     'halve'
     """
 
-    order: ClassVar[int] = 0
+    order: ClassVar[int] = Order.CHANGE
     reports: ClassVar[bool] = False
     traceable: ClassVar[tuple[str, ...]] = ()
     eager: ClassVar[bool] = False

@@ -68,13 +68,13 @@ class History:
     """The table of what happened, written by the Recorder.
 
     `losses` has the loss of every training batch and `hypers[name]` the hyper that it was trained
-    with (0-d tensors or numbers, so that recording never waits for a device); `rows` has a dict for
-    every epoch: epoch, train_iter, train_loss (smoothed), valid_loss and the metrics, None where
-    there was nothing to measure.
+    with (0-d tensors or numbers, or trees of them, so that recording never waits for a device);
+    `rows` has a dict for every epoch: epoch, train_iter, train_loss (smoothed), valid_loss and the
+    metrics, None where there was nothing to measure.
     """
 
     losses: Log = field(default_factory=Log)
-    hypers: Mapping[str, Log] = field(default_factory=dict)
+    hypers: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     rows: tuple[Mapping[str, Any], ...] = ()
 
     def smooth_losses(self, beta: float = 0.98) -> list[float]:

@@ -1,16 +1,19 @@
 """The fixed parts of a run, in one frozen record: storage only."""
 
+import functools
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from functional_sgd import Optimizer, split
+from functional_sgd import Optimizer, fuse, split
+from functional_sgd.optimizer import check_optimizer
 from loop.data.batches import DataLoaders
 from loop.metrics.outside import as_mergeable
+from loop.metrics.tally import Metric
 from loop.state import State
 
 
@@ -25,6 +28,10 @@ class Learner:
     in `targets` go to the loss, in that order, and the model is called with all others as keyword
     arguments. With `targets=()` the model gets the labels too, and the loss only its output:
     `loss=lambda output: output.loss`. A metric of torchmetrics in `metrics` counts by a copy.
+
+    The optimizer is fused (`fuse`), unless `fused=False`: one pass over memory in place of a dozen.
+    One that keeps an average to be evaluated (`average_params`, `schedule_free`) is validated with
+    it; one that wants the gradient somewhere else (`sam`) gets a second one in every batch.
 
     The model is never changed: its tensors are copied by `init`, trained in the state, and put in
     place while a batch is at work. `learner.load(state)` puts those of a state into the model.
@@ -45,10 +52,11 @@ class Learner:
     data: DataLoaders
     loss: Callable[..., Tensor]
     opt: Optimizer
-    metrics: tuple[Callable[..., Tensor], ...] = ()
-    callbacks: tuple[Any, ...] = ()
+    metrics: Sequence[Metric] = ()  # kept as a tuple, as callbacks are
+    callbacks: Sequence[Any] = ()
     n_inputs: int = 1
     targets: str | tuple[str, ...] = "labels"
+    fused: bool = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
@@ -60,12 +68,8 @@ class Learner:
             raise TypeError(
                 f"Learner: data must be DataLoaders(train, valid), got {type(self.data).__name__}."
             )
-        if not isinstance(self.opt, Optimizer):
-            raise TypeError(
-                f"Learner: opt must be an optimizer such as adamw(), got {self.opt!r}. Call the "
-                f"recipe."
-            )
-        if getattr(self.opt, "donate", False):
+        check_optimizer("Learner", self.opt)
+        if self.opt.donates:
             raise ValueError(
                 f"Learner: {self.opt!r} overwrites the state it is given, but a run must leave "
                 f"yours as it was. "
@@ -77,6 +81,11 @@ class Learner:
         object.__setattr__(self, "targets", names)
         object.__setattr__(self, "callbacks", tuple(_listed("callbacks", self.callbacks)))
         _functions("loss", [self.loss])
+
+    @property
+    def stepper(self) -> Optimizer:
+        """The optimizer that takes the steps: `opt`, fused."""
+        return _fused(self.opt) if self.fused else self.opt
 
     def init(self, seed: int = 0, device: torch.device | str | None = None) -> State:
         """A fresh state: copies of the model's tensors (on `device`, if given), a fresh optimizer
@@ -95,6 +104,7 @@ class Learner:
     def load(self, state: State) -> nn.Module:
         """The model, into which the params and buffers of the state have been copied.
 
+        If the optimizer keeps an average to be evaluated, that is copied in place of the params.
         So `torch.save(learner.load(end).state_dict(), path)` saves what was trained. Tied weights
         and buffers that are not persistent are copied too; a buffer takes the state's shape.
 
@@ -112,7 +122,7 @@ class Learner:
             **dict(self.model.named_parameters()),
             **dict(self.model.named_buffers()),
         }
-        given = {**state.params, **state.buffers}
+        given = {**self.opt.evaluated(state.params, state.opt_state), **state.buffers}
         for name in (*own, *given):
             if name not in own or name not in given:
                 where = "the model" if name in own else "the state"
@@ -134,9 +144,15 @@ class Learner:
         return self.model
 
 
+@functools.lru_cache(maxsize=32)
+def _fused(opt: Optimizer) -> Optimizer:
+    """The fused optimizer; equal ones share one, with its kernels and its memory."""
+    return fuse(opt)
+
+
 def hyper_names(learner: Learner) -> set[str]:
     """Every hyper and extra that the optimizer reads, with or without a default."""
-    return {*learner.opt.hyper, *getattr(learner.opt, "required", ())}
+    return {*learner.opt.names}
 
 
 def _check_not_distributed(model: nn.Module) -> None:

@@ -54,7 +54,8 @@ def per_sample(loss: Loss) -> Loss:
 
     >>> per_sample(F.mse_loss)(torch.tensor([[1.0, 3.0], [0.0, 0.0]]), torch.zeros(2, 2))
     tensor([5., 0.])
-    >>> per_sample(lambda pred, target: (pred - target).abs().mean())(torch.tensor([1.0, 3.0]), torch.zeros(2))
+    >>> distance = lambda pred, target: (pred - target).abs().mean()
+    >>> per_sample(distance)(torch.tensor([1.0, 3.0]), torch.zeros(2))
     tensor([1., 3.])
     """
     function, options = unwrapped(loss)
@@ -109,7 +110,8 @@ class MixedLoss:
     predictions are, `lam` anywhere.
 
     >>> loss = MixedLoss(F.mse_loss, torch.tensor(0.75), torch.tensor([1, 0]))
-    >>> loss(torch.zeros(2), torch.tensor([0.0, 1.0])), loss(torch.tensor([0.0, 1.0]), torch.tensor([0.0, 1.0]))
+    >>> target = torch.tensor([0.0, 1.0])
+    >>> loss(torch.zeros(2), target), loss(target, target)
     (tensor(0.5000), tensor(0.2500))
     """
 

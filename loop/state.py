@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
+import optree
 from torch import Tensor
 
 from functional_sgd.errors import did_you_mean
@@ -35,7 +36,7 @@ class State:
     # Chance: all randomness is a function of this and of the counters below.
     seed: int = 0
 
-    # Progress. Changed by the machine only.
+    # Progress. Changed by the machine only: a callback that returns another value gets an error.
     epoch: int = 0  # the epoch of this run, from 0
     n_epoch: int = 0  # how many epochs this run has
     iter: int = 0  # the batch of this phase, from 0
@@ -45,15 +46,13 @@ class State:
     pct_train: float = 0.0  # the share of this run's training that is done, 0 to 1
     training: bool = False  # True in the training phase
     event: str = ""  # the event being handled
-    frozen: tuple[
-        str, ...
-    ] = ()  # the params that this run does not train; callbacks say so in before_fit
     done: tuple[
         int, ...
-    ] = ()  # epochs done, then parts of the epoch, then batches of the phase: where to resume
-    stopped: str = (
-        ""  # the system's signal that ended the last run early, "SIGINT" or "SIGTERM", if one did
-    )
+    ] = ()  # (epochs, parts of the epoch, batches of the phase): where to resume
+    stopped: str = ""  # "SIGINT" or "SIGTERM" if that signal ended the last run early
+
+    # Said by callbacks in before_fit: the params that this run does not train.
+    frozen: tuple[str, ...] = ()
 
     # Kept: what happened, and what callbacks remember (by their names).
     history: History = field(default_factory=History)
@@ -66,11 +65,10 @@ class State:
     loss: Tensor | None = None
     grads: dict[str, Tensor | None] | None = None
 
-    # Lent: only during a run. A learner replaced inside a scope is put back at its end.
+    # Lent: only during a run. A learner replaced inside a scope is put back at its end; resources
+    # are what the brackets of callbacks have opened, by name, and only brackets add to them.
     learner: "Learner | None" = None
-    resources: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # what callbacks' brackets opened, by name
+    resources: Mapping[str, Any] = field(default_factory=dict)
 
     def replace(self, **changes: Any) -> "State":
         """The same state but for these fields. Raises TypeError for a name that is not a field.
@@ -104,8 +102,24 @@ class State:
             memory={key: value for key, value in self.memory.items() if key != name}
         )
 
+    def back_to(self, earlier: "State") -> "State":
+        """Undo: what `earlier` has learned, kept and counted, at the place where this run is now.
+
+        For callbacks that want to go on from an older state: `return state.back_to(older)`. The
+        older state itself is in another place of the run, or in none, so it cannot be returned.
+
+        >>> now = State({}, {}, {}, {}, epoch=3, train_iter=30)
+        >>> before = now.replace(epoch=1, train_iter=10)
+        >>> now.back_to(before).epoch, now.back_to(before).train_iter
+        (3, 10)
+        """
+        here = {name: getattr(self, name) for name in _OF_THIS_PLACE}
+        return earlier.replace(**here, event=BACK)
+
     def without_batch(self) -> "State":
-        """The state as it is between batches: no transient field, and params that nothing tracks."""
+        """The state as it is between batches: no transient field, and params that nothing
+        tracks.
+        """
         params = self.params
         if any(map(_TRACKED, params.values())):
             params = {name: value.detach() for name, value in params.items()}
@@ -127,13 +141,37 @@ class State:
 
     def __repr__(self) -> str:
         size = sum(value.numel() for value in self.params.values())
+        hyper = ", ".join(f"{name!r}: {_shown(value)}" for name, value in self.hyper.items())
         return (
-            f"State(epoch {self.epoch} of {self.n_epoch}, train_iter {self.train_iter}, seed "
-            f"{self.seed}, "
-            f"{len(self.params)} params of {size:,} elements, hyper {dict(self.hyper)}, "
-            f"{len(self.history.rows)} rows of history)"
+            f"State(epoch {self.epoch} of {self.n_epoch}, train_iter {self.train_iter}, "
+            f"seed {self.seed}, {len(self.params)} params of {size:,} elements, "
+            f"hyper {{{hyper}}}, {len(self.history.rows)} rows of history)"
         )
 
 
+def _shown(hyper: Any) -> str:
+    """A hyper for a line of text: of a tree, how many values it has, and between what they are."""
+    leaves = optree.tree_leaves(hyper)
+    if optree.tree_is_leaf(hyper):
+        return repr(hyper)
+    if not leaves or not all(isinstance(leaf, (int, float)) for leaf in leaves):
+        return f"{len(leaves)} values"
+    return f"{len(leaves)} values from {min(leaves):g} to {max(leaves):g}"
+
+
+BACK = "back_to"
+"""The event of a state that `back_to` made; only such a state may have other counters."""
+
+COUNTERS = ("train_iter", "epochs_seen")
+"""What the machine counts over the life of a state."""
+
+PLACE = ("epoch", "n_epoch", "iter", "n_iter", "pct_train", "training", "done", "stopped")
+"""Where a run is."""
+
+_OF_THIS_PLACE = (
+    *PLACE,
+    *("frozen", "learner", "resources"),
+    *("xb", "yb", "pred", "loss", "grads"),
+)
 _TRACKED = attrgetter("requires_grad")
 _NAMES = frozenset(entry.name for entry in fields(State))

@@ -11,7 +11,9 @@ Tree = Any
 
 
 def assert_close(found: Tree, expected: Tree, rtol: float = 0.0, atol: float = 0.0) -> None:
-    """Same containers, dtypes, devices and shapes; numbers within the tolerance, NaN equal to NaN."""
+    """Same containers, dtypes, devices and shapes; numbers within the tolerance, NaN
+    equal to NaN.
+    """
     assert optree.tree_structure(found) == optree.tree_structure(expected)
     for path, left, right in zip(
         optree.tree_paths(found),

@@ -1,6 +1,7 @@
 """The shape of the code: which file may import which, and how long one may be."""
 
 import ast
+import functools
 import graphlib
 import subprocess
 import sys
@@ -11,12 +12,18 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 ORDER = (
-    "tracing tree outputs guard packing rule wiring hyper state call step chaining schedules rules "
-    "wrappers recipes placing autodiff fusion compile bridge"
+    "sibling tracing tree guard packing rule wiring hyper state call step chaining schedules rules "
+    "wrappers recipes autodiff fusion compile bridge"
 ).split()
 """Of functional_sgd: a module, or a folder of them, imports from what stands before it, and from
 its own folder.
 """
+
+LOOP_ORDER = (
+    "run.events run.signals run.chance history state disk hyper_log callback layer_groups "
+    "layer_stats data losses metrics plots learner run callbacks training tools"
+).split()
+"""Of loop, the same; a module with a place of its own is not in that of its folder."""
 
 MAX_LINES = 400
 
@@ -71,25 +78,44 @@ def imports_of(name: str, also_for_types: bool = True) -> set[str]:
     return found & MODULES.keys()
 
 
+def place(name: str) -> str:
+    """What a module is called in the order of its package; "" if it has no place."""
+    package, *parts = name.split(".")
+    order = LOOP_ORDER if package == "loop" else ORDER
+    own = ".".join(parts[:2])
+    if own in order:
+        return own
+    return parts[0] if parts and parts[0] in order else ""
+
+
 def rank(name: str) -> int:
-    return ORDER.index(name.split(".")[1])
+    order = LOOP_ORDER if name.startswith("loop") else ORDER
+    return order.index(place(name))
 
 
-INNER = [name for name in MODULES if name.startswith("functional_sgd.")]
+def points_up(name: str, other: str) -> bool:
+    """Whether a module that imports another of its package does so against the order."""
+    return place(other) != place(name) and rank(other) >= rank(name)
+
+
+INNER = [name for name in MODULES if "." in name]
 
 
 @pytest.mark.parametrize("name", INNER)
 def test_every_module_has_a_place_in_the_order(name: str) -> None:
-    assert name.split(".")[1] in ORDER
+    assert place(name)
 
 
 @pytest.mark.parametrize("name", INNER)
 def test_imports_point_one_way(name: str) -> None:
+    """Within each package; those for types only may point anywhere in loop, since they
+    never run.
+    """
+    package = name.split(".")[0]
     upwards = {
         other
-        for other in imports_of(name)
-        if other == "functional_sgd"
-        or (rank(other) >= rank(name) and other.split(".")[1] != name.split(".")[1])
+        for other in imports_of(name, also_for_types=package == "functional_sgd")
+        if other == package or (other.startswith(f"{package}.") and points_up(name, other))
     }
     assert not upwards
 
@@ -134,21 +160,29 @@ def test_the_imports_that_are_checked_are_the_real_ones() -> None:
     assert "functional_sgd.rules" in imports_of("functional_sgd.recipes")
 
 
-@pytest.mark.parametrize(
-    "heavy", ["torchvision", "sklearn", "matplotlib", "loop", "torch._dynamo", "triton"]
-)
-def test_functional_sgd_does_not_load(heavy: str, loaded: set[str]) -> None:
-    assert heavy not in loaded
+HEAVY = "torchvision sklearn matplotlib rich PIL torch._dynamo triton tensorboard IPython".split()
 
 
-@pytest.fixture(scope="module")
-def loaded() -> set[str]:
-    """What is imported by `import functional_sgd`."""
-    code = "import sys, functional_sgd; print(*sys.modules)"
+@pytest.mark.parametrize("heavy", [*HEAVY, "loop"])
+def test_functional_sgd_does_not_load(heavy: str) -> None:
+    assert heavy not in loaded_by("functional_sgd")
+
+
+@pytest.mark.parametrize("heavy", HEAVY)
+def test_loop_does_not_load(heavy: str) -> None:
+    """What only some callbacks and pictures need is imported when these are used."""
+    assert heavy not in loaded_by("loop")
+
+
+@functools.cache
+def loaded_by(package: str) -> frozenset[str]:
+    """What is in memory after an import, and was not after `import torch`."""
+    code = f"import torch, sys; before = {{*sys.modules}}; import {package}; "
+    code += "print(*{*sys.modules} - before)"
     process = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=300
     )
     assert process.returncode == 0, process.stderr
-    names = set(process.stdout.split())
-    assert "functional_sgd" in names
+    names = frozenset(process.stdout.split())
+    assert package in names
     return names

@@ -1,4 +1,6 @@
-"""What is written for readers runs: examples in docstrings, and the blocks of README.md and docs/."""
+"""What is written for readers runs: examples in docstrings, and the blocks of README.md
+and docs/.
+"""
 
 import contextlib
 import doctest

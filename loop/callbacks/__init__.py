@@ -9,7 +9,7 @@ from loop.callbacks.activations import activation_stats as activation_stats
 from loop.callbacks.annealing import AnnealOnGradRatio as AnnealOnGradRatio
 from loop.callbacks.annealing import sqr_avg_size as sqr_avg_size
 from loop.callbacks.average import AverageParams as AverageParams
-from loop.callbacks.average import averaged as averaged
+from loop.callbacks.average import at_average as at_average
 from loop.callbacks.checkpoint import Checkpoint as Checkpoint
 from loop.callbacks.collecting import CollectData as CollectData
 from loop.callbacks.collecting import RecordValues as RecordValues
@@ -42,3 +42,46 @@ from loop.callbacks.timing import Timer as Timer
 from loop.callbacks.torch_schedule import TorchScheduler as TorchScheduler
 from loop.callbacks.tracking import EarlyStopping as EarlyStopping
 from loop.callbacks.tracking import ReduceLROnPlateau as ReduceLROnPlateau
+
+__all__ = [
+    "ActivationStats",
+    "AnnealOnGradRatio",
+    "AverageParams",
+    "BnFreeze",
+    "CSVLogger",
+    "Checkpoint",
+    "CollectData",
+    "CutMix",
+    "EarlyStopping",
+    "Freeze",
+    "GradientAccumulation",
+    "GradientClip",
+    "JSONLLogger",
+    "LabelSmoothing",
+    "MixUp",
+    "MixedPrecision",
+    "ModelResetter",
+    "ParamScheduler",
+    "PrintShapes",
+    "Profiler",
+    "Progress",
+    "RNNRegularizer",
+    "RecordValues",
+    "Recorder",
+    "ReduceLROnPlateau",
+    "SaveModel",
+    "ShortEpoch",
+    "ShowGraph",
+    "SingleBatch",
+    "TensorBoardLogger",
+    "TerminateOnNaN",
+    "Timer",
+    "TorchScheduler",
+    "TrackerLogger",
+    "activation_stats",
+    "at_average",
+    "at_best",
+    "count_targets",
+    "load_params",
+    "sqr_avg_size",
+]

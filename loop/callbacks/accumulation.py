@@ -1,15 +1,16 @@
 """Large batches in small pieces: one step for the gradients of several batches."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeAlias
 
 import optree
 import torch
 from torch import Tensor
 
-from loop.callback import Callback
+from loop.callback import Callback, Order
 from loop.callbacks.precision import MixedPrecision
+from loop.disk.encoding import storable
 from loop.metrics import sample_count
 from loop.run.signals import CancelStep
 from loop.run.stages import Work
@@ -47,6 +48,17 @@ WEIGHTS: Mapping[str, Weight] = {"samples": sample_count, "targets": count_targe
 """The weights that have a name."""
 
 
+@storable
+@dataclass(frozen=True, eq=False)
+class Window:
+    """What GradientAccumulation remembers: the batches since the last step."""
+
+    sum: Grads = field(default_factory=dict)  # of weight * gradient
+    weight: Any = 0
+    batches: int = 0
+    samples: int = 0
+
+
 @dataclass(frozen=True)
 class GradientAccumulation(Callback):
     """Take one step for every `batches` batches, or as soon as at least `samples` samples have been
@@ -76,11 +88,11 @@ class GradientAccumulation(Callback):
     >>> from functional_sgd import sgd
     >>> from loop import Batches, DataLoaders, Learner, fit
     >>> x = torch.linspace(-1, 1, 8)[:, None]
+    >>> zeros = {"weight": torch.zeros(1, 1), "bias": torch.zeros(1)}
     >>> def trained(batch_size, callbacks):
-    ...     data, loss = DataLoaders(Batches((x, 3 * x + 1), batch_size)), torch.nn.functional.mse_loss
+    ...     data, loss = DataLoaders(Batches((x, 3 * x + 1), batch_size)), torch.nn.MSELoss()
     ...     learner = Learner(torch.nn.Linear(1, 1), data, loss, sgd(lr=0.1), callbacks=callbacks)
-    ...     start = learner.init().replace(params={"weight": torch.zeros(1, 1), "bias": torch.zeros(1)})
-    ...     return fit(learner, start, epochs=2).params["bias"]
+    ...     return fit(learner, learner.init().replace(params=zeros), epochs=2).params["bias"]
     >>> trained(8, []), trained(2, [GradientAccumulation(batches=4)])
     (tensor([0.3600]), tensor([0.3600]))
     """
@@ -88,7 +100,7 @@ class GradientAccumulation(Callback):
     batches: int | None = None
     samples: int | None = None
     weight: str | Weight = "samples"
-    order: ClassVar[int] = 6
+    order: ClassVar[int] = Order.ACCUMULATE
 
     def __post_init__(self) -> None:
         if (self.batches is None) == (self.samples is None):
@@ -121,7 +133,7 @@ class GradientAccumulation(Callback):
         window = add_batch(state.memory.get(self.name), state.grads, weight, sample_count(state))
         if not self._full(window) and not _last(state):
             raise CancelStep(state.remember(self.name, window))
-        if window["batches"] == 1:  # its own gradient, to the last bit
+        if window.batches == 1:  # its own gradient, to the last bit
             return state.replace(grads=zero_without_weight(state.grads, weight))
         return state.forget(self.name).replace(grads=mean_gradient(window))
 
@@ -137,10 +149,11 @@ class GradientAccumulation(Callback):
         """Take the step for what a cancelled run has left."""
         return self._flush(state)
 
-    def _full(self, window: Mapping[str, Any]) -> bool:
+    def _full(self, window: Window) -> bool:
         if self.batches is not None:
-            return bool(window["batches"] >= self.batches)
-        return bool(window["samples"] >= self.samples)
+            return window.batches >= self.batches
+        assert self.samples is not None
+        return window.samples >= self.samples
 
     def _weight(self, state: State) -> Any:
         weight = (WEIGHTS[self.weight] if isinstance(self.weight, str) else self.weight)(state)
@@ -166,47 +179,40 @@ class GradientAccumulation(Callback):
         return Work().update(state).replace(grads=None)
 
 
-def add_batch(
-    window: Mapping[str, Any] | None, grads: Grads, weight: Any, samples: int
-) -> dict[str, Any]:
-    """The window {"sum", "weight", "batches", "samples"} with one more batch; None is the empty
-    window.
+def add_batch(window: Window | None, grads: Grads, weight: Any, samples: int) -> Window:
+    """The window with one more batch; None is the empty window.
 
     >>> add_batch(None, {"w": torch.tensor([2.0])}, 3, samples=3)
-    {'sum': {'w': tensor([6.])}, 'weight': 3, 'batches': 1, 'samples': 3}
+    Window(sum={'w': tensor([6.])}, weight=3, batches=1, samples=3)
     """
     parts = {
         name: None if grad is None else _weighted(grad, weight) for name, grad in grads.items()
     }
     if window is None:
-        return {"sum": parts, "weight": weight, "batches": 1, "samples": samples}
-    return {
-        "sum": {name: _plus(window["sum"].get(name), part) for name, part in parts.items()},
-        "weight": window["weight"] + weight,
-        "batches": window["batches"] + 1,
-        "samples": window["samples"] + samples,
-    }
+        return Window(parts, weight, 1, samples)
+    total = {name: _plus(window.sum.get(name), part) for name, part in parts.items()}
+    return Window(total, window.weight + weight, window.batches + 1, window.samples + samples)
 
 
-def mean_gradient(window: Mapping[str, Any]) -> dict[str, Tensor | None]:
+def mean_gradient(window: Window) -> dict[str, Tensor | None]:
     """The gradient of a window; zero if its weight is.
 
-    >>> mean_gradient({"sum": {"w": torch.tensor([6.0]), "unused": None}, "weight": 4})
+    >>> mean_gradient(Window({"w": torch.tensor([6.0]), "unused": None}, weight=4))
     {'w': tensor([1.5000]), 'unused': None}
     """
-    total = window["weight"]
+    total = window.weight
     divisor = torch.where(total == 0, 1, total) if isinstance(total, Tensor) else total or 1
     return {
         name: None if part is None else part / _like(divisor, part)
-        for name, part in window["sum"].items()
+        for name, part in window.sum.items()
     }
 
 
 def zero_without_weight(grads: Grads, weight: Any) -> dict[str, Tensor | None]:
     """The gradients as they are; zero if the weight is.
 
-    >>> zero_without_weight({"w": torch.tensor([torch.nan])}, 0), zero_without_weight({"w": None}, 2)
-    ({'w': tensor([0.])}, {'w': None})
+    >>> zero_without_weight({"w": torch.tensor([torch.nan]), "unused": None}, 0)
+    {'w': tensor([0.]), 'unused': None}
     """
     return {
         name: None if grad is None else _unless_zero(weight, grad, grad)

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from functional_sgd.errors import did_you_mean
-from loop.callback import Callback
+from loop.callback import Callback, Order
 from loop.history import Log
+from loop.layer_stats import NEAR_ZERO
+from loop.layer_stats import activation_stats as activation_stats
 from loop.run.stages import device_of, learner_of
 from loop.state import State
 
@@ -21,30 +23,12 @@ Layers: TypeAlias = str | Sequence[str] | Callable[[str, nn.Module], bool] | Non
 parameters.
 """
 
-NEAR_ZERO = 0.05
-"""An output up to this counts as near zero: behind a ReLU, such a unit hardly does anything."""
-
 
 class Measured(NamedTuple):
     """What a hook says of one output."""
 
     stats: Tensor  # mean, std, share near zero
     histogram: Tensor | None
-
-
-class LayerStats(NamedTuple):
-    """What ActivationStats has measured: a row for each batch it looked at, a column for each
-    layer.
-    """
-
-    layers: tuple[str, ...]  # names, in the order of the model
-    kinds: tuple[str, ...]  # their classes
-    train_iter: tuple[int, ...]  # the batches
-    mean: Tensor  # (batches, layers), as the others
-    std: Tensor
-    near_zero: Tensor  # the share of outputs up to 0.05
-    histograms: Tensor | None  # counts (batches, layers, bins)
-    range: tuple[float, float]  # of the histograms
 
 
 @dataclass(frozen=True)
@@ -73,7 +57,7 @@ class ActivationStats(Callback):
     hist: bool = False
     bins: int = 40
     range: tuple[float, float] = (0.0, 10.0)
-    order: ClassVar[int] = -20
+    order: ClassVar[int] = Order.MEASURE
     eager: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -159,32 +143,6 @@ class ActivationStats(Callback):
 
     def _measures(self, state: State) -> bool:
         return state.training and state.train_iter % self.every == 0
-
-
-def activation_stats(state: State, name: str = "activation_stats") -> LayerStats:
-    """What an ActivationStats of this name has measured, on the CPU. Raises ValueError if there is
-    nothing.
-    """
-    memory = state.memory.get(name)
-    if memory is None or not memory["stats"]:
-        raise ValueError(
-            f"activation_stats: the state has no measurements called {name!r}. "
-            f"Fit with ActivationStats() among the callbacks first."
-        )
-    mean, std, near_zero = torch.stack([values.cpu() for values in memory["stats"]]).unbind(dim=-1)
-    histograms = (
-        torch.stack([counts.cpu() for counts in memory["histograms"]]) if memory["bins"] else None
-    )
-    return LayerStats(
-        tuple(memory["layers"]),
-        tuple(memory["kinds"]),
-        tuple(memory["train_iter"]),
-        mean,
-        std,
-        near_zero,
-        histograms,
-        (memory["range"][0], memory["range"][1]),
-    )
 
 
 def layers_of(model: nn.Module, layers: Layers = None) -> dict[str, nn.Module]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -10,10 +10,11 @@ from torch import Tensor
 
 from functional_sgd.errors import did_you_mean
 from functional_sgd.reduction import global_norm
-from loop.callback import Callback, Wish
+from loop.callback import Callback, Order, Wish
 from loop.callbacks.gradient import GradientClip
 from loop.callbacks.schedule import check_unscheduled
 from loop.callbacks.tracking import check_reduction, lower_lr
+from loop.disk.encoding import storable
 from loop.state import State
 
 
@@ -46,7 +47,16 @@ def cut_on_fall(size: float, reference: float, threshold: float = 2.0) -> tuple[
     return cut, size if cut else reference
 
 
-FRESH: dict[str, Any] = {"reference": None, "ratios": (), "squares": 0.0, "steps": 0}
+@storable
+@dataclass(frozen=True, eq=False)
+class Sizes:
+    """What AnnealOnGradRatio remembers: of earlier epochs, and of the steps of the epoch at hand."""
+
+    reference: float | None = None
+    ratios: tuple[float, ...] = ()
+    squares: Tensor | float = 0.0  # the sum of the squared lengths of this epoch's gradients
+    steps: int = 0
+
 
 RULES: dict[str, Callable[[float, float, float], tuple[bool, float]]] = {
     "rise": cut_on_rise,
@@ -85,7 +95,7 @@ class AnnealOnGradRatio(Callback):
     tensor: with `sqr_avg_size`, the workbook's.
 
     No part of lr falls below `min_lr`, and lr stays cut in the state after the run. `state.memory`
-    has the reference and the ratios, size / reference, of every epoch. Every run starts anew; with
+    has Sizes: the reference, and the ratios size / reference of every epoch. Every run starts anew; with
     `reset_on_fit=False` it goes on from where the last one was, so that five runs of one epoch are
     one run of five. A device is waited for once an epoch.
 
@@ -102,7 +112,7 @@ class AnnealOnGradRatio(Callback):
     min_lr: float = 0.0
     measure: Callable[[State], Any] | None = None
     reset_on_fit: bool = True
-    order: ClassVar[int] = 10
+    order: ClassVar[int] = Order.UNSCALE
     run_before: ClassVar[tuple[Wish, ...]] = (GradientClip,)
     run_after: ClassVar[tuple[Wish, ...]] = ("mixed_precision",)  # which unscales the gradients
 
@@ -119,9 +129,8 @@ class AnnealOnGradRatio(Callback):
     def before_fit(self, state: State) -> State:
         """Check lr, and start anew; of an epoch that was not finished, nothing goes on."""
         check_unscheduled("AnnealOnGradRatio", state, "lr")
-        kept = {} if self.reset_on_fit else state.memory.get(self.name, {})
-        going_on = {key: kept[key] for key in ("reference", "ratios") if key in kept}
-        return state.remember(self.name, {**FRESH, **going_on})
+        kept = Sizes() if self.reset_on_fit else self._sizes(state)
+        return state.remember(self.name, Sizes(kept.reference, kept.ratios))
 
     def before_step(self, state: State) -> State | None:
         """Measure the gradient of a step."""
@@ -129,31 +138,31 @@ class AnnealOnGradRatio(Callback):
             return None
         assert state.grads is not None
         grads = [grad for grad in state.grads.values() if grad is not None]
-        kept = state.memory.get(self.name, FRESH)
+        kept = self._sizes(state)
         square = global_norm(grads).square()
-        return state.remember(
-            self.name, {**kept, "squares": kept["squares"] + square, "steps": kept["steps"] + 1}
-        )
+        seen = replace(kept, squares=kept.squares + square, steps=kept.steps + 1)
+        return state.remember(self.name, seen)
 
     def after_epoch(self, state: State) -> State | None:
         """Compare, and perhaps cut."""
-        kept = state.memory.get(self.name, FRESH)
+        kept = self._sizes(state)
         if self.measure is not None:
             size = float(self.measure(state))
-        elif kept["steps"]:
-            size = math.sqrt(kept["squares"] / kept["steps"])
+        elif kept.steps:
+            size = math.sqrt(kept.squares / kept.steps)
         else:  # no step was taken
             return None
-        cut, reference, ratio = self._compare(size, kept["reference"])
-        state = state.remember(
-            self.name, {**FRESH, "reference": reference, "ratios": (*kept["ratios"], ratio)}
-        )
+        cut, reference, ratio = self._compare(size, kept.reference)
+        state = state.remember(self.name, Sizes(reference, (*kept.ratios, ratio)))
         return lower_lr(state, self.factor, self.min_lr) if cut else state
 
     def _compare(self, size: float, reference: float | None) -> tuple[bool, float | None, float]:
         """(whether to cut, the next reference, the ratio)."""
         if reference is None:
             return False, None if math.isnan(size) else size, 1.0
-        return *RULES[self.rule](
-            size, reference, self.threshold
-        ), size / reference if reference else math.inf
+        cut, following = RULES[self.rule](size, reference, self.threshold)
+        return cut, following, size / reference if reference else math.inf
+
+    def _sizes(self, state: State) -> Sizes:
+        found: Sizes = state.memory.get(self.name, Sizes())
+        return found

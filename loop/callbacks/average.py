@@ -1,25 +1,29 @@
 """Average the parameters over the steps, and evaluate with the average."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from loop.callback import Callback
+from loop.callback import Callback, Order
+from loop.disk.encoding import storable
 from loop.state import State, Tensors
 
 TRAINED = "trained_params"
 """Where the trained tensors are kept while a validation batch sees the average."""
 
-_NOTHING: Mapping[str, Any] = {
-    "average": {},
-    "buffers": {},
-    "count": 0,
-    "steps": 0,
-    "cancelled": False,
-}
+
+@storable
+@dataclass(frozen=True, eq=False)
+class Averaged:
+    """What AverageParams remembers."""
+
+    average: Tensors = field(default_factory=dict)
+    buffers: Tensors = field(default_factory=dict)
+    count: int = 0  # how many params are in the average
+    steps: int = 0  # steps since the share `start` of the run
+    cancelled: bool = False  # whether the step at hand does not count
 
 
 @dataclass(frozen=True)
@@ -38,15 +42,14 @@ class AverageParams(Callback):
     `refresh_buffers` measures them anew. The average is in float32 where params are in half
     precision.
 
-    `averaged(state)` is the state with the average as its params. With `evaluate`, params and
+    `at_average(state)` is the state with the average as its params. With `evaluate`, params and
     buffers are the average from before_batch to after_batch of validation batches; what was trained
     is put back on every way out. Of two such callbacks, validation uses the one with the higher
     order.
 
-    Memory: {"average": tensors, "buffers": tensors, "count": how many were averaged, "steps": steps
-    since the start}. Raises ValueError if decay or start is not in [0, 1), or every is below 1.
-    Sources: Polyak and Juditsky 1992; Izmailov et al. 2018 (SWA); the numbers are those of
-    torch.optim.swa_utils.
+    `state.memory[name]` is an Averaged. Raises ValueError if decay or start is not in [0, 1), or
+    every is below 1. Sources: Polyak and Juditsky 1992; Izmailov et al. 2018 (SWA); the numbers are
+    those of torch.optim.swa_utils.
     """
 
     decay: float | None = 0.999
@@ -55,7 +58,7 @@ class AverageParams(Callback):
     start: float = 0.0
     evaluate: bool = True
     buffers: bool = True
-    order: ClassVar[int] = 40
+    order: ClassVar[int] = Order.AVERAGE
 
     def __post_init__(self) -> None:
         if self.decay is not None and not 0 <= self.decay < 1:
@@ -76,7 +79,7 @@ class AverageParams(Callback):
 
     def before_step(self, state: State) -> State | None:
         """This step will count, unless it is cancelled."""
-        return self._change(state, cancelled=False) if self._memory(state)["cancelled"] else None
+        return self._change(state, cancelled=False) if self._memory(state).cancelled else None
 
     def after_cancel_step(self, state: State) -> State:
         """This step does not count."""
@@ -85,28 +88,25 @@ class AverageParams(Callback):
     def after_step(self, state: State) -> State | None:
         """Let the average move."""
         memory = self._memory(state)
-        if memory["cancelled"]:
+        if memory.cancelled:
             return self._change(state, cancelled=False)
         if state.pct_train < self.start:
-            return (
-                state.remember(self.name, _NOTHING) if memory["count"] or memory["steps"] else None
-            )
-        steps, count = memory["steps"] + 1, memory["count"] + 1
+            begun = memory.count or memory.steps
+            return state.remember(self.name, Averaged()) if begun else None
+        steps, count = memory.steps + 1, memory.count + 1
         if steps % self.every:
             return self._change(state, steps=steps)
         weight = newest_weight(count, self.decay, self.debias)
-        average = moved(memory["average"], state.params, weight)
-        buffers = (
-            moved(memory["buffers"], _continuous(state.buffers), weight) if self.buffers else {}
-        )
+        average = moved(memory.average, state.params, weight)
+        buffers = moved(memory.buffers, _continuous(state.buffers), weight) if self.buffers else {}
         return self._change(state, average=average, buffers=buffers, count=count, steps=steps)
 
     def before_batch(self, state: State) -> State | None:
         """Validate on the average."""
-        if state.training or not self.evaluate or not self._memory(state)["count"]:
+        if state.training or not self.evaluate or not self._memory(state).count:
             return None
         kept = state.memory.get(TRAINED, {"params": state.params, "buffers": state.buffers})
-        return averaged(state, self.name).remember(TRAINED, kept)
+        return at_average(state, self.name).remember(TRAINED, kept)
 
     def after_batch(self, state: State) -> State:
         """Put back what was trained."""
@@ -124,15 +124,15 @@ class AverageParams(Callback):
         """Put back what was trained: the signal has skipped after_batch."""
         return put_back(state)
 
-    def _memory(self, state: State) -> Mapping[str, Any]:
-        memory: Mapping[str, Any] = state.memory.get(self.name, _NOTHING)
+    def _memory(self, state: State) -> Averaged:
+        memory: Averaged = state.memory.get(self.name, Averaged())
         return memory
 
     def _change(self, state: State, **changes: Any) -> State:
-        return state.remember(self.name, {**self._memory(state), **changes})
+        return state.remember(self.name, replace(self._memory(state), **changes))
 
 
-def averaged(state: State, name: str = "average_params") -> State:
+def at_average(state: State, name: str = "average_params") -> State:
     """The state with the average in place of its params, and of its buffers as far as they were
     averaged.
 
@@ -142,12 +142,12 @@ def averaged(state: State, name: str = "average_params") -> State:
     memory = state.memory.get(name)
     if memory is None:
         raise ValueError(
-            f"averaged: the state remembers no {name!r}, only {sorted(state.memory)}. "
+            f"at_average: the state remembers no {name!r}, only {sorted(state.memory)}. "
             f"Fit with AverageParams() among the callbacks first."
         )
     return state.replace(
-        params=_replaced(state.params, memory["average"]),
-        buffers=_replaced(state.buffers, memory["buffers"]),
+        params=_replaced(state.params, memory.average),
+        buffers=_replaced(state.buffers, memory.buffers),
     )
 
 

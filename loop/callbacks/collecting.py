@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from functional_sgd.autodiff import detached
 from functional_sgd.errors import did_you_mean
-from loop.callback import Callback
+from loop.callback import Callback, Order
 from loop.history import Log
 from loop.state import State
 
@@ -36,7 +36,7 @@ class CollectData(Callback):
 
     what: Sequence[str] = ("xb", "yb", "pred", "loss")
     training: bool | None = None
-    order: ClassVar[int] = 60
+    order: ClassVar[int] = Order.REPORT
 
     def __post_init__(self) -> None:
         if isinstance(self.what, str):
@@ -79,12 +79,13 @@ class RecordValues(Callback):
     """
 
     functions: Mapping[str, Callable[[State], Any]]
-    order: ClassVar[int] = 60
+    order: ClassVar[int] = Order.REPORT
 
     def __init__(self, **functions: Callable[[State], Any]) -> None:
         if not functions:
             raise ValueError(
-                'RecordValues: expected functions of the state: RecordValues(lr=lambda s: s.hyper["lr"]).'
+                "RecordValues: expected functions of the state: "
+                'RecordValues(lr=lambda state: state.hyper["lr"]).'
             )
         for name, function in functions.items():
             if not callable(function):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from functional_sgd import apply
-from loop.callback import Callback
+from loop.callback import Callback, Order
 from loop.callbacks.recorder import Recorder
 from loop.run.signals import CancelFit, CancelTrain, CancelValidate
 from loop.run.stages import learner_of
@@ -35,7 +35,7 @@ class TerminateOnNaN(Callback):
 class SingleBatch(Callback):
     """End the run after one training batch: to see whether everything fits together."""
 
-    order: ClassVar[int] = 100  # when everyone has seen the batch
+    order: ClassVar[int] = Order.LAST
 
     def after_batch(self, state: State) -> State | None:
         """Enough."""
@@ -60,7 +60,7 @@ class ShortEpoch(Callback):
     pct: float = 0.01
     short_valid: bool = True
     batches: int | None = None
-    order: ClassVar[int] = 100  # when everyone has seen the last batch
+    order: ClassVar[int] = Order.LAST
 
     def __post_init__(self) -> None:
         if not 0 < self.pct <= 1:

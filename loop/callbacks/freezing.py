@@ -10,10 +10,10 @@ from typing import ClassVar
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from loop.callback import Callback
+from loop.callback import Callback, Order
+from loop.layer_groups import matching
 from loop.run.stages import learner_of
 from loop.state import State
-from loop.training.layer_groups import matching
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Freeze(Callback):
     """
 
     patterns: str | tuple[str, ...]
-    order: ClassVar[int] = -1
+    order: ClassVar[int] = Order.PREPARE
 
     def __post_init__(self) -> None:
         patterns = (self.patterns,) if isinstance(self.patterns, str) else tuple(self.patterns)
@@ -91,7 +91,8 @@ def is_trained(model: nn.Module, path: str, trained: Collection[str]) -> bool:
     """Whether a module of the model, or the smallest one around it that has parameters, has any
     that are trained.
 
-    >>> model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Sequential(nn.BatchNorm1d(2, affine=False)))
+    >>> inner = nn.Sequential(nn.BatchNorm1d(2, affine=False))
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), inner)
     >>> is_trained(model, "1", ["0.weight"]), is_trained(model, "2.0", ["0.weight"])
     (False, True)
     """

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from functional_sgd import clip_norm
-from loop.callback import Callback
+from loop.callback import Callback, Order
 from loop.state import State
 
 
@@ -15,7 +15,7 @@ class GradientClip(Callback):
     """
 
     max_norm: float = 1.0
-    order: ClassVar[int] = 11
+    order: ClassVar[int] = Order.CLIP
     traceable: ClassVar[tuple[str, ...]] = ("before_step",)
 
     def __post_init__(self) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from loop.callback import Callback
+from loop.callback import Callback, Order
 from loop.run.stages import shapes
 from loop.state import State
 
@@ -18,7 +18,7 @@ class PrintShapes(Callback):
     """
 
     report: Callable[[str], Any] = print
-    order: ClassVar[int] = -100
+    order: ClassVar[int] = Order.FRAME
     reports: ClassVar[bool] = True
 
     def after_loss(self, state: State) -> None:

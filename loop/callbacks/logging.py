@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
-from loop.callback import Callback
+from loop.callback import Callback, Order
 from loop.callbacks.parts.written import (
     csv_text,
     json_line,
@@ -54,7 +54,7 @@ class CSVLogger(Callback):
 
     path: str | Path
     append: bool = False
-    order: ClassVar[int] = 60
+    order: ClassVar[int] = Order.REPORT
     reports: ClassVar[bool] = True
     run_after: ClassVar[tuple[type, ...]] = (Recorder,)
 
@@ -95,7 +95,7 @@ class JSONLLogger(Callback):
 
     path: str | Path
     every: int = 1
-    order: ClassVar[int] = 60
+    order: ClassVar[int] = Order.REPORT
     reports: ClassVar[bool] = True
     run_after: ClassVar[tuple[type, ...]] = (Recorder,)
 
@@ -144,7 +144,7 @@ class TensorBoardLogger(Callback):
 
     log_dir: str | Path
     every: int = 10
-    order: ClassVar[int] = 60
+    order: ClassVar[int] = Order.REPORT
     reports: ClassVar[bool] = True
     run_after: ClassVar[tuple[type, ...]] = (Recorder,)
 
@@ -193,7 +193,7 @@ class TrackerLogger(Callback):
 
     log: Callable[[dict[str, float], int], Any]
     every: int = 10
-    order: ClassVar[int] = 60
+    order: ClassVar[int] = Order.REPORT
     reports: ClassVar[bool] = True
     run_after: ClassVar[tuple[type, ...]] = (Recorder,)
 

@@ -151,7 +151,8 @@ def mixup_batch(batch: Tree, lam: Tensor, order: Tensor) -> Any:
     """lam * x + (1 - lam) * x[order] for every floating-point tensor x (N, ...); lam is one number,
     or one a sample.
 
-    >>> mixup_batch((torch.tensor([[0.0], [1.0]]),), torch.tensor([0.5, 0.75]), torch.tensor([1, 0]))
+    >>> x, lam = torch.tensor([[0.0], [1.0]]), torch.tensor([0.5, 0.75])
+    >>> mixup_batch((x,), lam, torch.tensor([1, 0]))
     (tensor([[0.5000],
             [0.7500]]),)
     """

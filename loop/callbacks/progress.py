@@ -5,15 +5,15 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TextIO
+from typing import TYPE_CHECKING, Any, ClassVar, TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
-
-from loop.callback import Callback
+from loop.callback import Callback, Order
 from loop.callbacks.recorder import Recorder, recorded
 from loop.state import State
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as Bar
 
 _WIDTH = 12
 
@@ -22,8 +22,8 @@ _WIDTH = 12
 class Display:
     """What is open during a run: the console, perhaps a bar, and the clock."""
 
-    console: Console
-    bar: Bar | None
+    console: "Console"
+    bar: "Bar | None"
     task: Any = None
     started: float = field(default_factory=time.perf_counter)
     header: list[str] = field(default_factory=list)
@@ -39,7 +39,7 @@ class Progress(Callback):
 
     every: int = 10
     file: TextIO | None = None  # standard output if None
-    order: ClassVar[int] = 60
+    order: ClassVar[int] = Order.REPORT
     reports: ClassVar[bool] = True
     run_after: ClassVar[tuple[type, ...]] = (Recorder,)
 
@@ -50,6 +50,11 @@ class Progress(Callback):
     @contextmanager
     def around_fit(self, state: State) -> Iterator[Display]:
         """Open the display, and close it whatever happens."""
+        # Imported here, for rich takes longer than everything else in the loop together.
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
         console = Console(file=self.file or sys.stdout, highlight=False, soft_wrap=True)
         if not console.is_terminal:
             yield Display(console, None)

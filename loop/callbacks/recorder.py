@@ -6,9 +6,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from loop.callback import Callback
+from loop.callback import Callback, Order
 from loop.disk.encoding import storable
-from loop.history import History, Log
+from loop.history import History
+from loop.hyper_log import appended
 from loop.metrics import Sums, add_batch, means, metrics_by_name
 from loop.run.stages import learner_of
 from loop.state import State
@@ -27,6 +28,7 @@ class Record:
     debiased: float = 1.0
     sums: Sums = field(default_factory=dict)
     row: dict[str, float] = field(default_factory=dict)
+    written: int = 0  # the count when the last row was written
 
     @property
     def smooth_loss(self) -> Tensor | float:
@@ -53,7 +55,7 @@ class Recorder(Callback):
 
     beta: float = 0.98
     train_metrics: bool = False
-    order: ClassVar[int] = 50
+    order: ClassVar[int] = Order.RECORD
 
     def __post_init__(self) -> None:
         if not 0 <= self.beta < 1:
@@ -87,19 +89,19 @@ class Recorder(Callback):
             if self.train_metrics
             else record.sums
         )
-        record = Record(average, count, 1 - self.beta**count, sums, record.row)
+        record = replace(
+            record, average=average, count=count, debiased=1 - self.beta**count, sums=sums
+        )
         history, logs = state.history, state.history.hypers
-        hypers = {
-            name: (logs[name] if name in logs else Log()).append(value)
-            for name, value in state.hyper.items()
-        }
+        hypers = {name: appended(logs.get(name), value) for name, value in state.hyper.items()}
         history = History(history.losses.append(loss), hypers, history.rows)
         return state.replace(memory={**state.memory, RECORDER: record}, history=history)
 
     def after_train(self, state: State) -> State:
         """The training half of the row."""
         record = recorded(state)
-        row = {"train_loss": float(record.smooth_loss)} if record.count else {}
+        trained = record.count > record.written  # else nothing was trained in this epoch
+        row = {"train_loss": float(record.smooth_loss)} if trained else {}
         row |= {f"train_{name}": value for name, value in self._means(state).items()}
         return self._update(state, row=row, sums={})
 
@@ -110,12 +112,12 @@ class Recorder(Callback):
 
     def after_epoch(self, state: State) -> State:
         """Write the row; a column that was not measured is None."""
-        measured = recorded(state).row
+        record = recorded(state)
         row: dict[str, Any] = {"epoch": state.epoch, "train_iter": state.train_iter}
-        row |= {name: measured.get(name) for name in self.columns(state)}
+        row |= {name: record.row.get(name) for name in self.columns(state)}
         history = state.history
         state = state.replace(history=replace(history, rows=(*history.rows, row)))
-        return self._update(state, sums={}, row={})
+        return self._update(state, sums={}, row={}, written=record.count)
 
     def columns(self, state: State) -> list[str]:
         """The measured columns of this run's rows."""

@@ -1,14 +1,23 @@
 """Penalties on what a model computes, beside the loss."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from loop.callback import Callback
+from loop.callback import Callback, Order
 from loop.state import State
+
+
+@dataclass
+class Held:
+    """What belongs to a batch between its forward and its backward pass."""
+
+    penalty: Tensor | None = None
+    loss: Tensor | None = None  # that of the output alone
 
 
 @dataclass(frozen=True)
@@ -21,7 +30,8 @@ class RNNRegularizer(Callback):
     last counts. From after_pred on `pred` is the output alone, in validation too: so list this
     callback in the Learner, for `predict` and `validate` to see it. In training alpha *
     mean(dropped**2) + beta * mean((raw[:, 1:] - raw[:, :-1])**2) is added to the loss before it is
-    differentiated: its gradient counts, while recorded losses are those of the output.
+    differentiated: its gradient counts. From after_backward on the loss is again that of the
+    output, so losses that are recorded, shown or logged are without the penalties.
 
     Raises ValueError if alpha or beta is negative, and TypeError if the model returns something
     else. Source: Merity et al. 2017, "Revisiting activation regularization for language RNNs".
@@ -29,7 +39,7 @@ class RNNRegularizer(Callback):
 
     alpha: float = 2.0
     beta: float = 1.0
-    order: ClassVar[int] = -1
+    order: ClassVar[int] = Order.PREPARE
 
     def __post_init__(self) -> None:
         if not (self.alpha >= 0 and self.beta >= 0):
@@ -38,23 +48,39 @@ class RNNRegularizer(Callback):
                 f"{self.beta}."
             )
 
+    @contextmanager
+    def around_batch(self, state: State) -> Iterator[Held]:
+        """A place for the penalty, which is let go when the batch ends, whatever way it ends."""
+        held = Held()
+        try:
+            yield held
+        finally:
+            held.penalty = held.loss = None
+
     def after_pred(self, state: State) -> State:
-        """Keep the output; measure the rest. The penalty is lent to the state until the batch ends."""
+        """Keep the output; measure the rest."""
         output, raw, dropped = rnn_outputs(state.pred)
         state = state.replace(pred=output)
         if not state.training:
             return state
         with torch.enable_grad():
             penalty = self.alpha * activation_penalty(dropped) + self.beta * temporal_penalty(raw)
-        return state.replace(resources={**state.resources, self.name: penalty})
+        state.resources[self.name].penalty = penalty
+        return state
 
     def before_backward(self, state: State) -> State | None:
         """Add the penalty to the loss."""
-        penalty = state.resources.get(self.name)
-        if penalty is None or state.loss is None:
+        held: Held = state.resources[self.name]
+        if held.penalty is None or state.loss is None:
             return None
+        held.loss = state.loss.detach()
         with torch.enable_grad():
-            return state.replace(loss=state.loss + penalty)
+            return state.replace(loss=state.loss + held.penalty)
+
+    def after_backward(self, state: State) -> State | None:
+        """The loss without the penalty, which has done what it is for."""
+        held: Held = state.resources[self.name]
+        return None if held.loss is None else state.replace(loss=held.loss)
 
 
 def activation_penalty(activations: Tensor) -> Tensor:

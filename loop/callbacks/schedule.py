@@ -1,6 +1,6 @@
 """Let hypers, and numbers inside the model, follow schedules."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -8,12 +8,15 @@ from typing import Any, ClassVar
 import optree
 
 from functional_sgd.errors import did_you_mean
-from loop.callback import Callback
+from loop.callback import Callback, Order
 from loop.callbacks.parts.attributes import ROOT, Attribute, attributes_kept, find_attribute
 from loop.callbacks.parts.hyper_groups import hyper_groups
 from loop.learner import hyper_names
 from loop.run.stages import learner_of
 from loop.state import State
+
+KEPT = "hypers_before_schedules"
+"""Where a state within a run keeps the hypers that schedulers will put back, by their names."""
 
 
 class Scheduled:
@@ -32,7 +35,8 @@ class ParamScheduler(Callback):
     at 1 is never used: batch k of n trains with schedule(k / n)). A tree of schedules, built like
     params or a prefix of it, gives each leaf its own. A list of schedules gives each layer group
     its own: where lr is a tree (by_path), the parameters with the same lr are one group, and groups
-    are in the order of params. After the run the hypers are what they were before it.
+    are in the order of params. After the run the hypers are what they were before it; those of a
+    run that was stopped are put back when another one begins.
 
     A key "model.<path>.<attribute>" stands for a number inside the model: `{"model.3.p":
     Linear(0.0, 0.5)}` schedules the p of a Dropout that is the model's layer 3. It is set in
@@ -47,7 +51,7 @@ class ParamScheduler(Callback):
     schedules: Mapping[str, Any]
     hypers: Mapping[str, Any] = field(init=False, repr=False, compare=False)
     attributes: Mapping[str, Any] = field(init=False, repr=False, compare=False)
-    order: ClassVar[int] = 60
+    order: ClassVar[int] = Order.REPORT
 
     def __post_init__(self) -> None:
         hypers = {
@@ -115,22 +119,18 @@ class ParamScheduler(Callback):
             key: values_at(part, state.pct_train, groups.get(key))
             for key, part in self.hypers.items()
         }
-        return state.replace(hyper={**state.hyper, **values})
+        return state.replace(hyper=with_hypers(state.hyper, values))
 
     def after_fit(self, state: State) -> State | None:
         """Put the hypers back."""
-        kept = state.memory.get(self.name)
-        if kept is None:  # the run ended before it began, or went back to a state from before it
-            return None
-        return put_back(state, self.hypers, kept["before"]).forget(self.name)
+        return put_back(state, self.name)
 
     def _begin(self, state: State) -> State:
-        before = {name: state.hyper[name] for name in self.hypers if name in state.hyper}
         lists = {
             name: part for name, part in self.hypers.items() if isinstance(part, (list, tuple))
         }
         groups = {name: _group_of_each(state, name, len(part)) for name, part in lists.items()}
-        return state.remember(self.name, {"before": before, "groups": groups})
+        return keep_hypers(state, self.name, self.hypers).remember(self.name, {"groups": groups})
 
     def _find(self, state: State) -> dict[str, Attribute]:
         model = learner_of(state).model
@@ -141,7 +141,8 @@ def values_at(schedule: Any, position: float, group_of: Mapping[str, int] | None
     """A schedule's value, or the tree of values of a tree of schedules, or of a list of them and
     each leaf's group.
 
-    >>> values_at([lambda position: position, lambda position: 2 * position], 0.25, {"weight": 1, "bias": 0})
+    >>> schedules = [lambda position: position, lambda position: 2 * position]
+    >>> values_at(schedules, 0.25, {"weight": 1, "bias": 0})
     {'weight': 0.5, 'bias': 0.25}
     """
     if callable(schedule):
@@ -152,14 +153,57 @@ def values_at(schedule: Any, position: float, group_of: Mapping[str, int] | None
     return {name: values[group] for name, group in group_of.items()}
 
 
-def put_back(state: State, names: Collection[str], before: Mapping[str, Any]) -> State:
-    """The state in which these hypers are what they were before; one that was not given then is
-    gone.
+def with_hypers(hyper: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """The hypers with new ones. A new `lr` is for all parts of a partition, so it replaces theirs.
+
+    >>> with_hypers({"body.lr": 0.1, "head.lr": 0.5, "mom": 0.9}, {"lr": 0.3})
+    {'mom': 0.9, 'lr': 0.3}
     """
-    now = {
-        name: value for name, value in state.hyper.items() if name in before or name not in names
+    others = {name: value for name, value in hyper.items() if not _replaces(name, new)}
+    return {**others, **new}
+
+
+def keep_hypers(state: State, who: str, names: Iterable[str]) -> State:
+    """The state that remembers these hypers, for `put_back`, before the callback `who`
+    sets them.
+    """
+    sets = tuple(names)
+    before = {
+        name: value for name, value in state.hyper.items() if name in sets or _replaces(name, sets)
     }
-    return state.replace(hyper={**now, **before})
+    kept = {**state.memory.get(KEPT, {}), who: {"sets": sets, "before": before}}
+    return state.remember(KEPT, kept)
+
+
+def put_back(state: State, who: str) -> State:
+    """The state with the hypers as they were before `who` set them, and without its memory.
+
+    One that was not given then is gone. A state that `who` has not begun with stays as it is: the
+    run ended before that, or went back to a state from before it.
+
+    >>> state = keep_hypers(State({}, {}, {}, {"lr": 0.1}), "me", ["lr", "mom"])
+    >>> put_back(state.replace(hyper={"lr": 3.0, "mom": 0.9}), "me").hyper
+    {'lr': 0.1}
+    """
+    kept = dict(state.memory.get(KEPT, {}))
+    if who not in kept:
+        return state
+    own = kept.pop(who)
+    others = {name: value for name, value in state.hyper.items() if name not in own["sets"]}
+    state = state.forget(who).replace(hyper={**others, **own["before"]})
+    return state.remember(KEPT, kept) if kept else state.forget(KEPT)
+
+
+def put_all_back(state: State) -> State:
+    """The state with the hypers of before the run that it was stopped in, if it was in one."""
+    for who in reversed(state.memory.get(KEPT, {})):
+        state = put_back(state, who)
+    return state
+
+
+def _replaces(name: str, new: Container[str]) -> bool:
+    """Whether a hyper is that of one part of a partition, and one for all parts is new."""
+    return "." in name and name.rpartition(".")[2] in new and name not in new
 
 
 def check_unscheduled(who: str, state: State, hyper: str, own: str = "") -> None:

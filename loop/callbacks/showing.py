@@ -6,14 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from matplotlib.figure import Figure
-
-from loop.callback import Callback
+from loop.callback import Callback, Order
 from loop.callbacks.recorder import Recorder
+from loop.plots.figure import file_kinds
 from loop.plots.runs import plot_losses
 from loop.state import State
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass
@@ -24,7 +26,7 @@ class Screen:
     notebook: Any = field(default_factory=lambda: _notebook())
     handle: Any = None
 
-    def show(self, figure: Figure) -> None:
+    def show(self, figure: "Figure") -> None:
         """Show a picture in the place of the one before it."""
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,15 +56,16 @@ class ShowGraph(Callback):
 
     path: str | Path | None = None
     skip: int = 0
-    order: ClassVar[int] = 62  # before EarlyStopping, whose signal would hide the last epoch
+    order: ClassVar[int] = Order.ADAPT
     reports: ClassVar[bool] = True
     run_after: ClassVar[tuple[type, ...]] = (Recorder,)
 
     def __post_init__(self) -> None:
-        kinds = Figure().canvas.get_supported_filetypes()
-        if self.path is not None and Path(self.path).suffix.removeprefix(".").lower() not in kinds:
+        ending = "" if self.path is None else Path(self.path).suffix.removeprefix(".").lower()
+        if self.path is not None and ending not in file_kinds():
             raise ValueError(
-                f"ShowGraph: path must end in one of .{', .'.join(kinds)}, got {str(self.path)!r}."
+                f"ShowGraph: path must end in one of .{', .'.join(file_kinds())}, got "
+                f"{str(self.path)!r}."
             )
         if not isinstance(self.skip, int) or self.skip < 0:
             raise ValueError(f"ShowGraph: skip must be a number of batches, got {self.skip!r}.")

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch.profiler import profile, record_function, schedule
 
-from loop.callback import Callback
+from loop.callback import Callback, Order
 from loop.run.stages import device_of
 from loop.state import State
 
@@ -76,7 +76,7 @@ class Timer(Callback):
     report: Callable[[Times], Any] = print
     wait: bool = False
     clock: Callable[[], float] = time.perf_counter
-    order: ClassVar[int] = -100
+    order: ClassVar[int] = Order.FRAME
     reports: ClassVar[bool] = True
 
     @contextmanager
@@ -162,7 +162,7 @@ class Profiler(Callback):
     rows: int = 15
     memory: bool = False
     report: Callable[[str], Any] = print
-    order: ClassVar[int] = -99
+    order: ClassVar[int] = Order.PROFILE
     reports: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -2,23 +2,35 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from loop.callback import Callback
+from loop.callback import Callback, Order
 from loop.callbacks.parts.hyper_groups import hyper_groups
 from loop.callbacks.recorder import Recorder
-from loop.callbacks.schedule import Scheduled, check_unscheduled, put_back
+from loop.callbacks.schedule import Scheduled, check_unscheduled, keep_hypers, put_back
 from loop.callbacks.tracking import check_monitor, monitored
+from loop.disk.encoding import storable
 from loop.learner import hyper_names
 from loop.run.stages import learner_of
 from loop.state import State
 
 KEYS = {"lr": "lr", "mom": "momentum"}
 """Our name of a hyper -> torch's, in a parameter group."""
+
+
+@storable
+@dataclass(frozen=True)
+class Taken:
+    """What TorchScheduler remembers: enough to bring another scheduler to the same place."""
+
+    start: Mapping[str, Any]  # the hypers that the run began with
+    sets: tuple[str, ...] = ()  # those that the scheduler sets
+    steps: int = 0
+    metrics: tuple[float, ...] = ()  # what each step was told, of ReduceLROnPlateau
 
 
 @dataclass(frozen=True)
@@ -47,9 +59,7 @@ class TorchScheduler(Callback):
     make: Callable[[torch.optim.Optimizer], Any]
     every: str = "batch"
     monitor: str = "valid_loss"
-    order: ClassVar[int] = (
-        70  # when everyone has seen the batch with the lr that it was trained with
-    )
+    order: ClassVar[int] = Order.STEP_LR
     run_after: ClassVar[tuple[type, ...]] = (Recorder,)
 
     def __post_init__(self) -> None:
@@ -84,42 +94,38 @@ class TorchScheduler(Callback):
 
     def after_fit(self, state: State) -> State | None:
         """Put the hypers back."""
-        kept = state.memory.get(self.name)
-        if kept is None:  # the run ended before it began, or went back to a state from before it
-            return None
-        return put_back(state, kept["sets"], kept["before"]).forget(self.name)
+        return put_back(state, self.name)
 
     def _begin(self, state: State) -> State:
         known = hyper_names(learner_of(state))
         values = {**learner_of(state).opt.hyper, **state.hyper}
         start = {name: values[name] for name in KEYS if name in known and name in values}
-        kept: dict[str, Any] = {"start": start, "steps": 0, "metrics": ()}
-        driver = self._driver(state, kept)
+        driver = self._driver(state, Taken(start))
         if driver.wants_metric:
             if self.every == "batch":
                 raise ValueError(
                     "TorchScheduler: ReduceLROnPlateau looks at epochs. Pass every='epoch'."
                 )
             check_monitor("TorchScheduler", state, self.monitor)
-        kept["sets"] = [name for name in driver.sets if name in known]
-        kept["before"] = {name: state.hyper[name] for name in kept["sets"] if name in state.hyper}
-        return _set_hypers(state.remember(self.name, kept), driver, kept)
+        kept = driver.kept = Taken(start, tuple(name for name in driver.sets if name in known))
+        state = keep_hypers(state, self.name, kept.sets).remember(self.name, kept)
+        return _set_hypers(state, driver, kept)
 
     def _step(self, state: State) -> State | None:
         if self.name not in state.memory:  # a callback went back to a state from before the run
             state = self._begin(state)
-        kept = state.memory[self.name]
-        driver, metrics = self._driver(state, kept), kept["metrics"]
+        kept: Taken = state.memory[self.name]
+        driver, metrics = self._driver(state, kept), kept.metrics
         if driver.wants_metric:
             metric = monitored("TorchScheduler", state, self.monitor)
             if metric is None:
                 return None
             metrics = (*metrics, metric)
-        kept = {**kept, "steps": kept["steps"] + 1, "metrics": metrics}
+        kept = replace(kept, steps=kept.steps + 1, metrics=metrics)
         driver.step(kept)
         return _set_hypers(state.remember(self.name, kept), driver, kept)
 
-    def _driver(self, state: State, kept: Mapping[str, Any]) -> "Driver":
+    def _driver(self, state: State, kept: Taken) -> "Driver":
         driver: Driver = state.resources[self.name]
         if driver.kept is not kept:
             driver.replay(kept, state)
@@ -138,11 +144,11 @@ class Driver(Scheduled):
     def __init__(self, make: Callable[[torch.optim.Optimizer], Any]) -> None:
         super().__init__(["lr"])
         self.make = make
-        self.kept: Mapping[str, Any] | None = None
+        self.kept: Taken | None = None
 
-    def replay(self, kept: Mapping[str, Any], state: State) -> None:
+    def replay(self, kept: Taken, state: State) -> None:
         """Begin anew, and take all steps of this memory."""
-        start = kept["start"]
+        start = kept.start
         groups, self.group_of = hyper_groups("TorchScheduler", state.params, start, list(start))
         keys = [KEYS[name] for name in start]
         self.optimizer = torch.optim.SGD(
@@ -163,14 +169,14 @@ class Driver(Scheduled):
         self.wants_metric = isinstance(self.scheduler, ReduceLROnPlateau)
         self.sets = ["lr", "mom"] if _cycles_momentum(self.scheduler) else ["lr"]
         self.optimizer.step()  # or torch warns that its step has never been called
-        metrics = iter(kept["metrics"])
-        for _ in range(kept["steps"]):
+        metrics = iter(kept.metrics)
+        for _ in range(kept.steps):
             self._take(metrics)
         self.kept = kept
 
-    def step(self, kept: Mapping[str, Any]) -> None:
+    def step(self, kept: Taken) -> None:
         """Take the last step of this memory."""
-        self._take(iter(kept["metrics"][-1:]))
+        self._take(iter(kept.metrics[-1:]))
         self.kept = kept
 
     def values(self, name: str) -> Any:
@@ -188,10 +194,8 @@ class Driver(Scheduled):
             self.scheduler.step()
 
 
-def _set_hypers(state: State, driver: Driver, kept: Mapping[str, Any]) -> State:
-    return state.replace(
-        hyper={**state.hyper, **{name: driver.values(name) for name in kept["sets"]}}
-    )
+def _set_hypers(state: State, driver: Driver, kept: Taken) -> State:
+    return state.replace(hyper={**state.hyper, **{name: driver.values(name) for name in kept.sets}})
 
 
 def _cycles_momentum(scheduler: Any) -> bool:

@@ -1,15 +1,16 @@
 """Watch a column of the history: end the run, or lower lr, when it has stopped getting better."""
 
 import math
-from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import ClassVar
 
 import optree
 
 from functional_sgd.errors import did_you_mean
-from loop.callback import Callback
+from loop.callback import Callback, Order
 from loop.callbacks.recorder import Recorder
 from loop.callbacks.schedule import check_unscheduled
+from loop.disk.encoding import storable
 from loop.run.signals import CancelFit
 from loop.run.stages import learner_of
 from loop.state import State
@@ -72,7 +73,8 @@ def monitored(who: str, state: State, monitor: str) -> float | None:
     is no such column.
 
     >>> from loop.history import History
-    >>> monitored("me", State({}, {}, {}, {}, history=History(rows=({"epoch": 0, "valid_loss": 0.5},))), "valid_loss")
+    >>> history = History(rows=({"epoch": 0, "valid_loss": 0.5},))
+    >>> monitored("me", State({}, {}, {}, {}, history=history), "valid_loss")
     0.5
     """
     row = state.history.rows[-1] if state.history.rows else {}
@@ -88,11 +90,21 @@ def lower_lr(state: State, factor: float, min_lr: float = 0.0) -> State:
     """The state with lr, a number or a tree of them, divided by factor; no part falls below min_lr,
     and none rises.
 
-    >>> lower_lr(State({}, {}, {}, {"lr": {"weight": 0.5, "bias": 0.1}}), factor=10.0, min_lr=0.03).hyper
+    >>> state = State({}, {}, {}, {"lr": {"weight": 0.5, "bias": 0.1}})
+    >>> lower_lr(state, factor=10.0, min_lr=0.03).hyper
     {'lr': {'weight': 0.05, 'bias': 0.03}}
     """
     lr = optree.tree_map(lambda leaf: min(leaf, max(leaf / factor, min_lr)), state.hyper["lr"])
     return state.replace(hyper={**state.hyper, "lr": lr})
+
+
+@storable
+@dataclass(frozen=True)
+class Tracked:
+    """What a Tracker remembers: the best value so far, and the epochs since."""
+
+    best: float | None = None
+    wait: int = 0
 
 
 @dataclass(frozen=True)
@@ -104,7 +116,7 @@ class Tracker(Callback):
     is good; None decides by the name (see mode_of). An epoch is better if it beats the best so far
     by more than `min_delta`; one in which nothing was measured (None) does not count at all. Every
     run starts anew; with `reset_on_fit=False` it must beat the best of the runs before it.
-    `state.memory` has the best value and the epochs since, after the run too.
+    `state.memory[name]` is a Tracked: the best value and the epochs since, after the run too.
     """
 
     monitor: str = "valid_loss"
@@ -121,20 +133,25 @@ class Tracker(Callback):
     def before_fit(self, state: State) -> State:
         """Start the counters."""
         check_monitor(type(self).__name__, state, self.monitor)
-        before = {} if self.reset_on_fit else state.memory.get(self.name, {})
-        return state.remember(self.name, {"best": before.get("best"), "wait": 0})
+        best = None if self.reset_on_fit else self.tracked(state).best
+        return state.remember(self.name, Tracked(best))
 
     def after_epoch(self, state: State) -> State | None:
         """Count."""
         value = monitored(type(self).__name__, state, self.monitor)
         if value is None:
             return None
-        kept: dict[str, Any] = state.memory.get(self.name, {"best": None, "wait": 0})
-        if better(value, kept["best"], mode_of(self.monitor, self.mode), self.min_delta):
-            return state.remember(self.name, {"best": value, "wait": 0})
-        wait = kept["wait"] + 1
-        state = state.remember(self.name, {**kept, "wait": wait})
-        return self.worn_out(state) if wait >= self.patience else state
+        tracked = self.tracked(state)
+        if better(value, tracked.best, mode_of(self.monitor, self.mode), self.min_delta):
+            return state.remember(self.name, Tracked(value))
+        tracked = replace(tracked, wait=tracked.wait + 1)
+        state = state.remember(self.name, tracked)
+        return self.worn_out(state) if tracked.wait >= self.patience else state
+
+    def tracked(self, state: State) -> Tracked:
+        """What this tracker remembers in a state."""
+        found: Tracked = state.memory.get(self.name, Tracked())
+        return found
 
     def worn_out(self, state: State) -> State:
         """What to do after `patience` epochs without anything better."""
@@ -153,7 +170,7 @@ class EarlyStopping(Tracker):
     'early_stopping'
     """
 
-    order: ClassVar[int] = 63
+    order: ClassVar[int] = Order.STOP
 
     def worn_out(self, state: State) -> State:
         """Enough."""
@@ -176,7 +193,7 @@ class ReduceLROnPlateau(Tracker):
 
     factor: float = 10.0
     min_lr: float = 0.0
-    order: ClassVar[int] = 62
+    order: ClassVar[int] = Order.ADAPT
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -189,8 +206,8 @@ class ReduceLROnPlateau(Tracker):
 
     def worn_out(self, state: State) -> State:
         """Lower lr."""
-        kept = state.memory[self.name]
-        return lower_lr(state.remember(self.name, {**kept, "wait": 0}), self.factor, self.min_lr)
+        rested = state.remember(self.name, replace(self.tracked(state), wait=0))
+        return lower_lr(rested, self.factor, self.min_lr)
 
 
 def check_reduction(who: str, factor: float, min_lr: float) -> None:

@@ -8,3 +8,14 @@ from loop.data.collate import padding_collate as padding_collate
 from loop.data.loader import dataloaders as dataloaders
 from loop.data.loader import make_loader as make_loader
 from loop.data.prefetch import Prefetch as Prefetch
+
+__all__ = [
+    "Batches",
+    "DataLoaders",
+    "Prefetch",
+    "class_count",
+    "dataloaders",
+    "make_loader",
+    "one_batch",
+    "padding_collate",
+]

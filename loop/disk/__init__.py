@@ -1,1 +1,3 @@
 """States on disk: encoded, in verified files, in directories that are whole or not there."""
+
+__all__: list[str] = []

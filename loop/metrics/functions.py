@@ -1,4 +1,6 @@
-"""Measures of one batch: means over its samples, as plain functions (pred, target) -> 0-d tensor."""
+"""Measures of one batch: means over its samples, as plain functions (pred, target) -> 0-d
+tensor.
+"""
 
 from collections.abc import Callable
 

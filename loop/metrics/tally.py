@@ -85,7 +85,9 @@ class Tally(ABC):
         return {key: left[key] + right[key] for key in left}
 
     def start(self) -> Accumulator:
-        """The accumulator of no data: an empty dict, for a device is known only once there is data."""
+        """The accumulator of no data: an empty dict, for a device is known only once
+        there is data.
+        """
         return {}
 
     def add(self, accumulator: Accumulator, pred: Any, *targets: Any) -> Accumulator:
@@ -164,7 +166,8 @@ class Collected(Tally):
     >>> def median(pred, target):
     ...     return (pred - target).abs().median()
     >>> metric = Collected(median)
-    >>> one, two = metric.count(torch.ones(1), torch.zeros(1)), metric.count(torch.ones(2), torch.ones(2))
+    >>> one = metric.count(torch.ones(1), torch.zeros(1))
+    >>> two = metric.count(torch.ones(2), torch.ones(2))
     >>> metric.value(metric.merge(one, two))
     0.0
     """

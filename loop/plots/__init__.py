@@ -11,3 +11,17 @@ from loop.plots.runs import plot_predictions as plot_predictions
 from loop.plots.runs import plot_records as plot_records
 from loop.plots.runs import plot_schedule as plot_schedule
 from loop.plots.runs import plot_schedules as plot_schedules
+
+__all__ = [
+    "plot_activation_histograms",
+    "plot_activations",
+    "plot_confusion_matrix",
+    "plot_losses",
+    "plot_lr_find",
+    "plot_near_zero",
+    "plot_predictions",
+    "plot_records",
+    "plot_schedule",
+    "plot_schedules",
+    "plot_top_losses",
+]

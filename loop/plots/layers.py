@@ -2,22 +2,22 @@
 learns.
 """
 
-from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from matplotlib import colormaps
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from loop.callbacks.activations import NEAR_ZERO, LayerStats, activation_stats
-from loop.plots.runs import _clean
+from loop.layer_stats import NEAR_ZERO, LayerStats, activation_stats
+from loop.plots.figure import dark_to_light, new_figure
+from loop.plots.runs import clean
 from loop.state import State
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _LEGEND = 16  # more layers than these are told apart by colour alone
 
 
-def plot_activations(state: State, name: str = "activation_stats") -> Figure:
+def plot_activations(state: State, name: str = "activation_stats") -> "Figure":
     """Mean and standard deviation of every layer's output, batch by batch; dark is the first layer,
     light the last.
 
@@ -25,7 +25,7 @@ def plot_activations(state: State, name: str = "activation_stats") -> Figure:
     Raises ValueError, as the other functions here, if nothing was measured.
     """
     found = activation_stats(state, name)
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    figure = new_figure(11, 3.6)
     left, right = figure.subplots(1, 2)
     _curves(left, found, found.mean, "mean of the outputs")
     _curves(right, found, found.std, "standard deviation of the outputs")
@@ -33,12 +33,12 @@ def plot_activations(state: State, name: str = "activation_stats") -> Figure:
     return figure
 
 
-def plot_near_zero(state: State, name: str = "activation_stats") -> Figure:
+def plot_near_zero(state: State, name: str = "activation_stats") -> "Figure":
     """The share of every layer's outputs that is at most 0.05, batch by batch: behind a ReLU, the
     dead ones.
     """
     found = activation_stats(state, name)
-    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    figure = new_figure(7, 3.6)
     axes = figure.subplots()
     _curves(axes, found, found.near_zero, f"share of outputs up to {NEAR_ZERO}")
     axes.set_ylim(0, 1)
@@ -48,7 +48,7 @@ def plot_near_zero(state: State, name: str = "activation_stats") -> Figure:
 
 def plot_activation_histograms(
     state: State, name: str = "activation_stats", columns: int = 3
-) -> Figure:
+) -> "Figure":
     """A picture for every layer: each column of pixels is a batch, each row a bin, bright where
     many outputs are.
 
@@ -65,12 +65,11 @@ def plot_activation_histograms(
         )
     columns = min(columns, len(found.layers))
     rows = -(-len(found.layers) // columns)
-    figure = Figure(figsize=(3.4 * columns, 2.4 * rows), layout="constrained")
+    figure = new_figure(3.4 * columns, 2.4 * rows)
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     first, last = found.train_iter[0], found.train_iter[-1]
-    half = (last - first) / max(
-        len(found.train_iter) - 1, 1
-    ) / 2 or 0.5  # of a column, which is centred on its batch
+    # Half of a column, which is centred on its batch.
+    half = (last - first) / max(len(found.train_iter) - 1, 1) / 2 or 0.5
     extent = (first - half, last + half, *found.range)
     for index, axes in enumerate(grid.flat):
         if index >= len(found.layers):
@@ -96,7 +95,7 @@ def plot_activation_histograms(
 
 def _curves(axes: Any, found: LayerStats, values: Tensor, what: str) -> None:
     """A line for each layer."""
-    for index, color in enumerate(_colors(len(found.layers))):
+    for index, color in enumerate(dark_to_light(len(found.layers))):
         axes.plot(
             found.train_iter,
             values[:, index].numpy(),
@@ -105,19 +104,14 @@ def _curves(axes: Any, found: LayerStats, values: Tensor, what: str) -> None:
             label=_label(found, index),
         )
     axes.set(xlabel="batch", ylabel=what)
-    _clean(axes)
+    clean(axes)
 
 
-def _legend(figure: Figure, axes: Any, found: LayerStats) -> None:
+def _legend(figure: "Figure", axes: Any, found: LayerStats) -> None:
     if len(found.layers) <= _LEGEND:
         figure.legend(
             *axes.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9
         )
-
-
-def _colors(count: int) -> Iterator[Any]:
-    """From dark to light."""
-    return iter(colormaps["viridis"](np.linspace(0, 0.9, count)))
 
 
 def _label(found: LayerStats, index: int) -> str:

@@ -1,21 +1,25 @@
 """Pictures of what a classifier gets wrong."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from loop.metrics import confusion_matrix
+from loop.plots.figure import new_figure
 from loop.plots.runs import draw_image
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _MOST_NUMBERS = 25  # classes beyond which the counts would not be readable
 
 
 def plot_confusion_matrix(
     targets: Tensor, pred: Tensor, classes: Sequence[str] | None = None, normalize: bool = False
-) -> Figure:
+) -> "Figure":
     """How often each class (row) was taken for each class (column): targets (N,) of classes, pred
     (N, C) of scores.
 
@@ -26,7 +30,8 @@ def plot_confusion_matrix(
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     size = len(counts)
     names = [str(name) for name in (range(size) if classes is None else classes)]
-    figure = Figure(figsize=(max(3.4, 0.55 * size + 1.2),) * 2, layout="constrained")
+    side = max(3.4, 0.55 * size + 1.2)
+    figure = new_figure(side, side)
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="predicted", ylabel="actual", xticks=range(size), yticks=range(size))
@@ -49,7 +54,7 @@ def plot_top_losses(
     losses: Tensor,
     classes: Sequence[str] | None = None,
     k: int = 9,
-) -> Figure:
+) -> "Figure":
     """The k images with the largest losses, the worst first, with the predicted class, the true one
     and the loss.
 
@@ -62,7 +67,7 @@ def plot_top_losses(
     )
     columns = max(int(np.ceil(np.sqrt(len(worst)))), 1)
     rows = max(-(-len(worst) // columns), 1)
-    figure = Figure(figsize=(1.9 * columns, 2.3 * rows), layout="constrained")
+    figure = new_figure(1.9 * columns, 2.3 * rows)
     guesses = pred.argmax(dim=-1)
     for place, axes in enumerate(np.atleast_1d(figure.subplots(rows, columns)).ravel()):
         axes.axis("off")

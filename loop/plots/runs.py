@@ -4,22 +4,34 @@ saves.
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import optree
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from loop.history import History
+from loop.plots.figure import new_figure
 from loop.state import State
 
 if TYPE_CHECKING:
-    from loop.tools.lr_find import LRFind
+    from matplotlib.figure import Figure
 
 
-def plot_losses(history: History, skip: int = 0) -> Figure:
+class Curve(Protocol):
+    """What `lr_find` returns, as far as it is drawn; a suggestion is an attribute by its name."""
+
+    @property
+    def lrs(self) -> Sequence[float]:
+        """The learning rate of every batch."""
+
+    @property
+    def losses(self) -> Sequence[float]:
+        """The smoothed loss of every batch."""
+
+
+def plot_losses(history: History, skip: int = 0) -> "Figure":
     """The training loss of every batch, smoothed and raw, and the validation loss after every
     epoch.
 
@@ -32,16 +44,14 @@ def plot_losses(history: History, skip: int = 0) -> Figure:
     axes.plot(batches, history.smooth_losses()[skip:], color="C0", label="training, smoothed")
     measured = [row for row in history.rows if row.get("valid_loss") is not None]
     if measured:
-        ends, values = (
-            [row["train_iter"] for row in measured],
-            [row["valid_loss"] for row in measured],
-        )
+        ends = [row["train_iter"] for row in measured]
+        values = [row["valid_loss"] for row in measured]
         axes.plot(ends, values, "o-", color="C1", label="validation")
     axes.legend(frameon=False)
     return figure
 
 
-def plot_schedules(history: History, names: Sequence[str] | None = None) -> Figure:
+def plot_schedules(history: History, names: Sequence[str] | None = None) -> "Figure":
     """The hypers that every batch was trained with, side by side; by default those that changed, or
     lr.
     """
@@ -52,17 +62,17 @@ def plot_schedules(history: History, names: Sequence[str] | None = None) -> Figu
             if len({_number(value) for value in log}) > 1
         ]
         names = changed or [name for name in ("lr",) if name in history.hypers]
-    figure = Figure(figsize=(4.5 * max(len(names), 1), 3.2), layout="constrained")
+    figure = new_figure(4.5 * max(len(names), 1), 3.2)
     for axes, name in zip(
         np.atleast_1d(figure.subplots(1, max(len(names), 1))), names, strict=False
     ):
         axes.plot([_number(value) for value in history.hypers[name]], color="C2")
         axes.set(xlabel="batch", ylabel=name)
-        _clean(axes)
+        clean(axes)
     return figure
 
 
-def plot_records(state: State, name: str = "record_values") -> Figure:
+def plot_records(state: State, name: str = "record_values") -> "Figure":
     """What RecordValues recorded in the last run, side by side, a value for each batch; of a tree,
     the last leaf.
 
@@ -75,19 +85,19 @@ def plot_records(state: State, name: str = "record_values") -> Figure:
             f"first."
         )
     logs = state.memory[name]
-    figure = Figure(figsize=(4.5 * len(logs), 3.2), layout="constrained")
+    figure = new_figure(4.5 * len(logs), 3.2)
     for axes, (label, log) in zip(
         np.atleast_1d(figure.subplots(1, len(logs))), logs.items(), strict=True
     ):
         axes.plot([_number(value) for value in log], color="C2")
         axes.set(xlabel="batch", ylabel=label)
-        _clean(axes)
+        clean(axes)
     return figure
 
 
 def plot_schedule(
     schedule: Callable[[float], Any], points: int = 200, name: str = "value"
-) -> Figure:
+) -> "Figure":
     """A schedule from 0 to 1."""
     figure, axes = _one(("share of the run", name))
     positions = np.linspace(0, 1, points)
@@ -102,9 +112,11 @@ def plot_predictions(
     classes: Sequence[str] | None = None,
     columns: int = 8,
     rows: int = 3,
-) -> Figure:
-    """Images (N, 1 or 3, H, W) with the predicted class, and the true one in red where they differ."""
-    figure = Figure(figsize=(1.3 * columns, 1.6 * rows), layout="constrained")
+) -> "Figure":
+    """Images (N, 1 or 3, H, W) with the predicted class, in red with the true one if they
+    differ.
+    """
+    figure = new_figure(1.3 * columns, 1.6 * rows)
     guesses = pred.argmax(dim=-1)
     grid = np.atleast_1d(figure.subplots(rows, columns)).ravel()
     for index, axes in enumerate(grid):
@@ -113,19 +125,15 @@ def plot_predictions(
             continue
         draw_image(axes, images[index])
         guess, truth = int(guesses[index]), int(targets[index])
-        said, meant = (
-            (classes[guess], classes[truth]) if classes is not None else (str(guess), str(truth))
-        )
-        right = guess == truth
-        axes.set_title(
-            said if right else f"{said}, not {meant}",
-            fontsize=9,
-            color="black" if right else "crimson",
-        )
+        said, meant = (str(one) if classes is None else classes[one] for one in (guess, truth))
+        if guess == truth:
+            axes.set_title(said, fontsize=9, color="black")
+        else:
+            axes.set_title(f"{said}, not {meant}", fontsize=9, color="crimson")
     return figure
 
 
-def plot_lr_find(found: "LRFind") -> Figure:
+def plot_lr_find(found: Curve) -> "Figure":
     """The smoothed loss over lr, without the last 5 batches, with every suggestion that the points
     suffice for.
     """
@@ -154,20 +162,22 @@ def draw_image(axes: Any, image: Tensor) -> None:
     image = image.detach().cpu().float()
     image = (image - image.min()) / (image.max() - image.min()).clamp(min=1e-12)
     gray = len(image) == 1
-    axes.imshow(
-        (image[0] if gray else image.movedim(0, -1)).numpy(), cmap="gray_r" if gray else None
-    )
+    if gray:
+        axes.imshow(image[0].numpy(), cmap="gray_r")
+    else:
+        axes.imshow(image.movedim(0, -1).numpy())
 
 
-def _one(labels: tuple[str, str]) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(6, 3.6), layout="constrained")
+def _one(labels: tuple[str, str]) -> tuple["Figure", Any]:
+    figure = new_figure(6, 3.6)
     axes = figure.subplots()
     axes.set(xlabel=labels[0], ylabel=labels[1])
-    _clean(axes)
+    clean(axes)
     return figure, axes
 
 
-def _clean(axes: Any) -> None:
+def clean(axes: Any) -> None:
+    """No frame above and on the right, and faint lines across."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="0.92")
 

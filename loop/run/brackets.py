@@ -1,4 +1,4 @@
-"""The brackets of callbacks: opened one after the other, closed in reverse order on every way out."""
+"""The brackets of callbacks: opened one after the other, closed in reverse order, always."""
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack
@@ -55,13 +55,23 @@ def opened(
         for owner, method in methods:
             where = f"by callback {owner!r} in {place}"
             try:
-                bracket = Bracket(
-                    method(state), partial(explain, where=f"{where}, closing", spare=False)
-                )
-                resource = stack.enter_context(bracket)
+                manager = method(state)
+                check_manager(owner, place, manager)
+                closing = partial(explain, where=f"{where}, closing", spare=False)
+                resource = stack.enter_context(Bracket(manager, closing))
             except Exception as error:
                 explain(error, where)
                 raise
             if lend:
                 state = state.replace(resources={**state.resources, owner: resource})
         return stack.pop_all(), state
+
+
+def check_manager(owner: str, place: str, manager: Any) -> None:
+    """Raise TypeError unless this can be entered and left."""
+    if hasattr(manager, "__enter__") and hasattr(manager, "__exit__"):
+        return
+    raise TypeError(
+        f"callback {owner!r} returned {type(manager).__name__} from {place}: expected a context "
+        f"manager. Write @contextmanager above it and yield once in it, or return nullcontext()."
+    )

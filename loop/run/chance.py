@@ -2,11 +2,13 @@
 train_iter) for a batch.
 """
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 _MASK = 2**64 - 1
 
@@ -48,7 +50,50 @@ def seed_loader(loader: Any, seed: int) -> None:
 
 @contextmanager
 def global_generators_kept(device: torch.device) -> Iterator[None]:
-    """Give torch's global generators back as they were."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    """Give torch's global generators back as they were.
+
+    They belong to the whole process. So while other threads have runs too, nothing is given back:
+    it would be taken from a batch of theirs. The last run of all gives back what the first found.
+    Such runs draw from one stream, each seeding it anew: what chance does in them can differ from
+    time to time. Train in processes of their own where that matters.
+    """
+    thread, found = threading.get_ident(), _states(device)
+    with _LOCK:
+        if not _RUNNING:
+            _OUTSIDE.clear()
+        for generator, state in found.items():
+            _OUTSIDE.setdefault(generator, state)
+        _RUNNING.append(thread)
+    try:
         yield
+    finally:
+        with _LOCK:
+            _RUNNING.remove(thread)
+            if not _RUNNING:
+                _restore(_OUTSIDE)
+            elif set(_RUNNING) == {thread}:  # a run within a run
+                _restore(found)
+
+
+_LOCK = threading.Lock()
+_RUNNING: list[int] = []  # the thread of every run that is open
+_OUTSIDE: dict[torch.device, Tensor] = {}  # the states of the generators before the first of them
+
+
+def _states(device: torch.device) -> dict[torch.device, Tensor]:
+    found = {torch.device("cpu"): torch.get_rng_state()}
+    if device.type == "cuda":
+        found[device] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        found[device] = torch.mps.get_rng_state()
+    return found
+
+
+def _restore(states: dict[torch.device, Tensor]) -> None:
+    for device, state in states.items():
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(state, device)
+        elif device.type == "mps":
+            torch.mps.set_rng_state(state)
+        else:
+            torch.set_rng_state(state)

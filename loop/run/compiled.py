@@ -11,9 +11,10 @@ import optree
 import torch
 from torch import Tensor, nn
 
-from functional_sgd.compile.step import can_be_traced, without_kernels
+from functional_sgd.compile.step import without_kernels
 from functional_sgd.compile.traced import LIST, Traced, by_name, numbers_of, trace
 from functional_sgd.outputs import map_output
+from loop.learner import Learner
 from loop.run.attributes import attributes_of, changed_attributes
 from loop.run.chance import key, seed_torch
 from loop.run.graph_cache import Learned, counted, flat, graphs_of
@@ -85,7 +86,7 @@ class CompiledWork(Work):
             for event in _EVENTS
         }
         update = [*BEFORE_UPDATE, "around_gradients", "around_update"]
-        few = len(run.state.params) <= FEW and can_be_traced(learner_of(run.state).opt)
+        few = len(run.state.params) <= FEW and learner_of(run.state).opt.traceable
         self.updates = few and all(
             len(own.get(event, ())) == len(run.handlers_of(event)) for event in update
         )
@@ -221,7 +222,7 @@ class CompiledWork(Work):
             learner = replace(learner_of(state), loss=loss)
             changes: dict[str, Any] = dict(params=params, buffers=buffers, xb=xb, yb=yb)
             if self.updates:
-                learner = replace(learner, opt=self._plain(learner.opt))
+                learner = replace(learner, opt=self._plain(learner.opt), fused=False)
                 changes |= dict(opt_state=opt_state, hyper=by_name(hyper))
             known = {**state.memory, **(memory or {})}
             return self._eagerly(state.replace(**changes, learner=learner, memory=known))
@@ -292,6 +293,18 @@ _ADVICE = (
     "that branches on the "
     "values of tensors cannot; fit without compile=True."
 )
+
+
+def check_optimizer_compilable(learner: Learner) -> None:
+    """Raise ValueError for an optimizer that needs more of a batch than a graph of it gives."""
+    opt = learner.opt
+    asked = [name for name in ("value", "value_fn") if name in opt.names]
+    if opt.perturbs or asked:
+        why = "takes the gradient a second time" if opt.perturbs else f"reads {asked[0]!r}"
+        raise ValueError(
+            f"fit(compile=True): {opt!r} {why}, which a compiled batch does not have. "
+            f"Fit without compile=True."
+        )
 
 
 def check_compilable(callbacks: Sequence[Any]) -> None:

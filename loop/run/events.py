@@ -29,9 +29,12 @@ class Scope:
 
     name: str
     parts: tuple["Part", ...]
-    repeat: str = ""  # "for each ..." if the machine runs it more than once in a row; it is then the only part
-    when: str = ""  # the condition under which the machine runs it, if any
-    whole: bool = False  # done as a whole or not at all: a run can be resumed before and after it, but not within
+    # "for each ..." if the machine runs it more than once in a row; it is then the only part.
+    repeat: str = ""
+    # The condition under which the machine runs it, if any.
+    when: str = ""
+    # Done as a whole or not at all: a run can be resumed before and after it, but not within.
+    whole: bool = False
 
     @property
     def before(self) -> str:
@@ -87,13 +90,22 @@ def places(scope: Scope = FIT, outer: tuple[str, ...] = ()) -> Iterator[Place]:
     yield Place(scope.after, inside, outer)
 
 
+def stages_of(scope: Scope) -> Iterator[str]:
+    """The names of the stages in a scope, in order; those of training and of validation."""
+    for part in scope.parts:
+        if isinstance(part, Stage):
+            yield part.name
+        elif isinstance(part, Scope):
+            yield from stages_of(part)
+
+
 EVENTS: tuple[str, ...] = tuple(dict.fromkeys(place.event for place in places()))
 """All event names, in the order in which they first appear."""
 
 SCOPES: tuple[str, ...] = tuple(dict.fromkeys(place.inside[-1] for place in places()))
 """All scope names, outermost first."""
 
-STAGES: tuple[str, ...] = ("predict", "loss", "gradients", "update")
+STAGES: tuple[str, ...] = tuple(dict.fromkeys(stages_of(FIT)))
 """All stage names, in their order."""
 
 BRACKETS: tuple[str, ...] = tuple(f"around_{name}" for name in (*SCOPES, *STAGES))

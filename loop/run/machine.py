@@ -15,26 +15,24 @@ from loop.run import stages
 from loop.run.brackets import opened
 from loop.run.chance import global_generators_kept
 from loop.run.events import (
-    EPOCH,
     EVENTS,
     FIT,
     SCOPES,
     STAGES,
-    STEP,
     TRAIN,
-    TRAIN_BATCH,
     VALIDATE,
     Event,
     Scope,
     Stage,
 )
+from loop.run.returned import accepted
+from loop.run.scopes import BORDERS, Change
 from loop.run.signals import SIGNALS, Cancel, SignalError
 from loop.state import State
 
 Transitions: TypeAlias = Generator[tuple[str, State], None, None]
 Steps: TypeAlias = Generator[tuple[str, State], None, State]
 Method: TypeAlias = tuple[str, Callable[[State], Any]]
-Entry: TypeAlias = Callable[[State], State]
 
 
 class Run:
@@ -62,9 +60,7 @@ class Run:
         self.work = stages.Work() if work is None else work
         self.open: list[str] = []  # the scopes that can be cancelled here
         self.path: list[int] = []  # of every scope that can be resumed: how much of it is done
-        self.ahead = list(
-            state.done
-        )  # the path to go on from, as far as it has not been entered yet
+        self.ahead = list(state.done)  # the path to go on from, as far as it is not yet entered
         self.state = self.committed = state.at_rest().replace(learner=learner)
         self.stop: Callable[[], bool] = bool  # says whether to end at the next event
         self.failure: Exception | None = None  # what failed when it had said so
@@ -78,7 +74,7 @@ class Run:
         """
         try:
             with global_generators_kept(stages.device_of(self.state)), stages.mode_kept(self.state):
-                self._enter(stages.ENTER.get(self.root.name, _unchanged))
+                self._enter(BORDERS[self.root.name].enter)
                 yield from self._scope(self.root)
         except Exception as error:
             error.state = self.committed.at_rest()  # type: ignore[attr-defined]
@@ -101,99 +97,101 @@ class Run:
             return result
 
     def _scope(self, scope: Scope) -> Transitions:
-        """One bracket for every scope: before; the parts; the signal of the scope's name caught;
-        after.
+        """A scope between its borders. Whatever way it ends, what it lent is taken back."""
+        border, over, depth = BORDERS[scope.name], False, len(self.open)
+        learner, resources = self.state.learner, self.state.resources
 
-        Whatever way it ends, what it lent is taken back.
-        """
-        fixed, lent, depth = self.state.learner, self.state.resources, len(self.open)
+        def left(state: State) -> State:
+            if state.learner is not learner or state.resources is not resources:
+                state = state.replace(learner=learner, resources=resources)
+            return border.left(state)
+
         try:
             with self.brackets_of(scope.name, lend=True):
-                self.open.append(scope.name)
-                try:
-                    if self.ahead:
-                        self.path.append(self.ahead.pop(0))
-                    else:
-                        yield self._event(scope.before)
-                        if not scope.whole:
-                            self.path.append(0)
-                            self._commit()
-                    for index, part in enumerate(scope.parts):
-                        if isinstance(part, Stage):
-                            self._stage(part)
-                        elif isinstance(part, Event):
-                            yield self._event(part.name)
-                        elif part.name in REPEATED:
-                            for entry in self._each(part):
-                                self._enter(entry)
-                                yield from self._scope(part)
-                                self.path[-1] += 1
-                                self._commit()
-                        elif self._begins(scope, index, part):
-                            yield from self._scope(part)
-                            if not scope.whole:
-                                self.path[-1] = index + 1
-                                self._commit()
-                except Cancel as signal:
-                    if signal.scope != scope.name or signal.state is None:
-                        raise
-                    del self.open[depth:]
-                    self.state = signal.state
-                    yield self._event(scope.cancelled)
-                finally:
-                    del self.open[depth:]
-                self._enter(stages.LEAVE.get(scope.name, _unchanged))
+                yield from self._inside(scope)
+                self.state, over = border.over(self.state), True
                 yield self._event(scope.after)
         except Cancel as signal:
-            signal.state = _left(
-                scope, self.state if signal.state is None else signal.state, fixed, lent
-            )
+            # It is for a scope further out, which goes on from the state that it carries.
+            state = self.state if signal.state is None else signal.state
+            signal.state = left(state if over else border.broken(state))
             raise
         finally:
             del self.path[depth:]
             if scope.whole:
                 self.work.leave()
-        self.state = _left(scope, self.state, fixed, lent)
+        self.state = left(self.state)
 
-    def handlers_of(self, place: str) -> Sequence[Method]:
-        """Who handles an event, or has a bracket ("around_...")."""
-        return (
-            self.handlers[place]
-            if place in self.handlers
-            else self.brackets[place.removeprefix("around_")]
-        )
+    def _inside(self, scope: Scope) -> Transitions:
+        """before_x and the parts; if the signal of the scope's name ends them, after_cancel_x."""
+        depth = len(self.open)
+        self.open.append(scope.name)
+        try:
+            if self.ahead:  # the run is resumed in here, so the state has passed before_x
+                self.path.append(self.ahead.pop(0))
+            else:
+                yield self._event(scope.before)
+                if not scope.whole:
+                    self.path.append(0)
+                    self._commit()
+            for index, part in enumerate(scope.parts):
+                if isinstance(part, Stage):
+                    self._stage(part)
+                elif isinstance(part, Event):
+                    yield self._event(part.name)
+                else:
+                    yield from self._inner(scope, index, part)
+        except Cancel as signal:
+            if signal.scope != scope.name or signal.state is None:
+                raise
+            del self.open[depth:]  # from here on, only the scopes around can be cancelled
+            self.state = signal.state
+            yield self._event(scope.cancelled)
+        finally:
+            del self.open[depth:]
 
-    def _begins(self, scope: Scope, index: int, part: Scope) -> bool:
-        """Whether this part of a scope is to be run, and if so, what changes on entering it."""
-        if not scope.whole and index < self.path[-1]:
-            return False
-        if not WHEN.get(part.name, _always)(self.state):
+    def _inner(self, scope: Scope, index: int, part: Scope) -> Transitions:
+        """A scope that is part of another: as often as its row says, or not at all.
+
+        The path counts what is done of `scope`: times of a repeated part, else parts.
+        """
+        border = BORDERS[part.name]
+        if part.repeat and border.each is not None:
+            for change in self._each(border.each):
+                self._enter(change)
+                yield from self._scope(part)
+                self.path[-1] += 1
+                self._commit()
+        elif not scope.whole and index < self.path[-1]:
+            return  # done before the run was resumed
+        elif border.when(self.state):
+            self._enter(border.enter)
+            yield from self._scope(part)
+            if not scope.whole:
+                self.path[-1] = index + 1
+                self._commit()
+        else:
             self.ahead.clear()
-            return False
-        self._enter(stages.ENTER.get(part.name, _unchanged))
-        return True
 
-    def _each(self, scope: Scope) -> Iterator[Entry]:
+    def _each(self, each: Callable[[State, int], Iterator[Change]]) -> Iterator[Change]:
         """What changes on entering a repeated scope, once for each time; an error in the loader
         says so.
         """
-        entries = REPEATED[scope.name](self.state, self.path[-1])
+        changes = each(self.state, self.path[-1])
         while True:
             try:
-                entry = next(entries)
+                change = next(changes)
             except StopIteration:
                 return
             except Exception as error:
                 self._explain(error, "while fetching data", self.path[-1])
                 raise
-            yield entry
+            yield change
 
-    def _enter(self, entry: Entry) -> None:
-        """The fields that change on entering or leaving a scope; on entering one again, it is where
-        it was.
-        """
+    def _enter(self, change: Change) -> None:
+        """The fields that change on entering a scope; on entering one again, it is where it was."""
         now = self.state
-        self.state = entry(now)
+        self.state = change(now)
         if self.ahead:
             self.state = self.state.replace(iter=now.iter, pct_train=now.pct_train)
 
@@ -209,20 +207,20 @@ class Run:
     def _handle(self, name: str, handler: Callable[[State], Any], event: str) -> None:
         try:
             result = handler(self.state)
+            if result is None:
+                return
+            if not isinstance(result, State):
+                raise TypeError(
+                    f"callback {name!r} returned {type(result).__name__} from {event}: expected a "
+                    f"State or None. Return state.replace(...), or nothing for no change."
+                )
+            said = f"callback {name!r} returned from {event}"
+            self.state = accepted(said, result, self.state)
         except StopIteration as error:
             raise RuntimeError(f"callback {name!r} raised StopIteration in {event}.") from error
         except Exception as error:
             self._explain(error, f"by callback {name!r} in {event}")
             raise
-        if result is None:
-            return
-        if not isinstance(result, State):
-            raise TypeError(
-                f"callback {name!r} returned {type(result).__name__} from {event}: expected a "
-                f"State or None. "
-                f"Return state.replace(...), or nothing for no change."
-            )
-        self.state = _in_run(result, self.state)
 
     def _stage(self, stage: Stage) -> None:
         with self.brackets_of(stage.name):
@@ -231,6 +229,12 @@ class Run:
             except Exception as error:
                 self._explain(error, f"in [{stage.name}]", shapes=True)
                 raise
+
+    def handlers_of(self, place: str) -> Sequence[Method]:
+        """Who handles an event, or has a bracket ("around_...")."""
+        if place in self.handlers:
+            return self.handlers[place]
+        return self.brackets[place.removeprefix("around_")]
 
     def brackets_of(self, name: str, lend: bool = False) -> AbstractContextManager[Any]:
         """The brackets that callbacks have around this; they close in reverse order, on every way
@@ -263,22 +267,29 @@ class Run:
         shapes: bool = False,
         spare: bool = True,
     ) -> None:
-        """Give an error a note on where it happened, and a signal the state to go on from.
+        """What becomes of an exception: an error gets a note, a signal the state to go on from."""
+        if isinstance(error, Cancel):
+            self._route(error, where)
+            return
+        # What fails once the run is to stop is not worth raising: it is over anyway.
+        self.failure = error if spare and self.stop() else None
+        known = f"; {stages.shapes(self.state)}" if shapes else ""
+        error.add_note(f"loop: raised {where}, {self._where(batch)}{known}.")
 
-        Raises SignalError for a signal that nothing would catch.
-        """
-        if not isinstance(error, Cancel):
-            self.failure = error if spare and self.stop() else None
-            known = f"; {stages.shapes(self.state)}" if shapes else ""
-            error.add_note(f"loop: raised {where}, {self._where(batch)}{known}.")
-        elif error.scope in self.open:
-            error.state = self.state if error.state is None else _in_run(error.state, self.state)
-        else:
+    def _route(self, signal: Cancel, where: str) -> None:
+        """Check that a signal can be caught, and have it carry a state of this run."""
+        if signal.scope not in self.open:
             legal = " or ".join(SIGNALS[scope].__name__ for scope in self.open) or "no signal"
             raise SignalError(
-                f"{type(error).__name__} was raised {where}, where nothing can catch it: "
+                f"{type(signal).__name__} was raised {where}, where nothing can catch it: "
                 f"the open scopes are {', '.join(self.open) or 'none'}. Raise {legal} here."
-            ) from error
+            ) from signal
+        carried = signal.state
+        if carried is None:
+            signal.state = self.state
+        else:
+            said = f"{type(signal).__name__}, raised {where}, carries"
+            signal.state = accepted(said, carried, self.state)
 
     def _where(self, batch: int | None = None) -> str:
         """Where the run is, for a note."""
@@ -287,22 +298,10 @@ class Run:
             return f"batch {batch} of a validation"
         phases = {TRAIN.name: "training", VALIDATE.name: "validation"}
         phase = next((phases[name] for name in phases if name in self.open), None)
-        return (
-            f"epoch {self.state.epoch}"
-            if phase is None
-            else f"{phase} batch {batch} of epoch {self.state.epoch}"
-        )
+        if phase is None:
+            return f"epoch {self.state.epoch}"
+        return f"{phase} batch {batch} of epoch {self.state.epoch}"
 
-
-REPEATED: dict[str, Callable[[State, int], Iterator[Entry]]] = {
-    EPOCH.name: stages.epochs,
-    TRAIN_BATCH.name: stages.batches,
-}
-
-WHEN: dict[str, Callable[[State], bool]] = {
-    VALIDATE.name: stages.has_validation_data,
-    STEP.name: stages.has_gradients,
-}
 
 _NO_BRACKETS = nullcontext()
 
@@ -310,34 +309,3 @@ _NO_BRACKETS = nullcontext()
 def _methods(callbacks: Iterable[Any], place: str) -> tuple[Method, ...]:
     found = ((name_of(callback), getattr(callback, place, None)) for callback in callbacks)
     return tuple((name, method) for name, method in found if callable(method))
-
-
-def _left(scope: Scope, state: State, learner: Learner | None, resources: Any) -> State:
-    """The state after a scope, whatever way it ended."""
-    if state.learner is not learner or state.resources is not resources:
-        state = state.replace(learner=learner, resources=resources)
-    return stages.LEFT.get(scope.name, _unchanged)(state)
-
-
-def _in_run(result: State, state: State) -> State:
-    """A state that a callback wants next, as part of this run: where the run is, is not for
-    callbacks to say.
-    """
-    if result.learner is not None and all(
-        getattr(result, name) == getattr(state, name) for name in _PROGRESS
-    ):
-        return result
-    progress = {name: getattr(state, name) for name in _PROGRESS}
-    learner = state.learner if result.learner is None else result.learner
-    return result.replace(learner=learner, resources=state.resources, **progress)
-
-
-_PROGRESS = ("epoch", "n_epoch", "iter", "n_iter", "pct_train", "training")
-
-
-def _unchanged(state: State) -> State:
-    return state
-
-
-def _always(state: State) -> bool:
-    return True

@@ -51,7 +51,9 @@ class CancelBatch(Cancel):
 
 
 class CancelBackward(Cancel):
-    """Go without gradients, and so without a step: after_cancel_backward and after_backward follow."""
+    """Go without gradients, and so without a step: after_cancel_backward and
+    after_backward follow.
+    """
 
     scope = "backward"
 

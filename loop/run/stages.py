@@ -2,7 +2,7 @@
 state to state.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -19,6 +19,7 @@ from loop.run.attributes import attributes_of, warn_of_attributes
 from loop.run.chance import key, seed_loader, seed_torch
 from loop.run.forward import ByName, Unharmed, called
 from loop.run.running import running
+from loop.run.signals import Cancel
 from loop.state import State
 
 _DATA, _VALID_DATA, FOR_BATCH, _VALID_BATCH = range(4)  # what a random number is for
@@ -30,14 +31,17 @@ class Work:
     """
 
     def __init__(self) -> None:
+        self.handlers: Mapping[str, Sequence[Any]] = {}
         self.placed: Placed | None = None
         self.during: dict[str, Tensor] = {}
         self.before: dict[str, Tensor] = {}
+        self.average: tuple[Any, Any, Any] = (None, None, None)  # of these params and this state
         self.model, self.loss_function = Unharmed("model"), Unharmed("loss")
         self.trained = 0  # batches of this run
 
     def join(self, run: Any) -> None:
         """Prepare for a run."""
+        self.handlers = run.handlers
         model = learner_of(run.state).model
         look_again(model)
         for name, value in model.named_parameters():
@@ -63,7 +67,7 @@ class Work:
         if not state.training:
             seed_torch(key(state.seed, state.epochs_seen, state.iter, _VALID_BATCH), device)
             with torch.no_grad():
-                pred = self._predict(state, state.params)
+                pred = self._predict(state, self._evaluated(state))
             return state.replace(pred=pred)
         seed_torch(key(state.seed, state.train_iter, FOR_BATCH), device)
         self.before, frozen = state.params, state.frozen
@@ -81,6 +85,18 @@ class Work:
         if watched is not None:
             warn_of_attributes(learner.model, watched)
         return state.replace(params=self.during, pred=pred, buffers=buffers)
+
+    def _evaluated(self, state: State) -> Mapping[str, Tensor]:
+        """The params to evaluate: an average, if the optimizer keeps one for that."""
+        opt = learner_of(state).opt
+        if not opt.averages:
+            return state.params
+        params, opt_state, _ = self.average
+        if params is not state.params or opt_state is not state.opt_state:
+            found = opt.evaluated(state.params, state.opt_state)
+            self.average = (state.params, state.opt_state, found)
+        average: Mapping[str, Tensor] = self.average[2]
+        return average
 
     def _predict(self, state: State, params: Mapping[str, Tensor]) -> Any:
         model, tensors = learner_of(state).model, {**params, **state.buffers}
@@ -136,17 +152,68 @@ class Work:
                 params = {**params, **placed.after(params.keys() & placed.changed)}
         self.leave()
         self.during, self.before = {}, {}
-        return state.replace(
+        ended = state.replace(
             params=params, grads=by_name, pred=detached(state.pred), loss=state.loss.detach()
         )
+        if learner_of(state).opt.perturbs:
+            return ended.replace(grads=self._perturbed(ended))
+        return ended
+
+    def _perturbed(self, state: State) -> dict[str, Tensor | None]:
+        """The gradients at the params that the optimizer wants them at, given those of the batch.
+
+        The batch is done once more, with the same chance and the same handlers of pred and loss.
+        What it makes of buffers and of the state is left out: the batch counts once.
+        """
+        learner = learner_of(state)
+        with torch.no_grad():
+            there = learner.opt.perturb(state.params, state.grads, state.opt_state, state.hyper)
+        again = Work()
+        again.model, again.loss_function = self.model, self.loss_function
+        again.trained = self.trained
+        try:
+            at = again.predict(state.replace(params=there, grads=None, loss=None, pred=None))
+            for event in ("after_pred", "after_loss", "before_backward"):
+                at = again.loss(at) if event == "after_loss" else at
+                for _, handler in self.handlers.get(event, ()):
+                    result = handler(at.replace(event=event))
+                    at = at if result is None else result
+            tracked = {n: v for n, v in again.during.items() if n not in at.frozen}
+            assert at.loss is not None and again.placed is not None
+            found = gradients(at.loss, list(tracked.values()), [again.placed])
+        except Cancel as signal:
+            # The state to go on from is that of the batch, not one at perturbed params.
+            raise type(signal)(state) from None
+        finally:
+            again.leave()
+        each = dict(zip(tracked, found, strict=True))
+        return {name: each.get(name) for name in state.params}
 
     def update(self, state: State) -> State:
-        """One step of the optimizer."""
+        """One step of the optimizer, which gets the loss if it asks for it."""
+        opt = learner_of(state).stepper
+        extras: dict[str, Any] = {}
+        if "value" in opt.names:
+            extras["value"] = state.loss
+        if "value_fn" in opt.names:
+            extras["value_fn"] = partial(self._value_at, state)
+        hyper = {name: value for name, value in state.hyper.items() if name not in extras}
         with torch.no_grad():
-            params, opt_state = learner_of(state).opt(
-                state.params, state.grads, state.opt_state, state.hyper
-            )
+            params, opt_state = opt(state.params, state.grads, state.opt_state, hyper, **extras)
         return state.replace(params=params, opt_state=opt_state)
+
+    def _value_at(self, state: State, params: Mapping[str, Tensor]) -> Tensor:
+        """The loss of this batch at other params, with the same chance; it can be differentiated."""
+        again = Work()
+        again.model, again.loss_function = self.model, self.loss_function
+        seed_torch(key(state.seed, state.train_iter, FOR_BATCH), device_of(state))
+        try:
+            pred = again._predict(state, params)
+            loss = again.loss(state.replace(pred=pred, loss=None)).loss
+        finally:
+            again.leave()
+        assert loss is not None
+        return loss
 
 
 def epochs(state: State, start: int) -> Iterator[Callable[[State], State]]:
@@ -233,14 +300,6 @@ def left_batch(state: State) -> State:
 def left_train(state: State) -> State:
     """The training phase is over."""
     return state.replace(training=False)
-
-
-ENTER: Mapping[str, Callable[[State], State]] = {"train": enter_train, "validate": enter_validate}
-LEAVE: Mapping[str, Callable[[State], State]] = {"batch": leave_batch, "epoch": leave_epoch}
-LEFT: Mapping[str, Callable[[State], State]] = {"batch": left_batch, "train": left_train}
-"""What changes on entering a scope; before its after_x, unless an outer signal left it; and
-whenever it ends.
-"""
 
 
 def has_validation_data(state: State) -> bool:

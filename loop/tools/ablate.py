@@ -78,7 +78,7 @@ def ablate(
     compare, all if None. `run` is how to train: `functools.partial(fit_one_cycle, lr=0.1)`, say.
 
     Raises ValueError if there is nothing to leave out or to compare, and KeyboardInterrupt if
-    Ctrl-C or SIGTERM ended a run.
+    Ctrl-C ended a run.
 
     >>> import torch
     >>> from functional_sgd import sgd

@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import optree
-from matplotlib.figure import Figure
 
 from functional_sgd.schedules import Exponential
-from loop.callback import Callback, without_reports
+from loop.callback import Callback, Order, without_reports
+from loop.callbacks.schedule import with_hypers
 from loop.callbacks.tracking import Tracker
 from loop.history import History
 from loop.learner import Learner, hyper_names
@@ -21,6 +21,9 @@ from loop.run.signals import CancelFit
 from loop.state import State
 from loop.tools import lr_suggestions
 from loop.training.fit import fit
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _SKIP_END = 5
 
@@ -81,7 +84,7 @@ class LRFind:
         """All four."""
         return Suggestions(self.valley, self.slide, self.minimum, self.steep)
 
-    def plot(self) -> Figure:
+    def plot(self) -> "Figure":
         """The curve, with the suggestions marked on it."""
         return plot_lr_find(self)
 
@@ -111,8 +114,8 @@ def lr_find(
     every batch, and stops when the raw loss is above 3 times its minimum: fewer batches, a rougher
     curve, and no suggestions.
 
-    Raises ValueError for numbers that make no sense, and for an optimizer without lr;
-    KeyboardInterrupt if Ctrl-C or SIGTERM ended the search. Source: Smith 2015 (cyclical learning
+    Raises ValueError for numbers that make no sense, and for an optimizer without lr; and what
+    `fit` raises if Ctrl-C or SIGTERM ends the search. Source: Smith 2015 (cyclical learning
     rates).
 
     >>> import torch
@@ -136,11 +139,7 @@ def lr_find(
     ]
     alone = replace(learner, data=replace(learner.data, valid=None), callbacks=tuple(others))
     fork = state.replace(history=History()).forget(finder.name)
-    after = fit(
-        alone, fork, epochs=iterations, callbacks=[finder]
-    )  # an epoch has at least one batch
-    if after.stopped:
-        raise KeyboardInterrupt(f"lr_find: ended by {after.stopped}.")
+    after = fit(alone, fork, epochs=iterations, callbacks=[finder])  # an epoch has >= 1 batch
     seen = after.memory.get(finder.name, _NOTHING)
     return LRFind(seen["lrs"], seen["losses"], iterations)
 
@@ -160,12 +159,12 @@ class RaiseLR(Callback):
     beta: float
     like: Any  # the lr of before
     first: int  # train_iter before the run
-    order: ClassVar[int] = 1000  # the last to set lr
+    order: ClassVar[int] = Order.SEARCH
 
     def before_batch(self, state: State) -> State:
         """Set lr."""
         lr = scaled(self.like, self.schedule((state.train_iter - self.first) / self.iterations))
-        return state.replace(hyper={**state.hyper, "lr": lr})
+        return state.replace(hyper=with_hypers(state.hyper, {"lr": lr}))
 
     def after_batch(self, state: State) -> State:
         """Remember the batch, if it has a loss, and end the run if that is enough."""

@@ -20,7 +20,7 @@ from loop.state import State, Tensors
 
 def refresh_buffers(learner: Learner, state: State, data: Iterable[Any] | None = None) -> State:
     """The state with BatchNorm statistics that belong to its params, as `refresh_buffers(learner,
-    averaged(state))`.
+    at_average(state))`.
 
     One pass over the training data (or other data) in training mode, without any callback;
     running_mean and running_var are the plain means over its batches. Other buffers that layers

@@ -14,8 +14,8 @@ from loop.callback import in_order, name_of
 from loop.learner import Learner
 from loop.metrics import metric_name
 from loop.state import State
-from loop.tools.batch import first_batch
 from loop.tools.table import aligned
+from loop.training.batch import first_batch
 from loop.training.fit import validate, with_recorder
 
 

@@ -9,10 +9,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from loop.callbacks.freezing import Freeze
+from loop.layer_groups import Groups, exactly, layer_groups, matching, spread
 from loop.learner import Learner
 from loop.state import State
 from loop.training.fit import fit_one_cycle, latest
-from loop.training.layer_groups import Groups, exactly, layer_groups, matching, spread
 
 MEMORY = "fine_tune"
 """Where a state within a fine_tune keeps which half it is in: "head" or "all"."""
@@ -46,8 +46,8 @@ def fine_tune(
 
     Each half begins with a fresh optimizer state: slots that stood still while the step counter
     went on would make the first steps of the unfrozen layers too long. If Ctrl-C or SIGTERM ends
-    the first half, the second does not begin; `resume` goes on in the half at hand. Both halves are
-    in the history, one after the other.
+    the first half, the second does not begin (see `fit`); `resume` goes on in the half at hand.
+    Both halves are in the history, one after the other.
 
     Raises ValueError if the model has one group only, `head` matches nothing or everything, or the
     state to resume is not within a fine_tune. Source: fastai's fine_tune, with its defaults.

@@ -2,30 +2,27 @@
 (or to numbers).
 """
 
-import signal
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import optree
 import torch
 
-from functional_sgd import Chain, fuse
 from functional_sgd.errors import did_you_mean
 from functional_sgd.outputs import map_output
 from functional_sgd.schedules import one_cycle, three_cosines
-from loop.callback import Callback
+from loop.callback import Callback, Order
 from loop.callbacks import ParamScheduler, Recorder
 from loop.callbacks.recorder import RECORDER, recorded
+from loop.callbacks.schedule import put_all_back, with_hypers
 from loop.data.batches import DataLoaders
 from loop.disk.store import checkpoints, load_latest
 from loop.learner import Learner, hyper_names
-from loop.run.compiled import CompiledWork, check_compilable
+from loop.run.compiled import CompiledWork, check_compilable, check_optimizer_compilable
 from loop.run.events import VALIDATE
+from loop.run.interrupt import STOPS, run_to_end
 from loop.run.machine import Run, Steps
 from loop.state import State
 
@@ -37,6 +34,7 @@ def fit(
     callbacks: Sequence[Any] = (),
     resume: bool | str | Path = False,
     compile: bool = False,
+    stop: Literal["raise", "return"] = "raise",
     **hyper: Any,
 ) -> State:
     """Train for some epochs: state -> state. The state given is not touched and can be used again.
@@ -45,8 +43,13 @@ def fit(
     those of a state into it.
 
     `callbacks` join the learner's for this run. `hyper` are new values for the optimizer's hypers
-    (`lr=0.1`), which stay in the state. Ctrl-C and SIGTERM end the run between two events: the
-    state of the latest whole batch is returned, and its `stopped` says which it was.
+    (`lr=0.1`), which stay in the state.
+
+    Ctrl-C and SIGTERM end the run at the next event, with every bracket closed, so that a
+    Checkpoint has written the latest whole batch. Then KeyboardInterrupt is raised, or for SIGTERM
+    SystemExit(143), so the script ends too; the state is the error's `state`. With `stop="return"`
+    fit returns it instead, and `state.stopped` says which signal it was: "SIGINT" or "SIGTERM",
+    else "". A second signal interrupts at once.
 
     `resume=True` goes on with the run that the state was in when it was stopped or saved, as if
     nothing had happened: the end is the same bit for bit, if learner, callbacks and epochs are the
@@ -71,7 +74,9 @@ def fit(
     >>> round(state.params["weight"].item(), 3)
     3.0
     """
-    return run_to_end(begin(learner, state, epochs, callbacks, hyper, resume, compile))
+    if stop not in STOPS:
+        raise ValueError(f"fit: stop must be 'raise' or 'return', got {stop!r}.")
+    return run_to_end(begin(learner, state, epochs, callbacks, hyper, resume, compile), stop)
 
 
 def trace(
@@ -88,7 +93,8 @@ def trace(
 
     >>> from functional_sgd import sgd
     >>> x = torch.ones(1, 1)
-    >>> learner = Learner(torch.nn.Linear(1, 1), DataLoaders([(x, x)]), torch.nn.functional.mse_loss, sgd(lr=0.1))
+    >>> data, loss = DataLoaders([(x, x)]), torch.nn.functional.mse_loss
+    >>> learner = Learner(torch.nn.Linear(1, 1), data, loss, sgd(lr=0.1))
     >>> [event for event, state in trace(learner, learner.init())][3:7]
     ['before_batch', 'after_pred', 'after_loss', 'before_backward']
     """
@@ -105,6 +111,7 @@ def begin(
     compile: bool = False,
 ) -> Run:
     """A run of `fit` that has not taken its first step; its arguments are checked here."""
+    check_arguments("fit", learner, state, callbacks)
     if not isinstance(epochs, int) or epochs < 0:
         raise ValueError(f"fit: epochs must be a whole number, 0 or more, got {epochs!r}.")
     known = hyper_names(learner)
@@ -115,8 +122,7 @@ def begin(
     work = None
     if compile:
         check_compilable(everyone)
-        fusible = isinstance(learner.opt, Chain) or hasattr(learner.opt, "map_inner")
-        learner = replace(learner, opt=fuse(learner.opt)) if fusible else learner
+        check_optimizer_compilable(learner)
         work = CompiledWork(learner.model)
     if resume is not False:
         stopped = state if resume is True else latest(resume, state)
@@ -126,7 +132,8 @@ def begin(
     fresh: dict[str, Any] = dict(
         epoch=0, n_epoch=epochs, pct_train=0.0, stopped="", done=(), frozen=()
     )
-    start = state.replace(**fresh, hyper={**state.hyper, **hyper})
+    state = put_all_back(state)  # a schedule of a run that was stopped, and is not resumed
+    start = state.replace(**fresh, hyper=with_hypers(state.hyper, hyper))
     return Run(learner, start, callbacks=everyone, work=work)
 
 
@@ -213,69 +220,33 @@ def joined(*parts: Any) -> Any:
 class CollectPredictions(Callback):
     """Remember every prediction of a validation, as the other callbacks leave it."""
 
-    order: ClassVar[int] = 100
+    order: ClassVar[int] = Order.LAST
 
     def after_pred(self, state: State) -> State:
         """Keep one batch's."""
         return state.remember(self.name, (*state.memory.get(self.name, ()), state.pred))
 
 
-def run_to_end(run: Run) -> State:
-    """The last state of a run, or the committed one where Ctrl-C or SIGTERM stopped it.
-
-    What fails between the signal and the next event is not raised: the loader's processes may have
-    got it too.
+def check_arguments(
+    who: str, learner: Learner, state: State, callbacks: Sequence[Any] = ()
+) -> None:
+    """Raise TypeError, on behalf of `who`, for arguments of the wrong kind, or in the
+    wrong order.
     """
-    with interruptible() as caught:
-        try:
-            state = run.to_end(lambda: bool(caught))
-        except Exception as error:
-            if error is not run.failure:
-                raise
-            state = run.committed.at_rest()
-    return state.replace(stopped=signal.Signals(caught[0]).name) if caught else state
-
-
-@contextmanager
-def interruptible() -> Iterator[list[int]]:
-    """A list that gets the numbers of SIGINT and SIGTERM when they come; a second one interrupts at
-    once.
-
-    In another thread than the main one, Python cannot listen to them, and the list stays empty.
-    """
-    caught: list[int] = []
-    before: dict[int, Any] = {}
-
-    def catch(number: int, frame: FrameType | None) -> None:
-        if caught:
-            raise KeyboardInterrupt
-        caught.append(number)
-        heard = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
-        if callable(
-            heard
-        ):  # torch's raises an error, anywhere, when a loader's process has got the signal too
-            before[signal.SIGCHLD] = heard
-            signal.signal(signal.SIGCHLD, _quiet(heard))
-
-    if threading.current_thread() is not threading.main_thread():
-        yield caught
-        return
-    before |= {number: signal.signal(number, catch) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _quiet(handler: Callable[..., Any]) -> Callable[..., None]:
-    """The handler of a signal, without its RuntimeError."""
-
-    def handle(*details: Any) -> None:
-        with suppress(RuntimeError):
-            handler(*details)
-
-    return handle
+    if not isinstance(learner, Learner):
+        raise TypeError(
+            f"{who}: the first argument must be a Learner, got {type(learner).__name__}. "
+            f"Call {who}(learner, state, ...)."
+        )
+    if not isinstance(state, State):
+        raise TypeError(
+            f"{who}: the second argument must be a State, got {type(state).__name__}. "
+            f"Begin with learner.init()."
+        )
+    if not isinstance(callbacks, Iterable):
+        raise TypeError(
+            f"{who}: callbacks must be a list, got {callbacks!r}. Put it in one: [{callbacks!r}]."
+        )
 
 
 def with_recorder(callbacks: Sequence[Any]) -> list[Any]:
@@ -293,6 +264,7 @@ def evaluate(
     """The state after the validate scope, run on other data if given; what callbacks have
     remembered is in it.
     """
+    check_arguments("validate", learner, state)
     if data is not None:
         learner = replace(learner, data=DataLoaders(learner.data.train, data))
     if learner.data.valid is None:

@@ -10,7 +10,7 @@ from functional_sgd.schedules import flat_cosine, warm_restarts
 from loop.callbacks import ParamScheduler
 from loop.learner import Learner
 from loop.state import State
-from loop.tools.batch import first_batch
+from loop.training.batch import first_batch
 from loop.training.fit import fit
 
 

@@ -73,7 +73,8 @@ def busy(count: int) -> Learner:
 def train(mine: Learner, folder: Path, *callbacks: Any) -> State:
     """The command that is given again and again; the end is saved."""
     checkpoint = Checkpoint(folder / "run", batches=1, epochs=None)
-    end = fit(mine, mine.init(seed=3), 2, [checkpoint, *callbacks], resume=folder / "run")
+    start, everyone = mine.init(seed=3), [checkpoint, *callbacks]
+    end = fit(mine, start, 2, everyone, resume=folder / "run", stop="return")
     if not end.stopped:
         save(end, folder / "end", overwrite=True)
     return end
@@ -123,7 +124,9 @@ def killed(folder: Path) -> dict[str, Any]:
 
 
 def stopped(folder: Path) -> dict[str, Any]:
-    """Send SIGINT and SIGTERM in turns, each in the middle of a batch, until the run is complete."""
+    """Send SIGINT and SIGTERM in turns, each in the middle of a batch, until the run is
+    complete.
+    """
     codes, done = [], []
     mine = busy(count=4)
     expected = fit(mine, mine.init(seed=3), 2)

@@ -78,7 +78,9 @@ def learner(
     opt: Optimizer | None = None,
     **rest: Any,
 ) -> Learner:
-    """A learner for a linear layer on 3 training and 2 validation batches, unless told otherwise."""
+    """A learner for a linear layer on 3 training and 2 validation batches, unless told
+    otherwise.
+    """
     return Learner(model or linear(), data or loaders(), loss, opt or sgd(lr=0.1, mom=0.9), **rest)
 
 

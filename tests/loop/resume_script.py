@@ -125,7 +125,9 @@ def folder_of(root: Path, place: Place) -> Path:
 
 
 def stop(name: str) -> None:
-    """Run to the end, without workers; then, with them, until a Ctrl-C, for every place; and save."""
+    """Run to the end, without workers; then, with them, until a Ctrl-C, for every place;
+    and save.
+    """
     for kind, workers in RUNS:
         root = Path(name) / f"{kind}-{workers}"
         mine = everything(kind, 0, root / "table.csv")
@@ -133,7 +135,9 @@ def stop(name: str) -> None:
         mine = everything(kind, workers, root / "unused.csv")
         for place in PLACES:
             folder = folder_of(root, place)
-            stopped = fit(with_table(mine, folder), mine.init(seed=5), EPOCHS, [StopAt(place)])
+            stopped = fit(
+                with_table(mine, folder), mine.init(seed=5), EPOCHS, [StopAt(place)], stop="return"
+            )
             assert stopped.stopped == "SIGINT", place
             save(stopped, folder / "stopped")
 

@@ -40,7 +40,9 @@ def loader(count: int, seed: int, last: int = 4) -> DataLoader[Any]:
 
 @dataclass(frozen=True)
 class Result:
-    """What a run was like: the events delivered, how it ended, the weights and the smoothed losses."""
+    """What a run was like: the events delivered, how it ended, the weights and the
+    smoothed losses.
+    """
 
     events: list[str]
     end: str  # "finished", "uncaught" (a signal that nothing caught), or the name of an error

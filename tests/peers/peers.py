@@ -8,7 +8,9 @@ import pytest
 
 
 def fastai_module(name: str) -> ModuleType:
-    """A module of fastai; whoever asks for it at the top of a file is skipped where there is none."""
+    """A module of fastai; whoever asks for it at the top of a file is skipped where there
+    is none.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what fastai imports
         try:

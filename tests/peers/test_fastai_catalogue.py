@@ -45,11 +45,11 @@ sets the mode.
 """
 
 OTHERWISE = {
-    "Callback HookCallback MixHandler TensorBoardBaseCallback TrackerCallback": "a base class of others",
+    "Callback HookCallback MixHandler TensorBoardBaseCallback TrackerCallback": "a base class",
     "CastToTensor": "undoes tensor subclasses, which only fastai has",
     "ChannelsLast": "model.to(memory_format=torch.channels_last) before Learner",
     "ModelToHalf": "model.half() before Learner",
-    "MCDropoutCallback": "a bracket around_predict that lets Dropout layers train, and a seed for each sample",
+    "MCDropoutCallback": "a bracket around_predict that lets Dropout train, and a seed a sample",
     "TensorBoardProjectorCallback": "embeddings can be written by a callback of one's own",
 }
 """fastai's callbacks -> why there is none of that name here."""

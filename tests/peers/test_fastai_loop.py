@@ -55,7 +55,8 @@ DIFFERENCES = (
         "the one before",
     ),
     Difference(
-        "losses", "before_backward after_backward before_step after_step after_batch", "fit epoch train", EVERY,
+        "losses", "before_backward after_backward before_step after_step after_batch",
+        "fit epoch train", EVERY,
         "a batch whose loss is known is recorded, whatever ends it; fastai does so in after_batch, "
         "if it gets there",
     ),

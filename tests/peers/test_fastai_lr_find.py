@@ -1,4 +1,6 @@
-"""The same learning rate finder as fastai's: its four rules, and what it records while it trains."""
+"""The same learning rate finder as fastai's: its four rules, and what it records while it
+trains.
+"""
 
 import copy
 import warnings

@@ -13,9 +13,9 @@ from functional_sgd import adam, by_path, sgd
 from loop import Batches, DataLoaders, Learner, fit
 from loop.callbacks.mixing import cutmix_batch, cutmix_box, mixup_batch
 from loop.callbacks.regularize import RNNRegularizer
+from loop.layer_groups import spread
 from loop.losses import MixedLoss, smoothed
 from loop.training.fine_tune import fine_tune
-from loop.training.layer_groups import spread
 from tests.comparing import assert_close
 from tests.peers.peers import fastai_module
 

@@ -26,17 +26,17 @@ import optax
 given = json.load(sys.stdin)
 arrays = lambda tree: {name: jnp.array(value, dtype=jnp.float64) for name, value in tree.items()}
 labels = {"body": "a", "head": "b", "tail": "none"}
+parts = {"a": optax.adam(0.01), "b": optax.sgd(0.1, momentum=0.9), "none": optax.set_to_zero()}
+slow = dict(b1=0.8, b2=0.95)
 made = {
-    "partition": optax.multi_transform(
-        {"a": optax.adam(0.01), "b": optax.sgd(0.1, momentum=0.9), "none": optax.set_to_zero()}, labels
-    ),
+    "partition": optax.multi_transform(parts, labels),
     "accumulate": optax.MultiSteps(optax.adam(0.01), 3, accumulator_dtype=jnp.float64),
     "skip_nonfinite": optax.apply_if_finite(optax.adam(0.01), max_consecutive_errors=1000),
     "scheduled": optax.sgd(lambda count: 0.1 / (count + 1)),
     "schedule_free_sgd": optax.contrib.schedule_free_sgd(0.1, b1=0.8),
     "schedule_free_sgd wd": optax.contrib.schedule_free_sgd(0.1, b1=0.8, weight_decay=0.3),
     "schedule_free_adamw": optax.contrib.schedule_free_adamw(0.1, b1=0.8, b2=0.95),
-    "schedule_free_adamw wd": optax.contrib.schedule_free_adamw(0.1, b1=0.8, b2=0.95, weight_decay=0.3),
+    "schedule_free_adamw wd": optax.contrib.schedule_free_adamw(0.1, **slow, weight_decay=0.3),
     "cosine": optax.sgd(optax.cosine_decay_schedule(0.1, decay_steps=40)),
 }
 ends = {}

@@ -1,4 +1,6 @@
-"""The book's chapter on training (R and B are rows of its prose and listings), as demonstrations."""
+"""The book's chapter on training (R and B are rows of its prose and listings), as
+demonstrations.
+"""
 
 import io
 from functools import partial

@@ -121,7 +121,9 @@ def test_b17_gradients_of_changing_sign_have_a_small_rate() -> None:
     ("scale", "grad_after"), [(fs.scale_by_rms, 10.0), (fs.scale_by_rms_eps_inside, 10.0)]
 )
 def test_q11_b18_b19_rmsprop_in_two_rules(scale: Rule, grad_after: float) -> None:
-    """alpha 0.99: the first step is gradient / sqrt(0.01 gradient^2) = 10, whatever the gradient."""
+    """alpha 0.99: the first step is gradient / sqrt(0.01 gradient^2) = 10, whatever the
+    gradient.
+    """
     opt = chain(fs.average_sqr_grad, scale, fs.sgd_step, lr=1.0, sqr_mom=0.99, eps=1e-8)
     for grad in (0.1, 3.0):
         after, _ = opt(double(0.0), double(grad), opt.init(double(0.0)))

@@ -234,7 +234,9 @@ def plays(values: list[tuple[float, int]]) -> list[tuple[Tensor, Tensor]]:
 
 
 def test_n42_n43_averages_of_both_phases_by_a_partial() -> None:
-    """(4 * .5 + 1 * 3) / 5 = 1 and (2 * 1 + 6 * 2) / 8 = 1.75: the same numbers as the Recorder's."""
+    """(4 * .5 + 1 * 3) / 5 = 1 and (2 * 1 + 6 * 2) / 8 = 1.75: the same numbers as the
+    Recorder's.
+    """
     make = partial(AvgStats, halved)
     data = DataLoaders(plays([(0.5, 4), (3.0, 1)]), plays([(1.0, 2), (2.0, 6)]))
     mine = Learner(

@@ -83,7 +83,9 @@ def test_n4_gains() -> None:
 
 @pytest.mark.parametrize(("a", "use_fan_out"), [(0.0, False), (SQRT5, False), (0.1, True)])
 def test_n5_uniform_weights_are_as_wide_as_torchs(a: float, use_fan_out: bool) -> None:
-    """Bound sqrt(3) times the deviation, since uniform numbers within 1 have deviation 1 / sqrt(3)."""
+    """Bound sqrt(3) times the deviation, since uniform numbers within 1 have deviation 1
+    / sqrt(3).
+    """
     assert torch.empty(100_000).uniform_(-1, 1).std().item() == pytest.approx(
         1 / math.sqrt(3), rel=0.01
     )

@@ -90,7 +90,9 @@ class Stages(Callback):
 
 
 def test_q19_four_steps_of_a_training_loop() -> None:
-    """The model, the loss, the gradients, the step, for every batch; in validation the first two."""
+    """The model, the loss, the gradients, the step, for every batch; in validation the
+    first two.
+    """
     stages, mine = Stages(), learner()
     fit(mine, mine.init(), 1, [stages])
     assert stages.seen == ["model", "loss", "gradients", "step"] * 3 + ["model", "loss"] * 2
@@ -174,12 +176,17 @@ def test_q24_an_unknown_field_is_an_error_and_not_a_new_attribute() -> None:
         mine.init().loss = torch.tensor(0.0)  # type: ignore[misc]
 
 
-BATCH = "before_batch after_pred after_loss before_backward after_backward before_step after_step after_batch".split()
+BATCH = (
+    "before_batch after_pred after_loss before_backward after_backward before_step after_step "
+    "after_batch"
+).split()
 VALIDATION = "before_validate before_batch after_pred after_loss after_batch after_validate".split()
 END = ["after_epoch", "after_fit"]
 
 CONTROL = {
-    ("batch", "after_pred"): ["after_cancel_batch", "after_batch", "after_train", *VALIDATION, *END],
+    ("batch", "after_pred"): [
+        "after_cancel_batch", "after_batch", "after_train", *VALIDATION, *END
+    ],
     ("backward", "before_backward"): [
         "after_cancel_backward", "after_backward", "after_batch", "after_train", *VALIDATION, *END
     ],

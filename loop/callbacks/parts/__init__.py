@@ -1,1 +1,3 @@
 """What several callbacks are made of."""
+
+__all__: list[str] = []

@@ -16,14 +16,18 @@ from torch import Tensor
 
 from loop.state import State
 
+MOST_GROUPS = 16
+"""Of a hyper with more different values than these, only the ends are reported."""
+
 
 def numbers_of(state: State) -> dict[str, float]:
     """What a state has to report: in a batch its loss and hypers, else the latest row of the
     history.
 
-    The names are those of the hypers and columns; a hyper that is a tree has a name for each leaf,
-    as in "lr/0". What is None, or no single number, is left out, and so is train_iter, which is the
-    step to report at. Reads tensors, so a device is waited for.
+    The names are those of the hypers and columns. A hyper that is a tree has a name for each group
+    of leaves with one value, that of its first leaf, as in "lr/head.weight"; for more than 16
+    groups, "lr/lowest" and "lr/highest" alone. What is None, or no single number, is left out, and
+    so is train_iter, which is the step to report at. Reads tensors, so a device is waited for.
 
     >>> state = State({}, {}, {}, {"lr": [0.1, 0.2], "mom": 0.9}, xb=(), loss=Tensor([2.0])[0])
     >>> numbers_of(state)
@@ -38,12 +42,26 @@ def numbers_of(state: State) -> dict[str, float]:
             for name, value in (rows[-1] if rows else {}).items()
             if name != "train_iter"
         }
-    named = {
-        "/".join([name, *map(str, path)]): _plain(leaf)
-        for name, value in values.items()
-        for path, leaf in zip(optree.tree_paths(value), optree.tree_leaves(value), strict=True)
-    }
-    return {name: float(value) for name, value in named.items() if isinstance(value, (int, float))}
+    named: dict[str, float] = {}
+    for name, value in values.items():
+        named |= _named(name, value)
+    return named
+
+
+def _named(name: str, value: Any) -> dict[str, float]:
+    """The numbers in a value, by name; equal ones in a tree once."""
+    paths, leaves, _ = optree.tree_flatten_with_path(value)
+    numbers: dict[str, float] = {}
+    seen: set[float] = set()
+    for path, leaf in zip(paths, leaves, strict=True):
+        number = _plain(leaf)
+        if isinstance(number, (int, float)) and number not in seen:
+            seen.add(number)
+            numbers["/".join([name, *map(str, path)])] = float(number)
+    if len(numbers) > MOST_GROUPS:
+        low, high = min(numbers.values()), max(numbers.values())
+        return {f"{name}/lowest": low, f"{name}/highest": high}
+    return numbers
 
 
 def csv_text(rows: Iterable[Mapping[str, Any]]) -> str:

@@ -8,12 +8,12 @@ import io
 import optree
 import pytest
 import torch
-
-import functional_sgd as fs
-from functional_sgd import chain, fuse, leafwise, treewise
 from functional_sgd.fusion.launch import Shape
 from functional_sgd.fusion.norms import norms_by_torch, norms_on_cpu
 from functional_sgd.fusion.source import SUPPORTED_DTYPES
+
+import functional_sgd as fs
+from functional_sgd import chain, fuse, leafwise, treewise
 
 SIZES = (3, 0, 1, 200_003, 65_536, 31)
 

@@ -205,7 +205,7 @@ def test_a_run_stopped_in_a_window_goes_on_bit_for_bit() -> None:
     with pytest.raises(ConnectionError) as caught:
         fit(mine, mine.init(), 2, [GradientAccumulation(batches=3), broken])
     middle: State = caught.value.state  # type: ignore[attr-defined]
-    assert middle.memory["gradient_accumulation"]["batches"] in (1, 2)
+    assert middle.memory["gradient_accumulation"].batches in (1, 2)
     kept = Kept(middle)
     assert_same_run(fit(mine, middle, 2, [GradientAccumulation(batches=3)], resume=True), whole)
     kept.check()
@@ -231,11 +231,11 @@ def test_a_window_is_plain_data() -> None:
     mine = double(cut(1, 2, 5), callbacks=[GradientAccumulation(batches=3)])
     states = [state for event, state in trace(mine, mine.init()) if event == "after_step"]
     window = states[1].memory["gradient_accumulation"]
-    assert {name: type(value) for name, value in window.items()} == dict(
+    assert {name: type(value) for name, value in vars(window).items()} == dict(
         sum=dict, weight=int, batches=int, samples=int
     )
-    assert (window["weight"], window["batches"], window["samples"]) == (3, 2, 3)
-    assert not window["sum"]["weight"].requires_grad
+    assert (window.weight, window.batches, window.samples) == (3, 2, 3)
+    assert not window.sum["weight"].requires_grad
 
 
 def test_the_others_see_full_gradients_only() -> None:

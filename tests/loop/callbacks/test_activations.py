@@ -318,7 +318,9 @@ def test_a_run_can_go_back_to_a_state_from_before_it() -> None:
     """The measurements begin anew there, as in the other callbacks that remember."""
     mine = identity(3)
     start = mine.init()
-    back = on(
-        "back", 99, after_batch=lambda state: start if state.training and state.iter == 1 else None
-    )
+
+    def undo(state: State) -> State | None:
+        return state.back_to(start) if state.training and state.iter == 1 else None
+
+    back = on("back", 99, after_batch=undo)
     assert measured(mine, ActivationStats("*"), back).mean.tolist() == [[-0.25, 0.75]]

@@ -24,7 +24,7 @@ from loop import (
     fit,
     sqr_avg_size,
 )
-from loop.callbacks.annealing import cut_on_fall, cut_on_rise
+from loop.callbacks.annealing import Sizes, cut_on_fall, cut_on_rise
 from tests.loop.helpers import Kept, assert_same_run, learner, on, one_weight, raiser
 
 X = [
@@ -58,6 +58,13 @@ X = [
     17,
     8,
 ]
+
+
+def sizes(state: State) -> dict[str, Any]:
+    """What the annealer remembers."""
+    return vars(state.memory["anneal_on_grad_ratio"])
+
+
 STALE = 7002.565171676694  # the smallest size that the workbook's macro remembered from before
 PRIMED = {
     "grad_avg": {"weight": -919.4085359523834, "bias": -29.14129355150132},
@@ -118,7 +125,7 @@ def anneal(
         rows.append((state.params["bias"].item(), state.params["weight"].item()))
 
     annealer = AnnealOnGradRatio(rule, measure=sqr_avg_size, reset_on_fit=not carried)
-    remembered = {"reference": reference, "ratios": (), "squares": 0.0, "steps": 0}
+    remembered = Sizes(reference)
     start = start.remember("anneal_on_grad_ratio", remembered)
     quirk = on(after_step=last_row_stays)
     return fit(mine, start, epochs, [annealer, quirk, on("note", 100, after_epoch=note)]), rows
@@ -176,13 +183,15 @@ def test_l18_the_ratios_are_those_of_the_workbook() -> None:
         0.992544,
         0.479791,
     ]
-    found = SIXTY.memory["anneal_on_grad_ratio"]["ratios"]
+    found = SIXTY.memory["anneal_on_grad_ratio"].ratios
     assert found[:10] == pytest.approx(expected, rel=1e-5)
     assert (found[14:17], len(found)) == (pytest.approx((1.26871, 3.36905, 2.00282), rel=1e-5), 60)
 
 
 def test_l17_the_rule_of_the_text_starves_lr() -> None:
-    """It cuts early and is not there after 60 epochs, where the workbook's rule has been for long."""
+    """It cuts early and is not there after 60 epochs, where the workbook's rule has been
+    for long.
+    """
     end, rows = anneal("fall", 60)
     assert cuts(end) == [2, 4, 8, 24, 53]
     assert rows[-1] == pytest.approx((27.789900926125192, 2.0371871597039717), rel=1e-9)
@@ -191,9 +200,7 @@ def test_l17_the_rule_of_the_text_starves_lr() -> None:
 def test_the_first_epoch_of_a_fresh_run_is_compared_with_nothing() -> None:
     end, _ = anneal("rise", 8, carried=False)
     assert cuts(end) == [7, 8]
-    assert end.memory["anneal_on_grad_ratio"]["ratios"][:2] == pytest.approx(
-        (1.0, 0.570857), rel=1e-5
-    )
+    assert end.memory["anneal_on_grad_ratio"].ratios[:2] == pytest.approx((1.0, 0.570857), rel=1e-5)
 
 
 def test_l37_pressing_run_again_goes_on() -> None:
@@ -207,7 +214,7 @@ def test_l37_pressing_run_again_goes_on() -> None:
     whole = fit(mine, start, 12, callbacks)
     assert cuts(halves) == cuts(whole) == [7, 8]
     assert torch.equal(halves.params["weight"], whole.params["weight"])
-    assert halves.memory["anneal_on_grad_ratio"] == whole.memory["anneal_on_grad_ratio"]
+    assert sizes(halves) == sizes(whole)
 
 
 @pytest.mark.parametrize(
@@ -242,7 +249,7 @@ def test_the_size_of_an_epoch_is_the_root_mean_square_of_its_gradients() -> None
     """Sizes 5, 1 and 13 / sqrt(2): ratios 1 / 5 and 13 / sqrt(2)."""
     mine, pull = pulled((1.0, -7.0), (1.0, 1.0), (-5.0, 12.0))
     end = fit(mine, mine.init(), 3, [*pull, AnnealOnGradRatio()])
-    assert end.memory["anneal_on_grad_ratio"]["ratios"] == pytest.approx((1, 0.2, 13 / 2**0.5))
+    assert end.memory["anneal_on_grad_ratio"].ratios == pytest.approx((1, 0.2, 13 / 2**0.5))
     assert list(end.history.hypers["lr"]) == [1.0] * 6
     assert end.hyper["lr"] == 0.25
 
@@ -250,7 +257,7 @@ def test_the_size_of_an_epoch_is_the_root_mean_square_of_its_gradients() -> None
 def test_the_gradient_is_measured_before_it_is_clipped() -> None:
     mine, pull = pulled((1.0,), (9.0,))
     end = fit(mine, mine.init(), 2, [GradientClip(0.5), *pull, AnnealOnGradRatio()])
-    assert end.memory["anneal_on_grad_ratio"]["ratios"] == pytest.approx((1, 9))
+    assert end.memory["anneal_on_grad_ratio"].ratios == pytest.approx((1, 9))
 
 
 def test_a_tree_of_lrs_is_cut_as_a_whole_and_not_below_the_smallest() -> None:
@@ -265,7 +272,7 @@ def test_no_gradient_at_all() -> None:
     """A reference of 0 is passed, and no number is divided by it."""
     mine, pull = pulled((0.0,), (0.0,), (1.0,))
     end = fit(mine, mine.init(), 3, [*pull, AnnealOnGradRatio()])
-    assert end.memory["anneal_on_grad_ratio"]["ratios"][0] == 1
+    assert end.memory["anneal_on_grad_ratio"].ratios[0] == 1
     assert end.hyper["lr"] == 0.25
 
 
@@ -276,7 +283,7 @@ def test_an_epoch_without_a_step_does_not_count() -> None:
 
     mine, pull = pulled((1.0,), (5.0,), (1.5,))
     end = fit(mine, mine.init(), 3, [*pull, on("skip", 0, before_step=skip), AnnealOnGradRatio()])
-    assert end.memory["anneal_on_grad_ratio"]["ratios"] == pytest.approx((1, 1.5))
+    assert end.memory["anneal_on_grad_ratio"].ratios == pytest.approx((1, 1.5))
 
 
 def test_a_run_can_be_stopped_within_an_epoch_and_resumed() -> None:
@@ -297,7 +304,7 @@ def test_a_run_can_be_stopped_within_an_epoch_and_resumed() -> None:
         fit(mine, mine.init(), 2, callbacks),
     )
     assert_same_run(found, expected)
-    assert found.memory["anneal_on_grad_ratio"] == expected.memory["anneal_on_grad_ratio"]
+    assert sizes(found) == sizes(expected)
 
 
 def test_nothing_of_an_epoch_that_was_cancelled_goes_into_the_next_run() -> None:
@@ -311,7 +318,7 @@ def test_nothing_of_an_epoch_that_was_cancelled_goes_into_the_next_run() -> None
     )
     mine, pull = pulled((1.0, 1.0))
     end = fit(mine, cancelled, 1, [*pull, callback])
-    assert end.memory["anneal_on_grad_ratio"]["reference"] == pytest.approx(1.0)
+    assert end.memory["anneal_on_grad_ratio"].reference == pytest.approx(1.0)
 
 
 def test_the_state_given_is_not_touched() -> None:

@@ -17,7 +17,7 @@ from loop import (
     GradientAccumulation,
     Learner,
     State,
-    averaged,
+    at_average,
     fit,
     validate,
 )
@@ -43,7 +43,7 @@ def shrinking(batches: int = 3, **rest: Any) -> Learner:
 
 
 def average_of(state: State, name: str = "average_params") -> float:
-    return averaged(state, name).params["weight"].item()
+    return at_average(state, name).params["weight"].item()
 
 
 def run(callback: AverageParams, epochs: int = 1, batches: int = 3, *others: Any) -> State:
@@ -113,7 +113,7 @@ def test_torchs_numbers(options: dict[str, Any], every: int) -> None:
         if step % every == 0:
             average.update_parameters(theirs)
 
-    found = averaged(fit(mine, start, 3, [AverageParams(**options, every=every)]))
+    found = at_average(fit(mine, start, 3, [AverageParams(**options, every=every)]))
     expected = average.module.state_dict()
     for name, value in {**found.params, **found.buffers}.items():
         if value.is_floating_point():
@@ -124,15 +124,15 @@ def test_torchs_numbers(options: dict[str, Any], every: int) -> None:
 def test_every_second_step_counts() -> None:
     state = run(AverageParams(decay=None, every=2), batches=5)
     assert average_of(state) == (2**-2 + 2**-4) / 2
-    assert state.memory["average_params"]["count"] == 2
+    assert state.memory["average_params"].count == 2
 
 
 def test_every_counts_on_over_epochs_and_runs() -> None:
     mine = shrinking(3, callbacks=[AverageParams(decay=0.9, every=2)])
     start = mine.init()
     twice, once = fit(mine, fit(mine, start, 1), 1), fit(mine, start, 2)
-    assert_same(twice.memory["average_params"], once.memory["average_params"])
-    assert once.memory["average_params"]["count"] == 3
+    assert_same(vars(twice.memory["average_params"]), vars(once.memory["average_params"]))
+    assert once.memory["average_params"].count == 3
 
 
 def test_start_is_a_share_of_the_run() -> None:
@@ -172,7 +172,7 @@ def test_a_cancelled_step_does_not_count(event: str, signal: type[Cancel]) -> No
             AverageParams(decay=None), 1, 3, on(order=order, **{event: raise_once(signal, at=1)})
         )
         assert average_of(state) == (2**-1 + 2**-2) / 2
-        assert state.memory["average_params"]["count"] == 2
+        assert state.memory["average_params"].count == 2
 
 
 def test_a_step_after_a_batch_that_was_cancelled_within_its_cancelled_step_counts() -> None:
@@ -189,7 +189,7 @@ def test_a_step_after_a_batch_that_was_cancelled_within_its_cancelled_step_count
 def test_accumulated_batches_count_once() -> None:
     mine = shrinking(4)
     state = fit(mine, mine.init(), 1, [GradientAccumulation(2), AverageParams(decay=None)])
-    assert state.memory["average_params"]["count"] == 2
+    assert state.memory["average_params"].count == 2
 
 
 def test_half_precision_is_averaged_in_float32() -> None:
@@ -208,8 +208,8 @@ def test_the_average_of_half_params_is_read_in_their_dtype() -> None:
         opt=sgd(lr=0.25),
     )
     state = fit(mine, mine.init(), 1, [AverageParams(decay=None)])
-    assert state.memory["average_params"]["average"]["weight"].dtype == torch.float32
-    assert averaged(state).params["weight"].dtype == torch.bfloat16
+    assert state.memory["average_params"].average["weight"].dtype == torch.float32
+    assert at_average(state).params["weight"].dtype == torch.bfloat16
 
 
 def test_complex_values_are_averaged() -> None:
@@ -220,8 +220,8 @@ def test_complex_values_are_averaged() -> None:
 def test_buffers_can_be_left_out() -> None:
     mine = learner(net())
     state = fit(mine, mine.init(), 2, [AverageParams(decay=0.5, buffers=False)])
-    assert_same(averaged(state).buffers, state.buffers)
-    with_buffers = averaged(fit(mine, mine.init(), 2, [AverageParams(decay=0.5)])).buffers
+    assert_same(at_average(state).buffers, state.buffers)
+    with_buffers = at_average(fit(mine, mine.init(), 2, [AverageParams(decay=0.5)])).buffers
     assert not torch.equal(with_buffers["1.running_mean"], state.buffers["1.running_mean"])
     assert with_buffers["1.num_batches_tracked"] == 6
 
@@ -235,10 +235,10 @@ def test_training_is_the_same_with_and_without() -> None:
 def test_the_state_given_is_untouched() -> None:
     mine = learner(net(), callbacks=[AverageParams(decay=0.5)])
     start = fit(mine, mine.init(), 1)
-    kept, memory = Kept(start), Untouched(dict(start.memory["average_params"]["average"]))
+    kept, memory = Kept(start), Untouched(dict(start.memory["average_params"].average))
     fit(mine, start, 1)
     validate(mine, start)
-    averaged(start)
+    at_average(start)
     kept.check()
     memory.check()
 
@@ -246,12 +246,12 @@ def test_the_state_given_is_untouched() -> None:
 def test_nothing_averaged_yet_is_the_state_as_it_is() -> None:
     mine = shrinking()
     state = fit(mine, mine.init(), 0, [AverageParams()])
-    assert_same(averaged(state).params, state.params)
+    assert_same(at_average(state).params, state.params)
 
 
 def test_a_state_without_an_average_says_so() -> None:
-    with pytest.raises(ValueError, match="averaged: the state remembers no 'average_params'"):
-        averaged(shrinking().init())
+    with pytest.raises(ValueError, match="at_average: the state remembers no 'average_params'"):
+        at_average(shrinking().init())
 
 
 @pytest.mark.parametrize(

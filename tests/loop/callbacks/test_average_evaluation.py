@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from loop import State, fit, predict, trace, validate
-from loop.callbacks.average import TRAINED, AverageParams, averaged
+from loop.callbacks.average import TRAINED, AverageParams, at_average
 from loop.run.signals import Cancel, CancelBatch, CancelEpoch, CancelFit, CancelValidate
 from tests.comparing import assert_same
 from tests.loop.helpers import (
@@ -47,13 +47,13 @@ def in_validation(act: Any) -> Any:
 
 
 def test_validation_of_a_run_is_on_the_average() -> None:
-    assert RUN.history.rows[-1]["valid_loss"] == validate(PLAIN, averaged(RUN))["valid_loss"]
+    assert RUN.history.rows[-1]["valid_loss"] == validate(PLAIN, at_average(RUN))["valid_loss"]
     assert RUN.history.rows[-1]["valid_loss"] != validate(PLAIN, RUN)["valid_loss"]
 
 
 def test_validate_and_predict_are_on_the_average() -> None:
-    assert validate(MINE, RUN) == validate(PLAIN, averaged(RUN))
-    assert_same(predict(MINE, RUN), predict(PLAIN, averaged(RUN)))
+    assert validate(MINE, RUN) == validate(PLAIN, at_average(RUN))
+    assert_same(predict(MINE, RUN), predict(PLAIN, at_average(RUN)))
     assert not torch.equal(predict(MINE, RUN), predict(PLAIN, RUN))
 
 
@@ -73,8 +73,8 @@ def test_only_params_and_buffers_are_replaced_and_only_in_validation_batches() -
         if TRAINED in state.memory:
             assert not state.training
             assert event in ("before_batch", "after_pred", "after_loss")
-            assert_same(state.params, averaged(state).params)
-            assert_same(state.buffers, averaged(state).buffers)
+            assert_same(state.params, at_average(state).params)
+            assert_same(state.buffers, at_average(state).buffers)
             assert state.opt_state is last["opt_state"]
         else:
             last = {"opt_state": state.opt_state, "params": state.params}
@@ -104,7 +104,7 @@ def test_a_signal_in_a_validation_batch_puts_back(
     assert all(TRAINED not in state.memory for state in seen)
     epochs = 1 if signal is CancelFit else 2
     assert_same(learned(found), learned(fit(PLAIN, START, epochs)))
-    assert_same(averaged(found).params, averaged(fit(MINE, START, epochs)).params)
+    assert_same(at_average(found).params, at_average(fit(MINE, START, epochs)).params)
 
 
 @pytest.mark.parametrize(("event", "signal"), AROUND)
@@ -192,6 +192,6 @@ def test_of_two_averages_the_later_is_validated_on_and_what_was_trained_comes_ba
     mine = replace(MINE, callbacks=[AVERAGE, Slow(decay=0.9)])
     found = fit(mine, START, 2)
     assert_same(learned(found), learned(fit(PLAIN, START, 2)))
-    expected = validate(PLAIN, averaged(found, "slow"))["valid_loss"]
+    expected = validate(PLAIN, at_average(found, "slow"))["valid_loss"]
     assert found.history.rows[-1]["valid_loss"] == expected
-    assert expected != validate(PLAIN, averaged(found))["valid_loss"]
+    assert expected != validate(PLAIN, at_average(found))["valid_loss"]

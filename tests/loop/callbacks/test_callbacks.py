@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import loop.callbacks
 from loop import (
     Callback,
     CancelBatch,
@@ -20,7 +21,7 @@ from loop import (
     fit,
     trace,
 )
-from loop.callback import in_order, name_of, snake_case
+from loop.callback import Order, in_order, name_of, snake_case
 from tests.comparing import assert_same
 from tests.loop.helpers import (
     EVENTS,
@@ -319,3 +320,16 @@ def test_wishes_are_followed_or_contradict_each_other(callbacks: list[SimpleName
         sorter.done(chosen)
         expected.append(chosen)
     assert [callback.name for callback in in_order(callbacks)] == expected
+
+
+SHIPPED = [
+    value
+    for value in vars(loop.callbacks).values()
+    if isinstance(value, type) and issubclass(value, Callback)
+]
+
+
+@pytest.mark.parametrize("callback", SHIPPED)
+def test_the_order_of_every_shipped_callback_has_a_name(callback: type[Callback]) -> None:
+    """All of them stand in one list, which says why each is where it is."""
+    assert callback.order in {*Order}

@@ -118,19 +118,15 @@ def test_it_writes_when_the_run_is_stopped(number: int, tmp_path: Path, end: Sta
         "press",
         after_pred=lambda state: os.kill(os.getpid(), number) if state.train_iter == 4 else None,
     )
-    stopped = fit(MINE, START, EPOCHS, [Checkpoint(tmp_path), press])
+    stopped = fit(MINE, START, EPOCHS, [Checkpoint(tmp_path), press], stop="return")
     assert written(tmp_path) == [(1,), (1, 0, 1)]
     assert same(load_latest(tmp_path), stopped.replace(stopped=""))
     assert same(fit(MINE, START, EPOCHS, resume=tmp_path), end)
 
 
 def test_a_run_that_is_stopped_before_it_begins_leaves_nothing(tmp_path: Path, end: State) -> None:
-    fit(
-        MINE,
-        START,
-        EPOCHS,
-        [Checkpoint(tmp_path), on(before_fit=lambda state: os.kill(os.getpid(), signal.SIGINT))],
-    )
+    press = on(before_fit=lambda state: os.kill(os.getpid(), signal.SIGINT))
+    fit(MINE, START, EPOCHS, [Checkpoint(tmp_path), press], stop="return")
     assert written(tmp_path) == []
     assert same(fit(MINE, START, EPOCHS, resume=tmp_path), end)
 

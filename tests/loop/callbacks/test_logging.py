@@ -1,4 +1,6 @@
-"""Files that a run writes: their lines, when they are there, resuming, and that files are closed."""
+"""Files that a run writes: their lines, when they are there, resuming, and that files are
+closed.
+"""
 
 import csv
 import json

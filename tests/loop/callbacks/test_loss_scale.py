@@ -197,7 +197,7 @@ def test_a_run_stopped_in_a_window_and_saved_goes_on_bit_for_bit(tmp_path: Path)
         fit(mine, mine.init(), 2, [*callbacks, on(after_pred=raise_once(ConnectionError, at=10))])
     save(caught.value.state, tmp_path / "state")  # type: ignore[attr-defined]
     middle = load(tmp_path / "state", like=mine.init())
-    assert middle.memory["gradient_accumulation"]["batches"] == 1
+    assert middle.memory["gradient_accumulation"].batches == 1
     end = fit(mine, middle, 2, callbacks, resume=True)
     assert_same_run(end, whole)
     assert memory(end) == memory(whole)

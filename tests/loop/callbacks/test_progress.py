@@ -1,6 +1,7 @@
 """What Progress shows, on a terminal and elsewhere, and that it goes away."""
 
 import io
+import re
 import threading
 
 import pytest
@@ -74,8 +75,7 @@ def test_the_lines_are_the_rows_of_the_history() -> None:
 
 def test_columns_stand_under_their_names() -> None:
     lines = shown(1)
-    ends = [[index for index, (one, two) in enumerate(zip(line, line[1:] + " ", strict=True)) if one != " " == two]
-            for line in lines]  # fmt: skip
+    ends = [[found.end() for found in re.finditer(r"\S+", line)] for line in lines]
     assert ends[0] == ends[1]
 
 

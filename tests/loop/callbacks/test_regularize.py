@@ -14,14 +14,15 @@ from loop import (
     GradientAccumulation,
     Learner,
     State,
+    TrackerLogger,
     fit,
     predict,
     trace,
     validate,
 )
-from loop.callbacks.regularize import RNNRegularizer, activation_penalty, temporal_penalty
+from loop.callbacks.regularize import Held, RNNRegularizer, activation_penalty, temporal_penalty
 from tests.comparing import assert_close, assert_same
-from tests.loop.helpers import Kept, learned, learner, on, raiser
+from tests.loop.helpers import Kept, learned, learner, losses, on, raiser
 
 H = torch.tensor([[[1.0, 2.0], [3.0, 2.0], [0.0, 1.0]], [[0.0, 0.0], [1.0, -1.0], [2.0, 2.0]]])
 """2 samples, 3 steps, 2 features."""
@@ -123,21 +124,27 @@ def test_validation_and_prediction_see_the_output_only() -> None:
     "event", ["after_pred", "after_loss", "before_backward", "before_step", "after_step"]
 )
 def test_nothing_is_left_of_a_batch(event: str) -> None:
-    """A batch cancelled anywhere: no penalty in memory or resources, and none in the next batch."""
+    """A batch cancelled anywhere: no penalty in memory, and none in the next batch."""
     mine = recurrent(RNNRegularizer())
     left: list[State] = []
     spy = on("spy", -100, before_batch=left.append)
     end = fit(mine, mine.init(), 1, [spy, on("end", 100, **{event: raiser(CancelBatch)})])
     assert len(left) == 5
+    for state in left:
+        assert state.resources["rnn_regularizer"] == Held()
     for state in (*left, end):
-        assert "rnn_regularizer" not in {**state.memory, **state.resources}
+        assert "rnn_regularizer" not in state.memory
+    assert end.resources == {}
 
 
 def test_nothing_is_measured_in_validation() -> None:
     mine = recurrent(RNNRegularizer())
-    states = [state for event, state in trace(mine, mine.init()) if event == "after_loss"]
-    assert [state.training for state in states] == [True] * 3 + [False] * 2
-    assert ["rnn_regularizer" in state.resources for state in states] == [True] * 3 + [False] * 2
+    measured = [
+        (state.training, state.resources["rnn_regularizer"].penalty is not None)
+        for event, state in trace(mine, mine.init())
+        if event == "after_loss"
+    ]
+    assert measured == [(True, True)] * 3 + [(False, False)] * 2
 
 
 def test_an_accumulated_gradient_has_the_penalties_in_it() -> None:
@@ -175,9 +182,9 @@ def test_it_works_where_gradients_are_off() -> None:
         assert_same(fit(mine, mine.init(), 1).params, expected.params)
 
 
-def test_the_loss_is_whole_before_and_after_it_is_differentiated() -> None:
+def test_the_loss_has_the_penalty_only_while_it_is_differentiated() -> None:
     mine = recurrent(RNNRegularizer(1.0, 0.0))
-    losses = {
+    found = {
         event: state.loss.detach()
         for event, state in trace(mine, mine.init())
         if event in ("after_loss", "before_backward", "after_backward")
@@ -187,9 +194,18 @@ def test_the_loss_is_whole_before_and_after_it_is_differentiated() -> None:
     }
     raw = batches()[0][0].cumsum(dim=1)
     assert_close(
-        losses["before_backward"], losses["after_loss"] + activation_penalty(2 * raw), rtol=1e-6
+        found["before_backward"], found["after_loss"] + activation_penalty(2 * raw), rtol=1e-6
     )
-    assert_same(losses["after_backward"], losses["before_backward"])
+    assert_same(found["after_backward"], found["after_loss"])
+
+
+def test_the_logged_loss_is_the_recorded_one() -> None:
+    """A tracker is told the loss of the output, as the history is, and not the penalties."""
+    told: list[dict[str, float]] = []
+    mine = recurrent(RNNRegularizer(5.0, 7.0))
+    logger = TrackerLogger(lambda numbers, step: told.append(numbers), every=1)
+    state = fit(mine, mine.init(), 1, [logger])
+    assert [numbers["loss"] for numbers in told if "loss" in numbers] == losses(state)
 
 
 def test_a_model_that_returns_something_else() -> None:

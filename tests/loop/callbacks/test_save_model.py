@@ -16,8 +16,8 @@ from loop import (
     Recorder,
     SaveModel,
     State,
+    at_average,
     at_best,
-    averaged,
     fit,
     load_params,
     validate,
@@ -196,10 +196,10 @@ def test_the_average_can_be_what_is_kept(tmp_path: Path) -> None:
     callbacks = [
         AverageParams(decay=0.5),
         scripted(2.0, 1.0, 3.0),
-        SaveModel(tmp_path / "best", weights=averaged),
+        SaveModel(tmp_path / "best", weights=at_average),
     ]
     state = fit(MINE, START, 3, callbacks)
-    best = averaged(fit(MINE, START, 2, callbacks[:1]))
+    best = at_average(fit(MINE, START, 2, callbacks[:1]))
     assert_same(weights(state), weights(best))
     assert_same(weights(load_params(tmp_path / "best", START)), weights(best))
 

@@ -146,7 +146,9 @@ def test_the_model_and_the_optimizer_in_one_scheduler() -> None:
 
 
 class Noise(nn.Module):
-    """A model with numbers of its own: one of the object, one of the class, one that is computed."""
+    """A model with numbers of its own: one of the object, one of the class, one that is
+    computed.
+    """
 
     strength = 1.0
 
@@ -294,7 +296,11 @@ def test_n50_a_grouped_run_can_be_resumed() -> None:
 
 def test_a_run_that_goes_back_to_before_it_puts_the_hypers_back() -> None:
     mine, start = grouped()
-    back = on("back", 99, after_batch=lambda state: start if state.train_iter == 1 else None)
+
+    def undo(state: State) -> State | None:
+        return state.back_to(start) if state.train_iter == 1 else None
+
+    back = on("back", 99, after_batch=undo)
     end = fit(mine, start, 1, [ParamScheduler({"lr": [Constant(0.1), Constant(0.2)]}), back])
     assert end.hyper == start.hyper
 

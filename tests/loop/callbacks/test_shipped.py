@@ -244,7 +244,9 @@ def test_a_length_to_clip_to_is_above_0(max_norm: float) -> None:
 
 
 def test_all_together_in_one_run() -> None:
-    """A schedule, clipping, a watch for NaN, metrics of training and a table: five lines in a list."""
+    """A schedule, clipping, a watch for NaN, metrics of training and a table: five lines
+    in a list.
+    """
     table = io.StringIO()
     callbacks = [
         TerminateOnNaN(),

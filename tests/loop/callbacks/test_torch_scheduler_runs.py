@@ -20,6 +20,7 @@ from loop import (
     fit,
     validate,
 )
+from loop.callbacks.torch_schedule import Taken
 from tests.comparing import assert_same
 from tests.loop.callbacks.test_torch_scheduler import (
     BATCHES,
@@ -69,7 +70,7 @@ def test_a_run_can_go_back_to_an_earlier_state() -> None:
     def note(state: State) -> State | None:
         if state.training:
             states.append(state)
-        return states[1] if len(states) == 4 else None
+        return state.back_to(states[1]) if len(states) == 4 else None
 
     end = fit(MINE, MINE.init(), 2, [TorchScheduler(ONE_CYCLE), on("note", 99, after_batch=note)])
     plain = in_torch(ONE_CYCLE, "batch")
@@ -81,11 +82,11 @@ def test_a_run_can_go_back_to_an_earlier_state() -> None:
 def test_a_run_can_go_back_to_a_state_from_before_it() -> None:
     """The schedule begins anew there."""
     start, seen = MINE.init(), list[float]()
-    back = on(
-        "back",
-        99,
-        after_batch=lambda state: start if state.train_iter == 2 and len(seen) == 2 else None,
-    )
+
+    def undo(state: State) -> State | None:
+        return state.back_to(start) if state.train_iter == 2 and len(seen) == 2 else None
+
+    back = on("back", 99, after_batch=undo)
     note = on(
         "note",
         98,
@@ -133,15 +134,9 @@ def test_what_is_remembered_is_plain() -> None:
     end = fit(
         MINE, MINE.init(), 1, [TorchScheduler(SCHEDULERS["ReduceLROnPlateau"], "epoch"), note]
     )
-    first = {
-        "start": {"lr": LR, "mom": MOM},
-        "steps": 0,
-        "metrics": (),
-        "sets": ["lr"],
-        "before": {"lr": LR},
-    }
-    assert kept[0] == first
-    assert kept[-2] == {**first, "steps": 1, "metrics": (end.history.rows[-1]["valid_loss"],)}
+    start = {"lr": LR, "mom": MOM}
+    assert kept[0] == Taken(start, ("lr",))
+    assert kept[-2] == Taken(start, ("lr",), 1, (end.history.rows[-1]["valid_loss"],))
 
 
 def test_an_epoch_that_was_not_measured_is_no_plateau() -> None:

@@ -65,6 +65,19 @@ def test_numbers_of_a_batch_are_its_loss_and_hypers() -> None:
     kept.check()
 
 
+def test_equal_values_of_a_tree_are_reported_once() -> None:
+    """A rate for every parameter, of which there are hundreds: one number for each layer group."""
+    rates = {f"body.{index}": 0.1 for index in range(200)} | {"head.0": 0.5, "head.1": 0.5}
+    state = START.replace(xb=(), loss=torch.tensor(2.0), hyper={"lr": rates})
+    assert numbers_of(state) == {"loss": 2.0, "lr/body.0": 0.1, "lr/head.0": 0.5}
+
+
+def test_of_many_different_values_only_the_ends_are_reported() -> None:
+    rates = {f"layer.{index}": 0.5 + index for index in range(200)}
+    state = START.replace(xb=(), loss=torch.tensor(2.0), hyper={"lr": rates})
+    assert numbers_of(state) == {"loss": 2.0, "lr/lowest": 0.5, "lr/highest": 199.5}
+
+
 def test_numbers_of_an_epoch_are_its_row() -> None:
     rows = (
         {"epoch": 0, "valid_loss": 9.0},

@@ -1,4 +1,6 @@
-"""EarlyStopping and ReduceLROnPlateau: what they count, when they act, and what is left afterwards."""
+"""EarlyStopping and ReduceLROnPlateau: what they count, when they act, and what is left
+afterwards.
+"""
 
 import math
 from collections.abc import Sequence
@@ -23,7 +25,7 @@ from loop import (
     fit_one_cycle,
     validate,
 )
-from loop.callbacks.tracking import better, lower_lr, mode_of
+from loop.callbacks.tracking import Tracked, better, lower_lr, mode_of
 from tests.loop.helpers import (
     Kept,
     assert_at_rest,
@@ -153,8 +155,8 @@ def test_what_is_remembered() -> None:
     end = fit(
         mine, mine.init(), 4, [give, EarlyStopping(patience=5), ReduceLROnPlateau(patience=2)]
     )
-    assert end.memory["early_stopping"] == {"best": 2.0, "wait": 2}
-    assert end.memory["reduce_lr_on_plateau"] == {"best": 2.0, "wait": 0}
+    assert end.memory["early_stopping"] == Tracked(2.0, 2)
+    assert end.memory["reduce_lr_on_plateau"] == Tracked(2.0, 0)
 
 
 def test_every_run_starts_anew() -> None:
@@ -164,7 +166,7 @@ def test_every_run_starts_anew() -> None:
     end = fit(
         mine, middle, 2, [on("give", after_pred=lambda s: s.replace(pred=s.pred * 0 + 5)), stopper]
     )
-    assert end.memory["early_stopping"] == {"best": 5.0, "wait": 1}
+    assert end.memory["early_stopping"] == Tracked(5.0, 1)
 
 
 def test_a_run_can_go_on_from_the_best_of_those_before_it() -> None:
@@ -174,9 +176,7 @@ def test_a_run_can_go_on_from_the_best_of_those_before_it() -> None:
     end = fit(
         mine, middle, 1, [on("give", after_pred=lambda s: s.replace(pred=s.pred * 0 + 5)), stopper]
     )
-    assert (middle.memory["early_stopping"], end.memory["early_stopping"]) == (
-        {"best": 1, "wait": 1},
-    ) * 2
+    assert (middle.memory["early_stopping"], end.memory["early_stopping"]) == (Tracked(1, 1),) * 2
 
 
 def test_an_epoch_without_a_measurement_does_not_count() -> None:
@@ -224,7 +224,7 @@ def test_a_validation_loss_without_validation(make: Any) -> None:
 def test_the_training_loss_can_be_watched() -> None:
     mine = learner(data=loaders(valid=None))
     end = fit(mine, mine.init(), 2, [EarlyStopping("train_loss")])
-    assert end.memory["early_stopping"]["best"] == min(end.history.column("train_loss"))
+    assert end.memory["early_stopping"].best == min(end.history.column("train_loss"))
 
 
 def test_lr_that_is_scheduled_cannot_be_lowered() -> None:
@@ -281,7 +281,7 @@ def test_a_run_that_is_cancelled_leaves_the_counters_as_they_were() -> None:
             raise CancelFit(state)
 
     end = fit(mine, mine.init(), 3, [give, EarlyStopping(), on("cancel", after_loss=cancel)])
-    assert end.memory["early_stopping"] == {"best": 2.0, "wait": 0}
+    assert end.memory["early_stopping"] == Tracked(2.0, 0)
     assert_at_rest(end)
 
 

@@ -10,7 +10,7 @@ from loop import (
     Learner,
     SaveModel,
     State,
-    averaged,
+    at_average,
     fit,
     load,
     save,
@@ -48,7 +48,7 @@ def test_what_they_remember_is_saved(
     assert set(end.memory) == {"average_params", "activation_stats", "save_model", "recorder"}
     found = load(save(end, tmp_path / "end"))
     assert identical(found.memory, end.memory)
-    assert identical(averaged(found).params, averaged(end).params)
+    assert identical(at_average(found).params, at_average(end).params)
 
 
 def test_a_run_that_was_saved_anywhere_goes_on_bit_for_bit(

@@ -91,7 +91,9 @@ def test_nothing_given_and_nothing_wanted_is_0(metric: Any) -> None:
     ids=metric_name,
 )
 def test_numbers_by_hand(metric: Any, value: float) -> None:
-    """Errors -1, 0, 2: squares 5; of mean 1/3, so 5 - 3 / 9 around it; targets deviate by 1, 0, 1."""
+    """Errors -1, 0, 2: squares 5; of mean 1/3, so 5 - 3 / 9 around it; targets deviate by
+    1, 0, 1.
+    """
     assert float(
         metric(torch.tensor([0.0, 2.0, 5.0]), torch.tensor([1.0, 2.0, 3.0]))
     ) == pytest.approx(value, rel=1e-6)

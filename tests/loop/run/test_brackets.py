@@ -157,15 +157,15 @@ def test_the_bracket_of_a_stage_lends_nothing() -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_brackets_of_a_stage_close_when_its_work_fails(stage: str) -> None:
-    """A shape that fits nowhere, a loss that is none, a loss without a graph, and gradients of
-    nothing.
+    """A shape that fits nowhere, a loss that is none, a loss without a graph, and a
+    strange hyper.
     """
     log: list[str] = []
     breaking = {
         "predict": on(before_batch=lambda state: state.replace(xb=(None,))),
         "loss": on(after_pred=lambda state: state.replace(yb=("no target",))),
         "gradients": on(after_loss=lambda state: state.replace(loss=state.loss.detach())),
-        "update": on(before_step=lambda state: state.replace(grads={})),
+        "update": on(before_step=lambda state: state.replace(hyper={"none": "of its own"})),
     }
     with pytest.raises(Exception) as caught:  # noqa: PT011
         fit(LEARNER, START, 1, [all_brackets(log), breaking[stage]])
@@ -344,3 +344,12 @@ def test_a_state_from_the_middle_of_a_trace_can_start_another_run() -> None:
     middle = next(state for event, state in running if event == "after_step")
     running.close()
     assert_at_rest(fit(LEARNER, middle, 1))
+
+
+@pytest.mark.parametrize("returned", [None, iter([1])])
+@pytest.mark.parametrize("place", ["around_fit", "around_predict"])
+def test_a_bracket_that_is_no_context_manager_is_named(place: str, returned: Any) -> None:
+    """None, or a generator without @contextmanager above it."""
+    said = rf"callback 'spy' returned \w+ from {place}: expected a context manager"
+    with pytest.raises(TypeError, match=said):
+        fit(LEARNER, START, 1, [on(**{place: lambda state: returned})])

@@ -2,6 +2,7 @@
 nothing else.
 """
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -177,3 +178,40 @@ def iterable_twice(source: Any) -> Any:
             return iter(list(source))
 
     return Only()
+
+
+def test_runs_in_threads_give_the_generator_back_when_the_last_has_ended() -> None:
+    """The first to end must not give back what it found: it was in the middle of the
+    other's run.
+    """
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    inside, done = threading.Event(), threading.Event()
+
+    def wait(state: State) -> None:
+        if state.iter == 1:
+            inside.set()
+            assert done.wait(timeout=60)
+
+    long = threading.Thread(target=lambda: fit(full(), full().init(), 1, [on(before_batch=wait)]))
+    long.start()
+    assert inside.wait(timeout=60)
+    fit(full(), full().init(), 1)
+    done.set()
+    long.join()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_traces_side_by_side_give_the_generator_back() -> None:
+    """Whichever ends first."""
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    mine = full()
+    one, other = trace(mine, mine.init(), 1), trace(mine, mine.init(), 1)
+    for running in (one, other):
+        next(running)
+        next(running)
+    one.close()
+    next(other)
+    other.close()
+    assert torch.equal(torch.get_rng_state(), before)

@@ -41,7 +41,10 @@ from tests.loop.helpers import (
 
 LEARNER = learner()
 START = LEARNER.init()
-BETWEEN_BATCHES = "before_fit before_epoch before_train after_batch after_train before_validate after_validate after_epoch".split()
+BETWEEN_BATCHES = (
+    "before_fit before_epoch before_train after_batch after_train before_validate after_validate "
+    "after_epoch"
+).split()
 NORMAL_EVENTS = [event for event in EVENTS if "cancel" not in event]
 
 
@@ -162,7 +165,7 @@ def test_an_error_in_the_loss_says_so() -> None:
 
 
 def test_an_error_in_the_optimizer_says_so() -> None:
-    error = failure(LEARNER, on(before_step=lambda state: state.replace(grads={})))
+    error = failure(LEARNER, on(before_step=lambda state: state.replace(hyper={"l": 1})))
     assert "raised in [update]" in notes(error)
 
 

@@ -1,5 +1,5 @@
-"""Ctrl-C and SIGTERM end a run between two events, with whole batches only; handlers are as before
-afterwards.
+"""Ctrl-C and SIGTERM end a run between two events, with whole batches only, and the script unless
+it asks for the state; handlers are as before afterwards.
 """
 
 import os
@@ -7,6 +7,8 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import pytest
 
@@ -25,6 +27,7 @@ from tests.loop.helpers import (
 MINE = learner()
 START = MINE.init()
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
+halted = partial(fit, stop="return")
 
 
 def send(number: int, at_batch: int = 1, times: int = 1) -> Callable[[State], None]:
@@ -51,7 +54,7 @@ def _handlers_are_put_back() -> Iterator[None]:
 def test_the_run_ends_at_the_next_transition(event: str, number: int) -> None:
     seen: list[str] = []
     spy = everywhere(lambda name, state: seen.append(name), "all", order=100)
-    end = fit(MINE, START, 3, [on(**{event: send(number)}), spy])
+    end = halted(MINE, START, 3, [on(**{event: send(number)}), spy])
     assert seen[-1] == event
     assert end.train_iter == 1
     assert len(end.history.losses) == 1
@@ -59,9 +62,11 @@ def test_the_run_ends_at_the_next_transition(event: str, number: int) -> None:
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_the_state_of_the_last_whole_batch_is_returned(number: int) -> None:
-    """Stopped in the second batch, after the step: the state of a trace up to the end of the first."""
+    """Stopped in the second batch, after the step: the state of a trace up to the end of
+    the first.
+    """
     expected = next(state for event, state in trace(MINE, START, 3) if event == "after_batch")
-    end = fit(MINE, START, 3, [on(after_step=send(number))])
+    end = halted(MINE, START, 3, [on(after_step=send(number))])
     assert_same(learned(end), learned(expected))
     assert losses(end) == losses(expected)
     assert_at_rest(end)
@@ -69,16 +74,18 @@ def test_the_state_of_the_last_whole_batch_is_returned(number: int) -> None:
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_the_state_says_what_stopped_it(number: int) -> None:
-    assert fit(MINE, START, 3, [on(after_step=send(number))]).stopped == signal.Signals(number).name
+    assert (
+        halted(MINE, START, 3, [on(after_step=send(number))]).stopped == signal.Signals(number).name
+    )
 
 
 def test_a_run_that_was_not_stopped_says_so() -> None:
-    stopped = fit(MINE, START, 3, [on(after_step=send(signal.SIGINT))])
+    stopped = halted(MINE, START, 3, [on(after_step=send(signal.SIGINT))])
     assert fit(MINE, stopped, 1).stopped == fit(MINE, START, 1).stopped == ""
 
 
 def test_a_stopped_run_can_be_gone_on_with() -> None:
-    stopped = fit(MINE, START, 3, [on(after_batch=send(signal.SIGINT, at_batch=3))])
+    stopped = halted(MINE, START, 3, [on(after_batch=send(signal.SIGINT, at_batch=3))])
     assert stopped.train_iter == 2
     assert fit(MINE, stopped, 1).train_iter == 5
 
@@ -104,7 +111,7 @@ def test_brackets_close_when_a_run_is_stopped() -> None:
         finally:
             log.append("closed")
 
-    fit(
+    halted(
         MINE,
         START,
         3,
@@ -119,7 +126,7 @@ def test_brackets_close_when_a_run_is_stopped() -> None:
 
 def test_the_model_keeps_its_mode_when_a_run_is_stopped() -> None:
     MINE.model.eval()
-    fit(MINE, START, 3, [on(after_step=send(signal.SIGINT)), Progress()])
+    halted(MINE, START, 3, [on(after_step=send(signal.SIGINT)), Progress()])
     assert not MINE.model.training
 
 
@@ -163,7 +170,7 @@ def test_what_fails_after_the_signal_is_not_raised(event: str) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
             raise OSError("a worker is gone")
 
-    end = fit(MINE, START, 3, [on(**{event: act})])
+    end = halted(MINE, START, 3, [on(**{event: act})])
     assert (end.train_iter, end.stopped) == (1, "SIGTERM")
     assert_same_run(fit(MINE, end, 3, resume=True), fit(MINE, START, 3))
 
@@ -211,7 +218,7 @@ def test_the_end_of_a_worker_is_an_error_only_if_the_run_was_not_stopped(stopped
     before = signal.signal(signal.SIGCHLD, heard)
     try:
         if stopped:
-            assert fit(MINE, START, 3, [on(after_step=act)]).stopped == "SIGTERM"
+            assert halted(MINE, START, 3, [on(after_step=act)]).stopped == "SIGTERM"
         else:
             with pytest.raises(RuntimeError, match="worker is killed"):
                 fit(MINE, START, 3, [on(after_step=act)])
@@ -219,3 +226,90 @@ def test_the_end_of_a_worker_is_an_error_only_if_the_run_was_not_stopped(stopped
     finally:
         signal.signal(signal.SIGCHLD, before)
     assert calls == [1]
+
+
+RAISED = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: SystemExit}
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_fit_raises_what_the_signal_stands_for_with_the_state_on_it(number: signal.Signals) -> None:
+    """So that one Ctrl-C ends a script of several fits, and nothing that was learned is lost."""
+    act = on(after_step=send(number))
+    with pytest.raises(RAISED[number]) as caught:
+        fit(MINE, START, 3, [act])
+    state: State = caught.value.state  # type: ignore[attr-defined]
+    assert state.stopped == number.name
+    assert_same_run(state, halted(MINE, START, 3, [act]))
+    assert_same_run(fit(MINE, state, 3, resume=True), fit(MINE, START, 3))
+
+
+def test_sigterm_ends_the_process_with_143() -> None:
+    with pytest.raises(SystemExit) as caught:
+        fit(MINE, START, 3, [on(after_step=send(signal.SIGTERM))])
+    assert caught.value.code == 128 + signal.SIGTERM == 143
+
+
+def test_an_unknown_way_to_stop() -> None:
+    with pytest.raises(ValueError, match="fit: stop must be 'raise' or 'return', got 'no'"):
+        fit(MINE, START, 3, stop="no")  # type: ignore[arg-type]
+
+
+def inside(**options: Any) -> Callable[[State], None]:
+    """A handler that trains another learner, and is interrupted in there, at the second batch."""
+
+    def act(state: State) -> None:
+        if state.train_iter == 1:
+            fit(MINE, START, 2, [on(after_step=send(signal.SIGINT))], **options)
+
+    return act
+
+
+@pytest.mark.parametrize("options", [{}, {"stop": "return"}], ids=["raise", "return"])
+def test_a_signal_in_a_fit_within_a_fit_ends_both(options: dict[str, Any]) -> None:
+    """Whatever the inner one does: it is the same Ctrl-C. The state is that of the outer run."""
+    end = halted(MINE, START, 3, [on(before_batch=inside(**options))])
+    assert (end.stopped, end.train_iter, end.n_epoch) == ("SIGINT", 1, 3)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        fit(MINE, START, 3, [on(before_batch=inside(**options))])
+    assert_same_run(caught.value.state, end)  # type: ignore[attr-defined]
+
+
+def test_brackets_of_the_outer_fit_close_too() -> None:
+    log: list[str] = []
+
+    @contextmanager
+    def around(state: State) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            log.append("closed")
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(MINE, START, 3, [on("a", around_fit=around), on(before_batch=inside())])
+    assert log == ["closed"]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_an_ignored_signal_stays_ignored(number: int) -> None:
+    """As nohup has it for SIGINT, and a shell for its background jobs."""
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        assert fit(MINE, START, 1, [on(after_step=send(number))]).train_iter == 3
+        assert signal.getsignal(number) == signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_handler_that_python_did_not_set_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python says None for a handler of C code, and could not put it back: TypeError
+    after the run.
+    """
+    set_by_fit: list[int] = []
+    real = signal.signal
+    monkeypatch.setattr(signal, "getsignal", lambda number: None)
+    monkeypatch.setattr(
+        signal, "signal", lambda number, handler: set_by_fit.append(number) or real(number, handler)
+    )
+    assert fit(MINE, START, 1).train_iter == 3
+    assert set_by_fit == []
+    monkeypatch.undo()

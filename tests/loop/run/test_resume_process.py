@@ -107,7 +107,7 @@ def test_everything_had_its_say(ends: Ends) -> None:
     end = ends.end
     taken = int(end.opt_state["step"])
     assert 1 < taken < 6
-    assert end.memory["average_params"]["count"] == taken
+    assert end.memory["average_params"].count == taken
     assert float(end.memory["mixed_precision"]["scale"]) == 2.0 ** (17 + taken - (6 - taken))
     assert (end.epochs_seen, end.n_epoch) == (2, 3)
     assert end.memory["save_model"]["epoch"] == (1 if ends.kind == "plateau" else 2)

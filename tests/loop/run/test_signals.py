@@ -111,8 +111,12 @@ def test_a_signal_that_leaves_the_batch_leaves_its_fields_behind() -> None:
 
 
 def test_a_run_can_go_back_to_a_state_from_before_it() -> None:
-    """An undo: CancelFit with the state that fit was given."""
-    end = fit(LEARNER, START, 2, [on(after_epoch=raiser(CancelFit(START)))])
+    """An undo: CancelFit with what was learned and kept in the state that fit was given."""
+
+    def undo(state: State) -> None:
+        raise CancelFit(state.back_to(START))
+
+    end = fit(LEARNER, START, 2, [on(after_epoch=undo)])
     assert_same(end.params, START.params)
     assert end.train_iter == 0
     assert_at_rest(end)
@@ -123,7 +127,7 @@ def test_going_back_to_an_earlier_state_keeps_the_share_of_the_run() -> None:
     shares = []
     callbacks = [
         on(
-            after_epoch=lambda state: START,
+            after_epoch=lambda state: state.back_to(START),
             before_batch=lambda state: shares.append(state.pct_train),
         )
     ]
@@ -263,7 +267,7 @@ def test_in_validate_there_is_no_fit_to_cancel() -> None:
     mine = learner(callbacks=[on(before_batch=raiser(CancelFit))])
     with pytest.raises(
         SignalError,
-        match="CancelFit was raised by callback 'spy' in before_batch.*CancelValidate or CancelBatch",
+        match=r"CancelFit was raised by callback 'spy' in before_batch.*Validate or CancelBatch",
     ):
         validate(mine, START)
 

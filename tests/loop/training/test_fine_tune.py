@@ -194,7 +194,9 @@ def test_an_interrupted_run_is_resumed_where_it_was(
     train_iter: int, half: str, epochs: int
 ) -> None:
     mine = tuned()
-    stopped = fine_tune(mine, mine.init(), epochs, callbacks=[interrupt_at(train_iter)])
+    stopped = fine_tune(
+        mine, mine.init(), epochs, callbacks=[interrupt_at(train_iter)], stop="return"
+    )
     assert (stopped.stopped, stopped.train_iter, stopped.memory[MEMORY]) == (
         "SIGTERM",
         train_iter,
@@ -205,9 +207,16 @@ def test_an_interrupted_run_is_resumed_where_it_was(
     assert MEMORY not in end.memory
 
 
+def test_an_interrupted_half_ends_the_script_with_the_state_of_that_half() -> None:
+    mine = tuned()
+    with pytest.raises(SystemExit) as caught:
+        fine_tune(mine, mine.init(), 1, callbacks=[interrupt_at(4)])
+    assert caught.value.state.memory[MEMORY] == "head"  # type: ignore[union-attr]
+
+
 def test_a_new_run_from_a_stopped_one_begins_with_the_head(tmp_path: Path) -> None:
     mine = tuned()
-    stopped = fine_tune(mine, mine.init(), 1, callbacks=[interrupt_at(15)])
+    stopped = fine_tune(mine, mine.init(), 1, callbacks=[interrupt_at(15)], stop="return")
     for resume in (False, tmp_path):
         assert fine_tune(mine, stopped, 1, resume=resume).train_iter == 15 + 20
 
@@ -216,7 +225,7 @@ def test_a_state_that_is_not_within_a_fine_tune() -> None:
     mine = tuned()
     for state in (
         mine.init(),
-        fit(mine, mine.init(), 1, [interrupt_at(5)]),
+        fit(mine, mine.init(), 1, [interrupt_at(5)], stop="return"),
         fine_tune(mine, mine.init(), 1),
     ):
         with pytest.raises(ValueError, match="fine_tune: the state is not within a fine_tune"):

@@ -11,7 +11,7 @@ from functional_sgd import Optimizer, adamw, fuse, lookahead, ranger, sgd
 from loop import CancelBatch, GradientClip, Learner, State, fit, validate
 from loop.callbacks import freezing
 from loop.callbacks.freezing import BnFreeze, Freeze
-from loop.training.layer_groups import exactly, layer_groups, matching, spread
+from loop.layer_groups import exactly, layer_groups, matching, spread
 from tests.comparing import assert_same
 from tests.loop.helpers import Kept, batches, learned, learner, net, on
 

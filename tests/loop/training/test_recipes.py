@@ -21,7 +21,7 @@ from loop import (
     overfit_one_batch,
     trace,
 )
-from loop.tools.batch import first_batch
+from loop.training.batch import first_batch
 from tests.comparing import assert_same
 from tests.loop.helpers import (
     KINDS,

@@ -4,12 +4,12 @@ import re
 
 import pytest
 import torch
+from functional_sgd.fusion.device import DeviceLauncher, NoTriton
+from functional_sgd.fusion.source import Kernel
 
 import functional_sgd as fs
 from functional_sgd import chain, fuse
 from functional_sgd.fusion import device
-from functional_sgd.fusion.device import DeviceLauncher, NoTriton
-from functional_sgd.fusion.source import Kernel
 from tests.catalogue import RECIPES
 from tests.functional_sgd.fusion.helpers import then_step
 from tests.functional_sgd.fusion.test_operators import (

@@ -5,16 +5,16 @@ memory for results.
 import numpy as np
 import pytest
 import torch
+from functional_sgd.fusion.device import BLOCK, LONGEST, PROGRAMS, Chunks, Tables, kind_of
+from functional_sgd.fusion.foreach import run_foreach
+from functional_sgd.fusion.launch import cut_up
 
 import functional_sgd as fs
 from functional_sgd import fuse
 from functional_sgd.call import take_apart
 from functional_sgd.fusion import device, fused, scalars
 from functional_sgd.fusion.buffers import apart
-from functional_sgd.fusion.device import BLOCK, LONGEST, PROGRAMS, Chunks, Tables, kind_of
-from functional_sgd.fusion.foreach import run_foreach
 from functional_sgd.fusion.group import Group, signatures
-from functional_sgd.fusion.launch import cut_up
 from tests.catalogue import RECIPES
 from tests.comparing import assert_close
 from tests.functional_sgd.fusion.helpers import check_steps, draw

@@ -1,0 +1,124 @@
+"""The log of a hyper that may be a tree, such as a learning rate for every parameter."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optree
+
+from loop.disk.encoding import storable
+from loop.history import Log
+
+
+@storable
+@dataclass(frozen=True, eq=False)
+class Stretch:
+    """Batches in which the same leaves had equal values: their groups, and a log for each group.
+
+    Layer groups have one learning rate each, so three logs say what a hundred leaves had. Written
+    out, leaf by leaf, they were most of a checkpoint.
+    """
+
+    group_of: Any  # a tree built like the hyper, of the numbers of the groups
+    logs: tuple[Log, ...]
+
+    def __len__(self) -> int:
+        return len(self.logs[0])
+
+    def at(self, index: int) -> Any:
+        """The hyper of one batch."""
+        return optree.tree_map(lambda group: self.logs[group][index], self.group_of)
+
+    def grown(self, value: Any) -> "Stretch | None":
+        """The stretch with one more batch; None if the value does not fit into its groups."""
+        leaves, spec = optree.tree_flatten(value)
+        groups, known = optree.tree_flatten(self.group_of)
+        if spec != known:
+            return None
+        of_group = dict(zip(groups, leaves, strict=True))
+        if any(
+            not _equal(of_group[group], leaf) for group, leaf in zip(groups, leaves, strict=True)
+        ):
+            return None
+        logs = tuple(log.append(of_group[group]) for group, log in enumerate(self.logs))
+        return Stretch(self.group_of, logs)
+
+
+@storable
+@dataclass(frozen=True, eq=False)
+class HyperLog(Sequence[Any]):
+    """An immutable sequence of trees, or of numbers and trees; `append` returns a new one.
+
+    >>> log = HyperLog().append({"body": 0.1, "head": 0.2}).append({"body": 0.3, "head": 0.3})
+    >>> list(log), len(log.stretches)
+    ([{'body': 0.1, 'head': 0.2}, {'body': 0.3, 'head': 0.3}], 1)
+    """
+
+    stretches: tuple[Stretch, ...] = ()
+
+    def append(self, value: Any) -> "HyperLog":
+        """A log with one more item at the end."""
+        if self.stretches:
+            grown = self.stretches[-1].grown(value)
+            if grown is not None:
+                return HyperLog((*self.stretches[:-1], grown))
+        return HyperLog((*self.stretches, _begun(value)))
+
+    def __len__(self) -> int:
+        return sum(map(len, self.stretches))
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return list(self)[index]
+        place = index + len(self) if index < 0 else index
+        for stretch in self.stretches:
+            if 0 <= place < len(stretch):
+                return stretch.at(place)
+            place -= len(stretch)
+        raise IndexError(f"HyperLog: index {index} is out of range for {len(self)} items.")
+
+    def __iter__(self) -> Iterator[Any]:
+        for stretch in self.stretches:
+            yield from map(stretch.at, range(len(stretch)))
+
+    def __eq__(self, other: object) -> bool:
+        return list(self) == list(other) if isinstance(other, Sequence) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def appended(log: Sequence[Any] | None, value: Any) -> Log | HyperLog:
+    """The log of a hyper with one more value: a plain one for as long as no value is a tree.
+
+    >>> appended(appended(None, 0.1), {"weight": 0.2})[:]
+    [0.1, {'weight': 0.2}]
+    """
+    if isinstance(log, HyperLog):
+        return log.append(value)
+    before = Log() if log is None else log
+    assert isinstance(before, Log)
+    if optree.tree_is_leaf(value):
+        return before.append(value)
+    return HyperLog((Stretch(0, (before,)),) if before else ()).append(value)
+
+
+def _begun(value: Any) -> Stretch:
+    """A stretch of one batch: leaves with equal values are a group."""
+    leaves, spec = optree.tree_flatten(value)
+    firsts: list[Any] = []
+    groups: list[int] = []
+    place_of: dict[Any, int] = {}
+    for leaf in leaves:
+        # Tensors are told apart by identity: to look at their values would wait for the device.
+        key = leaf if isinstance(leaf, (int, float)) else ("tensor", id(leaf))
+        if key not in place_of:
+            place_of[key] = len(firsts)
+            firsts.append(leaf)
+        groups.append(place_of[key])
+    logs = tuple(Log().append(leaf) for leaf in firsts)
+    return Stretch(optree.tree_unflatten(spec, groups), logs)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    numbers = isinstance(one, (int, float)) and isinstance(other, (int, float))
+    return one is other or (numbers and one == other)

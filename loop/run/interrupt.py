@@ -1,0 +1,131 @@
+"""Ctrl-C and SIGTERM during a run: heard by a handler, acted upon between two events.
+
+The rule. The run ends at the next event. Its brackets close, so a Checkpoint writes the state of
+the latest whole batch. Then `fit` raises what the signal stands for, KeyboardInterrupt for SIGINT
+and SystemExit(143) for SIGTERM, with this state as its `state`: one Ctrl-C ends a script of several
+fits. Where the caller wants to go on, `fit(..., stop="return")` returns the state instead. Fits
+inside one another hear the same signal, and each ends like this, the innermost first.
+"""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any
+
+from loop.run.machine import Run
+from loop.state import State
+
+STOPS = ("raise", "return")
+"""What `fit` can do once a signal has ended it."""
+
+
+class Listener:
+    """A handler that keeps the first SIGINT or SIGTERM; a second one interrupts at once."""
+
+    def __init__(self) -> None:
+        self.heard: int | None = None
+        self.raised: BaseException | None = None  # by the innermost fit, because of it
+        self._before: dict[int, Any] = {}
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self.heard is not None:
+            raise _exit_by(number)
+        self.heard = number
+        # torch's handler of SIGCHLD raises an error, anywhere, when a loader's process is gone;
+        # but that process may just have got the signal too.
+        child = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+        if callable(child):
+            self._before[signal.SIGCHLD] = child
+            signal.signal(signal.SIGCHLD, _quiet(child))
+
+    def has_heard(self) -> bool:
+        """Whether the run is to end."""
+        return self.heard is not None
+
+    def listen(self) -> None:
+        """Replace the handlers, except one that ignores the signal or was set outside of Python.
+
+        The former is how nohup and shells say that a signal is not meant for this process; the
+        latter is not known to Python, which could not put it back.
+        """
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before = signal.getsignal(number)
+            if before is not None and before != signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self)
+
+    def put_back(self) -> None:
+        """Have the handlers as they were."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def listening() -> Iterator[Listener]:
+    """A listener: that of the fit around this one, if there is one.
+
+    In another thread than the main one, Python cannot listen to signals, and nothing is heard.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield Listener()
+        return
+    current = (signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM))
+    outer = next((handler for handler in current if isinstance(handler, Listener)), None)
+    if outer is not None:
+        yield outer
+        return
+    listener = Listener()
+    listener.listen()
+    try:
+        yield listener
+    finally:
+        listener.put_back()
+
+
+def run_to_end(run: Run, stop: str = "raise") -> State:
+    """The last state of a run, or what the rule says if a signal has ended it.
+
+    What fails between the signal and the next event is not raised: the loader's processes may have
+    got the signal too.
+    """
+    with listening() as listener:
+        try:
+            state = run.to_end(listener.has_heard)
+        except BaseException as error:
+            ended = error is run.failure or error is listener.raised
+            if not ended:
+                raise
+            state = run.committed.at_rest()
+        number = listener.heard
+        if number is None:
+            return state
+        state = state.replace(stopped=signal.Signals(number).name)
+        if stop == "return":
+            return state
+        listener.raised = _exit_by(number, state)
+        raise listener.raised from None
+
+
+def _exit_by(number: int, state: State | None = None) -> BaseException:
+    """What ends a process that got this signal; the state of the run is on it, if it is known."""
+    if number == signal.SIGINT:
+        where = "" if state is None else f" after {state.train_iter} batches"
+        error: BaseException = KeyboardInterrupt(
+            f"fit was stopped by SIGINT{where}. The state is on this error: sys.last_value.state "
+            f'where nobody has caught it. Pass stop="return" to get it instead.'
+        )
+    else:
+        error = SystemExit(128 + number)
+    error.state = state  # type: ignore[attr-defined]
+    return error
+
+
+def _quiet(handler: Callable[..., Any]) -> Callable[..., None]:
+    """The handler of a signal, without its RuntimeError."""
+
+    def handle(*details: Any) -> None:
+        with suppress(RuntimeError):
+            handler(*details)
+
+    return handle

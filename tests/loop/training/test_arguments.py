@@ -1,0 +1,31 @@
+"""Arguments of the wrong kind are told apart before anything runs."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from loop import Progress, fit, predict, trace, validate
+from tests.loop.helpers import learner
+
+MINE = learner()
+START = MINE.init()
+
+
+def test_one_callback_instead_of_a_list() -> None:
+    with pytest.raises(
+        TypeError, match=r"fit: callbacks must be a list, got Progress\(.*Put it in"
+    ):
+        fit(MINE, START, 1, Progress())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("call", [fit, trace, validate, predict])
+def test_no_state(call: Callable[..., Any]) -> None:
+    with pytest.raises(TypeError, match=r"second argument must be a State, got NoneType\. Begin"):
+        call(MINE, None) if call in (validate, predict) else call(MINE, None, 1)
+
+
+@pytest.mark.parametrize("call", [fit, trace])
+def test_the_arguments_in_the_wrong_order(call: Callable[..., Any]) -> None:
+    with pytest.raises(TypeError, match=r"fit: the first argument must be a Learner, got State"):
+        call(START, MINE, 1)

@@ -1,0 +1,77 @@
+"""What the docs pass to the library is what its types say: mypy reads them as a user's code."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("mypy") is None, reason="mypy is not installed"
+)
+
+
+CONFIG = """
+[mypy]
+strict = True
+follow_imports = silent
+ignore_missing_imports = True
+
+[mypy-readme]
+# A README is brief: it does not annotate every rule, ask whether something is None, or return None.
+disallow_untyped_defs = False
+disallow_untyped_decorators = False
+disallow_any_generics = False
+strict_optional = False
+disable_error_code = return, assignment, no-redef
+"""
+
+USER = """
+import torch
+from torch import nn
+
+from functional_sgd import adamw
+from loop import Batches, DataLoaders, Learner, Progress, State, accuracy, fit
+from loop.metrics import F1
+
+x = torch.randn(8, 2)
+data = DataLoaders(Batches((x, x), 4))
+learner = Learner(nn.Linear(2, 2), data, nn.functional.mse_loss, adamw(), [accuracy], [Progress()])
+scored = Learner(nn.Linear(2, 2), data, nn.functional.mse_loss, adamw(), metrics=[accuracy, F1()])
+end: State = fit(learner, learner.init(), 1, [Progress()], lr=0.1)
+"""
+
+
+@pytest.fixture(scope="module")
+def complaints(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What mypy finds in all of it, in one go: most of the time it reads torch."""
+    folder = tmp_path_factory.mktemp("user")
+    text = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"^```python[^\n]*\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    plain = [block for block in blocks if not block.lstrip().startswith(">>>")]
+    (folder / "readme.py").write_text("\n".join(plain))
+    (folder / "user.py").write_text(USER)
+    (folder / "mypy.ini").write_text(CONFIG)
+    path = os.pathsep.join([str(ROOT), str(ROOT / "examples")])
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--cache-dir=cache", "readme.py", "user.py", *EXAMPLES],
+        cwd=folder,
+        env={**os.environ, "MYPYPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.stderr == ""
+    return done.stdout
+
+
+@pytest.mark.parametrize("file", ["user.py", "readme.py", *(path.name for path in EXAMPLES)])
+def test_it_is_typed(file: str, complaints: str) -> None:
+    assert [line for line in complaints.splitlines() if f"{file}:" in line] == []
