@@ -51,6 +51,9 @@ class State:
     done: tuple[
         int, ...
     ] = ()  # epochs done, then parts of the epoch, then batches of the phase: where to resume
+    begun_with: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # what the run was begun with (hypers, optimizer, data, ...): `fit` compares when it goes on
     stopped: str = (
         ""  # the system's signal that ended the last run early, "SIGINT" or "SIGTERM", if one did
     )

@@ -4,14 +4,16 @@ else.
 
 import inspect
 import math
+from array import array
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
-from itertools import groupby
 from typing import Any, TypeAlias, TypeVar
 
+import optree
 import torch
 from torch import Tensor
 
+from loop.columns import Items, Numbers, Repeated, Run, Scalars, Trees
 from loop.history import History, Log
 
 Node: TypeAlias = Any
@@ -88,11 +90,16 @@ def encode(value: Any, where: str) -> tuple[Node, dict[str, Tensor]]:
 
 
 def decode(node: Node, tensors: Mapping[str, Tensor]) -> Any:
-    """The value that was encoded. Raises ValueError for a class that is not known, or a node that
-    makes no sense.
+    """The value that was encoded; each tensor is in one place of it. Raises ValueError for a class
+    that is not known, or a node that makes no sense.
     """
+    return _value(node, dict(tensors))
+
+
+def _value(node: Node, tensors: dict[str, Tensor]) -> Any:
+    """The value of a node; the tensors in it are taken out of those that are left."""
     if isinstance(node, list):
-        return [decode(part, tensors) for part in node]
+        return [_value(part, tensors) for part in node]
     if not isinstance(node, dict):
         return node
     if len(node) != 1 or not node.keys() <= _DECODERS.keys():
@@ -102,7 +109,7 @@ def decode(node: Node, tensors: Mapping[str, Tensor]) -> Any:
     ((tag, body),) = node.items()
     try:
         return _DECODERS[tag](body, tensors)
-    except (AttributeError, TypeError) as error:
+    except (AttributeError, LookupError, TypeError) as error:
         raise ValueError(f"what follows the tag {tag} makes no sense: {error}.") from error
 
 
@@ -176,33 +183,39 @@ def _pair(key: Any, value: Any, where: str, tensors: dict[str, Tensor], depth: i
 
 
 def _runs(log: Log, where: str, tensors: dict[str, Tensor], depth: int) -> Iterator[Node]:
-    """The items of a log; 0-d tensors of one kind that follow each other are stacked into one
-    tensor.
-    """
+    """The items of a log, run by run; what is kept as an array there becomes one tensor."""
     start = 0
-    for kind, group in groupby(log, _kind_of_item):
-        items = list(group)
-        if kind == "json":
-            yield {"items": items}
-        elif kind == "other":
-            numbered = enumerate(items, start)
-            yield {
-                "items": [
-                    _node(item, f"{where}[{index}]", tensors, depth + 1) for index, item in numbered
-                ]
-            }
-        else:
-            name = f"{where}[{start}:{start + len(items)}]"
-            with torch.no_grad():
-                tensors[name] = torch.stack(items)
-            yield {"scalars": name}
-        start += len(items)
+    for run in log.runs():
+        yield _run(run, f"{where}[{start}:{start + len(run)}]", where, start, tensors, depth)
+        start += len(run)
 
 
-def _kind_of_item(item: Any) -> Any:
-    if type(item) is Tensor and item.dim() == 0 and _is_plain(item):
-        return item.dtype, item.device
-    return "json" if _is_json(item) else "other"
+def _run(
+    run: Run, span: str, where: str, start: int, tensors: dict[str, Tensor], depth: int
+) -> Node:
+    if isinstance(run, Scalars) and _is_plain(run.values):
+        tensors[span] = run.values
+        return {"scalars": span}
+    if isinstance(run, Numbers):
+        return {"numbers": _column(run, span, tensors)}
+    if isinstance(run, Repeated):
+        tensors[f"{span}.which"] = torch.frombuffer(bytearray(run.which), dtype=torch.uint8)
+        choices = [_node(choice, span, tensors, depth + 1) for choice in run.choices]
+        return {"repeated": [choices, f"{span}.which"]}
+    if isinstance(run, Trees):
+        places = optree.tree_unflatten(run.structure, range(len(run.columns)))
+        template = _node(places, span, tensors, depth + 1)
+        columns = enumerate(run.columns)
+        names = [_column(column, f"{span}.{at}", tensors) for at, column in columns]
+        return {"trees": [template, names]}
+    numbered = enumerate(run, start)
+    return {"items": [_node(item, f"{where}[{at}]", tensors, depth + 1) for at, item in numbered]}
+
+
+def _column(run: Run, name: str, tensors: dict[str, Tensor]) -> str:
+    assert isinstance(run, Numbers)
+    tensors[name] = torch.frombuffer(run.values[:], dtype=_NUMBERS[run.values.typecode])
+    return name
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -222,24 +235,74 @@ def _described(value: Any) -> str:
     return f"of type {name}"
 
 
-def _tensor(name: str, tensors: Mapping[str, Tensor]) -> Tensor:
+def _tensor(name: str, tensors: dict[str, Tensor]) -> Tensor:
     if name not in tensors:
-        raise ValueError(f"there is no tensor {name}.")
-    return tensors[name]
+        raise ValueError(f"there is no tensor {name}, or it is used twice.")
+    return tensors.pop(name)
 
 
-def _dtype(name: str, _: Mapping[str, Tensor]) -> torch.dtype:
-    found = getattr(torch, name, None)
+def _column_of(name: str, tensors: dict[str, Tensor]) -> Tensor:
+    """A tensor that is a column: its length is bounded by what is in the file."""
+    found = _tensor(name, tensors)
+    if found.dim() != 1:
+        raise ValueError(f"{name} has {found.dim()} dimensions, expected 1.")
+    return found
+
+
+def _dtype(name: str, _: Any) -> torch.dtype:
+    found = vars(torch).get(name)
     if not isinstance(found, torch.dtype):
         raise ValueError(f"there is no dtype {name}.")
     return found
 
 
-def _log(runs: list[Node], tensors: Mapping[str, Tensor]) -> Log:
-    return Log([item for run in runs for item in decode(run, tensors)])
+def _dict(body: list[Any], tensors: dict[str, Tensor]) -> dict[Any, Any]:
+    pairs = [(_value(key, tensors), _value(part, tensors)) for key, part in body]
+    for key, _ in pairs:
+        if type(key) not in (str, int):
+            raise TypeError(f"a key must be str or int, got {_described(key)}.")
+    return dict(pairs)
 
 
-def _object(body: list[Any], tensors: Mapping[str, Tensor]) -> Any:
+def _log(runs: list[Node], tensors: dict[str, Tensor]) -> Log:
+    return Log.of([run for node in runs if len(run := _run_of(node, tensors))])
+
+
+def _run_of(node: Node, tensors: dict[str, Tensor]) -> Run:
+    ((tag, body),) = node.items()
+    if tag == "items":
+        return Items(tuple(_value(body, tensors)))
+    if tag == "scalars":
+        return Scalars(_column_of(body, tensors))
+    if tag == "numbers":
+        return _numbers(body, tensors)
+    if tag == "repeated":
+        choices = tuple(_value(body[0], tensors))
+        which = bytes(_column_of(body[1], tensors).to(torch.uint8).numpy())
+        if which and max(which) >= len(choices):
+            raise ValueError(f"{body[1]} says {max(which)} where there are {len(choices)} values.")
+        return Repeated(choices, which)
+    if tag == "trees":
+        return _trees(_value(body[0], tensors), [_numbers(name, tensors) for name in body[1]])
+    raise ValueError(f"a log has no {tag}.")
+
+
+def _trees(template: Any, columns: list[Numbers]) -> Trees:
+    places, structure = optree.tree_flatten(template)
+    if places != [*range(len(columns))] or len({len(column) for column in columns}) != 1:
+        raise ValueError("the columns of a log of trees do not fit together.")
+    return Trees(structure, tuple(columns))
+
+
+def _numbers(name: str, tensors: dict[str, Tensor]) -> Numbers:
+    column = _column_of(name, tensors)
+    for code, dtype in _NUMBERS.items():
+        if column.dtype == dtype:
+            return Numbers(array(code, column.contiguous().numpy().tobytes()))
+    raise ValueError(f"{name} is {column.dtype}, expected one of {[*_NUMBERS.values()]}.")
+
+
+def _object(body: list[Any], tensors: dict[str, Tensor]) -> Any:
     name, module, nodes = body
     cls = _STORABLE.get(name)
     if cls is None:
@@ -255,21 +318,19 @@ def _object(body: list[Any], tensors: Mapping[str, Tensor]) -> Any:
             f"has "
             f"{', '.join(sorted(expected))}. Load it with the code that wrote it."
         )
-    return cls(**{key: decode(node, tensors) for key, node in nodes.items()})
+    return cls(**{key: _value(node, tensors) for key, node in nodes.items()})
 
 
-_DECODERS: Mapping[str, Callable[[Any, Mapping[str, Tensor]], Any]] = {
+_NUMBERS = {"d": torch.float64, "q": torch.int64}
+
+_DECODERS: Mapping[str, Callable[[Any, dict[str, Tensor]], Any]] = {
     "int": lambda body, _: int(body, 16),
     "float": lambda body, _: float(body),
     "str": lambda body, _: bytes.fromhex(body).decode("utf-8", "surrogatepass"),
-    "tuple": lambda body, tensors: tuple(decode(body, tensors)),
-    "dict": lambda body, tensors: {
-        decode(key, tensors): decode(part, tensors) for key, part in body
-    },
+    "tuple": lambda body, tensors: tuple(_value(body, tensors)),
+    "dict": _dict,
     "tensor": _tensor,
     "dtype": _dtype,
     "log": _log,
-    "items": decode,
-    "scalars": lambda body, tensors: _tensor(body, tensors).unbind(),
     "object": _object,
 }

@@ -10,7 +10,7 @@ import pytest
 
 from loop import Checkpoint, State, fit, load, load_latest, lr_find, predict, validate
 from loop.disk.store import checkpoints
-from tests.loop.helpers import assert_same_run, full, on, raiser
+from tests.loop.helpers import assert_same_run, full, only, raiser
 from tests.loop.saving import identical
 
 EPOCHS = 2
@@ -114,7 +114,7 @@ def test_settings_that_make_no_sense(settings: dict[str, Any], message: str) -> 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_writes_when_the_run_is_stopped(number: int, tmp_path: Path, end: State) -> None:
-    press = on(
+    press = only(
         "press",
         after_pred=lambda state: os.kill(os.getpid(), number) if state.train_iter == 4 else None,
     )
@@ -129,7 +129,7 @@ def test_a_run_that_is_stopped_before_it_begins_leaves_nothing(tmp_path: Path, e
         MINE,
         START,
         EPOCHS,
-        [Checkpoint(tmp_path), on(before_fit=lambda state: os.kill(os.getpid(), signal.SIGINT))],
+        [Checkpoint(tmp_path), only(before_fit=lambda state: os.kill(os.getpid(), signal.SIGINT))],
     )
     assert written(tmp_path) == []
     assert same(fit(MINE, START, EPOCHS, resume=tmp_path), end)
@@ -146,7 +146,7 @@ def test_it_writes_when_a_callback_fails_and_the_run_goes_on_without_the_bug(
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError) as caught:
-        fit(MINE, START, EPOCHS, [on("buggy", **{event: bug}), Checkpoint(tmp_path)])
+        fit(MINE, START, EPOCHS, [only("buggy", **{event: bug}), Checkpoint(tmp_path)])
     assert f"callback 'buggy' in {event}" in caught.value.__notes__[0]
     kept = load_latest(tmp_path)
     assert kept.train_iter == (6 if event == "after_validate" else 4)
@@ -161,7 +161,7 @@ def test_a_second_ctrl_c_leaves_a_checkpoint_too(tmp_path: Path, end: State) -> 
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        fit(MINE, START, EPOCHS, [Checkpoint(tmp_path), on(after_loss=press_twice)])
+        fit(MINE, START, EPOCHS, [Checkpoint(tmp_path), only(after_loss=press_twice)])
     assert same(fit(MINE, START, EPOCHS, resume=tmp_path), end)
 
 
@@ -186,7 +186,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_that_says_who(
 
 def test_a_stopped_run_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    press = on(
+    press = only(
         "press",
         after_pred=lambda state: (
             os.kill(os.getpid(), signal.SIGINT) if state.train_iter == 1 else None
@@ -207,7 +207,7 @@ def test_it_writes_although_another_callback_fails_to_close(tmp_path: Path, end:
             MINE,
             START,
             EPOCHS,
-            [on("other", around_train=lambda state: Closing()), Checkpoint(tmp_path)],
+            [only("other", around_train=lambda state: Closing()), Checkpoint(tmp_path)],
         )
     assert written(tmp_path) == [(0, 0, 3)]
     assert same(fit(MINE, START, EPOCHS, resume=tmp_path), end)

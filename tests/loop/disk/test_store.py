@@ -142,7 +142,7 @@ def test_three_files_that_other_tools_read(tmp_path: Path, trained: tuple[Learne
     tensors = load_file(path / "tensors.safetensors")
     assert identical(tensors["params['0.weight']"], end.params["0.weight"].clone())
     document = json.loads((path / "state.json").read_text())
-    assert (document["format"], document["version"]) == ("loop.State", 1)
+    assert (document["format"], document["version"]) == ("loop.State", 2)
     assert tensors.keys() == document["tensors"].keys()
     entry = document["tensors"]["opt_state['step']"]
     assert (entry["dtype"], entry["shape"], entry["device"], len(entry["sha256"])) == (
