@@ -25,7 +25,7 @@ from loop import (
 from loop.callbacks.saving import write_tensors
 from loop.run.signals import CancelFit
 from tests.comparing import assert_same
-from tests.loop.helpers import Kept, learned, learner, loaders, net, on, raise_once, raiser
+from tests.loop.helpers import Kept, learned, learner, loaders, net, on, only, raise_once, raiser
 
 MINE = learner(net())
 START = MINE.init()
@@ -52,7 +52,10 @@ def weights(state: State) -> dict[str, Any]:
 
 def metadata(path: Path) -> dict[str, str]:
     with safetensors.safe_open(path, "pt") as file:
-        return dict(file.metadata())
+        about = dict(file.metadata())
+    assert len(about.pop("sha256")) == 64
+    assert about.pop("written_by").startswith("functional-sgd")
+    return about
 
 
 def test_the_run_ends_with_the_best_weights(tmp_path: Path) -> None:
@@ -141,7 +144,7 @@ def test_every_run_starts_anew_unless_told_otherwise() -> None:
 def test_a_run_that_is_resumed_remembers_the_best() -> None:
     callbacks = [scripted(3.0, 1.0, 2.0), SaveModel(None)]
     states: list[State] = []
-    whole = fit(MINE, START, 3, [*callbacks, on("observer", committed=states.append)])
+    whole = fit(MINE, START, 3, [*callbacks, only("observer", committed=states.append)])
     for state in states:
         assert_same(learned(fit(MINE, state.at_rest(), 3, callbacks, resume=True)), learned(whole))
 
@@ -236,7 +239,7 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monkey
     write_tensors(path, {"a": torch.ones(1)}, {})
     for function in ("sync", "os.replace"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"loop.callbacks.saving.{function}", raiser(ZeroDivisionError))
+            patch.setattr(f"loop.disk.weights.{function}", raiser(ZeroDivisionError))
             with pytest.raises(ZeroDivisionError):
                 write_tensors(path, {"a": torch.zeros(1)}, {})
         assert safetensors.torch.load_file(path)["a"] == 1
