@@ -167,6 +167,7 @@ def _compile(
             raise _Refused(f"{shlex.join(compiler)} failed: {done.stderr.strip()[:2000]}")
         built.chmod(0o700)
         mark.write_text(_sha256(built))
+        mark.chmod(0o600)
         os.replace(built, library)
         os.replace(mark, digest)
 
@@ -229,9 +230,9 @@ def _end(process: "subprocess.Popen[str]") -> None:
 def _intact(library: Path, digest: Path) -> bool:
     """Whether a library is there, as it was written, and closed to others."""
     try:
-        found = library.lstat()
-        if not stat.S_ISREG(found.st_mode) or not is_closed(found):
-            return False
+        for found in (library.lstat(), digest.lstat()):
+            if not stat.S_ISREG(found.st_mode) or not is_closed(found):
+                return False
         return digest.read_text() == _sha256(library)
     except (OSError, ValueError):  # not there, or not even text
         return False

@@ -9,11 +9,12 @@ from typing import Any
 
 from torch import Tensor
 
-from loop.disk.atomic import aside, discard, find, locked, put, scratch
-from loop.disk.files import CPU, FILES, home, pack, shaped, write
+from loop.disk.atomic import aside, discard, find, locked, put, scratch, sync
+from loop.disk.files import CPU, FILES, REST, home, pack, shaped, write
 from loop.disk.files import DamagedStateError as DamagedStateError
 from loop.disk.files import StateFileError as StateFileError
 from loop.disk.finite import not_finite
+from loop.disk.plain import told
 from loop.disk.reading import read
 from loop.state import State
 
@@ -96,6 +97,16 @@ def save_in(state: State, folder: str | Path, keep: int = 3) -> Path:
             for old in _superfluous(checkpoints(folder), keep):
                 discard(old)
     return path
+
+
+def probe(folder: str | Path) -> None:
+    """Make a folder, and write into it what is removed again. Raises OSError, with the path, if
+    nothing can be saved there.
+    """
+    folder = Path(folder)
+    with told(folder), scratch(folder) as new:
+        (new / REST).write_text("probe")
+        sync(new / REST)
 
 
 def load_latest(folder: str | Path, like: State | None = None) -> State:
