@@ -13,6 +13,7 @@ from torch import Tensor
 from loop.disk.atomic import scratch, sync
 from loop.disk.files import DamagedStateError, library
 from loop.disk.plain import regular, told
+from loop.disk.undisturbed import undisturbed
 
 _DIGEST, _WRITER = "sha256", "written_by"  # two, so that a flip in one is told by the other
 _BLANK = "0" * 64
@@ -33,7 +34,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str,
             f"SaveModel: a safetensors file cannot hold {error}. Use Checkpoint, which can."
         ) from error
     path = path.absolute()
-    with scratch(path.parent) as folder, told(path):
+    with undisturbed(), scratch(path.parent) as folder, told(path):
         new = folder / "tensors"
         new.write_bytes(_with_digest(data, _BLANK, hashlib.sha256(data).hexdigest()))
         sync(new)

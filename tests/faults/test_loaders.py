@@ -5,6 +5,7 @@ checkpoint.
 import os
 import signal
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,8 @@ class Samples:
         return value, value
 
 
-def of(samples: Samples, timeout: float = 0.0) -> Learner:
-    loader: Any = make_loader(samples, 4, workers=1, context="fork", timeout=timeout, ahead=1)
+def of(samples: Samples, **options: Any) -> Learner:
+    loader: Any = make_loader(samples, 4, workers=1, context="fork", ahead=1, **options)
     return learner(data=DataLoaders(loader), loss=lambda pred, y: (pred - y).square().mean() / 999)
 
 
@@ -77,28 +78,33 @@ def test_one_sigterm_ends_a_run_whose_worker_hangs(tmp_path: Path, end: State) -
     assert identical(vars(fit(mine, mine.init(), 2, resume=tmp_path / "run")), vars(end))
 
 
+def kill_soon(processes: Iterable[int], seconds: float) -> None:
+    time.sleep(seconds)
+    for process in processes:
+        os.kill(process, signal.SIGKILL)
+
+
 def test_workers_that_die_while_the_last_checkpoint_is_written_do_not_break_it_off(
     tmp_path: Path,
 ) -> None:
     """Their ends come at random moments of a save that takes its time."""
 
     def work(number: int) -> None:
-        mine = of(Samples(""))
+        mine = of(Samples(""), keep_workers=True)  # or they have ended by then
         folder = tmp_path / str(number)
 
         def kill_workers(state: State) -> None:
             if state.train_iter < 2:
                 return
             children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-            for child in children:
-                os.kill(int(child), signal.SIGKILL)
+            forked(lambda: kill_soon(map(int, children), 0.02 * number / times(20, 300)))
             raise KeyboardInterrupt
 
-        weights = {"b": torch.zeros(200_000 * (1 + number % 5))}
+        start = mine.init().remember("much", torch.zeros(1_000_000))
         at = only("kill", 99, after_loss=kill_workers)
         try:
-            fit(mine, mine.init().replace(buffers=weights), 1, [Checkpoint(folder), at])
-        except KeyboardInterrupt:
+            fit(mine, start, 1, [Checkpoint(folder), at])
+        except (KeyboardInterrupt, RuntimeError):  # or what torch says of the first to die
             os._exit(0 if load_latest(folder).train_iter == 2 else 2)
         os._exit(3)
 
