@@ -10,7 +10,7 @@ import optree
 import torch
 from torch import Tensor
 
-from loop.callback import name_of, without_reports
+from loop.callback import Callback, without_reports
 from loop.callbacks import Checkpoint
 from loop.disk.store import checkpoints, is_checkpoint, is_finite, load_latest
 from loop.learner import Learner
@@ -25,12 +25,15 @@ def begun_with(
 ) -> dict[str, Any]:
     """What a run of `fit` is begun with, apart from the state, as plain data that is kept in it.
 
-    Callbacks that only report are left out: the run is the same without them.
+    Callbacks that only report are left out, for the run is the same without them; and so is what is
+    no Callback by class, which is made for the occasion.
     """
     return {
         "hyper": {**state.hyper, **hyper},
         "optimizer": _shown(learner.opt),
-        "callbacks": {name_of(one): _shown(one) for one in without_reports(callbacks)},
+        "callbacks": {
+            one.name: _shown(one) for one in without_reports(callbacks) if isinstance(one, Callback)
+        },
         "data": {"train": _lengths(learner.data.train), "valid": _lengths(learner.data.valid)},
         "compile": graph,
         "torch": str(torch.__version__),

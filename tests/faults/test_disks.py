@@ -15,7 +15,7 @@ import torch
 from loop import Checkpoint, SaveModel, State, fit, load, load_latest, load_params, save, save_in
 from loop.disk.store import checkpoints
 from tests.faults.places import limited, small_disk, times
-from tests.loop.helpers import full, only
+from tests.loop.helpers import full, on
 from tests.loop.saving import ROOT, identical, scratch_in, tiny
 
 MINE = full()
@@ -27,7 +27,7 @@ def large(count: int) -> State:
     return tiny(count).replace(buffers={"b": torch.full((5_000,), float(count))})
 
 
-ENOUGH = only("enough", after_loss=lambda state: 1 / 0 if state.train_iter == 2 else None)
+ENOUGH = on("enough", after_loss=lambda state: 1 / 0 if state.train_iter == 2 else None)
 
 
 def error_of(work: Callable[[], Any]) -> Any:

@@ -16,7 +16,7 @@ from torch import Tensor
 from loop import Checkpoint, DataLoaders, Learner, State, fit, load_latest, make_loader
 from loop.disk.store import checkpoints
 from tests.faults.places import times
-from tests.loop.helpers import learner, only
+from tests.loop.helpers import learner, on
 from tests.loop.saving import ended, forked, identical
 
 
@@ -101,7 +101,7 @@ def test_workers_that_die_while_the_last_checkpoint_is_written_do_not_break_it_o
             raise KeyboardInterrupt
 
         start = mine.init().remember("much", torch.zeros(1_000_000))
-        at = only("kill", 99, after_loss=kill_workers)
+        at = on("kill", 99, after_loss=kill_workers)
         try:
             fit(mine, start, 1, [Checkpoint(folder), at])
         except (KeyboardInterrupt, RuntimeError):  # or what torch says of the first to die

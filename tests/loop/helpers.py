@@ -86,11 +86,6 @@ def on(name: str = "spy", order: int = 0, **handlers: Callable[[State], Any]) ->
     return SimpleNamespace(name=name, order=order, **handlers)
 
 
-def only(name: str = "spy", order: int = 0, **handlers: Callable[[State], Any]) -> SimpleNamespace:
-    """A callback made of functions that has no say: a run is the same without it."""
-    return SimpleNamespace(name=name, order=order, reports=True, **handlers)
-
-
 def everywhere(
     handler: Callable[[str, State], Any], name: str = "spy", order: int = 0
 ) -> SimpleNamespace:

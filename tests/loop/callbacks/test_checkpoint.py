@@ -12,7 +12,7 @@ import pytest
 import loop.disk.store
 from loop import CancelFit, Checkpoint, State, fit, load, load_latest, lr_find, predict, validate
 from loop.disk.store import checkpoints
-from tests.loop.helpers import assert_same_run, full, only, raiser
+from tests.loop.helpers import assert_same_run, full, on, raiser
 from tests.loop.saving import identical
 
 EPOCHS = 2
@@ -116,7 +116,7 @@ def test_settings_that_make_no_sense(settings: dict[str, Any], message: str) -> 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_writes_when_the_run_is_stopped(number: int, tmp_path: Path, end: State) -> None:
-    press = only(
+    press = on(
         "press",
         after_pred=lambda state: os.kill(os.getpid(), number) if state.train_iter == 4 else None,
     )
@@ -131,7 +131,7 @@ def test_a_run_that_is_stopped_before_it_begins_leaves_nothing(tmp_path: Path, e
         MINE,
         START,
         EPOCHS,
-        [Checkpoint(tmp_path), only(before_fit=lambda state: os.kill(os.getpid(), signal.SIGINT))],
+        [Checkpoint(tmp_path), on(before_fit=lambda state: os.kill(os.getpid(), signal.SIGINT))],
     )
     assert written(tmp_path) == []
     assert same(fit(MINE, START, EPOCHS, resume=tmp_path), end)
@@ -148,7 +148,7 @@ def test_it_writes_when_a_callback_fails_and_the_run_goes_on_without_the_bug(
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError) as caught:
-        fit(MINE, START, EPOCHS, [only("buggy", **{event: bug}), Checkpoint(tmp_path)])
+        fit(MINE, START, EPOCHS, [on("buggy", **{event: bug}), Checkpoint(tmp_path)])
     assert f"callback 'buggy' in {event}" in caught.value.__notes__[0]
     kept = load_latest(tmp_path)
     assert kept.train_iter == (6 if event == "after_validate" else 4)
@@ -163,7 +163,7 @@ def test_a_second_ctrl_c_leaves_a_checkpoint_too(tmp_path: Path, end: State) -> 
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        fit(MINE, START, EPOCHS, [Checkpoint(tmp_path), only(after_loss=press_twice)])
+        fit(MINE, START, EPOCHS, [Checkpoint(tmp_path), on(after_loss=press_twice)])
     assert same(fit(MINE, START, EPOCHS, resume=tmp_path), end)
 
 
@@ -179,7 +179,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_before_the_first_event(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "file").write_text("in the way")
-    watch = only("watch", before_fit=lambda state: pytest.fail("the run has begun"))
+    watch = on("watch", before_fit=lambda state: pytest.fail("the run has begun"))
     with pytest.raises(OSError, match=r"file") as caught:
         fit(MINE, START, EPOCHS, [Checkpoint(tmp_path / "file" / "run"), watch])
     assert "by callback 'checkpoint' in around_fit, epoch 0" in caught.value.__notes__[0]
@@ -193,7 +193,7 @@ def in_the_way(folder: Path, batch: int) -> Any:
             folder.rmdir()
             folder.write_text("in the way")
 
-    return only("replace", 0, after_loss=replace)
+    return on("replace", 0, after_loss=replace)
 
 
 def test_a_folder_that_is_gone_is_an_error_that_says_who(tmp_path: Path, end: State) -> None:
@@ -207,7 +207,7 @@ def test_a_folder_that_is_gone_is_an_error_that_says_who(tmp_path: Path, end: St
 
 def test_a_stopped_run_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    press = only(
+    press = on(
         "press",
         after_pred=lambda state: (
             os.kill(os.getpid(), signal.SIGINT) if state.train_iter == 1 else None
@@ -222,8 +222,8 @@ def test_memory_that_cannot_be_saved_is_an_error_as_soon_as_it_is_there(
     tmp_path: Path, event: str
 ) -> None:
     batches: list[int] = []
-    watch = only("watch", after_loss=lambda state: batches.append(state.train_iter))
-    bad = only("bad", **{event: lambda state: state.remember("bad", {1, 2})})
+    watch = on("watch", after_loss=lambda state: batches.append(state.train_iter))
+    bad = on("bad", **{event: lambda state: state.remember("bad", {1, 2})})
     with pytest.raises(TypeError, match=r"save: memory\['bad'\] is of type set") as caught:
         fit(MINE, START, EPOCHS, [Checkpoint(tmp_path, epochs=9), bad, watch])
     assert len(batches) == {"after_batch": 1, "after_train": 3}.get(event, 0)
@@ -244,7 +244,7 @@ def test_a_loaders_process_that_dies_while_the_last_is_written_is_no_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dying(monkeypatch)
-    press = only("press", after_loss=raiser(CancelFit))
+    press = on("press", after_loss=raiser(CancelFit))
     fit(MINE, START, EPOCHS, [Checkpoint(tmp_path, epochs=9), press])
     assert written(tmp_path) == [(0, 0, 0)]
 
@@ -286,7 +286,7 @@ def test_it_writes_although_another_callback_fails_to_close(tmp_path: Path, end:
             MINE,
             START,
             EPOCHS,
-            [only("other", around_train=lambda state: Closing()), Checkpoint(tmp_path)],
+            [on("other", around_train=lambda state: Closing()), Checkpoint(tmp_path)],
         )
     assert written(tmp_path) == [(0, 0, 3)]
     assert same(fit(MINE, START, EPOCHS, resume=tmp_path), end)

@@ -23,7 +23,7 @@ from loop import (
 from loop.disk.files import DamagedStateError
 from loop.disk.store import checkpoints
 from tests.loop.callbacks.test_checkpoint import EPOCHS, MINE, START, same, written
-from tests.loop.helpers import learner, net, only, shuffled
+from tests.loop.helpers import learner, net, on, shuffled
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_resume_goes_on_with_every_checkpoint(tmp_path: Path, end: State) -> Non
 def test_a_run_that_is_complete_is_complete(tmp_path: Path, end: State) -> None:
     batches: list[int] = []
     for _ in range(3):
-        watch = only("watch", after_batch=lambda state: batches.append(state.train_iter))
+        watch = on("watch", after_batch=lambda state: batches.append(state.train_iter))
         assert same(fit(MINE, START, EPOCHS, [Checkpoint(tmp_path), watch], resume=tmp_path), end)
     assert len(batches) == 10  # of the first
     assert written(tmp_path) == [(1,), (2,)]
@@ -77,7 +77,7 @@ def test_what_the_command_says_again_is_not_done_again(tmp_path: Path) -> None:
     """The same command, with a new lr for the run, goes on with the run that has it already."""
     run = [Checkpoint(tmp_path, batches=1)]
     expected = fit(MINE, START, EPOCHS, lr=0.05)
-    stopping = only(
+    stopping = on(
         "stop",
         after_step=lambda state: (
             os.kill(os.getpid(), signal.SIGINT) if state.train_iter == 4 else None
@@ -96,8 +96,8 @@ def test_a_run_that_ends_early_is_complete_too(tmp_path: Path) -> None:
 
     batches: list[int] = []
     run = [
-        only("enough", after_epoch=enough),
-        only("watch", after_batch=lambda state: batches.append(state.iter)),
+        on("enough", after_epoch=enough),
+        on("watch", after_batch=lambda state: batches.append(state.iter)),
     ]
     expected = fit(MINE, START, 9, [*run, Checkpoint(tmp_path)])
     assert written(tmp_path) == [(1,), (1, 2)]
@@ -111,7 +111,7 @@ def test_one_cycle_is_resumed_in_the_middle(tmp_path: Path) -> None:
         return fit_one_cycle(MINE, START, EPOCHS, 0.05, callbacks=callbacks, **options)
 
     expected = cycle()
-    bug = only("bug", after_step=lambda state: 1 / 0 if state.train_iter == 4 else None)
+    bug = on("bug", after_step=lambda state: 1 / 0 if state.train_iter == 4 else None)
     with pytest.raises(ZeroDivisionError):
         cycle(Checkpoint(tmp_path, batches=2), bug)
     found = cycle(Checkpoint(tmp_path, batches=2), resume=tmp_path)

@@ -25,7 +25,7 @@ from loop import (
 from loop.callbacks.saving import write_tensors
 from loop.run.signals import CancelFit
 from tests.comparing import assert_same
-from tests.loop.helpers import Kept, learned, learner, loaders, net, on, only, raise_once, raiser
+from tests.loop.helpers import Kept, learned, learner, loaders, net, on, raise_once, raiser
 
 MINE = learner(net())
 START = MINE.init()
@@ -144,7 +144,7 @@ def test_every_run_starts_anew_unless_told_otherwise() -> None:
 def test_a_run_that_is_resumed_remembers_the_best() -> None:
     callbacks = [scripted(3.0, 1.0, 2.0), SaveModel(None)]
     states: list[State] = []
-    whole = fit(MINE, START, 3, [*callbacks, only("observer", committed=states.append)])
+    whole = fit(MINE, START, 3, [*callbacks, on("observer", committed=states.append)])
     for state in states:
         assert_same(learned(fit(MINE, state.at_rest(), 3, callbacks, resume=True)), learned(whole))
 

@@ -37,7 +37,6 @@ from tests.loop.helpers import (
     full,
     learner,
     on,
-    only,
 )
 
 EPOCHS = 2
@@ -156,7 +155,7 @@ def test_after_an_error_the_run_can_go_on() -> None:
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError) as caught:
-        fit(mine, mine.init(), EPOCHS, [*callbacks(), only(after_step=fail)])
+        fit(mine, mine.init(), EPOCHS, [*callbacks(), on(after_step=fail)])
     assert caught.value.state.train_iter == 4  # type: ignore[attr-defined]
     assert_same_run(fit(mine, caught.value.state, EPOCHS, callbacks(), resume=True), end)  # type: ignore[attr-defined]
 
@@ -179,7 +178,7 @@ def test_brackets_are_open_in_a_resumed_run() -> None:
         mine,
         state,
         EPOCHS,
-        [*callbacks(), only("b", around_fit=bracket("fit"), around_train=bracket("train"))],
+        [*callbacks(), on("b", around_fit=bracket("fit"), around_train=bracket("train"))],
         resume=True,
     )
     assert log == ["open fit", "open train", "close train", "close fit"]

@@ -13,10 +13,12 @@ from functional_sgd.schedules import Linear
 from loop import (
     AverageParams,
     Batches,
+    Callback,
     Checkpoint,
     DataLoaders,
     ParamScheduler,
     State,
+    Timer,
     fine_tune,
     fit,
     fit_one_cycle,
@@ -24,7 +26,7 @@ from loop import (
     make_loader,
 )
 from loop.disk.store import checkpoints
-from tests.loop.helpers import full, net, only, raise_once, shuffled
+from tests.loop.helpers import full, net, on, raise_once, shuffled
 from tests.loop.saving import identical, tiny
 
 MINE = full()
@@ -39,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def begin(folder: Path, *callbacks: Any, **options: Any) -> State:
-    bug = only("bug", after_step=raise_once(ZeroDivisionError, at=4))
+    bug = on("bug", after_step=raise_once(ZeroDivisionError, at=4))
     with pytest.raises(ZeroDivisionError) as caught:
         fit(MINE, START, 2, [Checkpoint(folder), *callbacks, bug], **options)
     state: State = caught.value.state  # type: ignore[attr-defined]
@@ -148,7 +150,7 @@ def test_other_callbacks_are_named(tmp_path: Path) -> None:
 
 
 def test_another_schedule_is_named(tmp_path: Path) -> None:
-    bug = only("bug", after_step=raise_once(ZeroDivisionError, at=4))
+    bug = on("bug", after_step=raise_once(ZeroDivisionError, at=4))
     with pytest.raises(ZeroDivisionError):
         fit_one_cycle(MINE, START, 2, 0.1, callbacks=[Checkpoint(tmp_path), bug])
     with pytest.warns(UserWarning, match="callback 'param_scheduler' was .*, is "):
@@ -156,7 +158,7 @@ def test_another_schedule_is_named(tmp_path: Path) -> None:
 
 
 def test_callbacks_that_only_report_are_no_difference(tmp_path: Path) -> None:
-    begin(tmp_path, only("watch", after_batch=lambda state: None))
+    begin(tmp_path, Timer())
     assert fit(MINE, START, 2, resume=tmp_path).train_iter == 6
 
 
@@ -175,8 +177,14 @@ def test_all_differences_are_in_one_warning(tmp_path: Path) -> None:
     assert "optimizer was" in str(caught[0].message)
 
 
+def test_objects_that_are_no_callback_by_class_are_no_difference(tmp_path: Path) -> None:
+    """Made for the occasion, such as the one that has failed in `begin`."""
+    begin(tmp_path, on("spy", after_batch=lambda state: None))
+    assert fit(MINE, START, 2, resume=tmp_path).train_iter == 6
+
+
 def test_a_repr_that_fails_does_not_end_a_run(tmp_path: Path) -> None:
-    class Loud:
+    class Loud(Callback):
         name = "loud"
 
         def __repr__(self) -> str:
@@ -208,7 +216,7 @@ def test_the_newest_checkpoint_that_is_not_finite_is_named_with_the_newest_that_
         nan = {name: value * torch.nan for name, value in state.params.items()}
         return state.replace(params=nan) if state.epoch == 1 else None
 
-    fit(MINE, START, 4, [only("diverge", after_step=diverge), Checkpoint(tmp_path, keep=2)])
+    fit(MINE, START, 4, [on("diverge", after_step=diverge), Checkpoint(tmp_path, keep=2)])
     good = checkpoints(tmp_path)[0]
     assert load(good).done == (1,)
     with pytest.warns(UserWarning, match=f"has params that are not finite.*finite is {good}"):
