@@ -4,16 +4,15 @@ else.
 
 import inspect
 import math
-from array import array
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeAlias, TypeVar
 
-import optree
 import torch
 from torch import Tensor
 
-from loop.columns import Items, Numbers, Repeated, Run, Scalars, Trees
+from loop.columns import Items, Scalars
+from loop.disk.runs import run_node, run_of
 from loop.history import History, Log
 
 Node: TypeAlias = Any
@@ -183,39 +182,15 @@ def _pair(key: Any, value: Any, where: str, tensors: dict[str, Tensor], depth: i
 
 
 def _runs(log: Log, where: str, tensors: dict[str, Tensor], depth: int) -> Iterator[Node]:
-    """The items of a log, run by run; what is kept as an array there becomes one tensor."""
+    def node(part: Any, place: str) -> Node:
+        return _node(part, place, tensors, depth + 1)
+
     start = 0
     for run in log.runs():
-        yield _run(run, f"{where}[{start}:{start + len(run)}]", where, start, tensors, depth)
+        if isinstance(run, Scalars) and not _is_plain(run.values):
+            run = Items(tuple(run))  # which is refused by name
+        yield run_node(run, where, start, tensors, node)
         start += len(run)
-
-
-def _run(
-    run: Run, span: str, where: str, start: int, tensors: dict[str, Tensor], depth: int
-) -> Node:
-    if isinstance(run, Scalars) and _is_plain(run.values):
-        tensors[span] = run.values
-        return {"scalars": span}
-    if isinstance(run, Numbers):
-        return {"numbers": _column(run, span, tensors)}
-    if isinstance(run, Repeated):
-        tensors[f"{span}.which"] = torch.frombuffer(bytearray(run.which), dtype=torch.uint8)
-        choices = [_node(choice, span, tensors, depth + 1) for choice in run.choices]
-        return {"repeated": [choices, f"{span}.which"]}
-    if isinstance(run, Trees):
-        places = optree.tree_unflatten(run.structure, range(len(run.columns)))
-        template = _node(places, span, tensors, depth + 1)
-        columns = enumerate(run.columns)
-        names = [_column(column, f"{span}.{at}", tensors) for at, column in columns]
-        return {"trees": [template, names]}
-    numbered = enumerate(run, start)
-    return {"items": [_node(item, f"{where}[{at}]", tensors, depth + 1) for at, item in numbered]}
-
-
-def _column(run: Run, name: str, tensors: dict[str, Tensor]) -> str:
-    assert isinstance(run, Numbers)
-    tensors[name] = torch.frombuffer(run.values[:], dtype=_NUMBERS[run.values.typecode])
-    return name
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -241,14 +216,6 @@ def _tensor(name: str, tensors: dict[str, Tensor]) -> Tensor:
     return tensors.pop(name)
 
 
-def _column_of(name: str, tensors: dict[str, Tensor]) -> Tensor:
-    """A tensor that is a column: its length is bounded by what is in the file."""
-    found = _tensor(name, tensors)
-    if found.dim() != 1:
-        raise ValueError(f"{name} has {found.dim()} dimensions, expected 1.")
-    return found
-
-
 def _dtype(name: str, _: Any) -> torch.dtype:
     found = vars(torch).get(name)
     if not isinstance(found, torch.dtype):
@@ -264,42 +231,15 @@ def _dict(body: list[Any], tensors: dict[str, Tensor]) -> dict[Any, Any]:
     return dict(pairs)
 
 
-def _log(runs: list[Node], tensors: dict[str, Tensor]) -> Log:
-    return Log.of([run for node in runs if len(run := _run_of(node, tensors))])
+def _log(nodes: list[Node], tensors: dict[str, Tensor]) -> Log:
+    def take(name: str) -> Tensor:
+        return _tensor(name, tensors)
 
+    def value(node: Node) -> Any:
+        return _value(node, tensors)
 
-def _run_of(node: Node, tensors: dict[str, Tensor]) -> Run:
-    ((tag, body),) = node.items()
-    if tag == "items":
-        return Items(tuple(_value(body, tensors)))
-    if tag == "scalars":
-        return Scalars(_column_of(body, tensors))
-    if tag == "numbers":
-        return _numbers(body, tensors)
-    if tag == "repeated":
-        choices = tuple(_value(body[0], tensors))
-        which = bytes(_column_of(body[1], tensors).to(torch.uint8).numpy())
-        if which and max(which) >= len(choices):
-            raise ValueError(f"{body[1]} says {max(which)} where there are {len(choices)} values.")
-        return Repeated(choices, which)
-    if tag == "trees":
-        return _trees(_value(body[0], tensors), [_numbers(name, tensors) for name in body[1]])
-    raise ValueError(f"a log has no {tag}.")
-
-
-def _trees(template: Any, columns: list[Numbers]) -> Trees:
-    places, structure = optree.tree_flatten(template)
-    if places != [*range(len(columns))] or len({len(column) for column in columns}) != 1:
-        raise ValueError("the columns of a log of trees do not fit together.")
-    return Trees(structure, tuple(columns))
-
-
-def _numbers(name: str, tensors: dict[str, Tensor]) -> Numbers:
-    column = _column_of(name, tensors)
-    for code, dtype in _NUMBERS.items():
-        if column.dtype == dtype:
-            return Numbers(array(code, column.contiguous().numpy().tobytes()))
-    raise ValueError(f"{name} is {column.dtype}, expected one of {[*_NUMBERS.values()]}.")
+    runs = [run_of(node, take, value) for node in nodes]
+    return Log.of([run for run in runs if len(run)])
 
 
 def _object(body: list[Any], tensors: dict[str, Tensor]) -> Any:
@@ -320,8 +260,6 @@ def _object(body: list[Any], tensors: dict[str, Tensor]) -> Any:
         )
     return cls(**{key: _value(node, tensors) for key, node in nodes.items()})
 
-
-_NUMBERS = {"d": torch.float64, "q": torch.int64}
 
 _DECODERS: Mapping[str, Callable[[Any, dict[str, Tensor]], Any]] = {
     "int": lambda body, _: int(body, 16),

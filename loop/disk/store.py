@@ -16,6 +16,7 @@ from loop.disk.files import StateFileError as StateFileError
 from loop.disk.finite import not_finite
 from loop.disk.plain import told
 from loop.disk.reading import read
+from loop.disk.undisturbed import undisturbed
 from loop.state import State
 
 _NOT_FINITE = "-not-finite"
@@ -66,7 +67,8 @@ def load(path: str | Path, like: State | None = None) -> State:
         place = find(Path(path))
         before = _identity(place)
         try:
-            state = read(place, CPU if like is None else home(like))
+            with undisturbed():  # or what is raised by chance is taken for damage
+                state = read(place, CPU if like is None else home(like))
         except DamagedStateError:
             if before is not None and before == _identity(place):
                 raise

@@ -1,4 +1,4 @@
-"""Write in peace: what another process's end raises waits until the file is whole."""
+"""Write and read in peace: what another process's end raises waits until that is done."""
 
 import signal
 import threading

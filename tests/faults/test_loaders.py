@@ -105,6 +105,7 @@ def test_workers_that_die_while_the_last_checkpoint_is_written_do_not_break_it_o
         try:
             fit(mine, start, 1, [Checkpoint(folder), at])
         except (KeyboardInterrupt, RuntimeError):  # or what torch says of the first to die
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             os._exit(0 if load_latest(folder).train_iter == 2 else 2)
         os._exit(3)
 

@@ -46,7 +46,7 @@ def test_a_long_log_takes_little_text(kind: str) -> None:
         ([{"tensor": "t"}, {"tensor": "t"}], "used twice"),
         ({"log": [{"scalars": "wide"}]}, "wide has 2 dimensions, expected 1"),
         ({"log": [{"numbers": "t"}]}, "t is torch.uint8, expected one of"),
-        ({"log": [{"repeated": [[1], "t"]}]}, "t says 3 where there are 1 values"),
+        ({"log": [{"repeated": [[1], "t"]}]}, "a log says 3 where there are 1 values"),
         ({"log": [{"trees": [[0, 2], ["d", "e"]]}]}, "do not fit together"),
         ({"log": [{"trees": [[0, 1], ["d", "long"]]}]}, "do not fit together"),
         ({"log": [{"tuple": []}]}, "a log has no tuple"),
