@@ -18,7 +18,7 @@ _FEWEST = 8  # numbers that are worth an array
 
 
 class Run(ABC):
-    """Values that are alike, in order; what comes out is equal in type and value to what went in."""
+    """Values that are alike, in order; what comes out equals what went in, in type and value."""
 
     __slots__ = ()
 
