@@ -2,13 +2,18 @@
 PYTHON ?= python3
 PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test faults check format bench clean
 
 demo: .venv/installed-examples
 	.venv/bin/python examples/digits.py
 
 test: .venv/installed-test
 	.venv/bin/python -m pytest -n 2
+
+# The long form of tests/faults: a thousand kills, every bit of every file. Half an hour; as root, small disks and other
+# users too.
+faults: .venv/installed-test
+	FAULTS=long .venv/bin/python -m pytest tests/faults
 
 check: .venv/installed-lint
 	.venv/bin/ruff format --check .

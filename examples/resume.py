@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import tyro
@@ -39,6 +40,7 @@ class KillItself(Callback):
     """Say where the run begins, and end the process without any warning after so many batches."""
 
     after: int | None
+    reports: ClassVar[bool] = True  # it has no say in what is learned: resuming without it is fine
 
     @contextmanager
     def around_fit(self, state: State) -> Iterator[int]:

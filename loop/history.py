@@ -1,15 +1,24 @@
 """What happened: a log that grows by returning new logs, and the table of a run."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, chain, islice
+from threading import Lock
 from typing import Any, overload
+
+from loop.columns import Run, joined, packed
+
+SEALED = 1024
+"""How many of a log's latest items are kept as they came, before they are packed."""
 
 
 class Log(Sequence[Any]):
     """An immutable sequence; `append` returns a new one in constant time.
 
-    All logs grown from one share a list, of which each sees its own length; one that is grown twice
-    is copied first.
+    All logs grown from one share a store, of which each sees its own length; one that is grown
+    twice is copied first. What is alike is kept as arrays (a loss takes 4 bytes, not 600), so items
+    come out equal in type and value, but are other objects.
 
     >>> short = Log().append(1)
     >>> long, other = short.append(2), short.append(3)
@@ -17,21 +26,31 @@ class Log(Sequence[Any]):
     ([1], [1, 2], [1, 3])
     """
 
-    __slots__ = ("_items", "_length")
+    __slots__ = ("_length", "_store")
 
     def __init__(self, items: Sequence[Any] = ()) -> None:
-        self._items = list(items)
-        self._length = len(self._items)
+        items = list(items)
+        whole = len(items) - len(items) % SEALED
+        self._store = _Store(packed(items[:whole]), items[whole:])
+        self._length = len(items)
+
+    @classmethod
+    def of(cls, runs: Iterable[Run]) -> "Log":
+        """The log of what is in these runs."""
+        return cls._seen(_Store(list(runs), []))
 
     def append(self, item: Any) -> "Log":
         """A log with one more item at the end."""
-        items = self._items
-        if len(items) != self._length:  # somebody else has grown it already
-            items = items[: self._length]
-        items.append(item)
-        grown = Log.__new__(Log)
-        grown._items, grown._length = items, self._length + 1
-        return grown
+        store = self._store
+        with store.lock:
+            if store.length == self._length:
+                return Log._seen(store.add(item))
+        return Log._seen(_Store(self.runs(), []).add(item))  # somebody else has grown it already
+
+    def runs(self) -> list[Run]:
+        """The items in runs of what is alike: whole columns, without an object for each item."""
+        sealed, loose = self._parts()
+        return joined([*sealed, *packed(loose)])
 
     @overload
     def __getitem__(self, index: int) -> Any: ...
@@ -39,17 +58,18 @@ class Log(Sequence[Any]):
     def __getitem__(self, index: slice) -> list[Any]: ...
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
-            return self._items[: self._length][index]
+            return list(self)[index]
         position = index + self._length if index < 0 else index
         if not 0 <= position < self._length:
             raise IndexError(f"Log: index {index} is out of range for {self._length} items.")
-        return self._items[position]
+        return self._store[position]
 
     def __len__(self) -> int:
         return self._length
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self._items[: self._length])
+        sealed, loose = self._parts()
+        return chain(*sealed, loose)
 
     def __eq__(self, other: object) -> bool:
         return list(self) == list(other) if isinstance(other, Sequence) else NotImplemented
@@ -60,7 +80,55 @@ class Log(Sequence[Any]):
         return f"Log({list(self)!r})" if len(self) <= 8 else f"Log of {len(self)} items"
 
     def __reduce__(self) -> Any:
-        return Log, (list(self),)
+        return Log.of, (self.runs(),)
+
+    @classmethod
+    def _seen(cls, store: "_Store") -> "Log":
+        """All that is in a store."""
+        log = cls.__new__(cls)
+        log._store, log._length = store, store.length
+        return log
+
+    def _parts(self) -> tuple[list[Run], list[Any]]:
+        """What this log sees of the store: sealed runs, and loose items after them."""
+        store, left, seen = self._store, self._length, list[Run]()
+        with store.lock:
+            for run in store.runs:
+                if left < len(run):
+                    return seen, list(islice(run, left))
+                seen.append(run)
+                left -= len(run)
+            return seen, store.tail[:left]
+
+
+class _Store:
+    """What logs share: sealed runs, and the latest items as they came. It only grows."""
+
+    def __init__(self, runs: list[Run], tail: list[Any]) -> None:
+        self.runs = runs
+        self.starts = list(accumulate(map(len, runs), initial=0))  # of the runs, and of the tail
+        self.tail = tail
+        self.lock = Lock()  # two fits in two threads may go on from one state
+
+    @property
+    def length(self) -> int:
+        return self.starts[-1] + len(self.tail)
+
+    def add(self, item: Any) -> "_Store":
+        """The store itself, with an item more."""
+        self.tail.append(item)
+        if len(self.tail) == SEALED:
+            runs, self.tail = packed(self.tail), []
+            self.runs.extend(runs)
+            for run in runs:
+                self.starts.append(self.starts[-1] + len(run))
+        return self
+
+    def __getitem__(self, position: int) -> Any:
+        with self.lock:
+            at = bisect_right(self.starts, position) - 1
+            held: Any = self.runs[at] if at < len(self.runs) else self.tail
+            return held[position - self.starts[at]]
 
 
 @dataclass(frozen=True)

@@ -46,10 +46,10 @@ class State:
     pct_train: float = 0.0  # the share of this run's training that is done, 0 to 1
     training: bool = False  # True in the training phase
     event: str = ""  # the event being handled
-    done: tuple[
-        int, ...
-    ] = ()  # (epochs, parts of the epoch, batches of the phase): where to resume
+    done: tuple[int, ...] = ()  # (epochs, parts of the epoch, batches): where to resume
     stopped: str = ""  # "SIGINT" or "SIGTERM" if that signal ended the last run early
+    # What the run was begun with (hypers, optimizer, data, ...): compared when it goes on.
+    begun_with: Mapping[str, Any] = field(default_factory=dict)
 
     # Said by callbacks in before_fit: the params that this run does not train.
     frozen: tuple[str, ...] = ()

@@ -1,5 +1,9 @@
-"""Compile C with the system's compiler, once: results are kept on disk by content, safe against
-races and damage.
+"""Compile C with the system's compiler, once: results are kept on disk by content, in a folder that
+nobody else can write to.
+
+What fuse needs of this: `function_of(source, ...)` is the compiled function, or raises NoCompiler,
+which costs nothing while `error.retry_at` (a time.monotonic) has not come; and `warn(error)` says
+once for each reason what is lost.
 """
 
 import ctypes
@@ -7,13 +11,22 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
+import signal
+import stat
 import subprocess
 import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from functional_sgd.fusion.cache import cache_folder, is_closed, temporary_folder
 
 _FLAGS = (
     "-O3",
@@ -26,30 +39,49 @@ _FLAGS = (
 )
 _EXACT = ("-ffp-contract=off",)  # every operation rounds as torch's own would
 
+PATIENCE = 60.0
+"""Seconds that a compiler may take; a kernel takes half a second."""
+
+_PAUSE = 60.0  # seconds before another try, at least; and a hundred times what the last one took
+_HOUR = 3600.0
+_SCRATCH = ".compiling-"
+
 
 class NoCompiler(RuntimeError):
-    """There is no working C compiler."""
+    """There is no compiled code now: why, what helps (`cure`), and when another try is worth its
+    time (`retry_at`, a time.monotonic).
+    """
 
     cure = "Install gcc or clang."
+    retry_at = 0.0
+
+
+class _Fails(NoCompiler):
+    cure = "It is tried again later."
+
+
+class _Refused(_Fails):
+    """Of this source only: others may do."""
 
 
 def load(source: str) -> ctypes.CDLL:
     """The compiled source, as a shared library. Raises NoCompiler if there is no compiler, or it
-    fails.
+    fails; at once, if it has failed with this source a short time ago.
     """
-    compiler = find_compiler()
-    flags = (*_FLAGS, *_EXACT, *_openmp(compiler))
-    folder = cache_folder()
-    name = hashlib.sha256("\0".join((source, compiler, *flags, *_machine())).encode()).hexdigest()[
-        :32
-    ]
-    library, digest = folder / f"{name}.so", folder / f"{name}.sha256"
-    if not _intact(library, digest):
-        _compile(compiler, flags, source, library, digest)
+    here = _surroundings()
+    for key in ((here, source), (here, None)):
+        if key in _failed and time.monotonic() < _failed[key].retry_at:
+            raise _again(_failed[key])
+    start = time.monotonic()
     try:
-        return ctypes.CDLL(str(library))
-    except OSError as error:
-        raise NoCompiler(f"the compiled kernel does not load: {error}") from error
+        return _library(source)
+    except NoCompiler as error:
+        now = time.monotonic()
+        error.retry_at = now + max(_PAUSE, 100 * (now - start))
+        if len(_failed) >= 256:
+            _failed.clear()
+        _failed[here, source if isinstance(error, _Refused) else None] = error
+        raise
 
 
 @functools.lru_cache(maxsize=256)
@@ -62,55 +94,145 @@ def function_of(source: str, *argtypes: Any) -> Any:
     return function
 
 
-def find_compiler() -> str:
-    """The path of the C compiler: $CC, or cc, gcc, clang. Raises NoCompiler if there is none."""
-    for name in (os.environ.get("CC", ""), "cc", "gcc", "clang"):
-        path = shutil.which(name) if name else None
+def warn(error: NoCompiler, stacklevel: int = 2) -> None:
+    """Say what is lost, and why; once for each reason."""
+    reason = str(error)
+    if reason not in _warned:
+        _warned.add(reason)
+        warnings.warn(
+            f"fuse: {reason}. Optimizers run with foreach operators, several times slower. "
+            f"{error.cure}",
+            stacklevel=stacklevel + 1,
+        )
+
+
+def find_compiler() -> tuple[str, ...]:
+    """The command of the C compiler: $CC, which may have arguments ("ccache gcc"), or cc, gcc,
+    clang. Raises NoCompiler if there is none.
+    """
+    try:
+        chosen = shlex.split(os.environ.get("CC", ""))
+    except ValueError:  # a quotation mark that is not closed
+        chosen = []
+    for name, *arguments in (chosen, ["cc"], ["gcc"], ["clang"]) if chosen else _USUAL:
+        path = shutil.which(name)
         if path:
-            return path
+            return path, *arguments
     raise NoCompiler("no C compiler was found ($CC, cc, gcc, clang)")
 
 
-def cache_folder() -> Path:
-    """Where kernels are kept: $FUNCTIONAL_SGD_CACHE, or functional_sgd in the user's cache or the
-    temporary folder.
-    """
-    chosen = os.environ.get("FUNCTIONAL_SGD_CACHE")
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = Path(chosen) if chosen else base / "functional_sgd"
+_USUAL = (["cc"], ["gcc"], ["clang"])
+
+
+def _library(source: str) -> ctypes.CDLL:
+    compiler = find_compiler()
+    flags = (*_FLAGS, *_EXACT, *_openmp(compiler))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:  # a read-only home, say
-        folder = (
-            Path(tempfile.gettempdir())
-            / f"functional_sgd-{os.getuid() if hasattr(os, 'getuid') else 'user'}"
-        )
-        folder.mkdir(exist_ok=True)
-    return folder
+        folder = cache_folder()
+        try:
+            library = _built(compiler, flags, source, folder)
+        except OSError as error:  # a full disk, no inodes, a folder that is only read
+            reason = f"{folder} cannot be written: {error.strerror or error}"
+            library = _built(compiler, flags, source, temporary_folder(reason))
+    except OSError as error:
+        raise _Fails(f"there is no place for compiled code: {error}") from error
+    try:
+        return ctypes.CDLL(str(library))
+    except OSError as error:
+        raise _Refused(f"the compiled kernel does not load: {error}") from error
+
+
+def _built(compiler: Sequence[str], flags: Sequence[str], source: str, folder: Path) -> Path:
+    """The library in this folder, whose name is a digest of all that it depends on."""
+    parts = "\0".join((source, *compiler, *flags, *_machine()))
+    name = hashlib.sha256(parts.encode()).hexdigest()[:32]
+    library, digest = folder / f"{name}.so", folder / f"{name}.sha256"
+    if not _intact(library, digest):
+        _compile(compiler, flags, source, library, digest)
+    return library
 
 
 def _compile(
-    compiler: str, flags: tuple[str, ...], source: str, library: Path, digest: Path
+    compiler: Sequence[str], flags: Sequence[str], source: str, library: Path, digest: Path
 ) -> None:
-    """Compile beside the target and rename, so that other processes see all of it or nothing."""
-    with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
-        code, built = Path(scratch) / "kernel.c", Path(scratch) / "kernel.so"
+    """Compile beside the target and rename, so that other processes see all of it or nothing.
+
+    Raises OSError where the folder cannot be written, and NoCompiler.
+    """
+    with _scratch(library.parent) as scratch:
+        code, built, mark = scratch / "kernel.c", scratch / "kernel.so", scratch / "mark"
         code.write_text(source)
-        command = [compiler, str(code), "-o", str(built), *flags, "-lm"]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise NoCompiler(f"{compiler} does not run: {error}") from error
+        done = _run([*compiler, str(code), "-o", str(built), *flags, "-lm"])
         if done.returncode != 0 or not built.exists():
-            raise NoCompiler(f"{compiler} failed: {done.stderr.strip()[:2000]}")
-        mark = Path(scratch) / "mark"
+            raise _Refused(f"{shlex.join(compiler)} failed: {done.stderr.strip()[:2000]}")
+        built.chmod(0o700)
         mark.write_text(_sha256(built))
+        mark.chmod(0o600)
         os.replace(built, library)
         os.replace(mark, digest)
 
 
-def _intact(library: Path, digest: Path) -> bool:
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """A new folder in this one. Those that killed processes have left go after an hour."""
+    for left in folder.glob(f"{_SCRATCH}*"):
+        with suppress(OSError):
+            if time.time() - left.lstat().st_mtime > _HOUR:
+                shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(
+        prefix=_SCRATCH, dir=folder, ignore_cleanup_errors=True
+    ) as name:
+        yield Path(name)
+
+
+def _run(command: Sequence[str], text: str = "") -> "subprocess.CompletedProcess[str]":
+    """Run a compiler to its end, but not for ever. Raises NoCompiler if it cannot, or is killed.
+
+    It is a group of processes by itself: Ctrl-C, which a terminal sends to the whole group of this
+    one, does not reach it, and what it has started is ended with it.
+    """
     try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise _Fails(f"{shlex.join(command[:2])} does not run: {error}") from error
+    try:
+        out, err = process.communicate(text, timeout=PATIENCE)
+    except subprocess.TimeoutExpired as error:
+        raise _Fails(
+            f"the compiler {command[0]} does not come to an end, after {PATIENCE:.0f} s"
+        ) from error
+    finally:
+        if process.poll() is None:
+            _end(process)
+    if process.returncode < 0:
+        name = signal.Signals(-process.returncode).name
+        raise _Fails(f"the compiler {command[0]} was ended by {name}")
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    """End a compiler, and what it has started."""
+    with suppress(ProcessLookupError, PermissionError):
+        if hasattr(os, "killpg"):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+    process.communicate()
+
+
+def _intact(library: Path, digest: Path) -> bool:
+    """Whether a library is there, as it was written, and closed to others."""
+    try:
+        for found in (library.lstat(), digest.lstat()):
+            if not stat.S_ISREG(found.st_mode) or not is_closed(found):
+                return False
         return digest.read_text() == _sha256(library)
     except (OSError, ValueError):  # not there, or not even text
         return False
@@ -121,23 +243,14 @@ def _sha256(path: Path) -> str:
 
 
 @functools.cache
-def _openmp(compiler: str) -> tuple[str, ...]:
+def _openmp(compiler: tuple[str, ...]) -> tuple[str, ...]:
     """Flags for threads. Torch's own OpenMP library is linked if there is one, so that there is one
     pool of threads.
     """
     for library in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*")):
         return "-fopenmp", str(library)
-    return ("-fopenmp",) if _accepts_openmp(compiler) else ("-fopenmp-simd",)
-
-
-def _accepts_openmp(compiler: str) -> bool:
-    command = [compiler, "-fopenmp", "-shared", "-fPIC", "-x", "c", "-", "-o", os.devnull]
-    return (
-        subprocess.run(
-            command, input="int x;", capture_output=True, text=True, check=False
-        ).returncode
-        == 0
-    )
+    command = [*compiler, "-fopenmp", "-shared", "-fPIC", "-x", "c", "-", "-o", os.devnull]
+    return ("-fopenmp",) if _run(command, "int x;").returncode == 0 else ("-fopenmp-simd",)
 
 
 @functools.cache
@@ -149,3 +262,20 @@ def _machine() -> tuple[str, ...]:
     except OSError:
         flags = platform.processor()
     return platform.machine(), flags
+
+
+def _surroundings() -> tuple[str | None, ...]:
+    """What a failure may be due to: where one of these is another, it is tried at once."""
+    names = ("CC", "PATH", "FUNCTIONAL_SGD_CACHE", "XDG_CACHE_HOME", "HOME", "TMPDIR")
+    return tuple(map(os.environ.get, names))
+
+
+def _again(error: NoCompiler) -> NoCompiler:
+    """The same error, without the frames that it has been through."""
+    same = type(error)(*error.args)
+    same.retry_at = error.retry_at
+    return same
+
+
+_failed: dict[Any, NoCompiler] = {}
+_warned: set[str] = set()

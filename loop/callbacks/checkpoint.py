@@ -3,12 +3,14 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from loop.callback import Callback
-from loop.disk.store import save_in
+from loop.disk.files import pack
+from loop.disk.store import probe, save_in
+from loop.disk.undisturbed import undisturbed
 from loop.state import State
 
 
@@ -21,14 +23,33 @@ class Saver:
     folder: Path
     keep: int
     state: State
-    written: State  # the latest that is in the folder; at first what the run began with, which is somewhere already
+    written: State  # the latest in the folder; at first what the run began with
     at: float  # when that was
+    tried: set[Any] = field(default_factory=set)  # places in an epoch where it is known to go well
 
-    def write(self) -> None:
-        """Write the state, unless it is written already."""
-        if self.state is not self.written:
+    def write(self, last: bool = False) -> None:
+        """Write the state, unless it is written already.
+
+        That a loader's process has died is an error after it is written; none where it is the
+        `last`, since nobody waits for data then.
+        """
+        if self.state is self.written:
+            return
+        with undisturbed() as waiting:
             save_in(self.state, self.folder, self.keep)
             self.written, self.at = self.state, time.monotonic()
+            if last:
+                waiting.clear()
+
+    def probe(self) -> None:
+        """Find out now what `write` would find out after an epoch: the first time that a run has
+        come so far.
+        """
+        _, *phase = self.state.done
+        place = (*phase[:1], *(min(batches, 1) for batches in phase[1:]))
+        if place not in self.tried:
+            self.tried.add(place)
+            pack(self.state.at_rest())
 
 
 @dataclass(frozen=True)
@@ -44,8 +65,12 @@ class Checkpoint(Callback):
     since the newest checkpoint in it is where `resume` goes on; one that is complete is not begun
     again.
 
-    Raises ValueError if nothing says when, or a number is not positive; and whatever `save_in`
-    raises ends the run.
+    Checkpoints of params that are not finite do not push out the newest one that is (see
+    `save_in`).
+
+    Raises ValueError if nothing says when, or a number is not positive. A folder that cannot be
+    written is an OSError when the run begins, and what cannot be saved (in `state.memory`, say) a
+    TypeError as soon as it is there; whatever `save_in` raises ends the run.
     """
 
     folder: str | Path
@@ -53,11 +78,7 @@ class Checkpoint(Callback):
     epochs: int | None = 1
     seconds: float | None = None
     keep: int = 3
-    order: ClassVar[
-        int
-    ] = (
-        -100
-    )  # a state is kept before others look at it, and after they have closed what they opened
+    order: ClassVar[int] = -100  # before others look at a state, after they have closed theirs
     reports: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -73,16 +94,19 @@ class Checkpoint(Callback):
     @contextmanager
     def around_fit(self, state: State) -> Iterator[Saver]:
         """Write what there is when the run ends."""
-        saver = Saver(Path(self.folder), self.keep, state, state, time.monotonic())
+        folder = Path(self.folder)
+        probe(folder)
+        saver = Saver(folder, self.keep, state, state, time.monotonic())
         try:
             yield saver
         finally:
-            saver.write()
+            saver.write(last=True)
 
     def committed(self, state: State) -> None:
         """Write the state if it is time."""
         saver: Saver = state.resources[self.name]
         saver.state = state
+        saver.probe()
         if self._due(state, saver):
             saver.write()
 

@@ -1,31 +1,35 @@
 """Keep the best parameters of a run, or write parameters to a file as it goes on; and read them."""
 
-import os
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import safetensors
-import safetensors.torch
 from torch import Tensor
 
 from functional_sgd.errors import did_you_mean
 from loop.callback import Callback
 from loop.callbacks.recorder import Recorder
 from loop.callbacks.tracking import better, check_monitor, check_tracking, mode_of, monitored
-from loop.disk.atomic import make, scratch, sync
-from loop.state import State, Tensors
+from loop.disk.atomic import make
+from loop.disk.finite import not_finite
+from loop.disk.weights import read_tensors
+from loop.disk.weights import write_tensors as write_tensors
+from loop.run.stages import learner_of
+from loop.state import State
 
 
-def as_it_is(state: State) -> State:
-    """The state.
+def as_evaluated(state: State) -> State:
+    """The state with the params that its optimizer wants to be evaluated: mostly its own.
 
-    >>> as_it_is(State({}, {}, {}, {}, epoch=3)).epoch
-    3
+    `schedule_free` and `average_params` keep an average for that.
     """
-    return state
+    opt = learner_of(state).opt
+    if not opt.averages:
+        return state
+    return state.replace(params=opt.evaluated(state.params, state.opt_state))
 
 
 @dataclass(frozen=True)
@@ -42,10 +46,11 @@ class SaveModel(Callback):
     nothing is compared or restored.
 
     `path` is a safetensors file, complete or not there at any time, whose metadata has epoch (how
-    many the state has seen), train_iter and the monitored value; "{epoch}" in it is filled in,
-    which makes a file for each. None writes none. `load_params` reads it, and so does
-    `model.load_state_dict(safetensors.torch.load_file(path))`. `weights` says what is kept:
-    `at_average` for the averages of an AverageParams, which its validation measures.
+    many the state has seen), train_iter, the monitored value and a digest of the file; "{epoch}" in
+    it is filled in, which makes a file for each. None writes none. `load_params` reads it, and so
+    does `model.load_state_dict(safetensors.torch.load_file(path))`. `weights` says what is kept:
+    `at_average` for the averages of an AverageParams, which its validation measures. Weights that are
+    not finite are never kept or written, however good their monitor; a UserWarning says so.
 
     Raises ValueError for settings that make no sense, and for a monitor that is no column: before
     the run if there is no validation data, else after the first epoch. Source: fastai.
@@ -59,7 +64,7 @@ class SaveModel(Callback):
     at_end: bool = False
     restore_best: bool = True
     reset_on_fit: bool = True
-    weights: Callable[[State], State] = as_it_is
+    weights: Callable[[State], State] = as_evaluated
     order: ClassVar[int] = 61
     reports: ClassVar[bool] = True
     run_after: ClassVar[tuple[type, ...]] = (Recorder,)
@@ -114,8 +119,10 @@ class SaveModel(Callback):
             value, best, mode_of(self.monitor, self.mode), self.min_delta
         ):
             return None
-        state.resources[self.name](state)
         kept = self.weights(state)
+        if _is_refused(kept):
+            return None
+        state.resources[self.name](state)
         tensors = {"params": kept.params, "buffers": kept.buffers} if self.restore_best else {}
         return state.remember(self.name, {"best": value, "epoch": state.epochs_seen, **tensors})
 
@@ -135,8 +142,23 @@ class SaveModel(Callback):
         if row.get(self.monitor) is not None:
             about[self.monitor] = repr(row[self.monitor])
         kept = self.weights(state)
+        if _is_refused(kept):
+            return
         path = Path(str(self.path).replace("{epoch}", str(state.epochs_seen)))
         write_tensors(path, {**kept.params, **kept.buffers}, about)
+
+
+def _is_refused(kept: State) -> bool:
+    """Whether these weights are worth nothing, whatever was measured; a warning says so."""
+    found = not_finite(kept.params, kept.buffers)
+    if found:
+        warnings.warn(
+            f"SaveModel: {found} is not finite (NaN or inf), so this epoch is not kept. What was "
+            f"kept before stays. TerminateOnNaN ends such a run.",
+            UserWarning,
+            stacklevel=4,
+        )
+    return bool(found)
 
 
 def at_best(state: State, name: str = "save_model") -> State:
@@ -157,14 +179,11 @@ def at_best(state: State, name: str = "save_model") -> State:
 def load_params(path: str | Path, state: State) -> State:
     """The state with params and buffers from a safetensors file, on the device of its own.
 
-    Raises FileNotFoundError, and ValueError if the file is no safetensors file, or if names, shapes
-    or dtypes are not those of the state.
+    Every bit of a file that SaveModel wrote is verified. Raises FileNotFoundError, and ValueError
+    if the file is damaged or no safetensors file, or if names, shapes or dtypes are not those of
+    the state.
     """
-    data = Path(path).read_bytes()
-    try:
-        found = safetensors.torch.load(data)
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"load_params: {path} is not a safetensors file: {error}.") from error
+    found = read_tensors(Path(path))
     known = {**state.params, **state.buffers}
     missing, strange = sorted(known.keys() - found.keys()), sorted(found.keys() - known.keys())
     if strange:
@@ -183,28 +202,6 @@ def load_params(path: str | Path, state: State) -> State:
         {name: loaded[name] for name in tensors} for tensors in (state.params, state.buffers)
     )
     return state.replace(params=params, buffers=buffers)
-
-
-def write_tensors(path: Path, tensors: Tensors, about: Mapping[str, str]) -> None:
-    """Write a safetensors file that is complete, and on the disk, once it has its name; one of that
-    name is replaced.
-
-    Raises TypeError for a dtype that such files do not know.
-    """
-    apart = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    try:
-        data = safetensors.torch.save(apart, dict(about))
-    except KeyError as error:
-        raise TypeError(
-            f"SaveModel: a safetensors file cannot hold {error}. Use Checkpoint, which can."
-        ) from error
-    path = path.absolute()
-    with scratch(path.parent) as folder:
-        new = folder / "tensors"
-        new.write_bytes(data)
-        sync(new)
-        os.replace(new, path)
-    sync(path.parent)
 
 
 def _check(name: str, found: Tensor, value: Tensor, path: Any) -> None:

@@ -35,6 +35,7 @@ def make_loader(
     keep_workers: bool = False,
     pin: bool = False,
     context: str | None = None,
+    timeout: float = 0,
 ) -> "EpochLoader":
     """A torch DataLoader that can begin anywhere: `loader.set_position(seed, epoch, skip)` says
     where.
@@ -63,6 +64,8 @@ def make_loader(
         context: How processes are started: "fork", "forkserver" or "spawn". By default as Python does, but where its
             way is to fork and to warn of it (Linux, Python 3.12 and 3.13) by "forkserver". All but "fork" need a data
             set that can be pickled, and seconds to start: keep the workers.
+        timeout: Seconds that a worker may take for a batch; then RuntimeError, which a stopped run
+            needs to end where a worker hangs. 0 waits for ever.
 
     Raises ValueError for a batch_size below 1, an iterator that can be read only once, and for what
     streams cannot do; TypeError for a dataset that is none of these.
@@ -84,7 +87,7 @@ def make_loader(
     )
     shared |= dict(pin_memory=pin and torch.accelerator.is_available())
     if workers:
-        shared |= dict(prefetch_factor=ahead, persistent_workers=keep_workers)
+        shared |= dict(prefetch_factor=ahead, persistent_workers=keep_workers, timeout=timeout)
         shared |= dict(
             multiprocessing_context=context or _context(), worker_init_fn=ignore_interrupts
         )

@@ -6,12 +6,13 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
-from itertools import groupby
 from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
+from loop.columns import Items, Scalars
+from loop.disk.runs import run_node, run_of
 from loop.history import History, Log
 
 Node: TypeAlias = Any
@@ -88,11 +89,16 @@ def encode(value: Any, where: str) -> tuple[Node, dict[str, Tensor]]:
 
 
 def decode(node: Node, tensors: Mapping[str, Tensor]) -> Any:
-    """The value that was encoded. Raises ValueError for a class that is not known, or a node that
-    makes no sense.
+    """The value that was encoded; each tensor is in one place of it. Raises ValueError for a class
+    that is not known, or a node that makes no sense.
     """
+    return _value(node, dict(tensors))
+
+
+def _value(node: Node, tensors: dict[str, Tensor]) -> Any:
+    """The value of a node; the tensors in it are taken out of those that are left."""
     if isinstance(node, list):
-        return [decode(part, tensors) for part in node]
+        return [_value(part, tensors) for part in node]
     if not isinstance(node, dict):
         return node
     if len(node) != 1 or not node.keys() <= _DECODERS.keys():
@@ -102,7 +108,7 @@ def decode(node: Node, tensors: Mapping[str, Tensor]) -> Any:
     ((tag, body),) = node.items()
     try:
         return _DECODERS[tag](body, tensors)
-    except (AttributeError, TypeError) as error:
+    except (AttributeError, LookupError, TypeError) as error:
         raise ValueError(f"what follows the tag {tag} makes no sense: {error}.") from error
 
 
@@ -176,33 +182,15 @@ def _pair(key: Any, value: Any, where: str, tensors: dict[str, Tensor], depth: i
 
 
 def _runs(log: Log, where: str, tensors: dict[str, Tensor], depth: int) -> Iterator[Node]:
-    """The items of a log; 0-d tensors of one kind that follow each other are stacked into one
-    tensor.
-    """
+    def node(part: Any, place: str) -> Node:
+        return _node(part, place, tensors, depth + 1)
+
     start = 0
-    for kind, group in groupby(log, _kind_of_item):
-        items = list(group)
-        if kind == "json":
-            yield {"items": items}
-        elif kind == "other":
-            numbered = enumerate(items, start)
-            yield {
-                "items": [
-                    _node(item, f"{where}[{index}]", tensors, depth + 1) for index, item in numbered
-                ]
-            }
-        else:
-            name = f"{where}[{start}:{start + len(items)}]"
-            with torch.no_grad():
-                tensors[name] = torch.stack(items)
-            yield {"scalars": name}
-        start += len(items)
-
-
-def _kind_of_item(item: Any) -> Any:
-    if type(item) is Tensor and item.dim() == 0 and _is_plain(item):
-        return item.dtype, item.device
-    return "json" if _is_json(item) else "other"
+    for run in log.runs():
+        if isinstance(run, Scalars) and not _is_plain(run.values):
+            run = Items(tuple(run))  # which is refused by name
+        yield run_node(run, where, start, tensors, node)
+        start += len(run)
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -222,24 +210,39 @@ def _described(value: Any) -> str:
     return f"of type {name}"
 
 
-def _tensor(name: str, tensors: Mapping[str, Tensor]) -> Tensor:
+def _tensor(name: str, tensors: dict[str, Tensor]) -> Tensor:
     if name not in tensors:
-        raise ValueError(f"there is no tensor {name}.")
-    return tensors[name]
+        raise ValueError(f"there is no tensor {name}, or it is used twice.")
+    return tensors.pop(name)
 
 
-def _dtype(name: str, _: Mapping[str, Tensor]) -> torch.dtype:
-    found = getattr(torch, name, None)
+def _dtype(name: str, _: Any) -> torch.dtype:
+    found = vars(torch).get(name)
     if not isinstance(found, torch.dtype):
         raise ValueError(f"there is no dtype {name}.")
     return found
 
 
-def _log(runs: list[Node], tensors: Mapping[str, Tensor]) -> Log:
-    return Log([item for run in runs for item in decode(run, tensors)])
+def _dict(body: list[Any], tensors: dict[str, Tensor]) -> dict[Any, Any]:
+    pairs = [(_value(key, tensors), _value(part, tensors)) for key, part in body]
+    for key, _ in pairs:
+        if type(key) not in (str, int):
+            raise TypeError(f"a key must be str or int, got {_described(key)}.")
+    return dict(pairs)
 
 
-def _object(body: list[Any], tensors: Mapping[str, Tensor]) -> Any:
+def _log(nodes: list[Node], tensors: dict[str, Tensor]) -> Log:
+    def take(name: str) -> Tensor:
+        return _tensor(name, tensors)
+
+    def value(node: Node) -> Any:
+        return _value(node, tensors)
+
+    runs = [run_of(node, take, value) for node in nodes]
+    return Log.of([run for run in runs if len(run)])
+
+
+def _object(body: list[Any], tensors: dict[str, Tensor]) -> Any:
     name, module, nodes = body
     cls = _STORABLE.get(name)
     if cls is None:
@@ -255,21 +258,17 @@ def _object(body: list[Any], tensors: Mapping[str, Tensor]) -> Any:
             f"has "
             f"{', '.join(sorted(expected))}. Load it with the code that wrote it."
         )
-    return cls(**{key: decode(node, tensors) for key, node in nodes.items()})
+    return cls(**{key: _value(node, tensors) for key, node in nodes.items()})
 
 
-_DECODERS: Mapping[str, Callable[[Any, Mapping[str, Tensor]], Any]] = {
+_DECODERS: Mapping[str, Callable[[Any, dict[str, Tensor]], Any]] = {
     "int": lambda body, _: int(body, 16),
     "float": lambda body, _: float(body),
     "str": lambda body, _: bytes.fromhex(body).decode("utf-8", "surrogatepass"),
-    "tuple": lambda body, tensors: tuple(decode(body, tensors)),
-    "dict": lambda body, tensors: {
-        decode(key, tensors): decode(part, tensors) for key, part in body
-    },
+    "tuple": lambda body, tensors: tuple(_value(body, tensors)),
+    "dict": _dict,
     "tensor": _tensor,
     "dtype": _dtype,
     "log": _log,
-    "items": decode,
-    "scalars": lambda body, tensors: _tensor(body, tensors).unbind(),
     "object": _object,
 }

@@ -1,11 +1,8 @@
-"""The three files of a saved state: how they are written, and how they are read with every byte
-verified.
-"""
+"""The three files of a saved state: what is in them, and how they are written."""
 
 import hashlib
 import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -13,22 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from loop.disk.atomic import sync
-from loop.disk.encoding import DTYPES, Node, decode, encode
+from loop.disk.encoding import Node, encode
+from loop.disk.plain import regular, told
 from loop.state import State
 
-FORMAT, VERSION = "loop.State", 1
+FORMAT, VERSION = "loop.State", 2
 TENSORS, REST, SUMS = "tensors.safetensors", "state.json", "SHA256SUMS"
 FILES = frozenset({TENSORS, REST, SUMS})
 
 NOT_SAVED = frozenset({"xb", "yb", "pred", "loss", "grads", "learner", "resources"})
 """The fields of a state that it has only during a run."""
 
-_ENTRY = frozenset({"dtype", "shape", "device", "sha256"})  # what state.json says of a tensor
+LARGEST = 2**28
+"""The most bytes that state.json may have: what is read at once is bounded."""
 
 CPU = torch.device("cpu")
 
@@ -49,51 +47,52 @@ def pack(state: State) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """
     nodes: dict[str, Node] = {}
     tensors: dict[str, Tensor] = {}
-    for name in _saved_fields():
+    for name in saved_fields():
         nodes[name], found = encode(getattr(state, name), name)
         tensors |= found
     document = {
         "format": FORMAT,
         "version": VERSION,
-        "library": _library(),
+        "library": library(),
+        "torch": str(torch.__version__),
+        "threads": torch.get_num_threads(),
         "device": str(home(state)),
     }
     return {**document, "fields": nodes}, tensors
 
 
 def write(directory: Path, document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write what `pack` has given into an empty directory, onto the disk."""
-    stored = _stored(tensors)
-    entries = {name: {**_entry(tensors[name]), "sha256": _digest(stored[name])} for name in tensors}
-    save_file(stored, directory / TENSORS, metadata={"format": "pt"})
+    """Write what `pack` has given into an empty directory, onto the disk.
+
+    Raises OSError, with the path and the number of the system's error.
+    """
+    stored = dict(_stored(tensors))
+    entries = {
+        name: {**_entry(tensors[name]), "sha256": digest_of(stored[name])} for name in tensors
+    }
     text = json.dumps({**document, "tensors": entries}, allow_nan=False)
-    (directory / REST).write_text(f"{text}\n", encoding="utf-8", newline="\n")
-    sums = "".join(f"{_file_digest(directory / name)}  {name}\n" for name in (REST, TENSORS))
-    (directory / SUMS).write_text(sums, encoding="utf-8", newline="\n")
+    if len(text) >= LARGEST:
+        raise ValueError(
+            f"save: {REST} would have {len(text):,} bytes, expected less than {LARGEST:,}. Keep "
+            f"what is long as tensors, or as a Log."
+        )
+    with told(directory / TENSORS):
+        save_file(stored, directory / TENSORS, metadata={"format": "pt"})
+    _write_text(directory / REST, f"{text}\n")
+    sums = "".join(f"{file_digest(directory / name)}  {name}\n" for name in (REST, TENSORS))
+    _write_text(directory / SUMS, sums)
     (directory / TENSORS).chmod(
         (directory / REST).stat().st_mode
     )  # safetensors lets nobody else read it
     for path in (directory / TENSORS, directory / REST, directory / SUMS, directory):
-        sync(path)
+        with told(path):
+            sync(path)
 
 
-def read(directory: Path, device: torch.device = CPU) -> State:
-    """The state in a directory; tensors that were on its params' device are put on `device`, others
-    on the CPU.
-
-    Raises DamagedStateError or StateFileError.
-    """
-    sums = _read_sums(directory / SUMS)
-    document = _read_rest(directory / REST, sums[REST])
-    entries = document["tensors"]
-    tensors = _read_tensors(directory / TENSORS, sums[TENSORS], entries)
-    for name in tensors:
-        if entries[name]["device"] == document["device"]:
-            tensors[name] = tensors[name].to(device)
-    try:
-        return State(**{name: decode(node, tensors) for name, node in document["fields"].items()})
-    except (ValueError, RecursionError) as error:
-        raise StateFileError(f"load: {directory / REST}: {error}") from None
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a regular file."""
+    with regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def home(state: State) -> torch.device:
@@ -106,12 +105,14 @@ def shaped(dtype: torch.dtype, shape: Sequence[int]) -> str:
     return f"{_name(dtype)}{list(shape)}"
 
 
-def _saved_fields() -> list[str]:
+def saved_fields() -> list[str]:
+    """The fields of a state that are saved."""
     return [entry.name for entry in fields(State) if entry.name not in NOT_SAVED]
 
 
 @cache
-def _library() -> str:
+def library() -> str:
+    """What writes and reads: a name and a version."""
     try:
         return f"functional-sgd {version('functional-sgd')}"
     except PackageNotFoundError:
@@ -126,172 +127,38 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _stored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _stored(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """The tensors as they are in the file: dense, on the CPU, complex numbers as pairs, none
     sharing memory.
     """
-    stored: dict[str, Tensor] = {}
     memories = set()
     for name, tensor in tensors.items():
-        plain = tensor.to(CPU).resolve_conj().resolve_neg()
-        plain = (torch.view_as_real(plain) if plain.is_complex() else plain).contiguous()
+        try:
+            plain = plainly(tensor)
+        except (RuntimeError, NotImplementedError) as error:
+            raise TypeError(
+                f"save: {name}, {shaped(tensor.dtype, tensor.shape)}, cannot be saved: {error}. "
+                f"Convert it."
+            ) from error
         memory = plain.untyped_storage().data_ptr()
-        stored[name] = plain.clone() if memory in memories else plain
+        yield name, plain.clone() if memory in memories else plain
         memories.add(memory)
-    return stored
 
 
-def _digest(stored: Tensor) -> str:
+def plainly(tensor: Tensor) -> Tensor:
+    """A tensor on the CPU, its elements one after the other, complex numbers as pairs."""
+    plain = tensor.to(CPU).resolve_conj().resolve_neg()
+    plain = (torch.view_as_real(plain) if plain.is_complex() else plain).contiguous()
+    if plain.numel() > 1 or plain.stride() == torch.empty(plain.shape, device="meta").stride():
+        return plain
+    return plain.new_empty(plain.shape).copy_(plain)  # "contiguous" with any stride
+
+
+def digest_of(stored: Tensor) -> str:
+    """The SHA-256 of the elements."""
     return hashlib.sha256(stored.reshape(-1).view(torch.uint8).numpy().data).hexdigest()
 
 
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _damaged(path: Path | str, what: str) -> DamagedStateError:
-    return DamagedStateError(
-        f"load: {path} is damaged: {what}. Load another copy, or another checkpoint: load_latest "
-        f"takes the newest "
-        f"that is whole."
-    )
-
-
-def _disagreeing(path: Path, digest: str, expected: str, known: str = "") -> DamagedStateError:
-    """One of two files is damaged, and nobody can tell which."""
-    what = f"the SHA-256 of the first{known} is {digest}, the second says {expected}"
-    return _damaged(f"{path} or {path.with_name(SUMS)}", what)
-
-
-def _read_sums(path: Path) -> dict[str, str]:
-    """File name -> SHA-256."""
-    lines = "".join(f"([0-9a-f]{{64}})  {re.escape(name)}\n" for name in (REST, TENSORS))
-    found = re.fullmatch(lines, _bytes(path).decode("utf-8", "replace"))
-    if found is None:
-        raise _damaged(
-            path,
-            f"expected a line with the SHA-256 of {REST} and one of {TENSORS}, got something else",
-        )
-    return {REST: found[1], TENSORS: found[2]}
-
-
-def _read_rest(path: Path, expected: str) -> dict[str, Any]:
-    """state.json, of our format and version."""
-    content = _bytes(path)
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != expected:
-        raise _disagreeing(path, digest, expected)
-    try:
-        document: Any = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise StateFileError(
-            f"load: {path} is not JSON: {error}. Was it written by save?"
-        ) from None
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise StateFileError(
-            f"load: {path} does not hold a state: expected the format {FORMAT!r} in it. Check the "
-            f"path."
-        )
-    if document.get("version") != VERSION:
-        raise StateFileError(
-            f"load: {path} has version {document.get('version')!r} of the format, written by "
-            f"{document.get('library')}; expected version {VERSION}, as read by {_library()}. Load "
-            f"it with the library "
-            f"that wrote it."
-        )
-    for name, kind in (("fields", dict), ("tensors", dict), ("device", str)):
-        if not isinstance(document.get(name), kind):
-            raise StateFileError(
-                f"load: {path} has no {name} in it, or of another type. Was it written by save?"
-            )
-    for name, entry in document["tensors"].items():
-        if (
-            not isinstance(entry, dict)
-            or not entry.keys() >= _ENTRY
-            or str(entry["dtype"]) not in DTYPES
-        ):
-            raise StateFileError(
-                f"load: {path} does not describe {name}: expected {', '.join(sorted(_ENTRY))}, the "
-                f"dtype one of "
-                f"{', '.join(DTYPES)}, got {entry}. Was it written by save?"
-            )
-    expected_fields = _saved_fields()
-    if document["fields"].keys() != set(expected_fields):
-        raise StateFileError(
-            f"load: {path}, written by {document.get('library')}, has the fields "
-            f"{', '.join(document['fields'])}; "
-            f"expected {', '.join(expected_fields)}. Load it with the library that wrote it."
-        )
-    return document
-
-
-def _read_tensors(
-    path: Path, expected: str, entries: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Tensor]:
-    """The tensors, in memory of their own; of a damaged file, the error names the first that is
-    damaged.
-    """
-    try:
-        digest, size = (
-            _file_digest(path),
-            path.stat().st_size,
-        )  # reads it all: a bad disk is an error here, not a crash
-    except OSError as error:
-        raise _unreadable(path, error) from None
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = set(file.keys())
-            for name in [*entries, *names]:
-                if name not in names or name not in entries:
-                    raise _damaged(
-                        path, f"{name} is {'missing' if name in entries else 'not in ' + REST}"
-                    )
-            tensors = {
-                name: _read_leaf(path, name, file.get_tensor(name), entry)
-                for name, entry in entries.items()
-            }
-    except (
-        SafetensorError,
-        RuntimeError,
-        OSError,
-    ) as error:  # torch's own, if the file is removed meanwhile
-        raise _damaged(path, f"its {size:,} bytes and its header do not fit: {error}") from None
-    if digest != expected:
-        raise _disagreeing(path, digest, expected, " (all tensors in it are whole)")
-    return tensors
-
-
-def _read_leaf(path: Path, name: str, found: Tensor, entry: Mapping[str, Any]) -> Tensor:
-    """A tensor as it was. It is verified after it has been copied, so that what was verified is
-    what is used.
-    """
-    stored, dtype = found.clone(), DTYPES[entry["dtype"]]
-    tensor = stored
-    if dtype.is_complex and stored.is_floating_point() and stored.shape[-1:] == (2,):
-        tensor = torch.view_as_complex(stored)
-    if tensor.dtype != dtype or list(tensor.shape) != entry["shape"]:
-        raise _damaged(
-            path,
-            f"expected {name} to be {shaped(dtype, entry['shape'])}, got "
-            f"{shaped(tensor.dtype, tensor.shape)}",
-        )
-    digest = _digest(stored)
-    if digest != entry["sha256"]:
-        raise _damaged(path, f"{name} has the SHA-256 {digest}, expected {entry['sha256']}")
-    return tensor
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise _unreadable(path, error) from None
-
-
-def _unreadable(path: Path, error: OSError) -> DamagedStateError:
-    if isinstance(error, FileNotFoundError):
-        return _damaged(
-            path.parent, f"there is no {path.name} in it, expected {', '.join(sorted(FILES))}"
-        )
-    return _damaged(path, f"it cannot be read: {error}")
+def _write_text(path: Path, text: str) -> None:
+    with told(path):
+        path.write_text(text, encoding="utf-8", newline="\n")

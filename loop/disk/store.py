@@ -9,13 +9,18 @@ from typing import Any
 
 from torch import Tensor
 
-from loop.disk.atomic import aside, discard, find, locked, put, scratch
-from loop.disk.files import CPU, FILES, home, pack, read, shaped, write
+from loop.disk.atomic import aside, discard, find, locked, put, scratch, sync
+from loop.disk.files import CPU, FILES, REST, home, pack, shaped, write
 from loop.disk.files import DamagedStateError as DamagedStateError
 from loop.disk.files import StateFileError as StateFileError
+from loop.disk.finite import not_finite
+from loop.disk.plain import told
+from loop.disk.reading import read
+from loop.disk.undisturbed import undisturbed
 from loop.state import State
 
-_CHECKPOINT = re.compile(r"(\d+)-train_iter-\d+")
+_NOT_FINITE = "-not-finite"
+_CHECKPOINT = re.compile(rf"(\d+)-train_iter-\d+({_NOT_FINITE})?")
 
 
 def save(state: State, path: str | Path, overwrite: bool = False) -> Path:
@@ -62,7 +67,8 @@ def load(path: str | Path, like: State | None = None) -> State:
         place = find(Path(path))
         before = _identity(place)
         try:
-            state = read(place, CPU if like is None else home(like))
+            with undisturbed():  # or what is raised by chance is taken for damage
+                state = read(place, CPU if like is None else home(like))
         except DamagedStateError:
             if before is not None and before == _identity(place):
                 raise
@@ -74,22 +80,35 @@ def save_in(state: State, folder: str | Path, keep: int = 3) -> Path:
     """Save a state as the newest checkpoint in a folder, and remove all but the newest `keep`; the
     new directory.
 
-    Its name is a running number and the state's train_iter. Several processes may save into one
-    folder. Raises ValueError if keep is below 1, and TypeError as `save` does.
+    Its name is a running number and the state's train_iter, and "not-finite" if there is NaN or inf
+    in params (or NaN in buffers). The newest one whose params are finite is never removed. Several
+    processes may save into one folder. Raises ValueError if keep is below 1, and TypeError as
+    `save` does.
     """
     if keep < 1:
         raise ValueError(f"save_in: keep must be at least 1, got {keep}.")
     folder = Path(folder)
     document, tensors = pack(state.at_rest())
+    mark = _NOT_FINITE if not_finite(state.params, state.buffers) else ""
     with scratch(folder) as new:
         write(new, document, tensors)
         with locked(folder):
             number = max(map(_number, checkpoints(folder)), default=0) + 1
-            path = folder / f"{number:06d}-train_iter-{state.train_iter:08d}"
+            path = folder / f"{number:06d}-train_iter-{state.train_iter:08d}{mark}"
             put(new, path)
-            for old in checkpoints(folder)[:-keep]:
+            for old in _superfluous(checkpoints(folder), keep):
                 discard(old)
     return path
+
+
+def probe(folder: str | Path) -> None:
+    """Make a folder, and write into it what is removed again. Raises OSError, with the path, if
+    nothing can be saved there.
+    """
+    folder = Path(folder)
+    with told(folder), scratch(folder) as new:
+        (new / REST).write_text("probe")
+        sync(new / REST)
 
 
 def load_latest(folder: str | Path, like: State | None = None) -> State:
@@ -128,6 +147,22 @@ def checkpoints(folder: str | Path) -> list[Path]:
         (path for path in paths if _CHECKPOINT.fullmatch(path.name) and not _is_other(path)),
         key=_number,
     )
+
+
+def is_checkpoint(path: str | Path) -> bool:
+    """Whether there is a saved state at a path, and not a folder of them."""
+    return any((Path(path) / name).is_file() for name in FILES)
+
+
+def is_finite(checkpoint: Path) -> bool:
+    """Whether the params in a checkpoint are finite, as its name says."""
+    return not checkpoint.name.endswith(_NOT_FINITE)
+
+
+def _superfluous(paths: list[Path], keep: int) -> list[Path]:
+    """All but the newest few, and but the newest whose params are finite."""
+    good = [path for path in paths if is_finite(path)]
+    return [path for path in paths[:-keep] if path not in good[-1:]]
 
 
 def _is_other(path: Path) -> bool:

@@ -79,7 +79,7 @@ class Run:
         except Exception as error:
             error.state = self.committed.at_rest()  # type: ignore[attr-defined]
             raise
-        return self.state.at_rest().replace(done=(), frozen=())
+        return self.state.at_rest().replace(done=(), frozen=(), begun_with={})
 
     def to_end(self, stop: Callable[[], bool]) -> State:
         """The last state; or the committed one where `stop()` said so between two events, with

@@ -12,7 +12,8 @@ from loop.callbacks.freezing import Freeze
 from loop.layer_groups import Groups, exactly, layer_groups, matching, spread
 from loop.learner import Learner
 from loop.state import State
-from loop.training.fit import fit_one_cycle, latest
+from loop.training.fit import fit_one_cycle
+from loop.training.resume import latest
 
 MEMORY = "fine_tune"
 """Where a state within a fine_tune keeps which half it is in: "head" or "all"."""

@@ -18,13 +18,13 @@ from loop.callbacks import ParamScheduler, Recorder
 from loop.callbacks.recorder import RECORDER, recorded
 from loop.callbacks.schedule import put_all_back, with_hypers
 from loop.data.batches import DataLoaders
-from loop.disk.store import checkpoints, load_latest
 from loop.learner import Learner, hyper_names
 from loop.run.compiled import CompiledWork, check_compilable, check_optimizer_compilable
 from loop.run.events import VALIDATE
 from loop.run.interrupt import STOPS, run_to_end
 from loop.run.machine import Run, Steps
 from loop.state import State
+from loop.training.resume import begun_with, to_go_on_from
 
 
 def fit(
@@ -54,7 +54,8 @@ def fit(
     `resume=True` goes on with the run that the state was in when it was stopped or saved, as if
     nothing had happened: the end is the same bit for bit, if learner, callbacks and epochs are the
     same. `resume=folder` does so from the newest checkpoint in there (see Checkpoint), and begins
-    with `state` while there is none.
+    with `state` while there is none. Another hyper, seed, number of epochs or length of the data
+    than the run was begun with is an error, another optimizer, callback or torch a warning.
 
     `compile=True` compiles forward pass, loss and gradients of a training batch into one graph (a
     few seconds for each shape of batch; kept for later runs) and fuses the optimizer. Numbers then
@@ -119,43 +120,21 @@ def begin(
         if name not in known:
             raise ValueError(f"fit: the optimizer reads no {name!r}. {did_you_mean(name, known)}")
     everyone = with_recorder([*learner.callbacks, *callbacks])
+    now = begun_with(learner, state, everyone, hyper, compile)
     work = None
     if compile:
         check_compilable(everyone)
         check_optimizer_compilable(learner)
         work = CompiledWork(learner.model)
-    if resume is not False:
-        stopped = state if resume is True else latest(resume, state)
-        if stopped is not None:
-            _check_resumable(stopped, epochs)
-            return Run(learner, stopped.replace(stopped=""), callbacks=everyone, work=work)
+    stopped = to_go_on_from(resume, state, epochs, hyper, now, everyone)
+    if stopped is not None:
+        return Run(learner, stopped, callbacks=everyone, work=work)
     fresh: dict[str, Any] = dict(
-        epoch=0, n_epoch=epochs, pct_train=0.0, stopped="", done=(), frozen=()
+        epoch=0, n_epoch=epochs, pct_train=0.0, stopped="", done=(), frozen=(), begun_with=now
     )
     state = put_all_back(state)  # a schedule of a run that was stopped, and is not resumed
     start = state.replace(**fresh, hyper=with_hypers(state.hyper, hyper))
     return Run(learner, start, callbacks=everyone, work=work)
-
-
-def latest(folder: str | Path, like: State) -> State | None:
-    """The state of the newest checkpoint that can be read, None if there is no checkpoint."""
-    return load_latest(folder, like) if checkpoints(folder) else None
-
-
-def _check_resumable(state: State, epochs: int) -> None:
-    if not state.done:
-        raise ValueError(
-            "fit: the state is not within a run, so there is nothing to resume. Leave resume out "
-            "to begin one. "
-            "(A state is within a run if fit was stopped and returned it, or if it comes from a "
-            "checkpoint.)"
-        )
-    if state.n_epoch != epochs:
-        raise ValueError(
-            f"fit: the state is in a run of {state.n_epoch} epochs, so it cannot be resumed as one "
-            f"of {epochs}. "
-            f"Pass epochs={state.n_epoch}, or begin a new run: leave resume out."
-        )
 
 
 def fit_one_cycle(

@@ -49,6 +49,7 @@ class Beats(Callback):
 
     pipe: int
     wait: float
+    reports = True
 
     def after_pred(self, state: State) -> None:
         """Tell."""

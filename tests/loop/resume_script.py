@@ -75,6 +75,7 @@ class StopAt(Callback):
     """Ctrl-C in the middle of a batch."""
 
     place: Place
+    reports = True
 
     def after_pred(self, state: State) -> None:
         """Press it."""

@@ -2,8 +2,10 @@
 
 import pickle
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -157,3 +159,82 @@ def test_a_state_can_be_pickled_and_gone_on_from() -> None:
     middle = fit(mine, mine.init(), 1)
     copy = pickle.loads(pickle.dumps(middle))
     assert fit(mine, copy, 1).history == fit(mine, middle, 1).history
+
+
+# In little memory
+
+
+def test_a_million_numbers_are_kept_in_columns() -> None:
+    log = Log([0.5 * count for count in range(5000)])
+    assert [type(run).__name__ for run in log.runs()] == ["Numbers"]
+    assert (log[4999], log[1023], log[1024], len(log)) == (2499.5, 511.5, 512.0, 5000)
+
+
+def test_0d_tensors_are_kept_as_one_and_come_out_as_they_went_in() -> None:
+    log = Log()
+    for count in range(3000):
+        log = log.append(torch.tensor(float(count), dtype=torch.bfloat16))
+    assert [type(run).__name__ for run in log.runs()] == ["Scalars"]
+    assert (log[2500].shape, log[2500].dtype, float(log[-1])) == ((), torch.bfloat16, 2992.0)
+
+
+def test_a_hyper_that_nothing_changes_takes_a_byte_a_batch() -> None:
+    rates = {"weight": 0.1, "bias": 0.2}
+    log = Log()
+    for _ in range(3000):
+        log = log.append(rates)
+    assert [type(run).__name__ for run in log.runs()] == ["Repeated"]
+    assert log[2999] is rates
+
+
+def test_a_tree_of_hypers_is_kept_column_by_column() -> None:
+    log = Log()
+    for count in range(3000):
+        log = log.append({"weight": [0.1 * count], "bias": (0.2 * count, None)})
+    assert [type(run).__name__ for run in log.runs()] == ["Trees"]
+    assert log[2000] == {"weight": [0.1 * 2000], "bias": (0.2 * 2000, None)}
+    assert list(log[2000]) == ["weight", "bias"]
+
+
+def test_what_is_not_alike_stays_as_it_is() -> None:
+    items = [True, 2**70, "a", None, 1, 1.0, torch.ones(2)] * 200
+    assert all(left is right for left, right in zip(Log(items), items, strict=True))
+
+
+def test_a_fork_in_the_middle_of_what_is_packed() -> None:
+    long = Log(list(range(5000)))
+    short = Log().append(0)
+    for item in range(1, 2000):
+        short = short.append(item)
+    cut = short
+    for item in range(2000, 4000):
+        short = short.append(item)
+    assert list(cut.append(-1)) == [*range(2000), -1]
+    assert list(short) == list(range(4000)) == long[:4000]
+    assert list(cut) == list(range(2000))
+
+
+def test_forks_in_threads_do_not_see_each_other() -> None:
+    base = Log(list(range(100)))
+
+    def grow(thread: int) -> Log:
+        log = base
+        for _ in range(3000):
+            log = log.append(thread)
+        return log
+
+    with ThreadPoolExecutor(4) as pool:
+        for thread, log in enumerate(pool.map(grow, range(4))):
+            assert list(log) == [*range(100), *[thread] * 3000]
+
+
+@pytest.mark.parametrize("size", [1023, 1024, 1025, 3000])
+def test_a_pickled_log_of_any_length_comes_back(size: int) -> None:
+    items = [{"lr": 0.1 * count} for count in range(size)]
+    assert pickle.loads(pickle.dumps(Log(items))) == items
+
+
+def test_tensors_that_are_tracked_are_not_packed() -> None:
+    tracked = torch.ones((), requires_grad=True)
+    log = Log([tracked] * 2000)
+    assert all(item is tracked for item in log)

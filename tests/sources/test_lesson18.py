@@ -94,7 +94,7 @@ def test_l3_l4_finite_differences_check_the_gradient() -> None:
 
 
 def test_l6_batches_of_one_sample_make_29_steps_an_epoch() -> None:
-    assert fit(*SGD, 2).opt_state["step"] == 2 * 29
+    assert fit(*SGD, 2).opt_state["step"].max() == 2 * 29
 
 
 def test_l7_the_first_epoch_by_the_sheet_and_as_it_should_be() -> None:
@@ -244,7 +244,7 @@ def test_l23_l24_l40_after_a_single_batch_the_optimizer_can_be_looked_at() -> No
     """
     mine = learner(opt=momentum(lr=0.1))
     end = fit(mine, mine.init(), 3, [SingleBatch()])
-    assert (end.train_iter, end.opt_state["step"], len(losses(end))) == (1, 1, 1)
+    assert (end.train_iter, end.opt_state["step"].max(), len(losses(end))) == (1, 1, 1)
     assert repr(mine.opt) == "chain(average_grad, sgd_step, lr=0.1, mom=0.9)"
     assert list(end.opt_state) == ["step", "grad_avg"]
     assert list(end.opt_state["grad_avg"]) == list(end.params) == ["weight", "bias"]

@@ -5,6 +5,7 @@ no compiler.
 import os
 import subprocess
 import sys
+import tempfile
 import warnings
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 
 import functional_sgd as fs
 from functional_sgd import fuse
+from functional_sgd.fusion import cache as keeping
 from functional_sgd.fusion import compiler, fused
 from tests.catalogue import RECIPES
 from tests.comparing import assert_same
@@ -145,10 +147,15 @@ def script(folder, text):
     return str(path)
 
 
-@pytest.mark.parametrize("text", ["echo broken >&2; exit 1", "exit 0", "kill -9 $$"])
+@pytest.mark.parametrize("text", ["echo broken >&2; exit 1", "exit 0"])
 def test_a_compiler_that_fails(cache, tmp_path, monkeypatch, text):
     monkeypatch.setenv("CC", script(tmp_path, text))
     check_fallback("badcc failed")
+
+
+def test_a_compiler_that_is_killed(cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("CC", script(tmp_path, "kill -9 $$"))
+    check_fallback("badcc was ended by SIGKILL")
 
 
 def test_a_compiler_that_writes_rubbish(cache, tmp_path, monkeypatch):
@@ -177,8 +184,11 @@ def test_a_cache_that_cannot_be_written_is_moved_to_the_temporary_folder(
 ):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("FUNCTIONAL_SGD_CACHE", str(tmp_path / "file"))
-    monkeypatch.setattr(compiler.tempfile, "gettempdir", lambda: str(tmp_path))
-    assert compiler.cache_folder().parent == tmp_path
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(keeping, "_temporary", None)
+    monkeypatch.setattr(keeping, "_warned", set())
+    with pytest.warns(UserWarning, match="compiled code is not kept: .*file is no folder"):
+        assert compiler.cache_folder().parent == tmp_path
     check_steps(
         fs.adamw(lr=0.1), PARAMS, fused=fuse(fs.adamw(lr=0.1)), grads=lambda params, _: PARAMS
     )

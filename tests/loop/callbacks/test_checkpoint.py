@@ -3,12 +3,14 @@
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from loop import Checkpoint, State, fit, load, load_latest, lr_find, predict, validate
+import loop.disk.store
+from loop import CancelFit, Checkpoint, State, fit, load, load_latest, lr_find, predict, validate
 from loop.disk.store import checkpoints
 from tests.loop.helpers import assert_same_run, full, on, raiser
 from tests.loop.saving import identical
@@ -169,19 +171,38 @@ def test_validate_predict_and_lr_find_leave_the_folder_alone(tmp_path: Path) -> 
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_that_cannot_be_written_is_an_error_that_says_who(
-    tmp_path: Path, end: State
+def test_a_folder_that_cannot_be_written_is_an_error_before_the_first_event(
+    tmp_path: Path,
 ) -> None:
     (tmp_path / "file").write_text("in the way")
+    watch = on("watch", before_fit=lambda state: pytest.fail("the run has begun"))
+    with pytest.raises(OSError, match=r"file") as caught:
+        fit(MINE, START, EPOCHS, [Checkpoint(tmp_path / "file" / "run"), watch])
+    assert "by callback 'checkpoint' in around_fit, epoch 0" in caught.value.__notes__[0]
+
+
+def in_the_way(folder: Path, batch: int) -> Any:
+    """A callback that puts a file in the place of the folder while the run goes on."""
+
+    def replace(state: State) -> None:
+        if state.train_iter == batch:
+            folder.rmdir()
+            folder.write_text("in the way")
+
+    return on("replace", 0, after_loss=replace)
+
+
+def test_a_folder_that_is_gone_is_an_error_that_says_who(tmp_path: Path, end: State) -> None:
+    folder = tmp_path / "run"
     with pytest.raises(OSError) as caught:  # noqa: PT011
-        fit(MINE, START, EPOCHS, [Checkpoint(tmp_path / "file" / "run")])
+        fit(MINE, START, EPOCHS, [Checkpoint(folder), in_the_way(folder, 1)])
     assert "by callback 'checkpoint' in around_fit, closing, epoch 0" in caught.value.__notes__[0]
     assert "by callback 'checkpoint' in committed, epoch 0" in caught.value.__context__.__notes__[0]  # type: ignore[union-attr]
     assert_same_run(fit(MINE, caught.value.state, EPOCHS, resume=True), end)  # type: ignore[attr-defined]
 
 
 def test_a_stopped_run_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
+    folder = tmp_path / "run"
     press = on(
         "press",
         after_pred=lambda state: (
@@ -189,7 +210,65 @@ def test_a_stopped_run_that_cannot_be_written_is_an_error(tmp_path: Path) -> Non
         ),
     )
     with pytest.raises(OSError):  # noqa: PT011
-        fit(MINE, START, EPOCHS, [Checkpoint(tmp_path / "file" / "run"), press])
+        fit(MINE, START, EPOCHS, [Checkpoint(folder), press, in_the_way(folder, 0)])
+
+
+@pytest.mark.parametrize("event", ["before_fit", "before_epoch", "after_batch", "after_train"])
+def test_memory_that_cannot_be_saved_is_an_error_as_soon_as_it_is_there(
+    tmp_path: Path, event: str
+) -> None:
+    batches: list[int] = []
+    watch = on("watch", after_loss=lambda state: batches.append(state.train_iter))
+    bad = on("bad", **{event: lambda state: state.remember("bad", {1, 2})})
+    with pytest.raises(TypeError, match=r"save: memory\['bad'\] is of type set") as caught:
+        fit(MINE, START, EPOCHS, [Checkpoint(tmp_path, epochs=9), bad, watch])
+    assert len(batches) == {"after_batch": 1, "after_train": 3}.get(event, 0)
+    assert "callback 'checkpoint' in committed" in str(caught.value.__context__.__notes__)  # type: ignore[union-attr]
+
+
+def test_a_loaders_process_that_dies_while_it_writes_is_told_of_when_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torch's handler of SIGCHLD does, wherever the program is."""
+    dying(monkeypatch)
+    with pytest.raises(RuntimeError, match="DataLoader worker is killed"):
+        fit(MINE, START, EPOCHS, [Checkpoint(tmp_path)])
+    assert written(tmp_path) == [(1,)]
+
+
+def test_a_loaders_process_that_dies_while_the_last_is_written_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dying(monkeypatch)
+    press = on("press", after_loss=raiser(CancelFit))
+    fit(MINE, START, EPOCHS, [Checkpoint(tmp_path, epochs=9), press])
+    assert written(tmp_path) == [(0, 0, 0)]
+
+
+def dying(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a child process end while a checkpoint is written, and torch's handler hear of it."""
+
+    def handler(number: int, frame: Any) -> None:
+        raise RuntimeError("DataLoader worker is killed by signal: Killed.")
+
+    def write(*arguments: Any) -> None:
+        os.kill(os.getpid(), signal.SIGCHLD)
+        really(*arguments)
+
+    really = loop.disk.store.write
+    monkeypatch.setattr(loop.disk.store, "write", write)
+    before = signal.signal(signal.SIGCHLD, handler)
+    _PUT_BACK.append(before)
+
+
+_PUT_BACK: list[Any] = []
+
+
+@pytest.fixture(autouse=True)
+def _handler_put_back() -> Iterator[None]:
+    yield
+    while _PUT_BACK:
+        signal.signal(signal.SIGCHLD, _PUT_BACK.pop())
 
 
 def test_it_writes_although_another_callback_fails_to_close(tmp_path: Path, end: State) -> None:

@@ -64,7 +64,7 @@ def test_collect_data_grows_without_copying_what_it_has() -> None:
         state for event, state in trace(MINE, START, 2, [CollectData()]) if event == "after_batch"
     ]
     assert isinstance(collected(last), Log)
-    assert collected(first)._items is collected(last)._items
+    assert collected(first)._store is collected(last)._store
     assert (len(collected(first)), len(collected(last))) == (1, 10)
 
 

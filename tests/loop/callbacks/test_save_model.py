@@ -52,7 +52,10 @@ def weights(state: State) -> dict[str, Any]:
 
 def metadata(path: Path) -> dict[str, str]:
     with safetensors.safe_open(path, "pt") as file:
-        return dict(file.metadata())
+        about = dict(file.metadata())
+    assert len(about.pop("sha256")) == 64
+    assert about.pop("written_by").startswith("functional-sgd")
+    return about
 
 
 def test_the_run_ends_with_the_best_weights(tmp_path: Path) -> None:
@@ -236,7 +239,7 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monkey
     write_tensors(path, {"a": torch.ones(1)}, {})
     for function in ("sync", "os.replace"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"loop.callbacks.saving.{function}", raiser(ZeroDivisionError))
+            patch.setattr(f"loop.disk.weights.{function}", raiser(ZeroDivisionError))
             with pytest.raises(ZeroDivisionError):
                 write_tensors(path, {"a": torch.zeros(1)}, {})
         assert safetensors.torch.load_file(path)["a"] == 1

@@ -3,19 +3,25 @@ are as promised.
 """
 
 import dataclasses
+import errno
 import json
 import os
+import resource
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from loop import History, Learner, State, StateFileError, fit, load, save
 from loop.disk.files import NOT_SAVED
+from loop.disk.weights import write_tensors
 from loop.history import Log
 from tests.comparing import Untouched
 from tests.loop.helpers import Kept, assert_at_rest, batches, full, learned, learner, on
@@ -142,7 +148,7 @@ def test_three_files_that_other_tools_read(tmp_path: Path, trained: tuple[Learne
     tensors = load_file(path / "tensors.safetensors")
     assert identical(tensors["params['0.weight']"], end.params["0.weight"].clone())
     document = json.loads((path / "state.json").read_text())
-    assert (document["format"], document["version"]) == ("loop.State", 1)
+    assert (document["format"], document["version"]) == ("loop.State", 2)
     assert tensors.keys() == document["tensors"].keys()
     entry = document["tensors"]["opt_state['step']"]
     assert (entry["dtype"], entry["shape"], entry["device"], len(entry["sha256"])) == (
@@ -321,3 +327,58 @@ def test_batches_are_no_part_of_a_state(tmp_path: Path) -> None:
         )
     )
     assert identical(found, tiny())
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.arange(6.0)[::5][1:],
+        torch.arange(6.0).reshape(2, 3)[1:, 1:2],
+        torch.ones(4)[::2][:0],
+        torch.ones(3, 2)[:, 1:][:1].to(torch.complex64),
+        torch.ones(1).expand(1),
+        torch.as_strided(torch.ones(8), (1, 1), (5, 3)),
+    ],
+    ids=lambda tensor: f"{list(tensor.shape)} with the strides {tensor.stride()}",
+)
+def test_tensors_of_few_elements_with_any_stride_come_back(tensor: Tensor, tmp_path: Path) -> None:
+    """torch calls them contiguous."""
+    state = tiny().replace(buffers={"b": tensor})
+    found = load(save(state, tmp_path / "a")).buffers["b"]
+    assert found.tolist() == tensor.tolist()
+    write_tensors(tmp_path / "b", {"b": tensor.real if tensor.is_complex() else tensor}, {})
+
+
+def test_a_tensor_that_cannot_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(tensor: Tensor) -> Tensor:
+        raise RuntimeError("CUDA error")
+
+    monkeypatch.setattr("loop.disk.files.plainly", fail)
+    with pytest.raises(TypeError, match=r"save: params\['w'\], float32\[3\], cannot be .*CUDA"):
+        save(tiny(), tmp_path / "a")
+
+
+def test_a_full_disk_is_told_with_its_number_and_the_path(tmp_path: Path) -> None:
+    with limited(1_000), pytest.raises(OSError) as caught:  # noqa: PT011
+        save(tiny().replace(params={"w": torch.ones(10_000)}), tmp_path / "a")
+    assert caught.value.errno == errno.EFBIG
+    assert str(caught.value.filename).endswith("tensors.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_manifest_says_what_it_was_written_with(tmp_path: Path) -> None:
+    document = json.loads((save(tiny(), tmp_path / "a") / "state.json").read_text())
+    assert (document["torch"], document["threads"]) == (str(torch.__version__), 1)
+
+
+@contextmanager
+def limited(size: int) -> Iterator[None]:
+    """Let no file grow beyond so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -157,8 +157,8 @@ GONE = {"object": ["Gone", "my.callbacks", {}]}
 
 FOREIGN: dict[str, tuple[Callable[[Document], Any], str]] = {
     "version": (
-        lambda document: document.update(version=2, library="functional-sgd 9.9"),
-        r"has version 2 of the format, written by functional-sgd 9\.9; expected version 1, as read by functional-sgd ",
+        lambda document: document.update(version=3, library="functional-sgd 9.9"),
+        r"has version 3 of the format, written by functional-sgd 9\.9; expected version 2, as read by functional-sgd ",
     ),
     "format": (
         lambda document: document.update(format="other"),
@@ -278,6 +278,6 @@ def test_the_checkpoint_of_another_model_or_version_is_not_skipped(tmp_path: Pat
         StateFileError, match=r"another model or optimizer: params\['w'\] is missing"
     ):
         load_latest(tmp_path, tiny())
-    rewritten(checkpoints(tmp_path)[-1], lambda document: document.update(version=2))
-    with pytest.raises(StateFileError, match="has version 2 of the format"):
+    rewritten(checkpoints(tmp_path)[-1], lambda document: document.update(version=1))
+    with pytest.raises(StateFileError, match="has version 1 of the format"):
         load_latest(tmp_path)

@@ -81,9 +81,9 @@ def test_a_replacement_that_was_cut_off_at_its_end_is_finished(tmp_path: Path) -
 def test_a_state_that_is_replaced_while_it_is_read_is_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import loop.disk.files
+    import loop.disk.reading
 
-    path, read_sums, calls = save(tiny(1), tmp_path / "a"), loop.disk.saved._read_sums, []
+    path, read_sums, calls = save(tiny(1), tmp_path / "a"), loop.disk.reading._read_sums, []
 
     def slow(file: Path) -> dict[str, str]:
         sums = read_sums(file)
@@ -92,7 +92,7 @@ def test_a_state_that_is_replaced_while_it_is_read_is_read_again(
         calls.append(file)
         return sums
 
-    monkeypatch.setattr(loop.disk.files, "_read_sums", slow)
+    monkeypatch.setattr(loop.disk.reading, "_read_sums", slow)
     assert load(path).train_iter == 2
     assert len(calls) == 2
 

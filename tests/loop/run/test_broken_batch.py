@@ -21,7 +21,7 @@ def test_every_recorded_loss_is_a_batch_that_counts(event: str, signal: type[Can
 def test_every_step_is_a_batch_that_counts(signal: type[Cancel]) -> None:
     mine = learner()
     end = fit(mine, mine.init(), 2, [on(after_step=raise_once(signal, at=1))])
-    assert end.train_iter == end.opt_state["step"]
+    assert end.train_iter == end.opt_state["step"].max()
 
 
 def test_a_batch_that_the_model_has_not_seen_does_not_count() -> None:

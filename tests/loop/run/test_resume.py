@@ -60,6 +60,8 @@ class Counting(Callback):
 class Kept(Callback):
     """Keeps every committed state."""
 
+    reports = True
+
     def __init__(self) -> None:
         self.states: list[State] = []
 
@@ -176,7 +178,7 @@ def test_brackets_are_open_in_a_resumed_run() -> None:
         mine,
         state,
         EPOCHS,
-        [on("b", around_fit=bracket("fit"), around_train=bracket("train"))],
+        [*callbacks(), on("b", around_fit=bracket("fit"), around_train=bracket("train"))],
         resume=True,
     )
     assert log == ["open fit", "open train", "close train", "close fit"]

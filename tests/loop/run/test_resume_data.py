@@ -11,7 +11,7 @@ from torch.utils.data import IterableDataset
 
 from loop import DataLoaders, fit
 from tests.loop.helpers import assert_same_run, batches, learner
-from tests.loop.run.test_resume import EPOCHS, Kept, committed
+from tests.loop.run.test_resume import EPOCHS, Kept, callbacks, committed
 
 
 class Stream(IterableDataset):
@@ -77,11 +77,21 @@ def test_the_number_of_epochs_must_be_that_of_the_run() -> None:
         fit(mine, committed(mine, mine.init())[0][4], 3, resume=True)
 
 
-def test_other_data_are_noticed() -> None:
+def iter_anew(count: int) -> Any:
+    """Data that does not say how long it is."""
+
+    class Unsized:
+        def __iter__(self) -> Iterator[Any]:
+            return iter(batches(count, seed=1))
+
+    return Unsized()
+
+
+def test_other_data_that_do_not_say_how_long_they_are_are_noticed_later() -> None:
     mine = learner()
     state = next(state for state in committed(mine, mine.init())[0] if state.done == (1, 0, 3))
-    short = replace(mine, data=DataLoaders(batches(2, seed=1)))
+    short = replace(mine, data=DataLoaders(iter_anew(2)))
     with pytest.raises(
         ValueError, match=r"data.train yielded 2 batches where the run had seen 3 already"
     ):
-        fit(short, state, EPOCHS, resume=True)
+        fit(short, state, EPOCHS, callbacks(), resume=True)

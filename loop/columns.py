@@ -1,0 +1,251 @@
+"""Long sequences in little memory: runs of values that are alike, kept as arrays."""
+
+from abc import ABC, abstractmethod
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, groupby
+from typing import Any, TypeAlias
+
+import optree
+import torch
+from torch import Tensor
+
+Kind: TypeAlias = Any
+"""What values that can be in one run have in common."""
+
+_FEWEST = 8  # numbers that are worth an array
+
+
+class Run(ABC):
+    """Values that are alike, in order; what comes out equals what went in, in type and value."""
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def kind(self) -> Kind:
+        """Runs of one kind can be joined."""
+
+    @abstractmethod
+    def join(self, others: Sequence[Any]) -> "Run":
+        """This one and others of its kind as one."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Any: ...
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Items(Run):
+    """Anything, as it is."""
+
+    values: tuple[Any, ...]
+
+    @property
+    def kind(self) -> Kind:
+        """One for all."""
+        return Items
+
+    def join(self, others: Sequence["Items"]) -> "Items":
+        """One tuple."""
+        return Items((*self.values, *chain.from_iterable(other.values for other in others)))
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.values[index]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.values)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Numbers(Run):
+    """Floats (an array of "d") or whole numbers of 64 bits ("q"): 8 bytes each."""
+
+    values: "array[Any]"
+
+    @property
+    def kind(self) -> Kind:
+        """Floats or whole numbers."""
+        return self.values.typecode
+
+    def join(self, others: Sequence["Numbers"]) -> "Numbers":
+        """One array."""
+        values = self.values[:]
+        for other in others:
+            values.extend(other.values)
+        return Numbers(values)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.values[index]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.values)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scalars(Run):
+    """0-d tensors as one of a dimension more: 4 bytes each, where one alone takes 600."""
+
+    values: Tensor
+
+    @property
+    def kind(self) -> Kind:
+        """The dtype, and the device."""
+        return self.values.dtype, self.values.device
+
+    def join(self, others: Sequence["Scalars"]) -> "Scalars":
+        """One tensor, on the same device: nothing waits for it."""
+        return Scalars(torch.cat([self.values, *(other.values for other in others)]))
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.values[index]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.values.unbind())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Repeated(Run):
+    """Few objects, each again and again, such as a hyper that nothing changes: a byte each."""
+
+    choices: tuple[Any, ...]
+    which: bytes
+
+    @property
+    def kind(self) -> Kind:
+        """The very objects."""
+        return tuple(map(id, self.choices))
+
+    def join(self, others: Sequence["Repeated"]) -> "Repeated":
+        """The same objects, more often."""
+        return Repeated(self.choices, b"".join([self.which, *(other.which for other in others)]))
+
+    def __len__(self) -> int:
+        return len(self.which)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.choices[self.which[index]]
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(self.choices.__getitem__, self.which)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trees(Run):
+    """Dicts, lists and tuples of floats, all of one structure: 8 bytes for each leaf."""
+
+    structure: optree.PyTreeSpec
+    columns: tuple[Run, ...]
+
+    @property
+    def kind(self) -> Kind:
+        """The structure, and what its leaves are kept as."""
+        return self.structure, tuple(column.kind for column in self.columns)
+
+    def join(self, others: Sequence["Trees"]) -> "Trees":
+        """Column by column."""
+        columns = enumerate(self.columns)
+        joint = [column.join([other.columns[at] for other in others]) for at, column in columns]
+        return Trees(self.structure, tuple(joint))
+
+    def __len__(self) -> int:
+        return len(self.columns[0])
+
+    def __getitem__(self, index: int) -> Any:
+        return self._tree([column[index] for column in self.columns])
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(self._tree, zip(*self.columns, strict=True))
+
+    def _tree(self, leaves: Iterable[Any]) -> Any:
+        return optree.tree_unflatten(self.structure, leaves)
+
+
+def packed(items: Sequence[Any]) -> list[Run]:
+    """The items in runs of what is alike.
+
+    >>> [type(run).__name__ for run in packed(["a", *(0.1 * n for n in range(9))])]
+    ['Items', 'Numbers']
+    """
+    return joined(
+        _run(kind, [item for _, item in group])
+        for kind, group in groupby(_with_kinds(items), lambda pair: pair[0])
+    )
+
+
+def joined(runs: Iterable[Run]) -> list[Run]:
+    """The same values in as few runs as can be."""
+    done = []
+    for _, group in groupby(runs, lambda run: run.kind):
+        first, *others = group
+        done.append(first.join(others) if others else first)
+    return done
+
+
+def _with_kinds(items: Sequence[Any]) -> Iterator[tuple[Kind, Any]]:
+    """Each item with its kind, which is found out once where the same comes again and again."""
+    previous, kind = None, None
+    for item in items:
+        if item is not previous:
+            previous, kind = item, _kind(item)
+        yield kind, item
+
+
+def _kind(item: Any) -> Kind:
+    kind = type(item)
+    if kind is float:
+        return "d"
+    if kind is int and -(2**63) <= item < 2**63:
+        return "q"
+    if kind is Tensor and _is_scalar(item):
+        return Scalars, item.dtype, item.device
+    if kind in (dict, list, tuple):
+        leaves, structure = optree.tree_flatten(item)
+        if leaves and all(type(leaf) is float for leaf in leaves):
+            return Trees, structure
+    return None
+
+
+def _run(kind: Kind, items: list[Any]) -> Run:
+    name, *details = kind if isinstance(kind, tuple) else (kind,)
+    if name is Scalars:
+        with torch.no_grad():
+            return Scalars(torch.stack(items))
+    if len(items) < _FEWEST:
+        return Items(tuple(items))
+    if all(item is items[0] for item in items):
+        return Repeated((items[0],), bytes(len(items)))
+    if name is None:
+        return Items(tuple(items))
+    if name is Trees:
+        flat = [optree.tree_leaves(item) for item in items]
+        columns = zip(*flat, strict=True)
+        return Trees(details[0], tuple(Numbers(array("d", column)) for column in columns))
+    return Numbers(array(name, items))
+
+
+def _is_scalar(tensor: Tensor) -> bool:
+    """Whether it can be stacked with others: 0-d, dense, not tracked, of no transform's level."""
+    return (
+        tensor.dim() == 0
+        and not tensor.requires_grad
+        and tensor.layout == torch.strided
+        and tensor.device.type != "meta"
+        and not tensor.is_quantized
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    )

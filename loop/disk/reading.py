@@ -1,0 +1,205 @@
+"""A saved state, read with every byte verified: nothing in the files is believed, or run."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from loop.disk.encoding import DTYPES, decode
+from loop.disk.files import (
+    CPU,
+    FILES,
+    FORMAT,
+    LARGEST,
+    REST,
+    SUMS,
+    TENSORS,
+    VERSION,
+    DamagedStateError,
+    StateFileError,
+    digest_of,
+    file_digest,
+    library,
+    saved_fields,
+    shaped,
+)
+from loop.disk.kinds import check_fields
+from loop.disk.plain import content
+from loop.state import State
+
+_ENTRY = frozenset({"dtype", "shape", "device", "sha256"})  # what state.json says of a tensor
+
+
+def read(directory: Path, device: torch.device = CPU) -> State:
+    """The state in a directory; tensors that were on its params' device are put on `device`, others
+    on the CPU.
+
+    Raises DamagedStateError or StateFileError.
+    """
+    sums = _read_sums(directory / SUMS)
+    document = _read_rest(directory / REST, sums[REST])
+    entries = document["tensors"]
+    tensors = _read_tensors(directory / TENSORS, sums[TENSORS], entries)
+    for name in tensors:
+        if entries[name]["device"] == document["device"]:
+            tensors[name] = tensors[name].to(device)
+    try:
+        nodes = [[name, node] for name, node in document["fields"].items()]
+        values = decode({"dict": nodes}, tensors)
+        check_fields(State, values)
+    except (ValueError, RecursionError, OverflowError) as error:
+        raise StateFileError(f"load: {directory / REST}: {error}") from None
+    return State(**values)
+
+
+def _damaged(path: Path | str, what: str) -> DamagedStateError:
+    return DamagedStateError(
+        f"load: {path} is damaged: {what}. Load another copy, or another checkpoint: load_latest "
+        f"takes the newest "
+        f"that is whole."
+    )
+
+
+def _disagreeing(path: Path, digest: str, expected: str, known: str = "") -> DamagedStateError:
+    """One of two files is damaged, and nobody can tell which."""
+    what = f"the SHA-256 of the first{known} is {digest}, the second says {expected}"
+    return _damaged(f"{path} or {path.with_name(SUMS)}", what)
+
+
+def _read_sums(path: Path) -> dict[str, str]:
+    """File name -> SHA-256."""
+    lines = "".join(f"([0-9a-f]{{64}})  {re.escape(name)}\n" for name in (REST, TENSORS))
+    found = re.fullmatch(lines, _bytes(path, 1_000).decode("utf-8", "replace"))
+    if found is None:
+        raise _damaged(
+            path,
+            f"expected a line with the SHA-256 of {REST} and one of {TENSORS}, got something else",
+        )
+    return {REST: found[1], TENSORS: found[2]}
+
+
+def _read_rest(path: Path, expected: str) -> dict[str, Any]:
+    """state.json, of our format and version."""
+    found = _bytes(path, LARGEST)
+    digest = hashlib.sha256(found).hexdigest()
+    if digest != expected:
+        raise _disagreeing(path, digest, expected)
+    try:
+        document: Any = json.loads(found)
+    except (ValueError, RecursionError) as error:
+        raise StateFileError(
+            f"load: {path} is not JSON: {error}. Was it written by save?"
+        ) from None
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise StateFileError(
+            f"load: {path} does not hold a state: expected the format {FORMAT!r} in it. Check the "
+            f"path."
+        )
+    if document.get("version") != VERSION:
+        raise StateFileError(
+            f"load: {path} has version {document.get('version')!r} of the format, written by "
+            f"{document.get('library')}; expected version {VERSION}, as read by {library()}. Load "
+            f"it with the library "
+            f"that wrote it."
+        )
+    for name, kind in (("fields", dict), ("tensors", dict), ("device", str)):
+        if not isinstance(document.get(name), kind):
+            raise StateFileError(
+                f"load: {path} has no {name} in it, or of another type. Was it written by save?"
+            )
+    for name, entry in document["tensors"].items():
+        if (
+            not isinstance(entry, dict)
+            or not entry.keys() >= _ENTRY
+            or str(entry["dtype"]) not in DTYPES
+        ):
+            raise StateFileError(
+                f"load: {path} does not describe {name}: expected {', '.join(sorted(_ENTRY))}, the "
+                f"dtype one of "
+                f"{', '.join(DTYPES)}, got {entry}. Was it written by save?"
+            )
+    expected_fields = saved_fields()
+    if document["fields"].keys() != set(expected_fields):
+        raise StateFileError(
+            f"load: {path}, written by {document.get('library')}, has the fields "
+            f"{', '.join(document['fields'])}; "
+            f"expected {', '.join(expected_fields)}. Load it with the library that wrote it."
+        )
+    return document
+
+
+def _read_tensors(
+    path: Path, expected: str, entries: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Tensor]:
+    """The tensors, in memory of their own; of a damaged file, the error names the first that is
+    damaged.
+    """
+    try:
+        digest, size = (
+            file_digest(path),
+            path.stat().st_size,
+        )  # reads it all: a bad disk is an error here, not a crash
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = set(file.keys())
+            for name in [*entries, *names]:
+                if name not in names or name not in entries:
+                    raise _damaged(
+                        path, f"{name} is {'missing' if name in entries else 'not in ' + REST}"
+                    )
+            tensors = {
+                name: _read_leaf(path, name, file.get_tensor(name), entry)
+                for name, entry in entries.items()
+            }
+    except (
+        SafetensorError,
+        RuntimeError,
+        OSError,
+    ) as error:  # torch's own, if the file is removed meanwhile
+        raise _damaged(path, f"its {size:,} bytes and its header do not fit: {error}") from None
+    if digest != expected:
+        raise _disagreeing(path, digest, expected, " (all tensors in it are whole)")
+    return tensors
+
+
+def _read_leaf(path: Path, name: str, found: Tensor, entry: Mapping[str, Any]) -> Tensor:
+    """A tensor as it was. It is verified after it has been copied, so that what was verified is
+    what is used.
+    """
+    stored, dtype = found.clone(), DTYPES[entry["dtype"]]
+    tensor = stored
+    if dtype.is_complex and stored.is_floating_point() and stored.shape[-1:] == (2,):
+        tensor = torch.view_as_complex(stored)
+    if tensor.dtype != dtype or list(tensor.shape) != entry["shape"]:
+        raise _damaged(
+            path,
+            f"expected {name} to be {shaped(dtype, entry['shape'])}, got "
+            f"{shaped(tensor.dtype, tensor.shape)}",
+        )
+    digest = digest_of(stored)
+    if digest != entry["sha256"]:
+        raise _damaged(path, f"{name} has the SHA-256 {digest}, expected {entry['sha256']}")
+    return tensor
+
+
+def _bytes(path: Path, most: int) -> bytes:
+    try:
+        return content(path, most)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: OSError) -> DamagedStateError:
+    if isinstance(error, FileNotFoundError):
+        return _damaged(
+            path.parent, f"there is no {path.name} in it, expected {', '.join(sorted(FILES))}"
+        )
+    return _damaged(path, f"it cannot be read: {error}")

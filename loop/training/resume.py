@@ -1,0 +1,244 @@
+"""Go on with a run: the state that it was in, and whether the command is the one that began it."""
+
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optree
+import torch
+from torch import Tensor
+
+from loop.callback import Callback, without_reports
+from loop.callbacks import Checkpoint
+from loop.disk.store import checkpoints, is_checkpoint, is_finite, load_latest
+from loop.learner import Learner
+from loop.state import State
+
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # another in every process
+_LONGEST = 1_000  # characters of a repr that are kept: some show whole data sets
+
+
+def begun_with(
+    learner: Learner, state: State, callbacks: Sequence[Any], hyper: Mapping[str, Any], graph: bool
+) -> dict[str, Any]:
+    """What a run of `fit` is begun with, apart from the state, as plain data that is kept in it.
+
+    Callbacks that only report are left out, for the run is the same without them; and so is what is
+    no Callback by class, which is made for the occasion.
+    """
+    return {
+        "hyper": {**state.hyper, **hyper},
+        "optimizer": _shown(learner.opt),
+        "callbacks": {
+            one.name: _shown(one) for one in without_reports(callbacks) if isinstance(one, Callback)
+        },
+        "data": {"train": _lengths(learner.data.train), "valid": _lengths(learner.data.valid)},
+        "compile": graph,
+        "torch": str(torch.__version__),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def to_go_on_from(
+    resume: bool | str | Path,
+    state: State,
+    epochs: int,
+    hyper: Mapping[str, Any],
+    now: Mapping[str, Any],
+    callbacks: Sequence[Any],
+) -> State | None:
+    """The state that a run goes on from, None if it is to be begun. `now` is what `begun_with` says
+    of this command.
+
+    Raises ValueError where going on would be another run than the one that was begun (a hyper, the
+    number of epochs, the data), and warns of what may make it one (optimizer, callbacks, torch).
+    """
+    if resume is False:
+        return None
+    if resume is True:
+        stopped = state
+    else:
+        found = latest(resume, state)
+        if found is None:
+            _warn_of_another_folder(Path(resume), callbacks)
+            return None
+        stopped = found
+    _check_within(stopped, epochs)
+    begun = stopped.begun_with
+    if begun:  # not in a state of a Run that was made without fit
+        _check_same(begun, hyper, now)
+        _warn_of_differences(begun, now)
+        now = {**now, "hyper": begun["hyper"]}
+    return stopped.replace(stopped="", begun_with=now)
+
+
+def latest(folder: Any, like: State) -> State | None:
+    """The state of the newest checkpoint that can be read, None if there is no checkpoint.
+
+    Raises TypeError or ValueError for what is no folder of checkpoints, and for a run with another
+    seed than that of `like`.
+    """
+    if not isinstance(folder, (str, Path)):
+        raise TypeError(
+            f"fit: resume must be True, False or the folder of a Checkpoint, got {folder!r}."
+        )
+    _check_folder(Path(folder))
+    if not checkpoints(folder):
+        return None
+    state = load_latest(folder, like)
+    if state.seed != like.seed:
+        raise ValueError(
+            f"fit: the run in {folder} has the seed {state.seed}, but the state given has the seed "
+            f"{like.seed}. Give learner.init(seed={state.seed}), or another folder to begin a new "
+            f"run."
+        )
+    _warn_of_what_is_not_finite(Path(folder), state)
+    return state
+
+
+def _check_folder(folder: Path) -> None:
+    if is_checkpoint(folder):
+        raise ValueError(
+            f"fit: resume={str(folder)!r} is a checkpoint, expected the folder that it is in. Pass "
+            f"resume={str(folder.absolute().parent)!r} to go on from the newest in there, or "
+            f"fit(learner, load({str(folder)!r}), ..., resume=True) to go on from this one."
+        )
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(
+            f"fit: resume={str(folder)!r} is a file, expected the folder of a Checkpoint. Check "
+            f"the path."
+        )
+
+
+def _warn_of_another_folder(folder: Path, callbacks: Sequence[Any]) -> None:
+    others = [
+        str(one.folder)
+        for one in callbacks
+        if isinstance(one, Checkpoint) and Path(one.folder).absolute() != folder.absolute()
+    ]
+    if others:
+        warnings.warn(
+            f"fit: there is no checkpoint in resume={str(folder)!r}, so the run begins anew; but "
+            f"it will write into {', '.join(others)}. Give both the same folder, or the same "
+            f"command will begin anew every time.",
+            UserWarning,
+            stacklevel=5,
+        )
+
+
+def _warn_of_what_is_not_finite(folder: Path, state: State) -> None:
+    newest = checkpoints(folder)[-1]
+    good = [path for path in checkpoints(folder) if is_finite(path)]
+    if is_finite(newest):
+        return
+    advice = (
+        f"The newest whose params are finite is {good[-1]}: fit(learner, load({str(good[-1])!r}), "
+        f"..., resume=True) goes on from there."
+        if good
+        else "Begin a new run, with a lower lr."
+    )
+    warnings.warn(
+        f"fit: the newest checkpoint, {newest}, has params that are not finite (NaN or inf), so "
+        f"training will not mend them. {advice}",
+        UserWarning,
+        stacklevel=6,
+    )
+
+
+def _check_within(state: State, epochs: int) -> None:
+    if not state.done:
+        raise ValueError(
+            "fit: the state is not within a run, so there is nothing to resume. Leave resume out "
+            "to begin one. "
+            "(A state is within a run if fit was stopped and returned it, or if it comes from a "
+            "checkpoint.)"
+        )
+    if state.n_epoch != epochs:
+        raise ValueError(
+            f"fit: the state is in a run of {state.n_epoch} epochs, so it cannot be resumed as one "
+            f"of {epochs}. "
+            f"Pass epochs={state.n_epoch}, or begin a new run: leave resume out."
+        )
+
+
+def _check_same(begun: Mapping[str, Any], hyper: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    for name, value in hyper.items():
+        before = begun["hyper"].get(name)
+        if not _equal(value, before):
+            raise ValueError(
+                f"fit: the run was begun with {name}={before!r}, so it cannot be resumed with "
+                f"{name}={value!r}. Leave {name} out to go on as it was begun, or begin a new run: "
+                f"leave resume out."
+            )
+    for name, lengths in now["data"].items():
+        before = begun["data"][name]
+        differing = [what for what in lengths if None not in (lengths[what], before[what])]
+        for what in differing:
+            if lengths[what] != before[what]:
+                raise ValueError(
+                    f"fit: the run was begun with {before[what]} {what} in data.{name}, so it "
+                    f"cannot be resumed with {lengths[what]}: it is other data. Give the data that "
+                    f"it was begun with, or begin a new run: leave resume out."
+                )
+
+
+def _warn_of_differences(begun: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """One warning that names them all."""
+    told = [
+        f"{name} was {begun[name]}, is {now[name]}"
+        for name in ("optimizer", "compile", "torch", "threads")
+        if begun[name] != now[name]
+    ]
+    before, after = begun["callbacks"], now["callbacks"]
+    told += [f"the callback {name!r} is gone" for name in before if name not in after]
+    told += [f"the callback {name!r} is new" for name in after if name not in before]
+    told += [
+        f"the callback {name!r} was {before[name]}, is {after[name]}"
+        for name in before
+        if name in after and before[name] != after[name]
+    ]
+    if told:
+        warnings.warn(
+            f"fit: the run is resumed with other things than it was begun with, so it may end "
+            f"otherwise: {'; '.join(told)}.",
+            UserWarning,
+            stacklevel=5,
+        )
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = _ADDRESS.sub("", repr(value))
+    except Exception:  # of a user's class, which is no reason to end a run
+        text = type(value).__name__
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+def _lengths(loader: Any) -> dict[str, int | None]:
+    """How long the data is, as far as it can tell."""
+    tensors = getattr(loader, "tensors", None)  # of Batches
+    samples = tensors[0] if tensors else getattr(loader, "dataset", None)
+    return {"batches": _length(loader), "samples": _length(samples)}
+
+
+def _length(value: Any) -> int | None:
+    try:
+        return len(value)
+    except (TypeError, NotImplementedError):
+        return None
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two hypers, numbers or trees of them, are the same."""
+    if optree.tree_structure(one) != optree.tree_structure(other):
+        return False
+    pairs = zip(optree.tree_leaves(one), optree.tree_leaves(other), strict=True)
+    return all(_same_number(left, right) for left, right in pairs)
+
+
+def _same_number(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) or isinstance(other, Tensor):
+        return torch.equal(torch.as_tensor(one).cpu(), torch.as_tensor(other).cpu())
+    return bool(one == other)
