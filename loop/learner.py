@@ -68,7 +68,7 @@ class Learner:
             raise TypeError(
                 f"Learner: data must be DataLoaders(train, valid), got {type(self.data).__name__}."
             )
-        check_optimizer("Learner", self.opt)
+        check_optimizer("Learner: opt", self.opt)
         if self.opt.donates:
             raise ValueError(
                 f"Learner: {self.opt!r} overwrites the state it is given, but a run must leave "

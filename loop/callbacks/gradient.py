@@ -4,15 +4,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from functional_sgd import clip_norm
+from functional_sgd.reduction import global_norm
 from loop.callback import Callback, Order
 from loop.state import State
 
 
 @dataclass(frozen=True)
 class GradientClip(Callback):
-    """Shorten the whole gradient to length max_norm > 0 if it is longer: the rule `clip_norm`, as a
-    callback.
-    """
+    """Shorten the whole gradient to length max_norm > 0 if it is longer: the rule `clip_norm`."""
 
     max_norm: float = 1.0
     order: ClassVar[int] = Order.CLIP
@@ -23,5 +22,12 @@ class GradientClip(Callback):
             raise ValueError(f"GradientClip: max_norm must be above 0, got {self.max_norm}.")
 
     def before_step(self, state: State) -> State:
-        """Clip."""
-        return state.replace(grads=clip_norm(state.grads, max_norm=self.max_norm)["grad"])
+        """Clip. Parameters without a gradient do not count."""
+        assert state.grads is not None
+        there = {name: grad for name, grad in state.grads.items() if grad is not None}
+        length = global_norm(list(there.values()))
+        clipped = {
+            name: clip_norm(grad, grad_norm=length, max_norm=self.max_norm)["grad"]
+            for name, grad in there.items()
+        }
+        return state.replace(grads={**state.grads, **clipped})

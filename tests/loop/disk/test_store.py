@@ -153,7 +153,7 @@ def test_three_files_that_other_tools_read(tmp_path: Path, trained: tuple[Learne
     entry = document["tensors"]["opt_state['step']"]
     assert (entry["dtype"], entry["shape"], entry["device"], len(entry["sha256"])) == (
         "int64",
-        [],
+        [6],
         "cpu",
         64,
     )

@@ -67,7 +67,8 @@ def test_the_gradients() -> None:
     def negate(state: State) -> State:
         return state.replace(grads={name: -grad for name, grad in state.grads.items()})
 
-    assert_same(run(before_step=negate).params, fit(MINE, START, 2, lr=-0.1).params)
+    upwards = torch.tensor(-0.1)  # a number below 0 would be refused
+    assert_same(run(before_step=negate).params, fit(MINE, START, 2, lr=upwards).params)
 
 
 @pytest.mark.parametrize(

@@ -116,12 +116,12 @@ TREES: dict[str, tuple[Callable[[State], State], str]] = {
         r"params\['bias'\] is of type float",
     ),
     "a slot": (
-        lambda state: state.replace(opt_state={"step": state.opt_state["step"].max()}),
+        lambda state: state.replace(opt_state={"step": state.opt_state["step"]}),
         "opt_state is built otherwise",
     ),
     "the dtype of a slot": (
         lambda state: state.replace(
-            opt_state={**state.opt_state, "step": state.opt_state["step"].max().float()}
+            opt_state={**state.opt_state, "step": state.opt_state["step"].float()}
         ),
         r"opt_state\['step'\] has dtype torch.float32",
     ),

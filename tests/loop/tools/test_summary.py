@@ -49,7 +49,7 @@ def test_the_sizes_in_elements_and_bytes() -> None:
         "trained": (30, 120),
         "frozen": (0, 0),
         "buffers": (9, 40),
-        "optimizer": (61, 248),
+        "optimizer": (66, 288),
     }
 
 
@@ -172,7 +172,7 @@ def test_the_text() -> None:
         "trained:    30  (120 bytes)",
         "frozen:      0    (0 bytes)",
         "buffers:     9   (40 bytes)",
-        "optimizer:  61  (248 bytes)",
+        "optimizer:  66  (288 bytes)",
         "",
         f"optimizer:  {mine.opt!r}",
         "hypers:     lr=0.25 to 0.5, wd=0.01, mom=0.9, sqr_mom=0.999, eps=1e-08",
