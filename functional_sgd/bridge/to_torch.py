@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from functional_sgd.errors import did_you_mean
+from functional_sgd.fusion.fused import fuse
 from functional_sgd.optimizer import Optimizer, check_optimizer
 from functional_sgd.state import State
 from functional_sgd.tree import flatten, paths, unflatten
@@ -22,6 +23,9 @@ _TORCH_NAMES = {
 }
 
 
+_OURS: dict[str, tuple[str, ...]] = {"betas": ("mom", "sqr_mom"), "momentum": ("mom",)}
+
+
 class TorchOptimizer(torch.optim.Optimizer):
     """A torch.optim.Optimizer that steps with an optimizer of ours; `to_torch` makes one.
 
@@ -31,10 +35,12 @@ class TorchOptimizer(torch.optim.Optimizer):
 
     def __init__(self, opt: Optimizer, params: Any, hyper: Mapping[str, Any]) -> None:
         check_optimizer("to_torch", opt)
-        self.opt = opt
+        self.opt, self.stepper = opt, donating(opt)
         for name in hyper:
             self._check_name(name)
-        super().__init__(params, {**opt.hyper, **hyper})
+        defaults = {**opt.hyper, **hyper}
+        self._known_aliases: dict[int, dict[str, Any]] = {}
+        super().__init__(params, {**defaults, **aliases_of(defaults)})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, **extras: Any) -> Any:
@@ -55,13 +61,11 @@ class TorchOptimizer(torch.optim.Optimizer):
         }
         if STATE not in self._entries:
             self._keep(self.opt.init(leaves))
-        moved, state = self.opt(leaves, grads, self._entries[STATE], self.hyper(), **extras)
+        moved, state = self.stepper(leaves, grads, self._entries[STATE], self.hyper(), **extras)
         self._keep(state)
         for name, param in named.items():
             if moved[name].data_ptr() != param.data_ptr():
                 param.copy_(moved[name])
-            elif self.opt.donates and grads[name] is not None:
-                torch.autograd.graph.increment_version(param)  # a kernel wrote into it, unseen
         return loss
 
     def named_params(self) -> dict[str, Tensor]:
@@ -78,6 +82,8 @@ class TorchOptimizer(torch.optim.Optimizer):
         """The hypers of the next step: one value, or a value for each parameter where the groups
         differ.
         """
+        for number, group in enumerate(self.param_groups):
+            self._follow_aliases(number, group)
         found: dict[str, Any] = {}
         names = self.opt.names
         for name in dict.fromkeys(
@@ -99,6 +105,19 @@ class TorchOptimizer(torch.optim.Optimizer):
             )
         return found
 
+    def _follow_aliases(self, number: int, group: dict[str, Any]) -> None:
+        """Keep torch's names in a group, and ours, the same: whichever was written last counts.
+
+        Torch's schedulers of momentum (OneCycleLR, CyclicLR) write "betas" or "momentum".
+        """
+        for name, before in self._known_aliases[number].items():
+            given = group.get(name, before)
+            if given != before:
+                given = given if isinstance(given, tuple) else (given,)
+                group.update(zip(_OURS[name], given, strict=True))
+        self._known_aliases[number] = aliases_of(group)
+        group.update(self._known_aliases[number])
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Train more parameters; what is kept of the others stays."""
         for name in param_group:
@@ -106,6 +125,8 @@ class TorchOptimizer(torch.optim.Optimizer):
                 self._check_name(name)
         known = list(self.named_params())
         super().add_param_group(param_group)
+        number = len(self.param_groups) - 1
+        self._known_aliases[number] = aliases_of(self.param_groups[number])
         if STATE in self._entries:
             params = {name: param.detach() for name, param in self.named_params().items()}
             before = {name: params[name] for name in known}
@@ -130,7 +151,8 @@ class TorchOptimizer(torch.optim.Optimizer):
             raise
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "opt": self.opt}
+        own = {"opt": self.opt, "stepper": self.stepper, "_known_aliases": self._known_aliases}
+        return {**super().__getstate__(), **own}
 
     def __repr__(self) -> str:
         return f"to_torch({self.opt!r}): {super().__repr__()}"
@@ -166,8 +188,9 @@ def to_torch(opt: Optimizer, params: Iterable[Any], **hyper: Any) -> TorchOptimi
     is written there counts at the next step. All groups are stepped together, so clip_norm sees all
     parameters. With names, path patterns (partition) match them.
 
-    The values are those of `opt` on a dict of the parameters. A fused optimizer with donate=True
-    writes straight into them. Raises ValueError for a hyper that no rule reads.
+    The values are those of `opt` on a dict of the parameters, which it overwrites, so it is fused
+    and donates by itself. Momenta are also found under torch's names ("betas", "momentum"), which
+    OneCycleLR and CyclicLR write to. Raises ValueError for a hyper that no rule reads.
 
     >>> import torch
     >>> from functional_sgd import sgd
@@ -179,6 +202,26 @@ def to_torch(opt: Optimizer, params: Iterable[Any], **hyper: Any) -> TorchOptimi
     tensor([-0.5000])
     """
     return TorchOptimizer(opt, params, hyper)
+
+
+def donating(opt: Optimizer) -> Optimizer:
+    """The optimizer, overwriting params and state, which are the torch optimizer's own.
+
+    Some wrappers need the old values, so what is inside them does not overwrite.
+    """
+    try:
+        return fuse(opt, donate=True)
+    except ValueError:
+        return fuse(opt)
+
+
+def aliases_of(hypers: Mapping[str, Any]) -> dict[str, Any]:
+    """The momenta among some hypers under torch's names: "betas", or "momentum"."""
+    for name, ours in _OURS.items():
+        if all(own in hypers for own in ours):
+            values = tuple(hypers[own] for own in ours)
+            return {name: values if len(ours) > 1 else values[0]}
+    return {}
 
 
 def _fitted(state: Any, like: State) -> State:

@@ -138,6 +138,9 @@ class Run:
             writes.append(column)
         self.started = self.started or self.resources.donate
         totals = runner(group, reads, writes, self.scalars)
+        if self.resources.donate and "param" in kept:
+            # A kernel writes unseen by autograd: a backward pass that needs the old values fails.
+            torch.autograd.graph.increment_version(table["param"].tensors)
         table.update(zip(kept, writes, strict=True))
         return totals
 
