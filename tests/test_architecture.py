@@ -11,8 +11,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 ORDER = (
-    "tracing tree guard packing rule wiring hyper state call step chaining schedules rules "
-    "wrappers recipes autodiff fusion compile bridge"
+    "errors ranges reduction randomness table tracing tree guard packing signature rule trial "
+    "wiring hyper state call step optimizer chaining schedules rules wrappers recipes autodiff "
+    "fusion compile bridge"
 ).split()
 """Of functional_sgd: a module, or a folder of them, imports from what stands before it, and from
 its own folder.

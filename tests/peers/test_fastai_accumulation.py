@@ -66,4 +66,4 @@ def test_n29_weights_are_fastais(size: int, samples: int, clip: float) -> None:
         {name: value.detach() for name, value in expected.named_parameters()},
         atol=1e-14,
     )
-    assert end.opt_state["step"] == EPOCHS * 12 // samples
+    assert end.opt_state["step"].max() == EPOCHS * 12 // samples

@@ -208,7 +208,7 @@ def test_an_overflow_anywhere_in_a_window_skips_its_step(bad: int) -> None:
     """And lowers the scale once."""
     mine = with_bad_batches(bad, count=6)
     end = fit(mine, mine.init(), 1, [half(), GradientAccumulation(batches=3)])
-    assert end.opt_state["step"] == 1
+    assert end.opt_state["step"].max() == 1
     assert memory(end) == (2.0**7, 1)
     rest = learner(data=DataLoaders(batches(6, seed=1)[3:]))
     assert_same(
@@ -223,7 +223,7 @@ def test_the_last_step_of_a_phase_cut_short_is_checked_too(
     mine = with_bad_batches(*bad)
     stop = on(after_batch=raise_once(CancelTrain, at=2))
     end = fit(mine, mine.init(), 1, [half(), GradientAccumulation(batches=2), stop])
-    assert end.opt_state["step"] == steps
+    assert end.opt_state["step"].max() == steps
     assert memory(end) == scale
     assert all_finite(end.params)
 
@@ -251,7 +251,7 @@ def test_float16_parameters_are_an_error() -> None:
 def test_without_a_backward_pass_there_is_nothing_to_scale() -> None:
     mine = learner()
     end = fit(mine, mine.init(), 1, [half(), on(before_backward=raise_once(CancelBackward))])
-    assert end.opt_state["step"] == 2
+    assert end.opt_state["step"].max() == 2
     assert memory(end) == (2.0**8, 2)
 
 

@@ -82,7 +82,7 @@ def test_fr2_a_run_is_that_of_torch(dtype: torch.dtype, init: float) -> None:
     end = fit(mine, mine.init(), 3, callbacks)
     assert_close(list(end.params.values()), params, atol=1e-7)
     assert end.memory.get("mixed_precision", {"scale": 1.0})["scale"] == scale
-    assert (end.opt_state["step"] == 12) == (init < 2**24)
+    assert (end.opt_state["step"].max() == 12) == (init < 2**24)
 
 
 @pytest.mark.parametrize("dtype", [BF16, FP16])
@@ -174,7 +174,7 @@ def test_b27_everything_at_once() -> None:
 
     end, fused = together(adamw()), together(fuse(adamw()))
     assert_close(learned(fused), learned(end), atol=1e-6)
-    assert 1 <= end.opt_state["step"] < 9  # three windows an epoch, some of which overflow
+    assert 1 <= end.opt_state["step"].max() < 9  # three windows an epoch, some of which overflow
     assert len(losses(end)) == 21
     assert end.hyper == adamw().hyper
     assert losses(end)[-1] < losses(end)[0]

@@ -45,7 +45,7 @@ def test_terminate_keeps_a_bad_loss_from_the_weights(value: float) -> None:
     mine = bad_at(1, value)
     end = fit(mine, mine.init(), 5, [TerminateOnNaN()])
     assert_finite((end.params, end.opt_state))
-    assert end.opt_state["step"] == 1
+    assert end.opt_state["step"].max() == 1
 
 
 def test_without_it_the_weights_are_lost() -> None:
@@ -255,7 +255,7 @@ def test_all_together_in_one_run() -> None:
     mine = learner()
     end = fit_one_cycle(mine, mine.init(), 2, lr=0.1, callbacks=callbacks)
     assert len(table.getvalue().splitlines()) == len(end.history.rows) + 1 == 3
-    assert end.opt_state["step"] == 6
+    assert end.opt_state["step"].max() == 6
     assert len(set(end.history.hypers["lr"])) == 6
     assert end.hyper == mine.opt.hyper
 

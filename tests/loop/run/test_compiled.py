@@ -305,8 +305,8 @@ def test_optimizers_are_updated_in_the_graph_or_by_their_kernel(opt: Any) -> Non
     for made in (net(dropout=0.0), deep):
         mine = learner(made, opt=opt, loss=mse_loss)
         assert_same(
-            fit(mine, mine.init(), 1, compile=True).opt_state["step"],
-            fit(mine, mine.init(), 1).opt_state["step"],
+            fit(mine, mine.init(), 1, compile=True).opt_state["step"].max(),
+            fit(mine, mine.init(), 1).opt_state["step"].max(),
         )
         assert losses(fit(mine, mine.init(), 2, compile=True)) == pytest.approx(
             losses(fit(mine, mine.init(), 2)), abs=1e-4
