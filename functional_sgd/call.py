@@ -13,7 +13,7 @@ from functional_sgd.guard import Guard
 from functional_sgd.hyper import collect, per_leaf
 from functional_sgd.randomness import LeafKey, key_of
 from functional_sgd.ranges import Range
-from functional_sgd.rule import STEP
+from functional_sgd.signature import STEP
 from functional_sgd.state import check_state, check_steps
 from functional_sgd.tree import Spec, Tree, flatten, flatten_like, paths, unflatten
 from functional_sgd.wiring import CALLS, SEED, Call

@@ -6,7 +6,8 @@ from typing import Any, overload
 
 from functional_sgd.call import Plan
 from functional_sgd.optimizer import Optimizer, check_names
-from functional_sgd.rule import REQUIRED, Rule
+from functional_sgd.rule import Rule
+from functional_sgd.signature import REQUIRED
 from functional_sgd.state import (
     State,
     check_params,
@@ -273,16 +274,20 @@ class Chained(Optimizer):
     def _split(
         self, one: Optimizer, hyper: Mapping[str, Any], extras: Mapping[str, Any]
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The hypers and extras that one of them reads, with the defaults of the others."""
-        everyones = {**self.hyper, **hyper}
-        own = {name: value for name, value in everyones.items() if name in one.names}
+        """The hypers and extras that one of them reads; what it requires may be the default of
+        another, but what it schedules may not.
+        """
+        defaults = {name: value for name, value in self.hyper.items() if name in one.required}
+        given = {name: value for name, value in hyper.items() if name in one.names}
+        own = {**defaults, **given}
         for name in extras:
             own.pop(name, None)
         return own, {name: value for name, value in extras.items() if name in one.names}
 
     def __repr__(self) -> str:
-        parts = [*_parts(self.front), repr(self.opt), *_parts(self.after)]
-        return f"chain({', '.join(parts)})"
+        sides = [_parts(side) for side in (self.front, self.after)]
+        given = dict.fromkeys([*sides[0][1], *sides[1][1]])
+        return f"chain({', '.join([*sides[0][0], repr(self.opt), *sides[1][0], *given])})"
 
 
 @overload
@@ -412,9 +417,11 @@ def _words(rules: tuple[Rule, ...], given: Mapping[str, Any]) -> str:
     return ", ".join([*map(repr, rules), *(f"{name}={value!r}" for name, value in given.items())])
 
 
-def _parts(one: Optimizer) -> list[str]:
-    """A side of a Chained in words, without the chain(...) around it."""
-    return [repr(one)] if not isinstance(one, (Front, Chain)) else list(map(repr, one.rules))
+def _parts(one: Optimizer) -> tuple[list[str], list[str]]:
+    """A side of a Chained in words, without the chain(...) around it: (its rules, its defaults)."""
+    if not isinstance(one, (Front, Chain)):
+        return [repr(one)], []
+    return list(map(repr, one.rules)), [f"{name}={value!r}" for name, value in one.given.items()]
 
 
 def _row(plan: Plan, call: Call) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from functional_sgd.errors import did_you_mean
 from functional_sgd.ranges import Range, check_number
-from functional_sgd.rule import REQUIRED
+from functional_sgd.signature import REQUIRED
 from functional_sgd.tree import Spec, Tree, flatten, paths, prefix_difference, unflatten
 
 Scalar: TypeAlias = float | Tensor
@@ -139,12 +139,14 @@ def per_leaf(
             shared[name] = value
         elif isinstance(value, (dict, list, tuple)) or flatten(value)[0] != [value]:
             leaves = broadcast(who, name, value, params, spec)
-            for number in {leaf for leaf in leaves if not isinstance(leaf, Tensor)}:
-                for allowed in ranges.get(name, (None,)):
-                    check_number(who, name, number, allowed)
             separate[name] = [scalar(who, name, leaf) for leaf in leaves]
+            for number in {leaf for leaf in separate[name] if not isinstance(leaf, Tensor)}:
+                for allowed in ranges.get(name, ()):
+                    check_number(who, name, number, allowed)
         else:
             shared[name] = scalar(who, name, value)
+            for allowed in ranges.get(name, ()):
+                check_number(who, name, shared[name], allowed)
     return shared, separate
 
 
@@ -196,9 +198,13 @@ def scalar(who: str, name: str, value: Any) -> Scalar:
     if isinstance(value, (int, float)):
         return value
     try:
-        return float(value)
+        number = (
+            value.item() if hasattr(value, "item") else float(value)
+        )  # of NumPy, or another kind
     except (TypeError, ValueError):
         raise TypeError(
             f"{who}: hyper {name!r} must be a number, a 0-d tensor or a tree prefix of them, "
             f"got {type(value).__name__}: {value!r}."
         ) from None
+    check_number(who, name, number)
+    return float(number)

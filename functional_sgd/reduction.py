@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -34,6 +34,10 @@ class Reduction:
     combine: Combine
     finish: Finish
     over: Over
+
+    def __post_init__(self) -> None:
+        if self.over not in get_args(Over):
+            raise ValueError(f"reduction: over must be 'leaf' or 'tree', got {self.over!r}.")
 
     def of_leaf(self, columns: Mapping[str, Tensor]) -> Tensor:
         """The part of one leaf: a 0-d float64 tensor, not finished yet."""

@@ -14,44 +14,23 @@ import inspect
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias, overload
+from typing import Any, TypeAlias, overload
 
-from torch import Tensor
+import torch
 
-from functional_sgd.ranges import Range, range_of
-from functional_sgd.reduction import Reduction
-
-Scope: TypeAlias = Literal["elementwise", "leafwise", "treewise"]
-RuleFunction: TypeAlias = Callable[..., Mapping[str, Any]]
-Initializer: TypeAlias = Callable[[Tensor], Tensor]
-Slot: TypeAlias = Initializer | float
-
-FROM_CALLER = ("param", "grad", "update")
-"""Columns that are there before any rule has run; `update` is `grad` until a rule writes it."""
-
-STEP = "step"
-"""A scalar of every leaf: how many updates it has taken, this one included."""
-
-KEY = "key"
-"""What random numbers are drawn from."""
-
-REQUIRED = inspect.Parameter.empty
-"""Stands for "no default": the caller must pass this hyper or extra."""
+from functional_sgd.signature import KEY as KEY
+from functional_sgd.signature import REQUIRED as REQUIRED
+from functional_sgd.signature import STEP as STEP
+from functional_sgd.signature import (
+    Initializer,
+    RuleFunction,
+    Scope,
+    Signature,
+    Slot,
+    read_signature,
+)
 
 _known_rules: weakref.WeakSet["Rule"] = weakref.WeakSet()
-
-
-@dataclass(frozen=True)
-class Signature:
-    """What the signature of a rule's function says, by the function's own names."""
-
-    columns: tuple[str, ...]  # what it reads of every leaf
-    optional: frozenset[str]  # the columns it can do without
-    scalars: Mapping[str, Any]  # hypers, extras and the step -> default or REQUIRED
-    numbers: tuple[str, ...]  # its own slots of the whole tree
-    reductions: Mapping[str, Reduction]
-    ranges: Mapping[str, Range]  # of hypers
-    random: bool  # whether it draws from a key
 
 
 @dataclass(frozen=True)
@@ -79,12 +58,13 @@ class Rule:
     function: RuleFunction
     scope: Scope
     starts: Mapping[str, Slot]  # slot -> its first value, by the function's own names
-    declared: "Declared" = field(default_factory=lambda: Declared())
+    declared: Declared = Declared()
     renames: Mapping[str, str] = field(default_factory=dict)  # the function's name -> the chain's
     signature: Signature = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "signature", read_signature(self.function, self.starts))
+        signature = read_signature(self.function, self.starts, self.scope)
+        object.__setattr__(self, "signature", signature)
         for name in ("__name__", "__qualname__", "__module__", "__doc__"):
             object.__setattr__(self, name, getattr(self.function, name))
         object.__setattr__(self, "__signature__", inspect.signature(self.function))
@@ -134,15 +114,19 @@ class Rule:
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Call the function; after `rename`, keywords and results have the new names.
 
-        A reduction that is not given is computed from the columns that are.
+        A reduction that is not given is computed from the columns that are; a number will do.
         """
         inner = {outer: name for name, outer in self.renames.items()}
         named = {inner.get(name, name): value for name, value in kwargs.items()}
-        if self.signature.reductions and self.scope != "treewise":
+        if self.signature.reductions:
             columns = {**dict(zip(self.columns, args, strict=False)), **named}
             for name, reduction in self.signature.reductions.items():
                 if name not in named:
                     named[name] = reduction.of(columns)
+                elif isinstance(named[name], (int, float)):
+                    named[name] = torch.tensor(
+                        float(named[name]), dtype=torch.float64, device="cpu"
+                    )
         result = self.function(*args, **named)
         return {self.outer(name): value for name, value in result.items()}
 
@@ -307,82 +291,12 @@ def renamed(rule: Rule, names: Mapping[str, str]) -> Rule:
 
 
 def providers(name: str) -> list[str]:
-    """The rules, known so far, that would provide a column of this name (for error messages)."""
-    found = {rule.name for rule in _known_rules if not rule.renames and name in rule.slots}
-    return sorted(found)
+    """The rules of this package that would provide a column of this name.
 
-
-def read_signature(function: RuleFunction, starts: Mapping[str, Slot]) -> Signature:
-    """What the signature of a function says. Raises TypeError if it cannot be a rule's."""
-    who = f"rule {getattr(function, '__name__', function)!s}"
-    if not callable(function):
-        raise TypeError(f"{who}: expected a function, got {type(function).__name__}.")
-    columns: list[str] = []
-    optional: set[str] = set()
-    scalars: dict[str, Any] = {}
-    reductions: dict[str, Reduction] = {}
-    ranges: dict[str, Range] = {}
-    for name, parameter in inspect.signature(function, eval_str=False).parameters.items():
-        if parameter.kind is parameter.KEYWORD_ONLY:
-            if isinstance(parameter.default, Reduction):
-                reductions[name] = parameter.default
-            else:
-                scalars[name] = parameter.default
-            allowed = range_of(parameter.annotation)
-            if allowed is not None:
-                ranges[name] = allowed
-        elif parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
-            columns.append(name)
-            if parameter.default is not REQUIRED:
-                optional.add(name)
-        else:
-            raise TypeError(
-                f"{who}: parameter {name!r} must have a plain name: no *args, **kwargs or '/'."
-            )
-    for name in (STEP, KEY):
-        if name in columns:
-            raise TypeError(f"{who}: {name!r} is a scalar; write it after a '*' in the signature.")
-    _check_slots(who, starts, columns, optional, scalars)
-    numbers = tuple(name for name in starts if name in scalars)
-    for name, reduction in reductions.items():
-        for column in reduction.columns:
-            if column not in columns:
-                raise TypeError(
-                    f"{who}: {name!r} is made of {column!r}, which is not among its columns "
-                    f"{columns}. Write it before the '*'."
-                )
-    plain = {name: value for name, value in scalars.items() if name not in (*numbers, KEY)}
-    return Signature(
-        tuple(columns), frozenset(optional), plain, numbers, reductions, ranges, KEY in scalars
-    )
-
-
-def _check_slots(
-    who: str,
-    starts: Mapping[str, Slot],
-    columns: list[str],
-    optional: set[str],
-    scalars: Mapping[str, Any],
-) -> None:
-    for slot, start in starts.items():
-        if slot in scalars and slot not in (STEP, KEY):
-            number = isinstance(start, (int, float)) and not isinstance(start, bool)
-            if not number or scalars[slot] is not REQUIRED:
-                raise TypeError(
-                    f"{who}: {slot!r} is a keyword, so as a slot it is one number of the whole "
-                    f"tree: it needs a first value that is a number, and no default; got {start!r}."
-                )
-            continue
-        if slot not in columns or slot in FROM_CALLER or slot in optional:
-            raise TypeError(
-                f"{who}: slot {slot!r} must be one of its own required columns, which are "
-                f"{columns}, or a keyword."
-            )
-        if not callable(start):
-            raise TypeError(
-                f"{who}: slot {slot!r} needs a function param -> first value, got {start!r}. "
-                f"A number of the whole tree is a keyword: write it after the '*'."
-            )
+    Not those of users: what a chain means does not depend on which other rules there are.
+    """
+    own = [rule for rule in _known_rules if rule.function.__module__.startswith("functional_sgd.")]
+    return sorted({rule.name for rule in own if not rule.renames and name in rule.slots})
 
 
 def _declared(
@@ -391,6 +305,12 @@ def _declared(
     before: Iterable[str],
     evaluate: str | None,
 ) -> Declared:
+    for name, value in dict(writes=writes, belongs=belongs, before=before).items():
+        if callable(value):
+            raise TypeError(
+                f"rule: a slot cannot be called {name!r}, which has a meaning for the decorator. "
+                f"Choose another name."
+            )
     written = None if writes is None else tuple(writes)
     return Declared(written, tuple((belongs or {}).items()), tuple(before), evaluate)
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from functional_sgd.errors import did_you_mean
-from functional_sgd.rule import STEP, Initializer, Rule
+from functional_sgd.rule import Rule
+from functional_sgd.signature import STEP, Initializer
 from functional_sgd.tracing import transformed
 from functional_sgd.tree import Tree, flatten, paths, unflatten
 from functional_sgd.wiring import CALLS, SEED

@@ -193,6 +193,8 @@ def run_on_tree(
         for name, own in columns.items()
     }
     written = call.run(trees, scalars)
+    for _, name in call.numbers:
+        leaves.set_number(name, written.pop(name))
     return {name: leaves.spec.flatten_up_to(tree) for name, tree in written.items()}
 
 

@@ -8,15 +8,22 @@ import torch
 from torch import Tensor
 
 from functional_sgd.randomness import TrialKey
-from functional_sgd.rule import KEY, REQUIRED, STEP, Initializer, Rule, renamed
+from functional_sgd.reduction import Reduction
+from functional_sgd.rule import Rule, renamed
+from functional_sgd.signature import KEY, REQUIRED, STEP, Initializer
 
-_SHAPE = (2, 2)
+_SHAPE = (2, 3)
+
+_NUMBERS = ((0.3, 1.7), (1.2, 0.7), (0.9, 2.3), (0.5, 1.4))
+_SOME = (1, 2, 3)
+"""Some of their places: neither sorting nor turning nor shifting them all agrees with these."""
 
 
 def rename(rule: Rule, **names: str) -> Rule:
     """The same rule under other names: `rename(average_grad, grad_avg="slow_avg", mom="slow_mom")`.
 
-    Each keyword is a column, slot or hyper of the rule; its value is the name it has in the chain.
+    Each keyword is a column, slot, hyper or reduction of the rule; its value is the name it has in
+    the chain.
     So a chain can keep two averages, or apply a rule of gradients to the update. Raises ValueError
     for a name that the rule does not have.
 
@@ -28,7 +35,8 @@ def rename(rule: Rule, **names: str) -> Rule:
         raise TypeError(
             f"rename: expected a rule, got {rule!r}. Rename the rules before chaining them."
         )
-    read = (*rule.columns, *rule.scalars, *rule.signature.numbers)
+    signature = rule.signature
+    read = (*rule.columns, *rule.scalars, *signature.numbers, *signature.reductions)
     written = writes_of(rule, frozenset(rule.columns))
     known = {rule.outer(name): name for name in (*read, *written)}
     for old in names:
@@ -54,15 +62,21 @@ def writes_of(rule: Rule, available: frozenset[str]) -> tuple[str, ...]:
     """What the rule writes (its own names) when these of its columns are available.
 
     Found by a run on tensors of ones. Raises TypeError, with the cure, if the run fails, works in
-    place, or returns anything but a dict of tensors of the right shape; and if an elementwise rule
-    looks at more than one element.
+    place, or returns anything but a dict of tensors of the right shape; if an elementwise rule
+    looks at more than one element; and if a number of the whole tree is made of one leaf.
     """
     if rule.declared.writes is not None:
         return rule.declared.writes
-    result = _run(rule, available, torch.ones(_SHAPE, device="cpu"))
-    _check_result(rule, result)
+    columns = _columns(rule, available, torch.ones(_SHAPE, device="cpu"))
+    result = _run(rule, columns)
+    _check_result(rule, columns, result)
+    _check_hypers_stay(rule, columns)
+    if rule.scope != "treewise":
+        _check_expressions(rule, columns)
     if rule.scope == "elementwise":
         _check_elementwise(rule, available)
+    if rule.signature.numbers and rule.scope != "treewise":
+        _check_numbers(rule, available)
     return tuple(result)
 
 
@@ -93,6 +107,18 @@ def _columns(rule: Rule, available: frozenset[str], values: Tensor) -> dict[str,
     return columns
 
 
+def _moved_columns(rule: Rule, available: frozenset[str], values: Tensor) -> dict[str, Any]:
+    """`_columns`, with slots as if they had taken a step: first values are mostly zeros, which
+    would hide what is done with them.
+    """
+    columns = _columns(rule, available, values)
+    for slot, start in rule.starts.items():
+        if callable(start) and slot in columns:
+            same = columns[slot].shape == values.shape
+            columns[slot] = columns[slot] + (values if same else values.mean())
+    return columns
+
+
 def _first_value(rule: Rule, slot: str, start: Initializer, values: Tensor) -> Tensor:
     try:
         value = start(values.clone())
@@ -109,37 +135,69 @@ def _first_value(rule: Rule, slot: str, start: Initializer, values: Tensor) -> T
     return value
 
 
-def _run(rule: Rule, available: frozenset[str], values: Tensor) -> Mapping[str, Any]:
-    columns = _columns(rule, available, values)
-    tensors = [one["leaf"] if rule.scope == "treewise" else one for one in columns.values()]
+def _run(rule: Rule, columns: Mapping[str, Any]) -> Mapping[str, Any]:
     scalars = trial_scalars(rule)
-    versions = [tensor._version for tensor in tensors]
     try:
         with torch.no_grad():
-            if rule.scope != "treewise":
-                for name, reduction in rule.signature.reductions.items():
-                    scalars[name] = reduction.of(columns)
+            for name, reduction in rule.signature.reductions.items():
+                scalars[name] = reduction.of(columns)
+            before = _Copies({**columns, **scalars})
             result = rule.function(**columns, **scalars)
     except Exception as error:
         raise TypeError(
-            f"rule {rule.name}: its trial run on a 2 x 2 tensor of ones raised "
+            f"rule {rule.name}: its trial run on a 2 x 3 tensor of ones raised "
             f"{type(error).__name__}: {error}. "
             f"Mend the rule, or say what it writes: @{rule.scope}(writes=('update',))."
         ) from error
-    if versions != [tensor._version for tensor in tensors]:
-        changed = next(
-            name
-            for name, tensor, version in zip(columns, tensors, versions, strict=True)
-            if tensor._version != version
-        )
-        raise TypeError(
-            f"rule {rule.name}: works in place: it changes {changed!r}, which belongs to the "
-            f"caller. Write {changed} = {changed} * 2 for {changed}.mul_(2), and return the result."
-        )
+    before.check(rule)
     return result
 
 
-def _check_result(rule: Rule, result: Any) -> None:
+def _check_hypers_stay(rule: Rule, columns: Mapping[str, Any]) -> None:
+    """Raise TypeError if it changes hypers in place where they are tensors: lr *= 2 does."""
+    scalars = {
+        name: torch.tensor(float(value), dtype=torch.float64, device="cpu")
+        if isinstance(value, (int, float))
+        else value
+        for name, value in trial_scalars(rule).items()
+    }
+    with torch.no_grad():
+        for name, reduction in rule.signature.reductions.items():
+            scalars[name] = reduction.of(columns)
+        before = _Copies(scalars)
+        try:
+            rule.function(**columns, **scalars)
+        except Exception:  # it takes plain numbers only, which nothing can change
+            return
+    before.check(rule)
+
+
+class _Copies:
+    """What tensors were before a rule has run."""
+
+    def __init__(self, arguments: Mapping[str, Any]) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        for name, value in arguments.items():
+            tensor = value["leaf"] if isinstance(value, dict) else value
+            if isinstance(tensor, Tensor):
+                self.tensors[name] = tensor
+        self.versions = {name: tensor._version for name, tensor in self.tensors.items()}
+        self.copies = {name: tensor.clone() for name, tensor in self.tensors.items()}
+
+    def check(self, rule: Rule) -> None:
+        """Raise TypeError if one of them has been written to, also unseen, through .data."""
+        for name, tensor in self.tensors.items():
+            copy = self.copies[name]
+            same = tensor.shape == copy.shape and ((tensor == copy) | (tensor != tensor)).all()
+            if tensor._version != self.versions[name] or not same:
+                raise TypeError(
+                    f"rule {rule.name}: works in place: it changes {name!r}, which belongs to the "
+                    f"caller. Write {name} = {name} * 2 for {name}.mul_(2) or {name} *= 2, and "
+                    f"return the result."
+                )
+
+
+def _check_result(rule: Rule, columns: Mapping[str, Any], result: Any) -> None:
     if not isinstance(result, Mapping):
         raise TypeError(
             f"rule {rule.name}: expected a dict of what it writes, got {type(result).__name__}. "
@@ -161,54 +219,58 @@ def _check_result(rule: Rule, result: Any) -> None:
                 f"the shape {tuple(value.shape)}. Make it of numbers: "
                 f"total(lambda grad: ..., over='tree')."
             )
-        keeps_shape = rule.scope == "elementwise" and name not in numbers
-        if keeps_shape and value.shape != _SHAPE:
+        if rule.scope == "elementwise" and name not in numbers and value.shape != _SHAPE:
             raise TypeError(
                 f"rule {rule.name}: an elementwise rule keeps the shape of its leaf, but {name!r} "
                 f"came out as {tuple(value.shape)} for a leaf of {_SHAPE}. Use @leafwise if it "
                 f"looks at the whole leaf."
             )
+    _check_slots(rule, columns, result)
+
+
+def _check_slots(rule: Rule, columns: Mapping[str, Any], result: Mapping[str, Any]) -> None:
     for slot in rule.starts:
         if slot not in result:
             raise TypeError(
                 f"rule {rule.name}: owns slot {slot!r} but does not write it. "
                 f"Return it in the dict."
             )
+        if rule.scope == "leafwise" and slot in columns:
+            first, later = columns[slot].shape, result[slot].shape
+            if first != later:
+                raise TypeError(
+                    f"rule {rule.name}: slot {slot!r} begins with the shape {tuple(first)}, but "
+                    f"came out as {tuple(later)}. A slot keeps its shape."
+                )
 
 
 def _check_elementwise(rule: Rule, available: frozenset[str]) -> None:
     """Raise TypeError if an element's result changes when its neighbours do.
 
-    The rule is run on four numbers, and on two of them in another order, with the same numbers for
+    The rule is run on a matrix, and on some of its elements as a vector, with the same numbers for
     its reductions: a mean, a sort or a roll gives something else.
     """
-    values = torch.tensor([0.3, 1.7, 0.9, 1.1], dtype=torch.float64, device="cpu")
-    some = [2, 1]
-    whole, part = (_columns(rule, available, one) for one in (values, values[some]))
+    values = torch.tensor(_NUMBERS, dtype=torch.float64, device="cpu")
+    whole, part = (
+        _moved_columns(rule, available, one) for one in (values, values.reshape(-1)[[*_SOME]])
+    )
     scalars = trial_scalars(rule)
-    for name in rule.columns:
-        start = rule.starts.get(name)
-        if callable(start) and name in whole:
-            if whole[name].shape != values.shape:
-                raise TypeError(
-                    f"rule {rule.name}: slot {name!r} of an elementwise rule has the shape of its "
-                    f"leaf, but begins as {tuple(whole[name].shape)} for a leaf of "
-                    f"{tuple(values.shape)}. Use @leafwise for slots of another shape."
-                )
-            # Slots mostly begin as zeros, which would hide what is done with them.
-            whole[name], part[name] = whole[name] + values, part[name] + values[some]
+    for name in rule.starts.keys() & whole.keys():
+        if whole[name].shape != values.shape:
+            raise TypeError(
+                f"rule {rule.name}: slot {name!r} of an elementwise rule has the shape of its "
+                f"leaf, but begins as {tuple(whole[name].shape)} for a leaf of "
+                f"{tuple(values.shape)}. Use @leafwise for slots of another shape."
+            )
     with torch.no_grad():
         for name, reduction in rule.signature.reductions.items():
+            seen, fewer = (_expression(reduction, columns) for columns in (whole, part))
+            if not _same_elements(seen, fewer):
+                raise TypeError(_not_pointwise(rule, name))
             scalars[name] = reduction.of(whole)
         results = [rule.function(**columns, **scalars) for columns in (whole, part)]
     for name, value in results[0].items():
-        if name in rule.signature.numbers:
-            if not _same(torch.as_tensor(value), torch.as_tensor(results[1][name])):
-                raise TypeError(
-                    f"rule {rule.name}: {name!r} is one number of the whole tree, so it must be "
-                    f"made of numbers, not of columns. Declare them: total(..., over='tree')."
-                )
-        elif not _same(value[some], results[1][name]):
+        if name not in rule.signature.numbers and not _same_elements(value, results[1][name]):
             raise TypeError(
                 f"rule {rule.name}: is called elementwise, but {name!r} of one element depends on "
                 f"others. Use @leafwise, or declare the number that it takes of them: "
@@ -216,5 +278,50 @@ def _check_elementwise(rule: Rule, available: frozenset[str]) -> None:
             )
 
 
+def _check_expressions(rule: Rule, columns: Mapping[str, Any]) -> None:
+    """Raise TypeError if the expression of a reduction does not keep the shape of its columns."""
+    for name, reduction in rule.signature.reductions.items():
+        if _expression(reduction, columns).shape != columns[reduction.columns[0]].shape:
+            raise TypeError(_not_pointwise(rule, name))
+
+
+def _expression(reduction: Reduction, columns: Mapping[str, Any]) -> Tensor:
+    with torch.no_grad():
+        return reduction.expression(*(columns[name].double() for name in reduction.columns))
+
+
+def _not_pointwise(rule: Rule, name: str) -> str:
+    return (
+        f"rule {rule.name}: the expression of {name!r} must be elementwise: what is done with all "
+        f"elements together is the reduction's part. Write total(lambda grad: grad.square())."
+    )
+
+
+def _check_numbers(rule: Rule, available: frozenset[str]) -> None:
+    """Raise TypeError if a number of the whole tree changes when the columns of a leaf do."""
+    scalars, results = trial_scalars(rule), []
+    for shape, factor in ((_SHAPE, 1.0), ((4, 3), 1.5)):
+        columns = _moved_columns(rule, available, torch.full(shape, factor, device="cpu"))
+        with torch.no_grad():
+            for name, reduction in rule.signature.reductions.items():
+                if reduction.over == "leaf" or name not in scalars:
+                    scalars[name] = reduction.of(columns)
+            results.append(rule.function(**columns, **scalars))
+    for name in rule.signature.numbers:
+        one, other = (torch.as_tensor(result[name]) for result in results)
+        if not _same(one, other):
+            raise TypeError(
+                f"rule {rule.name}: {name!r} is one number of the whole tree, so it must be "
+                f"made of numbers, not of columns. Declare them: total(..., over='tree')."
+            )
+
+
+def _same_elements(whole: Tensor, part: Tensor) -> bool:
+    size = len(_NUMBERS) * len(_NUMBERS[0])
+    if whole.numel() != size or part.numel() != len(_SOME):
+        return False
+    return _same(whole.reshape(-1)[[*_SOME]], part.reshape(-1))
+
+
 def _same(one: Tensor, other: Tensor) -> bool:
-    return torch.allclose(one, other, rtol=1e-9, atol=1e-12, equal_nan=True)
+    return torch.allclose(one.double(), other.double(), rtol=1e-9, atol=1e-12, equal_nan=True)

@@ -10,7 +10,8 @@ from typing import Any
 from functional_sgd.errors import did_you_mean
 from functional_sgd.ranges import Range, check_number
 from functional_sgd.reduction import Reduction
-from functional_sgd.rule import FROM_CALLER, KEY, REQUIRED, STEP, Rule, providers
+from functional_sgd.rule import Rule, providers
+from functional_sgd.signature import FROM_CALLER, KEY, REQUIRED, STEP
 from functional_sgd.trial import writes_of
 
 CALLS = "calls"
@@ -226,7 +227,13 @@ class _Wires:
             ):
                 reads.append((inner, outer))
             elif inner not in rule.signature.optional:
-                if outer in self.owners or outer in self.numbers or providers(outer):
+                if outer in self.numbers:
+                    raise ValueError(
+                        f"chain: rule {rule!r} reads {outer!r} as a column, but "
+                        f"{self.owners[outer]!r} keeps one number of the whole tree under that "
+                        f"name. Write it after the '*'."
+                    )
+                if outer in self.owners or providers(outer):
                     raise ValueError(_missing_column(rule, outer, self.owners))
                 self.given[outer] = None
                 reads.append((inner, outer))

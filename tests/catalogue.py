@@ -135,19 +135,19 @@ OPTIMIZERS: dict[str, Callable[[], Optimizer]] = {**RECIPES, **WRAPPED}
 
 _AVERAGES = (fs.average_grad, fs.average_sqr_grad, fs.debias)
 
-ELEMENTWISE_RULES = tuple(rule for rule in RULES if rule.scope == "elementwise")
+
+def is_pointwise(rule: Rule) -> bool:
+    """Whether an element's result depends on that element and on hypers alone."""
+    return rule.scope == "elementwise" and not rule.signature.reductions
 
 
-def scopes(opt: Chain) -> set[str]:
-    """The scopes of the rules in a chain."""
-    return {rule.scope for rule in opt.rules}
-
+ELEMENTWISE_RULES = tuple(filter(is_pointwise, RULES))
 
 ELEMENTWISE_RECIPES = tuple(
-    name for name, make in RECIPES.items() if scopes(make()) <= {"elementwise"}
+    name for name, make in RECIPES.items() if all(map(is_pointwise, make().rules))
 )
 SEPARABLE_RECIPES = tuple(
-    name for name, make in RECIPES.items() if "treewise" not in scopes(make())
+    name for name, make in RECIPES.items() if not any(rule.needs_tree for rule in make().rules)
 )
 
 

@@ -55,6 +55,12 @@ def by_path_of(tree: Tree) -> dict[str, torch.Tensor]:
     return dict(zip(paths(tree), optree.tree_leaves(tree), strict=True))
 
 
+def counters(state: Tree) -> dict[str, torch.Tensor]:
+    """What a state counts: "step" of every leaf, "calls" of every wrapper; by dotted path."""
+    found = by_path_of(state)
+    return {p: leaf for p, leaf in found.items() if p.split(".")[-1] in ("step", "calls")}
+
+
 def of_params(path: str, params: Tree) -> bool:
     """Whether a path in a state ends with that of a leaf of params, so that it is a slot of that
     leaf.

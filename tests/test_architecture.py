@@ -12,8 +12,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 ORDER = (
-    "sibling tracing tree guard packing rule wiring hyper state call step chaining schedules rules "
-    "wrappers recipes autodiff fusion compile bridge"
+    "sibling errors ranges reduction randomness table tracing tree outputs guard packing "
+    "signature rule trial wiring hyper state call step optimizer chaining schedules rules "
+    "wrappers recipes placing autodiff fusion compile bridge"
 ).split()
 """Of functional_sgd: a module, or a folder of them, imports from what stands before it, and from
 its own folder.

@@ -1,11 +1,14 @@
 """The catalogue is complete."""
 
+import importlib
 import inspect
+import pkgutil
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
 import functional_sgd
-from functional_sgd import Rule, recipes, rules, wrappers
+from functional_sgd import Optimizer, Rule, recipes, rules, wrappers
 from tests.catalogue import OPTIMIZERS, RECIPES, RULES
 
 
@@ -47,11 +50,23 @@ def test_every_recipe_is_exported(recipe: str) -> None:
     assert getattr(functional_sgd, recipe) is getattr(recipes, recipe)
 
 
-WRAPPERS = [
-    name
-    for name, value in vars(wrappers).items()
-    if inspect.isfunction(value) and name != "averaged"
-]
+def _makes_an_optimizer(function: Any) -> bool:
+    made = get_type_hints(function).get("return")
+    kinds = get_args(made) or (made,)
+    return all(isinstance(kind, type) and issubclass(kind, Optimizer) for kind in kinds)
+
+
+WRAPPERS = {
+    name: getattr(module, name)
+    for found in pkgutil.iter_modules(wrappers.__path__, f"{wrappers.__name__}.")
+    for module in [importlib.import_module(found.name)]
+    for name in _functions_of(module)
+    if _makes_an_optimizer(getattr(module, name))
+}
+
+
+def test_there_are_wrappers() -> None:
+    assert {"accumulate", "freeze", "lookahead", "schedule_free_sgd"} <= WRAPPERS.keys()
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
@@ -61,4 +76,4 @@ def test_every_wrapper_has_to_keep_the_laws(wrapper: str) -> None:
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_every_wrapper_is_exported(wrapper: str) -> None:
-    assert getattr(functional_sgd, wrapper) is getattr(wrappers, wrapper)
+    assert getattr(functional_sgd, wrapper) is WRAPPERS[wrapper]

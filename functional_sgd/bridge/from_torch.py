@@ -9,7 +9,7 @@ from torch import Tensor
 from functional_sgd.bridge.kinds import Kind, kind_of
 from functional_sgd.chaining import Chain
 from functional_sgd.errors import did_you_mean
-from functional_sgd.rule import STEP
+from functional_sgd.signature import STEP
 from functional_sgd.state import State, check_state, check_steps
 from functional_sgd.tree import paths
 

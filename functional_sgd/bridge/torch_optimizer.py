@@ -13,7 +13,7 @@ from functional_sgd.hyper import collect, per_leaf
 from functional_sgd.optimizer import Optimizer
 from functional_sgd.state import State, check_params, check_state, new_calls, owned
 from functional_sgd.tracing import recorded
-from functional_sgd.tree import Tree, flatten, flatten_like, unflatten
+from functional_sgd.tree import Tree, flatten, flatten_like, paths, unflatten
 from functional_sgd.wiring import CALLS
 from functional_sgd.wrappers.wrapper import wide
 
@@ -142,8 +142,22 @@ class TorchOptim(Optimizer):
             KEPT: unflatten(spec, new_kept),
         }
 
+    def extend(self, state: State, before: Tree, params: Tree) -> State:
+        """The state for more params: the leaves of `before` (by path) go on, the others begin."""
+        places = {name: place for place, name in enumerate(paths(before))}
+        old_spec, new_spec = flatten(before)[1], flatten(params)[1]
+        fresh = self.init(params)
+        grown: State = {CALLS: state[CALLS]}
+        for entry in (BEGUN, KEPT):
+            old, new = old_spec.flatten_up_to(state[entry]), new_spec.flatten_up_to(fresh[entry])
+            each = zip(paths(params), new, strict=True)
+            kept = [old[places[name]] if name in places else first for name, first in each]
+            grown[entry] = unflatten(new_spec, kept)
+        return grown
+
     def __repr__(self) -> str:
-        return f"{WHO}({', '.join([self.kind.__name__, *(f'{n}={value!r}' for n, value in self.options.items())])})"
+        options = (f"{name}={value!r}" for name, value in self.options.items())
+        return f"{WHO}({', '.join([self.kind.__name__, *options])})"
 
     def _check_outside(self) -> None:
         if recorded():
@@ -245,7 +259,7 @@ def _made(
 
 
 def _places(defaults: Mapping[str, Any]) -> list[tuple[str, tuple[str, int | None]]]:
-    """(our name, (torch's key, place in its tuple)) of every number among the arguments of a class."""
+    """(our name, (torch's key, place in its tuple)) of every number among a class's arguments."""
     found: list[tuple[str, tuple[str, int | None]]] = []
     for key, value in defaults.items():
         names = _OURS.get(key, (key,))

@@ -1,6 +1,6 @@
 """Say what a fused optimizer will really run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import optree
@@ -8,7 +8,7 @@ import torch
 
 from functional_sgd.call import take_apart
 from functional_sgd.fusion.group import Group, signatures
-from functional_sgd.fusion.passes import Pass, Step
+from functional_sgd.fusion.passes import Pass, Step, TorchRule
 from functional_sgd.rule import REQUIRED
 from functional_sgd.table import aligned
 from functional_sgd.tree import Tree, paths
@@ -19,31 +19,46 @@ if TYPE_CHECKING:
 
 def explained(fused: "Fused", params: Tree) -> str:
     """The steps of its program; with params, also where their leaves run and what is moved."""
-    rows = [_row(step) for step in fused.program.steps]
-    text = aligned(rows) if rows else "nothing to run"
     if params is None:
-        return text
+        return _table(fused.program.steps)
     groups, others, names = _placed(fused, params)
-    lines = [text, ""]
+    left_out = f"leaf by leaf: kernels cannot treat {_shown(names, others)}"
+    if others and not (groups and fused.splits):
+        return f"All {_leaves(len(names))} run {left_out}"
+    steps = fused.program_for(groups).steps
+    lines = [_table(steps), "", *(_moves(fused, steps, group) for group in groups)]
     if others:
-        shown = ", ".join(names[index] for index in others[:3])
-        more = "" if len(others) <= 3 else f" and {len(others) - 3} more"
-        lines.append(
-            f"All {len(names)} leaves run leaf by leaf: kernels cannot treat {shown}{more} "
-            f"(dtype, layout, class or slots of another shape)."
-        )
-        return "\n".join(lines)
-    for group in groups:
-        backend = next(one for one in fused.backends if one.treats(group.device))
-        dtype = str(group.dtypes["param"]).removeprefix("torch.")
-        size = sum(group.sizes) * group.dtypes["param"].itemsize
-        moved = sum(_bytes(step, group) for step in fused.program.steps)
-        lines.append(
-            f"{len(group.indices)} leaves of {dtype} on {group.device}: {backend.name}, "
-            f"{_count(fused.program.steps)} over memory, "
-            f"{moved / max(size, 1):.1f} bytes moved for each byte of params"
-        )
+        lines.append(f"{_leaves(len(others))} without kernels, {left_out}")
     return "\n".join(lines)
+
+
+def _table(steps: Sequence[Step]) -> str:
+    made = {key: name for s in steps if isinstance(s, TorchRule) for name, key in s.outputs.items()}
+    return aligned([_row(step, made) for step in steps]) if steps else "nothing to run"
+
+
+def _moves(fused: "Fused", steps: Sequence[Step], group: Group) -> str:
+    """Who treats a group, and what that moves."""
+    backend = next(one for one in fused.backends if one.treats(group.device))
+    dtype = str(group.dtypes["param"]).removeprefix("torch.")
+    size = sum(group.sizes) * group.dtypes["param"].itemsize
+    moved = sum(_bytes(step, group) for step in steps)
+    return (
+        f"{_leaves(len(group.indices))} of {dtype} on {group.device}: {backend.name}, "
+        f"{_count(steps)} over memory, "
+        f"{moved / max(size, 1):.1f} bytes moved for each byte of params"
+    )
+
+
+def _shown(names: Sequence[str], others: Sequence[int]) -> str:
+    """Leaves that no kernel treats."""
+    first = ", ".join(names[index] for index in others[:3])
+    more = "" if len(others) <= 3 else f" and {len(others) - 3} more"
+    return f"{first}{more} (dtype, layout, class or slots of another shape)"
+
+
+def _leaves(count: int) -> str:
+    return "1 leaf" if count == 1 else f"{count} leaves"
 
 
 def _placed(fused: "Fused", params: Tree) -> tuple[list[Group], list[int], list[str]]:
@@ -60,11 +75,13 @@ def _placed(fused: "Fused", params: Tree) -> tuple[list[Group], list[int], list[
     return groups, others, paths(params)
 
 
-def _row(step: Step) -> tuple[str, str, str]:
+def _row(step: Step, made: Mapping[str, str]) -> tuple[str, str, str]:
+    """A line, in which columns that torch has made have the names that rules know."""
     if not isinstance(step, Pass):
         return "torch", f"{step.call.rule!r}: {step.reason}", ""
-    writes = ", ".join(step.outputs) or "nothing"
-    return "kernel", step.title, f"reads {', '.join(step.reads)}; writes {writes}"
+    reads = f"reads {', '.join(made.get(name, name) for name in step.reads)}"
+    writes = f"writes {', '.join(step.outputs)}"
+    return "kernel", step.title, f"{reads}; {writes}" if step.outputs else reads
 
 
 def _count(steps: Sequence[Step]) -> str:

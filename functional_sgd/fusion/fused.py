@@ -118,6 +118,8 @@ class Fused(Optimizer):
         self.backends = list(backends)
         self.programs: dict[frozenset[str], Program] = {}
         self.program = self._program(frozenset())  # of params in full precision
+        passes = [step for step in self.program.steps if isinstance(step, Pass)]
+        self._scalars = {name for work in passes for name in work.scalars}
         self._groups: dict[tuple[Signature, ...], tuple[list[Group], list[int]]] = {}
         self._guard: Guard | None = None  # of the last trees that were grouped
         self._guarded: list[Group] = []
@@ -154,8 +156,11 @@ class Fused(Optimizer):
         return Fused, (self.opt, self.donate, self.debug, tuple(self.backends))
 
     def init(self, params: Tree) -> State:
-        """A fresh state, as the chain makes it."""
-        return self.opt.init(params)
+        """A fresh state, as the chain makes it; detached, if it is to be overwritten."""
+        if not self.donate:
+            return self.opt.init(params)
+        with torch.no_grad():
+            return self.opt.init(params)
 
     def __call__(
         self,
@@ -169,23 +174,27 @@ class Fused(Optimizer):
         if recorded():
             return self.opt(params, grads, state, hyper, **extras)
         plan = self.opt.plan
-        guard, guarded = self._guard, self._guarded
+        guard = self._guard
         leaves = take_apart(plan, params, grads, state, hyper, extras, guard)
         if self.debug:
             refuse_spent(params, leaves)
         if _is_differentiated(leaves, guard, self.donate):
             return run_leaves(plan, leaves)
+        if self.donate:
+            check_apart(params, leaves, whole=not leaves.familiar)
+        if not all(_is_number(leaves.shared.get(name, 0.0)) for name in self._scalars):
+            result = run_leaves(plan, leaves)  # an extra that is left out, or is no number
+            return put_back(leaves, result) if self.donate else result
         with self._lock:
-            groups, others = (guarded, ()) if leaves.familiar else self._grouped(leaves)
-            if self.donate:
-                check_apart(params, leaves, whole=not leaves.familiar)
+            # Another thread may have grouped other trees by now.
+            leaves.familiar = leaves.familiar and guard is self._guard
+            groups, others = (self._guarded, ()) if leaves.familiar else self._grouped(leaves)
             if not others:
                 return self._run(leaves, groups)
             return self._run_mixed(leaves, groups, others)
 
     def _run(self, leaves: Leaves, groups: list[Group]) -> Any:
-        half = any(group.dtypes["param"] in _HALVES for group in groups)
-        program = self._program(frozenset({"param"}) if half else frozenset())
+        program = self.program_for(groups)
         while True:
             resources = Resources(self._pool, self.backends, self._unbatched, self.donate)
             run = Run(self.opt.plan, program, groups, leaves, resources)
@@ -207,13 +216,13 @@ class Fused(Optimizer):
 
         All leaves do if a number is made of several of them, or a rule sees the whole tree.
         """
-        plan = self.opt.plan
-        if groups and not any(call.rule.needs_tree for call in plan.calls):
+        if groups and self.splits:
             theirs = replace(leaves, grads=_only(leaves.grads, set(others)))
             ours = replace(leaves, grads=_only(leaves.grads, {*leaves.active} - {*others}))
-            result = merged(leaves, self._run(ours, groups), run_leaves(plan, theirs), others)
+            rest = run_leaves(self.opt.plan, theirs)
+            result = merged(leaves, self._run(ours, groups), rest, others)
         else:
-            result = run_leaves(plan, leaves)
+            result = run_leaves(self.opt.plan, leaves)
         return put_back(leaves, result) if self.donate else result
 
     def source(self, dtype: torch.dtype = torch.float32, device: str = "cpu") -> str:
@@ -243,18 +252,28 @@ class Fused(Optimizer):
         >>> from functional_sgd import centralize, chain, clip_norm, sgd
         >>> fuse(chain(centralize, clip_norm, sgd(lr=0.1))).explain()
         torch   centralize: it is leafwise
-        kernel  takes grad_norm                      reads grad
-        kernel  clip_norm, sgd_step                  reads param, grad; writes param
+        kernel  takes grad_norm             reads grad
+        kernel  clip_norm, sgd_step         reads param, grad; writes param
         """
         print(explained(self, params))
 
     def __repr__(self) -> str:
         return f"fuse({self.opt!r}{', donate=True' if self.donate else ''})"
 
+    def program_for(self, groups: Sequence[Group]) -> Program:
+        """What runs on these groups."""
+        half = any(group.dtypes["param"] in _HALVES for group in groups)
+        return self._program(frozenset({"param"}) if half else frozenset())
+
     def _program(self, rounded: frozenset[str]) -> Program:
         if rounded not in self.programs:
             self.programs[rounded] = make_program(self.opt.plan, rounded)
         return self.programs[rounded]
+
+    @property
+    def splits(self) -> bool:
+        """Whether some leaves can run in kernels and others leaf by leaf."""
+        return not any(call.rule.needs_tree for call in self.opt.plan.calls)
 
     def needs(self) -> Needs:
         """What the kernels need of a leaf."""
@@ -299,30 +318,30 @@ _warned: set[tuple[str, str]] = set()
 def _is_differentiated(leaves: Leaves, guard: Guard | None, donate: bool) -> bool:
     """Whether somebody may differentiate through the step.
 
-    A donated step overwrites its arguments, so it has no derivative; parameters that are trained
-    (leaves of the autograd graph) may be donated, values that were computed from others may not.
+    A donated step overwrites its arguments, so it has no derivative: tracked params are trained
+    where they are, if they are leaves of the autograd graph, and nothing else may be tracked.
     """
     if torch.autograd.forward_ad._current_level >= 0:
         return True
     if not torch.is_grad_enabled():
         return False
-    numbers: list[Any] = [*leaves.shared.values(), *leaves.numbers.values()]
+    values: list[Any] = [*leaves.shared.values(), *leaves.numbers.values()]
     for column in (*leaves.separate.values(), *leaves.given.values()):
-        numbers += column
-    tensors: list[Any] = []
+        values += column
+    params: list[Tensor] = []
     if not (leaves.familiar and guard is not None and not guard.tracked):
-        tensors += [*leaves.params, *leaves.grads]
+        params = list(filter(_is_tracked, leaves.params))
+        values += leaves.grads
         for slot in leaves.slots.values():
-            tensors += slot
-    tracked = list(filter(_is_tracked, numbers))
-    tracked_tensors = list(filter(_is_tracked, tensors))
-    if donate and (tracked or not all(tensor.is_leaf for tensor in tracked_tensors)):
+            values += slot
+    tracked = any(map(_is_tracked, values))
+    if donate and (tracked or not all(param.is_leaf for param in params)):
         raise ValueError(
             "fuse: a donated step overwrites its arguments, so no derivative can go through it, "
-            "but hypers are tracked, or arguments were computed from tracked tensors. "
-            "Detach them, or fuse without donate."
+            "but hypers, gradients or state are tracked, or params were computed from tracked "
+            "tensors. Detach them, or fuse without donate."
         )
-    return not donate and bool(tracked or tracked_tensors)
+    return not donate and (tracked or bool(params))
 
 
 def _only(grads: Sequence[Tensor | None], chosen: set[int]) -> list[Tensor | None]:
@@ -332,3 +351,7 @@ def _only(grads: Sequence[Tensor | None], chosen: set[int]) -> list[Tensor | Non
 
 def _is_tracked(value: Any) -> bool:
     return isinstance(value, Tensor) and value.requires_grad
+
+
+def _is_number(value: Any) -> bool:
+    return value.dim() == 0 if isinstance(value, Tensor) else isinstance(value, (int, float))

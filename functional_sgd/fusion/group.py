@@ -141,6 +141,13 @@ class Group:
                 alike.add(name)
         self.alike = frozenset(alike)
 
+    def on_device(self, name: str, device: torch.device) -> Tensor:
+        """Its `indices` or `sizes` as a tensor: sent once, since the host waits for that."""
+        if (name, device) not in self.prepared:
+            self.prepared[name, device] = torch.tensor(getattr(self, name), device=device)
+        known: Tensor = self.prepared[name, device]
+        return known
+
     def pick(self, values: list[Any]) -> list[Any]:
         """The group's part of a list over all leaves; the list itself, if that is everything."""
         return values if self.everything else [values[index] for index in self.indices]

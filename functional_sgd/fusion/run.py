@@ -109,8 +109,7 @@ class Run:
             for group, totals in parts:
                 vector = totals[:, place]
                 if reduction.finish == "mean":
-                    counts = torch.tensor(group.sizes, device=vector.device).clamp(min=1)
-                    vector = vector / counts
+                    vector = vector / group.on_device("sizes", vector.device).clamp(min=1)
                 elif reduction.finish == "root":
                     vector = vector.sqrt()
                 self.scalars.of_leaves[take.name, id(group)] = vector

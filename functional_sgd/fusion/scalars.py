@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -69,12 +68,7 @@ class Scalars:
         return table
 
     def _picked(self, vector: Tensor, group: Group) -> Tensor:
-        if group.everything:
-            return vector
-        key = ("indices", vector.device)
-        if key not in group.prepared:
-            group.prepared[key] = torch.tensor(group.indices, device=vector.device)
-        return vector[group.prepared[key]]
+        return vector if group.everything else vector[group.on_device("indices", vector.device)]
 
     def _key_words(self, name: str, group: Group) -> Tensor:
         """A word of the key of each leaf: `key_2_0` is the first of the rule at position 2."""
@@ -82,7 +76,7 @@ class Scalars:
         known = (position, id(group))
         if known not in self._words:
             seed = self.leaves.numbers[SEED]
-            indices = torch.tensor(group.indices, device=seed.device)
+            indices = group.on_device("indices", seed.device)
             step = self._picked(self.leaves.step, group).to(seed.device)
             self._words[known] = key_of(seed, step, indices, position).words
         return self._words[known][word]

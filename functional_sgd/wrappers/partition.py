@@ -1,5 +1,6 @@
 """Different optimizers for different leaves, or none."""
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self, TypeAlias
@@ -218,7 +219,8 @@ def partition(optimizers: Mapping[str, Optimizer], labels: Labels) -> Partition:
 
     >>> import torch
     >>> from functional_sgd import momentum, sgd
-    >>> opt = partition({"slow": momentum(lr=0.1), "fast": sgd(lr=1.0)}, {"head*": "fast", "*": "slow"})
+    >>> parts = {"slow": momentum(lr=0.1), "fast": sgd(lr=1.0)}
+    >>> opt = partition(parts, {"head*": "fast", "*": "slow"})
     >>> opt.hyper
     {'mom': 0.9, 'slow.lr': 0.1, 'fast.lr': 1.0}
     >>> params = {"body": torch.ones(1), "head": torch.ones(1)}
@@ -297,11 +299,17 @@ class _Split:
         return self.part(label, broadcast("partition", name, value, self.params, self.spec))
 
     def cut_if_tree(self, label: str, name: str, value: Any) -> Any:
-        """An extra for one part: cut if it is a tree prefix of params, else as it is."""
-        try:
-            return self.cut(label, name, value)
-        except ValueError:
+        """An extra for one part: cut if it is a tree like params, in which leaves may be None, or a
+        tree prefix of params; else as it is.
+        """
+        if not isinstance(value, (dict, list, tuple)):
             return value
+        tree: Any = value
+        with contextlib.suppress(ValueError, TypeError):
+            return self.part(label, self.spec.flatten_up_to(tree))
+        with contextlib.suppress(ValueError):
+            return self.cut(label, name, value)
+        return value
 
 
 def _agrees(opt: Optimizer, name: str, default: Any) -> bool:

@@ -193,10 +193,18 @@ def test_the_counter_is_no_hyper() -> None:
 
 
 def test_a_treewise_rule_needs_one_number() -> None:
+    opt = chain(user_rules.scale_tree, sgd_step, lr=0.1)
     with pytest.raises(
-        ValueError, match=r"rule clip_norm sees whole trees, so 'max_norm' must be one number"
+        ValueError, match=r"rule scale_tree sees whole trees, so 'factor' must be one number"
     ):
-        step(chain(clip_norm, sgd_step, lr=0.1), {"max_norm": {"body": 1.0, "head": 2.0}})
+        step(opt, {"factor": {"body": 1.0, "head": 2.0}})
+
+
+def test_a_rule_with_a_number_of_the_tree_may_have_a_hyper_for_each_leaf() -> None:
+    """Four ones have the length 2, so they are scaled to 1 / 2 and 0.5 / 2 each."""
+    opt = chain(clip_norm, sgd_step, lr=1.0)
+    found = step(opt, {"max_norm": {"body": 1.0, "head": 0.5}})
+    assert_close(found, moved(0.5, 0.5, 0.25), rtol=1e-6)
 
 
 def test_a_hyper_can_be_differentiated() -> None:

@@ -164,7 +164,7 @@ def test_sgd_refuses_what_makes_no_sense(keywords: dict[str, Any], message: str)
 
 def test_momentum_of_zero_is_a_momentum() -> None:
     """So that a schedule can raise it later."""
-    assert "grad_avg" in fs.sgd(mom=0.0).init(T(1.0))
+    assert "velocity" in fs.sgd(mom=0.0).init(T(1.0))
 
 
 def test_lookahead_pulls_the_slow_params_every_k_steps() -> None:

@@ -37,7 +37,7 @@ def test_signature_tells_columns_hypers_and_slots() -> None:
 
 
 def test_columns_with_a_default_are_optional() -> None:
-    assert debias.optional == {"grad_avg", "sqr_avg"}
+    assert debias.signature.optional == {"grad_avg", "sqr_avg"}
 
 
 @pytest.mark.parametrize("decorate", [elementwise, leafwise, treewise])
@@ -123,7 +123,7 @@ def test_signatures_that_cannot_be_read_are_refused(
         (user_rules.returns_number, r"rule returns_number: 'update' must be a tensor, got float"),
         (
             user_rules.returns_sum,
-            r"rule returns_sum: .*came out as \(\) for a leaf of \(2, 2\)\. Use @leafwise",
+            r"rule returns_sum: .*came out as \(\) for a leaf of \(2, 3\)\. Use @leafwise",
         ),
         (user_rules.returns_step, r"rule returns_step: may not write 'step'"),
         (
@@ -184,7 +184,7 @@ def test_two_averages_in_one_chain() -> None:
     assert_same(
         state,
         {
-            "step": torch.tensor(1),
+            "step": torch.tensor([1]),
             "grad_avg": torch.tensor([0.5]),
             "slow_avg": torch.tensor([0.25]),
         },
@@ -194,7 +194,7 @@ def test_two_averages_in_one_chain() -> None:
 def test_a_rule_of_gradients_can_be_applied_to_the_update() -> None:
     """Momentum of the average: update 0.5, then 0.5 * 0 + 0.5."""
     opt = chain(
-        average_grad, rename(heavy_ball, grad="update", grad_avg="speed"), sgd_step, lr=1.0, mom=0.5
+        average_grad, rename(heavy_ball, grad="update", velocity="speed"), sgd_step, lr=1.0, mom=0.5
     )
     params, state = torch.tensor([0.0]), opt.init(torch.tensor([0.0]))
     for expected in (-0.5, -0.5 - (0.25 + 0.75)):
@@ -295,5 +295,9 @@ def test_slots_start_with_what_their_rule_says() -> None:
     ).init(torch.tensor([3.0]))
     assert_same(
         state,
-        {"step": torch.tensor(0), "squares": torch.tensor([0.0]), "before": torch.tensor([3.0])},
+        {
+            "step": torch.tensor([0]),
+            "squares": torch.tensor([0.0]),
+            "last_param": torch.tensor([3.0]),
+        },
     )

@@ -1,9 +1,12 @@
 """Rules as users write them, right and wrong, for the tests to put into chains."""
 
+from typing import Any
+
+import optree
 import torch
 from torch import Tensor
 
-from functional_sgd import elementwise, leafwise
+from functional_sgd import elementwise, leafwise, treewise
 
 Columns = dict[str, Tensor]
 
@@ -20,10 +23,10 @@ def add_last(grad: Tensor, last_grad: Tensor) -> Columns:
     return dict(update=grad + last_grad, last_grad=grad)
 
 
-@elementwise(before=torch.clone)
-def remember(param: Tensor, before: Tensor) -> Columns:
+@elementwise(last_param=torch.clone)
+def remember(param: Tensor, last_param: Tensor) -> Columns:
     """A slot that is given the param itself."""
-    return dict(before=param)
+    return dict(last_param=param)
 
 
 @elementwise
@@ -44,9 +47,15 @@ def unit(update: Tensor) -> Columns:
     return dict(update=update / update.norm())
 
 
+@treewise
+def scale_tree(grad: Any, *, factor: float = 1.0) -> dict[str, Any]:
+    """A rule of the whole tree with a hyper."""
+    return dict(grad=optree.tree_map(lambda leaf: factor * leaf, grad))
+
+
 @elementwise
 def wants_curvature(update: Tensor, curvature: Tensor) -> Columns:
-    """A rule that reads what nobody writes."""
+    """A rule that reads what no rule writes: the caller gives it."""
     return dict(update=update / curvature)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from functional_sgd import Rule
-from functional_sgd.rule import REQUIRED
+from functional_sgd.signature import REQUIRED
 from tests.catalogue import (
     ELEMENTWISE_RECIPES,
     ELEMENTWISE_RULES,

@@ -94,7 +94,7 @@ def test_l3_l4_finite_differences_check_the_gradient() -> None:
 
 
 def test_l6_batches_of_one_sample_make_29_steps_an_epoch() -> None:
-    assert fit(*SGD, 2).opt_state["step"].max() == 2 * 29
+    assert set(fit(*SGD, 2).opt_state["step"].tolist()) == {2 * 29}
 
 
 def test_l7_the_first_epoch_by_the_sheet_and_as_it_should_be() -> None:
@@ -244,7 +244,8 @@ def test_l23_l24_l40_after_a_single_batch_the_optimizer_can_be_looked_at() -> No
     """
     mine = learner(opt=momentum(lr=0.1))
     end = fit(mine, mine.init(), 3, [SingleBatch()])
-    assert (end.train_iter, end.opt_state["step"].max(), len(losses(end))) == (1, 1, 1)
+    assert (end.train_iter, len(losses(end))) == (1, 1)
+    assert set(end.opt_state["step"].tolist()) == {1}
     assert repr(mine.opt) == "chain(average_grad, sgd_step, lr=0.1, mom=0.9)"
     assert list(end.opt_state) == ["step", "grad_avg"]
     assert list(end.opt_state["grad_avg"]) == list(end.params) == ["weight", "bias"]
@@ -263,11 +264,11 @@ def test_l25_two_optimizers_on_the_same_parameters_share_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("opt", "slots"),
-    [(sgd(), []), (sgd(mom=0.9), ["grad_avg"]), (adamw(), ["grad_avg", "sqr_avg"])],
+    [(sgd(), []), (sgd(mom=0.9), ["velocity"]), (adamw(), ["grad_avg", "sqr_avg"])],
 )
 def test_l26_before_the_first_step_all_slots_are_zero(opt: Optimizer, slots: list[str]) -> None:
     state = learner(opt=opt).init().opt_state
-    assert state.pop("step") == 0
+    assert set(state.pop("step").tolist()) == {0}
     assert list(state) == slots
     assert all(not value.any() for slot in slots for value in state[slot].values())
 

@@ -224,7 +224,8 @@ def test_q26_b37_a_bad_loss_ends_the_run(value: float) -> None:
     end = fit(mine, mine.init(), 5, [TerminateOnNaN(), spy])
     assert seen.count("before_batch") == 2
     assert seen[-2:] == ["after_cancel_fit", "after_fit"]
-    assert len(losses(end)) == end.opt_state["step"].max() == 1
+    assert len(losses(end)) == 1
+    assert set(end.opt_state["step"].tolist()) == {1}
     assert_finite((end.params, end.opt_state))
 
 

@@ -114,7 +114,7 @@ def test_a_leaf_without_gradient_is_left_alone() -> None:
     params, state = ours(opt, gradients(3))
     after, new = opt(params, dict.fromkeys(params), state)
     assert all(after[name] is params[name] for name in params)
-    assert_same(new, {**state, "step": state["step"] + 1})
+    assert_same(new, {**state, "calls": state["calls"] + 1})
 
 
 def test_its_numbers_are_hypers_by_our_names() -> None:
@@ -168,7 +168,9 @@ def test_complex_leaves() -> None:
 
 def test_an_empty_tree() -> None:
     opt = torch_optimizer(O.NAdam)
-    assert_same(opt({}, {}, opt.init({})), ({}, {"step": torch.tensor(1), "begun": {}, "kept": {}}))
+    assert_same(
+        opt({}, {}, opt.init({})), ({}, {"calls": torch.tensor(1), "begun": {}, "kept": {}})
+    )
 
 
 def test_wrappers_go_around_it_and_fuse_leaves_it() -> None:
@@ -274,7 +276,7 @@ def test_wrong_arguments_are_errors() -> None:
     opt, params = torch_optimizer(O.NAdam), leaves()
     with pytest.raises(ValueError, match="torch_optimizer: no rule reads 'weight_decay'"):
         opt(params, params, opt.init(params), {"weight_decay": 0.1})
-    with pytest.raises(ValueError, match="torch_optimizer: state has no 'begun'"):
+    with pytest.raises(ValueError, match="torch_optimizer: state has no 'calls'"):
         opt(params, params, adamw().init(params))
     with pytest.raises(ValueError, match="the gradient of 'conv' must have its shape"):
         opt(params, {**params, "conv": torch.ones(2)}, opt.init(params))

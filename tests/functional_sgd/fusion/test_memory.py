@@ -20,9 +20,9 @@ from tests.functional_sgd.user_rules import add_last, remember
 NAMES = ["adamw", "lamb", "larc", "clip_norm_adam", "centralize_sgd", "lookahead_sgd", "sgd"]
 
 
-@leafwise(before=torch.clone)
-def remember_leaf(param, before):
-    return dict(before=param)
+@leafwise(previous=torch.clone)
+def remember_leaf(param, previous):
+    return dict(previous=param)
 
 
 @treewise(last_grad=torch.zeros_like)
@@ -35,9 +35,9 @@ def jump(update):
     return dict(param=update)
 
 
-@elementwise(before=torch.zeros_like)
-def swap(param, before):
-    return dict(param=before, before=param)
+@elementwise(previous=torch.zeros_like)
+def swap(param, previous):
+    return dict(param=previous, previous=param)
 
 
 KEEPERS = {

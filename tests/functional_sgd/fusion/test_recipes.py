@@ -16,9 +16,9 @@ from tests.functional_sgd.fusion.helpers import (
     tolerance_of,
 )
 
-ULPS = {"rmsprop_centered": 3}
+ULPS = {"rmsprop_centered": 3, "lamb": 3}
 """2 for all others. With AVX512, a fifth of torch's own float32 roots are an ulp off: here, of a
-small difference.
+small difference, or of many numbers whose norm is then taken.
 """
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
@@ -32,13 +32,14 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 @pytest.mark.parametrize("donate", [False, True], ids=["pure", "donated"])
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_fused_recipe_equals_the_chain(name, tree, donate, dtype):
+    """But for torch's own roots, and the order in which it adds up, bit for bit."""
     opt = RECIPES[name]()
-    params, state = check_steps(opt, tree(dtype), donate=donate, ulps=ULPS.get(name, 2))
-    late = {**state, "step": torch.tensor(40)}  # where RAdam trusts its variance
+    params, state = check_steps(opt, tree(dtype), donate=donate, ulps=0)
+    late = {**state, "step": torch.full_like(state["step"], 40)}  # where RAdam trusts its variance
     grads, before = grads_for(params, 9), copy_of((params, late))
     expected = opt(before[0], grads, before[1])
     found = fuse(opt, donate=donate)(params, grads, late)
-    assert_near(found, expected, before, ULPS.get(name, 2), tolerance_of(opt))
+    assert_near(found, expected, before, ULPS.get(name, 2), **tolerance_of(opt))
 
 
 @pytest.mark.parametrize("name", ["adamw", "lamb", "clip_norm_adam"])
@@ -55,11 +56,11 @@ def test_a_complex_tree(name, donate, dtype):
     check_steps(RECIPES[name](), odd_tree(dtype), donate=donate)
 
 
+TWO_PASSES = {"clip_norm_adam", "clip_norm_inside", "lamb", "larc", "lars"}
+"""Recipes with a number made of columns, which a second pass is called with."""
+
+
 @pytest.mark.parametrize("name", [name for name in RECIPES if name != "identity"])
-def test_recipes_are_one_kernel(name):
-    expected = {"centralize_sgd": ["torch", "kernel"]}
-    leafwise_inside = {"larc", "lars", "lamb", "clip_norm_inside"}
-    found = kinds(fuse(RECIPES[name]()))
-    assert found == expected.get(
-        name, ["kernel", "kernel"] if name in leafwise_inside else ["kernel"]
-    )
+def test_recipes_are_one_pass_and_another_for_a_norm(name):
+    expected = {"centralize_sgd": ["torch", "kernel"], **dict.fromkeys(TWO_PASSES, ["kernel"] * 2)}
+    assert kinds(fuse(RECIPES[name]())) == expected.get(name, ["kernel"])

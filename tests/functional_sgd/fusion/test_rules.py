@@ -4,6 +4,7 @@ give right results.
 
 import contextlib
 import io
+import re
 
 import optree
 import pytest
@@ -15,7 +16,6 @@ from tests.functional_sgd.fusion.helpers import (
     REDUCING,
     check_steps,
     draw,
-    kinds,
     plain_tree,
     then_step,
 )
@@ -24,9 +24,10 @@ donating = pytest.mark.parametrize("donate", [False, True], ids=["pure", "donate
 
 
 def explained(opt):
+    """The lines that `explain` prints, without what is read and written."""
     with contextlib.redirect_stdout(io.StringIO()) as out:
         fuse(opt).explain()
-    return out.getvalue()
+    return [re.split(r"\s+reads ", line)[0].rstrip() for line in out.getvalue().splitlines()]
 
 
 def named(function):
@@ -107,7 +108,7 @@ UNTRACED += [tensor_of_more, writes_in_place, rounds_half, divides_down]
 @named(UNTRACED)
 def test_a_rule_that_cannot_be_traced(rule, donate):
     opt = chain(fs.heavy_ball, rule, fs.sgd_step, lr=0.1)
-    lines = explained(opt).splitlines()
+    lines = explained(opt)
     assert lines[0] == "kernel  heavy_ball"
     if rule is not writes_in_place:  # whether that one can be traced is the tracer's business
         assert lines[1].startswith(f"torch   {rule.name}: ")
@@ -284,7 +285,7 @@ def test_rules_that_see_whole_leaves(rule, dtype, donate):
     before = [] if "grad" in rule.columns else [fs.heavy_ball]
     for rules in (
         [rule],
-        [*before, rule, fs.nesterov] if before else [rule, fs.heavy_ball],
+        [*before, rule, cautious] if before else [rule, fs.heavy_ball],
         [*before, rule, unit],
     ):
         check_steps(
@@ -349,13 +350,13 @@ def average_params(param, ema, *, ema_mom=0.99):
 
 
 @donating
-def test_a_chain_of_many_ideas_is_one_kernel(donate):
+def test_a_chain_of_many_ideas_is_one_pass_after_the_norm(donate):
     adam = (fs.weight_decay, fs.average_grad, fs.average_sqr_grad, fs.debias, fs.scale_by_rms)
     opt = chain(fs.clip_norm, *adam, cautious, fs.sgd_step, average_params, lr=0.1, sqr_mom=0.999)
-    assert kinds(fuse(opt)) == ["kernel"]
-    check_steps(opt, plain_tree(torch.float32), donate)
+    # torch's lerp takes 1 - ema_mom in float32, kernels in double precision
+    check_steps(opt, plain_tree(torch.float32), donate, ulps=10)
     names = ["clip_norm", *(rule.name for rule in adam), "cautious", "sgd_step", "average_params"]
-    assert explained(opt) == f"kernel  {', '.join(names)}\n"
+    assert explained(opt) == ["kernel  takes grad_norm", f"kernel  {', '.join(names)}"]
 
 
 def test_the_source_can_be_read():

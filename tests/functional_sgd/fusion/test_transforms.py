@@ -14,7 +14,7 @@ import torch
 import functional_sgd as fs
 from functional_sgd import Optimizer, fuse
 from tests.catalogue import RECIPES, small_tree
-from tests.comparing import assert_close, assert_same, copy_of, member, stack
+from tests.comparing import Untouched, assert_close, assert_same, copy_of, member, stack
 from tests.functional_sgd.fusion.helpers import check_steps, grads_for, plain_tree
 
 NAMES = ["adamw", "lamb", "clip_norm_adam", "lookahead_sgd"]
@@ -58,6 +58,10 @@ def test_the_derivative_by_the_learning_rate(name, donate):
     assert expected != 0
     assert_same(torch.func.grad(loss(fused))(lr), expected)
     tracked = lr.clone().requires_grad_()
+    if donate:
+        with pytest.raises(ValueError, match="no derivative can go through it, but hypers, "):
+            loss(fused)(tracked)
+        return
     loss(fused)(tracked).backward()
     assert_same(tracked.grad, expected)
 
@@ -74,23 +78,50 @@ def test_forward_mode_derivatives():
             assert tangent.tolist() == [2.0] * 3
 
 
-@donating
-@pytest.mark.parametrize("which", ["params", "grads", "state"])
-def test_tracked_tensors(which, donate):
-    opt, params = fs.adamw(), {"w": torch.ones(3)}
-    arguments = dict(params=params, grads=copy_of(params), state=opt.init(params))
-    leaf = {
-        "params": params["w"],
-        "grads": arguments["grads"]["w"],
-        "state": arguments["state"]["grad_avg"]["w"],
-    }
-    leaf[which].requires_grad_()
-    fused = fuse(opt, donate=donate)
-    found, expected = fused(**arguments), opt(**arguments)
+def tracked_call(which, leaf):
+    """The arguments of a step in which one tensor is tracked: a leaf of the graph, or computed."""
+    params = {"w": torch.ones(3)}
+    call = dict(params=params, grads=copy_of(params), state=fs.adamw().init(params))
+    tree = {"params": call["params"], "grads": call["grads"], "state": call["state"]["grad_avg"]}
+    tree[which]["w"].requires_grad_()
+    if not leaf:
+        tree[which]["w"] = 1.0 * tree[which]["w"]
+    return call
+
+
+WHICH = ["params", "grads", "state"]
+
+
+@pytest.mark.parametrize("leaf", [True, False], ids=["leaf", "computed"])
+@pytest.mark.parametrize("which", WHICH)
+def test_tracked_tensors(which, leaf):
+    call, opt = tracked_call(which, leaf), fs.adamw()
+    found, expected = fuse(opt)(**call), opt(**call)
     assert_same(found, expected)
     assert found[0]["w"].requires_grad
     with torch.no_grad():
-        assert not fuse(opt)(**arguments)[0]["w"].requires_grad
+        assert not fuse(opt)(**call)[0]["w"].requires_grad
+
+
+@pytest.mark.parametrize("which", WHICH)
+def test_donating_what_was_computed_from_tracked_tensors_is_an_error(which):
+    call = tracked_call(which, leaf=False)
+    fused, before = fuse(fs.adamw(), donate=True), Untouched(call)
+    with pytest.raises(
+        ValueError, match="are tracked, or params were computed from tracked tensors. Detach"
+    ):
+        fused(**call)
+    before.check()
+    with torch.no_grad():
+        fused(**call)
+
+
+@pytest.mark.parametrize("which", ["grads", "state"])
+def test_donating_with_gradients_or_slots_that_are_tracked_is_an_error(which):
+    """Of these, unlike of params, nobody tracks one that is not to be differentiated."""
+    call = tracked_call(which, leaf=True)
+    with pytest.raises(ValueError, match="no derivative can go through it"):
+        fuse(fs.adamw(), donate=True)(**call)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +241,7 @@ def test_it_is_an_optimizer():
     assert repr(opt) == f"fuse({fs.adamw()!r})"
     assert repr(fuse(fs.sgd(lr=0.1), donate=True)) == "fuse(chain(sgd_step, lr=0.1), donate=True)"
     for wrong in (fs.adamw, fs.sgd_step, None):
-        with pytest.raises(TypeError, match="chain"):
+        with pytest.raises(TypeError, match="fuse: expected an optimizer such as adamw"):
             fuse(wrong)
 
 

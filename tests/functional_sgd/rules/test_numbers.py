@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import functional_sgd as fs
-from functional_sgd import Rule
+from functional_sgd import Rule, chain
 from functional_sgd.rules.scaling import rectification
 from tests.catalogue import RULES
 from tests.comparing import assert_close, assert_same
@@ -28,12 +28,12 @@ CASES: list[tuple[Rule, dict[str, Any], dict[str, list[float]]]] = [
     ),
     (
         fs.heavy_ball,
-        dict(grad=[4.0], grad_avg=[8.0], mom=0.75),
-        dict(grad_avg=[10.0], update=[10.0]),
+        dict(grad=[4.0], velocity=[8.0], mom=0.75),
+        dict(velocity=[10.0], update=[10.0]),
     ),
     (fs.dampen, dict(grad=[4.0], step=STEP_1, dampening=0.25), dict(grad=[4.0])),
     (fs.dampen, dict(grad=[4.0], step=STEP_2, dampening=0.25), dict(grad=[3.0])),
-    (fs.nesterov, dict(grad=[4.0], grad_avg=[8.0], mom=0.25), dict(update=[6.0])),
+    (fs.nesterov, dict(grad=[4.0], velocity=[8.0], mom=0.25), dict(update=[6.0])),
     (fs.average_sqr_grad, dict(grad=[-4.0], sqr_avg=[8.0], sqr_mom=0.75), dict(sqr_avg=[10.0])),
     (
         fs.debias,
@@ -57,6 +57,9 @@ CASES: list[tuple[Rule, dict[str, Any], dict[str, list[float]]]] = [
         dict(grad=[-3.0, -2.0, 0.0, 1.0, 3.0], max_value=2.0),
         dict(grad=[-2.0, -2.0, 0.0, 1.0, 2.0]),
     ),
+    (fs.clip_norm, dict(grad=[3.0, 4.0], max_norm=2.5), dict(grad=[1.5, 2.0])),
+    (fs.clip_norm, dict(grad=[3.0, 4.0], grad_norm=T(50.0), max_norm=2.5), dict(grad=[0.15, 0.2])),
+    (fs.clip_norm, dict(grad=[3.0, 4.0], max_norm=6.0), dict(grad=[3.0, 4.0])),
     (fs.centralize, dict(grad=[[1.0, 3.0], [5.0, 5.0]]), dict(grad=[[-1.0, 1.0], [0.0, 0.0]])),
     (fs.centralize, dict(grad=[[[1.0], [3.0]]]), dict(grad=[[[-1.0], [1.0]]])),
     (fs.centralize, dict(grad=[1.0, 3.0]), dict(grad=[1.0, 3.0])),
@@ -145,20 +148,27 @@ def test_numbers(rule: Rule, reads: dict[str, Any], writes: dict[str, list[float
     )
 
 
-@pytest.mark.parametrize("rule", [rule for rule in RULES if rule.scope != "treewise"], ids=repr)
+@pytest.mark.parametrize("rule", RULES, ids=repr)
 def test_every_rule_has_numbers(rule: Rule) -> None:
     assert rule in [case[0] for case in CASES]
 
 
+def clipped(grads: dict[str, torch.Tensor], max_norm: float) -> dict[str, torch.Tensor]:
+    """What a chain makes of a tree of gradients: a step of -1 from 0."""
+    opt, zeros = chain(fs.clip_norm, fs.sgd_step, lr=1.0), {n: 0 * g for n, g in grads.items()}
+    after, _ = opt(zeros, grads, opt.init(zeros), {"max_norm": max_norm})
+    return {name: -leaf for name, leaf in after.items()}
+
+
 def test_clip_norm_shortens_to_the_length() -> None:
-    """Length 5 becomes 2.5, but for torch's 1e-6."""
-    found = fs.clip_norm({"a": T([3.0]).double(), "b": T([[4.0]]).double()}, max_norm=2.5)["grad"]
+    """Length 5, of both leaves together, becomes 2.5, but for torch's 1e-6."""
+    found = clipped({"a": T([3.0]).double(), "b": T([[4.0]]).double()}, max_norm=2.5)
     assert_close(found, {"a": T([1.5]).double(), "b": T([[2.0]]).double()}, rtol=2.1e-7)
 
 
 def test_clip_norm_leaves_a_short_gradient_alone() -> None:
     grads = {"a": T([3.0]), "b": T([4.0])}
-    assert_same(fs.clip_norm(grads, max_norm=6.0)["grad"], grads)
+    assert_same(clipped(grads, max_norm=6.0), grads)
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_rho_is_a_hyper() -> None:
     opt = sam(sgd(lr=1.0), rho=0.5)
     assert opt.hyper == {"lr": 1.0, "rho": 0.5}
     assert_same(
-        opt.perturb(PARAMS, GRADS, {"rho": 0.1, "lr": 3.0}),
+        opt.perturb(PARAMS, GRADS, opt.init(PARAMS), {"rho": 0.1, "lr": 3.0}),
         sam(sgd(), rho=0.1).perturb(PARAMS, GRADS),
     )
     assert_same(
@@ -99,9 +99,9 @@ def test_perturb_compiles_and_maps() -> None:
 
 def test_a_hyper_that_nobody_reads_is_an_error() -> None:
     with pytest.raises(ValueError, match="sam: no rule reads 'rhoo'. Did you mean 'rho'"):
-        sam(sgd()).perturb(PARAMS, GRADS, {"rhoo": 1.0})
+        sam(sgd()).perturb(PARAMS, GRADS, sgd().init(PARAMS), {"rhoo": 1.0})
 
 
 def test_a_negative_rho_is_an_error() -> None:
-    with pytest.raises(ValueError, match="sam: rho must be at least 0, got -1"):
+    with pytest.raises(ValueError, match="sam: hyper 'rho' must be at least 0, got -1"):
         sam(sgd(), rho=-1)

@@ -53,7 +53,7 @@ def test_it_is_what_passing_the_values_is() -> None:
         expected, other = plain(
             expected, grads, other, {"lr": rate(position), "wd": decay(position)}
         )
-    assert_same((params, state), (expected, other))
+    assert_same((params, state), (expected, {"calls": torch.tensor(8), "inner": other}))
 
 
 def test_what_is_passed_at_the_call_wins() -> None:
@@ -137,7 +137,8 @@ def test_steps_compile_nothing_again() -> None:
 
 def test_members_may_be_at_different_steps() -> None:
     opt = scheduled(sgd(), lr=lambda step: 1 / (step + 1))
-    state = {"step": torch.tensor([0, 3])}
+    calls = torch.tensor([0, 3])
+    state = {"calls": calls, "inner": {"step": calls[:, None]}}
     after, _ = torch.func.vmap(opt)(torch.zeros(2, 1), torch.ones(2, 1), state)
     assert_close(after, torch.tensor([[-1.0], [-0.25]]))
 
@@ -194,7 +195,7 @@ def test_wrong_schedules_are_errors_when_built(make: Any, kind: Any, message: st
 
 def test_a_wrong_state_is_an_error() -> None:
     opt = scheduled(sgd(), lr=Constant(1.0))
-    with pytest.raises(ValueError, match="state has no 'step'"):
+    with pytest.raises(ValueError, match="scheduled: state has no 'calls'"):
         opt(PARAMS, PARAMS, {})
 
 

@@ -31,7 +31,7 @@ def test_a_step_that_is_skipped_leaves_everything_bit_for_bit(
     after, new = opt(params, spoiled(random_like(params, 1), value), state)
     assert_same(after, params)
     assert_same(new["inner"], state["inner"])
-    assert (int(new["step"]), int(new["skipped"])) == (2, 1)
+    assert (int(new["calls"]), int(new["skipped"])) == (2, 1)
 
 
 def test_without_bad_gradients_it_is_the_optimizer() -> None:
@@ -65,7 +65,7 @@ def test_a_leaf_without_gradient_does_not_count() -> None:
     after, state = opt(params, {"idle": None, "used": torch.ones(1)}, opt.init(params))
     assert_same(after, {"idle": torch.ones(1), "used": torch.zeros(1)})
     _, state = opt(params, {"idle": None, "used": None}, state)
-    assert (int(state["step"]), int(state["skipped"])) == (2, 0)
+    assert (int(state["calls"]), int(state["skipped"])) == (2, 0)
 
 
 def test_every_member_of_an_ensemble_skips_for_itself() -> None:

@@ -132,7 +132,7 @@ class _Kernel:
         for place, take in enumerate(self.work.takes):
             self.combine[(n_leaves,)](
                 parts, ends, totals, place, n_takes,
-                KIND=take.reduction.combine, BLOCK=COMBINED, num_warps=1,
+                KIND=take.reduction.combine, BLOCK=COMBINED, **{**self.options, "num_warps": 1},
             )  # fmt: skip
         return totals
 
@@ -174,11 +174,15 @@ def _on_device(one: Value, device: torch.device) -> Hyper:
     if not one.each:
         return float(one.value)
     if any(isinstance(value, Tensor) for value in one.value):
-        wide = torch.float64
-        return torch.stack(
-            [torch.as_tensor(value, dtype=wide, device=device) for value in one.value]
-        )
+        return torch.stack([_number_on(value, device) for value in one.value])
     return np.array(one.value, dtype=np.float64)
+
+
+def _number_on(value: float | Tensor, device: torch.device) -> Tensor:
+    """A number on the device: filled in there, since the host would wait for a copy."""
+    if isinstance(value, Tensor) and (value.device.type != "cpu" or device.type == "cpu"):
+        return value.to(device, torch.float64)
+    return torch.full((), float(value), dtype=torch.float64, device=device)
 
 
 def _readable(value: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ from torch import Tensor
 
 KEPT = 32  # tables that a kernel remembers; a call uses two, and one for each hyper by leaf
 
+SPARE = 8  # pieces of pinned memory of a size for a capture, at most
+
 
 class Tables:
     """Arrays on a device, by their content or by a name for it.
@@ -24,6 +26,7 @@ class Tables:
     def __init__(self) -> None:
         self._known: OrderedDict[Hashable, Tensor] = OrderedDict()
         self._spare: dict[int, list[Tensor]] = {}  # pinned memory by size, for captures
+        self._wanted: dict[int, int] = {}  # how many of each size
         self._captured: list[Tensor] = []
 
     def put(self, array: NDArray[Any], device: torch.device, name: Hashable = None) -> Tensor:
@@ -43,17 +46,19 @@ class Tables:
         key = (device, stream, array.shape, array.dtype.str, content)
         if key in self._known:
             self._known.move_to_end(key)
-            return self._known[key]
-        self._known[key] = _sent(array, device, _pinned(array.nbytes, device))
+        else:
+            self._known[key] = _sent(array, device, _pinned(array.nbytes, device))
+            if len(self._known) > KEPT:
+                self._known.popitem(last=False)
+            alike = sum(known.nbytes == array.nbytes for known in self._known.values())
+            self._wanted[array.nbytes] = min(max(alike, 2), SPARE)
         self._keep_spare(array.nbytes, device)
-        if len(self._known) > KEPT:
-            self._known.popitem(last=False)
         return self._known[key]
 
     def _keep_spare(self, size: int, device: torch.device) -> None:
-        """Two pieces of pinned memory of every size that is used: a capture may need both."""
+        """As many pieces of pinned memory as there are tables of a size: a capture may need all."""
         spare = self._spare.setdefault(size, [])
-        while len(spare) < 2:
+        while len(spare) < self._wanted[size]:
             spare.append(_pinned(size, device))
 
     def _spare_memory(self, size: int) -> Tensor:

@@ -12,7 +12,9 @@ import optree
 import pytest
 import torch
 
-from functional_sgd.fusion import device
+from functional_sgd.fusion.backends.c.launch import CBackend
+from functional_sgd.fusion.backends.triton import launch
+from functional_sgd.fusion.backends.triton.launch import TritonBackend
 from tests.functional_sgd.fusion.helpers import draw
 
 Tree = Any
@@ -45,19 +47,37 @@ def _apply(function: Any, *args: Any) -> Any:
     return tensor(TensorHandle(data, largest.dtype), largest.type)
 
 
+def _reduced(function: Any) -> Any:
+    """tl.sum and its kin are compiled functions, which the interpreter cannot call."""
+
+    def reduce(value: Any) -> Any:
+        from triton.language import tensor
+        from triton.runtime.interpreter import TensorHandle
+
+        data = np.asarray(function(value.handle.data), dtype=value.handle.data.dtype)
+        return tensor(TensorHandle(data.reshape(1), value.dtype), value.dtype)
+
+    return reduce
+
+
 @contextmanager
 def interpreting() -> Iterator[None]:
     """Leaves on the CPU are treated as if they were on a GPU, by interpreted kernels."""
     extra = pytest.importorskip("triton.language.extra")
+    import triton.language
+
     with pytest.MonkeyPatch.context() as patch, np.errstate(all="ignore"):
         patch.setenv("TRITON_INTERPRET", "1")
         patch.setattr(extra, "libdevice", Library(), raising=False)
-        patch.setattr(device, "treats", lambda where: True)
-        device._loaded.cache_clear()
+        for name in ("sum", "max", "min"):
+            patch.setattr(triton.language, name, _reduced(getattr(np, name)))
+        patch.setattr(TritonBackend, "treats", lambda self, where: True)
+        patch.setattr(CBackend, "treats", lambda self, where: False)
+        launch.loaded.cache_clear()
         try:
             yield
         finally:
-            device._loaded.cache_clear()
+            launch.loaded.cache_clear()
 
 
 @pytest.fixture
@@ -85,16 +105,16 @@ def pretending() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(driver, "_active", Driver())
-        device._loaded.cache_clear()
+        launch.loaded.cache_clear()
         try:
             yield
         finally:
-            device._loaded.cache_clear()
+            launch.loaded.cache_clear()
 
 
 def odd_sizes(dtype: torch.dtype) -> Tree:
     """Leaves that are empty, 0-d, about as long as a block, longer, and one without a gradient."""
-    block = device.BLOCK
+    block = launch.BLOCK
     shapes = {
         "a": (0, 3),
         "b": [(), (block - 1,)],

@@ -4,14 +4,20 @@ import re
 
 import pytest
 import torch
-from functional_sgd.fusion.device import DeviceLauncher, NoTriton
-from functional_sgd.fusion.source import Kernel
 
 import functional_sgd as fs
-from functional_sgd import chain, fuse
-from functional_sgd.fusion import device
+from functional_sgd import all_finite, chain, fuse, largest, total
+from functional_sgd.call import take_apart
+from functional_sgd.fusion.backends.backend import Unavailable
+from functional_sgd.fusion.backends.triton import launch
+from functional_sgd.fusion.backends.triton.launch import TritonBackend
+from functional_sgd.fusion.backends.triton.source import COMBINE
+from functional_sgd.fusion.group import Group, signatures
+from functional_sgd.fusion.kernel import Dtypes
+from functional_sgd.fusion.passes import Pass
+from functional_sgd.fusion.scalars import Scalars
 from tests.catalogue import RECIPES
-from tests.functional_sgd.fusion.helpers import then_step
+from tests.functional_sgd.fusion.helpers import kinds, then_step
 from tests.functional_sgd.fusion.test_operators import (
     ALL,
     SPOILED,
@@ -42,17 +48,30 @@ def test_a_function_gives_what_torch_gives(name, interpreted_results):
     assert_what_torch_gives(name, dtype, found[name][0], expected[name][0])
 
 
+def compiled(opt, dtype=torch.float32):
+    """The runners of every pass, compiled for an H200."""
+    fused, params = fuse(opt), [torch.ones(4, dtype=dtype)]
+    leaves = take_apart(opt.plan, params, params, opt.init(params), None, {})
+    needs = fused.needs()
+    (group,), _ = Group.split(signatures(leaves, needs), needs.columns, leaves)
+    scalars, runners = Scalars(leaves), []
+    for work in fused.program_for([group]).steps:
+        assert isinstance(work, Pass)
+        reads = tuple(group.dtypes.get(name, group.working) for name in work.reads)
+        writes = tuple(group.dtypes.get(name, group.working) for name in work.outputs)
+        dtypes = Dtypes(reads, writes, group.working)
+        runners.append(TritonBackend().compile(work, dtypes, scalars, group))
+        for take in work.takes:
+            scalars.of_leaves[take.name, id(group)] = torch.ones(1, dtype=torch.float64)
+    return runners
+
+
 def assembly(opt, dtype=torch.float32):
-    """What is compiled for an H200, for each segment."""
+    """What is compiled for an H200, for each pass."""
     texts = []
     with pretending():
-        for segment in fuse(opt).segments:
-            dtypes = dict.fromkeys(segment.columns, dtype)
-            results = dict.fromkeys(segment.outputs, dtype)
-            hypers = [torch.tensor(3) if name == "step" else 0.1 for name in segment.hypers]
-            working = torch.float64 if dtype == torch.float64 else torch.float32
-            launcher = segment.on_device(torch.device("cpu"), hypers, dtypes, results, working)
-            (caches,) = launcher.function.device_caches.values()
+        for runner in compiled(opt, dtype):
+            (caches,) = runner.function.device_caches.values()
             (kernel,) = caches[0].values()
             texts.append(kernel.asm["ptx"])
     return texts
@@ -80,7 +99,7 @@ def test_a_sum_of_products_is_rounded_twice():
 
 def test_every_function_is_compiled_for_a_gpu(monkeypatch):
     """Many at once: an argument of a wrong kind, or a function that is not there, is an error."""
-    monkeypatch.setattr(device, "BLOCK", 128)
+    monkeypatch.setattr(launch, "BLOCK", 128)
     for dtype, names in (
         (torch.float32, list(ALL)),
         (torch.float64, [*SPOILED, "fmod", "remainder", "copysign"]),
@@ -89,10 +108,46 @@ def test_every_function_is_compiled_for_a_gpu(monkeypatch):
             assembly(chain(*map(rule_of, names[first : first + 16]), stay), dtype)
 
 
+@fs.elementwise
+def reduces(
+    param,
+    grad,
+    *,
+    dot=total(lambda grad, param: grad * param),
+    top=largest(lambda grad: grad - 1),
+    fine=all_finite("grad", over="leaf"),
+):
+    """A number of every kind."""
+    return dict(param=param - grad * (dot + top) * fine)
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.bfloat16], ids=str)
+def test_numbers_of_columns_are_taken_in_double_precision(dtype):
+    first, second = assembly(chain(reduces), dtype)
+    for operation in ("add.rn.f64", "mul.rn.f64", "setp.gt.f64"):
+        assert operation in first
+    assert "fma" not in first
+    if dtype != torch.float64:
+        assert "mul.rn.f32" in second
+        assert "mul.rn.f64" not in second
+
+
+def test_parts_are_combined_on_the_gpu():
+    with pretending():
+        combine = launch.loaded(COMBINE, "combine")
+        wide = torch.float64
+        for kind in ("sum", "max", "all"):
+            combine.warmup(
+                wide, torch.int64, wide, 0, 1, KIND=kind, BLOCK=launch.COMBINED,
+                grid=(1,), **{**launch._options(), "num_warps": 1},
+            )  # fmt: skip
+        assert [len(caches[0]) for caches in combine.device_caches.values()] == [3]
+
+
 def test_the_source_is_one_text_for_each_kernel():
     for name, make in RECIPES.items():
         opt = fuse(make())
-        kernels = sum(segment.graph is not None for segment in opt.segments)
+        kernels = kinds(opt).count("kernel")
         text = opt.source(device="cuda")
         assert text.count("def fused_rules(") == kernels, name
         assert (text == opt.source()) == (not kernels)
@@ -116,6 +171,9 @@ def test_names_in_a_kernel_do_not_run_into_each_other():
     torch.testing.assert_close(found, expected)
 
 
-def test_a_kernel_that_does_not_compile_is_no_triton():
-    with pytest.raises(NoTriton, match="does not work here: ZeroDivisionError"):
-        DeviceLauncher(Kernel("1 / 0", (), (), (), 0), {}, torch.device("cpu"))
+def test_a_kernel_that_does_not_compile_is_no_triton(monkeypatch):
+    monkeypatch.setattr(launch, "triton_source", lambda *_: "1 / 0")
+    with pytest.raises(Unavailable, match="does not work here: ZeroDivisionError") as found:
+        compiled(fs.sgd())
+    assert isinstance(found.value.backend, TritonBackend)
+    assert "Install triton" in found.value.cure
