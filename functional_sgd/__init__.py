@@ -1,4 +1,4 @@
-"""Optimizers as chains of rules: pure functions (params, grads, state, hyper) -> (params, state)."""
+"""Optimizers as chains of rules: functions (params, grads, state, hyper) -> (params, state)."""
 
 from functional_sgd.autodiff import apply as apply
 from functional_sgd.autodiff import split as split

@@ -41,7 +41,8 @@ def value_and_grad(
     Raises ValueError if the loss is not a 0-d tensor.
 
     >>> import torch
-    >>> value_and_grad(lambda params, x: (params["w"] * x).sum())({"w": torch.tensor([3.0])}, torch.tensor([2.0]))
+    >>> compute = value_and_grad(lambda params, x: (params["w"] * x).sum())
+    >>> compute({"w": torch.tensor([3.0])}, torch.tensor([2.0]))
     (tensor(6.), {'w': tensor([2.])})
     """
 

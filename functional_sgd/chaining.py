@@ -1,25 +1,23 @@
 """An optimizer is a chain of rules: a value that can be called, compared, printed and nested."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, overload
 
 from functional_sgd.call import Plan
-from functional_sgd.optimizer import Optimizer, check_names
+from functional_sgd.chained import Chained, Front, hypers_of, in_words, make_plan, required_of
+from functional_sgd.optimizer import Optimizer
 from functional_sgd.rule import Rule
 from functional_sgd.signature import REQUIRED
 from functional_sgd.state import (
     State,
-    check_params,
-    check_state,
     init_state,
     like_params,
-    new_calls,
 )
 from functional_sgd.step import leaf_by_leaf
 from functional_sgd.table import aligned
-from functional_sgd.tree import Tree, flatten
-from functional_sgd.wiring import CALLS, Call, Reduced, wire
+from functional_sgd.tree import Tree
+from functional_sgd.wiring import Call, Reduced
 
 
 @dataclass(frozen=True, repr=False)
@@ -35,7 +33,7 @@ class Part:
     given: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __repr__(self) -> str:
-        return f"part({_words(self.rules, self.given)})"
+        return f"part({in_words(self.rules, self.given)})"
 
 
 @dataclass(frozen=True, repr=False)
@@ -47,7 +45,7 @@ class Chain(Optimizer):
     plan: Plan = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "plan", _plan(repr(self), self.rules, self.given, ("param",)))
+        object.__setattr__(self, "plan", make_plan(repr(self), self.rules, self.given, ("param",)))
 
     @property
     def hyper(self) -> dict[str, Any]:
@@ -57,12 +55,12 @@ class Chain(Optimizer):
         >>> adamw(lr=3e-3).hyper
         {'lr': 0.003, 'wd': 0.01, 'mom': 0.9, 'sqr_mom': 0.999, 'eps': 1e-08}
         """
-        return _hyper(self.plan)
+        return hypers_of(self.plan)
 
     @property
     def required(self) -> tuple[str, ...]:
         """The hypers, extras and columns that have no default: the caller must pass them."""
-        return _required(self.plan)
+        return required_of(self.plan)
 
     def init(self, params: Tree) -> State:
         """A fresh state: no leaf has taken a step, and every slot has its first value.
@@ -114,7 +112,7 @@ class Chain(Optimizer):
         return params
 
     def __repr__(self) -> str:
-        return f"chain({_words(self.rules, self.given)})"
+        return f"chain({in_words(self.rules, self.given)})"
 
     def describe(self) -> None:
         """Print, as a table, what each rule reads, writes and keeps.
@@ -127,167 +125,6 @@ class Chain(Optimizer):
         """
         titles = ("rule", "scope", "reads", "hypers", "writes", "keeps")
         print(aligned([titles, *(_row(self.plan, call) for call in self.plan.calls)]))
-
-
-@dataclass(frozen=True, repr=False)
-class Front(Optimizer):
-    """Rules that condition what another optimizer gets; a call returns (params, update, state)."""
-
-    rules: tuple[Rule, ...]
-    given: Mapping[str, Any] = field(hash=False)
-    plan: Plan = field(init=False, compare=False)
-
-    def __post_init__(self) -> None:
-        plan = _plan(repr(self), self.rules, self.given, ("param", "update"))
-        object.__setattr__(self, "plan", plan)
-
-    @property
-    def hyper(self) -> dict[str, Any]:
-        """The hypers and their defaults."""
-        return _hyper(self.plan)
-
-    @property
-    def required(self) -> tuple[str, ...]:
-        """The hypers, extras and columns that have no default."""
-        return _required(self.plan)
-
-    def init(self, params: Tree) -> State:
-        """A fresh state."""
-        return init_state(self.rules, self.plan.numbers, params)
-
-    def __call__(
-        self,
-        params: Tree,
-        grads: Tree,
-        state: State,
-        hyper: Mapping[str, Any] | None = None,
-        **extras: Any,
-    ) -> Any:
-        """One step: (new params, the update as a tree of gradients, new state)."""
-        return leaf_by_leaf(self.plan, params, grads, state, hyper, extras)
-
-    def __repr__(self) -> str:
-        return f"chain({_words(self.rules, self.given)})"
-
-
-@dataclass(frozen=True, repr=False)
-class Chained(Optimizer):
-    """Rules, another optimizer, and rules after it; `chain` makes one.
-
-    The optimizer gets the params and the update of the rules in front, as gradients; the rules
-    after it get its params. Its state is {"calls", "front", "inner", "after"}.
-    """
-
-    front: Optimizer  # a Front, or one that has been fused
-    opt: Optimizer
-    after: Optimizer
-
-    def __post_init__(self) -> None:
-        known: dict[str, Any] = {}
-        for one in self.inner:
-            for name, value in one.hyper.items():
-                if known.setdefault(name, value) != value:
-                    raise ValueError(
-                        f"chain: two of its parts give {name!r} different defaults, "
-                        f"{known[name]!r} and {value!r}. Decide with chain(..., {name}=...)."
-                    )
-
-    @property
-    def inner(self) -> tuple[Optimizer, ...]:
-        """The rules in front, the optimizer, and the rules after it."""
-        return self.front, self.opt, self.after
-
-    def with_inner(self, inner: tuple[Optimizer, ...]) -> "Chained":
-        """The same with others in their places."""
-        front, opt, after = inner
-        return replace(self, front=front, opt=opt, after=after)
-
-    @property
-    def hyper(self) -> dict[str, Any]:
-        """The hypers of all three and their defaults."""
-        return {name: value for one in self.inner for name, value in one.hyper.items()}
-
-    @property
-    def required(self) -> tuple[str, ...]:
-        """The hypers, extras and columns that none of them has a default for."""
-        every = [name for one in self.inner for name in one.required]
-        return tuple(dict.fromkeys(name for name in every if name not in self.hyper))
-
-    @property
-    def names(self) -> frozenset[str]:
-        """Every hyper, extra and column that is understood."""
-        return frozenset().union(*(one.names for one in self.inner))
-
-    @property
-    def donates(self) -> bool:
-        """Whether it overwrites params and state."""
-        return any(one.donates for one in self.inner)
-
-    def init(self, params: Tree) -> State:
-        """A fresh state."""
-        leaves, _ = flatten(params)
-        check_params(leaves)
-        front, inner, after = (one.init(params) for one in self.inner)
-        return {CALLS: new_calls(leaves), "front": front, "inner": inner, "after": after}
-
-    def __call__(
-        self,
-        params: Tree,
-        grads: Tree,
-        state: State,
-        hyper: Mapping[str, Any] | None = None,
-        **extras: Any,
-    ) -> tuple[Tree, State]:
-        """One step: (new params, new state)."""
-        check_state("chain", state, (CALLS, "front", "inner", "after"))
-        hyper = check_names("chain", hyper, extras, self.names)
-        front: Any = self.front
-        own, more = self._split(front, hyper, extras)
-        params, update, front_state = front(params, grads, state["front"], own, **more)
-        own, more = self._split(self.opt, hyper, extras)
-        params, inner = self.opt(params, update, state["inner"], own, **more)
-        own, more = self._split(self.after, hyper, extras)
-        params, after = self.after(params, grads, state["after"], own, **more)
-        calls = state[CALLS] + 1
-        return params, {CALLS: calls, "front": front_state, "inner": inner, "after": after}
-
-    def extend(self, state: State, before: Tree, params: Tree) -> State:
-        """The state for more params."""
-        names = ("front", "inner", "after")
-        grown = {
-            name: one.extend(state[name], before, params)
-            for name, one in zip(names, self.inner, strict=True)
-        }
-        return {CALLS: state[CALLS], **grown}
-
-    def perturb(
-        self, params: Tree, grads: Tree, state: State, hyper: Mapping[str, Any] | None = None
-    ) -> Tree:
-        """Where the optimizer wants the gradient."""
-        own, _ = self._split(self.opt, {} if hyper is None else hyper, {})
-        return self.opt.perturb(params, grads, state["inner"], own)
-
-    def evaluated(self, params: Tree, state: State) -> Tree:
-        """What the optimizer wants to be evaluated."""
-        return self.opt.evaluated(params, state["inner"])
-
-    def _split(
-        self, one: Optimizer, hyper: Mapping[str, Any], extras: Mapping[str, Any]
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The hypers and extras that one of them reads; what it requires may be the default of
-        another, but what it schedules may not.
-        """
-        defaults = {name: value for name, value in self.hyper.items() if name in one.required}
-        given = {name: value for name, value in hyper.items() if name in one.names}
-        own = {**defaults, **given}
-        for name in extras:
-            own.pop(name, None)
-        return own, {name: value for name, value in extras.items() if name in one.names}
-
-    def __repr__(self) -> str:
-        sides = [_parts(side) for side in (self.front, self.after)]
-        given = dict.fromkeys([*sides[0][1], *sides[1][1]])
-        return f"chain({', '.join([*sides[0][0], repr(self.opt), *sides[1][0], *given])})"
 
 
 @overload
@@ -357,26 +194,6 @@ def identity() -> Chain:
     return chain()
 
 
-def _plan(
-    who: str, rules: tuple[Rule, ...], given: Mapping[str, Any], results: tuple[str, ...]
-) -> Plan:
-    wiring = wire(rules, given, results)
-    shaped = tuple(s for rule in rules if rule.scope == "elementwise" for s in rule.slots)
-    return Plan(
-        who, wiring.calls, wiring.slots, shaped, wiring.numbers, wiring.given, wiring.defaults,
-        wiring.ranges, results,
-    )  # fmt: skip
-
-
-def _hyper(plan: Plan) -> dict[str, Any]:
-    return {name: value for name, value in plan.defaults.items() if value is not REQUIRED}
-
-
-def _required(plan: Plan) -> tuple[str, ...]:
-    open_ones = [name for name, value in plan.defaults.items() if value is REQUIRED]
-    return (*open_ones, *plan.given)
-
-
 def _flat(
     parts: Sequence[Any], hyper_defaults: Mapping[str, Any]
 ) -> tuple[tuple[Rule, ...], dict[str, Any]]:
@@ -411,17 +228,6 @@ def _names(*parts: Any) -> set[str]:
     """The hypers that these rules read, by the chain's names."""
     rules, _ = _flat(parts, {})
     return {rule.outer(name) for rule in rules for name in rule.scalars}
-
-
-def _words(rules: tuple[Rule, ...], given: Mapping[str, Any]) -> str:
-    return ", ".join([*map(repr, rules), *(f"{name}={value!r}" for name, value in given.items())])
-
-
-def _parts(one: Optimizer) -> tuple[list[str], list[str]]:
-    """A side of a Chained in words, without the chain(...) around it: (its rules, its defaults)."""
-    if not isinstance(one, (Front, Chain)):
-        return [repr(one)], []
-    return list(map(repr, one.rules)), [f"{name}={value!r}" for name, value in one.given.items()]
 
 
 def _row(plan: Plan, call: Call) -> tuple[str, ...]:

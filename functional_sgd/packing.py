@@ -14,7 +14,8 @@ class Packing:
     takes them out.
 
     >>> _, packing = pack([torch.zeros(2), torch.zeros(1)])
-    >>> packing([torch.ones(2), torch.tensor([3.0])]), packing.unpack({"float32": torch.tensor([1.0, 2.0, 3.0])})
+    >>> flat = {"float32": torch.tensor([1.0, 2.0, 3.0])}
+    >>> packing([torch.ones(2), torch.tensor([3.0])]), packing.unpack(flat)
     ({'float32': tensor([1., 1., 3.])}, [tensor([1., 2.]), tensor([3.])])
     """
 

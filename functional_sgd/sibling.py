@@ -24,7 +24,7 @@ def hidden_by(name: str = "loop", known_by: str = "run/machine.py") -> str | Non
 
 
 def warn_if_hidden() -> None:
-    """Say that a script's neighbour, loop.py say, hides the training loop: it goes before packages."""
+    """Say that a script's neighbour, such as loop.py, hides the loop: it goes before packages."""
     found = hidden_by()
     if found is not None:
         warnings.warn(

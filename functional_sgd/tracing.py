@@ -31,7 +31,8 @@ def known(condition: torch.Tensor, involved: Callable[[], Iterable[Any]] = tuple
     Nor if derivatives by any of what `involved()` gives are tracked, which must be there on either
     branch.
 
-    >>> known(torch.tensor(True)), torch.vmap(lambda x: x if known(x > 0) is None else -x)(torch.ones(1))
+    >>> mapped = torch.vmap(lambda x: x if known(x > 0) is None else -x)
+    >>> known(torch.tensor(True)), mapped(torch.ones(1))
     (True, tensor([1.]))
     """
     if recorded() or condition.device.type != "cpu":

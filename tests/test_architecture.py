@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 
 ORDER = (
     "sibling errors ranges reduction randomness table tracing tree outputs guard packing "
-    "signature rule trial wiring hyper state call step optimizer chaining schedules rules "
+    "signature rule trial wiring hyper state call step optimizer chained chaining schedules rules "
     "wrappers recipes placing autodiff fusion compile bridge"
 ).split()
 """Of functional_sgd: a module, or a folder of them, imports from what stands before it, and from
@@ -21,8 +21,8 @@ its own folder.
 """
 
 LOOP_ORDER = (
-    "run.events run.signals run.chance history state disk hyper_log callback layer_groups "
-    "layer_stats data losses metrics plots learner run callbacks training tools"
+    "run.events run.signals run.chance columns history state disk hyper_log callback "
+    "layer_groups layer_stats data losses metrics plots learner run callbacks training tools"
 ).split()
 """Of loop, the same; a module with a place of its own is not in that of its folder."""
 

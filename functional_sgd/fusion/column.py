@@ -13,7 +13,8 @@ class Column:
     """The tensors of a group's leaves under one name.
 
     A kernel sees memory, not tensors: `addresses` are good for as long as the column lives, since
-    it holds the tensors that they belong to. Whoever launches a kernel holds its columns until then.
+    it holds the tensors that they belong to. Whoever launches a kernel holds its columns until
+    then.
     """
 
     __slots__ = ("_addresses", "_like", "dtype", "kept", "tensors", "writable")

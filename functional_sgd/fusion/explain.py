@@ -39,7 +39,7 @@ def _table(steps: Sequence[Step]) -> str:
 
 def _moves(fused: "Fused", steps: Sequence[Step], group: Group) -> str:
     """Who treats a group, and what that moves."""
-    backend = next(one for one in fused.backends if one.treats(group.device))
+    backend = next(one for one in fused.working() if one.treats(group.device))
     dtype = str(group.dtypes["param"]).removeprefix("torch.")
     size = sum(group.sizes) * group.dtypes["param"].itemsize
     moved = sum(_bytes(step, group) for step in steps)

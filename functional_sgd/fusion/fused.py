@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor
 
 from functional_sgd.call import Leaves, take_apart
-from functional_sgd.chaining import Chain, Front
+from functional_sgd.chained import Front
+from functional_sgd.chaining import Chain
 from functional_sgd.fusion.backends.backend import Backend, Unavailable
 from functional_sgd.fusion.backends.c.launch import CBackend
 from functional_sgd.fusion.backends.foreach import ForeachBackend
@@ -126,6 +128,12 @@ class Fused(Optimizer):
         self._lock = threading.Lock()
         self._pool = Pool()
         self._unbatched: set[int] = set()
+        self._away: dict[str, float] = {}  # backends that failed, and when to try them again
+        for backend in self.backends:
+            try:
+                backend.probe()
+            except Unavailable as error:
+                self._give_up(error)
 
     @property
     def hyper(self) -> dict[str, Any]:
@@ -196,7 +204,7 @@ class Fused(Optimizer):
     def _run(self, leaves: Leaves, groups: list[Group]) -> Any:
         program = self.program_for(groups)
         while True:
-            resources = Resources(self._pool, self.backends, self._unbatched, self.donate)
+            resources = Resources(self._pool, self.working(), self._unbatched, self.donate)
             run = Run(self.opt.plan, program, groups, leaves, resources)
             numbers = dict(leaves.numbers)
             try:
@@ -260,6 +268,13 @@ class Fused(Optimizer):
     def __repr__(self) -> str:
         return f"fuse({self.opt!r}{', donate=True' if self.donate else ''})"
 
+    def working(self) -> list[Backend]:
+        """The backends that are there, but for those that have failed a short time ago."""
+        if not self._away:
+            return self.backends
+        now = time.monotonic()
+        return [one for one in self.backends if self._away.get(one.name, 0.0) <= now]
+
     def program_for(self, groups: Sequence[Group]) -> Program:
         """What runs on these groups."""
         half = any(group.dtypes["param"] in _HALVES for group in groups)
@@ -301,14 +316,14 @@ class Fused(Optimizer):
         return groups, others
 
     def _give_up(self, error: Unavailable) -> None:
-        """Do without a backend from now on, and say once what is lost."""
-        self.backends.remove(error.backend)
+        """Do without a backend for a while, and say once what is lost."""
+        self._away[error.backend.name] = error.retry_at
         if (error.backend.name, str(error)) not in _warned:
             _warned.add((error.backend.name, str(error)))
             warnings.warn(
                 f"fuse: {error}. Optimizers run with foreach operators, several times slower. "
                 f"{error.cure}",
-                stacklevel=5,
+                stacklevel=4,
             )
 
 

@@ -234,7 +234,7 @@ class _Planner:
         return Program(tuple(steps), results, self.numbers)
 
     def _time_to_write(self, name: str, node: Node) -> int:
-        """The stage in which a result is written: when it is known, and nobody reads the old one."""
+        """The stage that writes a result: when it is known, and nobody reads the old one."""
         readers = [n.stage for n in self.graph.nodes if any(_is(name, a) for a in n.inputs)]
         for time, _, _, inputs, _ in self.torch_rules:
             if any(_is(name, one) for one in inputs.values()):

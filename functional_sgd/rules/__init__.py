@@ -1,4 +1,4 @@
-"""The rules, one theme a file. A new rule goes into the file of its theme and into the list here."""
+"""The rules, one theme a file. A new rule goes into its theme's file and into the list here."""
 
 from functional_sgd.rules.averaging import average_grad as average_grad
 from functional_sgd.rules.averaging import average_sqr_grad as average_sqr_grad

@@ -70,7 +70,8 @@ def rectify(
     Reads update, the debiased sqr_avg, step, sqr_mom in [0, 1), eps > 0 (added to the debiased
     root, as fastai does). Source: RAdam (Liu et al. 2020).
 
-    >>> rectify(torch.tensor([4.0]), torch.tensor([4.0]), step=torch.tensor(1))  # too early: unchanged
+    >>> early = torch.tensor(1)  # too early: unchanged
+    >>> rectify(torch.tensor([4.0]), torch.tensor([4.0]), step=early)
     {'update': tensor([4.])}
     """
     return dict(update=_rectified(update, root(sqr_avg) + eps, step, sqr_mom))

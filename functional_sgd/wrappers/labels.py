@@ -16,7 +16,7 @@ params with labels.
 
 
 def as_patterns(labels: Labels) -> Labels:
-    """Labels as a function or a mapping of path patterns: a tree becomes the paths of its leaves."""
+    """Labels as a function or a mapping of path patterns: of a tree, the paths of its leaves."""
     if callable(labels) or (
         isinstance(labels, Mapping) and all(map(_is_pattern, labels, labels.values()))
     ):
@@ -41,7 +41,8 @@ def labels_of(who: str, labels: Labels, params: Tree, names: list[str]) -> list[
 def covers(name: str, pattern: str) -> bool:
     """Whether a pattern matches a path, or a branch that it is on.
 
-    >>> covers("head.weight", "head"), covers("head.weight", "*.weight"), covers("head2.weight", "head")
+    >>> name = "head.weight"
+    >>> covers(name, "head"), covers(name, "*.weight"), covers("head2.weight", "head")
     (True, True, False)
     """
     return bool(matches(name, pattern) or matches(name, f"{pattern}.*"))

@@ -2,7 +2,8 @@
 
 from typing import overload
 
-from functional_sgd.chaining import Chain, Chained, chain
+from functional_sgd.chained import Chained
+from functional_sgd.chaining import Chain, chain
 from functional_sgd.optimizer import Optimizer
 from functional_sgd.rules.stepping import sync_slow_params
 

@@ -50,7 +50,7 @@ def cut_on_fall(size: float, reference: float, threshold: float = 2.0) -> tuple[
 @storable
 @dataclass(frozen=True, eq=False)
 class Sizes:
-    """What AnnealOnGradRatio remembers: of earlier epochs, and of the steps of the epoch at hand."""
+    """What AnnealOnGradRatio remembers: of earlier epochs, and of the steps of this one."""
 
     reference: float | None = None
     ratios: tuple[float, ...] = ()
@@ -95,9 +95,9 @@ class AnnealOnGradRatio(Callback):
     tensor: with `sqr_avg_size`, the workbook's.
 
     No part of lr falls below `min_lr`, and lr stays cut in the state after the run. `state.memory`
-    has Sizes: the reference, and the ratios size / reference of every epoch. Every run starts anew; with
-    `reset_on_fit=False` it goes on from where the last one was, so that five runs of one epoch are
-    one run of five. A device is waited for once an epoch.
+    has Sizes: the reference, and the ratios size / reference of every epoch. Every run starts anew;
+    with `reset_on_fit=False` it goes on from where the last one was, so that five runs of one epoch
+    are one run of five. A device is waited for once an epoch.
 
     Raises ValueError for an unknown rule, a threshold or factor that is not above 1, and when the
     run starts if lr is scheduled in it. Source: fast.ai's lesson 18, sheet "adam_ann".

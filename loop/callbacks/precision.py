@@ -158,7 +158,8 @@ class MixedPrecision(Callback):
         """(scale, good steps in a row) after one more step; the scale is a 0-d float32 tensor.
 
         >>> rules = MixedPrecision(torch.float16, growth_interval=2)
-        >>> rules.next_scale(torch.tensor(8.0), 1, finite=True), rules.next_scale(torch.tensor(8.0), 1, finite=False)
+        >>> scale = torch.tensor(8.0)
+        >>> rules.next_scale(scale, 1, finite=True), rules.next_scale(scale, 1, finite=False)
         ((tensor(16.), 0), (tensor(4.), 0))
         """
         if not finite:
@@ -193,7 +194,8 @@ def scaled_gradient(value: Tensor, scale: Tensor) -> Tensor:
 def all_finite(grads: Mapping[str, Tensor | None]) -> bool:
     """Whether no gradient has a NaN or an infinity; this is where a device is waited for.
 
-    >>> all_finite({"a": torch.ones(2), "b": None}), all_finite({"a": torch.tensor([1.0, float("nan")])})
+    >>> bad = torch.tensor([1.0, float("nan")])
+    >>> all_finite({"a": torch.ones(2), "b": None}), all_finite({"a": bad})
     (True, False)
     """
     leaves = [grad for grad in grads.values() if grad is not None and grad.numel() > 0]

@@ -49,8 +49,8 @@ class SaveModel(Callback):
     many the state has seen), train_iter, the monitored value and a digest of the file; "{epoch}" in
     it is filled in, which makes a file for each. None writes none. `load_params` reads it, and so
     does `model.load_state_dict(safetensors.torch.load_file(path))`. `weights` says what is kept:
-    `at_average` for the averages of an AverageParams, which its validation measures. Weights that are
-    not finite are never kept or written, however good their monitor; a UserWarning says so.
+    `at_average` for the averages of an AverageParams, which its validation measures. Weights that
+    are not finite are never kept or written, however good their monitor; a UserWarning says so.
 
     Raises ValueError for settings that make no sense, and for a monitor that is no column: before
     the run if there is no validation data, else after the first epoch. Source: fastai.

@@ -133,7 +133,8 @@ def class_count(source: Any) -> int:
     `source` is what one_batch takes; targets are the last part of a batch, or its "labels". Raises
     ValueError if they are no integers, or there are none.
 
-    >>> class_count([(torch.zeros(2, 8), torch.tensor([0, 4])), (torch.zeros(1, 8), torch.tensor([3]))])
+    >>> x = torch.zeros(2, 8)
+    >>> class_count([(x, torch.tensor([0, 4])), (x[:1], torch.tensor([3]))])
     5
     """
     data = getattr(source, "data", source)

@@ -61,9 +61,10 @@ def make_loader(
         ahead: Batches that each worker has ready before they are asked for.
         keep_workers: Keep the processes from one pass to the next. Not for streams.
         pin: Put batches into pinned memory, where there is an accelerator; for `Prefetch`.
-        context: How processes are started: "fork", "forkserver" or "spawn". By default as Python does, but where its
-            way is to fork and to warn of it (Linux, Python 3.12 and 3.13) by "forkserver". All but "fork" need a data
-            set that can be pickled, and seconds to start: keep the workers.
+        context: How processes are started: "fork", "forkserver" or "spawn". By default as Python
+            does, but where its way is to fork and to warn of it (Linux, Python 3.12 and 3.13) by
+            "forkserver". All but "fork" need a data set that can be pickled, and seconds to start:
+            keep the workers.
         timeout: Seconds that a worker may take for a batch; then RuntimeError, which a stopped run
             needs to end where a worker hangs. 0 waits for ever.
 

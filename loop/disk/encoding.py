@@ -81,8 +81,11 @@ def encode(value: Any, where: str) -> tuple[Node, dict[str, Tensor]]:
     Raises TypeError, saying where, for anything that `decode` could not give back equal in type and
     value.
 
-    >>> encode({"sums": (torch.tensor(1.5), 2)}, "memory")
-    ({'dict': [['sums', {'tuple': [{'tensor': "memory['sums'][0]"}, 2]}]]}, {"memory['sums'][0]": tensor(1.5000)})
+    >>> node, tensors = encode({"sums": (torch.tensor(1.5), 2)}, "memory")
+    >>> node
+    {'dict': [['sums', {'tuple': [{'tensor': "memory['sums'][0]"}, 2]}]]}
+    >>> tensors
+    {"memory['sums'][0]": tensor(1.5000)}
     """
     tensors: dict[str, Tensor] = {}
     return _node(value, where, tensors, 0), tensors

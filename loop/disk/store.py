@@ -186,7 +186,8 @@ def _check_place(path: Path, overwrite: bool) -> None:
                 f"saved state. "
                 f"Choose another path."
                 if overwrite
-                else f"save: there is something at {place} already. Choose another path, or pass overwrite=True."
+                else f"save: there is something at {place} already. "
+                "Choose another path, or pass overwrite=True."
             )
 
 

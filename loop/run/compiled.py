@@ -30,7 +30,7 @@ INSIDE = ("after_pred", "after_loss", "before_backward")
 BEFORE_UPDATE = ("after_backward", "before_step")
 """If every handler of these is traceable too, the graph goes on to the update."""
 
-FEW = 16  # leaves: so many are updated by the graph; for more, it would take long to compile and gain nothing
+FEW = 16  # leaves that the graph updates; for more, it would take long to compile and gain nothing
 
 Handlers = dict[str, list[tuple[str, Callable[[State], Any]]]]
 

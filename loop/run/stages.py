@@ -179,7 +179,8 @@ class Work:
                     result = handler(at.replace(event=event))
                     at = at if result is None else result
             tracked = {n: v for n, v in again.during.items() if n not in at.frozen}
-            assert at.loss is not None and again.placed is not None
+            assert at.loss is not None
+            assert again.placed is not None
             found = gradients(at.loss, list(tracked.values()), [again.placed])
         except Cancel as signal:
             # The state to go on from is that of the batch, not one at perturbed params.
@@ -203,7 +204,7 @@ class Work:
         return state.replace(params=params, opt_state=opt_state)
 
     def _value_at(self, state: State, params: Mapping[str, Tensor]) -> Tensor:
-        """The loss of this batch at other params, with the same chance; it can be differentiated."""
+        """The loss of this batch at other params, with the same chance; it is differentiable."""
         again = Work()
         again.model, again.loss_function = self.model, self.loss_function
         seed_torch(key(state.seed, state.train_iter, FOR_BATCH), device_of(state))

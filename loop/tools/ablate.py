@@ -85,7 +85,8 @@ def ablate(
     >>> from loop import DataLoaders, GradientClip
     >>> x = torch.linspace(-1, 1, 8)[:, None]
     >>> model, data = torch.nn.Linear(1, 1), DataLoaders([(x, 3 * x + 1)])
-    >>> learner = Learner(model, data, torch.nn.functional.mse_loss, sgd(lr=0.1), callbacks=[GradientClip(0.1)])
+    >>> loss, clip = torch.nn.functional.mse_loss, GradientClip(0.1)
+    >>> learner = Learner(model, data, loss, sgd(lr=0.1), callbacks=[clip])
     >>> table = ablate(learner, learner.init(), epochs=50)
     >>> table.differences("gradient_clip")["train_loss"][0] < 0  # without it, the loss is smaller
     True

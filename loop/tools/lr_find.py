@@ -122,7 +122,8 @@ def lr_find(
     >>> from functional_sgd import sgd
     >>> from loop import DataLoaders
     >>> x = torch.linspace(-1, 1, 8)[:, None]
-    >>> learner = Learner(torch.nn.Linear(1, 1), DataLoaders([(x, 3 * x + 1)]), torch.nn.functional.mse_loss, sgd())
+    >>> model, data = torch.nn.Linear(1, 1), DataLoaders([(x, 3 * x + 1)])
+    >>> learner = Learner(model, data, torch.nn.functional.mse_loss, sgd())
     >>> found = lr_find(learner, learner.init())
     >>> len(found.lrs), found.lrs[50], found.minimum > found.valley
     (100, 0.001, True)

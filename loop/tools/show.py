@@ -16,8 +16,8 @@ def show_loop(learner: Learner) -> None:
     >>> from functional_sgd import sgd
     >>> from loop import DataLoaders, GradientClip
     >>> import torch
-    >>> learner = Learner(torch.nn.Linear(1, 1), DataLoaders([1]), torch.nn.functional.mse_loss, sgd(),
-    ...                   callbacks=[GradientClip()])
+    >>> model, loss = torch.nn.Linear(1, 1), torch.nn.functional.mse_loss
+    >>> learner = Learner(model, DataLoaders([1]), loss, sgd(), callbacks=[GradientClip()])
     >>> show_loop(learner)  # doctest: +ELLIPSIS
     fit
       before_fit: recorder

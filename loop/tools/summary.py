@@ -91,7 +91,8 @@ def summary(learner: Learner, state: State) -> Summary:
     >>> from functional_sgd import sgd
     >>> from loop import DataLoaders
     >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
-    >>> learner = Learner(model, DataLoaders([(torch.ones(4, 2), torch.ones(4, 3))]), nn.functional.mse_loss, sgd())
+    >>> data = DataLoaders([(torch.ones(4, 2), torch.ones(4, 3))])
+    >>> learner = Learner(model, data, nn.functional.mse_loss, sgd())
     >>> print(summary(learner, learner.init()))
     Sequential, input 4 x 2
     ------------------------------------------
@@ -103,7 +104,7 @@ def summary(learner: Learner, state: State) -> Summary:
     trained:    9  (36 bytes)
     frozen:     0   (0 bytes)
     buffers:    0   (0 bytes)
-    optimizer:  1   (8 bytes)
+    optimizer:  2  (16 bytes)
     <BLANKLINE>
     optimizer:  chain(sgd_step, lr=0.001)
     hypers:     lr=0.001
@@ -131,7 +132,7 @@ def summary(learner: Learner, state: State) -> Summary:
 
 @contextmanager
 def recorded_shapes(model: nn.Module) -> Iterator[dict[str, tuple[tuple[int, ...], ...]]]:
-    """A dict that gets the shapes of what every layer gives, when it is called for the first time."""
+    """A dict that gets the shapes of what every layer gives when it is first called."""
     found: dict[str, tuple[tuple[int, ...], ...]] = {}
     with ExitStack() as stack:
         for name, layer in model.named_modules():

@@ -28,9 +28,10 @@ def test_other_tensors_of_the_same_kind_pass(guard: Guard) -> None:
     one, other = params(), {name: value + 1 for name, value in params().items()}
     found = guard.flatten((one, other))
     assert found is not None
-    assert [[value is leaf for value, leaf in zip(column, tree.values(), strict=True)] for column, tree in zip(
-        found, (one, other), strict=True
-    )] == [[True] * 3] * 2  # fmt: skip
+    assert [
+        [value is leaf for value, leaf in zip(column, tree.values(), strict=True)]
+        for column, tree in zip(found, (one, other), strict=True)
+    ] == [[True] * 3] * 2
 
 
 class Sub(Tensor):

@@ -136,8 +136,13 @@ def test_keywords_become_hypers(name: str, keywords: dict[str, float]) -> None:
     assert getattr(recipes, name)(**keywords).hyper == keywords
 
 
-@pytest.mark.parametrize("name", ["sgd", "momentum", "rmsprop", "adam", "adamw", "radam", "qhadam", "larc", "lamb",
-                                  "lion", "ranger"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("sgd", "momentum", "rmsprop", "adam", "adamw", "radam", "qhadam", "larc", "lamb"),
+        *("lion", "ranger"),
+    ],
+)
 def test_recipes_need_no_arguments(name: str) -> None:
     assert getattr(fs, name)().required == ()
 

@@ -1,4 +1,4 @@
-"""Schedules: numbers of fastai's (float32 inside, so rtol 1e-6), tensor positions, errors, copies."""
+"""Schedules: fastai's numbers (float32 inside, so rtol 1e-6), tensor positions, errors, copies."""
 
 import copy
 import pickle
@@ -124,14 +124,18 @@ def test_linear_is_exact() -> None:
 
 def test_recorded_rates_of_one_cycle() -> None:
     """Two epochs of five batches, maximum 0.1."""
-    recorded = [0.004, 0.03716718512, 0.09083281679, 0.09890739036, 0.09045094494, 0.07500024865, 0.05522686593,
-                0.03454981013, 0.01654430239, 0.004323687191]  # fmt: skip
+    recorded = [
+        *(0.004, 0.03716718512, 0.09083281679, 0.09890739036, 0.09045094494),
+        *(0.07500024865, 0.05522686593, 0.03454981013, 0.01654430239, 0.004323687191),
+    ]
     assert [one_cycle(0.1)(k / 10) for k in range(10)] == pytest.approx(recorded, rel=1e-6)
 
 
 def test_recorded_momenta_of_one_cycle() -> None:
-    recorded = [0.95, 0.9154508488, 0.8595491492, 0.8510926206, 0.8595491506, 0.8750000014, 0.8947735818, 0.9154508444,
-                0.9334565322, 0.9456772696]  # fmt: skip
+    recorded = [
+        *(0.95, 0.9154508488, 0.8595491492, 0.8510926206, 0.8595491506),
+        *(0.8750000014, 0.8947735818, 0.9154508444, 0.9334565322, 0.9456772696),
+    ]
     momentum = three_cosines(0.25, 0.95, 0.85, 0.95)
     assert [momentum(k / 10) for k in range(10)] == pytest.approx(recorded, rel=1e-6)
 

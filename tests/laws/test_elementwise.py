@@ -1,4 +1,4 @@
-"""Law 5: what is called elementwise commutes with reshaping and concatenation, alone and in chains."""
+"""Law 5: elementwise rules commute with reshaping and concatenation, alone and in chains."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,5 +1,6 @@
 """What a backend is: who compiles a pass, and runs it on the leaves of a group."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
@@ -28,9 +29,12 @@ device is done: whoever looks at the results waits.
 class Unavailable(RuntimeError):
     """A backend cannot work here; the message says why."""
 
-    def __init__(self, message: str, backend: "Backend", cure: str) -> None:
+    def __init__(
+        self, message: str, backend: "Backend", cure: str, retry_at: float = math.inf
+    ) -> None:
         super().__init__(message)
         self.backend, self.cure = backend, cure
+        self.retry_at = retry_at  # when another try is worth its time, a time.monotonic
 
 
 class Backend(ABC):
@@ -41,6 +45,9 @@ class Backend(ABC):
     @abstractmethod
     def treats(self, device: torch.device) -> bool:
         """Whether it works for leaves on this device."""
+
+    def probe(self) -> None:
+        """Raise Unavailable if it is known already that it cannot work here."""
 
     @abstractmethod
     def compile(self, work: Pass, dtypes: Dtypes, scalars: Scalars, group: Group) -> Runner:

@@ -18,22 +18,20 @@ from functional_sgd.randomness import LeafKey
 from functional_sgd.reduction import Reduction
 
 _BOTH = ("add", "sub", "mul", "div", "maximum", "minimum", "pow")
-_ALONE = tuple(
-    [
-        "neg",
-        "abs",
-        "sqrt",
-        "rsqrt",
-        "exp",
-        "expm1",
-        "log",
-        "tanh",
-        "sigmoid",
-        "sign",
-        "floor",
-        "ceil",
-        "round",
-    ]
+_ALONE = (
+    "neg",
+    "abs",
+    "sqrt",
+    "rsqrt",
+    "exp",
+    "expm1",
+    "log",
+    "tanh",
+    "sigmoid",
+    "sign",
+    "floor",
+    "ceil",
+    "round",
 )
 
 
@@ -80,7 +78,9 @@ class _Interpreter:
         for column, node in zip(writes, work.outputs.values(), strict=True):
             for place, tensor in enumerate(column.tensors):
                 value = values[node.index]
-                tensor.copy_(_tensor(value[place] if isinstance(value, list) else value))
+                own = _tensor(value[place] if isinstance(value, list) else value)
+                # What torch made of a 0-d leaf has one axis, as rules see it.
+                tensor.copy_(own.reshape(tensor.shape) if own.numel() == tensor.numel() else own)
         if not work.takes:
             return None
         totals = [self._take(take.reduction, values[take.node.index]) for take in work.takes]

@@ -183,7 +183,7 @@ def test_a_function_gives_what_torch_gives(name, dtype):
 
 
 def assert_what_torch_gives(name, dtype, found, expected):
-    """Equal, or as near as this function's rounding allows, for every pair of numbers in the table."""
+    """Equal, or as near as this function's rounding allows, for every pair in the table."""
     x, y = table(dtype)
     finite = expected.isfinite()
     size = torch.where(finite, expected, 1).abs()

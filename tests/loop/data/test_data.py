@@ -256,7 +256,7 @@ def test_n26_validation_has_no_gradients_and_changes_nothing() -> None:
 
 
 def test_n27_validation_is_right_for_batches_of_any_size() -> None:
-    """The squares 1, 1, 0, 4 and 9 in batches of 4 and 1 have the mean 3, not (1.5 + 9) / 2 = 5.25."""
+    """The squares 1, 1, 0, 4, 9 in batches of 4 and 1 have the mean 3, not (1.5 + 9) / 2 = 5.25."""
     x, y = torch.zeros(5, 1), torch.tensor([[1.0], [1.0], [0.0], [2.0], [3.0]])
     mine = learner(one_weight(), DataLoaders([(x, y)], Batches((x, y), 4)))
     assert validate(mine, mine.init())["valid_loss"] == 3.0

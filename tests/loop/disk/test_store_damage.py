@@ -158,7 +158,8 @@ GONE = {"object": ["Gone", "my.callbacks", {}]}
 FOREIGN: dict[str, tuple[Callable[[Document], Any], str]] = {
     "version": (
         lambda document: document.update(version=3, library="functional-sgd 9.9"),
-        r"has version 3 of the format, written by functional-sgd 9\.9; expected version 2, as read by functional-sgd ",
+        r"has version 3 of the format, written by functional-sgd 9\.9; "
+        "expected version 2, as read by functional-sgd ",
     ),
     "format": (
         lambda document: document.update(format="other"),
@@ -174,7 +175,8 @@ FOREIGN: dict[str, tuple[Callable[[Document], Any], str]] = {
     ),
     "class": (
         lambda document: document["fields"].update(memory=GONE),
-        r"state.json: it holds an object of a class Gone that is not known here. Import my\.callbacks",
+        r"state.json: it holds an object of a class Gone that is not known here. "
+        r"Import my\.callbacks",
     ),
     "node": (
         lambda document: document["fields"].update(memory={"pickle": ""}),
@@ -206,7 +208,8 @@ FOREIGN: dict[str, tuple[Callable[[Document], Any], str]] = {
     ),
     "dtype": (
         lambda document: document["tensors"]["params['w']"].update(dtype="float4"),
-        r"state.json does not describe params\['w'\]: expected .*, the dtype one of bool, .*'float4'",
+        r"state.json does not describe params\['w'\]: expected .*, "
+        r"the dtype one of bool, .*'float4'",
     ),
     "no digest": (
         lambda document: document["tensors"]["params['w']"].pop("sha256"),

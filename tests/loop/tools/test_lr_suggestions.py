@@ -1,4 +1,4 @@
-"""FR3: which learning rate a curve suggests, on curves whose answers fastai gave, and its picture."""
+"""FR3: which learning rate a curve suggests, on curves that fastai answered, and its picture."""
 
 import math
 from collections.abc import Callable, Sequence

@@ -37,13 +37,19 @@ class CBackend(Backend):
         """CPUs."""
         return device.type == "cpu"
 
+    def probe(self) -> None:
+        """Raise Unavailable unless a function that does nothing can be compiled and loaded."""
+        self._function("void run(void) {}\n")
+
+    def _function(self, source: str, *argtypes: Any) -> Any:
+        try:
+            return compiler.function_of(source, *argtypes)
+        except compiler.NoCompiler as error:
+            raise Unavailable(str(error), self, error.cure, error.retry_at) from error
+
     def compile(self, work: Pass, dtypes: Dtypes, scalars: Scalars, group: Group) -> Runner:
         """The compiled pass. Raises Unavailable without a compiler."""
-        try:
-            function = compiler.function_of(c_source(work, dtypes), *_SIGNATURE)
-        except compiler.NoCompiler as error:
-            raise Unavailable(str(error), self, error.cure) from error
-        return _Kernel(work, function)
+        return _Kernel(work, self._function(c_source(work, dtypes), *_SIGNATURE))
 
     def allocate(
         self, pool: Pool, name: str, like: Sequence[Tensor], dtype: torch.dtype

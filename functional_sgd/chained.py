@@ -1,0 +1,211 @@
+"""Rules around another optimizer: in front of it, and after it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from functional_sgd.call import Plan
+from functional_sgd.optimizer import Optimizer, check_names
+from functional_sgd.rule import Rule
+from functional_sgd.signature import REQUIRED
+from functional_sgd.state import State, check_params, check_state, init_state, new_calls
+from functional_sgd.step import leaf_by_leaf
+from functional_sgd.tree import Tree, flatten
+from functional_sgd.wiring import CALLS, wire
+
+
+@dataclass(frozen=True, repr=False)
+class Front(Optimizer):
+    """Rules that condition what another optimizer gets; a call returns (params, update, state)."""
+
+    rules: tuple[Rule, ...]
+    given: Mapping[str, Any] = field(hash=False)
+    plan: Plan = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        plan = make_plan(repr(self), self.rules, self.given, ("param", "update"))
+        object.__setattr__(self, "plan", plan)
+
+    @property
+    def hyper(self) -> dict[str, Any]:
+        """The hypers and their defaults."""
+        return hypers_of(self.plan)
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """The hypers, extras and columns that have no default."""
+        return required_of(self.plan)
+
+    def init(self, params: Tree) -> State:
+        """A fresh state."""
+        return init_state(self.rules, self.plan.numbers, params)
+
+    def __call__(
+        self,
+        params: Tree,
+        grads: Tree,
+        state: State,
+        hyper: Mapping[str, Any] | None = None,
+        **extras: Any,
+    ) -> Any:
+        """One step: (new params, the update as a tree of gradients, new state)."""
+        return leaf_by_leaf(self.plan, params, grads, state, hyper, extras)
+
+    def __repr__(self) -> str:
+        return f"chain({in_words(self.rules, self.given)})"
+
+
+@dataclass(frozen=True, repr=False)
+class Chained(Optimizer):
+    """Rules, another optimizer, and rules after it; `chain` makes one.
+
+    The optimizer gets the params and the update of the rules in front, as gradients; the rules
+    after it get its params. Its state is {"calls", "front", "inner", "after"}.
+    """
+
+    front: Optimizer  # a Front, or one that has been fused
+    opt: Optimizer
+    after: Optimizer
+
+    def __post_init__(self) -> None:
+        known: dict[str, Any] = {}
+        for one in self.inner:
+            for name, value in one.hyper.items():
+                if known.setdefault(name, value) != value:
+                    raise ValueError(
+                        f"chain: two of its parts give {name!r} different defaults, "
+                        f"{known[name]!r} and {value!r}. Decide with chain(..., {name}=...)."
+                    )
+
+    @property
+    def inner(self) -> tuple[Optimizer, ...]:
+        """The rules in front, the optimizer, and the rules after it."""
+        return self.front, self.opt, self.after
+
+    def with_inner(self, inner: tuple[Optimizer, ...]) -> "Chained":
+        """The same with others in their places."""
+        front, opt, after = inner
+        return replace(self, front=front, opt=opt, after=after)
+
+    @property
+    def hyper(self) -> dict[str, Any]:
+        """The hypers of all three and their defaults."""
+        return {name: value for one in self.inner for name, value in one.hyper.items()}
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """The hypers, extras and columns that none of them has a default for."""
+        every = [name for one in self.inner for name in one.required]
+        return tuple(dict.fromkeys(name for name in every if name not in self.hyper))
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Every hyper, extra and column that is understood."""
+        return frozenset().union(*(one.names for one in self.inner))
+
+    @property
+    def donates(self) -> bool:
+        """Whether it overwrites params and state."""
+        return any(one.donates for one in self.inner)
+
+    def init(self, params: Tree) -> State:
+        """A fresh state."""
+        leaves, _ = flatten(params)
+        check_params(leaves)
+        front, inner, after = (one.init(params) for one in self.inner)
+        return {CALLS: new_calls(leaves), "front": front, "inner": inner, "after": after}
+
+    def __call__(
+        self,
+        params: Tree,
+        grads: Tree,
+        state: State,
+        hyper: Mapping[str, Any] | None = None,
+        **extras: Any,
+    ) -> tuple[Tree, State]:
+        """One step: (new params, new state)."""
+        check_state("chain", state, (CALLS, "front", "inner", "after"))
+        hyper = check_names("chain", hyper, extras, self.names)
+        front: Any = self.front
+        own, more = self._split(front, hyper, extras)
+        params, update, front_state = front(params, grads, state["front"], own, **more)
+        own, more = self._split(self.opt, hyper, extras)
+        params, inner = self.opt(params, update, state["inner"], own, **more)
+        own, more = self._split(self.after, hyper, extras)
+        params, after = self.after(params, grads, state["after"], own, **more)
+        calls = state[CALLS] + 1
+        return params, {CALLS: calls, "front": front_state, "inner": inner, "after": after}
+
+    def extend(self, state: State, before: Tree, params: Tree) -> State:
+        """The state for more params."""
+        names = ("front", "inner", "after")
+        grown = {
+            name: one.extend(state[name], before, params)
+            for name, one in zip(names, self.inner, strict=True)
+        }
+        return {CALLS: state[CALLS], **grown}
+
+    def perturb(
+        self, params: Tree, grads: Tree, state: State, hyper: Mapping[str, Any] | None = None
+    ) -> Tree:
+        """Where the optimizer wants the gradient."""
+        own, _ = self._split(self.opt, {} if hyper is None else hyper, {})
+        return self.opt.perturb(params, grads, state["inner"], own)
+
+    def evaluated(self, params: Tree, state: State) -> Tree:
+        """What the optimizer wants to be evaluated."""
+        return self.opt.evaluated(params, state["inner"])
+
+    def _split(
+        self, one: Optimizer, hyper: Mapping[str, Any], extras: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The hypers and extras that one of them reads; what it requires may be the default of
+        another, but what it schedules may not.
+        """
+        defaults = {name: value for name, value in self.hyper.items() if name in one.required}
+        given = {name: value for name, value in hyper.items() if name in one.names}
+        own = {**defaults, **given}
+        for name in extras:
+            own.pop(name, None)
+        return own, {name: value for name, value in extras.items() if name in one.names}
+
+    def __repr__(self) -> str:
+        sides = [_side(side) for side in (self.front, self.after)]
+        given = dict.fromkeys([*sides[0][1], *sides[1][1]])
+        return f"chain({', '.join([*sides[0][0], repr(self.opt), *sides[1][0], *given])})"
+
+
+def make_plan(
+    who: str, rules: tuple[Rule, ...], given: Mapping[str, Any], results: tuple[str, ...]
+) -> Plan:
+    """What an executor needs to know of these rules. Raises what `wire` raises."""
+    wiring = wire(rules, given, results)
+    shaped = tuple(s for rule in rules if rule.scope == "elementwise" for s in rule.slots)
+    return Plan(
+        who, wiring.calls, wiring.slots, shaped, wiring.numbers, wiring.given, wiring.defaults,
+        wiring.ranges, results,
+    )  # fmt: skip
+
+
+def hypers_of(plan: Plan) -> dict[str, Any]:
+    """The hypers that have a default."""
+    return {name: value for name, value in plan.defaults.items() if value is not REQUIRED}
+
+
+def required_of(plan: Plan) -> tuple[str, ...]:
+    """The hypers, extras and columns that have none."""
+    open_ones = [name for name, value in plan.defaults.items() if value is REQUIRED]
+    return (*open_ones, *plan.given)
+
+
+def in_words(rules: tuple[Rule, ...], given: Mapping[str, Any]) -> str:
+    """Rules and defaults as they are written."""
+    return ", ".join([*map(repr, rules), *(f"{name}={value!r}" for name, value in given.items())])
+
+
+def _side(one: Optimizer) -> tuple[list[str], list[str]]:
+    """A side of a Chained in words, without the chain(...) around it: (its rules, its defaults)."""
+    rules, given = getattr(one, "rules", None), getattr(one, "given", {})
+    if rules is None:  # it has been fused
+        return [repr(one)], []
+    return list(map(repr, rules)), [f"{name}={value!r}" for name, value in given.items()]
