@@ -46,7 +46,7 @@ class Backend(ABC):
     def treats(self, device: torch.device) -> bool:
         """Whether it works for leaves on this device."""
 
-    def probe(self) -> None:
+    def probe(self) -> None:  # noqa: B027, by default nothing is known
         """Raise Unavailable if it is known already that it cannot work here."""
 
     @abstractmethod
