@@ -125,6 +125,7 @@ class Fused(Optimizer):
         self._groups: dict[tuple[Signature, ...], tuple[list[Group], list[int]]] = {}
         self._guard: Guard | None = None  # of the last trees that were grouped
         self._guarded: list[Group] = []
+        self._apart: tuple[Guard | None, list[int]] = None, []  # where donated tensors begin
         self._lock = threading.Lock()
         self._pool = Pool()
         self._unbatched: set[int] = set()
@@ -182,14 +183,18 @@ class Fused(Optimizer):
         if recorded():
             return self.opt(params, grads, state, hyper, **extras)
         plan = self.opt.plan
-        guard = self._guard
+        # Columns that the caller gives are not among the tensors that a guard recognises.
+        guard = None if plan.given else self._guard
         leaves = take_apart(plan, params, grads, state, hyper, extras, guard)
         if self.debug:
             refuse_spent(params, leaves)
         if _is_differentiated(leaves, guard, self.donate):
             return run_leaves(plan, leaves)
         if self.donate:
-            check_apart(params, leaves, whole=not leaves.familiar)
+            alike, starts = self._apart
+            known = starts if leaves.familiar and alike is guard else None
+            starts = check_apart(params, leaves, known)
+            self._apart = (guard if leaves.familiar else None, starts)
         if not all(_is_number(leaves.shared.get(name, 0.0)) for name in self._scalars):
             result = run_leaves(plan, leaves)  # an extra that is left out, or is no number
             return put_back(leaves, result) if self.donate else result
@@ -277,8 +282,14 @@ class Fused(Optimizer):
 
     def program_for(self, groups: Sequence[Group]) -> Program:
         """What runs on these groups."""
-        half = any(group.dtypes["param"] in _HALVES for group in groups)
-        return self._program(frozenset({"param"}) if half else frozenset())
+        kept = {"param", *self.opt.plan.slots}
+        rounded = {
+            name
+            for group in groups
+            for name, dtype in group.dtypes.items()
+            if name in kept and dtype.itemsize < group.working.itemsize
+        }
+        return self._program(frozenset(rounded))
 
     def _program(self, rounded: frozenset[str]) -> Program:
         if rounded not in self.programs:

@@ -89,6 +89,8 @@ class TorchRule:
     reason: str
     inputs: Mapping[str, str]  # column, by the chain's name -> where it is
     outputs: Mapping[str, str]
+    logical: frozenset[str]  # inputs that are true or false, stored as numbers
+    numbers: Mapping[str, Node]  # the numbers of the tree that it reads, as they are by then
 
 
 Step: TypeAlias = Pass | TorchRule
@@ -110,6 +112,18 @@ def make_program(plan: Plan, rounded: frozenset[str] = frozenset()) -> Program:
     return _Planner(plan, rounded).program()
 
 
+@dataclass(frozen=True)
+class _Left:
+    """A rule that is left to torch, while nobody knows yet where its inputs will be."""
+
+    time: int  # it runs when all passes before this stage are done
+    call: Call
+    reason: str
+    inputs: Mapping[str, Node]
+    outputs: Mapping[str, str]
+    numbers: Mapping[str, Node]
+
+
 class _Planner:
     def __init__(self, plan: Plan, rounded: frozenset[str]) -> None:
         self.plan, self.rounded, self.graph = plan, rounded, Graph()
@@ -118,7 +132,7 @@ class _Planner:
         self.kept: dict[str, Node] = {}  # slots, as their owners wrote them
         self.numbers = {name: self.graph.scalar(name) for name in plan.numbers}
         self.takes: list[Take] = []
-        self.torch_rules: list[tuple[int, Call, str, dict[str, Node], dict[str, str]]] = []
+        self.torch_rules: list[_Left] = []
         self.made_by: list[tuple[str, range]] = []  # rule, the nodes that its body made
         self.temporaries: Sources = {}
         for call in plan.calls:
@@ -141,14 +155,16 @@ class _Planner:
             check(call)
             scalars: dict[str, object] = {}
             for _, name in call.scalars:
-                known = self.numbers
-                scalars[name] = known[name] if name in known else self.graph.scalar(name)
+                of_tree = self.numbers.get(name)
+                scalars[name] = self.graph.scalar(name) if of_tree is None else of_tree
             takes = []
             for reduced in call.reductions:
                 node = self.graph.reduced(reduced, columns)
-                scalars[reduced.name] = self.graph.scalar(reduced.name, node.stage + 1)
-                column = reduced.columns[0][1]
-                takes.append(Take(reduced.name, node, reduced.reduction, column))
+                # Another rule may have a hyper of this name.
+                known = reduced.name in self.plan.defaults or reduced.name in self.plan.numbers
+                name = f"{reduced.name}_of_{call.position}" if known else reduced.name
+                scalars[reduced.name] = self.graph.scalar(name, node.stage + 1)
+                takes.append(Take(name, node, reduced.reduction, reduced.columns[0][1]))
             if rule.signature.random:
                 words = (self.graph.word(f"{call.key}_0"), self.graph.word(f"{call.key}_1"))
                 scalars[call.key] = SymbolKey(words)
@@ -173,8 +189,8 @@ class _Planner:
         time = 0
         for node in inputs.values():
             time = max(time, node.stage if node.op == "column" else node.stage + 1)
-        for _, name in call.scalars:
-            time = max(time, self.numbers[name].stage if name in self.numbers else 0)
+        numbers = {name: self.numbers[name] for _, name in call.scalars if name in self.numbers}
+        time = max([time, *(node.stage for node in numbers.values())])
         outputs = {}
         for _, name in call.writes:
             outputs[name] = f"{name}_by_{call.position}"
@@ -184,7 +200,7 @@ class _Planner:
         for _, name in call.numbers:
             # The rule sets it when it runs; a name of its own keeps it apart from the old value.
             self.numbers[name] = self.graph.scalar(f"{name}_by_{call.position}", time)
-        self.torch_rules.append((time, call, reason, inputs, outputs))
+        self.torch_rules.append(_Left(time, call, reason, inputs, outputs, numbers))
 
     # Planning.
 
@@ -194,17 +210,15 @@ class _Planner:
         ends["param"] = self.now["param"]
         if "update" in self.plan.results:
             ends["update"] = self.now.get("update", self.now["grad"])
-        made_by_torch = {key for *_, outputs in self.torch_rules for key in outputs.values()}
+        made_by_torch = {key for left in self.torch_rules for key in left.outputs.values()}
         computed = {
             name: node
             for name, node in ends.items()
             if node.op != "column" or node.args[0] not in {name, *made_by_torch}
         }
         written_at = {name: self._time_to_write(name, node) for name, node in computed.items()}
-        count = 1 + max(
-            [0, *written_at.values(), *(take.node.stage for take in self.takes)],
-            default=0,
-        )
+        last = max([0, *written_at.values(), *(take.node.stage for take in self.takes)])
+        count = max([1 + last, *(left.time for left in self.torch_rules)])
         outputs: list[dict[str, Node]] = [{} for _ in range(count)]
         for name, node in computed.items():
             outputs[written_at[name]][name] = node
@@ -214,11 +228,9 @@ class _Planner:
             if name not in self.rounded and node.op not in LOGICAL
         }
         inputs_of_rules = {}
-        for _, call, _, inputs, _ in self.torch_rules:
-            places = {}
-            for name, node in inputs.items():
-                places[name] = self._place(node, readable, outputs)
-            inputs_of_rules[call.position] = places
+        for left in self.torch_rules:
+            places = {name: self._place(n, readable, outputs) for name, n in left.inputs.items()}
+            inputs_of_rules[left.call.position] = places
         stages = reversed(range(count))
         passes = [self._pass(stage, outputs, readable, written_at) for stage in stages]
         steps: list[Step] = []
@@ -236,9 +248,11 @@ class _Planner:
     def _time_to_write(self, name: str, node: Node) -> int:
         """The stage that writes a result: when it is known, and nobody reads the old one."""
         readers = [n.stage for n in self.graph.nodes if any(_is(name, a) for a in n.inputs)]
-        for time, _, _, inputs, _ in self.torch_rules:
-            if any(_is(name, one) for one in inputs.values()):
-                readers.append(time)
+        readers += [
+            left.time
+            for left in self.torch_rules
+            if any(_is(name, one) for one in left.inputs.values())
+        ]
         return max([node.stage, *readers])
 
     def _place(
@@ -263,9 +277,11 @@ class _Planner:
     def _torch_rules_at(
         self, stage: int, inputs: Mapping[int, Mapping[str, str]]
     ) -> Iterable[TorchRule]:
-        for time, call, reason, _, outputs in self.torch_rules:
-            if time == stage:
-                yield TorchRule(call, reason, inputs[call.position], outputs)
+        for left in self.torch_rules:
+            if left.time == stage:
+                logical = frozenset(name for name, n in left.inputs.items() if n.op in LOGICAL)
+                places = inputs[left.call.position]
+                yield TorchRule(left.call, left.reason, places, left.outputs, logical, left.numbers)
 
     def _pass(
         self,
@@ -290,10 +306,10 @@ class _Planner:
                 for index, name in again.items()
             )
             extra = set(again.values()) - columns
-            if node.op in LOGICAL or not (overwritten or len(extra) > WORTH_RECOMPUTING):
-                sources.update(again)
-            else:
+            if overwritten or len(extra) > WORTH_RECOMPUTING:
                 sources[node.index] = self._temporary(node, outputs)
+            else:
+                sources.update(again)
             columns = set(sources.values())
         done = {n.index for n in self.graph.needed(ends, sources)} - sources.keys()
         rules = tuple(name for name, nodes in self.made_by if done & {*nodes})

@@ -60,6 +60,9 @@ class Run:
     @torch.no_grad()
     def __call__(self) -> tuple[dict[str, list[Any]], dict[str, list[Tensor]]]:
         """The results, and the slots, leaf by leaf; numbers of the tree are set in the leaves."""
+        if self.groups:
+            for call in self.plan.calls:
+                check_tree_scalars(self.plan, call, self.leaves)
         for step in self.program.steps:
             if isinstance(step, Pass):
                 self._pass(step)
@@ -155,9 +158,9 @@ class Run:
 
     def _torch_rule(self, step: TorchRule) -> None:
         call = step.call
-        check_tree_scalars(self.plan, call, self.leaves)
         seen = [self._seen(group, table, step) for group, table in self._pairs()]
-        made = (self._on_tree if call.treewise else self._on_leaves)(call, seen)
+        numbers = self._evaluated(step.numbers) if self.groups else {}
+        made = (self._on_tree if call.treewise else self._on_leaves)(call, seen, numbers)
         for (group, table), written in zip(self._pairs(), made, strict=True):
             for name, values in written.items():
                 table[step.outputs[name]] = self._made(group, table, call, name, values)
@@ -176,10 +179,15 @@ class Run:
                 params = table["param"].tensors
                 pairs = zip(params, column.tensors, strict=True)
                 seen[name] = [gradient_for(param, value) for param, value in pairs]
+            if name in step.logical:
+                seen[name] = [value != 0 for value in seen[name]]
         return seen
 
     def _on_tree(
-        self, call: Call, seen: Sequence[Mapping[str, Sequence[Tensor]]]
+        self,
+        call: Call,
+        seen: Sequence[Mapping[str, Sequence[Tensor]]],
+        numbers: Mapping[str, Tensor],
     ) -> list[dict[str, list[Tensor]]]:
         columns: dict[str, dict[int, Tensor]] = {outer: {} for _, outer in call.reads}
         for group, own in zip(self.groups, seen, strict=True):
@@ -188,16 +196,19 @@ class Run:
         first = next((index for group in self.groups for index in group.indices), None)
         if first is None:
             return [{} for _ in self.groups]
-        scalars = {**self.leaves.scalars(first), **self._numbers()}
+        scalars = {**self.leaves.scalars(first), **numbers}
         results = run_on_tree(self.plan, call, self.leaves, columns, scalars)
         return [
             {name: group.pick(values) for name, values in results.items()} for group in self.groups
         ]
 
     def _on_leaves(
-        self, call: Call, seen: Sequence[Mapping[str, Sequence[Tensor]]]
+        self,
+        call: Call,
+        seen: Sequence[Mapping[str, Sequence[Tensor]]],
+        numbers: Mapping[str, Tensor],
     ) -> list[dict[str, list[Tensor]]]:
-        of_tree = {**self._numbers(), **self._reduced_over_tree(call, seen)}
+        of_tree = {**numbers, **self._reduced_over_tree(call, seen)}
         made = [
             run_in_batches(call, self.leaves, group, own, of_tree, self.resources.unbatched)
             for group, own in zip(self.groups, seen, strict=True)
@@ -244,18 +255,6 @@ class Run:
 
     # Results.
 
-    def _numbers(self) -> dict[str, Tensor]:
-        """The numbers of the tree as rules see them now, as far as they are known."""
-        nodes = self.program.numbers
-        ready = {name: node for name, node in nodes.items() if self._is_known(node)}
-        return self._evaluated(ready)
-
-    def _is_known(self, node: Node) -> bool:
-        names = [one.args[0] for one in node.graph.needed([node]) if one.op == "scalar"]
-        leaves = self.leaves
-        known = (self.scalars.of_tree, leaves.shared, leaves.numbers)
-        return all(any(name in values for values in known) for name in names)
-
     def _evaluated(self, nodes: Mapping[str, Node]) -> dict[str, Tensor]:
         values = {}
         for name, node in nodes.items():
@@ -268,13 +267,10 @@ class Run:
         """What rules in kernels have made of the numbers of the tree; kernels have read the old."""
         if not self.groups:
             return
-        for step in self.plan.calls:
-            if step.numbers:
-                check_tree_scalars(self.plan, step, self.leaves)
         changed = {
             name: node
             for name, node in self.program.numbers.items()
-            if not (node.op == "scalar" and node.args[0].startswith(name))
+            if not (node.op == "scalar" and node.args[0] == name)
         }
         for name, value in self._evaluated(changed).items():
             self.leaves.set_number(name, value)

@@ -26,6 +26,7 @@ class Scalars:
 
     def __init__(self, leaves: Leaves) -> None:
         self.leaves = leaves
+        self.numbers = dict(leaves.numbers)  # as they were; what rules make of them is in of_tree
         self.of_tree: dict[str, Any] = {}  # reductions over the tree, numbers that rules set
         self.of_leaves: dict[tuple[str, int], Tensor] = {}  # (reduction, group) -> a vector
         self._words: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
@@ -41,8 +42,8 @@ class Scalars:
             return Value(False, leaves.shared[name])
         if name == STEP:
             return Value(True, self._picked(leaves.step, group))
-        if name in leaves.numbers:
-            return Value(False, leaves.numbers[name])
+        if name in self.numbers:
+            return Value(False, self.numbers[name])
         if name in leaves.separate:
             values = group.pick(leaves.separate[name])
             same = all(value is values[0] for value in values)
@@ -55,7 +56,7 @@ class Scalars:
             return self.of_tree[name]
         if name in self.leaves.shared:
             return self.leaves.shared[name]
-        return self.leaves.numbers[name]
+        return self.numbers[name]
 
     def rows(self, names: Sequence[str], group: Group) -> NDArray[np.float64]:
         """The numbers for a kernel on a CPU: one row for all leaves of a group, or one for each."""
@@ -75,7 +76,7 @@ class Scalars:
         position, word = map(int, name.removeprefix(f"{KEY}_").split("_"))
         known = (position, id(group))
         if known not in self._words:
-            seed = self.leaves.numbers[SEED]
+            seed = self.numbers[SEED]
             indices = group.on_device("indices", seed.device)
             step = self._picked(self.leaves.step, group).to(seed.device)
             self._words[known] = key_of(seed, step, indices, position).words

@@ -11,17 +11,17 @@ from functional_sgd.call import Leaves
 from functional_sgd.tree import Tree, paths, unflatten
 
 
-def check_apart(params: Tree, leaves: Leaves, whole: bool) -> None:
-    """Raise ValueError if two of the tensors that are to be overwritten share memory.
+def check_apart(params: Tree, leaves: Leaves, known: list[int] | None) -> list[int]:
+    """Where the tensors begin that are to be overwritten.
 
-    Two leaves that are one tensor are looked for at every call; others that overlap only when the
-    trees are not just like those of an earlier call, since it takes longer.
+    Raises ValueError if two of them share memory; `known` are the beginnings of tensors just like
+    these that do not.
     """
     columns = {"param": leaves.params, **leaves.slots}
     written = [tensor for column in columns.values() for tensor in column]
     starts = [tensor.data_ptr() for tensor in written]
-    if not whole and len(set(starts)) >= len(starts) - starts.count(0):
-        return
+    if starts == known:
+        return starts
     spans = sorted(
         (start, start + _extent(tensor), place)
         for place, (start, tensor) in enumerate(zip(starts, written, strict=True))
@@ -37,6 +37,7 @@ def check_apart(params: Tree, leaves: Leaves, whole: bool) -> None:
                 f"twice. Keep one leaf for both, give one of them memory of its own (clone), "
                 f"or use fuse(opt, donate=False)."
             )
+    return starts
 
 
 def refuse_spent(params: Tree, leaves: Leaves) -> None:

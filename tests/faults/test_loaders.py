@@ -73,7 +73,7 @@ def test_a_worker_that_hangs_is_waited_for_no_longer_than_said(tmp_path: Path, e
 
 def test_one_sigterm_ends_a_run_whose_worker_hangs(tmp_path: Path, end: State) -> None:
     mine = of(Samples("terminate", tmp_path / "once"), timeout=1.0)
-    stopped = fit(mine, mine.init(), 2, [Checkpoint(tmp_path / "run")])
+    stopped = fit(mine, mine.init(), 2, [Checkpoint(tmp_path / "run")], stop="return")
     assert stopped.stopped == "SIGTERM"
     assert identical(vars(fit(mine, mine.init(), 2, resume=tmp_path / "run")), vars(end))
 

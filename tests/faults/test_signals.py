@@ -33,7 +33,7 @@ def test_a_run_that_gets_a_signal_at_an_event_goes_on_to_the_same_end(
 
     spy = everywhere(press)
     spy.reports = True
-    stopped = fit(MINE, START, 2, [Checkpoint(tmp_path), spy])
+    stopped = fit(MINE, START, 2, [Checkpoint(tmp_path), spy], stop="return")
     assert stopped.stopped == signal.Signals(number).name
     if checkpoints(tmp_path):
         assert identical(vars(load_latest(tmp_path)), vars(stopped.replace(stopped="")))

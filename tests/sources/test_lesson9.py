@@ -81,13 +81,13 @@ def test_n31_n46_three_ways_to_make_a_learner() -> None:
 
 
 def test_n33_a_learner_is_storage() -> None:
-    """Seven fields, no method that trains, nothing to write to; fit is a function of it."""
+    """Nine fields, no method that trains, nothing to write to; fit is a function of it."""
     assert [
         one.name for one in fields(Learner)
-    ] == "model data loss opt metrics callbacks n_inputs".split()
+    ] == "model data loss opt metrics callbacks n_inputs targets fused".split()
     assert [
         name for name in vars(Learner) if callable(getattr(Learner, name)) and name[0] != "_"
-    ] == ["init"]
+    ] == ["init", "load"]
     with pytest.raises(FrozenInstanceError):
         MINE.loss = mse_loss  # type: ignore[misc]
 

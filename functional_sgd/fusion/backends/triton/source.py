@@ -259,6 +259,7 @@ class _Writer:
             if node.index in self.work.sources:
                 column = self.work.sources[node.index]
                 value = f"tl.load(in_{column} + i, mask=inside).to({self.precision})"
+                value = f"{value} != 0" if node.op in LOGICAL else value
             else:
                 value = self._value(node, "tl.float64" if node.wide else self.precision)
             lines.append(f"        {name_of(node)} = {value}")

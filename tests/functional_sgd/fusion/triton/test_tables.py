@@ -319,7 +319,7 @@ def test_without_triton_there_is_one_warning_and_foreach(monkeypatch):
         found = opt(params, params, opt.init(params))
     assert len(caught) == 1
     assert_close(found, fs.adamw()(params, params, opt.init(params)), rtol=1e-6)
-    assert [one.name for one in opt.backends] == ["C", "foreach"]
+    assert [one.name for one in opt.working()] == ["C", "foreach"]
     check_steps(fs.adamw(), params, fused=opt)
     check_steps(
         fs.adamw(), params, fused=opt, lr=torch.tensor(0.1), mom={"a": 0.5, "b": torch.tensor(0.6)}
