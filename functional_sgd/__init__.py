@@ -66,6 +66,7 @@ from functional_sgd.rules import sync_slow_params as sync_slow_params
 from functional_sgd.rules import trust_ratio as trust_ratio
 from functional_sgd.rules import weight_decay as weight_decay
 from functional_sgd.sibling import warn_if_hidden as _warn_if_hidden
+from functional_sgd.state import seeded as seeded
 from functional_sgd.trial import rename as rename
 from functional_sgd.wrappers.accumulate import accumulate as accumulate
 from functional_sgd.wrappers.average_params import average_of as average_of
@@ -148,6 +149,7 @@ __all__ = [
     "schedule_free_adamw",
     "schedule_free_sgd",
     "scheduled",
+    "seeded",
     "sgd",
     "sgd_step",
     "sign_of_average",

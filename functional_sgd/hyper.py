@@ -187,6 +187,8 @@ def scalar(who: str, name: str, value: Any) -> Scalar:
     """
     check_number(who, name, value)
     if isinstance(value, Tensor):
+        if value.dtype == torch.bool:
+            raise TypeError(f"{who}: hyper {name!r} must be a number, got a tensor of booleans.")
         if value.dim() != 0:
             raise ValueError(
                 f"{who}: hyper {name!r} must be a number or a 0-d tensor, got a tensor of shape "

@@ -1,5 +1,6 @@
 """The state of an optimizer: a dict of tensors. And the one place where precision is decided."""
 
+import zlib
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -38,6 +39,24 @@ def init_state(rules: tuple[Rule, ...], numbers: tuple[str, ...], params: Tree) 
         start: Any = starts.get(name, 0)
         state[name] = torch.tensor(start, dtype=kind, device=device_of(leaves))
     return state
+
+
+def seeded(state: State, seed: int | str) -> State:
+    """The state with its random numbers drawn from another seed; also inside of wrappers.
+
+    What draws nothing comes back as it is. A text is a seed too.
+
+    >>> seeded({"step": torch.tensor([0]), "seed": torch.tensor(0)}, 5)["seed"]
+    tensor(5)
+    """
+    number = zlib.crc32(seed.encode()) if isinstance(seed, str) else seed
+    found: State = {}
+    for name, value in state.items():
+        if name == SEED and isinstance(value, Tensor):
+            found[name] = value + number
+        else:
+            found[name] = seeded(value, number) if type(value) is dict else value
+    return found
 
 
 def extended(state: State, fresh: State, before: list[str], names: list[str]) -> State:

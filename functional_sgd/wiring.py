@@ -196,7 +196,8 @@ class _Wires:
                 )
         inner_scalars = (*rule.scalars, *rule.signature.numbers)
         scalars = tuple((inner, rule.outer(inner)) for inner in inner_scalars)
-        if rule.numbers:  # numbers of the tree belong to no leaf, so neither does their step
+        if rule.numbers or rule.scope == "treewise":
+            # What is of the whole tree belongs to no leaf, so neither does its step.
             scalars = tuple((inner, CALLS if o == STEP else o) for inner, o in scalars)
         reductions = tuple(
             self._reduced(rule, name, reduction, dict(reads))

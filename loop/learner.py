@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from functional_sgd import Optimizer, fuse, split
+from functional_sgd import Optimizer, fuse, seeded, split
 from functional_sgd.optimizer import check_optimizer
 from loop.data.batches import DataLoaders
 from loop.metrics.outside import as_mergeable
@@ -91,14 +91,15 @@ class Learner:
         """A fresh state: copies of the model's tensors (on `device`, if given), a fresh optimizer
         state.
 
-        `seed` decides the order of the data and the randomness inside batches; the model's values
+        `seed` decides the order of the data and all randomness in the run; the model's values
         are its own.
         """
         params, buffers = split(self.model)
         if device is not None:
             params = {name: value.to(device) for name, value in params.items()}
             buffers = {name: value.to(device) for name, value in buffers.items()}
-        return State(params, buffers, self.opt.init(params), self.opt.hyper, seed)
+        opt_state = seeded(self.opt.init(params), seed)
+        return State(params, buffers, opt_state, self.opt.hyper, seed)
 
     @torch.no_grad()
     def load(self, state: State) -> nn.Module:

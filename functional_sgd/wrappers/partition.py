@@ -9,7 +9,7 @@ from torch import Tensor
 
 from functional_sgd.hyper import broadcast
 from functional_sgd.optimizer import Optimizer, check_names, check_optimizer
-from functional_sgd.state import State, check_state, new_calls
+from functional_sgd.state import State, check_state, new_calls, seeded
 from functional_sgd.tree import Spec, Tree, flatten, flatten_like, paths, unflatten
 from functional_sgd.wiring import CALLS
 from functional_sgd.wrappers.labels import Labels, as_patterns, labels_of
@@ -101,8 +101,9 @@ class Partition(Optimizer):
     def init(self, params: Tree) -> State:
         """A fresh state. Raises ValueError for a leaf without a label, or with an unknown one."""
         split = self._split(params)
+        # Parts number their leaves from 0, so each draws its random numbers from its own seed.
         states = {
-            label: self.optimizers[label].init(split.part(label, split.leaves))
+            label: seeded(self.optimizers[label].init(split.part(label, split.leaves)), label)
             for label in split.owned
         }
         return {CALLS: new_calls(split.leaves), PARTS: states}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from functional_sgd import (
     Chain,
+    average_params,
     chain,
     elementwise,
     identity,
@@ -17,6 +18,7 @@ from functional_sgd import (
     normal,
     partition,
     rename,
+    seeded,
     sgd_step,
     treewise,
     uniform,
@@ -276,3 +278,23 @@ def test_a_part_of_a_partition_has_a_seed_of_its_own() -> None:
     opt = partition({"x": NOISY, "y": NOISY}, {"a": "x", "b": "y"})
     parts = opt.init(ZEROS)["parts"]
     assert {"seed"} <= parts["x"].keys() & parts["y"].keys()
+
+
+@elementwise
+def plain_noise(param, *, key):
+    return dict(param=param + normal(key, param))
+
+
+def test_parts_of_a_partition_draw_different_numbers() -> None:
+    noisy = chain(sgd_step, plain_noise, lr=0.1)
+    opt = partition({"a": noisy, "b": noisy}, {"left": "a", "right": "b"})
+    params = {"left": torch.zeros(4), "right": torch.zeros(4)}
+    after, _ = opt(params, params, opt.init(params))
+    assert not torch.equal(after["left"], after["right"])
+
+
+def test_a_seed_reaches_what_is_inside_of_wrappers() -> None:
+    opt = average_params(chain(sgd_step, plain_noise, lr=0.1))
+    params = {"w": torch.zeros(4)}
+    first, second = (opt(params, params, seeded(opt.init(params), seed))[0]["w"] for seed in (1, 2))
+    assert not torch.equal(first, second)

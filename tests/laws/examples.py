@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import optree
@@ -46,7 +46,7 @@ def relative_to_peak(
 def by_row(update: Tensor, rows: Tensor) -> dict[str, Tensor]:
     """A matrix rule with a slot of another shape, which torch runs."""
     if update.dim() < 2 or not update.numel():
-        return dict(update=update, rows=rows)
+        return dict(update=update, rows=1.0 * rows)
     rows = 0.5 * rows + update.flatten(1).abs().amax(1)
     return dict(update=update / (1 + rows.reshape(-1, *[1] * (update.dim() - 1))), rows=rows)
 
@@ -118,23 +118,44 @@ optimizers = random_chains | known.map(lambda name: {**OPTIMIZERS, **CHAINED}[na
 
 REALS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
+
+def turned(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
+    """With the axes in memory in reverse order."""
+    return draw(shape[::-1], dtype, seed).permute(tuple(reversed(range(len(shape)))))
+
+
+def channels_last(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
+    """An image as convolutions like it; anything else is dense."""
+    dense = draw(shape, dtype, seed)
+    return dense.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else dense
+
+
+def offset(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
+    """In the middle of a buffer, at no round address."""
+    return draw((torch.Size(shape).numel() + 3,), dtype, seed)[3:].view(shape)
+
+
+def strided(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
+    """Every other element of a buffer."""
+    return draw((*shape, 2), dtype, seed)[..., 1]
+
+
+def part(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
+    """Some columns of a larger matrix."""
+    if not shape:
+        return draw(shape, dtype, seed)
+    return draw((*shape[:-1], shape[-1] + 2), dtype, seed)[..., : shape[-1]]
+
+
+def expanded(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
+    """One number, everywhere."""
+    return draw((1,) * len(shape), dtype, seed).expand(shape)
+
+
 LAYOUTS: dict[str, Callable[[tuple[int, ...], torch.dtype, int], Tensor]] = {
     "dense": draw,
-    "turned": lambda shape, dtype, seed: draw(shape[::-1], dtype, seed).permute(
-        *reversed(range(len(shape)))
-    ),
-    "channels_last": lambda shape, dtype, seed: (
-        draw(shape, dtype, seed).contiguous(memory_format=torch.channels_last)
-        if len(shape) == 4
-        else draw(shape, dtype, seed)
-    ),
-    "offset": lambda shape, dtype, seed: draw((_size(shape) + 3,), dtype, seed)[3:].view(shape),
-    "strided": lambda shape, dtype, seed: draw((*shape, 2), dtype, seed)[..., 1],
-    "part": lambda shape, dtype, seed: draw((*shape[:-1], shape[-1] + 2) if shape else (), dtype, seed)[
-        ..., : shape[-1] if shape else None
-    ],
-    "expanded": lambda shape, dtype, seed: draw((1,) * len(shape), dtype, seed).expand(shape),
-}  # fmt: skip
+    **{f.__name__: f for f in (turned, channels_last, offset, strided, part, expanded)},
+}
 
 SHAPES = [(), (0,), (1,), (5,), (3, 4), (4, 3), (2, 0, 3), (2, 3, 4, 5), (1, 7), (LARGE,)]
 
@@ -285,8 +306,6 @@ def calls(pick: Any, steps: int = 1) -> Call:
 
 def alike(call: Call, pick: Any) -> Call:
     """Another call on a tree that differs from this one in a few things only, or in none."""
-    from dataclasses import replace
-
     changed = list(call.leaves)
     for number, leaf in enumerate(changed):
         what = pick(st.sampled_from(["", "", "layout", "grad", "dtype", "none"]))
@@ -341,7 +360,3 @@ def _scaled(grad: Tensor, scale: str, factor: float) -> Tensor:
         if scale in ("inf", "nan") and memory.numel():
             memory[-1] = float(scale)
     return grad
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    return torch.Size(shape).numel()

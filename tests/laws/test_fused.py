@@ -7,14 +7,13 @@ But for the order in which torch adds up, bit for bit: `ExactRoots` puts torch's
 from typing import Any
 
 import optree
-import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from torch import Tensor
 
 from functional_sgd import Chain, Optimizer, fuse
 from functional_sgd.chained import Chained
-from tests.comparing import Untouched, assert_close, assert_same, copy_of
+from tests.comparing import Untouched, assert_same
 from tests.functional_sgd.fusion.helpers import ExactRoots, assert_near, memory_of, tolerance_of
 from tests.laws.examples import Call, Example, examples, hyper_of, twin
 
@@ -42,7 +41,8 @@ class Runs:
         try:
             self.donated = fuse(opt, donate=True)
         except ValueError as error:
-            assert "Fuse it without donate" in str(error)
+            if "Fuse it without donate" not in str(error):
+                raise
         self.kept: list[Untouched] = []
 
     def check(self, call: Call) -> None:
