@@ -282,14 +282,11 @@ class Fused(Optimizer):
 
     def program_for(self, groups: Sequence[Group]) -> Program:
         """What runs on these groups."""
+        narrow = [name for group in groups for name in group.narrow]
+        if not narrow:
+            return self.program
         kept = {"param", *self.opt.plan.slots}
-        rounded = {
-            name
-            for group in groups
-            for name, dtype in group.dtypes.items()
-            if name in kept and dtype.itemsize < group.working.itemsize
-        }
-        return self._program(frozenset(rounded))
+        return self._program(frozenset(kept.intersection(narrow)))
 
     def _program(self, rounded: frozenset[str]) -> Program:
         if rounded not in self.programs:

@@ -98,16 +98,13 @@ class Group:
         self.indices, self.shapes = list(indices), list(shapes)
         self.sizes = [shape.numel() for shape in shapes]
         self.device, self.dtypes = device, dtypes
+        half = dtypes["param"] in (torch.float16, torch.bfloat16)
+        self.working = torch.float32 if half else dtypes["param"]  # in which rules calculate
+        self.narrow = [n for n, kind in dtypes.items() if kind.itemsize < self.working.itemsize]
         self.everything = everything  # whether these are all leaves, in order
         self.large = any(size >= LARGE for size in self.sizes)
         self.alike: frozenset[str] = frozenset()  # of recognised trees: what lies as params do
         self.prepared: dict[Any, Any] = {}  # what backends keep for it: how it is cut into chunks
-
-    @property
-    def working(self) -> torch.dtype:
-        """The dtype in which rules calculate."""
-        half = self.dtypes["param"] in (torch.float16, torch.bfloat16)
-        return torch.float32 if half else self.dtypes["param"]
 
     @staticmethod
     def split(

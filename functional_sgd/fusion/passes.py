@@ -11,6 +11,7 @@ rule before it works on the same columns anyway.
                         pass 1 scales the update and moves the params
 """
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -53,24 +54,24 @@ class Pass:
     takes: tuple[Take, ...]
     compiled: dict[object, Any] = field(default_factory=dict)  # kernels by backend and dtypes
 
-    @property
+    @functools.cached_property
     def nodes(self) -> list[Node]:
         """All that is computed or read, in order."""
         ends = [*self.outputs.values(), *(take.node for take in self.takes)]
         return self.graph.needed(ends, self.sources)
 
-    @property
+    @functools.cached_property
     def reads(self) -> tuple[str, ...]:
         """The columns that it reads."""
         found = [self.sources[n.index] for n in self.nodes if n.index in self.sources]
         return tuple(dict.fromkeys(found))
 
-    @property
+    @functools.cached_property
     def scalars(self) -> tuple[str, ...]:
         """The numbers that it is called with."""
         return tuple(n.args[0] for n in self.nodes if n.op in ("scalar", "word"))
 
-    @property
+    @functools.cached_property
     def random(self) -> bool:
         """Whether it draws random numbers, which depend on the order of elements."""
         return any(n.op in ("uniform", "tail") for n in self.nodes)

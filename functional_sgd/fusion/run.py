@@ -60,7 +60,7 @@ class Run:
     @torch.no_grad()
     def __call__(self) -> tuple[dict[str, list[Any]], dict[str, list[Tensor]]]:
         """The results, and the slots, leaf by leaf; numbers of the tree are set in the leaves."""
-        if self.groups:
+        if self.groups and self.leaves.separate:
             for call in self.plan.calls:
                 check_tree_scalars(self.plan, call, self.leaves)
         for step in self.program.steps:
