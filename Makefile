@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test faults check format bench clean
+.PHONY: demo test faults check format bench gpu clean
 
 demo: .venv/installed-examples
 	.venv/bin/python examples/digits.py
@@ -52,6 +52,11 @@ bench: .venv/installed-benchmarks
 .venv/installed-benchmarks: pyproject.toml .venv/installed-examples
 	$(PIP) --editable '.[benchmarks]'
 	@touch $@
+
+# With a GPU: correctness first, then times.
+gpu: .venv/installed-test .venv/installed-benchmarks
+	.venv/bin/python -m pytest tests/functional_sgd/fusion/triton
+	cd benchmarks && ../.venv/bin/python gpu_check.py
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .hypothesis pictures
