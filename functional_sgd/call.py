@@ -53,7 +53,7 @@ class Leaves:
     numbers: dict[str, Tensor]  # of the tree, from the state; `calls` counts this call
     shared: dict[str, Any]  # scalars that are the same for all leaves
     separate: dict[str, list[Any]]  # scalars that differ by leaf
-    familiar: bool = False  # whether the trees are just like those of an earlier call
+    matches_guard: bool = False  # whether the trees are just like those of an earlier call
     common: dict[torch.device, dict[str, Any]] = field(default_factory=dict)  # shared, by device
     steps: Sequence[Tensor] | None = None  # the counts in floating point, once they are needed
 

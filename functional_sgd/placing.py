@@ -25,7 +25,7 @@ class Placed:
     """A module with other tensors in the places of its own, until `put_back()`.
 
     `tensors` are those in place, by name; `changed`, after `call`, the names of those that it has
-    written to or set anew.
+    written to or replaced.
 
     Raises RuntimeError if names are missing or unknown, or if another thread has put its tensors
     into one of these layers.
@@ -66,7 +66,7 @@ class Placed:
             self.copied = self._to_be_copied()
         self.changed = self.copied
         for store, key, name, _ in self.places:
-            if store[key] is not tensors[name]:  # set anew, as some buffers are
+            if store[key] is not tensors[name]:  # replaced, as some buffers are
                 tensors[name] = store[key]
                 self.changed = self.changed | {name}
         return output
@@ -249,7 +249,7 @@ def try_out(
 
 
 def look_again(module: nn.Module) -> None:
-    """Let the next call find out anew what the module writes to."""
+    """Let the next call find out again what the module writes to."""
     _WRITTEN.pop(module, None)
 
 

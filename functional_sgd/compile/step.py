@@ -34,7 +34,7 @@ def compile_step(
     own; those of other shapes share another, by torch.compile. What `loss_fn` reads besides its
     arguments (numbers, the mode of a module) is as it was at the first call.
 
-    Raises TypeError if `opt` is no optimizer, or one of torch.optim inside.
+    Raises TypeError if `opt` is not an optimizer, or one of torch.optim inside.
 
     >>> from functional_sgd import sgd
     >>> step = compile_step(lambda params, x: (params["w"] * x).sum(), sgd())

@@ -14,7 +14,7 @@ from functional_sgd.guard import Guard
 
 _LEAF: Any = 0
 LIST = optree.tree_structure(_LEAF)
-"""The structure of what is no tree."""
+"""The pytree spec of a single leaf."""
 
 
 @dataclass(frozen=True, eq=False)

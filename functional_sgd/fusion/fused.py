@@ -192,16 +192,16 @@ class Fused(Optimizer):
             return run_leaves(plan, leaves)
         if self.donate:
             alike, starts = self._apart
-            known = starts if leaves.familiar and alike is guard else None
+            known = starts if leaves.matches_guard and alike is guard else None
             starts = check_apart(params, leaves, known)
-            self._apart = (guard if leaves.familiar else None, starts)
+            self._apart = (guard if leaves.matches_guard else None, starts)
         if not all(_is_number(leaves.shared.get(name, 0.0)) for name in self._scalars):
             result = run_leaves(plan, leaves)  # an extra that is left out, or is no number
             return put_back(leaves, result) if self.donate else result
         with self._lock:
             # Another thread may have grouped other trees by now.
-            leaves.familiar = leaves.familiar and guard is self._guard
-            groups, others = (self._guarded, ()) if leaves.familiar else self._grouped(leaves)
+            leaves.matches_guard = leaves.matches_guard and guard is self._guard
+            groups, others = (self._guarded, ()) if leaves.matches_guard else self._grouped(leaves)
             if not others:
                 return self._run(leaves, groups)
             return self._run_mixed(leaves, groups, others)
@@ -352,7 +352,7 @@ def _is_differentiated(leaves: Leaves, guard: Guard | None, donate: bool) -> boo
     for column in (*leaves.separate.values(), *leaves.given.values()):
         values += column
     params: list[Tensor] = []
-    if not (leaves.familiar and guard is not None and not guard.tracked):
+    if not (leaves.matches_guard and guard is not None and not guard.tracked):
         params = list(filter(_is_tracked, leaves.params))
         values += leaves.grads
         for slot in leaves.slots.values():

@@ -74,7 +74,7 @@ class Run:
     def _table(self, group: Group) -> Table:
         leaves, donate = self.leaves, self.resources.donate
         params = group.pick(leaves.params)
-        alike = group.alike if leaves.familiar else frozenset[str]()
+        alike = group.alike if leaves.matches_guard else frozenset[str]()
         grads = group.pick(leaves.grads)
         table = {
             "param": Column(group.dtypes["param"], params, writable=donate),

@@ -97,7 +97,7 @@ class AnnealOnGradRatio(Callback):
     No part of lr falls below `min_lr`, and lr stays cut in the state after the run. `state.memory`
     has Sizes: the reference, and the ratios size / reference of every epoch. Every run starts anew;
     with `reset_on_fit=False` it goes on from where the last one was, so that five runs of one epoch
-    are one run of five. A device is waited for once an epoch.
+    are one run of five. It waits for the device once an epoch.
 
     Raises ValueError for an unknown rule, a threshold or factor that is not above 1, and when the
     run starts if lr is scheduled in it. Source: fast.ai's lesson 18, sheet "adam_ann".
@@ -127,7 +127,7 @@ class AnnealOnGradRatio(Callback):
         check_reduction("AnnealOnGradRatio", self.factor, self.min_lr)
 
     def before_fit(self, state: State) -> State:
-        """Check lr, and start anew; of an epoch that was not finished, nothing goes on."""
+        """Check lr, and start over; of an epoch that was not finished, nothing goes on."""
         check_unscheduled("AnnealOnGradRatio", state, "lr")
         kept = Sizes() if self.reset_on_fit else self._sizes(state)
         return state.remember(self.name, Sizes(kept.reference, kept.ratios))

@@ -39,7 +39,7 @@ class AverageParams(Callback):
     average, else an average goes on from run to run. A cancelled step does not count.
 
     Floating-point buffers (BatchNorm's statistics) are averaged too, unless `buffers=False`;
-    `refresh_buffers` measures them anew. The average is in float32 where params are in half
+    `refresh_buffers` measures them again. The average is in float32 where params are in half
     precision.
 
     `at_average(state)` is the state with the average as its params. With `evaluate`, params and

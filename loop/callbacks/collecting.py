@@ -51,7 +51,7 @@ class CollectData(Callback):
                 )
 
     def before_fit(self, state: State) -> State:
-        """Begin anew."""
+        """Start fresh."""
         return state.remember(self.name, Log())
 
     def after_batch(self, state: State) -> State | None:
@@ -70,9 +70,9 @@ class RecordValues(Callback):
     `state.memory["record_values"]["lr"]` is then a Log of what the function returned for each batch
     of the run; see it with `plot_records`. The state has the batch, its pred, loss and grads, and
     the hypers that it was trained with. A tensor is kept as it is, so that recording waits for no
-    device. A batch cancelled before its loss is known is not recorded. Every run begins anew.
+    device. A batch cancelled before its loss is known is not recorded. Every run starts fresh.
 
-    Raises TypeError for what is no function, ValueError if there is none.
+    Raises TypeError for anything but a function, ValueError if there is none.
 
     >>> RecordValues(lr=lambda state: state.hyper["lr"]).name
     'record_values'
@@ -95,7 +95,7 @@ class RecordValues(Callback):
         object.__setattr__(self, "functions", functions)
 
     def before_fit(self, state: State) -> State:
-        """Begin anew."""
+        """Start fresh."""
         return state.remember(self.name, {name: Log() for name in self.functions})
 
     def after_batch(self, state: State) -> State | None:

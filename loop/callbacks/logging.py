@@ -46,7 +46,7 @@ class CSVLogger(Callback):
     or another process, goes on with the table: rows are never missing or there twice, and those of
     epochs that the state does not know (it was saved before them) are dropped. What else the file
     had is lost, unless `append`: then rows that other histories wrote stay, in front. Where columns
-    change, the header is written anew, with all of them.
+    change, the header is written again, with all of them.
 
     Raises ValueError when the run starts if there is something else than a table to append to.
     `validate` and `predict` leave the file alone.

@@ -192,7 +192,7 @@ def scaled_gradient(value: Tensor, scale: Tensor) -> Tensor:
 
 
 def all_finite(grads: Mapping[str, Tensor | None]) -> bool:
-    """Whether no gradient has a NaN or an infinity; this is where a device is waited for.
+    """Whether no gradient has a NaN or an infinity; this waits for the device.
 
     >>> bad = torch.tensor([1.0, float("nan")])
     >>> all_finite({"a": torch.ones(2), "b": None}), all_finite({"a": bad})

@@ -41,7 +41,7 @@ class SaveModel(Callback):
     metric) beats all before it by more than `min_delta`; `mode` says whether "min" or "max" is
     good, None decides by the name. With `restore_best` the state keeps that epoch's tensors, which
     costs their memory once more, and has them as its own again after the run (`at_best(state)`
-    gives them when it was stopped before its end). Every run starts anew, unless `reset_on_fit` is
+    gives them when it was stopped before its end). Every run starts fresh, unless `reset_on_fit` is
     False. Instead, `every=n` writes after every n-th epoch, and `at_end` after the last; then
     nothing is compared or restored.
 

@@ -49,7 +49,7 @@ class ShowGraph(Callback):
 
     With a `path` (losses.png, .svg, .pdf) the picture is written there too, which works anywhere;
     without one, nothing happens outside notebooks. `skip` leaves out the first batches. Reads all
-    losses, so a device is waited for.
+    losses, so it waits for the device.
 
     Raises ValueError for a path whose ending is no kind of picture, and for a negative `skip`.
     """

@@ -147,7 +147,7 @@ class Driver(Scheduled):
         self.kept: Taken | None = None
 
     def replay(self, kept: Taken, state: State) -> None:
-        """Begin anew, and take all steps of this memory."""
+        """Start fresh, and take all steps of this memory."""
         start = kept.start
         groups, self.group_of = hyper_groups("TorchScheduler", state.params, start, list(start))
         keys = [KEYS[name] for name in start]

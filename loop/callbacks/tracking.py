@@ -115,7 +115,7 @@ class Tracker(Callback):
     `monitor` is the column: valid_loss, train_loss or a metric. `mode` says whether "min" or "max"
     is good; None decides by the name (see mode_of). An epoch is better if it beats the best so far
     by more than `min_delta`; one in which nothing was measured (None) does not count at all. Every
-    run starts anew; with `reset_on_fit=False` it must beat the best of the runs before it.
+    run starts fresh; with `reset_on_fit=False` it must beat the best of the runs before it.
     `state.memory[name]` is a Tracked: the best value and the epochs since, after the run too.
     """
 
@@ -180,7 +180,7 @@ class EarlyStopping(Tracker):
 @dataclass(frozen=True)
 class ReduceLROnPlateau(Tracker):
     """Divide lr by `factor` when a column of the history has not got better for `patience` epochs,
-    and count anew.
+    and count again.
 
     Options: see Tracker. lr may be a tree; no part of it falls below `min_lr`. It stays reduced in
     the state after the run: `fit(..., lr=...)` sets it again. Raises ValueError for a monitor that

@@ -35,7 +35,7 @@ class DataLoaders:
 
 @dataclass(frozen=True, eq=False)
 class Batches:
-    """Tensors that fit in memory, in batches: the first axis is cut, in order or shuffled anew for
+    """Tensors that fit in memory, in batches: the first axis is cut, in order or shuffled again for
     every epoch.
 
     The last batch is as large as what is left, unless `drop_last`. The order of a pass is a

@@ -13,7 +13,7 @@ _OWN = frozenset(vars(nn.Module()))  # what every module has: its parameters, ho
 def attributes_of(model: nn.Module) -> dict[str, Any]:
     """Every attribute of the layers, by path, as something that can be compared.
 
-    Layers of torch are left out: what those keep, they make anew when they need it. So are objects
+    Layers of torch are left out: what those keep, they make again when they need it. So are objects
     that are neither plain nor tensors, nor made of such.
     """
     found: dict[str, Any] = {}

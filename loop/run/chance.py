@@ -54,7 +54,7 @@ def global_generators_kept(device: torch.device) -> Iterator[None]:
 
     They belong to the whole process. So while other threads have runs too, nothing is given back:
     it would be taken from a batch of theirs. The last run of all gives back what the first found.
-    Such runs draw from one stream, each seeding it anew: what chance does in them can differ from
+    Such runs draw from one stream, each seeding it again: what chance does in them can differ from
     time to time. Train in processes of their own where that matters.
     """
     thread, found = threading.get_ident(), _states(device)

@@ -108,7 +108,7 @@ def lr_find(
     losses below 0). Epochs are repeated as needed; nothing is validated. If lr is a tree, its
     largest leaf follows the schedule, and the others keep their ratio to it. The learner's
     callbacks take part, except those that watch epochs (Tracker) and those that only show or write
-    down what happens. The loss of every batch is read, so a device is waited for.
+    down what happens. The loss of every batch is read, so it waits for the device.
 
     This is fastai's rule. The course's miniai begins at the given lr, multiplies it by 1.3 after
     every batch, and stops when the raw loss is above 3 times its minimum: fewer batches, a rougher

@@ -1,4 +1,4 @@
-"""Measure BatchNorm's statistics anew, for parameters that no batch has been normalised with."""
+"""Measure BatchNorm's statistics again, for parameters that no batch has been normalised with."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager

@@ -107,9 +107,9 @@ class Runs:
             assert_near(*trees, ulps=4, wide=512, more=512 if isinstance(self.opt, Chained) else 4)
 
     def _keeps(self, grads: Tree) -> bool:
-        """Whether results may hold what came: leaves without a gradient, and slots of wrappers."""
+        """Whether results may hold what came: leaves that nothing happens to, and in wrappers."""
         idle = any(leaf is None for leaf in optree.tree_leaves(grads, none_is_leaf=True))
-        return idle or not isinstance(self.opt, Chain)
+        return idle or not isinstance(self.opt, Chain) or not self.opt.rules
 
 
 def addresses(params: Tree, state: Tree) -> list[int]:

@@ -27,7 +27,7 @@ def numbers_of(state: State) -> dict[str, float]:
     The names are those of the hypers and columns. A hyper that is a tree has a name for each group
     of leaves with one value, that of its first leaf, as in "lr/head.weight"; for more than 16
     groups, "lr/lowest" and "lr/highest" alone. What is None, or no single number, is left out, and
-    so is train_iter, which is the step to report at. Reads tensors, so a device is waited for.
+    so is train_iter, which is the step to report at. Reads tensors, so it waits for the device.
 
     >>> state = State({}, {}, {}, {"lr": [0.1, 0.2], "mom": 0.9}, xb=(), loss=Tensor([2.0])[0])
     >>> numbers_of(state)
