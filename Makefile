@@ -2,13 +2,17 @@
 PYTHON ?= python3
 PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test faults check format bench gpu clean
+.PHONY: demo test fuzz faults check format bench gpu clean
 
 demo: .venv/installed-examples
 	.venv/bin/python examples/digits.py
 
 test: .venv/installed-test
 	.venv/bin/python -m pytest -n 2
+
+# FUZZ_SECONDS=600 make fuzz: for ten minutes; FUZZ_SEED=...: one round again.
+fuzz: .venv/installed-test
+	.venv/bin/python -m tests.laws.fuzz
 
 # The long form of tests/faults: a thousand kills, every bit of every file. Half an hour; as root, small disks and other
 # users too.

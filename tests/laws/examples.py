@@ -51,6 +51,18 @@ def by_row(update: Tensor, rows: Tensor) -> dict[str, Tensor]:
     return dict(update=update / (1 + rows.reshape(-1, *[1] * (update.dim() - 1))), rows=rows)
 
 
+@elementwise(last_update=torch.zeros_like)
+def delay(update: Tensor, last_update: Tensor) -> dict[str, Tensor]:
+    """The update of the step before: a slot is read and overwritten."""
+    return dict(update=last_update, last_update=update)
+
+
+@leafwise(last_grad=torch.zeros_like)
+def remember(grad: Tensor, last_grad: Tensor) -> dict[str, Tensor]:
+    """A rule by torch that keeps the very tensor that it is given."""
+    return dict(last_grad=grad)
+
+
 def _again(rule: Rule, **names: str) -> Rule:
     return rename(rule, **names)
 
@@ -60,7 +72,7 @@ POOL: tuple[Rule, ...] = (
     fs.average_grad, fs.heavy_ball, fs.sign_of_average, fs.nesterov, fs.average_sqr_grad, fs.center,
     fs.debias, fs.quasi_hyperbolic, fs.scale_by_rms, fs.scale_by_rms_eps_inside, fs.rectify,
     fs.rectify_eps_early, fs.rectify_softplus, fs.trust_ratio, fs.larc_ratio, fs.lars_ratio,
-    fs.sync_slow_params, jitter, relative_to_peak, by_row,
+    fs.sync_slow_params, jitter, relative_to_peak, by_row, delay, remember,
     _again(fs.clip_norm, grad="update", max_norm="max_update"),
     _again(fs.clip_value, grad="update", max_value="max_step"),
     _again(fs.centralize, grad="update"),
@@ -157,6 +169,8 @@ LAYOUTS: dict[str, Callable[[tuple[int, ...], torch.dtype, int], Tensor]] = {
     **{f.__name__: f for f in (turned, channels_last, offset, strided, part, expanded)},
 }
 
+OF_PARAMS = [name for name in LAYOUTS if name != "expanded"]
+
 SHAPES = [(), (0,), (1,), (5,), (3, 4), (4, 3), (2, 0, 3), (2, 3, 4, 5), (1, 7), (LARGE,)]
 
 SCALES = {"one": 1.0, "small": 1e-4, "large": 1e3, "zero": 0.0, "inf": 1.0, "nan": 1.0}
@@ -177,22 +191,41 @@ class Leaf:
 
 @st.composite
 def leaves(pick: Any) -> Leaf:
-    """A leaf; most are contiguous."""
+    """A leaf of any kind."""
     dtype = pick(st.sampled_from([torch.float32, torch.float32, *REALS, torch.complex64]))
-    params = [name for name in LAYOUTS if name != "expanded"]
     grad_dtype = dtype
     if not dtype.is_complex and pick(st.integers(0, 5)) == 0:
         grad_dtype = pick(st.sampled_from(REALS))
     return Leaf(
         pick(st.sampled_from(SHAPES)),
         dtype,
-        pick(st.sampled_from(["dense", "dense", *params])),
+        pick(st.sampled_from(["dense", "dense", *OF_PARAMS])),
         pick(st.sampled_from(["dense", "dense", *LAYOUTS, None])),
         grad_dtype,
         pick(st.integers(0, 4)) == 0,
         pick(st.sampled_from(["one", "one", "one", *SCALES])),
     )
 
+
+@st.composite
+def usual_leaves(pick: Any) -> tuple[Leaf, ...]:
+    """Leaves of one dtype, dense and all with gradients: trees that are recognised again."""
+    dtype, count = pick(st.sampled_from(REALS)), pick(st.integers(1, 3))
+    return tuple(
+        Leaf(
+            pick(st.sampled_from(SHAPES)),
+            dtype,
+            pick(st.sampled_from(["dense", "channels_last", "offset"])),
+            pick(st.sampled_from(["dense", "dense", *LAYOUTS])),
+            dtype,
+            pick(st.integers(0, 4)) == 0,
+            "one",
+        )
+        for _ in range(count)
+    )
+
+
+trees = usual_leaves() | st.lists(leaves(), min_size=1, max_size=4).map(tuple)
 
 BUILT: dict[str, Callable[[list[Any]], Tree]] = {
     "list": list,
@@ -290,35 +323,33 @@ def _keeps_numbers(opt: Chain) -> bool:
 
 @st.composite
 def calls(pick: Any, steps: int = 1) -> Call:
-    """A call on a tree of up to four leaves."""
-    mode = pick(st.sampled_from(["plain", "plain", *MODES]))
-    tracked = pick(st.sampled_from([None, None, None, "params", "grads", "state"]))
+    """A call on a tree."""
     return Call(
-        tuple(pick(st.lists(leaves(), min_size=1, max_size=4))),
+        pick(trees),
         pick(st.sampled_from(sorted(BUILT))),
         pick(st.integers(0, 255)),
-        mode,
-        tracked if mode == "plain" else None,
+        pick(st.sampled_from(["plain", "plain", *MODES])),
+        pick(st.sampled_from([None, None, None, "params", "grads", "state"])),
         pick(st.sampled_from(HYPERS)),
         steps,
     )
 
 
-def alike(call: Call, pick: Any) -> Call:
+@st.composite
+def calls_like(pick: Any, call: Call) -> Call:
     """Another call on a tree that differs from this one in a few things only, or in none."""
     changed = list(call.leaves)
-    for number, leaf in enumerate(changed):
-        what = pick(st.sampled_from(["", "", "layout", "grad", "dtype", "none"]))
+    if pick(st.booleans()):
+        place = pick(st.integers(0, len(changed) - 1))
+        leaf, what = changed[place], pick(st.sampled_from(["layout", "grad", "dtype"]))
         if what == "layout":
-            changed[number] = replace(leaf, layout=pick(st.sampled_from(["dense", "turned"])))
+            leaf = replace(leaf, layout=pick(st.sampled_from(OF_PARAMS)))
         if what == "grad":
-            changed[number] = replace(leaf, grad=pick(st.sampled_from(sorted(LAYOUTS))))
-        if what == "none":
-            changed[number] = replace(leaf, grad=None)
+            leaf = replace(leaf, grad=pick(st.sampled_from([*LAYOUTS, None])))
         if what == "dtype" and not leaf.dtype.is_complex:
-            changed[number] = replace(leaf, dtype=pick(st.sampled_from(REALS)))
-    other = pick(calls())
-    return replace(other, leaves=tuple(changed), built=call.built)
+            leaf = replace(leaf, dtype=pick(st.sampled_from(REALS)))
+        changed[place] = leaf
+    return replace(pick(calls()), leaves=tuple(changed), built=call.built)
 
 
 @dataclass(frozen=True)
@@ -335,7 +366,8 @@ def examples(pick: Any) -> Example:
     """An example."""
     last = pick(calls(steps=2))
     count = pick(st.integers(0, 3))
-    history = [alike(last, pick) if pick(st.booleans()) else pick(calls()) for _ in range(count)]
+    before = calls_like(last) | calls_like(last) | calls()
+    history = [pick(before) for _ in range(count)]
     return Example(pick(optimizers), tuple(history), last)
 
 
