@@ -22,7 +22,7 @@ REDUCING = 512
 """Further ulps where rules add up numbers with torch: of 70,001 in float32, it is so far off."""
 
 SUMMING = 4096
-"""Further ulps of double precision where rules declare sums, which executors add up in other orders.
+"""Further ulps of double precision where rules declare sums: executors add up in other orders.
 
 A kernel adds up 65,536 numbers in 8 or more lanes; if they are all the same, each of the 8,192
 additions in a lane may err by half an ulp in the same direction.
