@@ -1,7 +1,6 @@
 """Donated trees: refuse those that cannot be overwritten, or have been already."""
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -19,24 +18,28 @@ def check_apart(params: Tree, leaves: Leaves, known: list[int] | None) -> list[i
     """
     columns = {"param": leaves.params, **leaves.slots}
     written = [tensor for column in columns.values() for tensor in column]
-    starts = [tensor.data_ptr() for tensor in written]
+    starts = _starts(written)
     if starts == known:
         return starts
     spans = sorted(
         (start, start + _extent(tensor), place)
         for place, (start, tensor) in enumerate(zip(starts, written, strict=True))
-        if tensor.numel()
+        if start and tensor.numel()
     )
-    for (_, end, one), (start, _, other) in pairwise(spans):
-        if start < end:
-            names = [name for name in columns for _ in leaves.params]
-            every = paths(params) * len(columns)
-            first, second = (f"{names[place]} {every[place]!r}" for place in (one, other))
-            raise ValueError(
-                f"fuse: {first} and {second} share memory, so a donated step would update it "
-                f"twice. Keep one leaf for both, give one of them memory of its own (clone), "
-                f"or use fuse(opt, donate=False)."
-            )
+    crossed: list[tuple[int, int]] = []  # (end, place) of the spans that are not over
+    for start, end, place in spans:
+        crossed = [span for span in crossed if span[0] > start]
+        for _, other in crossed:
+            if _meet(written[other], written[place]):
+                names = [name for name in columns for _ in leaves.params]
+                every = paths(params) * len(columns)
+                first, second = (f"{names[one]} {every[one]!r}" for one in (other, place))
+                raise ValueError(
+                    f"fuse: {first} and {second} share memory, so a donated step would update it "
+                    f"twice. Keep one leaf for both, give one of them memory of its own (clone), "
+                    f"or use fuse(opt, donate=False)."
+                )
+        crossed.append((end, place))
     return starts
 
 
@@ -106,6 +109,27 @@ def put_back(leaves: Leaves, result: Any) -> Any:
 
 def _moved(leaf: Any) -> Any:
     return leaf.detach() if isinstance(leaf, Tensor) else leaf
+
+
+def _starts(tensors: Sequence[Tensor]) -> list[int]:
+    """Where tensors begin; 0 for those that have no one place, such as sparse ones."""
+    try:
+        return list(map(Tensor.data_ptr, tensors))
+    except RuntimeError:
+        return [one.data_ptr() if one.layout is torch.strided else 0 for one in tensors]
+
+
+def _meet(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors whose spans cross share an element: views may lie between each other."""
+    size = one.element_size()
+    if other.element_size() != size:
+        return True
+    begin = min(one.data_ptr(), other.data_ptr())
+    places = [(tensor.data_ptr() - begin) // size for tensor in (one, other)]
+    room = max(p + _extent(t) // size for p, t in zip(places, (one, other), strict=True))
+    taken = torch.zeros(room, dtype=torch.bool, device="cpu")
+    taken.as_strided(one.shape, one.stride(), places[0]).fill_(True)
+    return bool(taken.as_strided(other.shape, other.stride(), places[1]).any())
 
 
 def _extent(tensor: Tensor) -> int:

@@ -26,7 +26,7 @@ from tests.laws.examples import Call, Example, examples, hyper_of, twin
 
 Tree = Any
 
-EXAMPLES = 300
+EXAMPLES = 400
 """As many take some 40 seconds. `make fuzz` tries others for as long as you like."""
 
 

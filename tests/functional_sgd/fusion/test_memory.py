@@ -3,6 +3,8 @@ is given.
 """
 
 import io
+import subprocess
+import sys
 import threading
 
 import optree
@@ -11,10 +13,18 @@ import torch
 
 import functional_sgd as fs
 from functional_sgd import chain, elementwise, fuse, leafwise, treewise
+from functional_sgd.fusion import fused
 from functional_sgd.fusion.buffers import LARGE
 from tests.catalogue import RECIPES
 from tests.comparing import Untouched, assert_same, copy_of
-from tests.functional_sgd.fusion.helpers import draw, grads_for, memory_of, odd_tree, plain_tree
+from tests.functional_sgd.fusion.helpers import (
+    check_steps,
+    draw,
+    grads_for,
+    memory_of,
+    odd_tree,
+    plain_tree,
+)
 from tests.functional_sgd.user_rules import add_last, remember
 
 NAMES = ["adamw", "lamb", "larc", "clip_norm_adam", "centralize_sgd", "lookahead_sgd", "sgd"]
@@ -141,6 +151,72 @@ def test_a_tensor_saved_for_backward_keeps_its_numbers():
     assert torch.equal(x.grad, expected)
 
 
+FREED = {
+    "clip, larc": chain(fs.clip_norm, fs.larc(lr=0.1)),
+    "value, larc": chain(fs.clip_value, fs.larc(lr=0.1)),
+    "l2, larc": chain(fs.l2_reg, fs.larc(lr=0.1), wd=0.1),
+    "decay, value, clip, adam": chain(fs.weight_decay, fs.clip_value, fs.clip_norm, fs.adam()),
+    "centralize, clip, larc": chain(fs.centralize, fs.clip_norm, fs.larc(lr=0.1)),
+    "lamb": fs.lamb(lr=0.1),
+}
+
+
+def turned(leaf, seed):
+    return draw(leaf.shape[::-1], leaf.dtype, seed).permute(tuple(reversed(range(leaf.dim()))))
+
+
+@pytest.mark.parametrize("donate", [False, True], ids=["pure", "donated"])
+@pytest.mark.parametrize("opt", FREED.values(), ids=FREED)
+def test_a_kernel_never_reads_memory_that_was_freed(opt, donate):
+    """Gradients that lie otherwise than their params are copied; the copies, and what torch makes
+    of them, must live until every kernel has run that was given their addresses.
+    """
+    params = [draw((64, 64), torch.float32, seed) for seed in range(6)]
+    images = [draw((8, 3, 4, 4), torch.float32, 7).contiguous(memory_format=torch.channels_last)]
+
+    def grads(params, number):
+        return [turned(leaf, 10 * number + place) for place, leaf in enumerate(params)]
+
+    check_steps(opt, params, donate, grads=grads)
+    check_steps(opt, params, donate)  # contiguous ones, too
+    check_steps(opt, [*images, *params], donate, grads=grads)
+
+
+QUEUE = """
+import torch, torch.multiprocessing as mp
+from functional_sgd import fuse, sgd
+
+def read(queue, go, back):
+    received = queue.get()
+    go.wait()
+    back.put(received[0].mean().item())
+
+if __name__ == "__main__":
+    context = mp.get_context("fork")
+    queue, go, back = context.SimpleQueue(), context.Event(), context.SimpleQueue()
+    reader = context.Process(target=read, args=(queue, go, back))
+    reader.start()
+    opt, params, grads = fuse(sgd(lr=0.1)), [torch.ones(100_000)], [torch.ones(100_000)]
+    state = opt.init(params)
+    for step in range(8):
+        params, state = opt(params, grads, state)
+        if step == 0:
+            queue.put(params)
+    go.set()
+    print(back.get())
+    reader.join()
+"""
+
+
+def test_results_that_were_sent_to_another_process_stay():
+    """Through a queue: how long the other process reads them, nobody knows here."""
+    done = subprocess.run(
+        [sys.executable, "-c", QUEUE], capture_output=True, text=True, check=False, timeout=100
+    )
+    assert done.returncode == 0, done.stderr[-500:]
+    assert float(done.stdout) == pytest.approx(0.9)
+
+
 def test_memory_is_used_again_once_it_is_dropped():
     opt = fuse(fs.adamw())
     params = [torch.ones(20_000), torch.ones(LARGE)]
@@ -260,3 +336,26 @@ def test_threads_may_share_a_fused_optimizer():
     for worker in workers:
         worker.join()
     assert not failed
+
+
+def test_a_call_is_not_confused_by_another_thread_between_its_checks_and_its_kernels(monkeypatch):
+    """Trees that differ in nothing but their layout belong to one group; the calls alternate."""
+    opt, fused_opt = fs.sgd(lr=0.5), fuse(fs.sgd(lr=0.5))
+    params = [draw((3, 4), torch.float32, 1)]
+    usual, other = [draw((3, 4), torch.float32, 2)], [draw((4, 3), torch.float32, 3).T]
+    state = opt.init(params)
+    expected = [opt(params, grads, state) for grads in (usual, other)]
+    for first, second in ((usual, other), (other, usual)):
+        for _ in range(2):
+            fused_opt(params, first, state)  # until it is recognised
+        real = fused.take_apart
+
+        def interrupted(*args, real=real, second=second):
+            leaves = real(*args)
+            monkeypatch.setattr(fused, "take_apart", real)
+            fused_opt(params, second, state)
+            return leaves
+
+        monkeypatch.setattr(fused, "take_apart", interrupted)
+        found = fused_opt(params, first, state)
+        assert_same(found, expected[0 if first is usual else 1])

@@ -103,6 +103,50 @@ def test_tracked_tensors(which, leaf):
         assert not fuse(opt)(**call)[0]["w"].requires_grad
 
 
+BEFORE = {
+    "no_grad": lambda: torch.no_grad(),
+    "inference": lambda: torch.inference_mode(),
+    "nothing tracked": lambda: torch.enable_grad(),
+}
+
+
+@pytest.mark.parametrize("mode", BEFORE.values(), ids=BEFORE)
+@pytest.mark.parametrize("calls", [0, 1, 3])
+def test_a_fused_optimizer_remembers_nothing_of_no_grad(calls, mode):
+    """The gradient of (step(w) ** 2).sum() + (w ** 2).sum() is 3.8, and was 2.0 after a call."""
+    opt, grads = fuse(fs.sgd(lr=0.1)), [torch.ones(3)]
+    w = torch.ones(3, requires_grad=True)
+    state = opt.init([w])
+    seen = w if mode is not BEFORE["nothing tracked"] else w.detach()
+    for _ in range(calls):
+        with mode():
+            assert not opt([seen], grads, state)[0][0].requires_grad
+    stepped = opt([w], grads, state)[0][0]
+    ((stepped**2).sum() + (w**2).sum()).backward()
+    torch.testing.assert_close(w.grad, torch.full((3,), 3.8))
+
+
+@pytest.mark.parametrize("order", ["first", "second"])
+def test_maml_after_an_evaluation(order):
+    """The gradient of the loss after a step, by the params before it."""
+    opt = fs.momentum(lr=0.1)
+
+    def loss(w):
+        return (w[0] ** 3).sum()
+
+    def meta_gradient(run, w):
+        grads = torch.autograd.grad(loss(w), w, create_graph=order == "second")
+        stepped, _ = run(w, list(grads), opt.init([leaf.detach() for leaf in w]))
+        return torch.autograd.grad(loss(stepped), w)[0]
+
+    w, fused = [torch.tensor([1.0, 2.0], requires_grad=True)], fuse(opt)
+    expected = meta_gradient(opt, w)
+    for _ in range(2):
+        assert_same(meta_gradient(fused, w), expected)
+        with torch.no_grad():
+            fused(w, [torch.ones(2)], opt.init(w))
+
+
 @pytest.mark.parametrize("which", WHICH)
 def test_donating_what_was_computed_from_tracked_tensors_is_an_error(which):
     call = tracked_call(which, leaf=False)

@@ -1,0 +1,105 @@
+"""Donated trees: what cannot be overwritten is refused, and so is what has been overwritten."""
+
+import optree
+import pytest
+import torch
+
+import functional_sgd as fs
+from functional_sgd import chain, fuse
+from tests.comparing import Untouched, assert_same, copy_of
+
+
+def refused(opt, params, state, match):
+    """The step is refused, and nothing was written to."""
+    given = Untouched(params, state)
+    with pytest.raises(ValueError, match=match):
+        opt(params, optree.tree_map(torch.ones_like, params), state)
+    given.check()
+
+
+@pytest.mark.parametrize("debug", [False, True], ids=["usual", "debug"])
+def test_donating_tied_leaves_is_refused(debug):
+    """Both steps would hit both: 0.8 for 0.9."""
+    tied, fused = torch.ones(3), fuse(fs.sgd(lr=0.1), donate=True, debug=debug)
+    params = {"embed": {"w": tied}, "head": tied}
+    refused(fused, params, fused.init(params), "param 'embed.w' and param 'head' share memory")
+    pure, _ = fuse(fs.sgd(lr=0.1))(params, copy_of(params), fused.init(params))
+    assert_same(pure, {"embed": {"w": torch.full((3,), 0.9)}, "head": torch.full((3,), 0.9)})
+
+
+OVERLAPPING = {
+    "shifted": lambda buffer: (buffer[:4], buffer[3:7]),
+    "inside": lambda buffer: (buffer[:10], buffer[4:6]),
+    "rows and columns": lambda buffer: (buffer.view(4, 5)[1], buffer.view(4, 5)[:, 2]),
+    "a view of all": lambda buffer: (buffer, buffer.view(4, 5)),
+}
+
+
+@pytest.mark.parametrize("views", OVERLAPPING.values(), ids=OVERLAPPING)
+def test_donating_overlapping_views_is_refused(views):
+    params = dict(zip("ab", views(torch.zeros(20)), strict=True))
+    fused = fuse(fs.sgd(lr=0.1), donate=True)
+    refused(fused, params, fused.init(params), "param '[ab]' and param '[ab]' share memory, so a")
+
+
+def test_views_that_begin_to_overlap_are_refused():
+    """Though the trees are just like those of the steps before."""
+    fused, buffer = fuse(fs.sgd(lr=0.1), donate=True), torch.zeros(20)
+    params = {"a": buffer[:4], "b": buffer[10:14]}
+    state = fused.init(params)
+    for _ in range(3):
+        params, state = fused(params, {"a": torch.ones(4), "b": torch.ones(4)}, state)
+    refused(fused, {"a": buffer[:4], "b": buffer[2:6]}, state, "'a' and param 'b' share memory")
+
+
+def test_a_slot_in_the_memory_of_a_param_is_refused():
+    fused, params = fuse(fs.momentum(), donate=True), {"w": torch.ones(3)}
+    state = {**fused.init(params), "grad_avg": {"w": params["w"]}}
+    refused(fused, params, state, "param 'w' and grad_avg 'w' share memory")
+
+
+def test_views_between_each_other_may_be_donated():
+    """Columns of one matrix: their spans cross, their elements do not."""
+    whole, fused = torch.zeros(4, 6), fuse(fs.sgd(lr=1.0), donate=True)
+    params = {"query": whole[:, :2], "key": whole[:, 2:4], "value": whole[:, 4:]}
+    grads = {name: torch.full((4, 2), n + 1.0) for n, name in enumerate(params)}
+    fused(params, grads, fused.init(params))
+    assert whole[0].tolist() == [-1, -1, -2, -2, -3, -3]
+
+
+def test_what_has_no_memory_of_its_own_may_be_donated():
+    fused, odd = fuse(fs.sgd(lr=0.5), donate=True), torch.ones(3).to_sparse()
+    params = {"w": torch.ones(2), "empty": torch.zeros(0, 3), "none": torch.zeros(0), "odd": odd}
+    after, _ = fused(params, copy_of(params), fused.init(params))
+    assert after["w"].tolist() == [0.5, 0.5]
+    assert odd.to_dense().tolist() == [0.5, 0.5, 0.5]
+
+
+SPENT = {
+    "params": lambda old, new: (old[0], new[1]),
+    "state": lambda old, new: (new[0], old[1]),
+    "both": lambda old, new: old,
+}
+
+
+@pytest.mark.parametrize("opt", [fs.adamw(), chain(fs.clip_norm, fs.centralize, fs.sgd(mom=0.9))])
+@pytest.mark.parametrize("which", SPENT.values(), ids=SPENT)
+def test_the_spent_message_is_reached(opt, which):
+    """Its shape and the other checks do not come first."""
+    fused = fuse(opt, donate=True, debug=True)
+    params = {"body": {"w": torch.ones(2, 3)}, "head": torch.ones(())}
+    old = (params, fused.init(params))
+    grads = optree.tree_map(torch.ones_like, params)
+    new = fused(params, grads, old[1])
+    spent = which(old, new)
+    match = "leaf 'body.w' was donated to an earlier step, .* Go on with the params and state that"
+    with pytest.raises(ValueError, match=match):
+        fused(spent[0], grads, spent[1])
+    fused(new[0], grads, new[1])
+
+
+def test_a_spent_tree_is_no_use_to_anybody_else():
+    fused, params = fuse(fs.sgd(lr=0.1), donate=True, debug=True), {"w": torch.ones(2)}
+    fused(params, {"w": torch.ones(2)}, fused.init(params))
+    assert params["w"].isnan().all()
+    assert params["w"].shape == (2,)
