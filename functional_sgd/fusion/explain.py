@@ -7,6 +7,7 @@ import optree
 import torch
 
 from functional_sgd.call import take_apart
+from functional_sgd.fusion.backends.backend import treating
 from functional_sgd.fusion.group import Group, signatures
 from functional_sgd.fusion.passes import Pass, Step, TorchRule
 from functional_sgd.rule import REQUIRED
@@ -39,7 +40,7 @@ def _table(steps: Sequence[Step]) -> str:
 
 def _moves(fused: "Fused", steps: Sequence[Step], group: Group) -> str:
     """Who treats a group, and what that moves."""
-    backend = next(one for one in fused.working() if one.treats(group.device))
+    backend = treating(fused.working(), group.device)
     dtype = str(group.dtypes["param"]).removeprefix("torch.")
     size = sum(group.sizes) * group.dtypes["param"].itemsize
     moved = sum(_bytes(step, group) for step in steps)

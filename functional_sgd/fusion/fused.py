@@ -14,7 +14,7 @@ from torch import Tensor
 from functional_sgd.call import Leaves, take_apart
 from functional_sgd.chained import Front
 from functional_sgd.chaining import Chain
-from functional_sgd.fusion.backends.backend import Backend, Unavailable
+from functional_sgd.fusion.backends.backend import Backend, Unavailable, treating
 from functional_sgd.fusion.backends.c.launch import CBackend
 from functional_sgd.fusion.backends.foreach import ForeachBackend
 from functional_sgd.fusion.backends.triton.launch import TritonBackend
@@ -243,7 +243,7 @@ class Fused(Optimizer):
 
         C, or Triton's Python for "cuda"; a GPU's kernel is shown as it is when hypers are numbers.
         """
-        backend = next(one for one in self.backends if one.treats(torch.device(device)))
+        backend = treating(self.backends, torch.device(device))
         half = dtype in _HALVES
         working = torch.float32 if half else dtype
         program = self._program(frozenset({"param"}) if half else frozenset())

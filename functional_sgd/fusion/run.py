@@ -9,7 +9,7 @@ from torch import Tensor
 
 from functional_sgd.call import Leaves, Plan
 from functional_sgd.fusion.arithmetic import Node
-from functional_sgd.fusion.backends.backend import Backend, Runner
+from functional_sgd.fusion.backends.backend import Backend, Runner, treating
 from functional_sgd.fusion.batches import run_in_batches
 from functional_sgd.fusion.buffers import Pool
 from functional_sgd.fusion.check import evaluate
@@ -119,7 +119,7 @@ class Run:
 
     def _kernel(self, work: Pass, number: int, group: Group, table: Table) -> Tensor | None:
         """Run a pass over one group."""
-        backend = next(one for one in self.resources.backends if one.treats(group.device))
+        backend = treating(self.resources.backends, group.device)
         # Whoever reads an address must hold its column until the kernel has run: these lists do.
         reads = [table[name] for name in work.reads]
         results = self.program.results.values()
@@ -248,8 +248,8 @@ class Run:
         tensors = []
         for place, value in enumerate(values):
             if name in group.dtypes or name not in self.leaves.slots:
-                seen = working(params[place])
-                value = value.to(group.working).expand(seen.shape)
+                seen = working(params[place])  # a 0-d leaf has one axis for rules
+                value = value.to(group.working).expand(seen.shape).reshape(params[place].shape)
             tensors.append(owned(value, *(other[place] for other in taken)))
         return Column(group.working, tensors, kept=False, like=params)
 

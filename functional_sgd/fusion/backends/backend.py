@@ -70,3 +70,15 @@ class Backend(ABC):
     def source(self, work: Pass, dtypes: Dtypes) -> str:
         """The text of the kernel, for people."""
         return f"# {self.name}: {work.title}\n"
+
+
+def treating(backends: Sequence[Backend], device: torch.device) -> Backend:
+    """The first that works for leaves on a device. Raises RuntimeError if none does."""
+    for one in backends:
+        if one.treats(device):
+            return one
+    names = ", ".join(one.name for one in backends) or "none is left"
+    raise RuntimeError(
+        f"fuse: no backend works for leaves on {device} ({names}). End backends=[...] with "
+        f"ForeachBackend(), which treats every device."
+    )

@@ -78,9 +78,7 @@ class _Interpreter:
         for column, node in zip(writes, work.outputs.values(), strict=True):
             for place, tensor in enumerate(column.tensors):
                 value = values[node.index]
-                own = _tensor(value[place] if isinstance(value, list) else value)
-                # What torch made of a 0-d leaf has one axis, as rules see it.
-                tensor.copy_(own.reshape(tensor.shape) if own.numel() == tensor.numel() else own)
+                tensor.copy_(_tensor(value[place] if isinstance(value, list) else value))
         if not work.takes:
             return None
         totals = [self._take(take.reduction, values[take.node.index]) for take in work.takes]
