@@ -33,21 +33,22 @@ class Signature(NamedTuple):
 def signatures(leaves: Leaves, needs: Needs) -> tuple[Signature, ...]:
     """The signature of every leaf."""
     columns = [leaves.slots[n] if n in leaves.slots else leaves.given[n] for n in needs.columns]
+    n_slots = sum(name in leaves.slots for name in needs.columns)  # which come first
     return tuple(
-        _signature(param, grad, own, needs)
+        _signature(param, grad, own, needs, n_slots)
         for param, grad, *own in zip(leaves.params, leaves.grads, *columns, strict=True)
     )
 
 
 def _signature(
-    param: Tensor, grad: Tensor | None, own: Sequence[Tensor], needs: Needs
+    param: Tensor, grad: Tensor | None, own: Sequence[Tensor], needs: Needs, n_slots: int
 ) -> Signature:
     if grad is None:
         return _known(False, False, param.shape, param.device, ())
     columns = (param, grad, *own)
     kinds = tuple([(type(value), value.device, value.layout, value.dtype) for value in columns])
     dtypes = tuple([kind[3] for kind in kinds])
-    plain = _ordinary(kinds) and not any(map(Tensor.is_neg, columns)) and _dense(param)
+    plain = _ordinary(kinds, n_slots) and not any(map(Tensor.is_neg, columns)) and _dense(param)
     plain = plain and all(value.shape == param.shape for value in own)
     if needs.order:
         plain = plain and param.is_contiguous()
@@ -73,15 +74,27 @@ longer than this.
 
 
 @functools.lru_cache(maxsize=256)
-def _ordinary(kinds: tuple[tuple[type, torch.device, torch.layout, torch.dtype], ...]) -> bool:
-    """Whether kernels know such tensors, and they are all on one device."""
-    return all(
+def _ordinary(
+    kinds: tuple[tuple[type, torch.device, torch.layout, torch.dtype], ...], n_slots: int
+) -> bool:
+    """Whether kernels know such tensors, and they are all on one device.
+
+    Rules see a slot in its own dtype, and kernels in that of the arithmetic; so they must be one,
+    but for half precision, which is float32 to both. Other columns come in that of the arithmetic.
+    """
+    known = all(
         kind in (Tensor, torch.nn.Parameter)
         and device == kinds[0][1]
         and layout is torch.strided
         and dtype in SUPPORTED_DTYPES
         for kind, device, layout, dtype in kinds
     )
+    param, slots = kinds[0][3], [kind[3] for kind in kinds[2 : 2 + n_slots]]
+    return known and all(_seen_as(slot) == _seen_as(param) for slot in slots)
+
+
+def _seen_as(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
 class Group:

@@ -106,9 +106,31 @@ def average_in_half(grad, average, *, mom=0.9):
 
 
 @donating
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_a_later_pass_sees_what_was_computed_not_what_was_rounded(dtype, donate):
     check_steps(then_step(average_in_half, fs.trust_ratio), small(dtype), donate)
+
+
+@elementwise(mass=lambda param: torch.zeros_like(param, dtype=torch.float64))
+def gather(grad, mass):
+    return dict(mass=mass + grad, update=grad)
+
+
+@donating
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_a_slot_in_another_precision_than_the_arithmetic_keeps_it(dtype, donate):
+    """A sum in double precision of float32 gradients: kernels would round it at every step."""
+    check_steps(then_step(gather), small(dtype), donate, ulps=0)
+    opt, params = fuse(then_step(gather), donate=donate), {"w": torch.ones(2, dtype=dtype)}
+    state = {**opt.init(params), "mass": {"w": torch.full((2,), 1e9, dtype=torch.float64)}}
+    _, after = opt(params, {"w": torch.full((2,), 0.5, dtype=dtype)}, state)
+    assert after["mass"]["w"].tolist() == [1e9 + 0.5] * 2
+
+
+def test_params_that_become_double_have_float32_slots():
+    opt, params = fs.adamw(), small()
+    wide = {name: leaf.double() for name, leaf in params.items()}
+    assert_same(fuse(opt)(wide, wide, opt.init(params)), opt(wide, wide, opt.init(params)))
 
 
 # What is true or false.
