@@ -15,32 +15,7 @@ from functional_sgd.schedules import one_cycle
 
 Tree = Any
 
-RULES: tuple[Rule, ...] = (
-    fs.average_grad,
-    fs.average_sqr_grad,
-    fs.center,
-    fs.centralize,
-    fs.clip_norm,
-    fs.clip_value,
-    fs.dampen,
-    fs.debias,
-    fs.heavy_ball,
-    fs.l2_reg,
-    fs.larc_ratio,
-    fs.lars_ratio,
-    fs.nesterov,
-    fs.quasi_hyperbolic,
-    fs.rectify,
-    fs.rectify_eps_early,
-    fs.rectify_softplus,
-    fs.scale_by_rms,
-    fs.scale_by_rms_eps_inside,
-    fs.sgd_step,
-    fs.sign_of_average,
-    fs.sync_slow_params,
-    fs.trust_ratio,
-    fs.weight_decay,
-)
+RULES: tuple[Rule, ...] = tuple(getattr(fs, name) for name in fs.rules.NAMES)
 
 RECIPES: dict[str, Callable[[], Chain]] = {
     "adam": lambda: fs.adam(lr=0.02),

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = (
     "sibling errors ranges reduction randomness table tracing tree outputs guard packing "
     "signature rule trial wiring hyper state call step optimizer chained chaining schedules rules "
-    "wrappers recipes placing autodiff fusion compile bridge"
+    "wrappers catalogue placing autodiff fusion listing compile bridge"
 ).split()
 """Of functional_sgd: a module, or a folder of them, imports from what stands before it, and from
 its own folder.
@@ -158,7 +158,7 @@ def test_no_file_is_longer_than_it_may_be(file: str) -> None:
 def test_the_imports_that_are_checked_are_the_real_ones() -> None:
     """The test above reads imports the way that Python does."""
     assert "functional_sgd.rule" in imports_of("functional_sgd.chaining")
-    assert "functional_sgd.rules" in imports_of("functional_sgd.recipes")
+    assert "functional_sgd.rules" in imports_of("functional_sgd.catalogue.descent")
 
 
 HEAVY = "torchvision sklearn matplotlib rich PIL torch._dynamo triton tensorboard IPython".split()

@@ -101,11 +101,16 @@ def test_examples_in_docstrings(where: str) -> None:
         run_examples(where, text, {**vars(module), "torch": torch})
 
 
-PUBLIC = [
-    name
-    for name, value in vars(functional_sgd).items()
-    if name[0] != "_" and not inspect.ismodule(value)
-]
+PUBLIC = [name for name in functional_sgd.__all__ if name != "__version__"]
+
+
+def test_everything_that_can_be_imported_from_the_package_is_public() -> None:
+    names = {
+        name
+        for name, value in vars(functional_sgd).items()
+        if name[0] != "_" and not inspect.ismodule(value)
+    }
+    assert names - {"TYPE_CHECKING"} == set(PUBLIC)
 
 
 def examples_of(value: Any) -> str:

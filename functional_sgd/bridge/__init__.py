@@ -1,6 +1,7 @@
 """To torch.optim and back."""
 
-from functional_sgd.bridge.from_torch import from_torch as from_torch
-from functional_sgd.bridge.from_torch import into_torch as into_torch
-from functional_sgd.bridge.to_torch import to_torch as to_torch
-from functional_sgd.bridge.torch_optimizer import torch_optimizer as torch_optimizer
+from functional_sgd.bridge.from_torch import from_torch, into_torch
+from functional_sgd.bridge.to_torch import to_torch
+from functional_sgd.bridge.torch_optimizer import torch_optimizer
+
+__all__ = ["from_torch", "into_torch", "to_torch", "torch_optimizer"]

@@ -6,8 +6,8 @@ from typing import Any, TypeAlias
 
 import torch
 
+from functional_sgd.catalogue import adam, adamw, radam, rmsprop, sgd
 from functional_sgd.chaining import Chain, chain
-from functional_sgd.recipes import adam, adamw, radam, rmsprop, sgd
 from functional_sgd.rules import weight_decay
 
 Group: TypeAlias = Mapping[str, Any]

@@ -1,6 +1,7 @@
 """Say what a fused optimizer will really run."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import optree
@@ -31,6 +32,24 @@ def explained(fused: "Fused", params: Tree) -> str:
     if others:
         lines.append(f"{_leaves(len(others))} without kernels, {left_out}")
     return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a step of a tree costs: kernels over memory, bytes, and the rules that torch runs."""
+
+    passes: int
+    moved: int
+    by_torch: tuple[str, ...]
+
+
+def cost(fused: "Fused", params: Tree) -> Cost:
+    """What a step of these params costs, if all of them run in kernels."""
+    groups, _, _ = _placed(fused, params)
+    steps = fused.program_for(groups).steps
+    moved = sum(_bytes(step, group) for step in steps for group in groups)
+    by_torch = tuple(repr(step.call.rule) for step in steps if isinstance(step, TorchRule))
+    return Cost(len(steps) - len(by_torch), moved, by_torch)
 
 
 def _table(steps: Sequence[Step]) -> str:

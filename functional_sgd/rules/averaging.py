@@ -6,6 +6,17 @@ from torch import Tensor
 from functional_sgd.ranges import Decay, Share
 from functional_sgd.rule import elementwise
 
+__all__ = [
+    "average_grad",
+    "average_sqr_grad",
+    "dampen",
+    "debias",
+    "heavy_ball",
+    "nesterov",
+    "quasi_hyperbolic",
+    "sign_of_average",
+]
+
 
 @elementwise(grad_avg=torch.zeros_like)
 def average_grad(grad: Tensor, grad_avg: Tensor, *, mom: Decay = 0.9) -> dict[str, Tensor]:

@@ -6,6 +6,8 @@ from functional_sgd.ranges import NonNegative, Positive
 from functional_sgd.reduction import norm
 from functional_sgd.rule import elementwise, leafwise
 
+__all__ = ["centralize", "clip_norm", "clip_value"]
+
 
 @elementwise
 def clip_value(grad: Tensor, *, max_value: NonNegative = 1.0) -> dict[str, Tensor]:

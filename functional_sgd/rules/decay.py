@@ -5,6 +5,8 @@ from torch import Tensor
 from functional_sgd.ranges import NonNegative
 from functional_sgd.rule import elementwise
 
+__all__ = ["l2_reg", "weight_decay"]
+
 
 @elementwise
 def weight_decay(param: Tensor, *, lr: NonNegative, wd: NonNegative = 0.01) -> dict[str, Tensor]:

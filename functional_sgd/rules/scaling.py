@@ -7,6 +7,15 @@ from functional_sgd.ranges import Decay, NonNegative, Positive
 from functional_sgd.reduction import root
 from functional_sgd.rule import elementwise
 
+__all__ = [
+    "center",
+    "rectify",
+    "rectify_eps_early",
+    "rectify_softplus",
+    "scale_by_rms",
+    "scale_by_rms_eps_inside",
+]
+
 
 @elementwise
 def scale_by_rms(update: Tensor, sqr_avg: Tensor, *, eps: NonNegative = 1e-8) -> dict[str, Tensor]:

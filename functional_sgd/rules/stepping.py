@@ -6,6 +6,8 @@ from torch import Tensor
 from functional_sgd.ranges import Count, NonNegative, Share
 from functional_sgd.rule import elementwise
 
+__all__ = ["sgd_step", "sync_slow_params"]
+
 
 @elementwise
 def sgd_step(param: Tensor, update: Tensor, *, lr: NonNegative) -> dict[str, Tensor]:

@@ -7,6 +7,8 @@ from functional_sgd.ranges import NonNegative, Positive
 from functional_sgd.reduction import norm
 from functional_sgd.rule import elementwise
 
+__all__ = ["larc_ratio", "lars_ratio", "trust_ratio"]
+
 
 @elementwise
 def trust_ratio(

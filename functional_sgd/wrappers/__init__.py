@@ -1,1 +1,29 @@
 """Optimizers made from optimizers, one a file."""
+
+from functional_sgd.wrappers.accumulate import accumulate
+from functional_sgd.wrappers.average_params import average_of, average_params
+from functional_sgd.wrappers.lookahead import lookahead
+from functional_sgd.wrappers.partition import freeze, partition
+from functional_sgd.wrappers.sam import sam
+from functional_sgd.wrappers.schedule_free import (
+    schedule_free,
+    schedule_free_adamw,
+    schedule_free_sgd,
+)
+from functional_sgd.wrappers.scheduled import scheduled
+from functional_sgd.wrappers.skip_nonfinite import skip_nonfinite
+
+__all__ = [
+    "accumulate",
+    "average_of",
+    "average_params",
+    "freeze",
+    "lookahead",
+    "partition",
+    "sam",
+    "schedule_free",
+    "schedule_free_adamw",
+    "schedule_free_sgd",
+    "scheduled",
+    "skip_nonfinite",
+]

@@ -1,0 +1,148 @@
+"""Optimizers that scale each element by how large its gradients are: RMSProp, Adam and kin."""
+
+from functional_sgd.catalogue.parts import given, l2
+from functional_sgd.chaining import Chain, chain
+from functional_sgd.rules import (
+    average_grad,
+    average_sqr_grad,
+    center,
+    debias,
+    heavy_ball,
+    quasi_hyperbolic,
+    rectify,
+    rectify_eps_early,
+    scale_by_rms,
+    sgd_step,
+    weight_decay,
+)
+from functional_sgd.trial import rename
+from functional_sgd.wrappers.lookahead import lookahead
+
+__all__ = ["adam", "adamw", "qhadam", "radam", "ranger", "rmsprop"]
+
+
+def rmsprop(
+    lr: float = 1e-2,
+    sqr_mom: float = 0.99,
+    eps: float = 1e-8,
+    mom: float | None = None,
+    centered: bool = False,
+    wd: float | None = None,
+) -> Chain:
+    """SGD with the speed of every direction made equal. `mom` acts on the scaled update and `wd` is
+    L2, as in torch.
+
+    Source: Hinton, lecture 6e; numbers of torch.optim.RMSprop.
+
+    >>> rmsprop(lr=0.1)
+    chain(average_sqr_grad, scale_by_rms, sgd_step, lr=0.1, sqr_mom=0.99, eps=1e-08)
+    """
+    middle = [center] if centered else []
+    ball = [] if mom is None else [rename(heavy_ball, grad="update")]
+    hypers = given(lr=lr, sqr_mom=sqr_mom, eps=eps, mom=mom, wd=wd)
+    return chain(*l2(wd), average_sqr_grad, *middle, scale_by_rms, *ball, sgd_step, **hypers)
+
+
+def adam(
+    lr: float = 1e-3,
+    mom: float = 0.9,
+    sqr_mom: float = 0.999,
+    eps: float = 1e-8,
+    wd: float | None = None,
+) -> Chain:
+    """Momentum's and RMSProp's rules, and debias. `wd` is L2, as in torch.optim.Adam; adamw has the
+    other kind.
+
+    Source: Kingma and Ba 2015; numbers of torch.optim.Adam.
+
+    >>> print(*adam().rules)
+    average_grad average_sqr_grad debias scale_by_rms sgd_step
+    """
+    hypers = given(lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
+    return chain(*l2(wd), average_grad, average_sqr_grad, debias, scale_by_rms, sgd_step, **hypers)
+
+
+def adamw(
+    lr: float = 1e-3, mom: float = 0.9, sqr_mom: float = 0.999, eps: float = 1e-8, wd: float = 1e-2
+) -> Chain:
+    """Adam after decoupled weight decay.
+
+    Source: Loshchilov and Hutter 2019; numbers of torch.optim.AdamW.
+
+    >>> print(*adamw().rules)
+    weight_decay average_grad average_sqr_grad debias scale_by_rms sgd_step
+    """
+    return chain(weight_decay, adam(lr, mom, sqr_mom, eps), wd=wd)
+
+
+def radam(
+    lr: float = 1e-3,
+    mom: float = 0.9,
+    sqr_mom: float = 0.999,
+    eps: float = 1e-8,
+    wd: float | None = None,
+) -> Chain:
+    """Adam that does not trust its averages until it has seen enough gradients. `wd` is L2, as in
+    torch.optim.RAdam.
+
+    Source: Liu et al. 2020; numbers of torch.optim.RAdam. With `rectify` in place of
+    `rectify_eps_early`, fastai's.
+
+    >>> print(*radam().rules)
+    average_grad average_sqr_grad debias rectify_eps_early sgd_step
+    """
+    hypers = given(lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
+    return chain(
+        *l2(wd), average_grad, average_sqr_grad, debias, rectify_eps_early, sgd_step, **hypers
+    )
+
+
+def qhadam(
+    lr: float = 1e-3,
+    mom: float = 0.999,
+    sqr_mom: float = 0.999,
+    nu_1: float = 0.7,
+    nu_2: float = 1.0,
+    eps: float = 1e-8,
+    wd: float = 0.0,
+) -> Chain:
+    """Adam that mixes its averages with the gradient of the moment; decoupled weight decay.
+
+    Source: Ma and Yarats 2019; numbers of fastai.
+
+    >>> print(*qhadam().rules)
+    weight_decay average_grad average_sqr_grad debias quasi_hyperbolic scale_by_rms sgd_step
+    """
+    parts = (average_grad, average_sqr_grad, debias, quasi_hyperbolic, scale_by_rms, sgd_step)
+    return chain(
+        weight_decay,
+        *parts,
+        lr=lr,
+        mom=mom,
+        sqr_mom=sqr_mom,
+        nu_1=nu_1,
+        nu_2=nu_2,
+        eps=eps,
+        wd=wd,
+    )
+
+
+def ranger(
+    lr: float = 1e-3,
+    mom: float = 0.95,
+    sqr_mom: float = 0.99,
+    eps: float = 1e-6,
+    wd: float = 0.01,
+    sync_every: int = 6,
+    slow_step: float = 0.5,
+) -> Chain:
+    """RAdam with decoupled weight decay, inside Lookahead.
+
+    Source: Wright 2019; numbers of fastai.
+
+    >>> print(*ranger().rules)
+    weight_decay average_grad average_sqr_grad debias rectify sgd_step sync_slow_params
+    """
+    parts = (weight_decay, average_grad, average_sqr_grad, debias, rectify, sgd_step)
+    inner = chain(*parts, lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
+    return lookahead(inner, sync_every=sync_every, slow_step=slow_step)
