@@ -56,6 +56,7 @@ class Leaves:
     matches_guard: bool = False  # whether the trees are just like those of an earlier call
     common: dict[torch.device, dict[str, Any]] = field(default_factory=dict)  # shared, by device
     steps: Sequence[Tensor] | None = None  # the counts in floating point, once they are needed
+    starts: Mapping[str, Any] = field(default_factory=dict)  # where donated columns begin
 
     @property
     def active(self) -> list[int]:

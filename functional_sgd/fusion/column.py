@@ -1,12 +1,15 @@
 """A column of a group: its tensors, and where they lie."""
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-Addresses: TypeAlias = list[int]
+Addresses: TypeAlias = NDArray[Any]
+"""Where tensors begin, as an array of 64-bit integers."""
 
 
 class Column:
@@ -26,12 +29,13 @@ class Column:
         writable: bool = False,
         kept: bool = True,
         like: Sequence[Tensor] | None = None,
+        addresses: Addresses | None = None,
     ) -> None:
         self.dtype, self.tensors = dtype, tensors
         self.writable = writable  # whether it may be overwritten
         self.kept = kept  # whether it has the shapes and dtype in which results are handed back
         self._like = like  # if its tensors may lie otherwise than these do in memory
-        self._addresses: Addresses | None = None
+        self._addresses = addresses  # if they are known
 
     @property
     def addresses(self) -> Addresses:
@@ -40,8 +44,15 @@ class Column:
             if self._like is not None:
                 self.tensors = laid_out(self.tensors, self._like)
                 self._like = None
-            self._addresses = list(map(Tensor.data_ptr, self.tensors))
+            self._addresses = addresses_of(self.tensors)
         return self._addresses
+
+
+def addresses_of(tensors: Sequence[Tensor]) -> Addresses:
+    """Where tensors begin. Raises RuntimeError for one that has no one place, such as a sparse
+    one.
+    """
+    return np.fromiter(map(Tensor.data_ptr, tensors), np.int64, len(tensors))
 
 
 def laid_out(tensors: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:

@@ -125,7 +125,7 @@ class Fused(Optimizer):
         self._groups: dict[tuple[Signature, ...], tuple[list[Group], list[int]]] = {}
         self._guard: Guard | None = None  # of the last trees that were grouped
         self._guarded: list[Group] = []
-        self._apart: tuple[Guard | None, list[int]] = None, []  # where donated tensors begin
+        self._apart: tuple[Guard | None, Mapping[str, Any]] = None, {}  # where donated ones begin
         self._lock = threading.Lock()
         self._pool = Pool()
         self._unbatched: set[int] = set()
@@ -193,8 +193,8 @@ class Fused(Optimizer):
         if self.donate:
             alike, starts = self._apart
             known = starts if leaves.matches_guard and alike is guard else None
-            starts = check_apart(params, leaves, known)
-            self._apart = (guard if leaves.matches_guard else None, starts)
+            leaves.starts = check_apart(params, leaves, known)
+            self._apart = (guard if leaves.matches_guard else None, leaves.starts)
         if not all(_is_number(leaves.shared.get(name, 0.0)) for name in self._scalars):
             result = run_leaves(plan, leaves)  # an extra that is left out, or is no number
             return put_back(leaves, result) if self.donate else result

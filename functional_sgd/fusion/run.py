@@ -76,8 +76,11 @@ class Run:
         params = group.pick(leaves.params)
         alike = group.alike if leaves.matches_guard else frozenset[str]()
         grads = group.pick(leaves.grads)
+        starts = leaves.starts if group.everything else {}
         table = {
-            "param": Column(group.dtypes["param"], params, writable=donate),
+            "param": Column(
+                group.dtypes["param"], params, writable=donate, addresses=starts.get("param")
+            ),
             "grad": Column(group.dtypes["grad"], grads, like=None if "grad" in alike else params),
         }
         for name, values in leaves.slots.items():
@@ -85,7 +88,8 @@ class Run:
             # A donated slot lies as its param does; one of another shape is not for kernels.
             same = donate or name in alike or name not in group.dtypes
             dtype = group.dtypes[name] if name in group.dtypes else tensors[0].dtype
-            table[name] = Column(dtype, tensors, donate, like=None if same else params)
+            like = None if same else params
+            table[name] = Column(dtype, tensors, donate, like=like, addresses=starts.get(name))
         for name, given in leaves.given.items():
             tensors = group.pick(given)
             table[name] = Column(tensors[0].dtype, tensors, like=params)

@@ -3,24 +3,29 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from functional_sgd.call import Leaves
+from functional_sgd.fusion.column import Addresses, addresses_of
 from functional_sgd.tree import Tree, paths, unflatten
 
 
-def check_apart(params: Tree, leaves: Leaves, known: list[int] | None) -> list[int]:
-    """Where the tensors begin that are to be overwritten.
+def check_apart(
+    params: Tree, leaves: Leaves, known: Mapping[str, Addresses] | None
+) -> dict[str, Addresses]:
+    """Where the tensors begin that are to be overwritten, column by column.
 
     Raises ValueError if two of them share memory; `known` are the beginnings of tensors just like
     these that do not.
     """
     columns = {"param": leaves.params, **leaves.slots}
+    found = {name: _starts(tensors) for name, tensors in columns.items()}
+    if known is not None and all(np.array_equal(found[name], known[name]) for name in found):
+        return found
     written = [tensor for column in columns.values() for tensor in column]
-    starts = _starts(written)
-    if starts == known:
-        return starts
+    starts = np.concatenate([*found.values()]).tolist()
     spans = sorted(
         (start, start + _extent(tensor), place)
         for place, (start, tensor) in enumerate(zip(starts, written, strict=True))
@@ -40,7 +45,7 @@ def check_apart(params: Tree, leaves: Leaves, known: list[int] | None) -> list[i
                     f"or use fuse(opt, donate=False)."
                 )
         crossed.append((end, place))
-    return starts
+    return found
 
 
 def refuse_spent(params: Tree, leaves: Leaves) -> None:
@@ -111,12 +116,13 @@ def _moved(leaf: Any) -> Any:
     return leaf.detach() if isinstance(leaf, Tensor) else leaf
 
 
-def _starts(tensors: Sequence[Tensor]) -> list[int]:
+def _starts(tensors: Sequence[Tensor]) -> Addresses:
     """Where tensors begin; 0 for those that have no one place, such as sparse ones."""
     try:
-        return list(map(Tensor.data_ptr, tensors))
+        return addresses_of(tensors)
     except RuntimeError:
-        return [one.data_ptr() if one.layout is torch.strided else 0 for one in tensors]
+        places = [one.data_ptr() if one.layout is torch.strided else 0 for one in tensors]
+        return np.array(places, dtype=np.int64)
 
 
 def _meet(one: Tensor, other: Tensor) -> bool:
