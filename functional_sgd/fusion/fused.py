@@ -5,6 +5,7 @@ import threading
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, TypeVar, overload
 
@@ -196,7 +197,7 @@ class Fused(Optimizer):
             leaves.starts = check_apart(params, leaves, known)
             self._apart = (guard if leaves.matches_guard else None, leaves.starts)
         if not all(_is_number(leaves.shared.get(name, 0.0)) for name in self._scalars):
-            result = run_leaves(plan, leaves)  # an extra that is left out, or is no number
+            result = self._leaf_by_leaf(leaves)  # an extra that is left out, or is no number
             return put_back(leaves, result) if self.donate else result
         with self._lock:
             # Another thread may have grouped other trees by now.
@@ -232,11 +233,16 @@ class Fused(Optimizer):
         if groups and self.splits:
             theirs = replace(leaves, grads=_only(leaves.grads, set(others)))
             ours = replace(leaves, grads=_only(leaves.grads, {*leaves.active} - {*others}))
-            rest = run_leaves(self.opt.plan, theirs)
+            rest = self._leaf_by_leaf(theirs)
             result = merged(leaves, self._run(ours, groups), rest, others)
         else:
-            result = run_leaves(self.opt.plan, leaves)
+            result = self._leaf_by_leaf(leaves)
         return put_back(leaves, result) if self.donate else result
+
+    def _leaf_by_leaf(self, leaves: Leaves) -> Any:
+        """The step by torch; not tracked if it is donated, as kernels are not."""
+        with torch.no_grad() if self.donate else nullcontext():
+            return run_leaves(self.opt.plan, leaves)
 
     def source(self, dtype: torch.dtype = torch.float32, device: str = "cpu") -> str:
         """The code of every kernel, for leaves and gradients of this dtype.

@@ -103,3 +103,14 @@ def test_a_spent_tree_is_no_use_to_anybody_else():
     fused(params, {"w": torch.ones(2)}, fused.init(params))
     assert params["w"].isnan().all()
     assert params["w"].shape == (2,)
+
+
+def test_leaves_that_no_kernel_treats_are_not_tracked_either() -> None:
+    """Complex leaves run with torch: a donated step is not differentiated, so nothing is kept."""
+    opt = fuse(fs.rmsprop(lr=0.1, wd=0.1), donate=True)
+    params = {"w": torch.ones(3, dtype=torch.complex64, requires_grad=True)}
+    grads, state = {"w": torch.ones(3, dtype=torch.complex64)}, opt.init(params)
+    kept: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        opt(params, grads, state)
+    assert not kept
