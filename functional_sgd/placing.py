@@ -7,7 +7,7 @@ max_norm, a running statistic); later calls copy only those.
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -27,12 +27,16 @@ class Placed:
     `tensors` are those in place, by name; `changed`, after `call`, the names of those that it has
     written to or replaced.
 
+    Tensors named in `spendable` may be written to: the first call does not work on copies of them.
+
     Raises RuntimeError if names are missing or unknown, or if another thread has put its tensors
     into one of these layers.
     """
 
-    def __init__(self, module: nn.Module, given: Mapping[str, Tensor]) -> None:
-        self.module, self.given = module, given
+    def __init__(
+        self, module: nn.Module, given: Mapping[str, Tensor], spendable: Collection[str] = ()
+    ) -> None:
+        self.module, self.given, self.spendable = module, given, spendable
         self.thread = threading.get_ident()
         self.misled = False  # whether a graph of the same gradient has been made with others
         self.changed: set[str] = set()
@@ -59,10 +63,12 @@ class Placed:
         """The module's output. Raises RuntimeError if it has written to a tensor that was given."""
         output = self.module(*args, **kwargs)
         tensors = self.tensors
-        if self.versions != _versions(self.shared):
-            self._refuse_late()
-        if self.training not in self.known and not torch.is_inference_mode_enabled():
-            self.known[self.training] = {*self._written()}
+        first = self.training not in self.known
+        written = self._written_shared()
+        if written and not (first and written <= {*self.spendable}):
+            self._refuse_late(written)
+        if first and not torch.is_inference_mode_enabled():
+            self.known[self.training] = {*self._written(), *written}
             self.copied = self._to_be_copied()
         self.changed = self.copied
         for store, key, name, _ in self.places:
@@ -110,8 +116,10 @@ class Placed:
     def _to_be_copied(self) -> set[str]:
         """The names of what a forward pass writes to; all, as long as that is not known."""
         known = self.known.get(self.training)
-        if known is None or torch.is_inference_mode_enabled():  # which keeps no versions
+        if torch.is_inference_mode_enabled():  # which keeps no versions
             return {*self.given}
+        if known is None:
+            return {*self.given}.difference(self.spendable)
         buffers = [place[2] for place in self.places if place[3]] if self.training else []
         return known.union(buffers)
 
@@ -122,19 +130,27 @@ class Placed:
         where they are copied anyway.
         """
         for _, _, name, is_buffer in self.places:
+            if name not in self.copied:
+                continue
             copy = self.tensors[name]
             in_secret = is_buffer and not self.training
             if copy._version or (in_secret and not torch.equal(copy, self.given[name])):
                 yield name
 
-    def _refuse_late(self) -> None:
-        """Raise RuntimeError for writing to a tensor that is not a copy."""
+    def _written_shared(self) -> set[str]:
+        """The names of those given that the call has written to, which are no copies."""
+        if self.versions == _versions(self.shared):
+            return set()
         changed = {
             id(tensor)
             for tensor, version in zip(self.shared, self.versions, strict=True)
             if tensor._version != version
         }
-        names = [name for name in self.given if id(self.given[name]) in changed]
+        return {name for name in self.given if id(self.given[name]) in changed}
+
+    def _refuse_late(self, written: set[str]) -> None:
+        """Raise RuntimeError for writing to a tensor that is not a copy."""
+        names = sorted(written)
         self.known.setdefault(self.training, set()).update(names)
         raise RuntimeError(
             f"{type(self.module).__name__} has written to {names} in this forward pass, and not in "

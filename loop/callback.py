@@ -42,6 +42,9 @@ class Order(IntEnum):
 COMMITTED = "committed"
 """The method that sees every state which a run can be resumed from."""
 
+OVERWRITTEN = "overwritten"
+"""The method that is called when a step begins to overwrite that state."""
+
 
 class Callback:
     """Frozen configuration with methods named after events: `after_loss(self, state) -> State |
@@ -53,6 +56,10 @@ class Callback:
     that scope, whatever way out is taken; what it yields is `state.resources[self.name]` meanwhile.
     `around_predict` (or another stage) does the same for that piece of work. A method
     `committed(self, state)` sees the state wherever the run can be resumed, and changes nothing.
+
+    What a callback keeps of a state beyond the event, in memory of its own or in the state's, goes
+    through `state.keep()` or `state.kept(state.params)`: in a run that donates, the next step
+    overwrites params and opt_state.
 
     A callback with `reports = True` shows or writes down what happens and has no say in what is
     learned: forks of a run (lr_find, ablate) leave it out, since screens and files belong to the
@@ -157,7 +164,7 @@ def without_reports(callbacks: Iterable[Any]) -> list[Any]:
 
 def _check(callbacks: Sequence[Any]) -> None:
     seen: dict[str, Any] = {}
-    places = (*EVENTS, *BRACKETS, COMMITTED)
+    places = (*EVENTS, *BRACKETS, COMMITTED, OVERWRITTEN)
     for callback in callbacks:
         if isinstance(callback, type):
             raise TypeError(

@@ -10,8 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from functional_sgd import Optimizer, fuse, seeded, split
+from functional_sgd.fusion.fused import donating
 from functional_sgd.optimizer import check_optimizer
 from loop.data.batches import DataLoaders
+from loop.donation import check_not_spent, taken
+from loop.emptied import check_filled, fill, taken_from
 from loop.metrics.outside import as_mergeable
 from loop.metrics.tally import Metric
 from loop.state import State
@@ -87,14 +90,28 @@ class Learner:
         """The optimizer that takes the steps: `opt`, fused."""
         return _fused(self.opt) if self.fused else self.opt
 
-    def init(self, seed: int = 0, device: torch.device | str | None = None) -> State:
+    @property
+    def donating_stepper(self) -> Optimizer:
+        """The same, overwriting params and state, as far as the optimizer can do without the old
+        ones.
+        """
+        return _donating(self.opt)
+
+    def init(
+        self, seed: int = 0, device: torch.device | str | None = None, donate: bool = False
+    ) -> State:
         """A fresh state: copies of the model's tensors (on `device`, if given), a fresh optimizer
         state.
 
         `seed` decides the order of the data and all randomness in the run; the model's values
         are its own.
+
+        With `donate` the tensors are not copied but taken: the model is left without, and calling
+        it, or asking for its state_dict, is an error until `learner.load(state)` has given it
+        tensors again. That saves the memory of one copy of the params.
         """
-        params, buffers = split(self.model)
+        check_filled(self.model)
+        params, buffers = taken_from(self.model) if donate else split(self.model)
         if device is not None:
             params = {name: value.to(device) for name, value in params.items()}
             buffers = {name: value.to(device) for name, value in buffers.items()}
@@ -102,8 +119,11 @@ class Learner:
         return State(params, buffers, opt_state, self.opt.hyper, seed)
 
     @torch.no_grad()
-    def load(self, state: State) -> nn.Module:
+    def load(self, state: State, donate: bool = False) -> nn.Module:
         """The model, into which the params and buffers of the state have been copied.
+
+        With `donate` it gets the tensors themselves, and the state is spent. A model whose tensors
+        were taken (`init(donate=True)`) has its own again.
 
         If the optimizer keeps an average to be evaluated, that is copied in place of the params.
         So `torch.save(learner.load(end).state_dict(), path)` saves what was trained. Tied weights
@@ -123,6 +143,7 @@ class Learner:
             **dict(self.model.named_parameters()),
             **dict(self.model.named_buffers()),
         }
+        check_not_spent("Learner.load", state)
         given = {**self.opt.evaluated(state.params, state.opt_state), **state.buffers}
         for name in (*own, *given):
             if name not in own or name not in given:
@@ -141,8 +162,17 @@ class Learner:
                         f"Pass a state of this learner."
                     )
                 own[name].resize_(value.shape)
-            own[name].copy_(value)
+        if donate:
+            state = taken(state, "Learner.load(donate=True)")
+            given = {**self.opt.evaluated(state.params, state.opt_state), **state.buffers}
+        fill(self.model, given, own, donate)
         return self.model
+
+
+@functools.lru_cache(maxsize=32)
+def _donating(opt: Optimizer) -> Optimizer:
+    """The donating optimizer; equal ones share one, with its kernels."""
+    return donating(opt)
 
 
 @functools.lru_cache(maxsize=32)

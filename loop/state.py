@@ -69,6 +69,7 @@ class State:
     # are what the brackets of callbacks have opened, by name, and only brackets add to them.
     learner: "Learner | None" = None
     resources: Mapping[str, Any] = field(default_factory=dict)
+    donated: bool = False  # whether the next step overwrites params and opt_state: see `keep`
 
     def replace(self, **changes: Any) -> "State":
         """The same state but for these fields. Raises TypeError for a name that is not a field.
@@ -116,6 +117,30 @@ class State:
         here = {name: getattr(self, name) for name in _OF_THIS_PLACE}
         return earlier.replace(**here, event=BACK)
 
+    def keep(self) -> "State":
+        """The state, to be kept beyond this event: itself, since states do not change; but where
+        the run overwrites it (`fit(..., donate=True)`), with copies of params and opt_state.
+
+        >>> state = State({"w": torch.ones(1)}, {}, {}, {})
+        >>> donated = state.replace(donated=True)
+        >>> state.keep() is state, donated.keep().params["w"] is donated.params["w"]
+        (True, False)
+        """
+        if not self.donated:
+            return self
+        return self.replace(params=self.kept(self.params), opt_state=self.kept(self.opt_state))
+
+    def kept(self, tensors: Any) -> Any:
+        """Tensors of this state, to be kept beyond this event: copies where the run overwrites it.
+
+        >>> state = State({"w": torch.ones(1)}, {}, {}, {})
+        >>> state.kept(state.params) is state.params
+        True
+        """
+        if not self.donated:
+            return tensors
+        return optree.tree_map(_copied, tensors)
+
     def without_batch(self) -> "State":
         """The state as it is between batches: no transient field, and params that nothing
         tracks.
@@ -127,7 +152,8 @@ class State:
 
     def at_rest(self) -> "State":
         """The state as it is between runs."""
-        return self.without_batch().replace(learner=None, resources={}, event="", training=False)
+        rest: dict[str, Any] = dict(learner=None, resources={}, donated=False)
+        return self.without_batch().replace(**rest, event="", training=False)
 
     @property
     def x(self) -> Any:
@@ -149,6 +175,10 @@ class State:
         )
 
 
+def _copied(leaf: Any) -> Any:
+    return leaf.detach().clone() if isinstance(leaf, Tensor) else leaf
+
+
 def _shown(hyper: Any) -> str:
     """A hyper for a line of text: of a tree, how many values it has, and between what they are."""
     leaves = optree.tree_leaves(hyper)
@@ -165,7 +195,9 @@ BACK = "back_to"
 COUNTERS = ("train_iter", "epochs_seen")
 """What the machine counts over the life of a state."""
 
-PLACE = ("epoch", "n_epoch", "iter", "n_iter", "pct_train", "training", "done", "stopped")
+PLACE = (
+    *("epoch", "n_epoch", "iter", "n_iter", "pct_train", "training", "done", "stopped", "donated"),
+)
 """Where a run is."""
 
 _OF_THIS_PLACE = (

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from functional_sgd.errors import did_you_mean
-from functional_sgd.fusion.fused import fuse
+from functional_sgd.fusion.fused import donating
 from functional_sgd.optimizer import Optimizer, check_optimizer
 from functional_sgd.state import State
 from functional_sgd.tree import flatten, paths, unflatten
@@ -202,17 +202,6 @@ def to_torch(opt: Optimizer, params: Iterable[Any], **hyper: Any) -> TorchOptimi
     tensor([-0.5000])
     """
     return TorchOptimizer(opt, params, hyper)
-
-
-def donating(opt: Optimizer) -> Optimizer:
-    """The optimizer, overwriting params and state, which are the torch optimizer's own.
-
-    Some wrappers need the old values, so what is inside them does not overwrite.
-    """
-    try:
-        return fuse(opt, donate=True)
-    except ValueError:
-        return fuse(opt)
 
 
 def aliases_of(hypers: Mapping[str, Any]) -> dict[str, Any]:

@@ -108,6 +108,17 @@ def fuse(
     return opt.with_inner(tuple(fuse(one, donate, debug, backends) for one in opt.inner))
 
 
+def donating(opt: Optimizer) -> Optimizer:
+    """The fused optimizer that overwrites params and state, for owners of both.
+
+    Some wrappers need the old values, so what is inside them does not overwrite.
+    """
+    try:
+        return fuse(opt, donate=True)
+    except ValueError:
+        return fuse(opt)
+
+
 class Fused(Optimizer):
     """An optimizer whose elementwise rules run as compiled kernels; `fuse` makes one.
 

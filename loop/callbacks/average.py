@@ -97,7 +97,8 @@ class AverageParams(Callback):
         if steps % self.every:
             return self._change(state, steps=steps)
         weight = newest_weight(count, self.decay, self.debias)
-        average = moved(memory.average, state.params, weight)
+        params = state.params if memory.average else state.kept(state.params)
+        average = moved(memory.average, params, weight)
         buffers = moved(memory.buffers, _continuous(state.buffers), weight) if self.buffers else {}
         return self._change(state, average=average, buffers=buffers, count=count, steps=steps)
 

@@ -17,14 +17,13 @@ from loop.state import State
 @dataclass
 class Saver:
     """What a run's checkpoints are written with: the latest state that the run can be resumed from,
-    and a clock.
+    if it is not written yet, and a clock.
     """
 
     folder: Path
     keep: int
-    state: State
-    written: State  # the latest in the folder; at first what the run began with
-    at: float  # when that was
+    at: float  # when the last one was written
+    state: State | None = None
     tried: set[Any] = field(default_factory=set)  # places in an epoch where it is known to go well
 
     def write(self, last: bool = False) -> None:
@@ -33,23 +32,23 @@ class Saver:
         That a loader's process has died is an error after it is written; none where it is the
         `last`, since nobody waits for data then.
         """
-        if self.state is self.written:
+        if self.state is None:
             return
         with undisturbed() as waiting:
             save_in(self.state, self.folder, self.keep)
-            self.written, self.at = self.state, time.monotonic()
+            self.state, self.at = None, time.monotonic()
             if last:
                 waiting.clear()
 
-    def probe(self) -> None:
+    def probe(self, state: State) -> None:
         """Find out now what `write` would find out after an epoch: the first time that a run has
         come so far.
         """
-        _, *phase = self.state.done
+        _, *phase = state.done
         place = (*phase[:1], *(min(batches, 1) for batches in phase[1:]))
         if place not in self.tried:
             self.tried.add(place)
-            pack(self.state.at_rest())
+            pack(state.at_rest())
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,8 @@ class Checkpoint(Callback):
     Written after every `batches` training batches, every `epochs` epochs, and once `seconds` have
     passed since the last one (whichever of these are given); after the last epoch; and, whatever
     they are, when the run ends in any other way: early, by Ctrl-C or SIGTERM, or by an error. Then
-    it is the state of the latest whole batch. The newest `keep` checkpoints stay. Each is a
+    it is the state of the latest whole batch; of a run that donates, none if a step had begun to
+    overwrite that. The newest `keep` checkpoints stay. Each is a
     directory that is either complete or not there (see `save`). Give every run a folder of its own,
     since the newest checkpoint in it is where `resume` goes on; one that is complete is not begun
     again.
@@ -96,7 +96,8 @@ class Checkpoint(Callback):
         """Write what there is when the run ends."""
         folder = Path(self.folder)
         probe(folder)
-        saver = Saver(folder, self.keep, state, state, time.monotonic())
+        saver = Saver(folder, self.keep, time.monotonic())
+        del state  # its tensors would live as long as the run
         try:
             yield saver
         finally:
@@ -106,9 +107,14 @@ class Checkpoint(Callback):
         """Write the state if it is time."""
         saver: Saver = state.resources[self.name]
         saver.state = state
-        saver.probe()
+        saver.probe(state)
         if self._due(state, saver):
             saver.write()
+
+    def overwritten(self, state: State) -> None:
+        """There is no state to write until the next one."""
+        saver: Saver = state.resources[self.name]
+        saver.state = None
 
     def _due(self, state: State, saver: Saver) -> bool:
         epochs, *phase = state.done

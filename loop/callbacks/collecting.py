@@ -103,7 +103,9 @@ class RecordValues(Callback):
         if not state.training or state.loss is None:
             return None
         logs = state.memory.get(self.name, {})
-        values = {name: detached(function(state)) for name, function in self.functions.items()}
+        values = {
+            name: state.kept(detached(function(state))) for name, function in self.functions.items()
+        }
         return state.remember(
             self.name, {name: logs.get(name, Log()).append(value) for name, value in values.items()}
         )

@@ -67,11 +67,13 @@ class BnFreeze(Callback):
     def around_train(self, state: State) -> Iterator[tuple[str, ...]]:
         """Find the names of the layers, which are the same for every batch."""
         model, trained = learner_of(state).model, state.params.keys() - {*state.frozen}
-        yield tuple(
+        found = tuple(
             name
             for name, layer in model.named_modules()
             if isinstance(layer, _BatchNorm) and (self.all or not is_trained(model, name, trained))
         )
+        del state  # its tensors would live as long as the run
+        yield found
 
     @contextmanager
     def around_predict(self, state: State) -> Iterator[None]:

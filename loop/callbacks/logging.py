@@ -70,6 +70,7 @@ class CSVLogger(Callback):
                 ) from error
             table = Table(file, before)
             table.show(state.history.rows)
+            del state  # its tensors would live as long as the run
             yield table
 
     def after_epoch(self, state: State) -> None:
@@ -113,6 +114,7 @@ class JSONLLogger(Callback):
                     f"JSONLLogger: {self.path} is not its log: {error}. Give another path."
                 ) from error
             _become(file, "".join(lines))
+            del state  # its tensors would live as long as the run
             yield file
 
     def after_batch(self, state: State) -> None:
@@ -156,6 +158,7 @@ class TensorBoardLogger(Callback):
     def around_fit(self, state: State) -> Iterator[Any]:
         """Open a writer, and close it whatever happens."""
         writer = _summary_writer()(str(self.log_dir), purge_step=state.train_iter + 1)
+        del state  # its tensors would live as long as the run
         try:
             yield writer
         finally:

@@ -55,6 +55,7 @@ class Progress(Callback):
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
 
+        del state  # its tensors would live as long as the run
         console = Console(file=self.file or sys.stdout, highlight=False, soft_wrap=True)
         if not console.is_terminal:
             yield Display(console, None)

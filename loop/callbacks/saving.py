@@ -96,6 +96,7 @@ class SaveModel(Callback):
                     f"SaveModel: {self.path} is a folder. Give the path of a file, such as "
                     f"model.safetensors."
                 )
+        del state  # its tensors would live as long as the run
         yield self._write
 
     def before_fit(self, state: State) -> State | None:
@@ -123,7 +124,9 @@ class SaveModel(Callback):
         if _is_refused(kept):
             return None
         state.resources[self.name](state)
-        tensors = {"params": kept.params, "buffers": kept.buffers} if self.restore_best else {}
+        tensors: dict[str, Any] = {}
+        if self.restore_best:
+            tensors = {"params": state.kept(kept.params), "buffers": kept.buffers}
         return state.remember(self.name, {"best": value, "epoch": state.epochs_seen, **tensors})
 
     def after_fit(self, state: State) -> State | None:

@@ -77,12 +77,14 @@ class ParamScheduler(Callback):
     @contextmanager
     def around_fit(self, state: State) -> Iterator[Scheduled]:
         """Say what is scheduled."""
+        del state  # its tensors would live as long as the run
         yield Scheduled(self.hypers)
 
     @contextmanager
     def around_train(self, state: State) -> Iterator[dict[str, Attribute]]:
         """Give the model its numbers back."""
         found = self._find(state)
+        del state  # its tensors would live as long as the run
         with attributes_kept(found.values()):
             yield found
 

@@ -73,6 +73,7 @@ class ShowGraph(Callback):
     @contextmanager
     def around_fit(self, state: State) -> Iterator[Screen]:
         """Have a place for pictures: a new one for every run."""
+        del state  # its tensors would live as long as the run
         yield Screen(None if self.path is None else Path(self.path))
 
     def after_epoch(self, state: State) -> None:

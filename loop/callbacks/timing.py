@@ -82,9 +82,10 @@ class Timer(Callback):
     @contextmanager
     def around_fit(self, state: State) -> Iterator[Times]:
         """Measure the run, and report."""
-        times = Times()
+        times, device = Times(), device_of(state)
+        del state  # its tensors would live as long as the run
         try:
-            with self._measure(times, "fit", state):
+            with self._measure(times, "fit", device):
                 yield times
         finally:
             self.report(times)
@@ -123,11 +124,10 @@ class Timer(Callback):
 
     def _part(self, part: str, state: State) -> AbstractContextManager[Times | None]:
         times: Times | None = state.resources.get(self.name)
-        return nullcontext() if times is None else self._measure(times, part, state)
+        return nullcontext() if times is None else self._measure(times, part, device_of(state))
 
     @contextmanager
-    def _measure(self, times: Times, part: str, state: State) -> Iterator[Times]:
-        device = device_of(state)
+    def _measure(self, times: Times, part: str, device: torch.device) -> Iterator[Times]:
         start = self._now(device)
         try:
             yield times
@@ -177,13 +177,15 @@ class Profiler(Callback):
     def around_fit(self, state: State) -> Iterator[Any]:
         """Have a profiler at hand, and end it whatever happens."""
         shown: list[profile] = []
+        by = "cpu" if device_of(state).type == "cpu" else "device"
+        del state  # its tensors would live as long as the run
 
         def show(profiler: profile) -> None:
             if (
                 profiler.step_num > self.wait + self.warmup
             ):  # else it has recorded what came after the last batch
                 shown.append(profiler)
-                self._show(profiler, by="cpu" if device_of(state).type == "cpu" else "device")
+                self._show(profiler, by)
 
         plan = schedule(wait=self.wait, warmup=self.warmup, active=self.active, repeat=1)
         with profile(schedule=plan, on_trace_ready=show, profile_memory=self.memory) as profiler:

@@ -77,6 +77,7 @@ class TorchScheduler(Callback):
     @contextmanager
     def around_fit(self, state: State) -> Iterator["Driver"]:
         """Lend a place for the scheduler."""
+        del state  # its tensors would live as long as the run
         yield Driver(self.make)
 
     def before_fit(self, state: State) -> State:

@@ -22,7 +22,7 @@ FORMAT, VERSION = "loop.State", 2
 TENSORS, REST, SUMS = "tensors.safetensors", "state.json", "SHA256SUMS"
 FILES = frozenset({TENSORS, REST, SUMS})
 
-NOT_SAVED = frozenset({"xb", "yb", "pred", "loss", "grads", "learner", "resources"})
+NOT_SAVED = frozenset({"xb", "yb", "pred", "loss", "grads", "learner", "resources", "donated"})
 """The fields of a state that it has only during a run."""
 
 LARGEST = 2**28

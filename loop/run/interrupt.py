@@ -94,7 +94,7 @@ def run_to_end(run: Run, stop: str = "raise") -> State:
             state = run.to_end(listener.has_heard)
         except BaseException as error:
             ended = error is run.failure or error is listener.raised
-            if not ended:
+            if not ended or run.spent:
                 raise
             state = run.committed.at_rest()
         number = listener.heard

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias
 
-from loop.callback import COMMITTED, in_order, name_of
+from loop.callback import COMMITTED, OVERWRITTEN, in_order, name_of
 from loop.learner import Learner
 from loop.run import stages
 from loop.run.brackets import opened
@@ -26,6 +26,7 @@ from loop.run.events import (
     Stage,
 )
 from loop.run.returned import accepted
+from loop.run.running import running
 from loop.run.scopes import BORDERS, Change
 from loop.run.signals import SIGNALS, Cancel, SignalError
 from loop.state import State
@@ -57,11 +58,15 @@ class Run:
         self.handlers = {event: _methods(ordered, event) for event in EVENTS}
         self.brackets = {name: _methods(ordered, f"around_{name}") for name in (*SCOPES, *STAGES)}
         self.observers = _methods(ordered, COMMITTED)
+        self.forgetters = _methods(ordered, OVERWRITTEN)
         self.work = stages.Work() if work is None else work
         self.open: list[str] = []  # the scopes that can be cancelled here
         self.path: list[int] = []  # of every scope that can be resumed: how much of it is done
         self.ahead = list(state.done)  # the path to go on from, as far as it is not yet entered
-        self.state = self.committed = state.at_rest().replace(learner=learner)
+        self.state = self.committed = state.at_rest().replace(
+            learner=learner, donated=state.donated
+        )
+        self.spent = False  # whether a step has overwritten the committed state
         self.stop: Callable[[], bool] = bool  # says whether to end at the next event
         self.failure: Exception | None = None  # what failed when it had said so
         self.work.join(self)
@@ -70,26 +75,31 @@ class Run:
         """The run itself: yields (event, state) after every event, returns the last state.
 
         Raises what a callback, the model, the loss or a loader raises, with a note that says where,
-        and `error.state`, the latest committed state.
+        and `error.state`, the latest committed state; None if a step has overwritten that.
         """
         try:
-            with global_generators_kept(stages.device_of(self.state)), stages.mode_kept(self.state):
+            with global_generators_kept(stages.device_of(self.state)), running(self.learner.model):
                 self._enter(BORDERS[self.root.name].enter)
                 yield from self._scope(self.root)
         except Exception as error:
-            error.state = self.committed.at_rest()  # type: ignore[attr-defined]
+            if self.spent:
+                error.add_note(_NO_STATE)
+            state = None if self.spent else self.committed.at_rest()
+            error.state = state  # type: ignore[attr-defined]
             raise
         return self.state.at_rest().replace(done=(), frozen=(), begun_with={})
 
     def to_end(self, stop: Callable[[], bool]) -> State:
         """The last state; or the committed one where `stop()` said so between two events, with
         every bracket closed.
+
+        A batch whose step has overwritten the committed state is done to its end first.
         """
         running, self.stop = self.steps(), stop
         try:
             while True:
                 next(running)
-                if stop():
+                if stop() and not self.spent:
                     running.close()
                     return self.committed.at_rest()
         except StopIteration as end:
@@ -225,10 +235,18 @@ class Run:
     def _stage(self, stage: Stage) -> None:
         with self.brackets_of(stage.name):
             try:
+                if self.state.donated and stage.name == "update":
+                    self._spend()
                 self.state = getattr(self.work, stage.name)(self.state)
             except Exception as error:
                 self._explain(error, f"in [{stage.name}]", shapes=True)
                 raise
+
+    def _spend(self) -> None:
+        """From here to the next commit, there is no state to go on from."""
+        self.spent = True
+        for _, forget in self.forgetters:
+            forget(self.state)
 
     def handlers_of(self, place: str) -> Sequence[Method]:
         """Who handles an event, or has a bracket ("around_...")."""
@@ -251,6 +269,7 @@ class Run:
         """From here the run can be resumed, if it runs with its own learner."""
         resumable = self.root is FIT and self.state.learner is self.learner
         self.state = self.committed = self.state.replace(done=tuple(self.path) if resumable else ())
+        self.spent = False
         if self.observers and resumable:
             for name, observe in self.observers:
                 try:
@@ -304,6 +323,11 @@ class Run:
 
 
 _NO_BRACKETS = nullcontext()
+
+_NO_STATE = (
+    "loop: there is no error.state: fit(donate=True) had begun to overwrite it. Go on from the "
+    "last checkpoint: fit(..., resume=folder)."
+)
 
 
 def _methods(callbacks: Iterable[Any], place: str) -> tuple[Method, ...]:

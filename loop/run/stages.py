@@ -3,7 +3,6 @@ state to state.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -18,7 +17,6 @@ from loop.learner import Learner
 from loop.run.attributes import attributes_of, warn_of_attributes
 from loop.run.chance import key, seed_loader, seed_torch
 from loop.run.forward import ByName, Unharmed, called
-from loop.run.running import running
 from loop.run.signals import Cancel
 from loop.state import State
 
@@ -100,7 +98,9 @@ class Work:
 
     def _predict(self, state: State, params: Mapping[str, Tensor]) -> Any:
         model, tensors = learner_of(state).model, {**params, **state.buffers}
-        self.placed = placed = Placed(model, tensors)
+        # What the run owns, its forward passes may write to.
+        spendable = state.params.keys() if state.donated and state.training else ()
+        self.placed = placed = Placed(model, tensors, spendable)
         return self.model.call(partial(called, placed), state.xb or (), state.training)
 
     def loss(self, state: State) -> State:
@@ -192,7 +192,8 @@ class Work:
 
     def update(self, state: State) -> State:
         """One step of the optimizer, which gets the loss if it asks for it."""
-        opt = learner_of(state).stepper
+        learner = learner_of(state)
+        opt = learner.donating_stepper if state.donated else learner.stepper
         extras: dict[str, Any] = {}
         if "value" in opt.names:
             extras["value"] = state.loss
@@ -219,7 +220,9 @@ class Work:
 
 def epochs(state: State, start: int) -> Iterator[Callable[[State], State]]:
     """Enter every epoch of the run, from this one on."""
-    for epoch in range(start, state.n_epoch):
+    n_epoch = state.n_epoch
+    del state  # its tensors would live as long as the run
+    for epoch in range(start, n_epoch):
         yield _Enter(epoch=epoch)
 
 
@@ -354,13 +357,6 @@ def split_batch(
     parts = tuple(_to(part, device) for part in parts)
     count = min(learner.n_inputs, len(parts))
     return parts[:count], parts[count:]
-
-
-@contextmanager
-def mode_kept(state: State) -> Iterator[None]:
-    """Run the model of this state's learner, and give its layers their training flags back."""
-    with running(learner_of(state).model):
-        yield
 
 
 def shapes(state: State) -> str:

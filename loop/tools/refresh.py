@@ -14,7 +14,8 @@ from loop.data.batches import DataLoaders
 from loop.learner import Learner
 from loop.run.chance import global_generators_kept
 from loop.run.forward import Unharmed, called
-from loop.run.stages import batches, device_of, mode_kept
+from loop.run.running import running
+from loop.run.stages import batches, device_of
 from loop.state import State, Tensors
 
 
@@ -41,19 +42,19 @@ def refresh_buffers(learner: Learner, state: State, data: Iterable[Any] | None =
     if data is not None:
         learner = replace(learner, data=DataLoaders(data))
     calls = Unharmed("model")
-    running = state.at_rest().replace(learner=learner, training=True)
+    now = state.at_rest().replace(learner=learner, training=True)
     buffers = {**state.buffers, **_unmeasured(layers, state.buffers)}
     with (
         global_generators_kept(device_of(state)),
-        mode_kept(running),
+        running(model),
         _plain_means(layers.values()),
         torch.no_grad(),
     ):
         model.train()
-        for enter in batches(running, 0):
+        for enter in batches(now, 0):
             placed = Placed(model, {**state.params, **buffers})
             try:
-                calls.call(partial(called, placed), enter(running).xb or (), training=True)
+                calls.call(partial(called, placed), enter(now).xb or (), training=True)
                 buffers = placed.after(buffers)
             finally:
                 placed.put_back()

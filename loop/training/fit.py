@@ -18,6 +18,7 @@ from loop.callbacks import ParamScheduler, Recorder
 from loop.callbacks.recorder import RECORDER, recorded
 from loop.callbacks.schedule import put_all_back, with_hypers
 from loop.data.batches import DataLoaders
+from loop.donation import check_not_spent, taken
 from loop.learner import Learner, hyper_names
 from loop.run.compiled import CompiledWork, check_compilable, check_optimizer_compilable
 from loop.run.events import VALIDATE
@@ -35,9 +36,11 @@ def fit(
     resume: bool | str | Path = False,
     compile: bool = False,
     stop: Literal["raise", "return"] = "raise",
+    donate: bool = False,
     **hyper: Any,
 ) -> State:
-    """Train for some epochs: state -> state. The state given is not touched and can be used again.
+    """Train for some epochs: state -> state. The state given is not touched and can be used again,
+    unless you `donate` it.
 
     The model is not touched either: it has its first weights still. `learner.load(state)` copies
     those of a state into it.
@@ -62,6 +65,12 @@ def fit(
     differ in their last digits, and dropout draws others. Callbacks that change pred or loss in
     between must be `traceable`.
 
+    `donate=True` gives the state away: the optimizer overwrites params and slots in place, which
+    takes half of the memory. The state given is spent, and using it again is an error. What fails
+    after a step has begun leaves no state to go on from (`error.state` is None), other than the
+    last checkpoint; Ctrl-C and SIGTERM wait for the end of the batch. Callbacks keep copies:
+    `state.keep()`. With `learner.init(donate=True)` the model gives its tensors away too.
+
     Raises ValueError for an unknown hyper, a negative number of epochs, or a state that is in no
     run of as many epochs; and whatever the model, the loss, the loaders and the callbacks raise:
     such an error has a note on where it happened, and `error.state`, the state of the latest whole
@@ -77,7 +86,9 @@ def fit(
     """
     if stop not in STOPS:
         raise ValueError(f"fit: stop must be 'raise' or 'return', got {stop!r}.")
-    return run_to_end(begin(learner, state, epochs, callbacks, hyper, resume, compile), stop)
+    run = begin(learner, state, epochs, callbacks, hyper, resume, compile, donate)
+    del state  # whose memory may be used again as soon as the run has a state of its own
+    return run_to_end(run, stop)
 
 
 def trace(
@@ -87,6 +98,7 @@ def trace(
     callbacks: Sequence[Any] = (),
     resume: bool | str | Path = False,
     compile: bool = False,
+    donate: bool = False,
     **hyper: Any,
 ) -> Steps:
     """`fit`, one transition at a time: yields (event, state) after every event; the last state is
@@ -99,7 +111,7 @@ def trace(
     >>> [event for event, state in trace(learner, learner.init())][3:7]
     ['before_batch', 'after_pred', 'after_loss', 'before_backward']
     """
-    return _named(begin(learner, state, epochs, callbacks, hyper, resume, compile).steps())
+    return _named(begin(learner, state, epochs, callbacks, hyper, resume, compile, donate).steps())
 
 
 def begin(
@@ -110,6 +122,7 @@ def begin(
     hyper: Mapping[str, Any],
     resume: bool | str | Path = False,
     compile: bool = False,
+    donate: bool = False,
 ) -> Run:
     """A run of `fit` that has not taken its first step; its arguments are checked here."""
     check_arguments("fit", learner, state, callbacks)
@@ -128,13 +141,18 @@ def begin(
         work = CompiledWork(learner.model)
     stopped = to_go_on_from(resume, state, epochs, hyper, now, everyone)
     if stopped is not None:
-        return Run(learner, stopped, callbacks=everyone, work=work)
+        return Run(learner, _owned(stopped, donate), callbacks=everyone, work=work)
     fresh: dict[str, Any] = dict(
         epoch=0, n_epoch=epochs, pct_train=0.0, stopped="", done=(), frozen=(), begun_with=now
     )
     state = put_all_back(state)  # a schedule of a run that was stopped, and is not resumed
     start = state.replace(**fresh, hyper=with_hypers(state.hyper, hyper))
-    return Run(learner, start, callbacks=everyone, work=work)
+    return Run(learner, _owned(start, donate), callbacks=everyone, work=work)
+
+
+def _owned(state: State, donate: bool) -> State:
+    """The state that a run begins with: if it is donated, nobody else has its tensors."""
+    return taken(state, "fit(donate=True)").replace(donated=True) if donate else state
 
 
 def fit_one_cycle(
@@ -222,6 +240,7 @@ def check_arguments(
             f"{who}: the second argument must be a State, got {type(state).__name__}. "
             f"Begin with learner.init()."
         )
+    check_not_spent(who, state)
     if not isinstance(callbacks, Iterable):
         raise TypeError(
             f"{who}: callbacks must be a list, got {callbacks!r}. Put it in one: [{callbacks!r}]."

@@ -1,0 +1,74 @@
+"""States that are given up: a run may overwrite their tensors, and nobody can use them again."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import optree
+import torch
+from torch import Tensor
+
+from loop.state import State
+
+_SPENT = "_spent_by"
+
+
+def taken(state: State, who: str) -> State:
+    """The same state with tensors of its own; params and optimizer state given are spent.
+
+    No number is copied: the memory of the tensors given goes over to the new ones, and they are
+    left with NaN, so that whoever uses them finds out. What the state remembers (the best weights,
+    an average) stays as it is, so params that lie in the same memory are copied.
+    """
+    remembered = {_place(tensor) for tensor in _tensors(state.memory)}
+    moved: dict[int, Tensor] = {}
+
+    def move(old: Any) -> Any:
+        if not isinstance(old, Tensor):
+            return old
+        if id(old) not in moved:
+            moved[id(old)] = old.clone() if _place(old) in remembered else old.detach()
+            olds.append(old)
+        return moved[id(old)]
+
+    olds: list[Tensor] = []
+    trees: Any = {"params": state.params, "opt_state": state.opt_state}
+    new = state.replace(**optree.tree_map(move, trees))
+    for old in olds:
+        if _place(old) not in remembered:
+            nothing = torch.full((), torch.nan).to(old.device, old.dtype)
+            old.data = nothing.expand(old.shape)
+            setattr(old, _SPENT, who)
+    return new
+
+
+def check_not_spent(who: str, state: State) -> None:
+    """Raise ValueError, on behalf of `who`, for a state that was given up."""
+    for value in state.params.values():
+        spender = getattr(value, _SPENT, None)
+        if spender is not None:
+            raise ValueError(
+                f"{who}: this state was donated to {spender}, which has used its memory. Go on "
+                f"with the state that came back, or leave donate out to keep both."
+            )
+
+
+def _place(tensor: Tensor) -> int:
+    """What tells the memory of a tensor from any other; 0 for one that has no one place."""
+    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else 0
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in what callbacks remember: containers and records of them."""
+    if isinstance(value, Tensor):
+        if value.layout is torch.strided:
+            yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from _tensors(part)
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _tensors(part)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for entry in fields(value):
+            yield from _tensors(getattr(value, entry.name))
