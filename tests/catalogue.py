@@ -111,6 +111,7 @@ WRAPPED: dict[str, Callable[[], Optimizer]] = {
     "sam": lambda: fs.sam(fs.adamw(lr=0.02, wd=0.1)),
     "schedule_free": lambda: fs.schedule_free(fs.rmsprop(lr=0.02, mom=None), mom=0.8, wd=0.1),
     "schedule_free_adamw": lambda: fs.schedule_free_adamw(lr=0.02, wd=0.1),
+    "schedule_free_radam": lambda: fs.schedule_free_radam(lr=0.02, wd=0.1),
     "schedule_free_sgd": lambda: fs.schedule_free_sgd(lr=0.05, wd=0.1),
     "scheduled": lambda: fs.scheduled(fs.adamw(wd=0.1), steps=10, lr=one_cycle(0.02)),
     "skip_nonfinite": lambda: fs.skip_nonfinite(fs.adamw(lr=0.02, wd=0.1)),

@@ -16,6 +16,7 @@ def clip_value(grad: Tensor, *, max_value: NonNegative = 1.0) -> dict[str, Tenso
 
     Source: torch.nn.utils.clip_grad_value_.
 
+    >>> import torch
     >>> clip_value(torch.tensor([-3.0, 0.5]), max_value=1.0)
     {'grad': tensor([-1.0000,  0.5000])}
     """
@@ -34,6 +35,7 @@ def clip_norm(
     it takes the norm of that, or the one it is given. Source: Pascanu et al. 2013, with
     torch.nn.utils.clip_grad_norm_'s 1e-6.
 
+    >>> import torch
     >>> clip_norm(torch.tensor([3.0, 4.0]), max_norm=2.5)
     {'grad': tensor([1.5000, 2.0000])}
     >>> clip_norm(torch.tensor([3.0, 4.0]), max_norm=2.5, grad_norm=torch.tensor(50.0))
@@ -67,6 +69,7 @@ def centralize(grad: Tensor) -> dict[str, Tensor]:
 
     Source: gradient centralization (Yong et al. 2020).
 
+    >>> import torch
     >>> centralize(torch.tensor([[1.0, 3.0], [5.0, 5.0]]))
     {'grad': tensor([[-1.,  1.],
             [ 0.,  0.]])}

@@ -178,6 +178,25 @@ def test_grokfast_is_its_filter() -> None:
     assert largest_gap(ours(opt), [param.detach() for param in model]) <= 1e-12
 
 
+@pytest.mark.parametrize("wd", [0.0, 0.3])
+def test_schedule_free_radam(wd: float) -> None:
+    package = pytest.importorskip("schedulefree")
+    params = [leaf.clone().requires_grad_() for leaf in START]
+    theirs = package.RAdamScheduleFree(params, LR, (0.8, 0.95), weight_decay=wd)
+    theirs.train()
+    opt = fs.schedule_free_radam(LR, mom=0.8, sqr_mom=0.95, wd=wd)
+    own: Any = START
+    state = opt.init(own)
+    for grads in GRADS:
+        for param, grad in zip(params, grads, strict=True):
+            param.grad = grad.clone()
+        theirs.step()
+        own, state = opt(own, grads, state)
+    assert largest_gap(own, [param.detach() for param in params]) <= 1e-12
+    theirs.eval()
+    assert largest_gap(fs.average_of(state), [param.detach() for param in params]) <= 1e-12
+
+
 # Plain loops over one leaf, after the authors' code: packages put eps elsewhere, or add other ones.
 
 
