@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from functional_sgd.rules import (
     averaging,
     clipping,
+    corrections,
     decay,
     moments,
     scaling,
@@ -13,6 +14,7 @@ from functional_sgd.rules import (
 )
 from functional_sgd.rules.averaging import *
 from functional_sgd.rules.clipping import *
+from functional_sgd.rules.corrections import *
 from functional_sgd.rules.decay import *
 from functional_sgd.rules.moments import *
 from functional_sgd.rules.scaling import *
@@ -22,6 +24,7 @@ from functional_sgd.rules.trust import *
 NAMES = (
     *averaging.__all__,
     *clipping.__all__,
+    *corrections.__all__,
     *decay.__all__,
     *moments.__all__,
     *scaling.__all__,
