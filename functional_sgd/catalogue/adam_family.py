@@ -366,7 +366,8 @@ def cautious_adamw(
     """AdamW that moves no element against its gradient of this step.
 
     Any other optimizer becomes cautious the same way: put `cautious` in front of its step.
-    Source: Liang et al. 2024; numbers of its authors' code.
+    Source: Liang et al. 2024; the mask of its authors' code, and torch's AdamW (their class has
+    eps = 1e-6).
 
     >>> print(*cautious_adamw().rules)
     weight_decay average_grad average_sqr_grad debias scale_by_rms cautious sgd_step

@@ -98,9 +98,13 @@ def sqr_ratio(grad: Tensor, sqr_avg: Tensor, *, eps: NonNegative = 1e-8) -> dict
     return dict(ratio=grad.square() / sqr_avg.clamp(min=eps**2))
 
 
+def _itself(ratio: Tensor) -> Tensor:  # a name, unlike a lambda, can be pickled
+    return ratio
+
+
 @elementwise
 def limit_by_rms(
-    update: Tensor, ratio: Tensor, *, mean_ratio: Tensor = mean(lambda ratio: ratio)
+    update: Tensor, ratio: Tensor, *, mean_ratio: Tensor = mean(_itself)
 ) -> dict[str, Tensor]:
     """Slow a leaf down while its gradients are larger than what they are divided by.
 
