@@ -18,10 +18,10 @@ from functional_sgd.rules import (
     clip_growing,
     clip_leaf_norm,
     debias,
+    debias_ahead,
     heavy_ball,
     l2_reg,
     limit_by_rms,
-    nesterov_average,
     normalize_by_past_rms,
     project_radial,
     proximal_decay,
@@ -354,9 +354,9 @@ def nadamw(
     the steps.
 
     >>> print(*nadamw().rules)  # debias in front of the average corrects sqr_avg alone
-    weight_decay average_sqr_grad debias average_grad nesterov_average scale_by_rms sgd_step
+    weight_decay average_sqr_grad debias average_grad debias_ahead scale_by_rms sgd_step
     """
-    moments = (average_sqr_grad, debias, average_grad, nesterov_average, scale_by_rms)
+    moments = (average_sqr_grad, debias, average_grad, debias_ahead, scale_by_rms)
     return chain(weight_decay, *moments, sgd_step, lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
 
 

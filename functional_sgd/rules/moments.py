@@ -16,7 +16,7 @@ __all__ = [
     "average_sqr_grad_from_first",
     "bound_rate",
     "clip_growing",
-    "nesterov_average",
+    "debias_ahead",
     "normalize_by_past_rms",
     "scale_by_past_rms",
 ]
@@ -212,7 +212,7 @@ def add_weighted(update: Tensor, other: Tensor, *, alpha: NonNegative = 1.0) -> 
 
 
 @elementwise
-def nesterov_average(
+def debias_ahead(
     grad: Tensor, grad_avg: Tensor, *, step: Tensor, mom: Decay = 0.9
 ) -> dict[str, Tensor]:
     """Look one step of the average ahead, without bias: average and gradient as the next step would
@@ -224,7 +224,7 @@ def nesterov_average(
     2016, in the form of optax.nadam; torch.optim.NAdam has a mom that grows.
 
     >>> three = torch.tensor([3.0])
-    >>> nesterov_average(torch.tensor([1.0]), three, step=torch.tensor(1), mom=0.5)
+    >>> debias_ahead(torch.tensor([1.0]), three, step=torch.tensor(1), mom=0.5)
     {'update': tensor([3.])}
     """
     average = grad_avg / (1 - mom ** (step + 1))

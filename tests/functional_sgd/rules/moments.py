@@ -77,7 +77,7 @@ CASES: list[tuple[Rule, dict[str, Any], dict[str, Any]]] = [
     ),
     (fs.add_weighted, dict(update=[1.0], other=[3.0], alpha=2.0), dict(update=[7.0])),
     (
-        fs.nesterov_average,  # 0.5 * 7 / (1 - 0.5**3) + 0.5 * 3 / (1 - 0.5**2)
+        fs.debias_ahead,  # 0.5 * 7 / (1 - 0.5**3) + 0.5 * 3 / (1 - 0.5**2)
         dict(grad=[3.0], grad_avg=[7.0], step=STEP_2, mom=0.5),
         dict(update=[6.0]),
     ),
