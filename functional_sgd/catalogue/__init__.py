@@ -9,15 +9,18 @@ other rule in front: `chain(weight_decay, radam(), wd=0.01)`.
 from typing import TYPE_CHECKING
 
 from functional_sgd.catalogue import (
+    adam_family,
     adaptive,
     descent,
     layers,
 )
+from functional_sgd.catalogue.adam_family import *
 from functional_sgd.catalogue.adaptive import *
 from functional_sgd.catalogue.descent import *
 from functional_sgd.catalogue.layers import *
 
 NAMES = (
+    *adam_family.__all__,
     *adaptive.__all__,
     *descent.__all__,
     *layers.__all__,

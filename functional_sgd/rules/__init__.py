@@ -5,14 +5,18 @@ from typing import TYPE_CHECKING
 from functional_sgd.rules import (
     averaging,
     clipping,
+    corrections,
     decay,
+    moments,
     scaling,
     stepping,
     trust,
 )
 from functional_sgd.rules.averaging import *
 from functional_sgd.rules.clipping import *
+from functional_sgd.rules.corrections import *
 from functional_sgd.rules.decay import *
+from functional_sgd.rules.moments import *
 from functional_sgd.rules.scaling import *
 from functional_sgd.rules.stepping import *
 from functional_sgd.rules.trust import *
@@ -20,7 +24,9 @@ from functional_sgd.rules.trust import *
 NAMES = (
     *averaging.__all__,
     *clipping.__all__,
+    *corrections.__all__,
     *decay.__all__,
+    *moments.__all__,
     *scaling.__all__,
     *stepping.__all__,
     *trust.__all__,

@@ -1,12 +1,13 @@
 """Rules that condition the gradient before anything else reads it."""
 
+import torch
 from torch import Tensor
 
 from functional_sgd.ranges import NonNegative, Positive
 from functional_sgd.reduction import norm
 from functional_sgd.rule import elementwise, leafwise
 
-__all__ = ["centralize", "clip_norm", "clip_value"]
+__all__ = ["centralize", "clip_leaf_norm", "clip_norm", "clip_value"]
 
 
 @elementwise
@@ -41,6 +42,22 @@ def clip_norm(
     {'grad': tensor([0.1500, 0.2000])}
     """
     return dict(grad=grad * (max_norm / (grad_norm + 1e-6)).clamp(max=1.0))
+
+
+@elementwise
+def clip_leaf_norm(
+    grad: Tensor, *, length: Tensor = norm("grad"), max_norm: Positive = 1.0
+) -> dict[str, Tensor]:
+    """Shorten the gradient of each leaf to length max_norm if it is longer, whatever the others do.
+
+    grad = grad * max_norm / length where length > max_norm;  length is the norm of the leaf
+
+    Reads grad and max_norm > 0. Source: MARS (Yuan et al. 2024), with max_norm = 1.
+
+    >>> clip_leaf_norm(torch.tensor([3.0, 4.0]), max_norm=2.5)
+    {'grad': tensor([1.5000, 2.0000])}
+    """
+    return dict(grad=grad * (max_norm / torch.where(length > max_norm, length, max_norm)))
 
 
 @leafwise

@@ -5,7 +5,7 @@ from torch import Tensor
 from functional_sgd.ranges import NonNegative
 from functional_sgd.rule import elementwise
 
-__all__ = ["l2_reg", "weight_decay"]
+__all__ = ["l2_reg", "proximal_decay", "weight_decay"]
 
 
 @elementwise
@@ -22,6 +22,23 @@ def weight_decay(param: Tensor, *, lr: NonNegative, wd: NonNegative = 0.01) -> d
     {'param': tensor([0.7500])}
     """
     return dict(param=(1 - lr * wd) * param)
+
+
+@elementwise
+def proximal_decay(param: Tensor, *, lr: NonNegative, wd: NonNegative = 0.01) -> dict[str, Tensor]:
+    """Shrink every parameter after the step, as the exact step on a squared penalty does.
+
+    param = param / (1 + lr * wd)
+
+    Reads param, lr and wd >= 0. Put it last. It never overshoots, however large lr * wd.
+    Source: Zhuang et al. 2022, "Understanding AdamW through Proximal Methods"; Adan (Xie et al.
+    2022).
+
+    >>> import torch
+    >>> proximal_decay(torch.tensor([3.0]), lr=0.5, wd=1.0)
+    {'param': tensor([2.])}
+    """
+    return dict(param=param / (1 + lr * wd))
 
 
 @elementwise

@@ -130,16 +130,18 @@ def rectify_softplus(
     )
 
 
-def rectification(step: Tensor, sqr_mom: float | Tensor) -> tuple[Tensor, Tensor]:
+def rectification(
+    step: Tensor, sqr_mom: float | Tensor, threshold: float = 5.0
+) -> tuple[Tensor, Tensor]:
     """(whether the variance can be trusted, the factor nu) of RAdam.
 
     r_max = 2 / (1 - sqr_mom) - 1;  r = r_max - 2 * step * sqr_mom**step / (1 - sqr_mom**step)
-    nu = sqrt((r - 4) (r - 2) r_max / ((r_max - 4) (r_max - 2) r)), used where r > 5
+    nu = sqrt((r - 4) (r - 2) r_max / ((r_max - 4) (r_max - 2) r)), used where r > threshold
     """
     r_max = 2 / (1 - sqr_mom) - 1
     decayed = sqr_mom**step
     r = r_max - 2 * step * decayed / (1 - decayed)
-    trusted = r > 5
+    trusted = r > threshold
     r = torch.where(trusted, r, 6.0)  # keep the root real where it is not used
     return trusted, ((r - 4) * (r - 2) * r_max / ((r_max - 4) * (r_max - 2) * r)) ** 0.5
 

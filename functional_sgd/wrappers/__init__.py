@@ -8,6 +8,7 @@ from functional_sgd.wrappers.sam import sam
 from functional_sgd.wrappers.schedule_free import (
     schedule_free,
     schedule_free_adamw,
+    schedule_free_radam,
     schedule_free_sgd,
 )
 from functional_sgd.wrappers.scheduled import scheduled
@@ -23,6 +24,7 @@ __all__ = [
     "sam",
     "schedule_free",
     "schedule_free_adamw",
+    "schedule_free_radam",
     "schedule_free_sgd",
     "scheduled",
     "skip_nonfinite",

@@ -8,7 +8,9 @@ from functional_sgd.ranges import Decay, NonNegative
 from functional_sgd.reduction import root
 from functional_sgd.rule import elementwise
 from functional_sgd.rules.averaging import average_sqr_grad
+from functional_sgd.rules.scaling import rectification
 from functional_sgd.rules.stepping import sgd_step
+from functional_sgd.trial import rename
 
 
 @elementwise(lr_max=0.0, weight_sum=0.0, share=0.0)
@@ -146,6 +148,47 @@ def schedule_free_sgd(lr: float = 1.0, mom: float = 0.9, wd: float = 0.0) -> Cha
     {'lr': 0.5, 'lr_power': 2.0, 'wd': 0.0, 'mom': 0.9}
     """
     return schedule_free(chain(sgd_step, lr=lr), mom=mom, wd=wd)
+
+
+def schedule_free_radam(
+    lr: float = 2.5e-3, mom: float = 0.9, sqr_mom: float = 0.999, eps: float = 1e-8, wd: float = 0.0
+) -> Chain:
+    """schedule_free_adamw whose lr rises by itself as its mean square can be trusted: it needs no
+    warm-up.
+
+    rate = nu * lr, with nu of RAdam;  0 in the first steps (four for sqr_mom = 0.999), which only
+    fill the mean square
+
+    Source: Defazio et al. 2024; Liu et al. 2020; numbers of schedulefree.RAdamScheduleFree with
+    silent_sgd_phase=True, its default.
+
+    >>> print(*schedule_free_radam().rules[:2])
+    rectify_lr rename(weigh_steps, lr='rate')
+    >>> print(*schedule_free_radam().rules[3:5])
+    average_sqr_grad scale_by_debiased_rms
+    """
+    front = (rectify_lr, rename(weigh_steps, lr="rate"), rename(step_from_fast, lr="rate"))
+    inner = (average_sqr_grad, scale_by_debiased_rms, rename(sgd_step, lr="rate"))
+    hypers = dict(mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
+    return chain(*front, *inner, train_between, lr=lr, **hypers)
+
+
+@elementwise(rate=0.0)
+def rectify_lr(
+    *, lr: NonNegative, rate: Tensor, step: Tensor, sqr_mom: Decay = 0.99
+) -> dict[str, Tensor]:
+    """The lr that RAdam moves with: 0 as long as it does not trust its mean square.
+
+    rate = nu * lr where r > 4, else 0;  r and nu as in `rectification`
+
+    A number of the whole tree, so lr must be one number.
+
+    >>> early = torch.tensor(4.0, dtype=torch.float64)
+    >>> rectify_lr(lr=0.5, rate=torch.tensor(0.0), step=early, sqr_mom=0.999)
+    {'rate': tensor(0., dtype=torch.float64)}
+    """
+    trusted, nu = rectification(step, sqr_mom, threshold=4.0)
+    return dict(rate=torch.where(trusted, nu * lr, 0.0))
 
 
 @elementwise
