@@ -21,6 +21,7 @@ from functional_sgd.listing import recipes as recipes
 from functional_sgd.optimizer import Optimizer as Optimizer
 from functional_sgd.packing import Packing as Packing
 from functional_sgd.packing import pack as pack
+from functional_sgd.per_example import mean_of_clipped as mean_of_clipped
 from functional_sgd.randomness import normal as normal
 from functional_sgd.randomness import uniform as uniform
 from functional_sgd.reduction import Reduction as Reduction
@@ -62,6 +63,7 @@ if not TYPE_CHECKING:  # to type checkers, what is imported `as` itself or by a 
         "largest",
         "leafwise",
         "mean",
+        "mean_of_clipped",
         "norm",
         "normal",
         "pack",

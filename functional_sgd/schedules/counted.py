@@ -17,6 +17,7 @@ from functional_sgd.schedules.position import Counted, Position, Schedule, choos
 from functional_sgd.schedules.shapes import Constant, Linear
 
 __all__ = [
+    "DecayWarmUp",
     "ExponentialDecay",
     "InverseSqrt",
     "Piecewise",
@@ -136,6 +137,33 @@ class InverseSqrt(Counted):
     def __call__(self, position: Position) -> Any:
         """The value at this position."""
         return self.start / (1 + position / self.length) ** 0.5
+
+
+@dataclass(frozen=True)
+class DecayWarmUp(Counted):
+    """For the decay of an average: short at first, then longer until it is `limit`.
+
+    min(limit, (1 + position) / (offset + position))
+
+    The position is in steps. Source: tf.train.ExponentialMovingAverage(num_updates=...), where the
+    offset is 10.
+
+    >>> [DecayWarmUp(0.5, offset=4)(step) for step in (0, 1, 2, 9)]
+    [0.25, 0.4, 0.5, 0.5]
+    """
+
+    limit: float
+    offset: float = 10.0
+
+    @property
+    def lengths(self) -> tuple[float, ...]:
+        """The offset."""
+        return (self.offset,)
+
+    def __call__(self, position: Position) -> Any:
+        """The value at this position."""
+        value = (1 + position) / (self.offset + position)
+        return choose(value > self.limit, self.limit, value)
 
 
 def step_decay(start: float, factor: float = 0.1, every: float = 30) -> ExponentialDecay:

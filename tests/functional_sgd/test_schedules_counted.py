@@ -11,6 +11,7 @@ from functional_sgd import scheduled, sgd
 from functional_sgd.schedules import (
     Constant,
     Cosine,
+    DecayWarmUp,
     Exponential,
     ExponentialDecay,
     InverseSqrt,
@@ -73,6 +74,7 @@ STEPS: dict[str, tuple[Schedule, tuple[float, ...]]] = {  # of steps 0, 1, 2, 3,
         (6, 27**0.5, 21.6**0.5, 18**0.5, 108**0.5 / 7**0.5, 12**0.5, 3),
     ),
     "with warm-up": (inverse_sqrt(6.0, 1), (0, 6, 18**0.5, 12**0.5, 3, 6**0.5, 2)),
+    "decay of an average": (DecayWarmUp(0.5, 4), (0.25, 0.4, 0.5, 0.5, 0.5, 0.5, 0.5)),
     "interpolate": (
         interpolate((1, 3, 4), (1.0, 3.0, 2.0)),
         (1, 1, 2, 3, 2, 2, 2),

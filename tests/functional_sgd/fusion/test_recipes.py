@@ -56,11 +56,14 @@ def test_a_complex_tree(name, donate, dtype):
     check_steps(RECIPES[name](), odd_tree(dtype), donate=donate)
 
 
-TWO_PASSES = {"clip_norm_adam", "clip_norm_inside", "lamb", "larc", "lars"}
+TWO_PASSES = {
+    *("clip_norm_adam", "clip_norm_inside", "l2_ball", "l2_sphere", "lamb", "larc", "lars"),
+}
 """Recipes with a number made of columns, which a second pass is called with."""
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name != "identity"])
 def test_recipes_are_one_pass_and_another_for_a_norm(name):
     expected = {"centralize_sgd": ["torch", "kernel"], **dict.fromkeys(TWO_PASSES, ["kernel"] * 2)}
+    expected |= {one: ["kernel", "torch"] for one in ("l1_ball", "simplex")}
     assert kinds(fuse(RECIPES[name]())) == expected.get(name, ["kernel"])
