@@ -16,6 +16,7 @@ from functional_sgd.chaining import part as part
 from functional_sgd.compile.step import compile_step as compile_step
 from functional_sgd.fusion.fused import fuse as fuse
 from functional_sgd.hyper import by_path as by_path
+from functional_sgd.lbfgs import lbfgs as lbfgs
 from functional_sgd.listing import Recipe as Recipe
 from functional_sgd.listing import recipes as recipes
 from functional_sgd.optimizer import Optimizer as Optimizer
@@ -61,6 +62,7 @@ if not TYPE_CHECKING:  # to type checkers, what is imported `as` itself or by a 
         "fuse",
         "identity",
         "largest",
+        "lbfgs",
         "leafwise",
         "mean",
         "mean_of_clipped",
