@@ -62,8 +62,7 @@ made = {
         [12]),
 }
 values = {
-    name: [float(schedule(jnp.array(step))) for step in range(70)]
-    for name, schedule in made.items()
+    name: jax.jit(jax.vmap(schedule))(jnp.arange(70)).tolist() for name, schedule in made.items()
 }
 json.dump(values, sys.stdout)
 """
