@@ -16,11 +16,13 @@ from functional_sgd.chaining import part as part
 from functional_sgd.compile.step import compile_step as compile_step
 from functional_sgd.fusion.fused import fuse as fuse
 from functional_sgd.hyper import by_path as by_path
+from functional_sgd.lbfgs import lbfgs as lbfgs
 from functional_sgd.listing import Recipe as Recipe
 from functional_sgd.listing import recipes as recipes
 from functional_sgd.optimizer import Optimizer as Optimizer
 from functional_sgd.packing import Packing as Packing
 from functional_sgd.packing import pack as pack
+from functional_sgd.per_example import mean_of_clipped as mean_of_clipped
 from functional_sgd.randomness import normal as normal
 from functional_sgd.randomness import uniform as uniform
 from functional_sgd.reduction import Reduction as Reduction
@@ -60,8 +62,10 @@ if not TYPE_CHECKING:  # to type checkers, what is imported `as` itself or by a 
         "fuse",
         "identity",
         "largest",
+        "lbfgs",
         "leafwise",
         "mean",
+        "mean_of_clipped",
         "norm",
         "normal",
         "pack",

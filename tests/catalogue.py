@@ -75,6 +75,21 @@ RECIPES: dict[str, Callable[[], Chain]] = {
     "clip_norm_inside": lambda: chain(
         fs.average_grad, fs.rename(fs.clip_norm, grad="update"), fs.sgd_step, lr=0.05, max_norm=0.2
     ),
+    "ema_of_update": lambda: chain(*_ADAPTED, *_EMA, fs.sgd_step, lr=0.02, update_mom=0.8),
+    "non_negative": lambda: chain(fs.sgd(lr=0.05), fs.project_non_negative),
+    "box": lambda: chain(fs.adam(lr=0.05), fs.project_box, low=-0.5, high=0.7),
+    "l1_ball": lambda: chain(fs.sgd(lr=0.05), fs.project_l1_ball, radius=1.5),
+    "l2_ball": lambda: chain(fs.sgd(lr=0.05), fs.project_l2_ball, radius=0.7),
+    "l2_sphere": lambda: chain(fs.sgd(lr=0.05), fs.project_l2_sphere, radius=0.7),
+    "simplex": lambda: chain(fs.sgd(lr=0.05), fs.project_simplex),
+    "snapshots": lambda: chain(
+        fs.snapshot_mean,
+        fs.snapshot_largest,
+        fs.average_grad,
+        fs.rename(fs.snapshot_norm, grad="update", norm_seen="update_norm"),
+        fs.sgd_step,
+        lr=0.05,
+    ),
     "two_averages": lambda: chain(
         fs.average_grad,
         fs.rename(fs.average_grad, grad="update", grad_avg="slow_avg", mom="slow_mom"),
@@ -83,6 +98,10 @@ RECIPES: dict[str, Callable[[], Chain]] = {
         slow_mom=0.5,
     ),
 }
+
+
+MOVES_ZEROS = {"simplex"}
+"""Recipes that leave zero params with zero gradients somewhere else."""
 
 
 def is_matrix(path: str, leaf: Tensor) -> bool:
@@ -106,6 +125,10 @@ WRAPPED: dict[str, Callable[[], Optimizer]] = {
     "accumulate": lambda: fs.accumulate(fs.adamw(lr=0.02), every=2),
     "average_params": lambda: fs.average_params(fs.adam(lr=0.02), decay=0.9),
     "average_params_plain": lambda: fs.average_params(fs.sgd(lr=0.05, mom=0.9), decay=1.0),
+    "average_params_swa": lambda: fs.average_params(fs.sgd(lr=0.05), 1.0, start=2, every=2),
+    "average_params_from_the_first": lambda: fs.average_params(
+        fs.sgd(lr=0.05), 0.8, start=1, debias=False
+    ),
     "freeze": lambda: fs.freeze(fs.adamw(lr=0.02, wd=0.1), is_matrix),
     "partition": halves,
     "sam": lambda: fs.sam(fs.adamw(lr=0.02, wd=0.1)),
@@ -114,6 +137,8 @@ WRAPPED: dict[str, Callable[[], Optimizer]] = {
     "schedule_free_radam": lambda: fs.schedule_free_radam(lr=0.02, wd=0.1),
     "schedule_free_sgd": lambda: fs.schedule_free_sgd(lr=0.05, wd=0.1),
     "scheduled": lambda: fs.scheduled(fs.adamw(wd=0.1), steps=10, lr=one_cycle(0.02)),
+    "skip_large": lambda: fs.skip_large(fs.adamw(lr=0.02, wd=0.1), max_norm=7.0),
+    "skip_nonfinite_limit": lambda: fs.skip_nonfinite(fs.adamw(lr=0.02, wd=0.1), limit=2),
     "skip_nonfinite": lambda: fs.skip_nonfinite(fs.adamw(lr=0.02, wd=0.1)),
     "skip_nonfinite_of_all_others": lambda: fs.skip_nonfinite(
         fs.average_params(
@@ -127,6 +152,11 @@ WRAPPED: dict[str, Callable[[], Optimizer]] = {
 OPTIMIZERS: dict[str, Callable[[], Optimizer]] = {**RECIPES, **WRAPPED}
 
 _AVERAGES = (fs.average_grad, fs.average_sqr_grad, fs.debias)
+_ADAPTED = (fs.average_sqr_grad, fs.scale_by_rms)
+_EMA = (
+    fs.rename(fs.average_grad, grad="update", grad_avg="update_avg", mom="update_mom"),
+    fs.rename(fs.debias, grad_avg="update_avg", sqr_avg="sqr_update_avg", mom="update_mom"),
+)
 
 
 def is_pointwise(rule: Rule) -> bool:

@@ -8,18 +8,22 @@ from functional_sgd.rules import (
     corrections,
     decay,
     moments,
+    projecting,
     scaling,
     stepping,
     trust,
+    watching,
 )
 from functional_sgd.rules.averaging import *
 from functional_sgd.rules.clipping import *
 from functional_sgd.rules.corrections import *
 from functional_sgd.rules.decay import *
 from functional_sgd.rules.moments import *
+from functional_sgd.rules.projecting import *
 from functional_sgd.rules.scaling import *
 from functional_sgd.rules.stepping import *
 from functional_sgd.rules.trust import *
+from functional_sgd.rules.watching import *
 
 NAMES = (
     *averaging.__all__,
@@ -27,9 +31,11 @@ NAMES = (
     *corrections.__all__,
     *decay.__all__,
     *moments.__all__,
+    *projecting.__all__,
     *scaling.__all__,
     *stepping.__all__,
     *trust.__all__,
+    *watching.__all__,
 )
 
 if not TYPE_CHECKING:  # to type checkers, what a star brings is public

@@ -12,7 +12,7 @@ from functional_sgd.wrappers.schedule_free import (
     schedule_free_sgd,
 )
 from functional_sgd.wrappers.scheduled import scheduled
-from functional_sgd.wrappers.skip_nonfinite import skip_nonfinite
+from functional_sgd.wrappers.skip_nonfinite import skip_large, skip_nonfinite
 
 __all__ = [
     "accumulate",
@@ -27,5 +27,6 @@ __all__ = [
     "schedule_free_radam",
     "schedule_free_sgd",
     "scheduled",
+    "skip_large",
     "skip_nonfinite",
 ]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from functional_sgd.optimizer import Optimizer
 from functional_sgd.ranges import Range
@@ -20,9 +21,20 @@ class AverageParams(Wrapper):
     """An optimizer that keeps a mean of its parameters; `average_params` makes one."""
 
     decay: float = 0.999
+    start: int = 0
+    every: int = 1
+    debias: bool = True
 
     name: ClassVar[str] = "average_params"
     own_hypers: ClassVar[Mapping[str, Range]] = {"decay": Range(0, 1)}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.start < 0 or self.every < 1:
+            raise ValueError(
+                f"average_params: start must be at least 0 and every at least 1, got {self.start} "
+                f"and {self.every}."
+            )
 
     @property
     def averages(self) -> bool:
@@ -57,17 +69,36 @@ class AverageParams(Wrapper):
         moved, inner = self.opt(params, grads, state[INNER], others, **extras)
         moves = [grad is not None for grad in given]
         active = torch.tensor(moves, dtype=torch.bool, device=state["weight"].device)
-        weight = torch.where(active, own["decay"] * state["weight"] + 1, state["weight"])
-        shares = (1 / weight).unbind()
+        calls = state[CALLS] + 1
+        passed = calls - self.start
+        counts = active & ((passed > 0) & (passed % self.every == 0)).to(active.device)
+        weight = torch.where(counts, own["decay"] * state["weight"] + 1, state["weight"])
+        shares = self._shares(own["decay"], state["weight"], weight, counts).unbind()
         average = [
             old if grad is None else towards(old, new, share)
             for old, new, grad, share in zip(before, flatten(moved)[0], given, shares, strict=True)
         ]
         kept = {"weight": weight, "average": unflatten(spec, average)}
-        return moved, {CALLS: state[CALLS] + 1, **kept, INNER: inner}
+        return moved, {CALLS: calls, **kept, INNER: inner}
+
+    def _shares(self, decay: Any, before: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
+        """The share that the params have in the new average, for each leaf."""
+        share = 1 / torch.where(weight == 0, 1.0, weight)
+        if not self.debias:
+            share = torch.where(before == 0, share, 1 - decay)
+        return torch.where(counts | (weight == 0), share, 0.0)  # all, until there is an average
+
+    def __repr__(self) -> str:
+        options = {"start": 0, "every": 1, "debias": True}
+        parts = [
+            f"{n}={getattr(self, n)!r}" for n, value in options.items() if getattr(self, n) != value
+        ]
+        return f"{self.name}({', '.join([repr(self.opt), f'decay={self.decay!r}', *parts])})"
 
 
-def average_params(opt: Optimizer, decay: float = 0.999) -> AverageParams:
+def average_params(
+    opt: Optimizer, decay: float = 0.999, start: int = 0, every: int = 1, debias: bool = True
+) -> AverageParams:
     """The optimizer, with a running mean of the parameters after each step: `average_of(state)`.
 
     weight = decay * weight + 1;  average = average + (param - average) / weight, from weight = 0,
@@ -80,8 +111,15 @@ def average_params(opt: Optimizer, decay: float = 0.999) -> AverageParams:
     Half-precision parameters are averaged in float32, as they are stored. A leaf without a gradient
     is left alone, and so is its average.
 
-    Raises ValueError unless 0 <= decay <= 1. Source: Polyak and Juditsky 1992; SWA (Izmailov et al.
-    2018).
+    Only every `every`-th call after the first `start` counts; until one has, the average is the
+    parameters. So `average_params(opt, decay=1.0, start=1000, every=100)` is SWA. With
+    `debias=False` the first parameters that count are where the average begins, and keep the weight
+    that decay leaves them: average = decay * average + (1 - decay) * param. A decay that grows as
+    in TensorFlow is `scheduled(average_params(opt, debias=False), decay=DecayWarmUp(0.999))`.
+
+    Raises ValueError unless 0 <= decay <= 1, start >= 0 and every >= 1. Source: Polyak and Juditsky
+    1992; SWA (Izmailov et al. 2018); torch.optim.swa_utils.AveragedModel, with debias=False the one
+    of get_ema_multi_avg_fn.
 
     >>> import torch
     >>> from functional_sgd import sgd
@@ -92,7 +130,7 @@ def average_params(opt: Optimizer, decay: float = 0.999) -> AverageParams:
     >>> average_of(state)
     tensor([2.5000])
     """
-    return AverageParams(opt, decay)
+    return AverageParams(opt, decay, start, every, debias)
 
 
 def average_of(state: State, like: Tree = None) -> Tree:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from functional_sgd.errors import did_you_mean
 from functional_sgd.optimizer import Optimizer, check_names
-from functional_sgd.schedules import Constant
+from functional_sgd.schedules import counts_steps, is_shape
 from functional_sgd.state import State, check_state
 from functional_sgd.tree import Tree
 from functional_sgd.wiring import CALLS
@@ -43,11 +43,16 @@ class Scheduled(Wrapper):
                     f"scheduled: {name!r} must be a function of the step, got {schedule!r}. "
                     f"A number that stays is the default of the chain."
                 )
-            if self.steps is None and _is_of_position(schedule):
+            if self.steps is None and is_shape(schedule):
                 raise ValueError(
                     f"scheduled: {schedule!r} runs over positions from 0 to 1, so the length of "
                     f"the run must be known: "
-                    f"scheduled(opt, steps=1000, {name}=...)."
+                    f"scheduled(opt, steps=1000, {name}=...), or {name}=Stretch(..., 1000)."
+                )
+            if self.steps is not None and counts_steps(schedule):
+                raise ValueError(
+                    f"scheduled: {schedule!r} counts steps, but with steps={self.steps} it would "
+                    f"get positions from 0 to 1. Leave steps out, or give its lengths as shares."
                 )
 
     @property
@@ -117,11 +122,11 @@ def scheduled(opt: Optimizer, /, *, steps: int | None = None, **hypers: Schedule
     compiled, mapped over and differentiated: use torch's operators, not `if` or math. Without
     `steps` the number is how many steps there were: 0 at the first. With `steps`, the length of the
     run, it is the position steps_so_far / steps, which stays at 1 afterwards; that is what the
-    schedules in functional_sgd.schedules take. What a schedule returns is used as a hyper: a
+    shapes in functional_sgd.schedules take. What a schedule returns is used as a hyper: a
     number, a 0-d tensor, or a tree prefix of them. A hyper that is passed at the call wins.
 
-    Raises ValueError for a hyper that the optimizer does not have, and for a schedule over
-    positions without `steps`.
+    Raises ValueError for a hyper that the optimizer does not have, for a shape without `steps`,
+    and for a schedule that counts steps with them.
 
     >>> import torch
     >>> from functional_sgd import sgd
@@ -134,7 +139,3 @@ def scheduled(opt: Optimizer, /, *, steps: int | None = None, **hypers: Schedule
     tensor([6.2500])
     """
     return Scheduled(opt, hypers, steps)
-
-
-def _is_of_position(schedule: Schedule) -> bool:
-    return type(schedule).__module__ == Constant.__module__ and not isinstance(schedule, Constant)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import optree
 
 from functional_sgd.errors import did_you_mean
+from functional_sgd.schedules import counts_steps
 from loop.callback import Callback, Order
 from loop.callbacks.parts.attributes import ROOT, Attribute, attributes_kept, find_attribute
 from loop.callbacks.parts.hyper_groups import hyper_groups
@@ -43,7 +44,8 @@ class ParamScheduler(Callback):
     training phases only, and put back after each of them, whatever way it ends; a compiled model is
     compiled again for every new value.
 
-    Raises ValueError when the run starts if the optimizer reads no such hyper, the model has no
+    Raises ValueError for a schedule that counts steps, and when the run starts if the optimizer
+    reads no such hyper, the model has no
     such number, a list is not as long as there are groups, or a loader has no length. Source:
     fastai's ParamScheduler.
     """
@@ -65,6 +67,12 @@ class ParamScheduler(Callback):
                 raise TypeError(
                     f"ParamScheduler: {path!r} is one number, so its schedule is a function: "
                     f"{schedule!r}."
+                )
+        for name, schedule in self.schedules.items():
+            if any(map(counts_steps, optree.tree_leaves(schedule))):
+                raise ValueError(
+                    f"ParamScheduler: the schedule of {name!r} counts steps, but gets the share of "
+                    f"the run, from 0 to 1. Give its lengths as shares."
                 )
         object.__setattr__(self, "hypers", hypers)
         object.__setattr__(self, "attributes", attributes)

@@ -2,7 +2,7 @@
 saves.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -96,12 +96,22 @@ def plot_records(state: State, name: str = "record_values") -> "Figure":
 
 
 def plot_schedule(
-    schedule: Callable[[float], Any], points: int = 200, name: str = "value"
+    schedule: Callable[[float], Any] | Mapping[str, Callable[[float], Any]],
+    points: int = 200,
+    name: str = "value",
+    steps: int | None = None,
 ) -> "Figure":
-    """A schedule from 0 to 1."""
-    figure, axes = _one(("share of the run", name))
-    positions = np.linspace(0, 1, points)
-    axes.plot(positions, [float(schedule(position)) for position in positions.tolist()], color="C2")
+    """A schedule from 0 to 1, or over `steps` if it counts steps; several by their names, in one
+    picture.
+    """
+    figure, axes = _one(("share of the run" if steps is None else "step", name))
+    positions = np.linspace(0, 1 if steps is None else steps, points)
+    several = schedule if isinstance(schedule, Mapping) else {"": schedule}
+    for number, (label, one) in enumerate(several.items(), 2):
+        values = [float(one(position)) for position in positions.tolist()]
+        axes.plot(positions, values, color=f"C{number}", label=label)
+    if several is schedule:
+        axes.legend(frameon=False)
     return figure
 
 

@@ -57,17 +57,21 @@ def test_a_complex_tree(name, donate, dtype):
 
 
 TWO_PASSES = {
-    *("clip_norm_adam", "clip_norm_inside", "lamb", "larc", "lars"),
+    *("clip_norm_adam", "clip_norm_inside", "l2_ball", "l2_sphere", "lamb", "larc", "lars"),
     *("cautious_adamw", "mars", "stable_adamw"),
 }
 """Recipes with a number made of columns, which a second pass is called with."""
 
+WITH_TORCH = {
+    "adamp": ["kernel", "torch", "kernel"],
+    "centralize_sgd": ["torch", "kernel"],
+    "l1_ball": ["kernel", "torch"],
+    "simplex": ["kernel", "torch"],
+}
+"""Recipes with a rule that torch runs."""
+
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name != "identity"])
 def test_recipes_are_one_pass_and_another_for_a_norm(name):
-    expected = {
-        "adamp": ["kernel", "torch", "kernel"],
-        "centralize_sgd": ["torch", "kernel"],
-        **dict.fromkeys(TWO_PASSES, ["kernel"] * 2),
-    }
+    expected = {**WITH_TORCH, **dict.fromkeys(TWO_PASSES, ["kernel"] * 2)}
     assert kinds(fuse(RECIPES[name]())) == expected.get(name, ["kernel"])

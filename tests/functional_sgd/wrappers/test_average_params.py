@@ -16,6 +16,7 @@ from functional_sgd import (
     sgd,
     skip_nonfinite,
 )
+from functional_sgd.schedules import DecayWarmUp
 from functional_sgd.wrappers.wrapper import towards
 from tests.catalogue import random_like, sample_tree
 from tests.comparing import Untouched, assert_close, assert_same
@@ -229,3 +230,55 @@ def test_repr() -> None:
         repr(average_params(sgd(lr=0.1), decay=0.9))
         == "average_params(chain(sgd_step, lr=0.1), decay=0.9)"
     )
+
+
+@pytest.mark.parametrize("steps", range(9))
+def test_swa_is_the_mean_of_every_second_step_after_the_third(steps: int) -> None:
+    """torch's AveragedModel, told of these steps; before, the params themselves."""
+    opt = average_params(adamw(lr=0.1), decay=1.0, start=3, every=2)
+    path, state = path_of(opt, steps)
+    counted = [leaf(params) for number, params in enumerate(path, 1) if number in (5, 7)]
+    expected = torch.stack(counted).mean(0) if counted else leaf([START, *path][-1])
+    assert_close(leaf(average_of(state)), expected, rtol=1e-13, atol=1e-14)
+
+
+@pytest.mark.parametrize(("decay", "every"), [(1.0, 1), (1.0, 3), (0.9, 1), (0.9, 2)])
+def test_the_numbers_of_torchs_averaged_model(decay: float, every: int) -> None:
+    swa = torch.optim.swa_utils
+    module = torch.nn.Linear(3, 2).double()
+    average = None if decay == 1.0 else swa.get_ema_multi_avg_fn(decay)
+    theirs = swa.AveragedModel(module, multi_avg_fn=average)
+    opt = average_params(sgd(lr=0.1), decay, every=every, debias=decay == 1.0)
+    params = {name: leaf.detach().clone() for name, leaf in module.named_parameters()}
+    state = opt.init(params)
+    for number in range(1, 13):
+        params, state = opt(params, random_like(params, number), state)
+        if number % every == 0:
+            module.load_state_dict(params)
+            theirs.update_parameters(module)
+    expected = {name: leaf.detach() for name, leaf in theirs.module.named_parameters()}
+    assert_close(average_of(state), expected, rtol=0, atol=1e-12)
+
+
+def test_a_decay_that_warms_up() -> None:
+    """TensorFlow's: the n-th step has decay min(0.5, n / (9 + n)), after the first is copied."""
+    warm = DecayWarmUp(0.5)
+    opt = scheduled(average_params(adamw(lr=0.1), debias=False), decay=warm)
+    path, state = path_of(opt, 15)
+    expected = leaf(path[0])
+    for number, params in enumerate(path[1:], 2):
+        decay = min(0.5, number / (9 + number))
+        expected = decay * expected + (1 - decay) * leaf(params)
+    assert_close(leaf(average_of(state)), expected, rtol=1e-13, atol=1e-14)
+
+
+@pytest.mark.parametrize("numbers", [dict(start=-1), dict(every=0)])
+def test_wrong_places_to_average_are_errors(numbers: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="start must be at least 0 and every at least 1, got"):
+        average_params(sgd(), **numbers)  # type: ignore[arg-type]
+
+
+def test_repr_with_options() -> None:
+    opt = average_params(sgd(lr=0.1), 1.0, start=5, every=2, debias=False)
+    inner = "average_params(chain(sgd_step, lr=0.1), decay=1.0, "
+    assert repr(opt) == inner + "start=5, every=2, debias=False)"

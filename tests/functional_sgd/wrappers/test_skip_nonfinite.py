@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from functional_sgd import adamw, sgd, skip_nonfinite
+from functional_sgd import adamw, sgd, skip_large, skip_nonfinite
 from tests.catalogue import random_like, sample_tree, small_tree
 from tests.comparing import assert_finite, assert_same, member, stack
 
@@ -110,3 +110,72 @@ def test_derivatives_through_a_skipped_step_are_finite() -> None:
 
 def test_repr() -> None:
     assert repr(skip_nonfinite(sgd(lr=0.1))) == "skip_nonfinite(chain(sgd_step, lr=0.1))"
+
+
+def bad_row(opt: Any, pattern: str) -> list[tuple[float, int, int]]:
+    """(param, skipped, in a row) after each call along 1, or NaN where the pattern has an x."""
+    params = torch.zeros(1)
+    state, found = opt.init(params), []
+    for sign in pattern:
+        grad = torch.tensor([BAD[0] if sign == "x" else 1.0])
+        params, state = opt(params, grad, state)
+        found.append((float(params), int(state["skipped"]), int(state["in_a_row"])))
+    return found
+
+
+def test_with_a_limit_it_gives_up_after_so_many_in_a_row() -> None:
+    opt = skip_nonfinite(sgd(lr=1.0), limit=2)
+    assert bad_row(opt, ".xx.x") == [(-1, 0, 0), (-1, 1, 1), (-1, 2, 2), (-2, 2, 0), (-2, 3, 1)]
+    end = bad_row(opt, ".xxx")[-1]
+    assert end[0] != end[0]
+    assert end[1:] == (2, 3)
+
+
+def test_limit_0_skips_nothing() -> None:
+    (end,) = bad_row(skip_nonfinite(sgd(lr=1.0), limit=0), "x")
+    assert end[0] != end[0]
+    assert end[1:] == (0, 1)
+
+
+def test_a_long_gradient_is_skipped() -> None:
+    """The length is that of all leaves: 5 is not shorter than 5."""
+    opt, params = skip_large(sgd(lr=1.0)), {"a": torch.zeros(1), "b": torch.zeros(1)}
+    grads, state = {"a": torch.tensor([3.0]), "b": torch.tensor([4.0])}, opt.init(params)
+    same, state = opt(params, grads, state, {"max_norm": 5.0})
+    assert_same(same, params)
+    after, state = opt(params, grads, state, {"max_norm": 5.1})
+    assert_same(after, {"a": torch.tensor([-3.0]), "b": torch.tensor([-4.0])})
+    same, state = opt(params, {"a": torch.tensor([BAD[0]]), "b": None}, state, {"max_norm": 9.0})
+    assert_same(same, params)
+    assert (int(state["calls"]), int(state["skipped"])) == (3, 2)
+
+
+def test_no_gradient_at_all_is_not_too_long() -> None:
+    opt, params = skip_large(sgd(lr=1.0)), torch.zeros(1)
+    _, state = opt(params, None, opt.init(params))
+    assert int(state["skipped"]) == 0
+
+
+def test_members_are_too_long_for_themselves() -> None:
+    opt, params = skip_large(sgd(lr=1.0), max_norm=2.0), torch.zeros(2, 1)
+    state = stack([opt.init(torch.zeros(1))] * 2)
+    after, state = torch.func.vmap(opt)(params, torch.tensor([[1.0], [3.0]]), state)
+    assert_same(after, torch.tensor([[-1.0], [0.0]]))
+    assert state["skipped"].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: skip_nonfinite(sgd(), limit=-1), "skip_nonfinite: limit must be at least 0"),
+        (lambda: skip_large(sgd(), 0.0), "skip_large: hyper 'max_norm' must be above 0"),
+    ],
+)
+def test_wrong_numbers_are_errors(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_repr_with_numbers() -> None:
+    opt = skip_large(sgd(lr=0.1), 2.0, limit=3)
+    assert repr(opt) == "skip_large(chain(sgd_step, lr=0.1), max_norm=2.0, limit=3)"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from functional_sgd import adamw, sgd
-from functional_sgd.schedules import Constant, Exponential, Linear, one_cycle
+from functional_sgd.schedules import Constant, Exponential, Linear, one_cycle, step_decay
 from loop import CancelFit, CancelTrain, ParamScheduler, State, fit, fit_one_cycle, trace, validate
 from tests.comparing import assert_same
 from tests.loop.helpers import learned, learner, linear, loaders, on, raise_once, raiser
@@ -214,3 +214,9 @@ def test_a_callback_can_be_a_scheduler() -> None:
 
     end = fit(FIVE, FIVE.init(), 2, [on(before_batch=set_lr)])
     assert list(end.history.hypers["lr"]) == pytest.approx(LRS, rel=1e-6)
+
+
+def test_a_schedule_that_counts_steps_is_refused() -> None:
+    with pytest.raises(ValueError, match="the schedule of 'lr' counts steps, but gets the share"):
+        ParamScheduler({"lr": {"bias": step_decay(0.1, every=10), "weight": Linear(0.1, 0)}})
+    ParamScheduler({"lr": step_decay(0.1, every=0.1)})

@@ -10,7 +10,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from functional_sgd.schedules import Linear, one_cycle
+from functional_sgd.schedules import Linear, Stretch, one_cycle
 from loop import (
     GradientClip,
     History,
@@ -120,6 +120,13 @@ def test_a_schedule_from_end_to_end() -> None:
 def test_a_schedule_has_labels() -> None:
     (axes,) = plot_schedule(one_cycle(0.1), name="lr").axes
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("share of the run", "lr")
+
+
+def test_several_schedules_over_steps() -> None:
+    several = {"up": Stretch(Linear(0, 1), 4), "down": Stretch(Linear(1, 0), 2)}
+    figure = plot_schedule(several, points=3, name="lr", steps=4)
+    assert lines(figure) == {"up": ([0, 2, 4], [0, 0.5, 1]), "down": ([0, 2, 4], [1, 0, 0])}
+    assert figure.axes[0].get_xlabel() == "step"
 
 
 def titles(targets: list[int], **rest: Any) -> list[tuple[str, str]]:
