@@ -47,6 +47,9 @@ class Chain(Optimizer):
     def __post_init__(self) -> None:
         object.__setattr__(self, "plan", make_plan(repr(self), self.rules, self.given, ("param",)))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Chain, (self.rules, self.given)  # whose plan is made anew
+
     @property
     def hyper(self) -> dict[str, Any]:
         """The hypers and their defaults; those that must be passed at the call are not in it.

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from functional_sgd.randomness import TrialKey
 from functional_sgd.reduction import Reduction
@@ -73,6 +74,7 @@ def writes_of(rule: Rule, available: frozenset[str]) -> tuple[str, ...]:
     _check_hypers_stay(rule, columns)
     if rule.scope != "treewise":
         _check_expressions(rule, columns)
+        _check_precision(rule, available)
     if rule.scope == "elementwise":
         _check_elementwise(rule, available)
     if rule.signature.numbers and rule.scope != "treewise":
@@ -314,6 +316,53 @@ def _check_numbers(rule: Rule, available: frozenset[str]) -> None:
                 f"rule {rule.name}: {name!r} is one number of the whole tree, so it must be "
                 f"made of numbers, not of columns. Declare them: total(..., over='tree')."
             )
+
+
+def _check_precision(rule: Rule, available: frozenset[str]) -> None:
+    """Raise TypeError if it rounds a number to float32 where its leaf is float64."""
+    values = torch.tensor(_NUMBERS, dtype=torch.float64, device="cpu")
+    columns = _moved_columns(rule, available, values)
+    scalars = {
+        name: 0.3 if isinstance(value, float) and _is_exact(value) else value
+        for name, value in trial_scalars(rule).items()
+    }
+    with torch.no_grad(), _Rounded() as seen:
+        for name, reduction in rule.signature.reductions.items():
+            scalars[name] = reduction.of(columns)
+        try:
+            rule.function(**columns, **scalars)
+        except Exception:  # it cannot be tried on numbers that it does not expect
+            return
+    if seen.functions:
+        raise TypeError(
+            f"rule {rule.name}: torch.{seen.functions[0]} makes float32 of numbers alone, which "
+            f"loses digits where the leaf is float64. Give it a tensor: torch.where(step > 1, "
+            f"torch.full_like(step, 0.1), 0.3), or torch.tensor(0.1, dtype=grad.dtype)."
+        )
+
+
+class _Rounded(TorchFunctionMode):
+    """Notices functions that make float32 of Python's numbers, unless nothing is lost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.functions: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "")
+        if name in ("where", "tensor", "full", "scalar_tensor") and "dtype" not in (kwargs or {}):
+            numbers = args[1:] if name == "where" else args
+            alone = not any(isinstance(number, Tensor) for number in numbers)
+            lost = not all(_is_exact(one) for one in numbers if isinstance(one, float))
+            if alone and lost and result.dtype == torch.float32:
+                self.functions.append(name)
+        return result
+
+
+def _is_exact(number: float) -> bool:
+    """Whether float32 has this number."""
+    return float(torch.tensor(number, dtype=torch.float32, device="cpu")) == number
 
 
 def _same_elements(whole: Tensor, part: Tensor) -> bool:

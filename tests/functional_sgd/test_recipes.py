@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import functional_sgd as fs
-from functional_sgd import Chain, chain, recipes
+from functional_sgd import Chain, catalogue, chain
 from tests.comparing import assert_close, assert_same
 
 T = torch.tensor
@@ -133,7 +133,7 @@ def test_defaults_are_those_of_torch_or_of_the_paper(make: Any, hyper: dict[str,
     ids=str,
 )
 def test_keywords_become_hypers(name: str, keywords: dict[str, float]) -> None:
-    assert getattr(recipes, name)(**keywords).hyper == keywords
+    assert getattr(catalogue, name)(**keywords).hyper == keywords
 
 
 @pytest.mark.parametrize(
