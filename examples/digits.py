@@ -4,6 +4,7 @@ its optimizer.
 
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
@@ -31,7 +32,7 @@ def digits() -> tuple[DataLoaders, Tensor, Tensor]:
     """1,797 images of 8 x 8 pixels that come with scikit-learn: loaders, and the images and labels
     held out.
     """
-    bunch = load_digits()
+    bunch: Any = load_digits()
     images = torch.tensor(bunch.images, dtype=torch.float32)[:, None] / 8 - 1
     labels = torch.tensor(bunch.target)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))

@@ -1,6 +1,7 @@
 """What the docs pass to the library is what its types say: mypy reads them as a user's code."""
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -49,8 +50,8 @@ end: State = fit(learner, learner.init(), 1, [Progress()], lr=0.1)
 
 
 @pytest.fixture(scope="module")
-def complaints(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """What mypy finds in all of it, in one go: most of the time it reads torch."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where README's code lies as a user's."""
     folder = tmp_path_factory.mktemp("user")
     text = (ROOT / "README.md").read_text()
     blocks = re.findall(r"^```python[^\n]*\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
@@ -58,6 +59,12 @@ def complaints(tmp_path_factory: pytest.TempPathFactory) -> str:
     (folder / "readme.py").write_text("\n".join(plain))
     (folder / "user.py").write_text(USER)
     (folder / "mypy.ini").write_text(CONFIG)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def complaints(folder: Path) -> str:
+    """What mypy finds in all of it, in one go: most of the time it reads torch."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "examples")])
     done = subprocess.run(
         [sys.executable, "-m", "mypy", "--cache-dir=cache", "readme.py", "user.py", *EXAMPLES],
@@ -75,3 +82,21 @@ def complaints(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.parametrize("file", ["user.py", "readme.py", *(path.name for path in EXAMPLES)])
 def test_it_is_typed(file: str, complaints: str) -> None:
     assert [line for line in complaints.splitlines() if f"{file}:" in line] == []
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("basedpyright") is None, reason="basedpyright is not installed"
+)
+def test_pyright_reads_it_too(folder: Path) -> None:
+    """In pyright's standard mode."""
+    settings = {
+        "typeCheckingMode": "standard",
+        "include": ["readme.py", "user.py", *map(str, EXAMPLES)],
+        "extraPaths": [str(ROOT), str(ROOT / "examples")],
+    }
+    (folder / "pyrightconfig.json").write_text(json.dumps(settings))
+    command = [sys.executable, "-m", "basedpyright", "-p", ".", "--pythonpath", sys.executable]
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout
