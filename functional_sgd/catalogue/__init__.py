@@ -10,16 +10,22 @@ from typing import TYPE_CHECKING
 
 from functional_sgd.catalogue import (
     adaptive,
+    classic,
     descent,
+    factored,
     layers,
 )
 from functional_sgd.catalogue.adaptive import *
+from functional_sgd.catalogue.classic import *
 from functional_sgd.catalogue.descent import *
+from functional_sgd.catalogue.factored import *
 from functional_sgd.catalogue.layers import *
 
 NAMES = (
     *adaptive.__all__,
+    *classic.__all__,
     *descent.__all__,
+    *factored.__all__,
     *layers.__all__,
 )
 

@@ -6,6 +6,9 @@ from functional_sgd.rules import (
     averaging,
     clipping,
     decay,
+    extremes,
+    factored,
+    rates,
     scaling,
     stepping,
     trust,
@@ -13,6 +16,9 @@ from functional_sgd.rules import (
 from functional_sgd.rules.averaging import *
 from functional_sgd.rules.clipping import *
 from functional_sgd.rules.decay import *
+from functional_sgd.rules.extremes import *
+from functional_sgd.rules.factored import *
+from functional_sgd.rules.rates import *
 from functional_sgd.rules.scaling import *
 from functional_sgd.rules.stepping import *
 from functional_sgd.rules.trust import *
@@ -21,6 +27,9 @@ NAMES = (
     *averaging.__all__,
     *clipping.__all__,
     *decay.__all__,
+    *extremes.__all__,
+    *factored.__all__,
+    *rates.__all__,
     *scaling.__all__,
     *stepping.__all__,
     *trust.__all__,
