@@ -21,7 +21,7 @@ def gradients(steps: int = STEPS) -> Iterator[list[Tensor | None]]:
     """
     generator = torch.Generator().manual_seed(2)
     for step in range(steps):
-        draws = torch.rand(len(SHAPES), generator=generator).tolist()
+        draws = torch.rand(len(SHAPES), generator=generator, dtype=torch.float32).tolist()
         there = (True, draws[1] < 0.6, draws[2] < 0.3, step >= JOINS and draws[3] < 0.8)
         every = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in SHAPES]
         yield [grad if is_there else None for grad, is_there in zip(every, there, strict=True)]

@@ -15,6 +15,8 @@ import functional_sgd as fs
 from functional_sgd import Chain, Optimizer, chain
 from tests.peers.late import gradients, largest_gap, start
 
+pytestmark = pytest.mark.usefixtures("scalars_in_double")
+
 STEPS = 100
 O = torch.optim  # noqa: E741
 
@@ -174,14 +176,6 @@ def ours_for(kind: type[torch.optim.Optimizer], options: dict[str, Any]) -> Chai
     if options.get("decoupled_weight_decay"):
         return chain(*front, fs.weight_decay, recipe(**{**hypers, "wd": None}), wd=hypers["wd"])
     return chain(*front, recipe(**hypers))
-
-
-@pytest.fixture(autouse=True)
-def scalars_in_double() -> Any:
-    """torch keeps NAdam's product and ASGD's rates in its default dtype."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def give(params: list[Any], grads: list[Any]) -> None:

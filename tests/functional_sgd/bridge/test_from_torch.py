@@ -13,6 +13,8 @@ from tests.comparing import Untouched, assert_close, assert_same
 
 O = torch.optim  # noqa: E741
 
+pytestmark = pytest.mark.usefixtures("scalars_in_double")
+
 MAKERS: dict[str, Any] = {
     "sgd": lambda p: O.SGD(p, 0.1),
     "sgd wd": lambda p: O.SGD(p, 0.1, weight_decay=0.1),
@@ -34,6 +36,19 @@ MAKERS: dict[str, Any] = {
     "radam": lambda p: O.RAdam(p, 0.01),
     "radam wd": lambda p: O.RAdam(p, 0.01, weight_decay=0.1),
     "radam decoupled": lambda p: O.RAdam(p, 0.01, weight_decay=0.1, decoupled_weight_decay=True),
+    "sgd maximize wd": lambda p: O.SGD(p, 0.1, maximize=True, weight_decay=0.1),
+    "adam amsgrad": lambda p: O.Adam(p, 0.01, amsgrad=True),
+    "adamw amsgrad maximize": lambda p: O.AdamW(p, 0.01, amsgrad=True, maximize=True),
+    "adamax": lambda p: O.Adamax(p, 0.01, betas=(0.8, 0.95), weight_decay=0.1),
+    "nadam": lambda p: O.NAdam(p, 0.01, momentum_decay=0.1),
+    "nadam decoupled": lambda p: O.NAdam(p, 0.01, weight_decay=0.1, decoupled_weight_decay=True),
+    "adagrad": lambda p: O.Adagrad(p, 0.1),
+    "adagrad all": lambda p: O.Adagrad(
+        p, 0.1, lr_decay=0.1, weight_decay=0.1, initial_accumulator_value=0.5
+    ),
+    "adadelta": lambda p: O.Adadelta(p, 0.5, rho=0.8, eps=1e-4, weight_decay=0.1),
+    "rprop": lambda p: O.Rprop(p, 0.1, etas=(0.4, 1.5), step_sizes=(1e-3, 0.5)),
+    "asgd": lambda p: O.ASGD(p, 0.1, lambd=0.5, alpha=0.5, t0=10, weight_decay=0.1),
 }
 GROUPED: dict[str, Any] = {
     "sgd": lambda a, b: O.SGD(
@@ -51,6 +66,13 @@ GROUPED: dict[str, Any] = {
     "rmsprop momentum in one": lambda a, b: O.RMSprop(
         [{"params": b}, {"params": a, "momentum": 0.9}], 0.01
     ),
+    "adagrad lr decay in one": lambda a, b: O.Adagrad(
+        [{"params": b}, {"params": a, "lr_decay": 0.5}], 0.01
+    ),
+    "asgd": lambda a, b: O.ASGD(
+        [{"params": b, "lr": 0.1}, {"params": a, "lambd": 0.5, "t0": 3}], 0.01
+    ),
+    "rprop": lambda a, b: O.Rprop([{"params": b}, {"params": a, "etas": (0.4, 1.5)}], 0.01),
 }
 
 
@@ -125,13 +147,26 @@ def test_switching_changes_nothing(name: str, before: int) -> None:
     check_switching(model, MAKERS[name](model.parameters()), before=before)
 
 
+@pytest.mark.parametrize("name", [name for name in MAKERS if not name.startswith("sgd")])
+def test_what_goes_back_is_what_torch_keeps(name: str) -> None:
+    """Entry by entry, with its shape; ASGD's rates and NAdam's product of momenta among them."""
+    model = Net()
+    optimizer = MAKERS[name](model.parameters())
+    their_steps(model, optimizer, range(3))
+    imported = from_torch(optimizer, model.named_parameters())
+    there = into_torch(optimizer, model.named_parameters(), imported.state)["state"]
+    assert_close(there, optimizer.state_dict()["state"], atol=1e-14)
+
+
 @pytest.mark.parametrize("name", GROUPED)
 def test_groups_with_hypers_of_their_own(name: str) -> None:
     model = Net()
     check_switching(model, GROUPED[name]([model.c, model.a], [model.scale, model.b]))
 
 
-@pytest.mark.parametrize("name", ["sgd momentum", "adamw", "rmsprop"])
+@pytest.mark.parametrize(
+    "name", ["sgd momentum", "adamw", "rmsprop", "nadam", "adagrad all", "rprop", "asgd"]
+)
 def test_complex_parameters(name: str) -> None:
     model = Net(torch.complex128)
     check_switching(model, MAKERS[name](model.parameters()))
@@ -288,8 +323,6 @@ def stepped(optimizer: Any, model: Net, idle: tuple[str, ...] = ()) -> Any:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda m: O.Adam(m.parameters(), amsgrad=True), "amsgrad=True has no rule here"),
-        (lambda m: O.SGD(m.parameters(), 0.1, maximize=True), "maximize=True has no rule here"),
         (
             lambda m: O.Adam([nn.Parameter(torch.ones(5))]),
             "parameter 0 of group 0, of shape \\(5,\\), has no name",
@@ -298,8 +331,12 @@ def stepped(optimizer: Any, model: Net, idle: tuple[str, ...] = ()) -> Any:
             lambda m: O.RMSprop([{"params": [m.a]}, {"params": [m.b], "centered": True}]),
             "groups differ in 'centered'",
         ),
+        (
+            lambda m: O.Adam([{"params": [m.a]}, {"params": [m.b], "maximize": True}]),
+            "groups differ in 'maximize'",
+        ),
     ],
-    ids=["amsgrad", "maximize", "no name", "switches"],
+    ids=["no name", "switches", "maximize"],
 )
 def test_what_cannot_be_taken_over_is_an_error(make: Any, message: str) -> None:
     model = Net()
@@ -325,9 +362,9 @@ def test_other_optimizers_are_an_error() -> None:
         ("into_torch", lambda *args: into_torch(*args, {})),
     ):
         with pytest.raises(
-            TypeError, match=f"{who}: expected an optimizer of torch.optim: .*SGD; got Adagrad"
+            TypeError, match=f"{who}: expected an optimizer of torch.optim: .*SGD; got Adafactor"
         ):
-            call(O.Adagrad(model.parameters()), model.named_parameters())
+            call(O.Adafactor(model.parameters()), model.named_parameters())
 
 
 def test_wrong_states_and_hypers_are_errors_on_the_way_back() -> None:
