@@ -28,7 +28,7 @@ RECIPES: dict[str, Callable[[], Chain]] = {
     "adam_wd": lambda: fs.adam(lr=0.02, wd=0.1),
     "adamax": lambda: fs.adamax(lr=0.02, wd=0.1),
     "adamw": lambda: fs.adamw(lr=0.02, wd=0.1),
-    "asgd": lambda: fs.asgd(lr=0.05, lambd=0.1, average_from=2.0, wd=0.1),
+    "asgd": lambda: fs.asgd(lr=0.05, lambd=0.1, average_from=0.0, wd=0.1),
     "lamb": lambda: fs.lamb(lr=0.02, wd=0.1),
     "larc": lambda: fs.larc(lr=0.05, wd=0.1),
     "lion": lambda: fs.lion(lr=0.01, wd=0.1),

@@ -59,11 +59,15 @@ def clip_norm(
     return dict(grad=grad * (max_norm / (grad_norm + 1e-6)).clamp(max=1.0))
 
 
+def _squared(grad: Tensor) -> Tensor:  # has a name, so that chains can be pickled
+    return grad * grad
+
+
 @elementwise
 def clip_rms(
     grad: Tensor,
     *,
-    mean_sqr: Tensor = mean(lambda grad: grad * grad),
+    mean_sqr: Tensor = mean(_squared),
     max_rms: Positive = 1.0,
 ) -> dict[str, Tensor]:
     """Shorten each leaf's gradient so that the root of its mean square is at most max_rms.
