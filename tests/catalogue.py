@@ -18,13 +18,22 @@ Tree = Any
 RULES: tuple[Rule, ...] = tuple(getattr(fs, name) for name in fs.rules.NAMES)
 
 RECIPES: dict[str, Callable[[], Chain]] = {
+    "adadelta": lambda: fs.adadelta(lr=0.5, wd=0.1),
+    "adafactor": lambda: fs.adafactor(lr=0.02),
+    "adafactor_wd": lambda: fs.adafactor(lr=0.02, max_rms=1.5, wd=0.1),
+    "adagrad": lambda: fs.adagrad(lr=0.05),
+    "adagrad_lr_decay_wd": lambda: fs.adagrad(lr=0.05, lr_decay=0.1, first_sum=0.1, wd=0.1),
     "adam": lambda: fs.adam(lr=0.02),
+    "adam_amsgrad": lambda: fs.adam(lr=0.02, amsgrad=True),
     "adam_wd": lambda: fs.adam(lr=0.02, wd=0.1),
+    "adamax": lambda: fs.adamax(lr=0.02, wd=0.1),
     "adamw": lambda: fs.adamw(lr=0.02, wd=0.1),
+    "asgd": lambda: fs.asgd(lr=0.05, lambd=0.1, average_from=0.0, wd=0.1),
     "lamb": lambda: fs.lamb(lr=0.02, wd=0.1),
     "larc": lambda: fs.larc(lr=0.05, wd=0.1),
     "lion": lambda: fs.lion(lr=0.01, wd=0.1),
     "momentum": lambda: fs.momentum(lr=0.05),
+    "nadam": lambda: fs.nadam(lr=0.02, wd=0.1),
     "qhadam": lambda: fs.qhadam(lr=0.02, nu_2=0.9, wd=0.1),
     "radam": lambda: fs.radam(lr=0.02),
     "radam_wd": lambda: fs.radam(lr=0.02, wd=0.1),
@@ -33,6 +42,7 @@ RECIPES: dict[str, Callable[[], Chain]] = {
     "rmsprop_centered": lambda: fs.rmsprop(lr=0.01, centered=True),
     "rmsprop_momentum": lambda: fs.rmsprop(lr=0.01, mom=0.9),
     "rmsprop_wd_momentum_centered": lambda: fs.rmsprop(lr=0.01, wd=0.1, mom=0.9, centered=True),
+    "rprop": lambda: fs.rprop(lr=0.05),
     "sgd": lambda: fs.sgd(lr=0.05),
     "sgd_dampening": lambda: fs.sgd(lr=0.05, mom=0.9, dampening=0.3),
     "sgd_mom": lambda: fs.sgd(lr=0.05, mom=0.9),
@@ -59,6 +69,8 @@ RECIPES: dict[str, Callable[[], Chain]] = {
     "identity": fs.identity,
     "lookahead_sgd": lambda: fs.lookahead(fs.sgd(lr=0.05), sync_every=3, slow_step=0.4),
     "lookahead_adamw": lambda: fs.lookahead(fs.adamw(lr=0.02), sync_every=2),
+    "adam_eps_early": lambda: chain(*_AVERAGES, fs.scale_by_rms_eps_early, fs.sgd_step, lr=0.02),
+    "ascend_adamw": lambda: chain(fs.ascend, fs.adamw(lr=0.02, wd=0.1)),
     "centralize_sgd": lambda: chain(fs.centralize, fs.sgd(lr=0.05, mom=0.9)),
     "clip_norm_adam": lambda: chain(fs.clip_norm, fs.adam(lr=0.02), max_norm=0.5),
     "clip_value_adamw": lambda: chain(fs.clip_value, fs.adamw(lr=0.02), max_value=0.5),
@@ -130,6 +142,7 @@ WRAPPED: dict[str, Callable[[], Optimizer]] = {
         fs.sgd(lr=0.05), 0.8, start=1, debias=False
     ),
     "freeze": lambda: fs.freeze(fs.adamw(lr=0.02, wd=0.1), is_matrix),
+    "lazy_rows": lambda: fs.lazy_rows(fs.adamw(lr=0.02, wd=0.1)),
     "partition": halves,
     "sam": lambda: fs.sam(fs.adamw(lr=0.02, wd=0.1)),
     "schedule_free": lambda: fs.schedule_free(fs.rmsprop(lr=0.02, mom=None), mom=0.8, wd=0.1),
@@ -146,6 +159,7 @@ WRAPPED: dict[str, Callable[[], Optimizer]] = {
             decay=0.8,
         )
     ),
+    "sparse_adam": lambda: fs.sparse_adam(lr=0.02),
 }
 """Optimizers around optimizers: each wrapper at least once."""
 

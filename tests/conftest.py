@@ -20,6 +20,14 @@ def fresh_compiler() -> Iterator[None]:
     torch._dynamo.reset()
 
 
+@pytest.fixture
+def scalars_in_double() -> Iterator[None]:
+    """Where torch.optim keeps scalars in the default dtype (NAdam, ASGD), that is float64."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 def pytest_make_parametrize_id(val: object) -> str | None:
     """Functions by name: an id with an address in it differs between the processes that share the
     tests.

@@ -29,8 +29,9 @@ class Imported(NamedTuple):
 def from_torch(optimizer: torch.optim.Optimizer, names: Named) -> Imported:
     """What an optimizer of torch.optim is about to do, as values: (opt, params, state, hyper).
 
-    `opt` is the chain with the numbers of SGD, Adam, AdamW, RAdam or RMSprop, with its hypers as
-    defaults; going on with it is never having switched. `names` are the names of the parameters
+    `opt` is the chain with the numbers of SGD, Adam, AdamW, Adamax, NAdam, RAdam, RMSprop, Adagrad,
+    Adadelta, Rprop or ASGD, with its hypers as defaults; going on with it is never having
+    switched. `names` are the names of the parameters
     (module.named_parameters()), by which params and slots are kept: torch's own order does not
     matter. Hypers in which param groups differ are in `hyper`. Parameters may have taken different
     numbers of steps. SGD does not count them: the entry of state["step"] is then 1 if there were
@@ -49,7 +50,7 @@ def from_torch(optimizer: torch.optim.Optimizer, names: Named) -> Imported:
     kind, named = kind_of("from_torch", optimizer), _by_name("from_torch", optimizer, names)
     opt = kind.chain_of("from_torch", optimizer.param_groups)
     params = {name: param.detach().clone() for name, param in named.items()}
-    kept = {name: dict(optimizer.state.get(param, {})) for name, param in named.items()}
+    kept = {name: _kept(kind, optimizer.state.get(param, {})) for name, param in named.items()}
     state = opt.init(params)
     hypers = _hypers(kind, optimizer, named)
     counts = [_count(kind, kept[name]) for name in paths(params)]
@@ -110,9 +111,7 @@ def into_torch(
         if kind.counts:
             own["step"] = torch.tensor(float(counts[name]))
         for slot in slots:
-            value = state[slot][name]
-            whole = torch.view_as_complex(value) if param.is_complex() else value
-            own[kind.slots[slot]] = whole.clone()
+            own[kind.slots[slot]] = _theirs(state[slot][name], param, slot in kind.single)
         if own and counts[name] > 0:
             entries[number] = own
     packed = optimizer.state_dict()["param_groups"]
@@ -129,6 +128,10 @@ def into_torch(
         group.update(
             kind.write(group, {n: _of_group(n, value, own_names) for n, value in given.items()})
         )
+        for number in group["params"]:
+            if kind.derived is not None and number in entries:
+                derived = kind.derived(kind.read(group), counts[order[number]])
+                entries[number] |= {n: torch.tensor(value).double() for n, value in derived.items()}
     return {"state": entries, "param_groups": packed}
 
 
@@ -164,6 +167,11 @@ def _check_names(slot: str, values: Mapping[str, Tensor], named: Mapping[str, Te
             )
 
 
+def _kept(kind: Kind, own: Mapping[str, Any]) -> dict[str, Any]:
+    """What torch keeps for a parameter that has taken a step: first values are made here."""
+    return dict(own) if not kind.counts or own.get("step", 0) > 0 else {}
+
+
 def _count(kind: Kind, own: Mapping[str, Any]) -> int:
     if kind.counts:
         return int(own.get("step", 0))
@@ -173,6 +181,15 @@ def _count(kind: Kind, own: Mapping[str, Any]) -> int:
 def _seen(value: Tensor) -> Tensor:
     """A slot as it is kept here: complex numbers as pairs."""
     return torch.view_as_real(value) if value.is_complex() else value
+
+
+def _theirs(value: Tensor, param: Tensor, single: bool) -> Tensor:
+    """A slot as torch keeps it, in memory of its own; `single` if that is one number for all
+    elements.
+    """
+    if single:
+        return value.reshape(-1)[0].clone() if value.numel() else value.new_ones(())
+    return (torch.view_as_complex(value) if param.is_complex() else value).clone()
 
 
 def _hypers(

@@ -6,15 +6,27 @@ from typing import Any, TypeAlias
 
 import torch
 
-from functional_sgd.catalogue import adam, adamw, radam, rmsprop, sgd
+from functional_sgd.catalogue import (
+    adadelta,
+    adagrad,
+    adam,
+    adamax,
+    adamw,
+    asgd,
+    nadam,
+    radam,
+    rmsprop,
+    rprop,
+    sgd,
+)
 from functional_sgd.chaining import Chain, chain
-from functional_sgd.rules import weight_decay
+from functional_sgd.rules import ascend, weight_decay
 
 Group: TypeAlias = Mapping[str, Any]
 Hypers: TypeAlias = dict[str, Any]
 
-UNKNOWN = ("amsgrad", "maximize")
-"""Switches of torch.optim that have no rule here."""
+MAXIMIZE = "maximize"
+"""A switch that every optimizer of torch.optim has."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +41,9 @@ class Kind:
         default_factory=dict
     )  # torch's name -> its value if absent
     counts: bool = True  # whether torch counts the steps of a parameter
+    single: tuple[str, ...] = ()  # our slots of which torch keeps one number for a parameter
+    derived: Callable[[Hypers, int], dict[str, float]] | None = None
+    """What torch keeps besides, that follows from hypers and the number of steps."""
 
     def read(self, group: Group) -> Hypers:
         """The hypers of a group by our names."""
@@ -58,20 +73,16 @@ class Kind:
         for name in self.optional:
             values = [own[name] for own in hypers if own[name] != 0]
             given[name] = values[0] if values else None
-        return self.build(
-            **{name: value for name, value in given.items() if value is not None},
-            **self._switches(who, groups),
+        switches = self._switches(who, groups)
+        up = switches.pop(MAXIMIZE)
+        built = self.build(
+            **{name: value for name, value in given.items() if value is not None}, **switches
         )
+        return chain(ascend, built) if up else built
 
     def _switches(self, who: str, groups: Sequence[Group]) -> dict[str, bool]:
-        for name in UNKNOWN:
-            if any(group.get(name) for group in groups):
-                raise ValueError(
-                    f"{who}: {name}=True has no rule here. Only optimizers without it can be taken "
-                    f"over."
-                )
         found = {}
-        for name, default in self.switches.items():
+        for name, default in {MAXIMIZE: False, **self.switches}.items():
             values = {bool(group.get(name, default)) for group in groups}
             if len(values) > 1:
                 raise ValueError(
@@ -86,10 +97,26 @@ def _adam(decoupled_weight_decay: bool, **hypers: Any) -> Chain:
     return adamw(**{"wd": 0.0, **hypers}) if decoupled_weight_decay else adam(**hypers)
 
 
-def _radam(decoupled_weight_decay: bool, wd: float | None = None, **hypers: Any) -> Chain:
-    if decoupled_weight_decay and wd is not None:
-        return chain(weight_decay, radam(**hypers), wd=wd)
-    return radam(**hypers, wd=wd)
+def _nadam(decoupled_weight_decay: bool, **hypers: Any) -> Chain:
+    return _with_decay(nadam, decoupled_weight_decay, **hypers)
+
+
+def _radam(decoupled_weight_decay: bool, **hypers: Any) -> Chain:
+    return _with_decay(radam, decoupled_weight_decay, **hypers)
+
+
+def _with_decay(
+    recipe: Callable[..., Chain], decoupled: bool, wd: float | None = None, **hypers: Any
+) -> Chain:
+    if decoupled and wd is not None:
+        return chain(weight_decay, recipe(**hypers), wd=wd)
+    return recipe(**hypers, wd=wd)
+
+
+def _asgd_scalars(hypers: Hypers, count: int) -> dict[str, float]:
+    """The rate of the next step, and the weight that it will have in the average."""
+    rate = hypers["lr"] / (1 + hypers["lambd"] * hypers["lr"] * count) ** hypers["power"]
+    return {"eta": rate, "mu": 1 / max(1, count - hypers["average_from"])}
 
 
 _MOMENTS = {"grad_avg": "exp_avg", "sqr_avg": "exp_avg_sq"}
@@ -109,17 +136,31 @@ KINDS: dict[type, Kind] = {
     ),
     torch.optim.Adam: Kind(
         _adam,
-        _MOMENTS,
+        {**_MOMENTS, "max_sqr_avg": "max_exp_avg_sq"},
         {**_COMMON, **_BETAS, **_EPS},
         ("wd",),
-        switches={"decoupled_weight_decay": False},
+        switches={"decoupled_weight_decay": False, "amsgrad": False},
     ),
     torch.optim.AdamW: Kind(
         _adam,
-        _MOMENTS,
+        {**_MOMENTS, "max_sqr_avg": "max_exp_avg_sq"},
         {**_COMMON, **_BETAS, **_EPS},
         ("wd",),
-        switches={"decoupled_weight_decay": True},
+        switches={"decoupled_weight_decay": True, "amsgrad": False},
+    ),
+    torch.optim.Adamax: Kind(
+        adamax,
+        {"grad_avg": "exp_avg", "max_grad": "exp_inf"},
+        {**_COMMON, **_BETAS, **_EPS},
+        ("wd",),
+    ),
+    torch.optim.NAdam: Kind(
+        _nadam,
+        {**_MOMENTS, "mom_product": "mu_product"},
+        {**_COMMON, **_BETAS, **_EPS, "mom_decay": ("momentum_decay",)},
+        ("wd",),
+        switches={"decoupled_weight_decay": False},
+        single=("mom_product",),
     ),
     torch.optim.RAdam: Kind(
         _radam,
@@ -134,6 +175,41 @@ KINDS: dict[type, Kind] = {
         {**_COMMON, **_MOM, **_EPS, "sqr_mom": ("alpha",)},
         optional=("mom", "wd"),
         switches={"centered": False},
+    ),
+    torch.optim.Adagrad: Kind(
+        adagrad,
+        {"sqr_sum": "sum"},
+        {
+            **_COMMON,
+            **_EPS,
+            "lr_decay": ("lr_decay",),
+            "first_sum": ("initial_accumulator_value",),
+        },
+        optional=("lr_decay", "wd"),
+    ),
+    torch.optim.Adadelta: Kind(
+        adadelta,
+        {"sqr_avg": "square_avg", "sqr_update_avg": "acc_delta"},
+        {**_COMMON, **_EPS, "sqr_mom": ("rho",)},
+        ("wd",),
+    ),
+    torch.optim.Rprop: Kind(
+        rprop,
+        {"last_grad": "prev", "step_size": "step_size"},
+        {
+            "lr": ("lr",),
+            "shrink": ("etas", 0),
+            "grow": ("etas", 1),
+            "min_size": ("step_sizes", 0),
+            "max_size": ("step_sizes", 1),
+        },
+    ),
+    torch.optim.ASGD: Kind(
+        asgd,
+        {"average": "ax"},
+        {**_COMMON, "lambd": ("lambd",), "power": ("alpha",), "average_from": ("t0",)},
+        ("wd",),
+        derived=_asgd_scalars,
     ),
 }
 

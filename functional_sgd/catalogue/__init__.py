@@ -11,18 +11,24 @@ from typing import TYPE_CHECKING
 from functional_sgd.catalogue import (
     adam_family,
     adaptive,
+    classic,
     descent,
+    factored,
     layers,
 )
 from functional_sgd.catalogue.adam_family import *
 from functional_sgd.catalogue.adaptive import *
+from functional_sgd.catalogue.classic import *
 from functional_sgd.catalogue.descent import *
+from functional_sgd.catalogue.factored import *
 from functional_sgd.catalogue.layers import *
 
 NAMES = (
     *adam_family.__all__,
     *adaptive.__all__,
+    *classic.__all__,
     *descent.__all__,
+    *factored.__all__,
     *layers.__all__,
 )
 

@@ -1,24 +1,42 @@
 """Optimizers that scale each element by how large its gradients are: RMSProp, Adam and kin."""
 
+from functional_sgd import rules
 from functional_sgd.catalogue.parts import given, l2
 from functional_sgd.chaining import Chain, chain
+from functional_sgd.optimizer import Optimizer
 from functional_sgd.rules import (
     average_grad,
     average_sqr_grad,
     center,
     debias,
     heavy_ball,
+    keep_max_grad,
+    nesterov_average,
     quasi_hyperbolic,
     rectify,
     rectify_eps_early,
+    scale_by_max,
     scale_by_rms,
+    scale_by_rms_eps_early,
     sgd_step,
     weight_decay,
 )
 from functional_sgd.trial import rename
+from functional_sgd.wrappers.lazy_rows import lazy_rows
 from functional_sgd.wrappers.lookahead import lookahead
+from functional_sgd.wrappers.schedule_free import scale_by_debiased_rms
 
-__all__ = ["adam", "adamw", "qhadam", "radam", "ranger", "rmsprop"]
+__all__ = [
+    "adam",
+    "adamax",
+    "adamw",
+    "nadam",
+    "qhadam",
+    "radam",
+    "ranger",
+    "rmsprop",
+    "sparse_adam",
+]
 
 
 def rmsprop(
@@ -49,21 +67,29 @@ def adam(
     sqr_mom: float = 0.999,
     eps: float = 1e-8,
     wd: float | None = None,
+    amsgrad: bool = False,
 ) -> Chain:
     """Momentum's and RMSProp's rules, and debias. `wd` is L2, as in torch.optim.Adam; adamw has the
-    other kind.
+    other kind. With `amsgrad`, divisors never become smaller.
 
-    Source: Kingma and Ba 2015; numbers of torch.optim.Adam.
+    Source: Kingma and Ba 2015; Reddi et al. 2018 (AMSGrad); numbers of torch.optim.Adam.
 
     >>> print(*adam().rules)
     average_grad average_sqr_grad debias scale_by_rms sgd_step
     """
+    largest = [rules.amsgrad] if amsgrad else []
+    averages = (average_grad, average_sqr_grad, *largest, debias)
     hypers = given(lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
-    return chain(*l2(wd), average_grad, average_sqr_grad, debias, scale_by_rms, sgd_step, **hypers)
+    return chain(*l2(wd), *averages, scale_by_rms, sgd_step, **hypers)
 
 
 def adamw(
-    lr: float = 1e-3, mom: float = 0.9, sqr_mom: float = 0.999, eps: float = 1e-8, wd: float = 1e-2
+    lr: float = 1e-3,
+    mom: float = 0.9,
+    sqr_mom: float = 0.999,
+    eps: float = 1e-8,
+    wd: float = 1e-2,
+    amsgrad: bool = False,
 ) -> Chain:
     """Adam after decoupled weight decay.
 
@@ -72,7 +98,65 @@ def adamw(
     >>> print(*adamw().rules)
     weight_decay average_grad average_sqr_grad debias scale_by_rms sgd_step
     """
-    return chain(weight_decay, adam(lr, mom, sqr_mom, eps), wd=wd)
+    return chain(weight_decay, adam(lr, mom, sqr_mom, eps, amsgrad=amsgrad), wd=wd)
+
+
+def adamax(
+    lr: float = 2e-3,
+    mom: float = 0.9,
+    sqr_mom: float = 0.999,
+    eps: float = 1e-8,
+    wd: float | None = None,
+) -> Chain:
+    """Adam that divides by the largest gradient instead of the root of a mean square. `wd` is L2,
+    as in torch.optim.Adamax.
+
+    Source: Kingma and Ba 2015, section 7.1; numbers of torch.optim.Adamax.
+
+    >>> print(*adamax().rules)
+    average_grad keep_max_grad debias scale_by_max sgd_step
+    """
+    hypers = given(lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
+    return chain(*l2(wd), average_grad, keep_max_grad, debias, scale_by_max, sgd_step, **hypers)
+
+
+def nadam(
+    lr: float = 2e-3,
+    mom: float = 0.9,
+    sqr_mom: float = 0.999,
+    eps: float = 1e-8,
+    mom_decay: float = 4e-3,
+    wd: float | None = None,
+) -> Chain:
+    """Adam with Nesterov momentum, which begins at half its value. `wd` is L2, as in
+    torch.optim.NAdam.
+
+    Source: Dozat 2016; numbers of torch.optim.NAdam, which keeps the product of its momenta in
+    torch's default dtype: to all digits only if that is the dtype of the params.
+
+    >>> print(*nadam().rules)
+    average_grad nesterov_average average_sqr_grad scale_by_debiased_rms sgd_step
+    """
+    parts = (average_grad, nesterov_average, average_sqr_grad, scale_by_debiased_rms, sgd_step)
+    hypers = given(lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, mom_decay=mom_decay, wd=wd)
+    return chain(*l2(wd), *parts, **hypers)
+
+
+def sparse_adam(
+    lr: float = 1e-3, mom: float = 0.9, sqr_mom: float = 0.999, eps: float = 1e-8
+) -> Optimizer:
+    """Adam for embeddings: rows without a gradient stay where they are, and so do their averages.
+
+    Gradients may be sparse (torch.nn.Embedding(sparse=True)) or dense, with rows of zeros.
+
+    Source: Kingma and Ba 2015; numbers of torch.optim.SparseAdam, with eps added before the bias is
+    corrected.
+
+    >>> print(*sparse_adam().inner[0].rules)
+    average_grad average_sqr_grad debias scale_by_rms_eps_early sgd_step
+    """
+    parts = (average_grad, average_sqr_grad, debias, scale_by_rms_eps_early, sgd_step)
+    return lazy_rows(chain(*parts, lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps))
 
 
 def radam(

@@ -7,8 +7,11 @@ from functional_sgd.rules import (
     clipping,
     corrections,
     decay,
+    extremes,
+    factored,
     moments,
     projecting,
+    rates,
     scaling,
     stepping,
     trust,
@@ -18,8 +21,11 @@ from functional_sgd.rules.averaging import *
 from functional_sgd.rules.clipping import *
 from functional_sgd.rules.corrections import *
 from functional_sgd.rules.decay import *
+from functional_sgd.rules.extremes import *
+from functional_sgd.rules.factored import *
 from functional_sgd.rules.moments import *
 from functional_sgd.rules.projecting import *
+from functional_sgd.rules.rates import *
 from functional_sgd.rules.scaling import *
 from functional_sgd.rules.stepping import *
 from functional_sgd.rules.trust import *
@@ -30,8 +36,11 @@ NAMES = (
     *clipping.__all__,
     *corrections.__all__,
     *decay.__all__,
+    *extremes.__all__,
+    *factored.__all__,
     *moments.__all__,
     *projecting.__all__,
+    *rates.__all__,
     *scaling.__all__,
     *stepping.__all__,
     *trust.__all__,

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from functional_sgd.ranges import Decay, Share
+from functional_sgd.ranges import Decay, NonNegative, Share
 from functional_sgd.rule import elementwise
 
 __all__ = [
@@ -13,8 +13,10 @@ __all__ = [
     "debias",
     "heavy_ball",
     "nesterov",
+    "nesterov_average",
     "quasi_hyperbolic",
     "sign_of_average",
+    "sum_sqr_grad",
 ]
 
 
@@ -97,6 +99,23 @@ def average_sqr_grad(grad: Tensor, sqr_avg: Tensor, *, sqr_mom: Decay = 0.99) ->
     return dict(sqr_avg=sqr_mom * sqr_avg + (1 - sqr_mom) * grad.square())
 
 
+@elementwise(sqr_sum=torch.zeros_like)
+def sum_sqr_grad(
+    grad: Tensor, sqr_sum: Tensor, *, step: Tensor, first_sum: NonNegative = 0.0
+) -> dict[str, Tensor]:
+    """Add up the squared gradients, and forget none.
+
+    sqr_sum = sqr_sum + grad**2
+
+    Reads grad, step and first_sum >= 0, what the sum begins with: it is added at step 1. Keeps
+    sqr_sum, which starts at 0. Source: Adagrad (Duchi et al. 2011).
+
+    >>> sum_sqr_grad(torch.tensor([2.0]), torch.tensor([0.0]), step=torch.tensor(1), first_sum=0.5)
+    {'sqr_sum': tensor([4.5000])}
+    """
+    return dict(sqr_sum=torch.where(step <= 1, sqr_sum + first_sum, sqr_sum) + grad.square())
+
+
 @elementwise(belongs=dict(update="grad_avg"))
 def debias(
     update: Tensor,
@@ -126,6 +145,38 @@ def debias(
     if sqr_avg is not None:
         unbiased |= dict(sqr_avg=sqr_avg / (1 - sqr_mom**step))
     return unbiased
+
+
+@elementwise(mom_product=torch.ones_like)
+def nesterov_average(
+    grad: Tensor,
+    grad_avg: Tensor,
+    mom_product: Tensor,
+    *,
+    step: Tensor,
+    mom: Decay = 0.9,
+    mom_decay: NonNegative = 4e-3,
+) -> dict[str, Tensor]:
+    """Look one step of momentum ahead with an average, and undo its pull towards zero; the momentum
+    grows to its full value with the steps.
+
+    mu(t) = mom * (1 - 0.96**(t * mom_decay) / 2);  mom_product = mom_product * mu(step)
+    update = (1 - mu(step)) / (1 - mom_product) * grad
+    + mu(step + 1) / (1 - mom_product * mu(step + 1)) * grad_avg
+
+    Reads grad, grad_avg (of average_grad, not debiased), step, mom in [0, 1) and mom_decay >= 0.
+    Keeps mom_product, which starts at 1: one number, which every element has, so that the rule is
+    part of a kernel. Source: NAdam (Dozat 2016), with the numbers of torch.optim.NAdam.
+
+    >>> one = torch.tensor([1.0])  # mu is 1/4
+    >>> nesterov_average(3 * one, 0 * one, one, step=torch.tensor(1), mom=0.5, mom_decay=0.0)
+    {'update': tensor([3.]), 'mom_product': tensor([0.2500])}
+    """
+    now = mom * (1 - 0.5 * 0.96 ** (step * mom_decay))
+    soon = mom * (1 - 0.5 * 0.96 ** ((step + 1) * mom_decay))
+    mom_product = mom_product * now
+    of_grad, of_average = (1 - now) / (1 - mom_product), soon / (1 - mom_product * soon)
+    return dict(update=of_grad * grad + of_average * grad_avg, mom_product=mom_product)
 
 
 @elementwise

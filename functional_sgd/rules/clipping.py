@@ -4,10 +4,26 @@ import torch
 from torch import Tensor
 
 from functional_sgd.ranges import NonNegative, Positive
-from functional_sgd.reduction import norm
+from functional_sgd.reduction import mean, norm, root
 from functional_sgd.rule import elementwise, leafwise
 
-__all__ = ["centralize", "clip_leaf_norm", "clip_norm", "clip_value"]
+__all__ = ["ascend", "centralize", "clip_leaf_norm", "clip_norm", "clip_rms", "clip_value"]
+
+
+@elementwise
+def ascend(grad: Tensor) -> dict[str, Tensor]:
+    """Go up instead of down: turn the gradient round, for the rules after it.
+
+    grad = -grad
+
+    Put it first: weight decay after it still pulls towards zero, as with maximize=True in
+    torch.optim.
+
+    >>> import torch
+    >>> ascend(torch.tensor([3.0, -1.0]))
+    {'grad': tensor([-3.,  1.])}
+    """
+    return dict(grad=-grad)
 
 
 @elementwise
@@ -58,6 +74,31 @@ def clip_leaf_norm(
     {'grad': tensor([1.5000, 2.0000])}
     """
     return dict(grad=grad * (max_norm / torch.where(length > max_norm, length, max_norm)))
+
+
+def _squared(grad: Tensor) -> Tensor:  # has a name, so that chains can be pickled
+    return grad * grad
+
+
+@elementwise
+def clip_rms(
+    grad: Tensor,
+    *,
+    mean_sqr: Tensor = mean(_squared),
+    max_rms: Positive = 1.0,
+) -> dict[str, Tensor]:
+    """Shorten each leaf's gradient so that the root of its mean square is at most max_rms.
+
+    grad = grad / max(1, sqrt(mean_sqr) / max_rms);  mean_sqr is the mean of grad**2, of each leaf
+
+    Reads grad and max_rms > 0. For updates: rename(clip_rms, grad="update").
+    Source: Adafactor (Shazeer and Stern 2018), section 6.
+
+    >>> import torch
+    >>> clip_rms(torch.tensor([3.0, -3.0]), max_rms=1.0)
+    {'grad': tensor([ 1., -1.])}
+    """
+    return dict(grad=grad / (root(mean_sqr) / max_rms).clamp(min=1.0))
 
 
 @leafwise

@@ -12,7 +12,9 @@ __all__ = [
     "rectify",
     "rectify_eps_early",
     "rectify_softplus",
+    "scale_by_past_updates",
     "scale_by_rms",
+    "scale_by_rms_eps_early",
     "scale_by_rms_eps_inside",
 ]
 
@@ -46,6 +48,46 @@ def scale_by_rms_eps_inside(
     {'update': tensor([2.])}
     """
     return dict(update=update / root(sqr_avg + eps))
+
+
+@elementwise
+def scale_by_rms_eps_early(
+    update: Tensor, sqr_avg: Tensor, *, step: Tensor, sqr_mom: Decay = 0.99, eps: NonNegative = 1e-8
+) -> dict[str, Tensor]:
+    """scale_by_rms with eps added to the root before the bias is corrected, so that it weighs more
+    in early steps.
+
+    update = update / (sqrt(sqr_avg) + eps / sqrt(1 - sqr_mom**step))
+
+    Reads update, the debiased sqr_avg, step, sqr_mom in [0, 1) and eps > 0. Source: the faster form
+    in section 2 of Kingma and Ba 2015 (their eps hat); torch.optim.SparseAdam.
+
+    >>> step = torch.tensor(1)  # the root of 1 - 0.75 is a half
+    >>> scale_by_rms_eps_early(torch.tensor([4.0]), torch.tensor([4.0]), step=step, sqr_mom=0.75,
+    ...                        eps=1.0)
+    {'update': tensor([1.])}
+    """
+    return dict(update=update / (root(sqr_avg) + _early(eps, step, sqr_mom)))
+
+
+@elementwise(sqr_update_avg=torch.zeros_like)
+def scale_by_past_updates(
+    update: Tensor, sqr_update_avg: Tensor, *, sqr_mom: Decay = 0.99, eps: NonNegative = 1e-8
+) -> dict[str, Tensor]:
+    """Move as far as in the past: multiply by the root of the mean squared update.
+
+    update = update * sqrt(sqr_update_avg + eps)
+    sqr_update_avg = sqr_mom * sqr_update_avg + (1 - sqr_mom) * update**2
+
+    Reads update, sqr_mom in [0, 1) and eps > 0, without which nothing would begin to move. Keeps
+    sqr_update_avg, which starts at 0. Source: Adadelta (Zeiler 2012), its correction of units.
+
+    >>> scale_by_past_updates(torch.tensor([2.0]), torch.tensor([3.0]), sqr_mom=0.5, eps=1.0)
+    {'update': tensor([4.]), 'sqr_update_avg': tensor([9.5000])}
+    """
+    update = update * root(sqr_update_avg + eps)
+    average = sqr_mom * sqr_update_avg + (1 - sqr_mom) * update.square()
+    return dict(update=update, sqr_update_avg=average)
 
 
 @elementwise(grad_mean=torch.zeros_like)
@@ -97,9 +139,8 @@ def rectify_eps_early(
     >>> rectify_eps_early(torch.tensor([4.0]), torch.tensor([4.0]), step=torch.tensor(1))
     {'update': tensor([4.])}
     """
-    return dict(
-        update=_rectified(update, root(sqr_avg) + eps / (1 - sqr_mom**step) ** 0.5, step, sqr_mom)
-    )
+    divisor = root(sqr_avg) + _early(eps, step, sqr_mom)
+    return dict(update=_rectified(update, divisor, step, sqr_mom))
 
 
 @elementwise
@@ -144,6 +185,11 @@ def rectification(
     trusted = r > threshold
     r = torch.where(trusted, r, 6.0)  # keep the root real where it is not used
     return trusted, ((r - 4) * (r - 2) * r_max / ((r_max - 4) * (r_max - 2) * r)) ** 0.5
+
+
+def _early(eps: float, step: Tensor, sqr_mom: float) -> Tensor:
+    """What an eps that is added before the bias is corrected becomes by the correction."""
+    return eps / (1 - sqr_mom**step) ** 0.5
 
 
 def _rectified(update: Tensor, divisor: Tensor, step: Tensor, sqr_mom: float) -> Tensor:

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from functional_sgd.ranges import NonNegative, Positive
-from functional_sgd.reduction import norm
+from functional_sgd.reduction import mean, norm, root
 from functional_sgd.rule import elementwise
 
-__all__ = ["larc_ratio", "lars_ratio", "trust_ratio"]
+__all__ = ["larc_ratio", "lars_ratio", "scale_by_param_rms", "trust_ratio"]
 
 
 @elementwise
@@ -84,6 +84,31 @@ def lars_ratio(
     {'update': tensor([2.])}
     """
     return dict(update=_local_rate(size, slope, trust_coeff, wd, eps) * update)
+
+
+def _squared(param: Tensor) -> Tensor:  # has a name, so that chains can be pickled
+    return param * param
+
+
+@elementwise
+def scale_by_param_rms(
+    param: Tensor,
+    update: Tensor,
+    *,
+    mean_sqr: Tensor = mean(_squared),
+    min_rms: NonNegative = 1e-3,
+) -> dict[str, Tensor]:
+    """Let a leaf move in proportion to the root of its mean square, and zeros as if it were
+    min_rms.
+
+    update = update * max(sqrt(mean_sqr), min_rms);  mean_sqr is the mean of param**2, of each leaf
+
+    Reads param, update and min_rms >= 0. Source: Adafactor (Shazeer and Stern 2018), section 8.
+
+    >>> scale_by_param_rms(torch.tensor([3.0, -3.0]), torch.tensor([1.0, 2.0]))
+    {'update': tensor([3., 6.])}
+    """
+    return dict(update=update * root(mean_sqr).clamp(min=min_rms))
 
 
 def _local_rate(size: Tensor, slope: Tensor, trust_coeff: float, wd: float, eps: float) -> Tensor:

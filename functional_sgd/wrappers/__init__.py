@@ -2,6 +2,7 @@
 
 from functional_sgd.wrappers.accumulate import accumulate
 from functional_sgd.wrappers.average_params import average_of, average_params
+from functional_sgd.wrappers.lazy_rows import lazy_rows
 from functional_sgd.wrappers.lookahead import lookahead
 from functional_sgd.wrappers.partition import freeze, partition
 from functional_sgd.wrappers.sam import sam
@@ -19,6 +20,7 @@ __all__ = [
     "average_of",
     "average_params",
     "freeze",
+    "lazy_rows",
     "lookahead",
     "partition",
     "sam",

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import functional_sgd as fs
-from functional_sgd import Chain, catalogue, chain
+from functional_sgd import Chain, chain
 from tests.comparing import assert_close, assert_same
 
 T = torch.tensor
@@ -57,6 +57,21 @@ def path(opt: Chain, grads: list[float], start: float = 1.0, **hyper: Any) -> li
             [0.0, 0.0, -1.0],
         ),
         (fs.ranger(lr=0.5, wd=1.0, sync_every=1, slow_step=1.0), [2.0], [-0.5]),
+        (fs.adagrad(lr=1.0, eps=0.0), [3.0, 4.0], [0.0, -0.8]),
+        (
+            fs.adagrad(lr=1.0, eps=0.0, first_sum=16.0, lr_decay=1.0),
+            [3.0, 12.0],
+            [0.4, 0.4 - 6 / 13],
+        ),
+        (fs.adadelta(lr=1.0, sqr_mom=0.75, eps=1.0), [0.0, 2.0], [1.0, 1.0 - 2**0.5]),
+        (fs.rprop(lr=0.5, grow=2.0), [3.0, 1.0, -1.0, -1.0], [0.5, -0.5, -0.5, 0.0]),
+        (fs.asgd(lr=1.0, lambd=1.0, power=1.0), [1.0, 0.0], [-1.0, -0.5]),
+        (fs.adamax(lr=0.5, sqr_mom=0.5, eps=0.0), [3.0, 3.0], [0.5, 0.0]),
+        (fs.nadam(lr=0.5, mom=0.0, eps=0.0), [3.0, 3.0], [0.5, 0.0]),
+        (fs.adam(lr=0.5, mom=0.0, sqr_mom=0.0, eps=0.0, amsgrad=True), [4.0, 1.0], [0.5, 0.375]),
+        (fs.adafactor(lr=0.5), [3.0, 3.0], [0.5, 0.25]),
+        (fs.adafactor(lr=0.5, wd=1.0, min_rms=2.0), [3.0], [-0.5]),
+        (chain(fs.ascend, fs.sgd(lr=0.5, wd=0.5)), [1.0], [1.25]),
     ],
     ids=repr,
 )
@@ -103,6 +118,20 @@ def test_steps_worked_by_hand(opt: Chain, grads: list[float], expected: list[flo
                 "slow_step": 0.5,
             },
         ),
+        (fs.adadelta, {"lr": 1.0, "sqr_mom": 0.9, "eps": 1e-6}),
+        (fs.adagrad, {"lr": 1e-2, "first_sum": 0.0, "eps": 1e-10}),
+        (fs.adamax, {"lr": 2e-3, "mom": 0.9, "sqr_mom": 0.999, "eps": 1e-8}),
+        (fs.asgd, {"lr": 1e-2, "lambd": 1e-4, "power": 0.75, "average_from": 1e6}),
+        (fs.nadam, {"lr": 2e-3, "mom": 0.9, "sqr_mom": 0.999, "eps": 1e-8, "mom_decay": 4e-3}),
+        (
+            fs.rprop,
+            {"lr": 1e-2, "shrink": 0.5, "grow": 1.2, "min_size": 1e-6, "max_size": 50.0},
+        ),
+        (fs.sparse_adam, {"lr": 1e-3, "mom": 0.9, "sqr_mom": 0.999, "eps": 1e-8}),
+        (
+            fs.adafactor,
+            {"lr": 1e-2, "sqr_mom_decay": 0.8, "eps": 2**-23, "min_rms": 1e-3, "max_rms": 1.0},
+        ),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -129,18 +158,30 @@ def test_defaults_are_those_of_torch_or_of_the_paper(make: Any, hyper: dict[str,
             dict(lr=0.5, mom=0.25, sqr_mom=0.125, eps=0.75, wd=2.0, sync_every=3, slow_step=0.375),
         ),
         ("momentum", dict(lr=0.5, mom=0.25)),
+        ("adadelta", dict(lr=0.5, sqr_mom=0.25, eps=0.125, wd=2.0)),
+        ("adagrad", dict(lr=0.5, eps=0.125, lr_decay=0.25, first_sum=0.75, wd=2.0)),
+        ("adamax", dict(lr=0.5, mom=0.25, sqr_mom=0.125, eps=0.75, wd=2.0)),
+        ("asgd", dict(lr=0.5, lambd=0.25, power=0.125, average_from=3.0, wd=2.0)),
+        ("nadam", dict(lr=0.5, mom=0.25, sqr_mom=0.125, eps=0.75, mom_decay=0.375, wd=2.0)),
+        ("rprop", dict(lr=0.5, shrink=0.25, grow=3.0, min_size=0.125, max_size=8.0)),
+        ("sparse_adam", dict(lr=0.5, mom=0.25, sqr_mom=0.125, eps=0.75)),
+        (
+            "adafactor",
+            dict(lr=0.5, sqr_mom_decay=0.25, eps=0.125, min_rms=0.75, max_rms=3.0, wd=2.0),
+        ),
     ],
     ids=str,
 )
 def test_keywords_become_hypers(name: str, keywords: dict[str, float]) -> None:
-    assert getattr(catalogue, name)(**keywords).hyper == keywords
+    assert getattr(fs, name)(**keywords).hyper == keywords
 
 
 @pytest.mark.parametrize(
     "name",
     [
         *("sgd", "momentum", "rmsprop", "adam", "adamw", "radam", "qhadam", "larc", "lamb"),
-        *("lion", "ranger"),
+        *("lion", "ranger", "adadelta", "adafactor", "adagrad", "adamax", "asgd", "nadam"),
+        *("rprop", "sparse_adam"),
     ],
 )
 def test_recipes_need_no_arguments(name: str) -> None:

@@ -15,13 +15,13 @@ def start() -> list[Tensor]:
     return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in SHAPES]
 
 
-def gradients() -> Iterator[list[Tensor | None]]:
+def gradients(steps: int = STEPS) -> Iterator[list[Tensor | None]]:
     """For each step: the first leaf always has one, the next two at random, the last from step
     JOINS on.
     """
     generator = torch.Generator().manual_seed(2)
-    for step in range(STEPS):
-        draws = torch.rand(len(SHAPES), generator=generator).tolist()
+    for step in range(steps):
+        draws = torch.rand(len(SHAPES), generator=generator, dtype=torch.float32).tolist()
         there = (True, draws[1] < 0.6, draws[2] < 0.3, step >= JOINS and draws[3] < 0.8)
         every = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in SHAPES]
         yield [grad if is_there else None for grad, is_there in zip(every, there, strict=True)]

@@ -11,6 +11,8 @@ from tests.comparing import assert_same
 from tests.peers.late import JOINS, STEPS, gradients, largest_gap, start
 from tests.peers.test_torch_optim import CASES
 
+pytestmark = pytest.mark.usefixtures("scalars_in_double")
+
 LR = 0.01
 
 

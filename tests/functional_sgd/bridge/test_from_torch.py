@@ -10,48 +10,11 @@ from torch import Tensor, nn
 
 from functional_sgd import from_torch, fuse, into_torch, sgd
 from tests.comparing import Untouched, assert_close, assert_same
+from tests.functional_sgd.bridge.makers import GROUPED, MAKERS
 
 O = torch.optim  # noqa: E741
 
-MAKERS: dict[str, Any] = {
-    "sgd": lambda p: O.SGD(p, 0.1),
-    "sgd wd": lambda p: O.SGD(p, 0.1, weight_decay=0.1),
-    "sgd momentum": lambda p: O.SGD(p, 0.1, momentum=0.9),
-    "sgd nesterov wd": lambda p: O.SGD(p, 0.1, momentum=0.9, nesterov=True, weight_decay=0.1),
-    "sgd dampening": lambda p: O.SGD(p, 0.1, momentum=0.9, dampening=0.4),
-    "sgd dampening without momentum": lambda p: O.SGD(p, 0.1, dampening=0.4),
-    "adam": lambda p: O.Adam(p, 0.01, betas=(0.8, 0.95), eps=1e-4),
-    "adam wd": lambda p: O.Adam(p, 0.01, weight_decay=0.1),
-    "adam decoupled": lambda p: O.Adam(p, 0.01, weight_decay=0.1, decoupled_weight_decay=True),
-    "adam beta 0": lambda p: O.Adam(p, 0.01, betas=(0.0, 0.95)),
-    "adamw": lambda p: O.AdamW(p, 0.01),
-    "adamw wd 0": lambda p: O.AdamW(p, 0.01, weight_decay=0.0),
-    "adamw tensor lr": lambda p: O.AdamW(p, torch.tensor(0.01, dtype=torch.float64)),
-    "rmsprop": lambda p: O.RMSprop(p, 0.01),
-    "rmsprop all": lambda p: O.RMSprop(
-        p, 0.01, alpha=0.9, momentum=0.5, centered=True, weight_decay=0.1
-    ),
-    "radam": lambda p: O.RAdam(p, 0.01),
-    "radam wd": lambda p: O.RAdam(p, 0.01, weight_decay=0.1),
-    "radam decoupled": lambda p: O.RAdam(p, 0.01, weight_decay=0.1, decoupled_weight_decay=True),
-}
-GROUPED: dict[str, Any] = {
-    "sgd": lambda a, b: O.SGD(
-        [{"params": a}, {"params": b, "lr": 0.5, "weight_decay": 0.2}], 0.1, momentum=0.9
-    ),
-    "sgd momentum in one": lambda a, b: O.SGD(
-        [{"params": a}, {"params": b, "momentum": 0.9}], 0.1, dampening=0.4
-    ),
-    "adamw": lambda a, b: O.AdamW(
-        [{"params": a, "weight_decay": 0.0}, {"params": b, "betas": (0.7, 0.9)}], 0.01
-    ),
-    "adam wd in one": lambda a, b: O.Adam(
-        [{"params": a}, {"params": b, "weight_decay": 0.2, "eps": 1e-3}], 0.01
-    ),
-    "rmsprop momentum in one": lambda a, b: O.RMSprop(
-        [{"params": b}, {"params": a, "momentum": 0.9}], 0.01
-    ),
-}
+pytestmark = pytest.mark.usefixtures("scalars_in_double")
 
 
 class Net(nn.Module):
@@ -125,13 +88,26 @@ def test_switching_changes_nothing(name: str, before: int) -> None:
     check_switching(model, MAKERS[name](model.parameters()), before=before)
 
 
+@pytest.mark.parametrize("name", [name for name in MAKERS if not name.startswith("sgd")])
+def test_what_goes_back_is_what_torch_keeps(name: str) -> None:
+    """Entry by entry, with its shape; ASGD's rates and NAdam's product of momenta among them."""
+    model = Net()
+    optimizer = MAKERS[name](model.parameters())
+    their_steps(model, optimizer, range(3))
+    imported = from_torch(optimizer, model.named_parameters())
+    there = into_torch(optimizer, model.named_parameters(), imported.state)["state"]
+    assert_close(there, optimizer.state_dict()["state"], atol=1e-14)
+
+
 @pytest.mark.parametrize("name", GROUPED)
 def test_groups_with_hypers_of_their_own(name: str) -> None:
     model = Net()
     check_switching(model, GROUPED[name]([model.c, model.a], [model.scale, model.b]))
 
 
-@pytest.mark.parametrize("name", ["sgd momentum", "adamw", "rmsprop"])
+@pytest.mark.parametrize(
+    "name", ["sgd momentum", "adamw", "rmsprop", "nadam", "adagrad all", "rprop", "asgd"]
+)
 def test_complex_parameters(name: str) -> None:
     model = Net(torch.complex128)
     check_switching(model, MAKERS[name](model.parameters()))
@@ -288,8 +264,6 @@ def stepped(optimizer: Any, model: Net, idle: tuple[str, ...] = ()) -> Any:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda m: O.Adam(m.parameters(), amsgrad=True), "amsgrad=True has no rule here"),
-        (lambda m: O.SGD(m.parameters(), 0.1, maximize=True), "maximize=True has no rule here"),
         (
             lambda m: O.Adam([nn.Parameter(torch.ones(5))]),
             "parameter 0 of group 0, of shape \\(5,\\), has no name",
@@ -298,8 +272,12 @@ def stepped(optimizer: Any, model: Net, idle: tuple[str, ...] = ()) -> Any:
             lambda m: O.RMSprop([{"params": [m.a]}, {"params": [m.b], "centered": True}]),
             "groups differ in 'centered'",
         ),
+        (
+            lambda m: O.Adam([{"params": [m.a]}, {"params": [m.b], "maximize": True}]),
+            "groups differ in 'maximize'",
+        ),
     ],
-    ids=["amsgrad", "maximize", "no name", "switches"],
+    ids=["no name", "switches", "maximize"],
 )
 def test_what_cannot_be_taken_over_is_an_error(make: Any, message: str) -> None:
     model = Net()
@@ -325,9 +303,9 @@ def test_other_optimizers_are_an_error() -> None:
         ("into_torch", lambda *args: into_torch(*args, {})),
     ):
         with pytest.raises(
-            TypeError, match=f"{who}: expected an optimizer of torch.optim: .*SGD; got Adagrad"
+            TypeError, match=f"{who}: expected an optimizer of torch.optim: .*SGD; got Adafactor"
         ):
-            call(O.Adagrad(model.parameters()), model.named_parameters())
+            call(O.Adafactor(model.parameters()), model.named_parameters())
 
 
 def test_wrong_states_and_hypers_are_errors_on_the_way_back() -> None:

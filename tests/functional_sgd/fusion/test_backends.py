@@ -146,7 +146,9 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", RECIPES)
 def test_foreach_operators_give_what_the_chain_gives(name, dtype, donate):
-    """Roots are torch's own on both sides, but not those of vectors of leaves."""
+    """Roots are torch's own on both sides, but not those of vectors of leaves; Adadelta squares the
+    quotient of two.
+    """
     opt = RECIPES[name]()
     one = fuse(opt, donate=donate, backends=[ForeachBackend()])
-    check_steps(opt, odd_tree(dtype), donate, fused=one, ulps=3)
+    check_steps(opt, odd_tree(dtype), donate, fused=one, ulps=5 if name == "adadelta" else 3)

@@ -77,7 +77,9 @@ def test_donated_parameters_are_trained_where_they_are(name, monkeypatch):
     assert not any(leaf.requires_grad for leaf in optree.tree_leaves(state))
 
 
-OLD_VALUES = {"accumulate", "skip_nonfinite", "skip_nonfinite_of_all_others"}
+OLD_VALUES = {
+    *("accumulate", "lazy_rows", "skip_nonfinite", "skip_nonfinite_of_all_others", "sparse_adam"),
+}
 """Wrappers that need params and state as they were."""
 
 

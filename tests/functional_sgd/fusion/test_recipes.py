@@ -63,6 +63,8 @@ TWO_PASSES = {
 """Recipes with a number made of columns, which a second pass is called with."""
 
 WITH_TORCH = {
+    "adafactor": ["torch", "kernel", "kernel"],
+    "adafactor_wd": ["torch", "kernel", "kernel"],
     "adamp": ["kernel", "torch", "kernel"],
     "centralize_sgd": ["torch", "kernel"],
     "l1_ball": ["kernel", "torch"],

@@ -101,6 +101,134 @@ CASES: list[tuple[Rule, dict[str, Any], dict[str, list[float]]]] = [
         dict(grad=[2.0], sqr_avg=[3.0], grad_mean=[2.0]),
         dict(grad_mean=[2.0], sqr_avg=[0.0]),
     ),
+    (fs.ascend, dict(grad=[3.0, -1.0]), dict(grad=[-3.0, 1.0])),
+    (
+        fs.amsgrad,
+        dict(sqr_avg=[1.0, 4.0], max_sqr_avg=[2.0, 2.0]),
+        dict(max_sqr_avg=[2.0, 4.0], sqr_avg=[2.0, 4.0]),
+    ),
+    (
+        fs.keep_max_grad,
+        dict(grad=[-1.0, 3.0, -5.0], max_grad=[8.0, 4.0, 4.0], sqr_mom=0.5, eps=1.0),
+        dict(max_grad=[4.0, 4.0, 6.0]),
+    ),
+    (fs.scale_by_max, dict(update=[6.0], max_grad=[4.0]), dict(update=[1.5])),
+    (
+        fs.sum_sqr_grad,
+        dict(grad=[3.0], sqr_sum=[0.0], step=STEP_1, first_sum=2.0),
+        dict(sqr_sum=[11.0]),
+    ),
+    (
+        fs.sum_sqr_grad,
+        dict(grad=[3.0], sqr_sum=[1.0], step=STEP_2, first_sum=2.0),
+        dict(sqr_sum=[10.0]),
+    ),
+    (
+        fs.nesterov_average,  # mu is 0.5 * (1 - 0.5 * 0.96), then 0.5 * (1 - 0.5 * 0.96**2)
+        dict(grad=[0.0], grad_avg=[1.0], mom_product=[1.0], step=STEP_1, mom=0.5, mom_decay=1.0),
+        dict(update=[0.2696 / (1 - 0.26 * 0.2696)], mom_product=[0.26]),
+    ),
+    (
+        fs.nesterov_average,
+        dict(grad=[1.0], grad_avg=[0.0], mom_product=[0.5], step=STEP_2, mom=0.5, mom_decay=0.0),
+        dict(update=[0.75 / 0.875], mom_product=[0.125]),
+    ),
+    (
+        fs.scale_by_rms_eps_early,  # the root of 1 - 0.6**2 is 0.8
+        dict(update=[6.0], sqr_avg=[4.0], step=STEP_2, sqr_mom=0.6, eps=0.8),
+        dict(update=[2.0]),
+    ),
+    (
+        fs.scale_by_past_updates,
+        dict(update=[2.0], sqr_update_avg=[3.0], sqr_mom=0.75, eps=1.0),
+        dict(update=[4.0], sqr_update_avg=[6.25]),
+    ),
+    (
+        fs.scale_by_factored_rms,  # at step 1 the mean squares are those of this gradient
+        dict(
+            grad=[[1.0, -2.0], [2.0, 4.0]], rows=[[7.0], [7.0]], columns=[[7.0, 7.0]], step=STEP_1
+        ),
+        dict(rows=[[2.5], [10.0]], columns=[[2.5, 10.0]], update=[[1.0, -1.0], [1.0, 1.0]]),
+    ),
+    (
+        fs.scale_by_factored_rms,
+        dict(grad=[4.0], rows=[0.0], columns=[0.0], step=STEP_2, sqr_mom_decay=2.0),
+        dict(rows=[4.0], columns=[0.0], update=[2.0]),
+    ),
+    (
+        fs.scale_by_factored_rms,
+        dict(grad=[4.0], rows=[0.0], columns=[0.0], step=STEP_1, eps=8.0),
+        dict(rows=[16.0], columns=[0.0], update=[0.5]),
+    ),
+    (fs.clip_rms, dict(grad=[3.0, -3.0], max_rms=1.5), dict(grad=[1.5, -1.5])),
+    (fs.clip_rms, dict(grad=[3.0, -3.0], max_rms=4.0), dict(grad=[3.0, -3.0])),
+    (
+        fs.scale_by_param_rms,
+        dict(param=[3.0, -3.0], update=[1.0, 2.0]),
+        dict(update=[3.0, 6.0]),
+    ),
+    (
+        fs.scale_by_param_rms,
+        dict(param=[0.0, 0.0], update=[1.0, 2.0], min_rms=0.5),
+        dict(update=[0.5, 1.0]),
+    ),
+    (fs.decay_rate, dict(update=[6.0], step=STEP_5, lr_decay=0.25), dict(update=[3.0])),
+    (
+        fs.bottou_rate,
+        dict(update=[6.0], step=STEP_5, lr=0.5, lambd=1.5, power=0.5),
+        dict(update=[3.0]),
+    ),
+    (
+        fs.relative_step,
+        dict(param=[1.0], update=[2.0], step=T(4.0).double(), lr=1.0),
+        dict(param=[0.0]),
+    ),
+    (
+        fs.relative_step,
+        dict(param=[1.0], update=[2.0], step=T(4.0).double(), lr=0.25),
+        dict(param=[0.5]),
+    ),
+    (
+        fs.average_late,
+        dict(param=[4.0], average=[1.0], step=STEP_6, average_from=2.0),
+        dict(average=[2.0]),
+    ),
+    (
+        fs.average_late,
+        dict(param=[4.0], average=[1.0], step=STEP_2, average_from=2.0),
+        dict(average=[4.0]),
+    ),
+    (
+        fs.resilient_step,
+        dict(
+            param=[5.0, 5.0, 5.0, 5.0],
+            grad=[2.0, -2.0, -2.0, 0.0],
+            last_grad=[1.0, -1.0, 1.0, 1.0],
+            step_size=[1.0, 1.0, 1.0, 1.0],
+            step=STEP_2,
+            lr=9.0,
+            grow=1.5,
+            shrink=0.5,
+        ),
+        dict(
+            param=[3.5, 6.5, 5.0, 5.0],
+            last_grad=[2.0, -2.0, 0.0, 0.0],
+            step_size=[1.5, 1.5, 0.5, 1.0],
+        ),
+    ),
+    (
+        fs.resilient_step,
+        dict(
+            param=[5.0, 5.0],
+            grad=[2.0, -2.0],
+            last_grad=[0.0, 0.0],
+            step_size=[0.0, 0.0],
+            step=STEP_1,
+            lr=3.0,
+            max_size=2.0,
+        ),
+        dict(param=[3.0, 7.0], last_grad=[2.0, -2.0], step_size=[2.0, 2.0]),
+    ),
     (fs.rectify, dict(update=[3.0], sqr_avg=[4.0], step=STEP_5), dict(update=[3.0])),
     (fs.rectify, dict(update=[3.0], sqr_avg=[4.0], step=STEP_6, eps=1.0), dict(update=[0.0816792])),
     (fs.rectify_eps_early, dict(update=[3.0], sqr_avg=[4.0], step=STEP_5), dict(update=[3.0])),

@@ -1,0 +1,126 @@
+"""Leave the rows of a leaf that have no gradient as they are."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from functional_sgd.optimizer import Optimizer, check_names
+from functional_sgd.state import State, check_state
+from functional_sgd.tree import Tree, flatten, unflatten
+from functional_sgd.wiring import CALLS
+from functional_sgd.wrappers.wrapper import INNER, Wrapper, choose_leaf, no_calls, take_grads
+
+
+@dataclass(frozen=True, repr=False)
+class LazyRows(Wrapper):
+    """An optimizer that leaves rows without a gradient alone; `lazy_rows` makes one."""
+
+    slots: frozenset[str] = field(init=False, repr=False, compare=False)  # of each leaf
+
+    name: ClassVar[str] = "lazy_rows"
+    needs_old: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.opt.inner:
+            raise TypeError(
+                f"lazy_rows: expected a chain of rules, got {self.opt!r}, which keeps the state of "
+                f"others. Put it outside: accumulate(lazy_rows(opt), every=4)."
+            )
+        empty = self.opt.init({})
+        slots = frozenset(name for name, entry in empty.items() if not isinstance(entry, Tensor))
+        object.__setattr__(self, "slots", slots)
+
+    def init(self, params: Tree) -> State:
+        """A fresh state of the optimizer."""
+        return {CALLS: no_calls(params), INNER: self.opt.init(params)}
+
+    def __call__(
+        self,
+        params: Tree,
+        grads: Tree,
+        state: State,
+        hyper: Mapping[str, Any] | None = None,
+        **extras: Any,
+    ) -> tuple[Tree, State]:
+        """One step of the rows that have a gradient: (new params, new state)."""
+        check_state(self.name, state, (CALLS, INNER))
+        hyper = check_names(self.name, hyper, extras, self.names)
+        _, given, spec = take_grads(self.name, params, grads)
+        touched = [None if grad is None else rows_with_gradient(grad) for grad in given]
+        dense = [
+            grad if grad is None or grad.layout == torch.strided else grad.to_dense()
+            for grad in given
+        ]
+        old = state[INNER]
+        moved, inner = self.opt(params, unflatten(spec, dense), old, hyper, **extras)
+        kept = {
+            name: _by_row(touched, entry, old[name]) if name in self.slots else entry
+            for name, entry in inner.items()
+        }
+        return _by_row(touched, moved, params), {CALLS: state[CALLS] + 1, INNER: kept}
+
+    def __repr__(self) -> str:
+        return f"lazy_rows({self.opt!r})"
+
+
+def lazy_rows(opt: Optimizer) -> LazyRows:
+    """The optimizer, leaving rows without a gradient as they are, their slots included.
+
+    A row is an entry of the first axis, such as the vector of a word: its momentum does not move
+    it, and its averages do not fade, in steps that it has no part in. The number of steps belongs
+    to the whole leaf. Of a dense gradient, rows that are not all zero count; of a sparse one those
+    that it names, zero or not. Slots that have no entry for each row are kept as ever. `opt` is a
+    chain of rules: partitions and other wrappers go outside. Only numbers are spared, not work: the
+    step is taken for all rows, and then chosen from.
+
+    Raises TypeError if `opt` is an optimizer around others, and ValueError if it overwrites its
+    arguments. Source: torch.optim.SparseAdam, for any chain.
+
+    >>> import torch
+    >>> from functional_sgd import momentum
+    >>> opt, params = lazy_rows(momentum(lr=1.0, mom=0.5)), torch.tensor([[4.0], [4.0]])
+    >>> params, state = opt(params, torch.tensor([[2.0], [2.0]]), opt.init(params))
+    >>> params, state = opt(params, torch.tensor([[2.0], [0.0]]), state)
+    >>> params, state["inner"]["grad_avg"]
+    (tensor([[1.5000],
+            [3.0000]]), tensor([[1.5000],
+            [1.0000]]))
+    """
+    return LazyRows(opt)
+
+
+def rows_with_gradient(grad: Tensor) -> Tensor:
+    """Which rows have a gradient, along the first axis; of a sparse one, along its sparse axes.
+
+    >>> rows_with_gradient(torch.tensor([[0.0, 1.0], [0.0, 0.0]]))
+    tensor([ True, False])
+    """
+    if grad.layout == torch.sparse_coo:
+        axes = tuple(grad.shape[: grad.sparse_dim()])
+        named = torch.zeros(axes, dtype=torch.bool, device=grad.device)
+        places = tuple(grad.coalesce().indices().unbind())
+        return named.index_put(places, named.new_ones(()))
+    dense = grad if grad.layout == torch.strided else grad.to_dense()
+    there = dense != 0
+    return there.flatten(1).any(1) if there.dim() > 1 else there
+
+
+def _by_row(touched: list[Tensor | None], new: Tree, old: Tree) -> Tree:
+    """The new rows where there was a gradient, else the old ones, for each leaf."""
+    found, spec = flatten(new)
+    before: list[Any] = spec.flatten_up_to(old)
+    chosen = [
+        _choose_rows(rows, one, other)
+        for rows, one, other in zip(touched, found, before, strict=True)
+    ]
+    return unflatten(spec, chosen)
+
+
+def _choose_rows(rows: Tensor | None, new: Tensor, old: Tensor) -> Tensor:
+    if rows is None or new.shape[: rows.dim()] != rows.shape:
+        return new
+    return choose_leaf(rows.reshape(rows.shape + (1,) * (new.dim() - rows.dim())), new, old)
