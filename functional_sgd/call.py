@@ -136,6 +136,7 @@ def take_apart(
         grad_leaves = flatten_like(spec, grads, params, plan.who, "grads")
         cure = "Were the gradients taken of other params?"
         check_like(plan.who, "the gradient", params, leaves, grad_leaves, cure)
+        grad_leaves = list(map(_dense, grad_leaves))
         slots = {
             name: flatten_like(spec, state[name], params, plan.who, f"state[{name!r}]")
             for name in plan.slots
@@ -158,6 +159,11 @@ def take_apart(
         spec, trees, leaves, grad_leaves, slots, given, step, numbers, shared, separate,
         known is not None,
     )  # fmt: skip
+
+
+def _dense(grad: Tensor | None) -> Tensor | None:
+    """A gradient that is sparse (of an embedding, say) as the dense one that it stands for."""
+    return grad if grad is None or grad.layout is torch.strided else grad.to_dense()
 
 
 def _advanced(step: Tensor, active: list[bool]) -> Tensor:

@@ -222,3 +222,14 @@ def test_a_column_under_another_name() -> None:
     assert opt.required == ("slope",)
     after, _ = opt(TWO, ONES, opt.init(TWO), slope=CURVED)
     assert_same(after["b"], torch.tensor(-0.5))
+
+
+@pytest.mark.parametrize("make", [fs.adam, lambda: fs.adam(wd=0.1), fs.rmsprop, fs.lamb])
+@pytest.mark.parametrize("form", [lambda opt: opt, fs.fuse], ids=["plain", "fused"])
+def test_a_sparse_gradient_is_the_dense_one_that_it_stands_for(make: Any, form: Any) -> None:
+    """That of an embedding, say; `lazy_rows` gives sparse gradients another meaning."""
+    opt, params = form(make()), {"table": torch.arange(8.0).view(4, 2)}
+    dense = torch.zeros(4, 2)
+    dense[1] = torch.tensor([1.0, -2.0])
+    expected = opt(params, {"table": dense}, opt.init(params))
+    assert_same(opt(params, {"table": dense.to_sparse(1)}, opt.init(params)), expected)
