@@ -3,10 +3,11 @@
 The rule. The run ends at the next event. Its brackets close, so a Checkpoint writes the state of
 the latest whole batch. Then `fit` raises what the signal stands for, KeyboardInterrupt for SIGINT
 and SystemExit(143) for SIGTERM, with this state as its `state`: one Ctrl-C ends a script of several
-fits. Where the caller wants to go on, `fit(..., stop="return")` returns the state instead. Fits
+fits. While a loader is at work the run ends at once, since it may hang and nothing is half done. Where the caller wants to go on, `fit(..., stop="return")` returns the state instead. Fits
 inside one another hear the same signal, and each ends like this, the innermost first.
 """
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -26,6 +27,8 @@ class Listener:
 
     def __init__(self) -> None:
         self.heard: int | None = None
+        self.runs: list[Run] = []  # the innermost last
+        self.process = os.getpid()  # a loader's processes inherit handlers
         self.raised: BaseException | None = None  # by the innermost fit, because of it
         self._before: dict[int, Any] = {}
 
@@ -39,6 +42,9 @@ class Listener:
         if callable(child):
             self._before[signal.SIGCHLD] = child
             signal.signal(signal.SIGCHLD, _quiet(child))
+        if self.runs and self.runs[-1].fetching and os.getpid() == self.process:
+            self.raised = _exit_by(number)
+            raise self.raised
 
     def has_heard(self) -> bool:
         """Whether the run is to end."""
@@ -90,6 +96,7 @@ def run_to_end(run: Run, stop: str = "raise") -> State:
     got the signal too.
     """
     with listening() as listener:
+        listener.runs.append(run)
         try:
             state = run.to_end(listener.has_heard)
         except BaseException as error:
@@ -97,6 +104,8 @@ def run_to_end(run: Run, stop: str = "raise") -> State:
             if not ended or run.spent:
                 raise
             state = run.committed.at_rest()
+        finally:
+            listener.runs.remove(run)
         number = listener.heard
         if number is None:
             return state

@@ -67,6 +67,7 @@ class Run:
             learner=learner, donated=state.donated
         )
         self.spent = False  # whether a step has overwritten the committed state
+        self.fetching = False  # whether a loader is at work, which may never come back
         self.stop: Callable[[], bool] = bool  # says whether to end at the next event
         self.failure: Exception | None = None  # what failed when it had said so
         self.work.join(self)
@@ -189,6 +190,7 @@ class Run:
         """
         changes = each(self.state, self.path[-1])
         while True:
+            self.fetching = True
             try:
                 change = next(changes)
             except StopIteration:
@@ -196,6 +198,8 @@ class Run:
             except Exception as error:
                 self._explain(error, "while fetching data", self.path[-1])
                 raise
+            finally:
+                self.fetching = False
             yield change
 
     def _enter(self, change: Change) -> None:

@@ -5,18 +5,22 @@ it asks for the state; handlers are as before afterwards.
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
 
-from loop import Progress, State, fit, predict, trace, validate
+from loop import DataLoaders, Progress, State, fit, predict, trace, validate
 from tests.comparing import assert_same
 from tests.loop.helpers import (
     assert_at_rest,
     assert_same_run,
+    batches,
     everywhere,
     learned,
     learner,
@@ -313,3 +317,54 @@ def test_a_handler_that_python_did_not_set_is_left_alone(monkeypatch: pytest.Mon
     assert fit(MINE, START, 1).train_iter == 3
     assert set_by_fit == []
     monkeypatch.undo()
+
+
+class Hanging:
+    """Two batches, and then nothing, for a long time."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from batches(2, seed=1)
+        threading.Event().wait(60)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_loader_that_hangs_is_left_at_once(number: signal.Signals) -> None:
+    mine = learner(data=DataLoaders(Hanging()))
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), number))
+    timer.start()
+    began = time.monotonic()
+    end = halted(mine, mine.init(), 1)
+    timer.join()
+    assert time.monotonic() - began < 20
+    assert (end.stopped, end.train_iter) == (number.name, 2)
+    assert_at_rest(end)
+
+
+class Asleep(Dataset[Any]):
+    """Samples of which the fifth does not come."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> Any:
+        if index == 4:
+            time.sleep(60)
+        return torch.ones(2), torch.ones(2)
+
+
+def test_so_is_one_whose_process_hangs() -> None:
+    data = DataLoader(Asleep(), batch_size=2, num_workers=1)
+    mine = learner(data=DataLoaders(data))
+    child = signal.getsignal(signal.SIGCHLD)
+    timer = threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    began = time.monotonic()
+    end = halted(mine, mine.init(), 1)
+    timer.join()
+    signal.signal(signal.SIGCHLD, child)  # torch sets its own for good, with the first process
+    assert time.monotonic() - began < 30
+    assert end.stopped == "SIGTERM"
+    assert end.train_iter <= 2
