@@ -20,11 +20,24 @@ RULES: tuple[Rule, ...] = tuple(getattr(fs, name) for name in fs.rules.NAMES)
 RECIPES: dict[str, Callable[[], Chain]] = {
     "adam": lambda: fs.adam(lr=0.02),
     "adam_wd": lambda: fs.adam(lr=0.02, wd=0.1),
+    "adam_mini": lambda: fs.adam_mini(lr=0.02, wd=0.1),
     "adamw": lambda: fs.adamw(lr=0.02, wd=0.1),
+    "came": lambda: fs.came(lr=0.02, wd=0.1),
+    "fromage": lambda: fs.fromage(lr=0.02),
     "lamb": lambda: fs.lamb(lr=0.02, wd=0.1),
     "larc": lambda: fs.larc(lr=0.05, wd=0.1),
+    "lars": lambda: fs.lars(lr=0.05, trust_coeff=0.02, wd=0.1),
+    "lars_nesterov": lambda: fs.lars(lr=0.05, trust_coeff=0.02, nesterov=True),
     "lion": lambda: fs.lion(lr=0.01, wd=0.1),
+    "madgrad": lambda: fs.madgrad(lr=0.02),
+    "madgrad_wd": lambda: fs.madgrad(lr=0.02, wd=0.1),
     "momentum": lambda: fs.momentum(lr=0.05),
+    "normalized_sgd": lambda: fs.normalized_sgd(lr=0.05),
+    "normalized_sgd_mom": lambda: fs.normalized_sgd(lr=0.05, mom=0.9),
+    "novograd": lambda: fs.novograd(lr=0.02),
+    "novograd_wd": lambda: fs.novograd(lr=0.02, wd=0.1),
+    "optimistic_adam": lambda: fs.optimistic_adam(lr=0.02),
+    "optimistic_sgd": lambda: fs.optimistic_sgd(lr=0.05, optimism=0.5),
     "qhadam": lambda: fs.qhadam(lr=0.02, nu_2=0.9, wd=0.1),
     "radam": lambda: fs.radam(lr=0.02),
     "radam_wd": lambda: fs.radam(lr=0.02, wd=0.1),
@@ -38,14 +51,21 @@ RECIPES: dict[str, Callable[[], Chain]] = {
     "sgd_mom": lambda: fs.sgd(lr=0.05, mom=0.9),
     "sgd_nesterov_wd": lambda: fs.sgd(lr=0.05, mom=0.9, nesterov=True, wd=0.1),
     "sgd_wd": lambda: fs.sgd(lr=0.05, wd=0.1),
+    "sign_sgd": lambda: fs.sign_sgd(lr=0.01, wd=0.1),
+    "signum": lambda: fs.signum(lr=0.01, wd=0.1),
+    "sm3": lambda: fs.sm3(lr=0.05),
+    "spam": lambda: fs.spam(lr=0.02, spike=4.0, restart_every=4, patience=1, warmup=2, wd=0.1),
+    "tiger": lambda: fs.tiger(lr=0.01, wd=0.1),
     # chains that no recipe has
     "identity": fs.identity,
     "lookahead_sgd": lambda: fs.lookahead(fs.sgd(lr=0.05), sync_every=3, slow_step=0.4),
     "lookahead_adamw": lambda: fs.lookahead(fs.adamw(lr=0.02), sync_every=2),
+    "adaptive_clip_sgd": lambda: chain(fs.adaptive_clip, fs.sgd(lr=0.05, mom=0.9)),
     "centralize_sgd": lambda: chain(fs.centralize, fs.sgd(lr=0.05, mom=0.9)),
     "clip_norm_adam": lambda: chain(fs.clip_norm, fs.adam(lr=0.02), max_norm=0.5),
     "clip_value_adamw": lambda: chain(fs.clip_value, fs.adamw(lr=0.02), max_value=0.5),
-    "lars": lambda: chain(
+    "clip_rms_sgd": lambda: chain(fs.clip_rms, fs.sgd(lr=0.05, mom=0.9), max_rms=0.5),
+    "lars_fastai": lambda: chain(
         fs.weight_decay, fs.heavy_ball, fs.lars_ratio, fs.sgd_step, lr=0.05, wd=0.1
     ),
     "radam_fastai": lambda: chain(*_AVERAGES, fs.rectify, fs.sgd_step, lr=0.02),
@@ -66,6 +86,21 @@ RECIPES: dict[str, Callable[[], Chain]] = {
         slow_mom=0.5,
     ),
 }
+
+
+WITH_EXTRAS: dict[str, tuple[Callable[[], Chain], Callable[[Tree], dict[str, Any]]]] = {
+    "sophia": (
+        lambda: fs.sophia(lr=0.02, hessian_every=2),
+        lambda params: {"hessian": optree.tree_map(torch.square, random_like(params, 7))},
+    ),
+}
+"""Recipes that need something of the caller, which is a function of the params."""
+
+RANDOM: dict[str, Callable[[], Chain]] = {
+    "noisy_sgd": lambda: fs.noisy_sgd(lr=0.05, noise=0.5),
+    "sgld": lambda: fs.sgld(lr=0.05, temperature=0.1),
+}
+"""Recipes that draw random numbers: they move without a gradient, and by the place of a leaf."""
 
 
 def is_matrix(path: str, leaf: Tensor) -> bool:
@@ -113,7 +148,8 @@ _AVERAGES = (fs.average_grad, fs.average_sqr_grad, fs.debias)
 
 def is_pointwise(rule: Rule) -> bool:
     """Whether an element's result depends on that element and on hypers alone."""
-    return rule.scope == "elementwise" and not rule.signature.reductions
+    signature = rule.signature
+    return rule.scope == "elementwise" and not signature.reductions and not signature.random
 
 
 ELEMENTWISE_RULES = tuple(filter(is_pointwise, RULES))

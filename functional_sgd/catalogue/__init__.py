@@ -10,17 +10,35 @@ from typing import TYPE_CHECKING
 
 from functional_sgd.catalogue import (
     adaptive,
+    curvature,
     descent,
     layers,
+    lean,
+    noisy,
+    online,
+    robust,
+    signs,
 )
 from functional_sgd.catalogue.adaptive import *
+from functional_sgd.catalogue.curvature import *
 from functional_sgd.catalogue.descent import *
 from functional_sgd.catalogue.layers import *
+from functional_sgd.catalogue.lean import *
+from functional_sgd.catalogue.noisy import *
+from functional_sgd.catalogue.online import *
+from functional_sgd.catalogue.robust import *
+from functional_sgd.catalogue.signs import *
 
 NAMES = (
     *adaptive.__all__,
+    *curvature.__all__,
     *descent.__all__,
     *layers.__all__,
+    *lean.__all__,
+    *noisy.__all__,
+    *online.__all__,
+    *robust.__all__,
+    *signs.__all__,
 )
 
 if not TYPE_CHECKING:  # to type checkers, what a star brings is public

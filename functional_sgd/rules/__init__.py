@@ -5,23 +5,35 @@ from typing import TYPE_CHECKING
 from functional_sgd.rules import (
     averaging,
     clipping,
+    curvature,
     decay,
+    lean,
+    noise,
     scaling,
+    spikes,
     stepping,
     trust,
 )
 from functional_sgd.rules.averaging import *
 from functional_sgd.rules.clipping import *
+from functional_sgd.rules.curvature import *
 from functional_sgd.rules.decay import *
+from functional_sgd.rules.lean import *
+from functional_sgd.rules.noise import *
 from functional_sgd.rules.scaling import *
+from functional_sgd.rules.spikes import *
 from functional_sgd.rules.stepping import *
 from functional_sgd.rules.trust import *
 
 NAMES = (
     *averaging.__all__,
     *clipping.__all__,
+    *curvature.__all__,
     *decay.__all__,
+    *lean.__all__,
+    *noise.__all__,
     *scaling.__all__,
+    *spikes.__all__,
     *stepping.__all__,
     *trust.__all__,
 )

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from functional_sgd.ranges import Decay, Share
+from functional_sgd.ranges import Decay, NonNegative, Share
 from functional_sgd.rule import elementwise
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "debias",
     "heavy_ball",
     "nesterov",
+    "optimistic",
     "quasi_hyperbolic",
     "sign_of_average",
 ]
@@ -80,6 +81,26 @@ def nesterov(grad: Tensor, velocity: Tensor, *, mom: Decay = 0.9) -> dict[str, T
     {'update': tensor([2.])}
     """
     return dict(update=grad + mom * velocity)
+
+
+@elementwise(last_grad=torch.zeros_like)
+def optimistic(
+    grad: Tensor, last_grad: Tensor, *, step: Tensor, optimism: NonNegative = 1.0
+) -> dict[str, Tensor]:
+    """Go on as if the gradient would change once more as it has changed since the last step.
+
+    update = grad + optimism * (grad - last_grad), the gradient alone at step 1;  last_grad = grad
+
+    Reads grad, step and optimism >= 0; keeps last_grad. For an update: `rename(optimistic,
+    grad="update", last_grad="last_update")`. Source: Popov 1980; Rakhlin and Sridharan 2013;
+    numbers of optax.scale_by_optimistic_gradient with alpha=1.
+
+    >>> three, one = torch.tensor([3.0]), torch.tensor([1.0])
+    >>> optimistic(three, one, step=torch.tensor(2), optimism=0.5)
+    {'update': tensor([4.]), 'last_grad': tensor([3.])}
+    """
+    last_grad = torch.where(step <= 1, grad, last_grad)
+    return dict(update=grad + optimism * (grad - last_grad), last_grad=grad)
 
 
 @elementwise(sqr_avg=torch.zeros_like)

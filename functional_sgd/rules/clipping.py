@@ -1,12 +1,13 @@
 """Rules that condition the gradient before anything else reads it."""
 
+import torch
 from torch import Tensor
 
 from functional_sgd.ranges import NonNegative, Positive
-from functional_sgd.reduction import norm
+from functional_sgd.reduction import mean, norm, root
 from functional_sgd.rule import elementwise, leafwise
 
-__all__ = ["centralize", "clip_norm", "clip_value"]
+__all__ = ["adaptive_clip", "centralize", "clip_norm", "clip_rms", "clip_value", "normalize"]
 
 
 @elementwise
@@ -43,6 +44,67 @@ def clip_norm(
     return dict(grad=grad * (max_norm / (grad_norm + 1e-6)).clamp(max=1.0))
 
 
+@elementwise
+def clip_rms(
+    grad: Tensor,
+    *,
+    sqr_mean: Tensor = mean(lambda grad: grad.square()),
+    max_rms: Positive = 1.0,
+) -> dict[str, Tensor]:
+    """Shorten the gradient of every leaf to a root mean square of max_rms if it is larger.
+
+    grad = grad / max(1, rms / max_rms);  rms = sqrt(mean of grad**2), of each leaf
+
+    Reads grad and max_rms > 0. For an update: `rename(clip_rms, grad="update")`.
+    Source: Adafactor (Shazeer and Stern 2018), section 6; optax.clip_by_block_rms.
+
+    >>> import torch
+    >>> clip_rms(torch.tensor([3.0, -3.0]), max_rms=1.5)
+    {'grad': tensor([ 1.5000, -1.5000])}
+    """
+    return dict(grad=grad / (root(sqr_mean) / max_rms).clamp(min=1.0))
+
+
+@leafwise
+def adaptive_clip(
+    param: Tensor, grad: Tensor, *, max_ratio: Positive = 0.01, eps: Positive = 1e-3
+) -> dict[str, Tensor]:
+    """Shorten the gradient of every output unit that is long for the size of the unit's weights.
+
+    grad = grad * min(1, max_ratio * max(size, eps) / slope);  size and slope are the Euclidean
+    norms of param and grad over all axes but the first, of vectors over the whole leaf
+
+    Reads param, grad, max_ratio > 0 and eps > 0, which lets weights that are zero move.
+    Source: NFNets (Brock et al. 2021); numbers of optax.adaptive_grad_clip, in torch's layout
+    (outputs first).
+
+    >>> import torch
+    >>> adaptive_clip(torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 2.0]]), max_ratio=0.1)
+    {'grad': tensor([[0.0000, 0.5000]])}
+    """
+    slope = _unit_norms(grad)
+    longest = max_ratio * _unit_norms(param).clamp(min=eps)
+    return dict(grad=torch.where(slope > longest, grad * (longest / slope.clamp(min=1e-6)), grad))
+
+
+@elementwise
+def normalize(
+    grad: Tensor, *, grad_norm: Tensor = norm("grad", over="tree"), eps: NonNegative = 1e-6
+) -> dict[str, Tensor]:
+    """Give the whole gradient, all leaves together, length 1: its direction is what is left.
+
+    grad = grad / (grad_norm + eps);  grad_norm = sqrt(sum of all squares)
+
+    Reads grad and eps > 0, which keeps a gradient of 0 at 0. For an update:
+    `rename(normalize, grad="update")`. Source: Hazan et al. 2015; optax.normalize_by_update_norm.
+
+    >>> import torch
+    >>> normalize(torch.tensor([3.0, 4.0]), eps=0.0)
+    {'grad': tensor([0.6000, 0.8000])}
+    """
+    return dict(grad=grad / (grad_norm + eps))
+
+
 @leafwise
 def centralize(grad: Tensor) -> dict[str, Tensor]:
     """Subtract from the gradient of every output unit its mean; vectors and scalars stay.
@@ -60,3 +122,13 @@ def centralize(grad: Tensor) -> dict[str, Tensor]:
     if grad.dim() < 2:
         return dict(grad=grad)
     return dict(grad=grad - grad.mean(dim=tuple(range(1, grad.dim())), keepdim=True))
+
+
+def _unit_norms(leaf: Tensor) -> Tensor:
+    """The length of each output unit's weights, in a shape that spreads over the leaf."""
+    axes = tuple(range(1, leaf.dim())) if leaf.dim() > 1 else tuple(range(leaf.dim()))
+    return root(
+        (leaf.real.square() + leaf.imag.square() if leaf.is_complex() else leaf.square()).sum(
+            axes, keepdim=True
+        )
+    )

@@ -1,4 +1,4 @@
-"""Rules that divide the update by how steep each direction has been."""
+"""Rules that divide the update by how steep each direction has been, or take its sign."""
 
 import torch
 from torch import Tensor
@@ -13,7 +13,9 @@ __all__ = [
     "rectify_eps_early",
     "rectify_softplus",
     "scale_by_rms",
+    "scale_by_rms_eps_early",
     "scale_by_rms_eps_inside",
+    "take_sign",
 ]
 
 
@@ -46,6 +48,43 @@ def scale_by_rms_eps_inside(
     {'update': tensor([2.])}
     """
     return dict(update=update / root(sqr_avg + eps))
+
+
+@elementwise
+def scale_by_rms_eps_early(
+    update: Tensor,
+    sqr_avg: Tensor,
+    *,
+    step: Tensor,
+    sqr_mom: Decay = 0.99,
+    eps: NonNegative = 1e-8,
+) -> dict[str, Tensor]:
+    """scale_by_rms with eps added to the root before the bias was corrected.
+
+    update = update / (sqrt(sqr_avg) + eps / sqrt(1 - sqr_mom**step))
+
+    Reads update, the debiased sqr_avg, step, sqr_mom in [0, 1) and eps > 0. Source: Kingma and Ba
+    2015, the more efficient form at the end of section 2; AdamW of transformers.
+
+    >>> one, four = torch.tensor(1), torch.tensor([4.0])
+    >>> scale_by_rms_eps_early(four, four, step=one, sqr_mom=0.75, eps=1.0)
+    {'update': tensor([1.])}
+    """
+    return dict(update=update / (root(sqr_avg) + eps / (1 - sqr_mom**step) ** 0.5))
+
+
+@elementwise
+def take_sign(update: Tensor) -> dict[str, Tensor]:
+    """Move every element by one unit, whatever the size of its update; sign(0) is 0.
+
+    update = sign(update)
+
+    Reads update. Source: signSGD (Bernstein et al. 2018).
+
+    >>> take_sign(torch.tensor([-3.0, 0.0, 0.5]))
+    {'update': tensor([-1.,  0.,  1.])}
+    """
+    return dict(update=update.sign())
 
 
 @elementwise(grad_mean=torch.zeros_like)

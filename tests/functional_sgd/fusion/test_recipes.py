@@ -56,11 +56,24 @@ def test_a_complex_tree(name, donate, dtype):
     check_steps(RECIPES[name](), odd_tree(dtype), donate=donate)
 
 
-TWO_PASSES = {"clip_norm_adam", "clip_norm_inside", "lamb", "larc", "lars"}
+TWO_PASSES = {
+    *("clip_norm_adam", "clip_norm_inside", "clip_rms_sgd", "fromage", "lamb", "larc", "lars"),
+    *("lars_fastai", "lars_nesterov", "normalized_sgd", "normalized_sgd_mom", "tiger"),
+}
 """Recipes with a number made of columns, which a second pass is called with."""
+
+
+TORCH_FIRST = {
+    *("adam_mini", "adaptive_clip_sgd", "centralize_sgd", "novograd", "novograd_wd", "sm3"),
+}
+"""Recipes that begin with a rule that looks at shapes."""
+
+BETWEEN = {"came": ["torch", "kernel", "kernel", "torch", "kernel"]}
+"""Those with such a rule further on."""
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name != "identity"])
 def test_recipes_are_one_pass_and_another_for_a_norm(name):
-    expected = {"centralize_sgd": ["torch", "kernel"], **dict.fromkeys(TWO_PASSES, ["kernel"] * 2)}
+    by_torch = dict.fromkeys(TORCH_FIRST, ["torch", "kernel"])
+    expected = {**BETWEEN, **by_torch, **dict.fromkeys(TWO_PASSES, ["kernel"] * 2)}
     assert kinds(fuse(RECIPES[name]())) == expected.get(name, ["kernel"])
