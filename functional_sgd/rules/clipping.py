@@ -126,9 +126,5 @@ def centralize(grad: Tensor) -> dict[str, Tensor]:
 
 def _unit_norms(leaf: Tensor) -> Tensor:
     """The length of each output unit's weights, in a shape that spreads over the leaf."""
-    axes = tuple(range(1, leaf.dim())) if leaf.dim() > 1 else tuple(range(leaf.dim()))
-    return root(
-        (leaf.real.square() + leaf.imag.square() if leaf.is_complex() else leaf.square()).sum(
-            axes, keepdim=True
-        )
-    )
+    axes = tuple(range(1 if leaf.dim() > 1 else 0, leaf.dim()))
+    return root(leaf.abs().square().sum(axes, keepdim=True))

@@ -119,7 +119,7 @@ def scale_by_axes(grad: Tensor, covers: Tensor, *, eps: NonNegative = 0.0) -> di
     axes = range(grad.dim())
     parts = [
         part.reshape([-1 if other == axis else 1 for other in axes])
-        for axis, part in enumerate(covers.split(list(grad.shape)))
+        for axis, part in enumerate(torch.split(covers, list(grad.shape)))
     ]
     bound = functools.reduce(torch.minimum, parts) + grad.square()
     largest = [bound.amax([other for other in axes if other != axis]) for axis in axes]

@@ -56,7 +56,7 @@ def norm_ratio(
     al. 2020); LAMB as optax has it.
 
     >>> norm_ratio(torch.tensor([30.0, 40.0]), torch.tensor([0.0, -0.5]))
-    {'update': tensor([ 0., -50.])}
+    {'update': tensor([  0., -50.])}
     """
     ratio = size / torch.where(length == 0, 1.0, length)
     return dict(update=torch.where((size == 0) | (length == 0), 1.0, ratio) * update)

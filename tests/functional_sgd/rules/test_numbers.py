@@ -10,6 +10,7 @@ from functional_sgd import Rule, chain
 from functional_sgd.rules.scaling import rectification
 from tests.catalogue import RULES
 from tests.comparing import assert_close, assert_same
+from tests.functional_sgd.rules import numbers_of_the_field
 
 T = torch.tensor
 STEP_1, STEP_2, STEP_5, STEP_6 = (T(float(step), dtype=torch.float64) for step in (1, 2, 5, 6))
@@ -132,6 +133,7 @@ CASES: list[tuple[Rule, dict[str, Any], dict[str, list[float]]]] = [
         dict(param=[3.0, 4.0], grad=[0.0, 1.0], update=[8.0, 0.0], trust_coeff=2.0, eps=0.0),
         dict(update=[80.0, 0.0]),
     ),
+    *numbers_of_the_field.CASES,
 ]
 
 
