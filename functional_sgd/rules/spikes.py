@@ -44,8 +44,8 @@ def average_without_spikes(
     grad_avg = torch.where(age == 0, 0.0, grad_avg)
     sqr_avg = torch.where(age == 0, 0.0, sqr_avg)
     limit = spike * sqr_avg
-    cut = (grad.square() > limit) & (step >= patience) & (age >= patience)
-    grad = torch.where(cut, grad.sign() * root(limit), grad)
+    cut = torch.where(grad.square() > limit, grad.sign() * root(limit), grad)
+    grad = torch.where((step >= patience) & (age >= patience), cut, grad)
     grad_avg = mom * grad_avg + (1 - mom) * grad
     sqr_avg = sqr_mom * sqr_avg + (1 - sqr_mom) * grad.square()
     return dict(grad_avg=grad_avg, sqr_avg=sqr_avg, update=grad_avg)
