@@ -92,7 +92,7 @@ def average_sqr_rows(
     """
     square = _real(grad).square()
     if not square.numel():
-        return dict(row_sqr_avg=row_sqr_avg, sqr_avg=square)
+        return dict(row_sqr_avg=row_sqr_avg.clone(), sqr_avg=square)
     mean = square.flatten(1).mean(1) if square.dim() > 1 else square.mean()
     rows = sqr_mom * row_sqr_avg + (1 - sqr_mom) * mean
     spread = rows.reshape(-1, *[1] * (square.dim() - 1))
@@ -115,7 +115,7 @@ def scale_by_axes(grad: Tensor, covers: Tensor, *, eps: NonNegative = 0.0) -> di
     """
     grad, covers = _real(grad), _real(covers)
     if not grad.numel():
-        return dict(update=grad, covers=covers)
+        return dict(update=grad, covers=covers.clone())
     axes = range(grad.dim())
     parts = [
         part.reshape([-1 if other == axis else 1 for other in axes])
@@ -184,7 +184,8 @@ def scale_by_confidence(
     """
     update, average = _real(update), _real(grad_avg)
     if update.dim() < 2:  # the authors keep no doubt of vectors
-        return dict(doubt_rows=doubt_rows, doubt_columns=doubt_columns, update=average)
+        rows, columns = doubt_rows.clone(), doubt_columns.clone()
+        return dict(doubt_rows=rows, doubt_columns=columns, update=average)
     doubt = (update - average).square() + eps_doubt
     rows, columns, scale = _factored(doubt, doubt_rows, doubt_columns, doubt_mom)
     return dict(doubt_rows=rows, doubt_columns=columns, update=average * scale)
@@ -200,11 +201,11 @@ def _factored(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The new factors of a mean of squares, and 1 / its root."""
     if not square.numel():
-        return rows, columns, square
+        return rows.clone(), columns.clone(), square
     rows, columns = _real(rows), _real(columns)
     if square.dim() < 2:
         rows = mom * rows + (1 - mom) * square
-        return rows, columns, rows.rsqrt()
+        return rows, columns.clone(), rows.rsqrt()
     rows = mom * rows + (1 - mom) * square.mean(-1)
     columns = mom * columns + (1 - mom) * square.mean(-2)
     # Each root by itself: in float32 the product of two means of 1e-30 is 0.

@@ -69,13 +69,15 @@ def dual_average_step(
     goal = start - grad_sum / (cbrt(sqr_sum) + eps);  param = mom * param + (1 - mom) * goal
 
     Reads param, grad, step, lr, mom in [0, 1) and eps >= 0; keeps grad_sum and sqr_sum, which start
-    at 0, and start, which is the parameter as it began. Source: MADGRAD (Defazio and Jelassi 2022).
+    at 0, and start, which is the parameter as it was at step 1.
+    Source: MADGRAD (Defazio and Jelassi 2022).
 
     >>> one, zero, eight = torch.tensor([1.0]), torch.tensor([0.0]), torch.tensor([7.0])
     >>> now = dual_average_step(one, one, one, zero, eight, step=torch.tensor(1), lr=1.0, eps=0.0)
     >>> now["sqr_sum"], now["param"]  # goal = 1 - 1 / 2
     (tensor([8.]), tensor([0.9500]))
     """
+    start = torch.where(step <= 1, param, start)  # as the authors, who begin at the first gradient
     weight = torch.where(lr * step == 0, 0.0, (lr + eps) * step**0.5)
     grad_sum, sqr_sum = grad_sum + weight * grad, sqr_sum + weight * grad.square()
     flat = sqr_sum == 0
