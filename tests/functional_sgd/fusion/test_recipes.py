@@ -58,7 +58,7 @@ def test_a_complex_tree(name, donate, dtype):
 
 TWO_PASSES = {
     *("clip_norm_adam", "clip_norm_inside", "clip_rms_sgd", "fromage", "lamb", "larc", "lars"),
-    *("lars_fastai", "lars_nesterov", "normalized_sgd", "normalized_sgd_mom", "tiger"),
+    *("lars_fastai", "normalized_sgd", "tiger"),
 }
 """Recipes with a number made of columns, which a second pass is called with."""
 
@@ -69,7 +69,6 @@ WITH_TORCH = {
     "came": ["torch", "kernel", "kernel", "torch", "kernel"],
     "centralize_sgd": ["torch", "kernel"],
     "novograd": ["torch", "kernel"],
-    "novograd_wd": ["torch", "kernel"],
     "sm3": ["torch", "kernel"],
 }
 """Recipes with rules that look at shapes."""
