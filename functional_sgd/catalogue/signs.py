@@ -39,14 +39,15 @@ def signum(lr: float = 1e-3, mom: float = 0.9, wd: float = 0.0) -> Chain:
     return chain(weight_decay, average_grad, take_sign, sgd_step, lr=lr, mom=mom, wd=wd)
 
 
-def tiger(lr: float = 1e-3, mom: float = 0.965, wd: float = 0.01) -> Chain:
+def tiger(lr: float = 1e-3, mom: float = 0.965, wd: float = 0.01, min_rms: float = 0.0) -> Chain:
     """Signum in which a leaf moves in proportion to its own size; so does its weight decay.
 
-    param = param - lr * rms(param) * (sign(grad_avg) + wd * param)
+    param = param - lr * max(rms(param), min_rms) * (sign(grad_avg) + wd * param)
 
-    A leaf of zeros stays. For biases and norms the authors take half of lr, no size and no decay:
-    `partition` with `signum(lr=5e-4, mom=0.965)`. pytorch_optimizer.Tiger leaves the size out
-    everywhere, so it is `signum(mom=0.965, wd=0.01)`.
+    A leaf of zeros stays, unless min_rms is above 0, which the author does not have. For biases
+    and norms he takes half of lr, no size and no decay: `partition` with
+    `signum(lr=5e-4, mom=0.965)`. pytorch_optimizer.Tiger leaves the size out everywhere, so it is
+    `signum(mom=0.965, wd=0.01)`.
 
     Source: Su 2023 (kexue.fm/archives/9512); numbers of the author's code.
 
@@ -55,7 +56,7 @@ def tiger(lr: float = 1e-3, mom: float = 0.965, wd: float = 0.01) -> Chain:
     """
     decay = rename(l2_reg, grad="update")
     parts = (average_grad, take_sign, decay, scale_by_param_rms, sgd_step)
-    return chain(*parts, lr=lr, mom=mom, wd=wd)
+    return chain(*parts, lr=lr, mom=mom, wd=wd, min_rms=min_rms)
 
 
 def normalized_sgd(lr: float = 1e-2, mom: float | None = None, eps: float = 1e-6) -> Chain:

@@ -10,6 +10,10 @@ from functional_sgd.rule import elementwise, leafwise
 __all__ = ["adaptive_clip", "centralize", "clip_norm", "clip_rms", "clip_value", "normalize"]
 
 
+def _squared(grad: Tensor) -> Tensor:  # has a name, so that chains can be pickled
+    return grad * grad
+
+
 @elementwise
 def clip_value(grad: Tensor, *, max_value: NonNegative = 1.0) -> dict[str, Tensor]:
     """Cut every element of the gradient to [-max_value, max_value]; max_value >= 0.
@@ -48,21 +52,21 @@ def clip_norm(
 def clip_rms(
     grad: Tensor,
     *,
-    sqr_mean: Tensor = mean(lambda grad: grad.square()),
+    mean_sqr: Tensor = mean(_squared),
     max_rms: Positive = 1.0,
 ) -> dict[str, Tensor]:
-    """Shorten the gradient of every leaf to a root mean square of max_rms if it is larger.
+    """Shorten each leaf's gradient so that the root of its mean square is at most max_rms.
 
-    grad = grad / max(1, rms / max_rms);  rms = sqrt(mean of grad**2), of each leaf
+    grad = grad / max(1, sqrt(mean_sqr) / max_rms);  mean_sqr is the mean of grad**2, of each leaf
 
-    Reads grad and max_rms > 0. For an update: `rename(clip_rms, grad="update")`.
-    Source: Adafactor (Shazeer and Stern 2018), section 6; optax.clip_by_block_rms.
+    Reads grad and max_rms > 0. For updates: rename(clip_rms, grad="update").
+    Source: Adafactor (Shazeer and Stern 2018), section 6.
 
     >>> import torch
-    >>> clip_rms(torch.tensor([3.0, -3.0]), max_rms=1.5)
-    {'grad': tensor([ 1.5000, -1.5000])}
+    >>> clip_rms(torch.tensor([3.0, -3.0]), max_rms=1.0)
+    {'grad': tensor([ 1., -1.])}
     """
-    return dict(grad=grad / (root(sqr_mean) / max_rms).clamp(min=1.0))
+    return dict(grad=grad / (root(mean_sqr) / max_rms).clamp(min=1.0))
 
 
 @leafwise

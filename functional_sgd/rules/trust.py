@@ -17,6 +17,10 @@ __all__ = [
 ]
 
 
+def _squared(param: Tensor) -> Tensor:  # has a name, so that chains can be pickled
+    return param * param
+
+
 @elementwise
 def trust_ratio(
     param: Tensor,
@@ -64,18 +68,23 @@ def norm_ratio(
 
 @elementwise
 def scale_by_param_rms(
-    param: Tensor, update: Tensor, *, sqr_mean: Tensor = mean(lambda param: param.square())
+    param: Tensor,
+    update: Tensor,
+    *,
+    mean_sqr: Tensor = mean(_squared),
+    min_rms: NonNegative = 1e-3,
 ) -> dict[str, Tensor]:
-    """Multiply the update by the root mean square of the leaf that it moves.
+    """Let a leaf move in proportion to the root of its mean square, and zeros as if it were
+    min_rms.
 
-    update = update * sqrt(mean of param**2)
+    update = update * max(sqrt(mean_sqr), min_rms);  mean_sqr is the mean of param**2, of each leaf
 
-    Reads param and update. A leaf that is all zeros does not move. Source: Tiger (Su 2023).
+    Reads param, update and min_rms >= 0. Source: Adafactor (Shazeer and Stern 2018), section 8.
 
-    >>> scale_by_param_rms(torch.tensor([3.0, -3.0]), torch.tensor([1.0, -1.0]))
-    {'update': tensor([ 3., -3.])}
+    >>> scale_by_param_rms(torch.tensor([3.0, -3.0]), torch.tensor([1.0, 2.0]))
+    {'update': tensor([3., 6.])}
     """
-    return dict(update=update * root(sqr_mean))
+    return dict(update=update * root(mean_sqr).clamp(min=min_rms))
 
 
 @elementwise

@@ -32,6 +32,11 @@ CASES: list[tuple[Rule, dict[str, Any], dict[str, Any]]] = [
         dict(update=[10.0, -5.0]),
     ),
     (
+        fs.scale_by_param_rms,
+        dict(param=[0.0, 0.0], update=[2.0, -1.0], min_rms=0.5),
+        dict(update=[1.0, -0.5]),
+    ),
+    (
         fs.lars_grad,  # 0.5 * 5 / (2 + 0.4 * 5 + 1) = 0.5, of (0, 2) + 0.4 * (3, 4)
         dict(param=[3.0, 4.0], grad=[0.0, 2.0], trust_coeff=0.5, wd=0.4, eps=1.0),
         dict(grad=[0.6, 1.8]),
