@@ -29,11 +29,20 @@ RECIPES: dict[str, Callable[[], Chain]] = {
     "adamax": lambda: fs.adamax(lr=0.02, wd=0.1),
     "adamw": lambda: fs.adamw(lr=0.02, wd=0.1),
     "asgd": lambda: fs.asgd(lr=0.05, lambd=0.1, average_from=0.0, wd=0.1),
+    "adam_mini": lambda: fs.adam_mini(lr=0.02, wd=0.1),
+    "came": lambda: fs.came(lr=0.02, wd=0.1),
+    "fromage": lambda: fs.fromage(lr=0.02),
     "lamb": lambda: fs.lamb(lr=0.02, wd=0.1),
     "larc": lambda: fs.larc(lr=0.05, wd=0.1),
+    "lars": lambda: fs.lars(lr=0.05, trust_coeff=0.02, wd=0.1, nesterov=True),
     "lion": lambda: fs.lion(lr=0.01, wd=0.1),
+    "madgrad": lambda: fs.madgrad(lr=0.02, wd=0.1),
     "momentum": lambda: fs.momentum(lr=0.05),
     "nadam": lambda: fs.nadam(lr=0.02, wd=0.1),
+    "normalized_sgd": lambda: fs.normalized_sgd(lr=0.05, mom=0.9),
+    "novograd": lambda: fs.novograd(lr=0.02, wd=0.1),
+    "optimistic_adam": lambda: fs.optimistic_adam(lr=0.02),
+    "optimistic_sgd": lambda: fs.optimistic_sgd(lr=0.05, optimism=0.5),
     "qhadam": lambda: fs.qhadam(lr=0.02, nu_2=0.9, wd=0.1),
     "radam": lambda: fs.radam(lr=0.02),
     "radam_wd": lambda: fs.radam(lr=0.02, wd=0.1),
@@ -65,16 +74,23 @@ RECIPES: dict[str, Callable[[], Chain]] = {
     "simplified_ademamix": lambda: fs.simplified_ademamix(lr=0.002, alpha=2.0, wd=0.1),
     "stable_adamw": lambda: fs.stable_adamw(lr=0.02, wd=0.1),
     "yogi": lambda: fs.yogi(lr=0.02, wd=0.1),
+    "sign_sgd": lambda: fs.sign_sgd(lr=0.01, wd=0.1),
+    "signum": lambda: fs.signum(lr=0.01, wd=0.1),
+    "sm3": lambda: fs.sm3(lr=0.05),
+    "spam": lambda: fs.spam(lr=0.02, spike=4.0, restart_every=4, patience=1, warmup=2, wd=0.1),
+    "tiger": lambda: fs.tiger(lr=0.01, wd=0.1),
     # chains that no recipe has
     "identity": fs.identity,
     "lookahead_sgd": lambda: fs.lookahead(fs.sgd(lr=0.05), sync_every=3, slow_step=0.4),
     "lookahead_adamw": lambda: fs.lookahead(fs.adamw(lr=0.02), sync_every=2),
     "adam_eps_early": lambda: chain(*_AVERAGES, fs.scale_by_rms_eps_early, fs.sgd_step, lr=0.02),
     "ascend_adamw": lambda: chain(fs.ascend, fs.adamw(lr=0.02, wd=0.1)),
+    "adaptive_clip_sgd": lambda: chain(fs.adaptive_clip, fs.sgd(lr=0.05, mom=0.9)),
     "centralize_sgd": lambda: chain(fs.centralize, fs.sgd(lr=0.05, mom=0.9)),
     "clip_norm_adam": lambda: chain(fs.clip_norm, fs.adam(lr=0.02), max_norm=0.5),
     "clip_value_adamw": lambda: chain(fs.clip_value, fs.adamw(lr=0.02), max_value=0.5),
-    "lars": lambda: chain(
+    "clip_rms_sgd": lambda: chain(fs.clip_rms, fs.sgd(lr=0.05, mom=0.9), max_rms=0.5),
+    "lars_fastai": lambda: chain(
         fs.weight_decay, fs.heavy_ball, fs.lars_ratio, fs.sgd_step, lr=0.05, wd=0.1
     ),
     "radam_fastai": lambda: chain(*_AVERAGES, fs.rectify, fs.sgd_step, lr=0.02),
@@ -114,6 +130,21 @@ RECIPES: dict[str, Callable[[], Chain]] = {
 
 MOVES_ZEROS = {"simplex"}
 """Recipes that leave zero params with zero gradients somewhere else."""
+
+
+WITH_EXTRAS: dict[str, tuple[Callable[[], Chain], Callable[[Tree], dict[str, Any]]]] = {
+    "sophia": (
+        lambda: fs.sophia(lr=0.02, hessian_every=2),
+        lambda params: {"hessian": optree.tree_map(torch.square, random_like(params, 7))},
+    ),
+}
+"""Recipes that need something of the caller, which is a function of the params."""
+
+RANDOM: dict[str, Callable[[], Chain]] = {
+    "noisy_sgd": lambda: fs.noisy_sgd(lr=0.05, noise=0.5),
+    "sgld": lambda: fs.sgld(lr=0.05, temperature=0.1),
+}
+"""Recipes that draw random numbers: they move without a gradient, and by the place of a leaf."""
 
 
 def is_matrix(path: str, leaf: Tensor) -> bool:
@@ -175,7 +206,8 @@ _EMA = (
 
 def is_pointwise(rule: Rule) -> bool:
     """Whether an element's result depends on that element and on hypers alone."""
-    return rule.scope == "elementwise" and not rule.signature.reductions
+    signature = rule.signature
+    return rule.scope == "elementwise" and not signature.reductions and not signature.random
 
 
 ELEMENTWISE_RULES = tuple(filter(is_pointwise, RULES))

@@ -12,24 +12,42 @@ from functional_sgd.catalogue import (
     adam_family,
     adaptive,
     classic,
+    curvature,
     descent,
     factored,
     layers,
+    lean,
+    noisy,
+    online,
+    robust,
+    signs,
 )
 from functional_sgd.catalogue.adam_family import *
 from functional_sgd.catalogue.adaptive import *
 from functional_sgd.catalogue.classic import *
+from functional_sgd.catalogue.curvature import *
 from functional_sgd.catalogue.descent import *
 from functional_sgd.catalogue.factored import *
 from functional_sgd.catalogue.layers import *
+from functional_sgd.catalogue.lean import *
+from functional_sgd.catalogue.noisy import *
+from functional_sgd.catalogue.online import *
+from functional_sgd.catalogue.robust import *
+from functional_sgd.catalogue.signs import *
 
 NAMES = (
     *adam_family.__all__,
     *adaptive.__all__,
     *classic.__all__,
+    *curvature.__all__,
     *descent.__all__,
     *factored.__all__,
     *layers.__all__,
+    *lean.__all__,
+    *noisy.__all__,
+    *online.__all__,
+    *robust.__all__,
+    *signs.__all__,
 )
 
 if not TYPE_CHECKING:  # to type checkers, what a star brings is public

@@ -6,13 +6,17 @@ from functional_sgd.rules import (
     averaging,
     clipping,
     corrections,
+    curvature,
     decay,
     extremes,
     factored,
+    lean,
     moments,
+    noise,
     projecting,
     rates,
     scaling,
+    spikes,
     stepping,
     trust,
     watching,
@@ -20,13 +24,17 @@ from functional_sgd.rules import (
 from functional_sgd.rules.averaging import *
 from functional_sgd.rules.clipping import *
 from functional_sgd.rules.corrections import *
+from functional_sgd.rules.curvature import *
 from functional_sgd.rules.decay import *
 from functional_sgd.rules.extremes import *
 from functional_sgd.rules.factored import *
+from functional_sgd.rules.lean import *
 from functional_sgd.rules.moments import *
+from functional_sgd.rules.noise import *
 from functional_sgd.rules.projecting import *
 from functional_sgd.rules.rates import *
 from functional_sgd.rules.scaling import *
+from functional_sgd.rules.spikes import *
 from functional_sgd.rules.stepping import *
 from functional_sgd.rules.trust import *
 from functional_sgd.rules.watching import *
@@ -35,13 +43,17 @@ NAMES = (
     *averaging.__all__,
     *clipping.__all__,
     *corrections.__all__,
+    *curvature.__all__,
     *decay.__all__,
     *extremes.__all__,
     *factored.__all__,
+    *lean.__all__,
     *moments.__all__,
+    *noise.__all__,
     *projecting.__all__,
     *rates.__all__,
     *scaling.__all__,
+    *spikes.__all__,
     *stepping.__all__,
     *trust.__all__,
     *watching.__all__,

@@ -14,6 +14,7 @@ __all__ = [
     "heavy_ball",
     "nesterov",
     "nesterov_average",
+    "optimistic",
     "quasi_hyperbolic",
     "sign_of_average",
     "sum_sqr_grad",
@@ -214,3 +215,23 @@ def sign_of_average(
     """
     update = (mom * grad_avg + (1 - mom) * grad).sign()
     return dict(update=update, grad_avg=slow_mom * grad_avg + (1 - slow_mom) * grad)
+
+
+@elementwise(last_grad=torch.zeros_like)
+def optimistic(
+    grad: Tensor, last_grad: Tensor, *, step: Tensor, optimism: NonNegative = 1.0
+) -> dict[str, Tensor]:
+    """Go on as if the gradient would change once more as it has changed since the last step.
+
+    update = grad + optimism * (grad - last_grad), the gradient alone at step 1;  last_grad = grad
+
+    Reads grad, step and optimism >= 0; keeps last_grad. For an update: `rename(optimistic,
+    grad="update", last_grad="last_update")`. Source: Popov 1980; Rakhlin and Sridharan 2013;
+    numbers of optax.scale_by_optimistic_gradient with alpha=1.
+
+    >>> three, one = torch.tensor([3.0]), torch.tensor([1.0])
+    >>> optimistic(three, one, step=torch.tensor(2), optimism=0.5)
+    {'update': tensor([4.]), 'last_grad': tensor([3.])}
+    """
+    last_grad = torch.where(step <= 1, grad, last_grad)
+    return dict(update=grad + optimism * (grad - last_grad), last_grad=grad)

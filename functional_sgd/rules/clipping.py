@@ -7,7 +7,16 @@ from functional_sgd.ranges import NonNegative, Positive
 from functional_sgd.reduction import mean, norm, root
 from functional_sgd.rule import elementwise, leafwise
 
-__all__ = ["ascend", "centralize", "clip_leaf_norm", "clip_norm", "clip_rms", "clip_value"]
+__all__ = [
+    "adaptive_clip",
+    "ascend",
+    "centralize",
+    "clip_leaf_norm",
+    "clip_norm",
+    "clip_rms",
+    "clip_value",
+    "normalize",
+]
 
 
 @elementwise
@@ -118,3 +127,49 @@ def centralize(grad: Tensor) -> dict[str, Tensor]:
     if grad.dim() < 2:
         return dict(grad=grad)
     return dict(grad=grad - grad.mean(dim=tuple(range(1, grad.dim())), keepdim=True))
+
+
+@leafwise
+def adaptive_clip(
+    param: Tensor, grad: Tensor, *, max_ratio: Positive = 0.01, eps: Positive = 1e-3
+) -> dict[str, Tensor]:
+    """Shorten the gradient of every output unit that is long for the size of the unit's weights.
+
+    grad = grad * min(1, max_ratio * max(size, eps) / slope);  size and slope are the Euclidean
+    norms of param and grad over all axes but the first, of vectors over the whole leaf
+
+    Reads param, grad, max_ratio > 0 and eps > 0, which lets weights that are zero move.
+    Source: NFNets (Brock et al. 2021); numbers of optax.adaptive_grad_clip, in torch's layout
+    (outputs first).
+
+    >>> import torch
+    >>> adaptive_clip(torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 2.0]]), max_ratio=0.1)
+    {'grad': tensor([[0.0000, 0.5000]])}
+    """
+    slope = _unit_norms(grad)
+    longest = max_ratio * _unit_norms(param).clamp(min=eps)
+    return dict(grad=torch.where(slope > longest, grad * (longest / slope.clamp(min=1e-6)), grad))
+
+
+@elementwise
+def normalize(
+    grad: Tensor, *, grad_norm: Tensor = norm("grad", over="tree"), eps: NonNegative = 1e-6
+) -> dict[str, Tensor]:
+    """Give the whole gradient, all leaves together, length 1: its direction is what is left.
+
+    grad = grad / (grad_norm + eps);  grad_norm = sqrt(sum of all squares)
+
+    Reads grad and eps > 0, which keeps a gradient of 0 at 0. For an update:
+    `rename(normalize, grad="update")`. Source: Hazan et al. 2015; optax.normalize_by_update_norm.
+
+    >>> import torch
+    >>> normalize(torch.tensor([3.0, 4.0]), eps=0.0)
+    {'grad': tensor([0.6000, 0.8000])}
+    """
+    return dict(grad=grad / (grad_norm + eps))
+
+
+def _unit_norms(leaf: Tensor) -> Tensor:
+    """The length of each output unit's weights, in a shape that spreads over the leaf."""
+    axes = tuple(range(1 if leaf.dim() > 1 else 0, leaf.dim()))
+    return root(leaf.abs().square().sum(axes, keepdim=True))

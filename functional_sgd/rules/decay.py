@@ -5,7 +5,7 @@ from torch import Tensor
 from functional_sgd.ranges import NonNegative
 from functional_sgd.rule import elementwise
 
-__all__ = ["l2_reg", "proximal_decay", "weight_decay"]
+__all__ = ["l2_reg", "proximal_decay", "shrink", "weight_decay"]
 
 
 @elementwise
@@ -56,3 +56,19 @@ def l2_reg(param: Tensor, grad: Tensor, *, wd: NonNegative = 0.01) -> dict[str, 
     {'grad': tensor([2.])}
     """
     return dict(grad=grad + wd * param)
+
+
+@elementwise
+def shrink(param: Tensor, *, lr: NonNegative) -> dict[str, Tensor]:
+    """Undo the growth of a step at a right angle to the parameter that is lr times as long.
+
+    param = param / sqrt(1 + lr**2)
+
+    Reads param and lr. Put it last, after a step whose update is as long as the parameter
+    (`norm_ratio`). Source: Fromage (Bernstein et al. 2020).
+
+    >>> import torch
+    >>> shrink(torch.tensor([5.0]), lr=0.75)
+    {'param': tensor([4.])}
+    """
+    return dict(param=param / (1 + lr * lr) ** 0.5)

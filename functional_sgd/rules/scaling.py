@@ -16,6 +16,7 @@ __all__ = [
     "scale_by_rms",
     "scale_by_rms_eps_early",
     "scale_by_rms_eps_inside",
+    "take_sign",
 ]
 
 
@@ -195,3 +196,17 @@ def _early(eps: float, step: Tensor, sqr_mom: float) -> Tensor:
 def _rectified(update: Tensor, divisor: Tensor, step: Tensor, sqr_mom: float) -> Tensor:
     trusted, nu = rectification(step, sqr_mom)
     return torch.where(trusted, nu * update / divisor, update)
+
+
+@elementwise
+def take_sign(update: Tensor) -> dict[str, Tensor]:
+    """Move every element by one unit, whatever the size of its update; sign(0) is 0.
+
+    update = sign(update)
+
+    Reads update. Source: signSGD (Bernstein et al. 2018).
+
+    >>> take_sign(torch.tensor([-3.0, 0.0, 0.5]))
+    {'update': tensor([-1.,  0.,  1.])}
+    """
+    return dict(update=update.sign())

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from functional_sgd.ranges import Count, NonNegative, Positive, Share
+from functional_sgd.ranges import Count, Decay, NonNegative, Positive, Share
 from functional_sgd.rule import elementwise
 
-__all__ = ["average_late", "resilient_step", "sgd_step", "sync_slow_params"]
+__all__ = ["average_late", "dual_average_step", "resilient_step", "sgd_step", "sync_slow_params"]
 
 
 @elementwise
@@ -107,3 +107,57 @@ def resilient_step(
     last_grad = torch.where(agreement < 0, 0.0, grad)
     moved = param - last_grad.sign() * step_size
     return dict(param=moved, last_grad=last_grad, step_size=step_size)
+
+
+@elementwise(start=torch.clone, grad_sum=torch.zeros_like, sqr_sum=torch.zeros_like)
+def dual_average_step(
+    param: Tensor,
+    grad: Tensor,
+    start: Tensor,
+    grad_sum: Tensor,
+    sqr_sum: Tensor,
+    *,
+    step: Tensor,
+    lr: NonNegative,
+    mom: Decay = 0.9,
+    eps: NonNegative = 1e-6,
+) -> dict[str, Tensor]:
+    """Go towards the point to which all gradients together lead from where training began.
+
+    weight = (lr + eps) * sqrt(step), 0 if lr is 0
+    grad_sum = grad_sum + weight * grad;  sqr_sum = sqr_sum + weight * grad**2
+    goal = start - grad_sum / (cbrt(sqr_sum) + eps);  param = mom * param + (1 - mom) * goal
+
+    Reads param, grad, step, lr, mom in [0, 1) and eps >= 0; keeps grad_sum and sqr_sum, which start
+    at 0, and start, which is the parameter as it was at step 1.
+    Source: MADGRAD (Defazio and Jelassi 2022).
+
+    >>> one, zero, eight = torch.tensor([1.0]), torch.tensor([0.0]), torch.tensor([7.0])
+    >>> now = dual_average_step(one, one, one, zero, eight, step=torch.tensor(1), lr=1.0, eps=0.0)
+    >>> now["sqr_sum"], now["param"]  # goal = 1 - 1 / 2
+    (tensor([8.]), tensor([0.9500]))
+    """
+    start = torch.where(step <= 1, param, start)  # as the authors, who begin at the first gradient
+    weight = torch.where(lr * step == 0, 0.0, (lr + eps) * step**0.5)
+    grad_sum, sqr_sum = grad_sum + weight * grad, sqr_sum + weight * grad.square()
+    flat = sqr_sum == 0
+    divisor = _cube_root(torch.where(flat, 1.0, sqr_sum)) + eps
+    way = torch.where(flat, 0.0, grad_sum / divisor)
+    moved = mom * param + (1 - mom) * (start - way)
+    return dict(param=moved, start=start, grad_sum=grad_sum, sqr_sum=sqr_sum)
+
+
+def _cube_root(x: Tensor) -> Tensor:
+    """x**(1/3) for x > 0, by Halley's method.
+
+    In kernels and in torch, powers are not rounded alike; roots, products and quotients are.
+    """
+    fourth = x.sqrt().sqrt()
+    guess = power = fourth
+    for _ in range(3):  # 1/3 = 1/4 + 1/16 + 1/64 + ...
+        power = power.sqrt().sqrt()
+        guess = guess * power
+    for _ in range(5):
+        cube = guess * guess * guess
+        guess = guess - guess * ((cube - x) / (2 * cube + x))
+    return guess

@@ -7,7 +7,14 @@ from functional_sgd.ranges import NonNegative, Positive
 from functional_sgd.reduction import mean, norm, root
 from functional_sgd.rule import elementwise
 
-__all__ = ["larc_ratio", "lars_ratio", "scale_by_param_rms", "trust_ratio"]
+__all__ = [
+    "larc_ratio",
+    "lars_grad",
+    "lars_ratio",
+    "norm_ratio",
+    "scale_by_param_rms",
+    "trust_ratio",
+]
 
 
 @elementwise
@@ -113,3 +120,53 @@ def scale_by_param_rms(
 
 def _local_rate(size: Tensor, slope: Tensor, trust_coeff: float, wd: float, eps: float) -> Tensor:
     return trust_coeff * size / (slope + size * wd + eps)
+
+
+@elementwise
+def norm_ratio(
+    param: Tensor,
+    update: Tensor,
+    *,
+    size: Tensor = norm("param"),
+    length: Tensor = norm("update"),
+) -> dict[str, Tensor]:
+    """trust_ratio without a ceiling: the update is as long as the leaf.
+
+    update = update * size / length, unchanged if either is 0
+
+    Reads param and update, and their Euclidean norms, of each leaf. Source: Fromage (Bernstein et
+    al. 2020); LAMB as optax has it.
+
+    >>> norm_ratio(torch.tensor([30.0, 40.0]), torch.tensor([0.0, -0.5]))
+    {'update': tensor([  0., -50.])}
+    """
+    ratio = size / torch.where(length == 0, 1.0, length)
+    return dict(update=torch.where((size == 0) | (length == 0), 1.0, ratio) * update)
+
+
+@elementwise
+def lars_grad(
+    param: Tensor,
+    grad: Tensor,
+    *,
+    size: Tensor = norm("param"),
+    slope: Tensor = norm("grad"),
+    trust_coeff: Positive = 0.001,
+    wd: NonNegative = 0.0,
+    eps: NonNegative = 0.0,
+) -> dict[str, Tensor]:
+    """Give the gradient of every leaf a length in proportion to the leaf, with an L2 penalty.
+
+    grad = local * (grad + wd * param);  local = trust_coeff * size / (slope + wd * size + eps), 1
+    if size or the divisor is 0;  size and slope are the Euclidean norms of param and grad
+
+    Reads param, grad, trust_coeff > 0, wd >= 0, eps >= 0. Put it before momentum.
+    Source: LARS (You et al. 2017), algorithm 1.
+
+    >>> x = torch.tensor([1.0])
+    >>> lars_grad(4 * x, x, trust_coeff=0.5)
+    {'grad': tensor([2.])}
+    """
+    still = (size == 0) | (slope + size * wd + eps == 0)
+    local = _local_rate(size, torch.where(still, 1.0, slope), trust_coeff, wd, eps)
+    return dict(grad=torch.where(still, 1.0, local) * (grad + wd * param))

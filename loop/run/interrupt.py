@@ -1,9 +1,10 @@
 """Ctrl-C and SIGTERM during a run: heard by a handler, acted upon between two events.
 
-The rule. The run ends at the next event. Its brackets close, so a Checkpoint writes the state of
-the latest whole batch. Then `fit` raises what the signal stands for, KeyboardInterrupt for SIGINT
-and SystemExit(143) for SIGTERM, with this state as its `state`: one Ctrl-C ends a script of several
-fits. While a loader is at work the run ends at once, since it may hang and nothing is half done. Where the caller wants to go on, `fit(..., stop="return")` returns the state instead. Fits
+The rule. The run ends at the next event; or at once while a loader is at work, since it may hang,
+and nothing is half done then. Its brackets close, so a Checkpoint writes the state of the latest
+whole batch. Then `fit` raises what the signal stands for, KeyboardInterrupt for SIGINT and
+SystemExit(143) for SIGTERM, with this state as its `state`: one Ctrl-C ends a script of several
+fits. Where the caller wants to go on, `fit(..., stop="return")` returns the state instead. Fits
 inside one another hear the same signal, and each ends like this, the innermost first.
 """
 

@@ -28,7 +28,7 @@ def call(rule: Rule, change: Callable[[Tensor], Tensor], step: int) -> dict[str,
     columns = {}
     for name in rule.columns:
         values = torch.randn(4, 6, generator=generator, dtype=torch.float64)
-        columns[name] = change(values.square() if name == "sqr_avg" else values)
+        columns[name] = change(values.square() if name.startswith("sqr_") else values)
     scalars = {
         name: 0.3 if default is REQUIRED else default for name, default in rule.scalars.items()
     }

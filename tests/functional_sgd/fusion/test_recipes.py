@@ -57,20 +57,26 @@ def test_a_complex_tree(name, donate, dtype):
 
 
 TWO_PASSES = {
-    *("clip_norm_adam", "clip_norm_inside", "l2_ball", "l2_sphere", "lamb", "larc", "lars"),
-    *("cautious_adamw", "mars", "stable_adamw"),
+    *("clip_norm_adam", "clip_norm_inside", "clip_rms_sgd", "cautious_adamw", "fromage"),
+    *("l2_ball", "l2_sphere", "lamb", "larc", "lars", "lars_fastai", "mars"),
+    *("normalized_sgd", "stable_adamw", "tiger"),
 }
 """Recipes with a number made of columns, which a second pass is called with."""
 
 WITH_TORCH = {
     "adafactor": ["torch", "kernel", "kernel"],
     "adafactor_wd": ["torch", "kernel", "kernel"],
+    "adam_mini": ["torch", "kernel"],
     "adamp": ["kernel", "torch", "kernel"],
+    "adaptive_clip_sgd": ["torch", "kernel"],
+    "came": ["torch", "kernel", "kernel", "torch", "kernel"],
     "centralize_sgd": ["torch", "kernel"],
     "l1_ball": ["kernel", "torch"],
+    "novograd": ["torch", "kernel"],
     "simplex": ["kernel", "torch"],
+    "sm3": ["torch", "kernel"],
 }
-"""Recipes with a rule that torch runs."""
+"""Recipes with rules that look at shapes, which torch runs."""
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name != "identity"])

@@ -10,7 +10,7 @@ from functional_sgd import Rule, chain
 from functional_sgd.rules.scaling import rectification
 from tests.catalogue import RULES
 from tests.comparing import assert_close, assert_same
-from tests.functional_sgd.rules import moments
+from tests.functional_sgd.rules import moments, numbers_of_the_field
 
 T = torch.tensor
 STEP_1, STEP_2, STEP_5, STEP_6 = (T(float(step), dtype=torch.float64) for step in (1, 2, 5, 6))
@@ -285,6 +285,7 @@ CASES: list[tuple[Rule, dict[str, Any], dict[str, list[float]]]] = [
         dict(update=[80.0, 0.0]),
     ),
     *moments.CASES,
+    *numbers_of_the_field.CASES,
 ]
 
 

@@ -1,0 +1,94 @@
+"""Optimizers that adapt like Adam, and keep less: of squares, no number for each element."""
+
+from functional_sgd.chaining import Chain, chain
+from functional_sgd.rules import (
+    average_grad,
+    average_sqr_rows,
+    clip_rms,
+    debias,
+    scale_by_axes,
+    scale_by_confidence,
+    scale_by_factors,
+    scale_by_rms,
+    sgd_step,
+    weight_decay,
+)
+from functional_sgd.trial import rename
+
+__all__ = ["adam_mini", "came", "sm3"]
+
+
+def sm3(lr: float = 0.1, mom: float = 0.9, eps: float = 0.0) -> Chain:
+    """Adagrad that keeps one number for each entry of each axis, and momentum.
+
+    update = mean of grad / sqrt(bound + eps); bound as in `scale_by_axes`
+
+    Needs a warm-up of lr. The authors have no eps; optax has 1e-8, pytorch_optimizer 1e-30.
+
+    Source: Anil et al. 2019 (NeurIPS), SM3-II; numbers of optax.sm3 with eps=1e-8.
+
+    >>> print(*sm3().rules)
+    scale_by_axes rename(average_grad, grad='update') sgd_step
+    """
+    average = rename(average_grad, grad="update")
+    return chain(scale_by_axes, average, sgd_step, lr=lr, mom=mom, eps=eps)
+
+
+def came(
+    lr: float = 2e-4,
+    mom: float = 0.9,
+    sqr_mom: float = 0.999,
+    doubt_mom: float = 0.9999,
+    max_rms: float = 1.0,
+    eps_sqr: float = 1e-30,
+    eps_doubt: float = 1e-16,
+    wd: float = 0.0,
+) -> Chain:
+    """Adafactor with momentum, which moves further where the updates agree with their average;
+    decoupled weight decay.
+
+    update = clip_rms(grad / root of factored squares);  average = mean of update
+    param = param - lr * average / root of factored (update - average)**2
+
+    Vectors move along the average itself. Weight decay comes first here; the authors subtract the
+    same number last.
+
+    Source: Luo et al. 2023 (ACL); numbers of their code.
+
+    >>> print(*[rule.name for rule in came().rules])
+    weight_decay scale_by_factors clip_rms average_grad scale_by_confidence sgd_step
+    """
+    clip = rename(clip_rms, grad="update")
+    average = rename(average_grad, grad="update", update="average")
+    return chain(
+        *(weight_decay, scale_by_factors, clip, average, scale_by_confidence, sgd_step),
+        lr=lr,
+        mom=mom,
+        sqr_mom=sqr_mom,
+        doubt_mom=doubt_mom,
+        max_rms=max_rms,
+        eps_sqr=eps_sqr,
+        eps_doubt=eps_doubt,
+        wd=wd,
+    )
+
+
+def adam_mini(
+    lr: float = 1e-3, mom: float = 0.9, sqr_mom: float = 0.999, eps: float = 1e-8, wd: float = 0.0
+) -> Chain:
+    """AdamW with one mean square for each output unit, and one for a vector: half of Adam's state.
+
+    adamw, with `average_sqr_rows` in place of `average_sqr_grad`
+
+    The authors choose blocks by the names of parameters; these are theirs for embeddings, output
+    layers, values, projections, MLPs and norms. They have one number for each head of queries and
+    keys, coarser than ours, and all of Adam for biases: `partition` with `adamw`. Their defaults
+    are these.
+
+    Source: Zhang et al. 2025 (ICLR); numbers of their code, version 1.1.1.
+
+    >>> print(*adam_mini().rules)
+    weight_decay average_grad average_sqr_rows debias scale_by_rms sgd_step
+    """
+    parts = (average_grad, average_sqr_rows, debias, scale_by_rms, sgd_step)
+    return chain(weight_decay, *parts, lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
