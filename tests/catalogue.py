@@ -38,6 +38,16 @@ RECIPES: dict[str, Callable[[], Chain]] = {
     "sgd_mom": lambda: fs.sgd(lr=0.05, mom=0.9),
     "sgd_nesterov_wd": lambda: fs.sgd(lr=0.05, mom=0.9, nesterov=True, wd=0.1),
     "sgd_wd": lambda: fs.sgd(lr=0.05, wd=0.1),
+    # rates by distances
+    "prodigy": lambda: fs.prodigy(first_distance=0.01, wd=0.1),
+    "prodigy_slow": lambda: fs.prodigy(first_distance=0.01, growth_rate=1.5, safeguard_warmup=True),
+    "d_adapt_adam": lambda: fs.d_adapt_adam(first_distance=0.01, wd=0.1),
+    "d_adapt_adam_decoupled": lambda: fs.d_adapt_adam(first_distance=0.01, wd=0.1, decoupled=True),
+    "d_adapt_sgd": lambda: fs.d_adapt_sgd(mom=0.5, first_distance=0.01, wd=0.1),
+    "d_adapt_adagrad": lambda: fs.d_adapt_adagrad(mom=0.5, first_distance=0.01, wd=0.1),
+    "dog": lambda: fs.dog(first_move=0.01, wd=0.1),
+    "dowg": lambda: fs.dowg(wd=0.1),
+    "cocob": lambda: fs.cocob(wd=0.1),
     # chains that no recipe has
     "identity": fs.identity,
     "lookahead_sgd": lambda: fs.lookahead(fs.sgd(lr=0.05), sync_every=3, slow_step=0.4),
@@ -108,12 +118,29 @@ WRAPPED: dict[str, Callable[[], Optimizer]] = {
 
 OPTIMIZERS: dict[str, Callable[[], Optimizer]] = {**RECIPES, **WRAPPED}
 
+Extras = Callable[[Tree], dict[str, Any]]
+
+
+def loss_of(params: Tree) -> dict[str, Any]:
+    """A loss at these params, as an extra: a bowl."""
+    squares = [leaf.abs().double().square().sum() for leaf in optree.tree_leaves(params)]
+    return dict(value=sum(squares) / 2)
+
+
+WITH_EXTRAS: dict[str, tuple[Callable[[], Chain], Extras]] = {
+    "momo": (lambda: fs.momo(lr=0.1, wd=0.1), loss_of),
+    "momo_adam": (lambda: fs.momo_adam(lr=0.1, wd=0.1), loss_of),
+    "polyak_sgd": (lambda: fs.polyak_sgd(lr=0.5), loss_of),
+}
+"""Recipes that need something from the caller, and what that is, for some params."""
+
 _AVERAGES = (fs.average_grad, fs.average_sqr_grad, fs.debias)
 
 
 def is_pointwise(rule: Rule) -> bool:
     """Whether an element's result depends on that element and on hypers alone."""
-    return rule.scope == "elementwise" and not rule.signature.reductions
+    of_tree = rule.signature.reductions or rule.signature.numbers
+    return rule.scope == "elementwise" and not of_tree
 
 
 ELEMENTWISE_RULES = tuple(filter(is_pointwise, RULES))

@@ -6,6 +6,7 @@ from functional_sgd.rules import (
     averaging,
     clipping,
     decay,
+    distance,
     scaling,
     stepping,
     trust,
@@ -13,6 +14,7 @@ from functional_sgd.rules import (
 from functional_sgd.rules.averaging import *
 from functional_sgd.rules.clipping import *
 from functional_sgd.rules.decay import *
+from functional_sgd.rules.distance import *
 from functional_sgd.rules.scaling import *
 from functional_sgd.rules.stepping import *
 from functional_sgd.rules.trust import *
@@ -21,6 +23,7 @@ NAMES = (
     *averaging.__all__,
     *clipping.__all__,
     *decay.__all__,
+    *distance.__all__,
     *scaling.__all__,
     *stepping.__all__,
     *trust.__all__,

@@ -5,7 +5,7 @@ from torch import Tensor
 from functional_sgd.ranges import NonNegative
 from functional_sgd.rule import elementwise
 
-__all__ = ["l2_reg", "weight_decay"]
+__all__ = ["l2_reg", "proximal_weight_decay", "weight_decay"]
 
 
 @elementwise
@@ -22,6 +22,23 @@ def weight_decay(param: Tensor, *, lr: NonNegative, wd: NonNegative = 0.01) -> d
     {'param': tensor([0.7500])}
     """
     return dict(param=(1 - lr * wd) * param)
+
+
+@elementwise
+def proximal_weight_decay(
+    param: Tensor, *, lr: NonNegative, wd: NonNegative = 0.01
+) -> dict[str, Tensor]:
+    """weight_decay as a proximal step, which cannot go past zero, whatever lr * wd is.
+
+    param = param / (1 + lr * wd)
+
+    Reads param, lr and wd >= 0. Source: AdamProx (Zhuang et al. 2022).
+
+    >>> import torch
+    >>> proximal_weight_decay(torch.tensor([1.0]), lr=2.0, wd=0.5)
+    {'param': tensor([0.5000])}
+    """
+    return dict(param=param / (1 + lr * wd))
 
 
 @elementwise

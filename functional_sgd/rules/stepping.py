@@ -6,7 +6,7 @@ from torch import Tensor
 from functional_sgd.ranges import Count, NonNegative, Share
 from functional_sgd.rule import elementwise
 
-__all__ = ["sgd_step", "sync_slow_params"]
+__all__ = ["scale_by", "sgd_step", "sync_slow_params", "take_step"]
 
 
 @elementwise
@@ -22,6 +22,30 @@ def sgd_step(param: Tensor, update: Tensor, *, lr: NonNegative) -> dict[str, Ten
     {'param': tensor([0.5000])}
     """
     return dict(param=param - lr * update)
+
+
+@elementwise
+def take_step(param: Tensor, update: Tensor) -> dict[str, Tensor]:
+    """sgd_step for an update that has its rate in it.
+
+    param = param - update
+
+    >>> take_step(torch.tensor([1.0]), torch.tensor([0.25]))
+    {'param': tensor([0.7500])}
+    """
+    return dict(param=param - update)
+
+
+@elementwise
+def scale_by(update: Tensor, *, factor: float) -> dict[str, Tensor]:
+    """Multiply the update by a number: a hyper, or a number of the tree that `rename` names.
+
+    update = factor * update
+
+    >>> scale_by(torch.tensor([1.0]), factor=3.0)
+    {'update': tensor([3.])}
+    """
+    return dict(update=factor * update)
 
 
 @elementwise(slow_param=torch.clone)
