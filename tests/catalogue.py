@@ -100,6 +100,7 @@ WRAPPED: dict[str, Callable[[], Optimizer]] = {
     "average_params": lambda: fs.average_params(fs.adam(lr=0.02), decay=0.9),
     "average_params_plain": lambda: fs.average_params(fs.sgd(lr=0.05, mom=0.9), decay=1.0),
     "freeze": lambda: fs.freeze(fs.adamw(lr=0.02, wd=0.1), is_matrix),
+    "mechanize": lambda: fs.mechanize(fs.adamw(lr=1.0, wd=0.1), first_rate=0.02, tuners=3),
     "partition": halves,
     "sam": lambda: fs.sam(fs.adamw(lr=0.02, wd=0.1)),
     "schedule_free": lambda: fs.schedule_free(fs.rmsprop(lr=0.02, mom=None), mom=0.8, wd=0.1),

@@ -3,6 +3,7 @@
 from functional_sgd.wrappers.accumulate import accumulate
 from functional_sgd.wrappers.average_params import average_of, average_params
 from functional_sgd.wrappers.lookahead import lookahead
+from functional_sgd.wrappers.mechanize import mechanize
 from functional_sgd.wrappers.partition import freeze, partition
 from functional_sgd.wrappers.sam import sam
 from functional_sgd.wrappers.schedule_free import (
@@ -19,6 +20,7 @@ __all__ = [
     "average_params",
     "freeze",
     "lookahead",
+    "mechanize",
     "partition",
     "sam",
     "schedule_free",
