@@ -84,7 +84,7 @@ def prodigy(
     As in the paper, eps is multiplied by the d of this step; prodigyopt takes that of the next one.
     Adam's bias correction is left out, as in both.
 
-    Source: Mishchenko and Defazio 2024; numbers of prodigyopt.Prodigy.
+    Source: Mishchenko and Defazio 2024 (ICML); numbers of prodigyopt.Prodigy.
 
     >>> print(*prodigy().rules[:4])
     estimate_distance rate_by_distance track_slope average_progress
@@ -141,7 +141,7 @@ def d_adapt_adam(
     slope = a * slope + (1 - a) * rate * grad;  grad_avg = mom * grad_avg + (1 - mom) * rate * grad
     param = param - grad_avg / (sqrt(sqr_avg) + eps)
 
-    Source: Defazio and Mishchenko 2023; numbers of dadaptation.DAdaptAdam.
+    Source: Defazio and Mishchenko 2023 (ICML); numbers of dadaptation.DAdaptAdam.
 
     >>> print(*d_adapt_adam().rules[:4])
     estimate_distance rate_by_distance weigh_slope average_sqr_grad
@@ -179,7 +179,7 @@ def d_adapt_sgd(
     slope = slope + rate * grad;  param = mom * param + (1 - mom) * (start - slope)
     d = max(d, 2 * dot_sum / |slope|), for the next step
 
-    Source: Defazio and Mishchenko 2023; numbers of dadaptation.DAdaptSGD.
+    Source: Defazio and Mishchenko 2023 (ICML); numbers of dadaptation.DAdaptSGD.
 
     >>> print(*d_adapt_sgd().rules[:3])
     estimate_distance rate_by_distance divide_by_first_norm
@@ -212,11 +212,12 @@ def d_adapt_adagrad(
     Leave lr at 1, or schedule it around 1. `mom` averages the parameters, and `wd` is L2.
 
     rate = lr * d;  slope = slope + rate * grad;  sqr_sum = sqr_sum + grad**2
-    weight = 1 / (sqrt(first_sum + sqr_sum) + eps);  squares = squares + rate**2 * <grad, w * grad>
+    weight = 1 / (sqrt(first_sum + sqr_sum) + eps)
+    squares = squares + rate**2 * <grad, weight * grad>
     param = mom * param + (1 - mom) * (start - weight * slope)
     d = max(d, (<slope, weight * slope> - squares) / sum(|slope|)), for the next step
 
-    Source: Defazio and Mishchenko 2023; numbers of dadaptation.DAdaptAdaGrad.
+    Source: Defazio and Mishchenko 2023 (ICML); numbers of dadaptation.DAdaptAdaGrad.
 
     >>> print(*d_adapt_adagrad().rules[:3])
     estimate_distance rate_by_distance weigh_by_sqr_sum
@@ -279,7 +280,7 @@ def dowg(
 def cocob(alpha: float = 100.0, eps: float = 1e-8, wd: float | None = None) -> Chain:
     """Gradient descent as betting on coins, each element for itself, without a learning rate.
 
-    `wd` is L2. `alpha` keeps the first bets small.
+    `wd` is L2. `alpha` keeps the first bets small. The formula is that of `bet_coins`.
 
     Source: Orabona and Tommasi 2017 (NeurIPS); numbers of optax.contrib.cocob.
 
@@ -316,6 +317,10 @@ def momo(lr: float = 1.0, mom: float = 0.9, wd: float = 0.0, lower_bound: float 
     Pass the loss: `opt(params, grads, state, value=loss)`; fit does. `lower_bound` is what the loss
     cannot go below, and `wd` proximal weight decay.
 
+    grad_avg, loss_avg, dot_avg = averages of grad, value and <param, grad>, from the first ones on
+    rate = min(lr, max(loss_avg - dot_avg - lower_bound + <param, grad_avg>, 0) / |grad_avg|**2)
+    param = param / (1 + lr * wd) - rate * grad_avg;  with wd the gap is that of momo_ratio
+
     Source: Schaipp et al. 2024 (ICML); numbers of optax.contrib.momo, whose adapt_lower_bound is
     not here.
 
@@ -340,6 +345,10 @@ def momo_adam(
 
     Pass the loss: `opt(params, grads, state, value=loss)`; fit does. `lower_bound` is what the loss
     cannot go below, and `wd` proximal weight decay.
+
+    As momo, with averages that start at 0 and are debiased in the rate, and with
+    scaled = grad_avg / (sqrt(debiased sqr_avg) + eps): param moves along it, and the gap is divided
+    by <grad_avg, scaled>
 
     Source: Schaipp et al. 2024 (ICML); numbers of optax.contrib.momo_adam, whose adapt_lower_bound
     is not here.
