@@ -2,6 +2,7 @@
 
 from functional_sgd.catalogue.parts import given, l2
 from functional_sgd.chaining import Chain, chain
+from functional_sgd.rule import Rule
 from functional_sgd.rules import (
     add_up_dot,
     add_up_grad,
@@ -89,24 +90,21 @@ def prodigy(
     >>> print(*prodigy().rules[:4])
     estimate_distance rate_by_distance track_slope average_progress
     """
-    free = growth_rate is None
-    names = {} if free else {"distance": "slow_distance"}
     track = rename(track_slope, lr="slope_lr") if safeguard_warmup else track_slope
-    factor = {"update": "grad", "factor": names.get("distance", "distance")}
     rules = (
-        estimate_distance,
-        *([] if free else [limit_growth]),
-        rename(rate_by_distance, **names),
-        rename(track, **names),
-        rename(average_progress, **names),
+        rate_by_distance,
+        track,
+        average_progress,
         compare_with_slope,
         *([] if wd is None else [_DECAY_BY_RATE]),
-        rename(scale_by, **factor),
+        rename(scale_by, update="grad", factor="distance"),
         average_grad,
         average_sqr_grad,
-        rename(scale_by_distance_rms, **names),
+        scale_by_distance_rms,
         _STEP_BY_RATE,
     )
+    if growth_rate is not None:
+        rules = (limit_growth, *map(_follow_slow_distance, rules))
     hypers = given(
         lr=lr,
         mom=mom,
@@ -119,7 +117,7 @@ def prodigy(
         growth_rate=growth_rate,
         slope_lr=1.0 if safeguard_warmup else None,
     )
-    return chain(*rules, **hypers)
+    return chain(estimate_distance, *rules, **hypers)
 
 
 def d_adapt_adam(
@@ -368,3 +366,9 @@ def momo_adam(
         wd=wd,
         lower_bound=lower_bound,
     )
+
+
+def _follow_slow_distance(rule: Rule) -> Rule:
+    """The rule, reading slow_distance in the place of the distance, if it reads that."""
+    reads = {rule.outer(name) for name in rule.scalars}
+    return rename(rule, distance="slow_distance") if "distance" in reads else rule

@@ -26,6 +26,33 @@ __all__ = [
     "weigh_slope",
 ]
 
+# What sums are made of. Functions with names, since chains can be pickled.
+
+
+def _progress(param: Tensor, grad: Tensor, start: Tensor) -> Tensor:
+    return grad * (start - param)
+
+
+def _size(slope: Tensor) -> Tensor:
+    return slope.abs()
+
+
+def _times_slope(grad: Tensor, slope: Tensor) -> Tensor:
+    return grad * slope
+
+
+def _times_weighed(grad: Tensor, weighed_slope: Tensor) -> Tensor:
+    return grad * weighed_slope
+
+
+def _weighed_square(grad: Tensor, weight: Tensor) -> Tensor:
+    return grad * grad * weight
+
+
+def _longer(grad: Tensor, slope: Tensor, weight: Tensor) -> Tensor:
+    return (slope * slope - grad * grad) * weight
+
+
 # Prodigy and D-Adaptation. The estimate is made at the start of a step, of the sums that the step
 # before has left, so a whole step is one pass over memory.
 
@@ -124,7 +151,7 @@ def average_progress(
     lr: NonNegative = 1.0,
     slope_mom: Decay = 0.9995,
     first_distance: Positive = 1e-6,
-    dot: Tensor = total(lambda param, grad, start: grad * (start - param), over="tree"),
+    dot: Tensor = total(_progress, over="tree"),
 ) -> dict[str, Tensor]:
     """Add up, with decay, how far the parameters have gone against each gradient.
 
@@ -149,7 +176,7 @@ def compare_with_slope(
     *,
     estimate: Tensor,
     dot_sum: Tensor,
-    size: Tensor = total(lambda slope: slope.abs(), over="tree"),
+    size: Tensor = total(_size, over="tree"),
     distance_coeff: Positive = 1.0,
 ) -> dict[str, Tensor]:
     """A lower bound of the distance to the solution, along the slope that the gradients have had.
@@ -207,7 +234,7 @@ def average_dot(
     *,
     dot_sum: Tensor,
     slope_mom: Decay = 0.9995,
-    dot: Tensor = total(lambda grad, weighed_slope: grad * weighed_slope, over="tree"),
+    dot: Tensor = total(_times_weighed, over="tree"),
 ) -> dict[str, Tensor]:
     """Add up, with decay, how far gradients go on pointing where earlier ones have pointed.
 
@@ -229,7 +256,7 @@ def add_up_dot(
     slope: Tensor,
     *,
     dot_sum: Tensor,
-    dot: Tensor = total(lambda grad, slope: grad * slope, over="tree"),
+    dot: Tensor = total(_times_slope, over="tree"),
 ) -> dict[str, Tensor]:
     """Add up how far each gradient points where the sum of those before it points.
 
@@ -345,8 +372,8 @@ def compare_squares(
     *,
     dot_sum: Tensor,
     grad_squares: Tensor,
-    whole: Tensor = total(lambda slope, weight: slope * slope * weight, over="tree"),
-    single: Tensor = total(lambda grad, weight: grad * grad * weight, over="tree"),
+    more: Tensor = total(_longer, over="tree"),
+    single: Tensor = total(_weighed_square, over="tree"),
 ) -> dict[str, Tensor]:
     """How much longer the sum of all gradients is than gradients without a common direction are.
 
@@ -362,5 +389,7 @@ def compare_squares(
     >>> found["update"], float(found["dot_sum"]), float(found["grad_squares"])
     (tensor([6.]), 9.0, 9.0)
     """
-    grad_squares = grad_squares + single
-    return dict(update=weight * slope, dot_sum=whole - grad_squares, grad_squares=grad_squares)
+    # One sum of differences is exactly 0 at the first step, where slope is grad.
+    return dict(
+        update=weight * slope, dot_sum=more - grad_squares, grad_squares=grad_squares + single
+    )

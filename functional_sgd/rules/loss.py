@@ -15,12 +15,28 @@ __all__ = [
 ]
 
 
+def _square(grad: Tensor) -> Tensor:
+    return grad.square()
+
+
+def _at_param(param: Tensor, grad: Tensor) -> Tensor:
+    return param * grad
+
+
+def _average_at_param(param: Tensor, grad_avg: Tensor) -> Tensor:
+    return param * grad_avg
+
+
+def _along_update(update: Tensor, grad_avg: Tensor) -> Tensor:
+    return update * grad_avg
+
+
 @elementwise
 def polyak_ratio(
     grad: Tensor,
     *,
     value: Tensor,
-    square: Tensor = total(lambda grad: grad.square(), over="tree"),
+    square: Tensor = total(_square, over="tree"),
     lower_bound: float = 0.0,
     max_rate: Positive = 1.0,
     eps: NonNegative = 0.0,
@@ -50,7 +66,7 @@ def average_loss(
     loss_avg: Tensor,
     dot_avg: Tensor,
     share_sum: Tensor,
-    dot: Tensor = total(lambda param, grad: param * grad, over="tree"),
+    dot: Tensor = total(_at_param, over="tree"),
     mom: Decay = 0.9,
 ) -> dict[str, Tensor]:
     """Average the loss, and what its tangents give at 0, as average_grad does the gradients.
@@ -85,7 +101,7 @@ def average_loss_from_first(
     loss_avg: Tensor,
     dot_avg: Tensor,
     share_sum: Tensor,
-    dot: Tensor = total(lambda param, grad: param * grad, over="tree"),
+    dot: Tensor = total(_at_param, over="tree"),
     mom: Decay = 0.9,
 ) -> dict[str, Tensor]:
     """average_loss with averages that start as what is seen first, so that they have no bias.
@@ -115,8 +131,8 @@ def momo_ratio(
     loss_avg: Tensor,
     dot_avg: Tensor,
     share_sum: Tensor,
-    here: Tensor = total(lambda param, grad_avg: param * grad_avg, over="tree"),
-    square: Tensor = total(lambda update, grad_avg: update * grad_avg, over="tree"),
+    here: Tensor = total(_average_at_param, over="tree"),
+    square: Tensor = total(_along_update, over="tree"),
     lr: NonNegative = 1.0,
     wd: NonNegative = 0.0,
     lower_bound: float = 0.0,

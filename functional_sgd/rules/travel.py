@@ -14,6 +14,14 @@ __all__ = [
 ]
 
 
+def _square_away(param: Tensor, start: Tensor) -> Tensor:
+    return (param - start).square()
+
+
+def _square(grad: Tensor) -> Tensor:
+    return grad.square()
+
+
 @elementwise(start=torch.clone, distance=0.0, grad_squares=0.0)
 def dog_ratio(
     param: Tensor,
@@ -23,8 +31,8 @@ def dog_ratio(
     distance: Tensor,
     grad_squares: Tensor,
     size: Tensor = norm("start", over="tree"),
-    sqr_away: Tensor = total(lambda param, start: (param - start).square(), over="tree"),
-    sqr_norm: Tensor = total(lambda grad: grad.square(), over="tree"),
+    sqr_away: Tensor = total(_square_away, over="tree"),
+    sqr_norm: Tensor = total(_square, over="tree"),
     first_move: Positive = 1e-6,
     eps: Positive = 1e-8,
 ) -> dict[str, Tensor]:
@@ -59,8 +67,8 @@ def dowg_ratio(
     *,
     sqr_distance: Tensor,
     grad_squares: Tensor,
-    sqr_away: Tensor = total(lambda param, start: (param - start).square(), over="tree"),
-    sqr_norm: Tensor = total(lambda grad: grad.square(), over="tree"),
+    sqr_away: Tensor = total(_square_away, over="tree"),
+    sqr_norm: Tensor = total(_square, over="tree"),
     first_sqr_distance: Positive = 1e-4,
     eps: Positive = 1e-4,
 ) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from functional_sgd import fuse
 from tests.catalogue import RECIPES
 from tests.comparing import copy_of
 from tests.functional_sgd.fusion.helpers import (
+    NUMBERS_OF_ROOTS,
     ExactRoots,
     assert_near,
     check_steps,
@@ -23,9 +24,6 @@ ULPS = {"rmsprop_centered": 3, "lamb": 3}
 """2 for all others. With AVX512, a fifth of torch's own float32 roots are an ulp off: here, of a
 small difference, or of many numbers whose norm is then taken.
 """
-
-NUMBERS_OF_ROOTS = {"d_adapt_adagrad", "d_adapt_adam", "d_adapt_adam_decoupled"}
-"""Where a number of the tree, which is float64, is made of columns that were divided by roots."""
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 
