@@ -79,6 +79,16 @@ RECIPES: dict[str, Callable[[], Chain]] = {
     "sm3": lambda: fs.sm3(lr=0.05),
     "spam": lambda: fs.spam(lr=0.02, spike=4.0, restart_every=4, patience=1, warmup=2, wd=0.1),
     "tiger": lambda: fs.tiger(lr=0.01, wd=0.1),
+    # rates by distances
+    "prodigy": lambda: fs.prodigy(first_distance=0.01, wd=0.1),
+    "prodigy_slow": lambda: fs.prodigy(first_distance=0.01, growth_rate=1.5, safeguard_warmup=True),
+    "d_adapt_adam": lambda: fs.d_adapt_adam(first_distance=0.01, wd=0.1),
+    "d_adapt_adam_decoupled": lambda: fs.d_adapt_adam(first_distance=0.01, wd=0.1, decoupled=True),
+    "d_adapt_sgd": lambda: fs.d_adapt_sgd(mom=0.5, first_distance=0.01, wd=0.1),
+    "d_adapt_adagrad": lambda: fs.d_adapt_adagrad(mom=0.5, first_distance=0.01, wd=0.1),
+    "dog": lambda: fs.dog(first_move=0.01, wd=0.1),
+    "dowg": lambda: fs.dowg(wd=0.1),
+    "cocob": lambda: fs.cocob(wd=0.1),
     # chains that no recipe has
     "identity": fs.identity,
     "lookahead_sgd": lambda: fs.lookahead(fs.sgd(lr=0.05), sync_every=3, slow_step=0.4),
@@ -132,14 +142,6 @@ MOVES_ZEROS = {"simplex"}
 """Recipes that leave zero params with zero gradients somewhere else."""
 
 
-WITH_EXTRAS: dict[str, tuple[Callable[[], Chain], Callable[[Tree], dict[str, Any]]]] = {
-    "sophia": (
-        lambda: fs.sophia(lr=0.02, hessian_every=2),
-        lambda params: {"hessian": optree.tree_map(torch.square, random_like(params, 7))},
-    ),
-}
-"""Recipes that need something of the caller, which is a function of the params."""
-
 RANDOM: dict[str, Callable[[], Chain]] = {
     "noisy_sgd": lambda: fs.noisy_sgd(lr=0.05, noise=0.5),
     "sgld": lambda: fs.sgld(lr=0.05, temperature=0.1),
@@ -174,6 +176,7 @@ WRAPPED: dict[str, Callable[[], Optimizer]] = {
     ),
     "freeze": lambda: fs.freeze(fs.adamw(lr=0.02, wd=0.1), is_matrix),
     "lazy_rows": lambda: fs.lazy_rows(fs.adamw(lr=0.02, wd=0.1)),
+    "mechanize": lambda: fs.mechanize(fs.adamw(lr=1.0, wd=0.1), first_rate=0.02, tuners=3),
     "partition": halves,
     "sam": lambda: fs.sam(fs.adamw(lr=0.02, wd=0.1)),
     "schedule_free": lambda: fs.schedule_free(fs.rmsprop(lr=0.02, mom=None), mom=0.8, wd=0.1),
@@ -196,6 +199,26 @@ WRAPPED: dict[str, Callable[[], Optimizer]] = {
 
 OPTIMIZERS: dict[str, Callable[[], Optimizer]] = {**RECIPES, **WRAPPED}
 
+Extras = Callable[[Tree], dict[str, Any]]
+
+
+def loss_of(params: Tree) -> dict[str, Any]:
+    """A loss at these params, as an extra: a bowl."""
+    squares = [leaf.abs().double().square().sum() for leaf in optree.tree_leaves(params)]
+    return dict(value=sum(squares) / 2)
+
+
+WITH_EXTRAS: dict[str, tuple[Callable[[], Chain], Extras]] = {
+    "sophia": (
+        lambda: fs.sophia(lr=0.02, hessian_every=2),
+        lambda params: {"hessian": optree.tree_map(torch.square, random_like(params, 7))},
+    ),
+    "momo": (lambda: fs.momo(lr=0.1, wd=0.1), loss_of),
+    "momo_adam": (lambda: fs.momo_adam(lr=0.1, wd=0.1), loss_of),
+    "polyak_sgd": (lambda: fs.polyak_sgd(lr=0.5), loss_of),
+}
+"""Recipes that need something from the caller, and what that is, for some params."""
+
 _AVERAGES = (fs.average_grad, fs.average_sqr_grad, fs.debias)
 _ADAPTED = (fs.average_sqr_grad, fs.scale_by_rms)
 _EMA = (
@@ -207,7 +230,8 @@ _EMA = (
 def is_pointwise(rule: Rule) -> bool:
     """Whether an element's result depends on that element and on hypers alone."""
     signature = rule.signature
-    return rule.scope == "elementwise" and not signature.reductions and not signature.random
+    of_others = signature.reductions or signature.numbers or signature.random
+    return rule.scope == "elementwise" and not of_others
 
 
 ELEMENTWISE_RULES = tuple(filter(is_pointwise, RULES))

@@ -19,6 +19,7 @@ from functional_sgd.catalogue import (
     lean,
     noisy,
     online,
+    parameter_free,
     robust,
     signs,
 )
@@ -32,6 +33,7 @@ from functional_sgd.catalogue.layers import *
 from functional_sgd.catalogue.lean import *
 from functional_sgd.catalogue.noisy import *
 from functional_sgd.catalogue.online import *
+from functional_sgd.catalogue.parameter_free import *
 from functional_sgd.catalogue.robust import *
 from functional_sgd.catalogue.signs import *
 
@@ -46,6 +48,7 @@ NAMES = (
     *lean.__all__,
     *noisy.__all__,
     *online.__all__,
+    *parameter_free.__all__,
     *robust.__all__,
     *signs.__all__,
 )

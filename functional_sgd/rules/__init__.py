@@ -8,9 +8,11 @@ from functional_sgd.rules import (
     corrections,
     curvature,
     decay,
+    distance,
     extremes,
     factored,
     lean,
+    loss,
     moments,
     noise,
     projecting,
@@ -18,6 +20,7 @@ from functional_sgd.rules import (
     scaling,
     spikes,
     stepping,
+    travel,
     trust,
     watching,
 )
@@ -26,9 +29,11 @@ from functional_sgd.rules.clipping import *
 from functional_sgd.rules.corrections import *
 from functional_sgd.rules.curvature import *
 from functional_sgd.rules.decay import *
+from functional_sgd.rules.distance import *
 from functional_sgd.rules.extremes import *
 from functional_sgd.rules.factored import *
 from functional_sgd.rules.lean import *
+from functional_sgd.rules.loss import *
 from functional_sgd.rules.moments import *
 from functional_sgd.rules.noise import *
 from functional_sgd.rules.projecting import *
@@ -36,6 +41,7 @@ from functional_sgd.rules.rates import *
 from functional_sgd.rules.scaling import *
 from functional_sgd.rules.spikes import *
 from functional_sgd.rules.stepping import *
+from functional_sgd.rules.travel import *
 from functional_sgd.rules.trust import *
 from functional_sgd.rules.watching import *
 
@@ -45,9 +51,11 @@ NAMES = (
     *corrections.__all__,
     *curvature.__all__,
     *decay.__all__,
+    *distance.__all__,
     *extremes.__all__,
     *factored.__all__,
     *lean.__all__,
+    *loss.__all__,
     *moments.__all__,
     *noise.__all__,
     *projecting.__all__,
@@ -55,6 +63,7 @@ NAMES = (
     *scaling.__all__,
     *spikes.__all__,
     *stepping.__all__,
+    *travel.__all__,
     *trust.__all__,
     *watching.__all__,
 )

@@ -8,6 +8,7 @@ from functional_sgd.rule import elementwise
 
 __all__ = [
     "average_grad",
+    "average_grad_from_first",
     "average_sqr_grad",
     "dampen",
     "debias",
@@ -35,6 +36,24 @@ def average_grad(grad: Tensor, grad_avg: Tensor, *, mom: Decay = 0.9) -> dict[st
     {'grad_avg': tensor([0.5000]), 'update': tensor([0.5000])}
     """
     grad_avg = mom * grad_avg + (1 - mom) * grad
+    return dict(grad_avg=grad_avg, update=grad_avg)
+
+
+@elementwise(grad_avg=torch.zeros_like)
+def average_grad_from_first(
+    grad: Tensor, grad_avg: Tensor, *, step: Tensor, mom: Decay = 0.9
+) -> dict[str, Tensor]:
+    """average_grad with an average that starts as the first gradient, so that it has no bias.
+
+    grad_avg = grad at step 1, mom * grad_avg + (1 - mom) * grad afterwards;  update = grad_avg
+
+    Reads grad, mom in [0, 1) and step; keeps grad_avg. Source: MoMo (Schaipp et al. 2024).
+
+    >>> one, two = torch.tensor([1.0]), torch.tensor([2.0])
+    >>> average_grad_from_first(one, two, step=torch.tensor(1), mom=0.5)
+    {'grad_avg': tensor([1.]), 'update': tensor([1.])}
+    """
+    grad_avg = torch.where(step <= 1, grad, mom * grad_avg + (1 - mom) * grad)
     return dict(grad_avg=grad_avg, update=grad_avg)
 
 

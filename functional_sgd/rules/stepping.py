@@ -6,7 +6,15 @@ from torch import Tensor
 from functional_sgd.ranges import Count, Decay, NonNegative, Positive, Share
 from functional_sgd.rule import elementwise
 
-__all__ = ["average_late", "dual_average_step", "resilient_step", "sgd_step", "sync_slow_params"]
+__all__ = [
+    "average_late",
+    "dual_average_step",
+    "resilient_step",
+    "scale_by",
+    "sgd_step",
+    "sync_slow_params",
+    "take_step",
+]
 
 
 @elementwise
@@ -161,3 +169,27 @@ def _cube_root(x: Tensor) -> Tensor:
         cube = guess * guess * guess
         guess = guess - guess * ((cube - x) / (2 * cube + x))
     return guess
+
+
+@elementwise
+def take_step(param: Tensor, update: Tensor) -> dict[str, Tensor]:
+    """sgd_step for an update that has its rate in it.
+
+    param = param - update
+
+    >>> take_step(torch.tensor([1.0]), torch.tensor([0.25]))
+    {'param': tensor([0.7500])}
+    """
+    return dict(param=param - update)
+
+
+@elementwise
+def scale_by(update: Tensor, *, factor: float) -> dict[str, Tensor]:
+    """Multiply the update by a number: a hyper, or a number of the tree that `rename` names.
+
+    update = factor * update
+
+    >>> scale_by(torch.tensor([1.0]), factor=3.0)
+    {'update': tensor([3.])}
+    """
+    return dict(update=factor * update)

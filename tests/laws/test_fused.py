@@ -26,6 +26,9 @@ from tests.laws.examples import Call, Example, examples, hyper_of, twin
 
 Tree = Any
 
+UNCHANGED = ("start",)
+"""Slots that their rules return as they are: nothing is written, so it is the same memory."""
+
 EXAMPLES = 400
 """As many take some 40 seconds. `make fuzz` tries others for as long as you like."""
 
@@ -85,7 +88,8 @@ class Runs:
         self._near(found, expected, (params, state))
         if not self._keeps(grads):
             arguments = memory_of((params, grads, slots_of(state)))
-            assert not memory_of((found[0], slots_of(found[1]))) & arguments
+            changed = {n: v for n, v in slots_of(found[1]).items() if n not in UNCHANGED}
+            assert not memory_of((found[0], changed)) & arguments
         if tracked:
             assert_same(derivative(found, tracked), derivative(expected, tracked))
         return found

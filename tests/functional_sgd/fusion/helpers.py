@@ -29,6 +29,13 @@ additions in a lane may err by half an ulp in the same direction.
 """
 
 
+NUMBERS_OF_ROOTS = {"d_adapt_adagrad", "d_adapt_adam", "d_adapt_adam_decoupled"}
+"""Recipes with a number of the tree, in float64, that is made of columns divided by roots.
+
+Where roots are off by an ulp of the columns, so is it: by more, since its terms cancel.
+"""
+
+
 class ExactRoots(TorchFunctionMode):
     """Square roots on the CPU are rounded correctly, as those in kernels are.
 

@@ -11,11 +11,13 @@ from functional_sgd.rules.scaling import rectification
 from tests.catalogue import RULES
 from tests.comparing import assert_close, assert_same
 from tests.functional_sgd.rules import moments, numbers_of_the_field
+from tests.functional_sgd.rules.rates_by_hand import RATES
 
 T = torch.tensor
 STEP_1, STEP_2, STEP_5, STEP_6 = (T(float(step), dtype=torch.float64) for step in (1, 2, 5, 6))
 
-CASES: list[tuple[Rule, dict[str, Any], dict[str, list[float]]]] = [
+CASES: list[tuple[Rule, dict[str, Any], dict[str, Any]]] = [
+    *RATES,
     # rule, columns as lists and scalars, what it writes
     (
         fs.average_grad,
@@ -292,7 +294,7 @@ CASES: list[tuple[Rule, dict[str, Any], dict[str, list[float]]]] = [
 @pytest.mark.parametrize(
     ("rule", "reads", "writes"), CASES, ids=[f"{case[0]!r}-{i}" for i, case in enumerate(CASES)]
 )
-def test_numbers(rule: Rule, reads: dict[str, Any], writes: dict[str, list[float]]) -> None:
+def test_numbers(rule: Rule, reads: dict[str, Any], writes: dict[str, Any]) -> None:
     arguments = {
         name: T(value).double() if isinstance(value, list) else value
         for name, value in reads.items()
