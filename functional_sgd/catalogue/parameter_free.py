@@ -24,7 +24,7 @@ from functional_sgd.rules import (
     limit_growth,
     momo_ratio,
     polyak_ratio,
-    proximal_weight_decay,
+    proximal_decay,
     rate_by_distance,
     scale_by,
     scale_by_distance_rms,
@@ -323,12 +323,10 @@ def momo(lr: float = 1.0, mom: float = 0.9, wd: float = 0.0, lower_bound: float 
     not here.
 
     >>> print(*momo().rules)
-    average_grad_from_first average_loss_from_first momo_ratio proximal_weight_decay take_step
+    average_grad_from_first average_loss_from_first momo_ratio proximal_decay take_step
     """
     parts = (average_grad_from_first, average_loss_from_first, momo_ratio)
-    return chain(
-        *parts, proximal_weight_decay, take_step, lr=lr, mom=mom, wd=wd, lower_bound=lower_bound
-    )
+    return chain(*parts, proximal_decay, take_step, lr=lr, mom=mom, wd=wd, lower_bound=lower_bound)
 
 
 def momo_adam(
@@ -357,7 +355,7 @@ def momo_adam(
     parts = (average_grad, average_sqr_grad, scale_by_debiased_rms, average_loss, momo_ratio)
     return chain(
         *parts,
-        proximal_weight_decay,
+        proximal_decay,
         take_step,
         lr=lr,
         mom=mom,

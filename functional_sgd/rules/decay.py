@@ -5,7 +5,7 @@ from torch import Tensor
 from functional_sgd.ranges import NonNegative
 from functional_sgd.rule import elementwise
 
-__all__ = ["l2_reg", "proximal_decay", "proximal_weight_decay", "shrink", "weight_decay"]
+__all__ = ["l2_reg", "proximal_decay", "shrink", "weight_decay"]
 
 
 @elementwise
@@ -72,20 +72,3 @@ def shrink(param: Tensor, *, lr: NonNegative) -> dict[str, Tensor]:
     {'param': tensor([4.])}
     """
     return dict(param=param / (1 + lr * lr) ** 0.5)
-
-
-@elementwise
-def proximal_weight_decay(
-    param: Tensor, *, lr: NonNegative, wd: NonNegative = 0.01
-) -> dict[str, Tensor]:
-    """weight_decay as a proximal step, which cannot go past zero, whatever lr * wd is.
-
-    param = param / (1 + lr * wd)
-
-    Reads param, lr and wd >= 0. Source: AdamProx (Zhuang et al. 2022).
-
-    >>> import torch
-    >>> proximal_weight_decay(torch.tensor([1.0]), lr=2.0, wd=0.5)
-    {'param': tensor([0.5000])}
-    """
-    return dict(param=param / (1 + lr * wd))

@@ -20,9 +20,10 @@ from tests.functional_sgd.fusion.helpers import (
     tolerance_of,
 )
 
-ULPS = {"rmsprop_centered": 3, "lamb": 3}
+ULPS = {"rmsprop_centered": 3, "lamb": 3, "adadelta": 5}
 """2 for all others. With AVX512, a fifth of torch's own float32 roots are an ulp off: here, of a
-small difference, or of many numbers whose norm is then taken.
+small difference, or of many numbers whose norm is then taken; or of two numbers whose quotient is
+then squared.
 """
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]

@@ -27,7 +27,7 @@ RATES: list[tuple[Rule, dict[str, Any], dict[str, Any]]] = [
         dict(grad=[4.0], grad_avg=[8.0], step=TWO, mom=0.75),
         dict(grad_avg=[7.0], update=[7.0]),
     ),
-    (fs.proximal_weight_decay, dict(param=[6.0], lr=2.0, wd=0.25), dict(param=[4.0])),
+    (fs.proximal_decay, dict(param=[6.0], lr=2.0, wd=0.25), dict(param=[4.0])),
     (fs.scale_by, dict(update=[6.0], factor=0.5), dict(update=[3.0])),
     (fs.take_step, dict(param=[6.0], update=[0.5]), dict(param=[5.5])),
     # by an estimate of the distance
