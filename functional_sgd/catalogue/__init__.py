@@ -12,15 +12,18 @@ from functional_sgd.catalogue import (
     adaptive,
     descent,
     layers,
+    matrices,
 )
 from functional_sgd.catalogue.adaptive import *
 from functional_sgd.catalogue.descent import *
 from functional_sgd.catalogue.layers import *
+from functional_sgd.catalogue.matrices import *
 
 NAMES = (
     *adaptive.__all__,
     *descent.__all__,
     *layers.__all__,
+    *matrices.__all__,
 )
 
 if not TYPE_CHECKING:  # to type checkers, what a star brings is public

@@ -6,6 +6,8 @@ from functional_sgd.rules import (
     averaging,
     clipping,
     decay,
+    matrices,
+    preconditioning,
     scaling,
     stepping,
     trust,
@@ -13,6 +15,8 @@ from functional_sgd.rules import (
 from functional_sgd.rules.averaging import *
 from functional_sgd.rules.clipping import *
 from functional_sgd.rules.decay import *
+from functional_sgd.rules.matrices import *
+from functional_sgd.rules.preconditioning import *
 from functional_sgd.rules.scaling import *
 from functional_sgd.rules.stepping import *
 from functional_sgd.rules.trust import *
@@ -21,6 +25,8 @@ NAMES = (
     *averaging.__all__,
     *clipping.__all__,
     *decay.__all__,
+    *matrices.__all__,
+    *preconditioning.__all__,
     *scaling.__all__,
     *stepping.__all__,
     *trust.__all__,
