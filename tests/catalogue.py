@@ -44,8 +44,8 @@ RECIPES: dict[str, Callable[[], Chain]] = {
     "normuon": lambda: fs.normuon(lr=0.02, wd=0.1),
     "shampoo": lambda: fs.shampoo(lr=0.02),
     "shampoo_every": lambda: fs.shampoo(lr=0.02, every=3),
-    "soap": lambda: fs.soap(lr=0.02, wd=0.1),
-    "soap_every": lambda: fs.soap(lr=0.02, every=2),
+    "soap": lambda: fs.soap(lr=0.02, wd=0.1, eps=1e-3),
+    "soap_every": lambda: fs.soap(lr=0.02, eps=1e-3, every=2),
     # chains that no recipe has
     "identity": fs.identity,
     "lookahead_sgd": lambda: fs.lookahead(fs.sgd(lr=0.05), sync_every=3, slow_step=0.4),

@@ -63,7 +63,8 @@ def muon(
     float32 with bfloat16=False, and in float64 for float64 leaves.
 
     Source: Jordan et al. 2024; Liu et al. 2025 for "match_rms_adamw"; numbers of torch.optim.Muon,
-    whose momentum is an average, which does not matter to an orthogonal update.
+    whose momentum is an average, which does not matter to an orthogonal update; in bfloat16 it
+    rounds less often than the authors do.
 
     >>> print(*muon().rules)
     weight_decay heavy_ball nesterov orthogonalize_in_bfloat16 scale_by_aspect sgd_step
@@ -143,7 +144,8 @@ def adamuon(
     For matrices, as muon; vectors move by sign. The sign of a momentum that looks ahead is that of
     Lion's average with mom**2, so the chain has the hypers mom (the square) and slow_mom.
 
-    Source: Si et al. 2025; numbers of the authors' AdaMuon, where sqr_mom is mom.
+    Source: Si et al. 2025; numbers of the authors' AdaMuon, where sqr_mom is mom
+    and the second eps is added to the update's length, not to its root mean square.
     pytorch_optimizer's takes no signs, and debiases.
 
     >>> adamuon(mom=0.5, lr=0.1, bfloat16=False).given["mom"]

@@ -71,8 +71,8 @@ def orthogonalize(update: Tensor) -> dict[str, Tensor]:
     `orthogonalize_in_bfloat16`.
 
     >>> orthogonalize(torch.tensor([[3.0, 0.0], [0.0, -3.0]]))
-    {'update': tensor([[ 0.6958,  0.0000],
-            [ 0.0000, -0.6958]])}
+    {'update': tensor([[ 1.1081,  0.0000],
+            [ 0.0000, -1.1081]])}
     """
     if not is_matrix(update):
         return dict(update=update)
@@ -83,12 +83,14 @@ def orthogonalize(update: Tensor) -> dict[str, Tensor]:
 def orthogonalize_in_bfloat16(update: Tensor) -> dict[str, Tensor]:
     """orthogonalize with iterations in bfloat16, which is faster where the hardware has it.
 
-    Bit for bit what torch.optim.Muon does. But a float64 leaf is iterated in float64: who asks for
-    that precision has a use for it.
+    Every operation is rounded, as in the code of its authors; torch.optim.Muon rounds a product
+    and the sum that it goes into together. A float64 leaf is iterated in float64.
+
+    Source: Muon (Jordan et al. 2024).
 
     >>> orthogonalize_in_bfloat16(torch.tensor([[3.0, 0.0], [0.0, -3.0]]))
-    {'update': tensor([[ 0.6953,  0.0000],
-            [ 0.0000, -0.6953]])}
+    {'update': tensor([[ 1.1250,  0.0000],
+            [ 0.0000, -1.1250]])}
     """
     if not is_matrix(update):
         return dict(update=update)
@@ -105,8 +107,8 @@ def _newton_schulz(matrix: Tensor) -> Tensor:
     a, b, c = COEFFICIENTS
     for _ in range(ITERATIONS):
         gram = x @ x.mT
-        polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)
-        x = torch.addmm(x, polynomial, x, beta=a)
+        # addmm would round once less, but not in batches: leaf by leaf must give the same numbers.
+        x = a * x + (b * gram + (c * gram) @ gram) @ x
     return x.mT if tall else x
 
 
@@ -192,7 +194,7 @@ def normalize_rows(
             [3.5355, 3.5355]]))
     """
     if not is_matrix(update):
-        return dict(update=update, row_avg=row_avg)
+        return dict(update=update, row_avg=row_avg.clone())
     matrix = as_matrix(update)
     row_avg = sqr_mom * row_avg + (1 - sqr_mom) * matrix.square().mean(1)
     scaled = matrix / (root(row_avg) + eps)[:, None]

@@ -21,18 +21,18 @@ LONGEST = 10_000
 
 
 def left_zeros(param: Tensor) -> Tensor:
-    """Zeros for every two rows; none if there are too many, or if it is not a matrix."""
+    """A zero for every two rows; a single one if there are too many, or none."""
     return _square_zeros(param, 0)
 
 
 def right_zeros(param: Tensor) -> Tensor:
-    """Zeros for every two columns; none if there are too many, or if it is not a matrix."""
+    """A zero for every two columns; a single one if there are too many, or none."""
     return _square_zeros(param, 1)
 
 
 def _square_zeros(param: Tensor, side: int) -> Tensor:
-    size = as_matrix(param).shape[side] if is_matrix(param) else 0
-    return param.new_zeros(size, size) if size <= LONGEST else param.new_zeros(0, 0)
+    size = as_matrix(param).shape[side] if is_matrix(param) else LONGEST + 1
+    return param.new_zeros(size, size) if size <= LONGEST else param.new_zeros(())
 
 
 @leafwise(left=left_zeros, right=right_zeros, left_root=left_zeros, right_root=right_zeros)
@@ -68,8 +68,8 @@ def precondition_sides(
             [0., 1.]]))
     """
     if not is_matrix(grad):
-        roots = dict(left_root=left_root, right_root=right_root)
-        return dict(update=grad, left=left, right=right, **roots)
+        roots = dict(left_root=left_root.clone(), right_root=right_root.clone())
+        return dict(update=grad, left=left.clone(), right=right.clone(), **roots)
     matrix = as_matrix(grad)
     left, right = _add_products(matrix, left, right, 1, 1)
     due = (step - 1) % every == 0
@@ -119,26 +119,30 @@ def average_in_eigenbasis(
     What is not due is not computed on the CPU; on other devices, and in programs that are recorded,
     it is, and thrown away. Source: SOAP (Vyas et al. 2024), numbers of its authors.
 
-    >>> grad, none = torch.tensor([[0.0, 2.0]]), torch.zeros(0, 0)
+    >>> grad, none = torch.tensor([[0.0, 2.0]]), torch.tensor(0.0)
     >>> zero = torch.zeros(1, 2)
     >>> first = average_in_eigenbasis(grad, zero, zero, none, none, none, none,
     ...                               step=torch.tensor(1))
     >>> average_in_eigenbasis(grad, *[first[name] for name in list(first)[1:]],
     ...                       step=torch.tensor(2))["update"]
-    tensor([[0., 1.]])
+    tensor([[0.0000, 1.0000]])
     """
     first = step <= 1
     count = torch.where(first, 1, step - 1)
     x, average, squares = (as_matrix(leaf) for leaf in (grad, grad_avg, sqr_avg))
-    sides = (left, right) if is_matrix(grad) else (left[:0, :0], right[:0, :0])
-    bases = (left_basis, right_basis) if is_matrix(grad) else sides
+    none = step  # no matrix
+    bases = (left_basis, right_basis) if is_matrix(grad) else (none, none)
     average = torch.where(first, average, mom * average + (1 - mom) * x)
-    seen = _between(bases[0].mT, x, bases[1])
+    seen = _between(_mirrored(bases[0]), x, bases[1])
     squares = torch.where(first, squares, sqr_mom * squares + (1 - sqr_mom) * seen.square())
     weight = (1 - sqr_mom**count) ** 0.5 / (1 - mom**count)
-    step_seen = _between(bases[0].mT, weight * average, bases[1]) / (root(squares) + eps)
-    update = torch.where(first, 0.0, _between(bases[0], step_seen, bases[1].mT))
-    if is_matrix(grad):
+    step_seen = _between(_mirrored(bases[0]), weight * average, bases[1]) / (root(squares) + eps)
+    update = torch.where(first, 0.0, _between(bases[0], step_seen, _mirrored(bases[1])))
+    if not is_matrix(grad):
+        left, right, left_basis, right_basis = (
+            one.clone() for one in (left, right, left_basis, right_basis)
+        )
+    else:
         left, right = _add_products(x, left, right, sqr_mom, 1 - sqr_mom)
         due = (step > 1) & (count % every == 0)
         left_basis, order = _turned(first, due, left, left_basis)
@@ -154,21 +158,26 @@ def _add_products(
     matrix: Tensor, left: Tensor, right: Tensor, kept: float | Tensor, share: float | Tensor
 ) -> tuple[Tensor, Tensor]:
     """kept * left + share * matrix matrix', and of the other side; of those that there are."""
-    left = kept * left + share * (matrix @ matrix.mT) if left.numel() else left
-    right = kept * right + share * (matrix.mT @ matrix) if right.numel() else right
+    left = kept * left + share * (matrix @ matrix.mT) if left.dim() > 1 else left.clone()
+    right = kept * right + share * (matrix.mT @ matrix) if right.dim() > 1 else right.clone()
     return left, right
 
 
 def _between(left: Tensor, matrix: Tensor, right: Tensor) -> Tensor:
-    """left @ matrix @ right, where a factor that is empty is not there."""
-    matrix = left @ matrix if left.numel() else matrix
-    return matrix @ right if right.numel() else matrix
+    """left @ matrix @ right, where a factor that is no matrix is left out."""
+    matrix = left @ matrix if left.dim() > 1 else matrix
+    return matrix @ right if right.dim() > 1 else matrix
+
+
+def _mirrored(side: Tensor) -> Tensor:
+    """The transpose of a matrix."""
+    return side.mT if side.dim() > 1 else side
 
 
 def _inverse_root(matrix: Tensor, eps: float | Tensor) -> Tensor:
     """(matrix + eps)**(-1/4), of a symmetric matrix without negative eigenvalues."""
-    if not matrix.numel():
-        return matrix
+    if matrix.dim() < 2:
+        return matrix.clone()
     values, vectors = _eigh(matrix)
     return (vectors * (values.clamp(min=0) + eps) ** -0.25) @ vectors.mT
 
@@ -181,8 +190,8 @@ def _turned(
 
     The eigenvectors in the first step, and one step of power iteration whenever it is due.
     """
-    if not matrix.numel():
-        return basis, None
+    if matrix.dim() < 2:
+        return basis.clone(), None
     basis = _renewed(first, basis, lambda: _eigh(matrix)[1].flip(1))
     if known_for_all(due) is False:
         return basis, None
@@ -200,7 +209,7 @@ def _renewed(due: Tensor, old: Tensor, renew: Callable[[], Tensor]) -> Tensor:
     found = known_for_all(due)
     if found is None:
         return torch.where(due, renew(), old)
-    return renew() if found else old
+    return renew() if found else old.clone()
 
 
 def known_for_all(condition: Tensor) -> bool | None:
@@ -234,7 +243,7 @@ def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     fixed = matrix.detach()
     finite, one = fixed.isfinite().all(), torch.eye(len(matrix), dtype=matrix.dtype).to(fixed)
     values, vectors = torch.linalg.eigh(torch.where(finite, fixed, one))
-    vectors = torch.where(finite, vectors, torch.nan)
+    vectors = torch.where(finite, vectors, torch.nan).contiguous()
     if not _may_be_tracked(matrix):
         return values, vectors
     change = vectors.mT @ (matrix - fixed) @ vectors  # 0, but its derivative is not
@@ -249,7 +258,8 @@ def _orthonormal(matrix: Tensor) -> Tensor:
     the others.
     """
     fixed = matrix.detach()
-    basis, triangle = torch.linalg.qr(fixed)
+    found, triangle = torch.linalg.qr(fixed)
+    basis: Tensor = found.contiguous()
     if not _may_be_tracked(matrix):
         return basis
     diagonal = triangle.diagonal().abs()
@@ -259,9 +269,11 @@ def _orthonormal(matrix: Tensor) -> Tensor:
     lower = torch.linalg.solve_triangular(
         torch.where(regular, triangle, one), change, upper=True, left=False
     ).tril(-1)
-    return basis + torch.where(regular, basis @ (lower - lower.mT), 0.0)
+    turn: Tensor = torch.where(regular, basis @ (lower - lower.mT), 0.0)
+    return basis + turn
 
 
 def _may_be_tracked(value: Tensor) -> bool:
     """Whether derivatives may go through a value."""
-    return value.requires_grad or transformed()
+    tracked: bool = value.requires_grad or transformed()
+    return tracked

@@ -60,7 +60,21 @@ TWO_PASSES = {"clip_norm_adam", "clip_norm_inside", "lamb", "larc", "lars"}
 """Recipes with a number made of columns, which a second pass is called with."""
 
 
+BY_TORCH = {
+    "centralize_sgd": ["torch", "kernel"],
+    "adamuon": ["kernel", "torch", "kernel", "kernel"],
+    "muon": ["kernel", "torch", "torch", "kernel"],
+    "muon_float32": ["kernel", "torch", "torch", "kernel"],
+    "normuon": ["kernel", "torch", "torch", "torch", "kernel"],
+    "shampoo": ["torch", "kernel"],
+    "shampoo_every": ["torch", "kernel"],
+    "soap": ["torch", "kernel"],
+    "soap_every": ["torch", "kernel"],
+}
+"""Recipes with rules that torch runs between the passes."""
+
+
 @pytest.mark.parametrize("name", [name for name in RECIPES if name != "identity"])
 def test_recipes_are_one_pass_and_another_for_a_norm(name):
-    expected = {"centralize_sgd": ["torch", "kernel"], **dict.fromkeys(TWO_PASSES, ["kernel"] * 2)}
+    expected = {**BY_TORCH, **dict.fromkeys(TWO_PASSES, ["kernel"] * 2)}
     assert kinds(fuse(RECIPES[name]())) == expected.get(name, ["kernel"])
