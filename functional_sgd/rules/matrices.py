@@ -148,11 +148,15 @@ def match_rms_of_adamw(update: Tensor, *, rms: Positive = 0.2) -> dict[str, Tens
     return dict(update=update * (rms * math.sqrt(max(as_matrix(update).shape))))
 
 
+def _square(update: Tensor) -> Tensor:
+    return update.square()
+
+
 @elementwise
 def set_rms(
     update: Tensor,
     *,
-    mean_square: Tensor = mean(lambda update: update.square()),
+    mean_square: Tensor = mean(_square),
     rms: Positive = 0.2,
     eps: NonNegative = 1e-8,
 ) -> dict[str, Tensor]:
