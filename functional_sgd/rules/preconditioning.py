@@ -12,7 +12,6 @@ from functional_sgd.ranges import Count, Decay, NonNegative, Positive
 from functional_sgd.reduction import root
 from functional_sgd.rule import leafwise
 from functional_sgd.rules.matrices import as_matrix, is_matrix, like_leaf
-from functional_sgd.tracing import transformed
 
 __all__ = ["average_in_eigenbasis", "precondition_sides"]
 
@@ -105,12 +104,13 @@ def average_in_eigenbasis(
     """Adam in the directions in which a matrix varies most, those of Shampoo's two sides.
 
     seen = left_basis' grad right_basis;  sqr_avg = sqr_mom * sqr_avg + (1 - sqr_mom) * seen**2
-    grad_avg = mom * grad_avg + (1 - mom) * grad;  both debiased
-    update = left_basis (left_basis' grad_avg right_basis / (sqrt(sqr_avg) + eps)) right_basis'
+    grad_avg = mom * grad_avg + (1 - mom) * seen;  both debiased
+    update = left_basis (grad_avg / (sqrt(sqr_avg) + eps)) right_basis'
 
     and then, for the steps to come: left = sqr_mom * left + (1 - sqr_mom) * grad grad', right
     likewise of grad' grad, and every so many steps the bases are turned towards the eigenvectors of
-    these by a step of power iteration (in the order of their eigenvalues, and sqr_avg with them).
+    these by a step of power iteration (in the order of their eigenvalues), and the averages with
+    them: grad_avg is seen from the new ones, sqr_avg keeps its numbers in their order.
 
     The first step only finds the bases, from the first gradient: its update is 0, and it does not
     count for the averages. Reads grad, step, mom and sqr_mom in [0, 1), every >= 1 and eps. A side
@@ -130,25 +130,34 @@ def average_in_eigenbasis(
     first = step <= 1
     count = torch.where(first, 1, step - 1)
     x, average, squares = (as_matrix(leaf) for leaf in (grad, grad_avg, sqr_avg))
-    none = step  # no matrix
-    bases = (left_basis, right_basis) if is_matrix(grad) else (none, none)
-    average = torch.where(first, average, mom * average + (1 - mom) * x)
+    sides = (left, right) if is_matrix(grad) else (step, step)  # these are no matrices
+    bases = (left_basis, right_basis) if is_matrix(grad) else sides
     seen = _between(_mirrored(bases[0]), x, bases[1])
-    squares = torch.where(first, squares, sqr_mom * squares + (1 - sqr_mom) * seen.square())
-    weight = (1 - sqr_mom**count) ** 0.5 / (1 - mom**count)
-    step_seen = _between(_mirrored(bases[0]), weight * average, bases[1]) / (root(squares) + eps)
-    update = torch.where(first, 0.0, _between(bases[0], step_seen, _mirrored(bases[1])))
-    if not is_matrix(grad):
-        left, right, left_basis, right_basis = (
-            one.clone() for one in (left, right, left_basis, right_basis)
-        )
-    else:
+    later = (step > 1).to(step.dtype)  # 0 in the first step, which leaves the averages alone
+    average = (1 - later * (1 - mom)) * average + later * (1 - mom) * seen
+    squares = (1 - later * (1 - sqr_mom)) * squares + later * (1 - sqr_mom) * seen.square()
+    weight = torch.where(first, 0.0, (1 - sqr_mom**count) ** 0.5 / (1 - mom**count))
+    update = weight * average / (root(squares) + eps)
+    update = _between(bases[0], update, _mirrored(bases[1]))
+    if is_matrix(grad):
         left, right = _add_products(x, left, right, sqr_mom, 1 - sqr_mom)
         due = (step > 1) & (count % every == 0)
-        left_basis, order = _turned(first, due, left, left_basis)
+        left_basis, order = _turned(first, due, left, bases[0])
         squares = squares if order is None else squares[order]
-        right_basis, order = _turned(first, due, right, right_basis)
+        right_basis, order = _turned(first, due, right, bases[1])
         squares = squares if order is None else squares[:, order]
+        average = _renewed(
+            due,
+            average,
+            lambda: _between(
+                _from_basis(bases[0], left_basis),
+                average,
+                _mirrored(_from_basis(bases[1], right_basis)),
+            ),
+        )
+    else:
+        slots = (left, right, left_basis, right_basis)
+        left, right, left_basis, right_basis = (slot.clone() for slot in slots)
     kept = dict(left=left, right=right, left_basis=left_basis, right_basis=right_basis)
     averages = dict(grad_avg=like_leaf(average, grad), sqr_avg=like_leaf(squares, grad))
     return dict(update=like_leaf(update, grad), **averages, **kept)
@@ -172,6 +181,11 @@ def _between(left: Tensor, matrix: Tensor, right: Tensor) -> Tensor:
 def _mirrored(side: Tensor) -> Tensor:
     """The transpose of a matrix."""
     return side.mT if side.dim() > 1 else side
+
+
+def _from_basis(old: Tensor, new: Tensor) -> Tensor:
+    """What takes directions of an old basis to those of a new one."""
+    return new.mT @ old if old.dim() > 1 else old
 
 
 def _inverse_root(matrix: Tensor, eps: float | Tensor) -> Tensor:
@@ -274,6 +288,14 @@ def _orthonormal(matrix: Tensor) -> Tensor:
 
 
 def _may_be_tracked(value: Tensor) -> bool:
-    """Whether derivatives may go through a value."""
-    tracked: bool = value.requires_grad or transformed()
+    """Whether derivatives may go through a value; in a batch they do if they go through its
+    members.
+    """
+    if torch.compiler.is_compiling() or torch.autograd.forward_ad._current_level >= 0:
+        return True
+    while torch._C._functorch.is_functorch_wrapped_tensor(value):
+        if torch._C._functorch.is_gradtrackingtensor(value):
+            return True
+        value = torch._C._functorch.get_unwrapped(value)
+    tracked: bool = value.requires_grad
     return tracked

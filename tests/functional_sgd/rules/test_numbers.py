@@ -223,7 +223,7 @@ CASES: list[tuple[Rule, dict[str, Any], dict[str, list[float]]]] = [
         ),
         dict(
             update=[[1.0], [0.0]],  # 4 / sqrt(16): debiased, and no further by the other square
-            grad_avg=[[2.0], [0.0]],
+            grad_avg=[[0.0], [2.0]],
             sqr_avg=[[4.0], [8.0]],
             left=[[8.0, 0.0], [0.0, 0.0]],
             right=[[16.0]],
