@@ -89,8 +89,8 @@ def orthogonalize_in_bfloat16(update: Tensor) -> dict[str, Tensor]:
     Source: Muon (Jordan et al. 2024).
 
     >>> orthogonalize_in_bfloat16(torch.tensor([[3.0, 0.0], [0.0, -3.0]]))
-    {'update': tensor([[ 1.1250,  0.0000],
-            [ 0.0000, -1.1250]])}
+    {'update': tensor([[ 1.1094,  0.0000],
+            [ 0.0000, -1.1094]])}
     """
     if not is_matrix(update):
         return dict(update=update)
