@@ -48,7 +48,7 @@ format: .venv/installed-lint
 	@touch $@
 
 bench: .venv/installed-benchmarks
-	for question in optimizer_step build_time memory overhead whole_step loop_overhead; do \
+	for question in optimizer_step build_time memory overhead whole_step loop_overhead matrices; do \
 		.venv/bin/python benchmarks/$$question.py --save-results || exit 1; \
 	done
 	.venv/bin/python benchmarks/chart.py --save

@@ -17,6 +17,7 @@ from functional_sgd.catalogue import (
     factored,
     layers,
     lean,
+    matrices,
     noisy,
     online,
     parameter_free,
@@ -31,6 +32,7 @@ from functional_sgd.catalogue.descent import *
 from functional_sgd.catalogue.factored import *
 from functional_sgd.catalogue.layers import *
 from functional_sgd.catalogue.lean import *
+from functional_sgd.catalogue.matrices import *
 from functional_sgd.catalogue.noisy import *
 from functional_sgd.catalogue.online import *
 from functional_sgd.catalogue.parameter_free import *
@@ -46,6 +48,7 @@ NAMES = (
     *factored.__all__,
     *layers.__all__,
     *lean.__all__,
+    *matrices.__all__,
     *noisy.__all__,
     *online.__all__,
     *parameter_free.__all__,

@@ -13,8 +13,10 @@ from functional_sgd.rules import (
     factored,
     lean,
     loss,
+    matrices,
     moments,
     noise,
+    preconditioning,
     projecting,
     rates,
     scaling,
@@ -34,8 +36,10 @@ from functional_sgd.rules.extremes import *
 from functional_sgd.rules.factored import *
 from functional_sgd.rules.lean import *
 from functional_sgd.rules.loss import *
+from functional_sgd.rules.matrices import *
 from functional_sgd.rules.moments import *
 from functional_sgd.rules.noise import *
+from functional_sgd.rules.preconditioning import *
 from functional_sgd.rules.projecting import *
 from functional_sgd.rules.rates import *
 from functional_sgd.rules.scaling import *
@@ -56,8 +60,10 @@ NAMES = (
     *factored.__all__,
     *lean.__all__,
     *loss.__all__,
+    *matrices.__all__,
     *moments.__all__,
     *noise.__all__,
+    *preconditioning.__all__,
     *projecting.__all__,
     *rates.__all__,
     *scaling.__all__,

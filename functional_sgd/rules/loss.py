@@ -143,7 +143,7 @@ def momo_ratio(
     update = update * min(lr / share_sum, gap / <update, grad_avg>)
 
     Reads param, grad_avg, update (grad_avg, scaled or not), the numbers of average_loss, lr >= 0,
-    wd >= 0 (that of a proximal_weight_decay afterwards) and lower_bound, which the loss should not
+    wd >= 0 (that of a proximal_decay afterwards) and lower_bound, which the loss should not
     go below; <a, b> is the sum of a * b over all leaves. The update holds the rate, so take_step
     follows. An update along zeros is zero.
     Source: MoMo (Schaipp et al. 2024).

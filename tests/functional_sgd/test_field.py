@@ -107,15 +107,6 @@ def precondition(grad, left, right, *, eps=1e-4):
     return dict(left=left, right=right, update=update)
 
 
-@leafwise
-def orthogonalize(update):
-    x = update / (update.norm() + 1e-7)
-    for _ in range(5):
-        square = x @ x.T
-        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
-    return dict(update=x)
-
-
 @elementwise
 def add_noise(param, *, key, lr, temperature=1e-4):
     return dict(param=param + (2 * lr * temperature) ** 0.5 * normal(key, param))
@@ -133,7 +124,7 @@ def sophia() -> Optimizer:
 
 
 def muon_under_one_clip() -> Optimizer:
-    matrices = chain(fs.heavy_ball, orthogonalize, fs.sgd_step, lr=0.02, mom=0.9)
+    matrices = chain(fs.heavy_ball, fs.orthogonalize, fs.sgd_step, lr=0.02, mom=0.9)
     return chain(clip, partition({"matrix": matrices, "vector": fs.adamw(lr=0.01)}, is_matrix))
 
 
@@ -246,6 +237,7 @@ CASES: dict[str, tuple[Optimizer, Reference, dict[str, tuple[int, ...]]]] = {
         SHAPES,
     ),
     "shampoo": (chain(precondition, fs.sgd_step, lr=0.1), shampoo_by_hand, MATRICES),
+    "shampoo of the catalogue": (fs.shampoo(lr=0.1, eps=1e-4), shampoo_by_hand, MATRICES),
 }
 
 
@@ -295,7 +287,7 @@ def test_muon_and_adamw_share_one_global_clip() -> None:
     adamw = fs.adamw(lr=0.01)
     expected, _ = adamw(vectors, {"bias": clipped["bias"]}, adamw.init(vectors))
     assert_close(after["bias"], expected["bias"], rtol=1e-12)
-    moved = orthogonalize(clipped["first"])["update"]
+    moved = fs.orthogonalize(clipped["first"])["update"]
     assert_close(after["first"], params["first"] - 0.02 * moved, rtol=1e-12)
     fused, _ = fuse(opt)(params, grads, opt.init(params))
     assert_close(fused, after, rtol=1e-12)

@@ -13,6 +13,7 @@ from functional_sgd.fusion.backends.backend import Backend, Unavailable
 from functional_sgd.fusion.backends.c.launch import CBackend
 from functional_sgd.fusion.backends.foreach import ForeachBackend
 from functional_sgd.fusion.check import evaluate
+from functional_sgd.rules import matrices, preconditioning
 from tests.catalogue import RECIPES
 from tests.comparing import assert_same, copy_of
 from tests.functional_sgd.fusion.helpers import (
@@ -67,10 +68,24 @@ def test_a_backend_is_short():
     assert len(inspect.getsource(DoubleBackend).splitlines()) < 60
 
 
+OF_MATRICES = {*matrices.__all__, *preconditioning.__all__}
+
+
 @pytest.mark.parametrize("donate", [False, True], ids=["pure", "donated"])
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name, make in RECIPES.items()
+        if not OF_MATRICES & {rule.name for rule in make().rules if rule.scope == "leafwise"}
+    ],
+)
 def test_another_backend_runs_every_recipe(name, donate):
-    """What is computed in double precision and rounded once is nearest to the truth."""
+    """What is computed in double precision and rounded once is nearest to the truth.
+
+    But for rules of matrices, which torch runs in single precision, and which make more of a
+    rounding than two.
+    """
     opt, backend = RECIPES[name](), DoubleBackend()
     one = fuse(opt, donate=donate, backends=[backend])
     params, state = plain_tree(torch.float32), opt.init(plain_tree(torch.float32))

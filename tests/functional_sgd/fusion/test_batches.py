@@ -5,7 +5,15 @@ import torch
 
 import functional_sgd as fs
 from functional_sgd import by_path, fuse, leafwise, norm
-from tests.functional_sgd.fusion.helpers import check_steps, draw, then_step
+from functional_sgd.fusion import batches
+from tests.comparing import copy_of
+from tests.functional_sgd.fusion.helpers import (
+    REDUCING,
+    assert_near,
+    check_steps,
+    draw,
+    then_step,
+)
 
 donating = pytest.mark.parametrize("donate", [False, True], ids=["pure", "donated"])
 
@@ -100,3 +108,53 @@ def test_the_error_of_a_rule_is_its_own():
     params, opt = matrices(), fuse(then_step(picky))
     with pytest.raises(ZeroDivisionError, match="no matrices"):
         opt(params, params, opt.init(params))
+
+
+OF_MATRICES = {
+    "muon": fs.muon(bfloat16=False),
+    "muon_bfloat16": fs.muon(),
+    "normuon": fs.normuon(),
+    "adamuon": fs.adamuon(),
+    "shampoo": fs.shampoo(every=2),
+    "soap": fs.soap(every=2),
+}
+
+
+@donating
+@pytest.mark.parametrize("name", OF_MATRICES)
+def test_the_catalogues_matrix_rules_run_in_batches(name, donate, monkeypatch):
+    """Nothing that they do keeps torch.vmap from mapping over leaves of one shape."""
+    alone = []
+    one_by_one = batches._one_by_one
+
+    def seen(call, leaves, group, columns, of_tree, places):
+        alone.append(len(places))
+        return one_by_one(call, leaves, group, columns, of_tree, places)
+
+    monkeypatch.setattr(batches, "_one_by_one", seen)
+    opt, params = OF_MATRICES[name], matrices()
+    fused, state = fuse(opt, donate=donate), opt.init(params)
+    for seed in range(4):  # without the exact roots of check_steps, which nothing maps over
+        grads = {key: draw(tuple(leaf.shape), leaf.dtype, seed) for key, leaf in params.items()}
+        before = copy_of((params, state))
+        expected = opt(*copy_of((params,)), grads, before[1])
+        params, state = fused(params, grads, state)
+        assert_near((params, state), expected, before, more=REDUCING)
+    assert set(alone) == {1}  # the vector and the number, of which there is one each
+
+
+@pytest.mark.parametrize(("name", "function"), [("shampoo", "eigh"), ("soap", "qr")])
+def test_what_is_not_due_is_not_computed_in_batches_either(name, function, monkeypatch):
+    opt, params = fuse(OF_MATRICES[name]), matrices()
+    calls, real = [], getattr(torch.linalg, function)
+    monkeypatch.setattr(
+        torch.linalg, function, lambda *given: (calls.append(given[0].shape), real(*given))[1]
+    )
+    state, often = opt.init(params), []
+    for _ in range(6):
+        calls.clear()
+        params, state = opt(params, params, state)
+        often.append(len(calls))
+    sides = 4  # two of each of two shapes
+    expected = [sides, 0] * 3 if name == "shampoo" else [0, 0, sides, 0, sides, 0]
+    assert often == expected

@@ -75,13 +75,21 @@ WITH_TORCH = {
     "adafactor_wd": ["torch", "kernel", "kernel"],
     "adam_mini": ["torch", "kernel"],
     "adamp": ["kernel", "torch", "kernel"],
+    "adamuon": ["kernel", "torch", "kernel", "kernel"],
     "adaptive_clip_sgd": ["torch", "kernel"],
     "came": ["torch", "kernel", "kernel", "torch", "kernel"],
     "centralize_sgd": ["torch", "kernel"],
     "l1_ball": ["kernel", "torch"],
+    "muon": ["kernel", "torch", "torch", "kernel"],
+    "muon_float32": ["kernel", "torch", "torch", "kernel"],
+    "normuon": ["kernel", "torch", "torch", "torch", "kernel"],
     "novograd": ["torch", "kernel"],
+    "shampoo": ["torch", "kernel"],
+    "shampoo_every": ["torch", "kernel"],
     "simplex": ["kernel", "torch"],
     "sm3": ["torch", "kernel"],
+    "soap": ["torch", "kernel"],
+    "soap_every": ["torch", "kernel"],
 }
 """Recipes with rules that look at shapes, which torch runs."""
 

@@ -10,7 +10,7 @@ from functional_sgd import Rule, chain
 from functional_sgd.rules.scaling import rectification
 from tests.catalogue import RULES
 from tests.comparing import assert_close, assert_same
-from tests.functional_sgd.rules import moments, numbers_of_the_field
+from tests.functional_sgd.rules import matrices_by_hand, moments, numbers_of_the_field
 from tests.functional_sgd.rules.rates_by_hand import RATES
 
 T = torch.tensor
@@ -288,6 +288,7 @@ CASES: list[tuple[Rule, dict[str, Any], dict[str, Any]]] = [
     ),
     *moments.CASES,
     *numbers_of_the_field.CASES,
+    *matrices_by_hand.CASES,
 ]
 
 

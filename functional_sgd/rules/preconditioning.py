@@ -1,0 +1,301 @@
+"""Rules that precondition both sides of a matrix, by what its gradients have been like.
+
+Matrices are what `functional_sgd.rules.matrices` says. What is costly is done every so many steps.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from functional_sgd.ranges import Count, Decay, NonNegative, Positive
+from functional_sgd.reduction import root
+from functional_sgd.rule import leafwise
+from functional_sgd.rules.matrices import as_matrix, is_matrix, like_leaf
+
+__all__ = ["average_in_eigenbasis", "precondition_sides"]
+
+LONGEST = 10_000
+"""A side that is longer has no matrix of its own, which would be as long and as wide."""
+
+
+def left_zeros(param: Tensor) -> Tensor:
+    """A zero for every two rows; a single one if there are too many, or none."""
+    return _square_zeros(param, 0)
+
+
+def right_zeros(param: Tensor) -> Tensor:
+    """A zero for every two columns; a single one if there are too many, or none."""
+    return _square_zeros(param, 1)
+
+
+def _square_zeros(param: Tensor, side: int) -> Tensor:
+    size = as_matrix(param).shape[side] if is_matrix(param) else LONGEST + 1
+    return param.new_zeros(size, size) if size <= LONGEST else param.new_zeros(())
+
+
+@leafwise(left=left_zeros, right=right_zeros, left_root=left_zeros, right_root=right_zeros)
+def precondition_sides(
+    grad: Tensor,
+    left: Tensor,
+    right: Tensor,
+    left_root: Tensor,
+    right_root: Tensor,
+    *,
+    step: Tensor,
+    every: Count = 1,
+    eps: Positive = 1e-6,
+) -> dict[str, Tensor]:
+    """Multiply a matrix from both sides by the inverse fourth roots of what its gradients have
+    summed up to: AdaGrad for rows and columns that move together.
+
+    left = left + grad grad';  right = right + grad' grad
+    update = (left + eps)**(-1/4) grad (right + eps)**(-1/4)
+
+    Reads grad, step, eps > 0 and every >= 1: the roots are taken anew in the first step, and then
+    every so many. Keeps left and right, which start at 0, and their roots; a side longer than
+    10,000 has none, and is left alone. Leaves of fewer than two axes stay as they are.
+
+    Roots that are not due are not computed on the CPU; on other devices, and in programs that are
+    recorded, they are, and thrown away. Source: Shampoo (Gupta et al. 2018).
+
+    >>> grad, none = torch.tensor([[4.0, 0.0], [0.0, 9.0]]), torch.zeros(2, 2)
+    >>> made = precondition_sides(grad, none, none, none, none, step=torch.tensor(1), eps=1e-9)
+    >>> made["left"], made["update"]
+    (tensor([[16.,  0.],
+            [ 0., 81.]]), tensor([[1., 0.],
+            [0., 1.]]))
+    """
+    if not is_matrix(grad):
+        roots = dict(left_root=left_root.clone(), right_root=right_root.clone())
+        return dict(update=grad, left=left.clone(), right=right.clone(), **roots)
+    matrix = as_matrix(grad)
+    left, right = _add_products(matrix, left, right, 1, 1)
+    due = (step - 1) % every == 0
+    left_root = _renewed(due, left_root, lambda: _inverse_root(left, eps))
+    right_root = _renewed(due, right_root, lambda: _inverse_root(right, eps))
+    update = like_leaf(_between(left_root, matrix, right_root), grad)
+    return dict(update=update, left=left, right=right, left_root=left_root, right_root=right_root)
+
+
+@leafwise(
+    grad_avg=torch.zeros_like,
+    sqr_avg=torch.zeros_like,
+    left=left_zeros,
+    right=right_zeros,
+    left_basis=left_zeros,
+    right_basis=right_zeros,
+)
+def average_in_eigenbasis(
+    grad: Tensor,
+    grad_avg: Tensor,
+    sqr_avg: Tensor,
+    left: Tensor,
+    right: Tensor,
+    left_basis: Tensor,
+    right_basis: Tensor,
+    *,
+    step: Tensor,
+    mom: Decay = 0.95,
+    sqr_mom: Decay = 0.95,
+    every: Count = 10,
+    eps: NonNegative = 1e-8,
+) -> dict[str, Tensor]:
+    """Adam in the directions in which a matrix varies most, those of Shampoo's two sides.
+
+    seen = left_basis' grad right_basis;  sqr_avg = sqr_mom * sqr_avg + (1 - sqr_mom) * seen**2
+    grad_avg = mom * grad_avg + (1 - mom) * seen;  both debiased
+    update = left_basis (grad_avg / (sqrt(sqr_avg) + eps)) right_basis'
+
+    and then, for the steps to come: left = sqr_mom * left + (1 - sqr_mom) * grad grad', right
+    likewise of grad' grad, and every so many steps the bases are turned towards the eigenvectors of
+    these by a step of power iteration (in the order of their eigenvalues), and the averages with
+    them: grad_avg is seen from the new ones, sqr_avg keeps its numbers in their order.
+
+    The first step only finds the bases, from the first gradient: its update is 0, and it does not
+    count for the averages. Reads grad, step, mom and sqr_mom in [0, 1), every >= 1 and eps. A side
+    longer than 10,000 has no basis; leaves of fewer than two axes have none, which leaves Adam.
+
+    What is not due is not computed on the CPU; on other devices, and in programs that are recorded,
+    it is, and thrown away. Source: SOAP (Vyas et al. 2024), numbers of its authors.
+
+    >>> grad, none = torch.tensor([[0.0, 2.0]]), torch.tensor(0.0)
+    >>> zero = torch.zeros(1, 2)
+    >>> first = average_in_eigenbasis(grad, zero, zero, none, none, none, none,
+    ...                               step=torch.tensor(1))
+    >>> average_in_eigenbasis(grad, *[first[name] for name in list(first)[1:]],
+    ...                       step=torch.tensor(2))["update"]
+    tensor([[0.0000, 1.0000]])
+    """
+    first = step <= 1
+    count = torch.where(first, 1, step - 1)
+    x, average, squares = (as_matrix(leaf) for leaf in (grad, grad_avg, sqr_avg))
+    sides = (left, right) if is_matrix(grad) else (step, step)  # these are no matrices
+    bases = (left_basis, right_basis) if is_matrix(grad) else sides
+    seen = _between(_mirrored(bases[0]), x, bases[1])
+    later = (step > 1).to(step.dtype)  # 0 in the first step, which leaves the averages alone
+    average = (1 - later * (1 - mom)) * average + later * (1 - mom) * seen
+    squares = (1 - later * (1 - sqr_mom)) * squares + later * (1 - sqr_mom) * seen.square()
+    weight = torch.where(first, 0.0, (1 - sqr_mom**count) ** 0.5 / (1 - mom**count))
+    update = weight * average / (root(squares) + eps)
+    update = _between(bases[0], update, _mirrored(bases[1]))
+    if is_matrix(grad):
+        left, right = _add_products(x, left, right, sqr_mom, 1 - sqr_mom)
+        due = (step > 1) & (count % every == 0)
+        left_basis, order = _turned(first, due, left, bases[0])
+        squares = squares if order is None else squares[order]
+        right_basis, order = _turned(first, due, right, bases[1])
+        squares = squares if order is None else squares[:, order]
+        average = _renewed(
+            due,
+            average,
+            lambda: _between(
+                _from_basis(bases[0], left_basis),
+                average,
+                _mirrored(_from_basis(bases[1], right_basis)),
+            ),
+        )
+    else:
+        slots = (left, right, left_basis, right_basis)
+        left, right, left_basis, right_basis = (slot.clone() for slot in slots)
+    kept = dict(left=left, right=right, left_basis=left_basis, right_basis=right_basis)
+    averages = dict(grad_avg=like_leaf(average, grad), sqr_avg=like_leaf(squares, grad))
+    return dict(update=like_leaf(update, grad), **averages, **kept)
+
+
+def _add_products(
+    matrix: Tensor, left: Tensor, right: Tensor, kept: float | Tensor, share: float | Tensor
+) -> tuple[Tensor, Tensor]:
+    """kept * left + share * matrix matrix', and of the other side; of those that there are."""
+    left = kept * left + share * (matrix @ matrix.mT) if left.dim() > 1 else left.clone()
+    right = kept * right + share * (matrix.mT @ matrix) if right.dim() > 1 else right.clone()
+    return left, right
+
+
+def _between(left: Tensor, matrix: Tensor, right: Tensor) -> Tensor:
+    """left @ matrix @ right, where a factor that is no matrix is left out."""
+    matrix = left @ matrix if left.dim() > 1 else matrix
+    return matrix @ right if right.dim() > 1 else matrix
+
+
+def _mirrored(side: Tensor) -> Tensor:
+    """The transpose of a matrix."""
+    return side.mT if side.dim() > 1 else side
+
+
+def _from_basis(old: Tensor, new: Tensor) -> Tensor:
+    """What takes directions of an old basis to those of a new one."""
+    return new.mT @ old if old.dim() > 1 else old
+
+
+def _inverse_root(matrix: Tensor, eps: float | Tensor) -> Tensor:
+    """(matrix + eps)**(-1/4), of a symmetric matrix without negative eigenvalues."""
+    if matrix.dim() < 2:
+        return matrix.clone()
+    values, vectors = _eigh(matrix)
+    return (vectors * (values.clamp(min=0) + eps) ** -0.25) @ vectors.mT
+
+
+def _turned(
+    first: Tensor, due: Tensor, matrix: Tensor, basis: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """(The basis for the next step, the order in which it has the directions of the last; None if
+    that is as it was).
+
+    The eigenvectors in the first step, and one step of power iteration whenever it is due.
+    """
+    if matrix.dim() < 2:
+        return basis.clone(), None
+    basis = _renewed(first, basis, lambda: _eigh(matrix)[1].flip(1))
+    if known_for_all(due) is False:
+        return basis, None
+    product = matrix @ basis
+    order = (basis * product).sum(0).argsort(descending=True, stable=True)
+    turned = _orthonormal(product[:, order])
+    if known_for_all(due):
+        return turned, order
+    same = torch.arange(len(matrix), device=matrix.device)
+    return torch.where(due, turned, basis), torch.where(due, order, same)
+
+
+def _renewed(due: Tensor, old: Tensor, renew: Callable[[], Tensor]) -> Tensor:
+    """What renew() gives if it is due, else the old; not computed where that is known."""
+    found = known_for_all(due)
+    if found is None:
+        return torch.where(due, renew(), old)
+    return renew() if found else old.clone()
+
+
+def known_for_all(condition: Tensor) -> bool | None:
+    """What a condition says, if a branch may be taken: on the CPU, where it is the same for all
+    members of a batch, and not while a program is recorded.
+
+    `tracing.known` does not look into batches. A rule that torch.vmap maps over matrices of one
+    shape has a step for each of them, but mostly these are the same.
+
+    >>> torch.vmap(lambda step: step + known_for_all(step > 1))(torch.tensor([2, 3]))
+    tensor([3, 4])
+    """
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return None
+    while torch._C._functorch.is_functorch_wrapped_tensor(condition):
+        condition = torch._C._functorch.get_unwrapped(condition)
+    if condition.device.type != "cpu":
+        return None
+    with torch._C._DisableFuncTorch():
+        says = set(condition.reshape(-1).tolist())
+    return says.pop() if len(says) == 1 else None
+
+
+def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """The eigenvalues of a symmetric matrix, and its eigenvectors as columns.
+
+    NaN if anything is not finite, where LAPACK would raise. The first derivatives are those of
+    theory; but directions of one eigenvalue are as good as any others in their plane, so within it
+    they do not turn, where theory divides by zero.
+    """
+    fixed = matrix.detach()
+    finite, one = fixed.isfinite().all(), torch.eye(len(matrix), dtype=matrix.dtype).to(fixed)
+    values, vectors = torch.linalg.eigh(torch.where(finite, fixed, one))
+    vectors = torch.where(finite, vectors, torch.nan).contiguous()
+    if not _may_be_tracked(matrix):
+        return values, vectors
+    change = vectors.mT @ (matrix - fixed) @ vectors  # 0, but its derivative is not
+    gap = values[None, :] - values[:, None]
+    same = gap.abs() <= 1e-12 * values.abs().amax()
+    turn = torch.where(same, 0.0, change / torch.where(same, 1.0, gap))
+    return values + change.diagonal(), vectors + vectors @ turn
+
+
+def _orthonormal(matrix: Tensor) -> Tensor:
+    """The Q of a QR decomposition; its first derivative is taken as 0 where a column depends on
+    the others.
+    """
+    fixed = matrix.detach()
+    found, triangle = torch.linalg.qr(fixed)
+    basis: Tensor = found.contiguous()
+    if not _may_be_tracked(matrix):
+        return basis
+    diagonal = triangle.diagonal().abs()
+    regular = diagonal.amin() > 1e-12 * diagonal.amax()
+    one = torch.eye(len(matrix), dtype=matrix.dtype).to(fixed)
+    change = basis.mT @ (matrix - fixed)
+    lower = torch.linalg.solve_triangular(
+        torch.where(regular, triangle, one), change, upper=True, left=False
+    ).tril(-1)
+    turn: Tensor = torch.where(regular, basis @ (lower - lower.mT), 0.0)
+    return basis + turn
+
+
+def _may_be_tracked(value: Tensor) -> bool:
+    """Whether derivatives may go through a value; in a batch they do if they go through its
+    members.
+    """
+    if torch.compiler.is_compiling() or torch.autograd.forward_ad._current_level >= 0:
+        return True
+    while torch._C._functorch.is_functorch_wrapped_tensor(value):
+        if torch._C._functorch.is_gradtrackingtensor(value):
+            return True
+        value = torch._C._functorch.get_unwrapped(value)
+    tracked: bool = value.requires_grad
+    return tracked

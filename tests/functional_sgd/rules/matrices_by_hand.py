@@ -1,0 +1,113 @@
+"""What matrix rules do, with numbers worked by hand."""
+
+from typing import Any
+
+import torch
+
+import functional_sgd as fs
+from functional_sgd import Rule
+
+T = torch.tensor
+STEP_1, STEP_2 = (T(float(step), dtype=torch.float64) for step in (1, 2))
+
+
+def quintic(x: float) -> float:
+    """What Muon's iteration makes of a singular value."""
+    for _ in range(5):
+        x = 3.4445 * x - 4.7750 * x**3 + 2.0315 * x**5
+    return x
+
+
+FOUR = [[2.0], [4.0], [6.0], [8.0]]
+RMS = [0.375, -0.75, 0.75, 0.0]
+ROWS = T([[1.0, 1.0], [1.0, 0.0]]).double()
+NONE = [[0.0, 0.0], [0.0, 0.0]]
+
+CASES: list[tuple[Rule, dict[str, Any], dict[str, Any]]] = [
+    (fs.orthogonalize, dict(update=[3.0, -4.0]), dict(update=[3.0, -4.0])),
+    (fs.orthogonalize, dict(update=[[0.0, 0.0]]), dict(update=[[0.0, 0.0]])),
+    (fs.orthogonalize, dict(update=[[0.0], [-5.0]]), dict(update=[[0.0], [-quintic(1.0)]])),
+    (
+        fs.orthogonalize_in_bfloat16,  # 3 and 4, divided by their length
+        dict(update=[[3.0, 0.0], [0.0, 4.0]]),
+        dict(update=[[quintic(0.6), 0.0], [0.0, quintic(0.8)]]),
+    ),
+    (fs.scale_by_aspect, dict(update=[[1.0], [2.0], [3.0], [4.0]]), dict(update=FOUR)),
+    (fs.scale_by_aspect, dict(update=[[1.0, 2.0]]), dict(update=[[1.0, 2.0]])),
+    (fs.scale_by_aspect, dict(update=[1.0, 2.0]), dict(update=[1.0, 2.0])),
+    (
+        fs.match_rms_of_adamw,
+        dict(update=[[1.0], [2.0], [3.0], [4.0]], rms=1.0),
+        dict(update=FOUR),
+    ),
+    (fs.match_rms_of_adamw, dict(update=[1.0, 2.0]), dict(update=[1.0, 2.0])),
+    (fs.set_rms, dict(update=[2.0, -4.0, 4.0, 0.0], rms=0.75, eps=1.0), dict(update=RMS)),
+    (fs.set_rms, dict(update=[0.0, 0.0]), dict(update=[0.0, 0.0])),
+    (
+        fs.normalize_rows,  # all come to 1, and then the length is what it was
+        dict(update=[[2.0, 2.0], [0.5, 0.0]], row_avg=[4.0, 0.375], sqr_mom=0.5, eps=0.0),
+        dict(row_avg=[4.0, 0.25], update=(ROWS * (8.25 / 3.0) ** 0.5).tolist()),
+    ),
+    (
+        fs.normalize_rows,
+        dict(update=[2.0, 3.0], row_avg=[0.0]),
+        dict(update=[2.0, 3.0], row_avg=[0.0]),
+    ),
+    (
+        fs.precondition_sides,  # fourth roots of 16, 81 and 256, 16
+        dict(
+            grad=[[3.0, 0.0], [0.0, 1.0]],
+            left=[[7.0, 0.0], [0.0, 80.0]],
+            right=[[247.0, 0.0], [0.0, 15.0]],
+            left_root=NONE,
+            right_root=NONE,
+            step=STEP_1,
+            eps=1e-12,
+        ),
+        dict(
+            update=[[3.0 / 8, 0.0], [0.0, 1.0 / 6]],
+            left=[[16.0, 0.0], [0.0, 81.0]],
+            right=[[256.0, 0.0], [0.0, 16.0]],
+            left_root=[[1 / 2, 0.0], [0.0, 1 / 3]],
+            right_root=[[1 / 4, 0.0], [0.0, 1 / 2]],
+        ),
+    ),
+    (
+        fs.precondition_sides,  # not due
+        dict(
+            grad=[[3.0]],
+            left=[[7.0]],
+            right=[[1.0]],
+            left_root=[[2.0]],
+            right_root=[[5.0]],
+            step=STEP_2,
+            every=2,
+        ),
+        dict(update=[[30.0]], left=[[16.0]], right=[[10.0]], left_root=[[2.0]], right_root=[[5.0]]),
+    ),
+    (
+        fs.average_in_eigenbasis,  # turned by a quarter: rows are swapped
+        dict(
+            grad=[[4.0], [0.0]],
+            grad_avg=[[0.0], [0.0]],
+            sqr_avg=[[8.0], [0.0]],
+            left=[[0.0, 0.0], [0.0, 0.0]],
+            right=[[16.0]],
+            left_basis=[[0.0, 1.0], [1.0, 0.0]],
+            right_basis=[[1.0]],
+            step=STEP_2,
+            mom=0.5,
+            sqr_mom=0.5,
+            eps=0.0,
+        ),
+        dict(
+            update=[[1.0], [0.0]],  # 4 / sqrt(16): debiased, and no further by the other square
+            grad_avg=[[0.0], [2.0]],
+            sqr_avg=[[4.0], [8.0]],
+            left=[[8.0, 0.0], [0.0, 0.0]],
+            right=[[16.0]],
+            left_basis=[[0.0, 1.0], [1.0, 0.0]],
+            right_basis=[[1.0]],
+        ),
+    ),
+]
