@@ -148,7 +148,7 @@ class Rule:
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         plain = inspect.getattr_static(inspect.getmodule(self.function), self.name, None)
-        if self == plain:
+        if self is plain:
             return self.name
         if isinstance(plain, Rule) and plain.function is self.function:
             return renamed, (plain, dict(self.renames))

@@ -313,3 +313,9 @@ def test_a_refused_call_leaves_its_arguments_alone() -> None:
 
 def test_equal_chains_made_of_parts_are_one_value() -> None:
     assert len({Chain((sgd_step,), {"lr": 0.1}), sgd(lr=0.1)}) == 1
+
+
+def test_a_rule_renamed_to_its_own_names_survives_pickle() -> None:
+    """It is equal to the rule of its module, but another object."""
+    opt = chain(rename(sgd_step), lr=0.1)
+    assert pickle.loads(pickle.dumps(opt)) == opt

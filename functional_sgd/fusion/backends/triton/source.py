@@ -314,7 +314,8 @@ class _Writer:
 
     def _truth(self, node: Node, element: bool, precision: str, wide: bool = False) -> str:
         """An argument as true or false; NaN is true."""
-        if node.op in LOGICAL:
+        crossed = element and not node.element  # has been handed over as a number
+        if node.op in LOGICAL and not crossed:
             return name_of(node, element, wide)
         return f"({self._argument(node, element, precision, wide)} != 0)"
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import functional_sgd as fs
-from functional_sgd import by_path, chain, fuse
+from functional_sgd import by_path, chain, elementwise, fuse, sgd_step
 from functional_sgd.fusion.backends.triton import launch
 from functional_sgd.fusion.passes import Pass
 from tests.catalogue import ELEMENTWISE_RECIPES, RECIPES
@@ -188,3 +188,19 @@ def test_what_nobody_reads_is_not_computed():
     params = {"w": torch.ones(2, 3)}
     assert kinds(fuse(opt)) == ["torch", "kernel"]
     assert_same(fuse(opt)(params, params, opt.init(params)), opt(params, params, opt.init(params)))
+
+
+@elementwise
+def both_conditions(grad, *, step, wait=3.0):
+    return dict(grad=torch.where((grad.square() > 1.0) & (step >= wait), 0.0, grad))
+
+
+@elementwise
+def numbers_alone(grad, *, step, wait=3.0):
+    return dict(grad=torch.where((step < 5) & (step >= wait), 0.0, grad))
+
+
+@pytest.mark.parametrize("rule", [both_conditions, numbers_alone], ids=repr)
+def test_a_condition_of_elements_and_one_of_numbers(rule):
+    """A condition that is made of numbers alone reaches the elements as a number."""
+    check_steps(chain(rule, sgd_step, lr=0.1), odd_sizes(torch.float32), steps=4)
