@@ -362,7 +362,8 @@ class _Rounded(TorchFunctionMode):
 
 def _is_exact(number: float) -> bool:
     """Whether float32 has this number."""
-    return float(torch.tensor(number, dtype=torch.float32, device="cpu")) == number
+    rounded = float(torch.tensor(number, dtype=torch.float32, device="cpu"))
+    return rounded == number or number != number
 
 
 def _same_elements(whole: Tensor, part: Tensor) -> bool:

@@ -314,9 +314,11 @@ class _Writer:
 
     def _truth(self, node: Node, element: bool, precision: str, wide: bool = False) -> str:
         """An argument as true or false; NaN is true."""
-        crossed = element and not node.element  # has been handed over as a number
-        if node.op in LOGICAL and not crossed:
-            return name_of(node, element, wide)
+        if node.op in LOGICAL:
+            # As an argument of a function, the interpreter has made a number of it.
+            crossed = element and not node.element
+            name = name_of(node, element, wide)
+            return f"({name} != 0)" if crossed else name
         return f"({self._argument(node, element, precision, wide)} != 0)"
 
 
