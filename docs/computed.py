@@ -7,11 +7,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from names import TABLES, table
+
 import functional_sgd
 import loop
 import loop.losses
 import loop.metrics
-from functional_sgd import recipes, schedules
+from functional_sgd import Reduction, recipes, schedules
 
 THEMES = {
     "rules": ("Rules", ["functional_sgd.rules."]),
@@ -110,6 +112,8 @@ def write_pages(folder: Path) -> None:
     for page, names in pages.items():
         _write(folder / "api" / f"{page}.md", api_page(THEMES[page][0], names))
     _write(folder / "catalogue.md", catalogue_page())
+    for title, rows in TABLES.items():
+        _write(folder / f"from_{title}.md", table(title.replace("_", "."), rows))
 
 
 def _write(file: Path, text: str) -> None:
@@ -145,14 +149,30 @@ def directive(name: str, value: Any) -> list[str]:
         # A rule is called like the function that it was made of; autodoc would take it for data.
         signature = inspect.signature(value)
         plain = signature.replace(
-            parameters=[
-                one.replace(annotation=one.empty) for one in signature.parameters.values()
-            ],
+            parameters=[bare(one) for one in signature.parameters.values()],
             return_annotation=signature.empty,
         )
         text = docstring_lines(inspect.getdoc(value) or "")
         return [f".. py:function:: {name}{plain}", "", *(f"   {line}" for line in text)]
     return [f".. py:data:: {name}", "", f"   ``{value}``".replace("typing.", "")]
+
+
+def bare(parameter: inspect.Parameter) -> inspect.Parameter:
+    """Its name and its default, as short as they can be."""
+    default = parameter.default
+    if isinstance(default, Reduction):
+        default = Shown(f"{default.over} {default.combine}")
+    return parameter.replace(annotation=parameter.empty, default=default)
+
+
+class Shown:
+    """A default whose own text is too long."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __repr__(self) -> str:
+        return f"<{self.text}>"
 
 
 def as_restructured_text(

@@ -17,7 +17,7 @@ copyright = "the functional_sgd developers"
 version = release = functional_sgd.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
-exclude_patterns = ["build"]
+exclude_patterns = ["build", "generated/from_*.md"]  # tables that pages include
 nitpicky = False
 maximum_signature_line_length = 80
 
