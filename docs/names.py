@@ -48,7 +48,7 @@ TORCH: Rows = {
     "amsgrad=True": ("amsgrad", "torch_optimizer(torch.optim.Adam, amsgrad=True)"),
     "weight_decay": "l2_reg, weight_decay  # L2, and decoupled",
     "param_groups": "by_path(params, {...}), partition({...}, labels)",
-    "state_dict, load_state_dict": "save(state, path), load(path)  # the state is a tree of tensors",
+    "state_dict, load_state_dict": "save(state, path), load(path)  # a state is tensors",
     "zero_grad": "value_and_grad(...)  # gradients are an argument: nothing to zero",
     "nn.utils.clip_grad_norm_": "clip_norm",
     "nn.utils.clip_grad_value_": "clip_value",
@@ -191,6 +191,7 @@ OPTAX: Rows = {
     "freeze": "freeze(opt, pattern)",
     "multi_transform, partition": "partition({...}, labels)",
     "MultiSteps": "accumulate(opt, every)",
+    "ApplyEvery": "accumulate(opt, every)",
     "microbatch": "GradientAccumulation()",
     "apply_if_finite, skip_not_finite": "skip_nonfinite(opt)",
     "skip_large_updates, ShouldSkipUpdateFunction": ("skip_large(opt)",),
@@ -211,7 +212,10 @@ OPTAX: Rows = {
     "join_schedules": "Join(...)",
     "linear_schedule": "Linear(...)",
     "polynomial_schedule": "Polynomial(...)",
-    "piecewise_constant_schedule, piecewise_interpolate_schedule": ("Piecewise(...), interpolate(...)", "Join(...)"),
+    "piecewise_constant_schedule, piecewise_interpolate_schedule": (
+        "Piecewise(...), interpolate(...)",
+        "Join(...)",
+    ),
     "sgdr_schedule": ("Restarts(...)", "warm_restarts(...)"),
     "warmup_constant_schedule, warmup_cosine_decay_schedule, warmup_exponential_decay_schedule": (
         "warm_up(...)",
@@ -382,11 +386,13 @@ def known(name: str) -> bool:
     return exists(name) or name in ARGUMENTS or name in loop.events() or name.startswith("around_")
 
 
-ARGUMENTS = set(
-    "mom nesterov dampening wd params grads labels pattern patterns path data loss metrics "
-    "callbacks epochs cycles cycle_length train valid low high callback every key like n optree "
-    "step tree folder".split()
-)
+ARGUMENTS = {
+    *("callback", "callbacks", "cycle_length", "cycles", "dampening", "data", "dict", "epochs"),
+    *("every", "folder", "grads", "high", "key", "labels", "like", "loss", "low", "metrics", "mom"),
+    *("n", "nesterov", "optree", "params", "path", "pattern", "patterns", "step", "train", "tree"),
+    *("valid", "wd"),
+}
+"""Words in the examples that stand for what the reader has."""
 
 
 def table(title: str, rows: Rows) -> str:
@@ -402,11 +408,14 @@ def public_names_of_optax() -> set[str]:
     """Its functions and classes, without its records of state and its types."""
     optax = importlib.import_module("optax")
     found = set()
+    types = {"Params", "ScalarOrSchedule", "Schedule", "Updates", "WrappedSchedule"}
     for prefix, module in (("", optax), ("contrib.", optax.contrib)):
         for name, value in vars(module).items():
             if name[0] == "_" or isinstance(value, ModuleType) or not callable(value):
                 continue
-            if not re.search(r"(State|Fn|Node|Info|Transformation|ExtraArgs|Numbers)$", name):
+            if name not in types and not re.search(
+                r"(State|Fn|Node|Info|Transformation|ExtraArgs|Numbers)$", name
+            ):
                 found.add(prefix + name)
     return found
 
