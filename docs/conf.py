@@ -27,6 +27,7 @@ myst_heading_anchors = 3
 autodoc_typehints = "none"  # annotations stand in the source; a signature with them is unreadable
 autodoc_default_options = {"members": True}
 autodoc_member_order = "bysource"
+toc_object_entries_show_parents = "hide"
 add_module_names = False
 python_use_unqualified_type_names = True
 
@@ -35,6 +36,7 @@ html_title = "functional_sgd and loop"
 html_static_path = ["site.css"]
 html_css_files = ["site.css"]
 html_copy_source = False
+html_use_index = False  # generated/api/index.md is the index
 html_show_sphinx = False
 
 computed.write_pages(HERE / "generated")

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
@@ -26,6 +27,7 @@ CHAINS: dict[str, Optimizer] = {
 }
 WIDTH = 100  # of a drawing, in the same unit for every row
 RULES_A_LINE = 3
+TITLE = 0.8  # of a row
 
 
 @dataclass(frozen=True)
@@ -53,31 +55,36 @@ def kernels(chains: dict[str, Optimizer]) -> Figure:
     to the right.
     """
     drawn = {name: steps_of(opt) for name, opt in chains.items()}
-    rows = sum(len(steps) + 1 for steps, _ in drawn.values())
-    figure = Figure(figsize=(9, 1.05 * rows), layout="constrained")
+    height = sum(TITLE + len(steps) for steps, _ in drawn.values())
+    figure = Figure(figsize=(9, 0.75 * height), layout="constrained")
     axes = figure.subplots()
-    axes.set(xlim=(0, WIDTH), ylim=(rows, 0))
+    axes.set(xlim=(0, WIDTH), ylim=(height, 0))
     axes.axis("off")
-    row = 0
+    top = 0.0
     for name, (steps, moved) in drawn.items():
-        axes.text(0, row + 0.75, name, fontsize=11, weight="bold", va="bottom")
-        axes.text(WIDTH, row + 0.75, moved, fontsize=8, color="0.4", ha="right", va="bottom")
+        top += TITLE
+        axes.text(0, top - 0.15, name, fontsize=12, weight="bold")
+        axes.text(WIDTH, top - 0.15, moved, fontsize=9, color="0.4", ha="right")
         for step in steps:
-            row += 1
-            box = FancyBboxPatch((24, row), 50, 0.7, boxstyle="round,pad=0.05")
-            box.set(facecolor="C0" if step.runner == "kernel" else "C1", alpha=0.15)
-            axes.add_patch(box)
-            rules = step.rules.split(", ")
-            broken = [
-                ", ".join(rules[start : start + RULES_A_LINE])
-                for start in range(0, len(rules), RULES_A_LINE)
-            ]
-            axes.text(49, row + 0.36, "\n".join(broken), fontsize=8, ha="center", va="center")
-            reads, _, writes = step.columns.removeprefix("reads ").partition("; writes ")
-            axes.text(22, row + 0.36, f"{_stacked(reads)}", fontsize=8, ha="right", va="center")
-            axes.text(77, row + 0.36, _stacked(writes or "numbers"), fontsize=8, va="center")
-        row += 1
+            _draw(axes, step, top)
+            top += 1
     return figure
+
+
+def _draw(axes: Axes, step: Step, top: float) -> None:
+    """A box with its rules, between what it reads and what it writes."""
+    left, right, middle = 27, 75, top + 0.4
+    box = FancyBboxPatch((left, top), right - left, 0.75, boxstyle="round,pad=0.05")
+    box.set(facecolor="C0" if step.runner == "kernel" else "C1", edgecolor="none", alpha=0.15)
+    axes.add_patch(box)
+    rules = step.rules.split(", ")
+    lines = [", ".join(rules[at : at + RULES_A_LINE]) for at in range(0, len(rules), RULES_A_LINE)]
+    axes.text((left + right) / 2, middle, "\n".join(lines), ha="center", va="center", fontsize=9)
+    reads, _, writes = step.columns.removeprefix("reads ").partition("; writes ")
+    axes.text(left - 5, middle, _stacked(reads), ha="right", va="center", fontsize=9)
+    axes.text(right + 5, middle, _stacked(writes or "numbers"), va="center", fontsize=9)
+    for start, end in ((left - 4, left - 0.5), (right + 0.5, right + 4)):
+        axes.annotate("", (end, middle), (start, middle), arrowprops=dict(arrowstyle="->"))
 
 
 def _stacked(names: str) -> str:
