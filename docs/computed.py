@@ -17,7 +17,10 @@ from functional_sgd import Reduction, recipes, schedules
 
 THEMES = {
     "rules": ("Rules", ["functional_sgd.rules."]),
-    "catalogue": ("Recipes", ["functional_sgd.catalogue.", "functional_sgd.listing"]),
+    "catalogue": (
+        "Recipes",
+        ["functional_sgd.catalogue.", "functional_sgd.listing", "functional_sgd.lbfgs"],
+    ),
     "wrappers": ("Wrappers", ["functional_sgd.wrappers."]),
     "writing": (
         "Write a rule, build a chain",
@@ -36,7 +39,10 @@ THEMES = {
         "Run it fast",
         ["functional_sgd.fusion.", "functional_sgd.compile.", "functional_sgd.packing"],
     ),
-    "gradients": ("Modules and gradients", ["functional_sgd.autodiff"]),
+    "gradients": (
+        "Modules and gradients",
+        ["functional_sgd.autodiff", "functional_sgd.per_example"],
+    ),
     "bridge": ("To and from torch.optim", ["functional_sgd.bridge."]),
     "schedules": ("Schedules", ["functional_sgd.schedules"]),
     "training": (
@@ -99,10 +105,22 @@ def names_by_theme() -> dict[str, list[tuple[str, Any]]]:
     for name, value in public_names():
         pages[theme_of(name, value)].append((name, value))
     return {
-        page: sorted(names, key=lambda one: one[0].rpartition(".")[2].lower())
+        page: sorted(names, key=lambda one: (section_of(page, one[1]), short(one[0]).lower()))
         for page, names in pages.items()
         if names
     }
+
+
+def short(name: str) -> str:
+    """Its last part."""
+    return name.rpartition(".")[2]
+
+
+def section_of(page: str, value: Any) -> str:
+    """The heading above a name, on pages with many: the file that it is defined in."""
+    if page not in ("rules", "catalogue"):
+        return ""
+    return str(value.__module__).rpartition(".")[2].replace("_", " ").capitalize()
 
 
 def write_pages(folder: Path) -> None:
@@ -110,7 +128,7 @@ def write_pages(folder: Path) -> None:
     pages = names_by_theme()
     _write(folder / "api" / "index.md", api_index(pages))
     for page, names in pages.items():
-        _write(folder / "api" / f"{page}.md", api_page(THEMES[page][0], names))
+        _write(folder / "api" / f"{page}.md", api_page(page, names))
     _write(folder / "catalogue.md", catalogue_page())
     for title, rows in TABLES.items():
         _write(folder / f"from_{title}.md", table(title.replace("_", "."), rows))
@@ -126,15 +144,18 @@ def api_index(pages: dict[str, list[tuple[str, Any]]]) -> str:
     """All names on one page, by theme, each a link to its place."""
     lines = ["# All names", ""]
     for page, names in pages.items():
-        links = (f"[`{name.rpartition('.')[2]}`](#{name})" for name, _ in names)
+        links = (f"[`{short(name)}`](#{name})" for name, _ in names)
         lines += [f"**[{THEMES[page][0]}]({page}.md)**: {', '.join(links)}.", ""]
     return "\n".join([*lines, "```{toctree}", ":hidden:", "", *pages, "```", ""])
 
 
-def api_page(title: str, names: list[tuple[str, Any]]) -> str:
+def api_page(page: str, names: list[tuple[str, Any]]) -> str:
     """One theme, every name with its docstring."""
-    lines = [f"# {title}", ""]
+    lines, section = [f"# {THEMES[page][0]}", ""], ""
     for name, value in names:
+        if section_of(page, value) != section:
+            section = section_of(page, value)
+            lines += [f"## {section}", ""]
         # The directives of autodoc are written in reStructuredText, which is what docstrings
         # are turned into.
         lines += ["```{eval-rst}", *directive(name, value), "```", ""]
