@@ -13,7 +13,7 @@ import functional_sgd
 import loop
 import loop.losses
 import loop.metrics
-from functional_sgd import Reduction, recipes, schedules
+from functional_sgd import Recipe, Reduction, recipes, schedules
 
 THEMES = {
     "rules": ("Rules", ["functional_sgd.rules."]),
@@ -238,7 +238,7 @@ def point_outside(app: Any, page: str, source: list[str]) -> None:
 
 
 def catalogue_page() -> str:
-    """What every optimizer is, and what it costs."""
+    """What every optimizer is, and what it costs, family by family."""
     lines = [
         "# The catalogue",
         "",
@@ -247,20 +247,33 @@ def catalogue_page() -> str:
         "and bytes read and written for each parameter. Plain SGD moves 12: it reads parameter and",
         "gradient, and writes the parameter.",
         "",
-        "| name | what it does | source | state, bytes | passes | moved, bytes |",
-        "|---|---|---|---|---|---|",
     ]
+    families: dict[str, list[Recipe]] = {}
     for recipe in recipes().values():
-        passes = "" if recipe.passes is None else str(recipe.passes)
-        if recipe.by_torch:
-            passes += f", and torch for {', '.join(recipe.by_torch)}"
-        cells = (
-            f"[`{recipe.name}`](#functional_sgd.{recipe.name})",
-            recipe.title,
-            recipe.source,
-            f"{recipe.memory:g}",
-            passes,
-            "" if recipe.moved is None else f"{recipe.moved:g}",
-        )
-        lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
-    return "\n".join([*lines, ""])
+        families.setdefault(recipe.family, []).append(recipe)
+    for family, members in sorted(families.items()):
+        lines += [
+            f"## {family.replace('_', ' ').capitalize()}",
+            "",
+            "| name | what it does | source | state, bytes | passes | moved, bytes |",
+            "|---|---|---|---|---|---|",
+            *map(catalogue_row, members),
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def catalogue_row(recipe: Recipe) -> str:
+    """One optimizer."""
+    passes = "" if recipe.passes is None else str(recipe.passes)
+    if recipe.by_torch:
+        passes += f", and torch for {', '.join(recipe.by_torch)}"
+    cells = (
+        f"[`{recipe.name}`](#functional_sgd.{recipe.name})",
+        recipe.title,
+        recipe.source,
+        f"{recipe.memory:g}",
+        passes,
+        "" if recipe.moved is None else f"{recipe.moved:g}",
+    )
+    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
