@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test fuzz faults check format bench gpu clean
+.PHONY: demo test fuzz faults check format docs bench gpu clean
 
 demo: .venv/installed-examples
 	.venv/bin/python examples/digits.py
@@ -28,6 +28,14 @@ format: .venv/installed-lint
 	.venv/bin/ruff format .
 	.venv/bin/ruff check --fix .
 
+# The site, as docs/build/index.html; a warning is an error.
+docs: .venv/installed-docs
+	.venv/bin/python -m sphinx -W --keep-going -b html docs docs/build
+
+.venv/installed-docs: pyproject.toml .venv/installed-examples
+	$(PIP) --editable '.[docs]'
+	@touch $@
+
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
@@ -37,10 +45,12 @@ format: .venv/installed-lint
 	$(PIP) --editable '.[examples]'
 	@touch $@
 
-# fastai, the peer of the differential tests, is worth having but not worth failing for: its tests skip without it.
+# fastai, the peer of the differential tests, and the trainers that pages of docs/ use are worth having but not worth
+# failing for: their tests skip without them.
 .venv/installed-test: pyproject.toml .venv/installed-examples
 	$(PIP) --editable '.[test]'
 	-$(PIP) --editable '.[differential]'
+	-$(PIP) --editable '.[trainers]'
 	@touch $@
 
 .venv/installed-lint: pyproject.toml .venv/installed-examples
@@ -63,4 +73,4 @@ gpu: .venv/installed-test .venv/installed-benchmarks
 	cd benchmarks && ../.venv/bin/python gpu_check.py
 
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .hypothesis pictures
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .hypothesis pictures docs/build docs/generated

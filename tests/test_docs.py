@@ -5,10 +5,12 @@ and docs/.
 import contextlib
 import doctest
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -135,18 +137,47 @@ def test_examples_of_rules_and_methods_are_among_those_that_run() -> None:
     } <= EXAMPLES.keys()
 
 
-def blocks_of(file: Path) -> list[tuple[int, str]]:
-    """(line, code) of every ```python block."""
+@dataclass(frozen=True)
+class Block:
+    """Some code of a page, and the packages that only it needs."""
+
+    line: int
+    code: str
+    needs: tuple[str, ...]
+
+
+def blocks_of(file: Path) -> list[Block]:
+    """Every ```python block; one that begins with ```python needs=a,b is for those who have a and
+    b.
+    """
     text = file.read_text()
-    found = re.finditer(r"^```python[^\n]*\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
-    return [(text.count("\n", 0, match.start(1)), match.group(1)) for match in found]
+    found = re.finditer(
+        r"^```python(?: needs=(\S+))?\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL
+    )
+    return [
+        Block(
+            text.count("\n", 0, match.start(2)),
+            match.group(2),
+            tuple(match.group(1).split(",")) if match.group(1) else (),
+        )
+        for match in found
+    ]
+
+
+def run_block(page: Path, block: Block, names: dict[str, Any]) -> None:
+    """In this namespace; errors have the page's name and line."""
+    if block.code.lstrip().startswith(">>>"):
+        run_examples(f"{page.name}:{block.line}", block.code, names)
+    else:
+        exec(compile("\n" * block.line + block.code, str(page), "exec"), names)
 
 
 PAGES = [
     page
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md")))
-    if page.exists() and blocks_of(page)
+    if "generated" not in page.parts and blocks_of(page)
 ]
+WITH_OTHERS = [(page, block) for page in PAGES for block in blocks_of(page) if block.needs]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -155,8 +186,28 @@ def test_blocks_of_a_page_run_one_after_the_other(page: Path) -> None:
     names: dict[str, Any] = {"__name__": "__main__"}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        for line, code in blocks_of(page):
-            if code.lstrip().startswith(">>>"):
-                run_examples(f"{page.name}:{line}", code, names)
-            else:
-                exec(compile("\n" * line + code, str(page), "exec"), names)
+        for block in blocks_of(page):
+            if not block.needs:
+                run_block(page, block, names)
+
+
+@pytest.mark.parametrize(
+    ("page", "block"),
+    WITH_OTHERS,
+    ids=[f"{page.relative_to(ROOT)}:{block.line}" for page, block in WITH_OTHERS],
+)
+@pytest.mark.filterwarnings("ignore")  # of what the other package does
+def test_blocks_that_need_another_package(page: Path, block: Block) -> None:
+    """After those before it that need none."""
+    for name in block.needs:
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"{name} is not installed")
+    names: dict[str, Any] = {"__name__": "__main__"}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for other in blocks_of(page):
+            if other == block:
+                run_block(page, block, names)
+                return
+            if not other.needs:
+                run_block(page, other, names)
