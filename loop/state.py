@@ -9,6 +9,7 @@ import optree
 from torch import Tensor
 
 from functional_sgd.errors import did_you_mean
+from functional_sgd.notebook import html_facts
 from loop.history import History
 
 if TYPE_CHECKING:
@@ -174,9 +175,32 @@ class State:
             f"hyper {{{hyper}}}, {len(self.history.rows)} rows of history)"
         )
 
+    def _repr_html_(self) -> str:
+        """How far it is trained, what it is made of, and the table of its history."""
+        hypers = [f"{name}={_shown(value)}" for name, value in self.hyper.items()]
+        facts = {
+            "epochs": f"{self.epochs_seen:,}",
+            "training batches": f"{self.train_iter:,}",
+            "seed": f"{self.seed}",
+            "params": _size(self.params),
+            "buffers": _size(self.buffers),
+            "optimizer": ", ".join(self.opt_state) or "-",
+            "hypers": ", ".join(hypers) or "-",
+            "memory": ", ".join(self.memory) or "-",
+        }
+        rows = self.history._repr_html_() if self.history.rows else ""
+        return html_facts(facts, "State") + rows
+
 
 def _copied(leaf: Any) -> Any:
     return leaf.detach().clone() if isinstance(leaf, Tensor) else leaf
+
+
+def _size(tensors: Tensors) -> str:
+    """How many tensors these are, and how many elements they have."""
+    if not tensors:
+        return "-"
+    return f"{len(tensors)} tensors, {sum(value.numel() for value in tensors.values()):,} elements"
 
 
 def _shown(hyper: Any) -> str:
