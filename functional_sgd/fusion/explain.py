@@ -35,7 +35,7 @@ class Explanation:
 
     def show(self) -> None:
         """Print it; in a notebook, show the steps as a table, and the lines below."""
-        table = html_table(self.steps, ("run by", "rules", "columns")) if self.steps else ""
+        table = html_table(self.steps, ("executor", "rules", "columns")) if self.steps else ""
         below = "".join(f"<p>{escape(line)}</p>" for line in self.lines if line)
         show(str(self), table + below)
 

@@ -21,15 +21,15 @@ def new_figure(width: float, height: float) -> "Figure":
 
 
 def png(figure: "Figure") -> tuple[bytes, dict[str, Any]]:
-    """A picture for a notebook: what `_repr_png_` returns, the file and the size to show it in.
+    """A picture for a notebook: what `_repr_png_` returns, the file and the width to show it in.
 
     >>> png(new_figure(4, 3))[1]
-    {'width': 400, 'height': 300}
+    {'width': 400}
     """
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=_DENSITY * figure.dpi)
-    width, height = (round(float(inches) * figure.dpi) for inches in figure.get_size_inches())
-    return buffer.getvalue(), {"width": width, "height": height}
+    # Without the height: where the page is narrower, a picture would be squeezed, not scaled.
+    return buffer.getvalue(), {"width": round(float(figure.get_figwidth()) * figure.dpi)}
 
 
 def file_kinds() -> list[str]:
