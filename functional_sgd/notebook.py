@@ -55,10 +55,12 @@ def html_table(
     columns = max(map(len, (titles, *rows)), default=0)
     count = columns if left is None else left
     styles = [_LEFT if index < count else _RIGHT for index in range(columns)]
-    body = [_line(row, "td", styles) for row in rows]
-    if len(rows) > _MOST:
-        gap = f'<tr><td colspan="{columns}"{_LEFT}>… {len(rows) - _MOST} rows …</td></tr>'
-        body = [*body[:_FIRST], gap, *body[len(rows) - _MOST + _FIRST :]]
+    left_out = max(len(rows) - _MOST, 0)
+    first, last = (rows[:_FIRST], rows[_FIRST + left_out :]) if left_out else (rows, [])
+    body = [_line(row, "td", styles) for row in first]
+    if left_out:
+        body.append(f'<tr><td colspan="{columns}"{_LEFT}>… {left_out} rows …</td></tr>')
+    body += [_line(row, "td", styles) for row in last]
     head = f"<thead>{_line(titles, 'th', styles)}</thead>" if titles else ""
     above = (
         f'<caption style="caption-side: top; text-align: left">{escape(caption)}</caption>'

@@ -1,6 +1,7 @@
 """The state: everything about a run that changes, as one frozen value."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -206,6 +207,10 @@ def _size(tensors: Tensors) -> str:
 def _shown(hyper: Any) -> str:
     """A hyper for a line of text: of a tree, how many values it has, and between what they are."""
     leaves = optree.tree_leaves(hyper)
+    if isinstance(hyper, Tensor):
+        with suppress(RuntimeError):  # within a transform, or of more elements, it has no one value
+            return f"{hyper.item():g}"
+        return f"tensor of shape {tuple(hyper.shape)}"
     if optree.tree_is_leaf(hyper):
         return repr(hyper)
     if not leaves or not all(isinstance(leaf, (int, float)) for leaf in leaves):

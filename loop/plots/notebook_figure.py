@@ -4,7 +4,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from loop.plots.figure import png
+from loop.plots.picture import png
 
 
 class NotebookFigure(Figure):

@@ -17,7 +17,7 @@ from loop.callbacks.schedule import with_hypers
 from loop.callbacks.tracking import Tracker
 from loop.history import History
 from loop.learner import Learner, hyper_names
-from loop.plots.figure import png
+from loop.plots.picture import png
 from loop.plots.runs import plot_lr_find
 from loop.run.signals import CancelFit
 from loop.state import State

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
 _WIDTH = 12
+_LATEST = 60  # rows of a text that is sent again and again
 _PAUSE = 0.1  # seconds between two pictures of a bar; more often, a browser falls behind
 
 
@@ -119,9 +120,9 @@ class LiveTable:
             self.handle.update(shown, raw=True)
 
     def _text(self) -> str:
-        """For whoever cannot show HTML."""
+        """For whoever cannot show HTML: the last rows, since the whole is sent at every change."""
         titles = self._titles()
-        rows = [{name: row.get(name, "-") for name in titles} for row in self.rows]
+        rows = [{name: row.get(name, "-") for name in titles} for row in self.rows[-_LATEST:]]
         return "\n".join(line(row) for row in ({name: name for name in titles}, *rows))
 
     def _html(self) -> str:
@@ -152,7 +153,8 @@ def lines(file: TextIO) -> Iterator[Lines]:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    console = Console(file=file, highlight=False, soft_wrap=True)
+    # In a notebook, rich would show every line in an output of its own, whatever the file.
+    console = Console(file=file, highlight=False, soft_wrap=True, force_jupyter=False)
     if not console.is_terminal:
         yield Lines(console)
         return

@@ -144,7 +144,8 @@ def test_a_loader_that_does_not_know_its_length_has_a_bar_without_a_value(cell: 
     assert cell.bars()[-1].endswith("3/?")
 
 
-def test_a_file_gets_lines(cell: Cell) -> None:
+def test_a_file_gets_lines(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)  # as rich finds in a real kernel
     file = io.StringIO()
     fit(MINE, START, 1, [Progress(file=file)])
     assert "valid_loss" in file.getvalue()
