@@ -45,12 +45,11 @@ docs: .venv/installed-docs
 	$(PIP) --editable '.[examples]'
 	@touch $@
 
-# fastai, the peer of the differential tests, and the trainers that pages of docs/ use are worth having but not worth
-# failing for: their tests skip without them.
+# fastai, the peer of the differential tests, is worth having but not worth failing for: its tests skip without it. The
+# tests of trainers (pip install '.[trainers]') and of other optimizers ('.[references]') skip too.
 .venv/installed-test: pyproject.toml .venv/installed-examples
 	$(PIP) --editable '.[test]'
 	-$(PIP) --editable '.[differential]'
-	-$(PIP) --editable '.[trainers]'
 	@touch $@
 
 .venv/installed-lint: pyproject.toml .venv/installed-examples

@@ -6,6 +6,7 @@ from typing import Any, overload
 
 from functional_sgd.call import Plan
 from functional_sgd.chained import Chained, Front, hypers_of, in_words, make_plan, required_of
+from functional_sgd.notebook import html_table, show
 from functional_sgd.optimizer import Optimizer
 from functional_sgd.rule import Rule
 from functional_sgd.signature import REQUIRED
@@ -118,7 +119,7 @@ class Chain(Optimizer):
         return f"chain({in_words(self.rules, self.given)})"
 
     def describe(self) -> None:
-        """Print, as a table, what each rule reads, writes and keeps.
+        """Print, as a table, what each rule reads, writes and keeps; a notebook shows it in HTML.
 
         >>> from functional_sgd import momentum
         >>> momentum(lr=0.1).describe()
@@ -127,7 +128,8 @@ class Chain(Optimizer):
         sgd_step      elementwise  param, update   lr=0.1   param
         """
         titles = ("rule", "scope", "reads", "hypers", "writes", "keeps")
-        print(aligned([titles, *(_row(self.plan, call) for call in self.plan.calls)]))
+        rows = [_row(self.plan, call) for call in self.plan.calls]
+        show(aligned([titles, *rows]), html_table(rows, titles))
 
 
 @overload

@@ -7,6 +7,7 @@ from itertools import accumulate, chain, islice
 from threading import Lock
 from typing import Any, overload
 
+from functional_sgd.notebook import html_table
 from loop.columns import Run, joined, packed
 
 SEALED = 1024
@@ -131,7 +132,7 @@ class _Store:
             return held[position - self.starts[at]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class History:
     """The table of what happened, written by the Recorder.
 
@@ -161,3 +162,25 @@ class History:
     def column(self, name: str) -> list[Any]:
         """One column of the table, a value for each epoch."""
         return [row.get(name) for row in self.rows]
+
+    def __repr__(self) -> str:
+        last = self.rows[-1] if self.rows else {}
+        values = "".join(f", {name} {number_text(value)}" for name, value in last.items())
+        return f"History({len(self.rows)} rows, {len(self.losses)} losses{values})"
+
+    def _repr_html_(self) -> str:
+        """The rows as a table."""
+        titles = list(dict.fromkeys(name for row in self.rows for name in row))
+        rows = [[number_text(row.get(name)) for name in titles] for row in self.rows]
+        return html_table(rows, titles, left=0, caption="" if rows else repr(self))
+
+
+def number_text(value: Any) -> str:
+    """A cell of the table of a run: "-" for what was not measured.
+
+    >>> number_text(None), number_text(3), number_text(0.25)
+    ('-', '3', '0.250000')
+    """
+    if value is None:
+        return "-"
+    return str(value) if isinstance(value, (int, str)) else f"{value:.6f}"

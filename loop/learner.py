@@ -11,16 +11,18 @@ from torch import Tensor, nn
 
 from functional_sgd import Optimizer, fuse, seeded, split
 from functional_sgd.fusion.fused import donating
+from functional_sgd.notebook import html_facts
 from functional_sgd.optimizer import check_optimizer
-from loop.data.batches import DataLoaders
+from loop.callback import name_of
+from loop.data.batches import DataLoaders, loader_text
 from loop.donation import check_not_spent, taken
 from loop.emptied import check_filled, fill, taken_from
 from loop.metrics.outside import as_mergeable
-from loop.metrics.tally import Metric
+from loop.metrics.tally import Metric, metric_name
 from loop.state import State
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Learner:
     """What a run is made of and what does not change while it runs.
 
@@ -167,6 +169,27 @@ class Learner:
             given = {**self.opt.evaluated(state.params, state.opt_state), **state.buffers}
         fill(self.model, given, own, donate)
         return self.model
+
+    def __repr__(self) -> str:
+        facts = ", ".join(f"{name}={text}" for name, text in self._parts().items())
+        return f"Learner({facts})"
+
+    def _repr_html_(self) -> str:
+        """A table of its parts."""
+        return html_facts(self._parts(), "Learner")
+
+    def _parts(self) -> dict[str, str]:
+        """Its parts in a few words each; tensors and layers are not printed."""
+        metrics, callbacks = map(metric_name, self.metrics), map(name_of, self.callbacks)
+        return {
+            "model": type(self.model).__name__,
+            "train": loader_text(self.data.train),
+            "valid": loader_text(self.data.valid),
+            "loss": metric_name(self.loss),
+            "opt": repr(self.opt),
+            "metrics": f"[{', '.join(metrics)}]",
+            "callbacks": f"[{', '.join(callbacks)}]",
+        }
 
 
 @functools.lru_cache(maxsize=32)

@@ -1,6 +1,7 @@
 """The state: everything about a run that changes, as one frozen value."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ import optree
 from torch import Tensor
 
 from functional_sgd.errors import did_you_mean
+from functional_sgd.notebook import html_facts
 from loop.history import History
 
 if TYPE_CHECKING:
@@ -174,14 +176,41 @@ class State:
             f"hyper {{{hyper}}}, {len(self.history.rows)} rows of history)"
         )
 
+    def _repr_html_(self) -> str:
+        """How far it is trained, what it is made of, and the table of its history."""
+        hypers = [f"{name}={_shown(value)}" for name, value in self.hyper.items()]
+        facts = {
+            "epochs": f"{self.epochs_seen:,}",
+            "training batches": f"{self.train_iter:,}",
+            "seed": f"{self.seed}",
+            "params": _size(self.params),
+            "buffers": _size(self.buffers),
+            "optimizer": ", ".join(self.opt_state) or "-",
+            "hypers": ", ".join(hypers) or "-",
+            "memory": ", ".join(self.memory) or "-",
+        }
+        rows = self.history._repr_html_() if self.history.rows else ""
+        return html_facts(facts, "State") + rows
+
 
 def _copied(leaf: Any) -> Any:
     return leaf.detach().clone() if isinstance(leaf, Tensor) else leaf
 
 
+def _size(tensors: Tensors) -> str:
+    """How many tensors these are, and how many elements they have."""
+    if not tensors:
+        return "-"
+    return f"{len(tensors)} tensors, {sum(value.numel() for value in tensors.values()):,} elements"
+
+
 def _shown(hyper: Any) -> str:
     """A hyper for a line of text: of a tree, how many values it has, and between what they are."""
     leaves = optree.tree_leaves(hyper)
+    if isinstance(hyper, Tensor):
+        with suppress(RuntimeError):  # within a transform, or of more elements, it has no one value
+            return f"{hyper.item():g}"
+        return f"tensor of shape {tuple(hyper.shape)}"
     if optree.tree_is_leaf(hyper):
         return repr(hyper)
     if not leaves or not all(isinstance(leaf, (int, float)) for leaf in leaves):

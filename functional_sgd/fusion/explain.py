@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING
 
 import optree
@@ -11,6 +12,7 @@ from functional_sgd.call import take_apart
 from functional_sgd.fusion.backends.backend import treating
 from functional_sgd.fusion.group import Group, signatures
 from functional_sgd.fusion.passes import Pass, Step, TorchRule
+from functional_sgd.notebook import html_table, show
 from functional_sgd.rule import REQUIRED
 from functional_sgd.table import aligned
 from functional_sgd.tree import Tree, paths
@@ -19,19 +21,38 @@ if TYPE_CHECKING:
     from functional_sgd.fusion.fused import Fused
 
 
-def explained(fused: "Fused", params: Tree) -> str:
+@dataclass(frozen=True)
+class Explanation:
+    """The steps of a program, a row for each, and lines about the leaves that they run on."""
+
+    steps: Sequence[tuple[str, str, str]]
+    lines: Sequence[str] = ()
+
+    def __str__(self) -> str:
+        blocks = [aligned(self.steps)] if self.steps else []
+        blocks += ["\n".join(self.lines)] if self.lines else []
+        return "\n\n".join(blocks)
+
+    def show(self) -> None:
+        """Print it; in a notebook, show the steps as a table, and the lines below."""
+        table = html_table(self.steps, ("executor", "rules", "columns")) if self.steps else ""
+        below = "".join(f"<p>{escape(line)}</p>" for line in self.lines if line)
+        show(str(self), table + below)
+
+
+def explained(fused: "Fused", params: Tree) -> Explanation:
     """The steps of its program; with params, also where their leaves run and what is moved."""
     if params is None:
-        return _table(fused.program.steps)
+        return _explanation(fused.program.steps, [])
     groups, others, names = _placed(fused, params)
     left_out = f"leaf by leaf: kernels cannot treat {_shown(names, others)}"
     if others and not (groups and fused.splits):
-        return f"All {_leaves(len(names))} run {left_out}"
+        return Explanation((), [f"All {_leaves(len(names))} run {left_out}"])
     steps = fused.program_for(groups).steps
-    lines = [_table(steps), "", *(_moves(fused, steps, group) for group in groups)]
+    lines = [_moves(fused, steps, group) for group in groups]
     if others:
         lines.append(f"{_leaves(len(others))} without kernels, {left_out}")
-    return "\n".join(lines)
+    return _explanation(steps, lines)
 
 
 @dataclass(frozen=True)
@@ -52,9 +73,10 @@ def cost(fused: "Fused", params: Tree) -> Cost:
     return Cost(len(steps) - len(by_torch), moved, by_torch)
 
 
-def _table(steps: Sequence[Step]) -> str:
+def _explanation(steps: Sequence[Step], lines: Sequence[str]) -> Explanation:
     made = {key: name for s in steps if isinstance(s, TorchRule) for name, key in s.outputs.items()}
-    return aligned([_row(step, made) for step in steps]) if steps else "nothing to run"
+    nothing = [] if steps else ["nothing to run", *([""] if lines else [])]
+    return Explanation([_row(step, made) for step in steps], [*nothing, *lines])
 
 
 def _moves(fused: "Fused", steps: Sequence[Step], group: Group) -> str:

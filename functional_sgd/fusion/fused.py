@@ -274,7 +274,8 @@ class Fused(Optimizer):
         return "\n".join(parts)
 
     def explain(self, params: Tree = None) -> None:
-        """Print the passes of the chain, and the rules that torch runs between them, and why.
+        """Print the passes of the chain, and the rules that torch runs between them, and why; a
+        notebook shows them as a table in HTML.
 
         With `params`, also which leaves run in kernels, and how many bytes of columns each step
         moves for each byte of params.
@@ -285,7 +286,7 @@ class Fused(Optimizer):
         kernel  takes grad_norm             reads grad
         kernel  clip_norm, sgd_step         reads param, grad; writes param
         """
-        print(explained(self, params))
+        explained(self, params).show()
 
     def __repr__(self) -> str:
         return f"fuse({self.opt!r}{', donate=True' if self.donate else ''})"

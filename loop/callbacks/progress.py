@@ -1,40 +1,39 @@
-"""Show how a run is doing: a bar and a table on a terminal, plain lines elsewhere."""
+"""Show how a run is doing: a bar and a table on a terminal and in a notebook, plain lines
+elsewhere.
+"""
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, TextIO
+from typing import ClassVar, TextIO
 
+from functional_sgd.notebook import notebook
 from loop.callback import Callback, Order
+from loop.callbacks.parts.displays import Display, lines, live_table
 from loop.callbacks.recorder import Recorder, recorded
+from loop.history import number_text
 from loop.state import State
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.progress import Progress as Bar
-
-_WIDTH = 12
 
 
 @dataclass
-class Display:
-    """What is open during a run: the console, perhaps a bar, and the clock."""
+class Shown:
+    """What is open during a run: the display, whether a phase has its bar, and the clock."""
 
-    console: "Console"
-    bar: "Bar | None"
-    task: Any = None
+    display: Display
+    begun: bool = False
     started: float = field(default_factory=time.perf_counter)
-    header: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Progress(Callback):
-    """A row for every epoch, under a header; and, on a terminal, a bar with the smooth loss.
+    """A row for every epoch, under a header; and, on a terminal or in a notebook, a bar with the
+    smooth loss. A notebook has both in one output, which changes.
 
     `every` is how many batches pass between two looks at the loss (each waits for the device).
-    Times are wall-clock seconds, shown and never kept: a state does not depend on the clock.
+    Times are wall-clock seconds, shown and never kept: a state does not depend on the clock. Into a
+    `file` go lines of text, from a notebook too.
     """
 
     every: int = 10
@@ -48,26 +47,12 @@ class Progress(Callback):
             raise ValueError(f"Progress: every must be at least 1, got {self.every}.")
 
     @contextmanager
-    def around_fit(self, state: State) -> Iterator[Display]:
+    def around_fit(self, state: State) -> Iterator[Shown]:
         """Open the display, and close it whatever happens."""
-        # Imported here, for rich takes longer than everything else in the loop together.
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
-
         del state  # its tensors would live as long as the run
-        console = Console(file=self.file or sys.stdout, highlight=False, soft_wrap=True)
-        if not console.is_terminal:
-            yield Display(console, None)
-            return
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-        )
-        with Bar(*columns, console=console, transient=True) as bar:
-            yield Display(console, bar)
+        cell = notebook() if self.file is None else None
+        with lines(self.file or sys.stdout) if cell is None else live_table(cell) as display:
+            yield Shown(display)
 
     def before_train(self, state: State) -> None:
         """Start the bar of a training phase."""
@@ -79,60 +64,33 @@ class Progress(Callback):
 
     def after_batch(self, state: State) -> None:
         """Move the bar."""
-        display = self._display(state)
-        if display is None or display.bar is None:
+        shown = self._shown(state)
+        if shown is None:
             return
-        if display.task is None:  # a run that is resumed within a phase
-            self._start(
-                state, f"epoch {state.epoch + 1}/{state.n_epoch}" if state.training else "validate"
-            )
-        if state.training and state.iter % self.every == 0:
-            loss = float(recorded(state).smooth_loss)
-            display.bar.update(
-                display.task, description=f"epoch {state.epoch + 1}/{state.n_epoch} loss {loss:.4f}"
-            )
-        display.bar.update(display.task, completed=state.iter + 1)
+        epoch = f"epoch {state.epoch + 1}/{state.n_epoch}"
+        if not shown.begun:  # a run that is resumed within a phase
+            self._start(state, epoch if state.training else "validate")
+        what = None
+        if shown.display.has_bar and state.training and state.iter % self.every == 0:
+            what = f"{epoch} loss {float(recorded(state).smooth_loss):.4f}"
+        shown.display.move(state.iter + 1, what)
 
     def after_epoch(self, state: State) -> None:
-        """Print the row of the epoch."""
-        display = self._display(state)
-        if display is None or not state.history.rows:
+        """Show the row of the epoch."""
+        shown = self._shown(state)
+        if shown is None or not state.history.rows:
             return
-        row = {
-            name: value for name, value in state.history.rows[-1].items() if name != "train_iter"
-        }
-        elapsed, display.started = time.perf_counter() - display.started, time.perf_counter()
-        if display.header != list(row):
-            display.header = list(row)
-            display.console.print("".join(name.rjust(_width(name)) for name in (*row, "seconds")))
-        display.console.print(format_row(row) + f"{elapsed:.1f}".rjust(_width("seconds")))
+        row = state.history.rows[-1].items()
+        cells = {name: number_text(value) for name, value in row if name != "train_iter"}
+        elapsed, shown.started = time.perf_counter() - shown.started, time.perf_counter()
+        shown.display.add_row({**cells, "seconds": f"{elapsed:.1f}"})
 
     def _start(self, state: State, what: str) -> None:
-        display = self._display(state)
-        if display is not None and display.bar is not None:
-            if display.task is not None:
-                display.bar.remove_task(display.task)
-            display.task = display.bar.add_task(what, total=state.n_iter)
+        shown = self._shown(state)
+        if shown is not None:
+            shown.display.start(what, state.n_iter)
+            shown.begun = True
 
-    def _display(self, state: State) -> Display | None:
-        display: Display | None = state.resources.get(self.name)
-        return display
-
-
-def format_row(row: Mapping[str, Any]) -> str:
-    """A row of numbers in columns as wide as their names.
-
-    >>> format_row({"epoch": 0, "valid_loss": 0.25, "accuracy": None})
-    '           0    0.250000           -'
-    """
-    return "".join(_cell(value).rjust(_width(name)) for name, value in row.items())
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    return str(value) if isinstance(value, int) else f"{value:.6f}"
-
-
-def _width(name: str) -> int:
-    return max(_WIDTH, len(name) + 2)
+    def _shown(self, state: State) -> Shown | None:
+        shown: Shown | None = state.resources.get(self.name)
+        return shown

@@ -1,13 +1,12 @@
 """Watch a run as a picture."""
 
-import io
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from functional_sgd.notebook import notebook
 from loop.callback import Callback, Order
 from loop.callbacks.recorder import Recorder
 from loop.plots.figure import file_kinds
@@ -23,7 +22,7 @@ class Screen:
     """Where pictures are shown: one place in a notebook, a file, both or none."""
 
     path: Path | None
-    notebook: Any = field(default_factory=lambda: _notebook())
+    notebook: Any = field(default_factory=notebook)
     handle: Any = None
 
     def show(self, figure: "Figure") -> None:
@@ -33,13 +32,10 @@ class Screen:
             figure.savefig(self.path)
         if self.notebook is None:
             return
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
-        picture = self.notebook.Image(data=buffer.getvalue(), format="png")
         if self.handle is None:
-            self.handle = self.notebook.display(picture, display_id=True)
+            self.handle = self.notebook.display(figure, display_id=True)
         else:
-            self.handle.update(picture)
+            self.handle.update(figure)
 
 
 @dataclass(frozen=True)
@@ -81,12 +77,3 @@ class ShowGraph(Callback):
         screen: Screen = state.resources[self.name]
         if (screen.path or screen.notebook) and len(state.history.losses) > self.skip:
             screen.show(plot_losses(state.history, self.skip))
-
-
-def _notebook() -> Any:
-    """IPython's module for display if this runs in a notebook, else None. Whoever is in a notebook
-    has loaded it.
-    """
-    ipython = sys.modules.get("IPython")
-    shell = None if ipython is None else ipython.get_ipython()
-    return None if getattr(shell, "kernel", None) is None else sys.modules["IPython.display"]

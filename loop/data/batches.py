@@ -1,12 +1,14 @@
 """Where batches come from: two loaders, and the simplest loader there is."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from functional_sgd.notebook import html_table
 from loop.run.chance import key
 
 Position: TypeAlias = tuple[int, int, int]
@@ -17,7 +19,7 @@ beginning.
 _ORDER = 0  # what a random number is for; loader.py has the others
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DataLoaders:
     """The data of a Learner: a loader for training and, perhaps, one for validation.
 
@@ -32,8 +34,16 @@ class DataLoaders:
     train: Iterable[Any]
     valid: Iterable[Any] | None = None
 
+    def __repr__(self) -> str:
+        return f"DataLoaders(train={loader_text(self.train)}, valid={loader_text(self.valid)})"
 
-@dataclass(frozen=True, eq=False)
+    def _repr_html_(self) -> str:
+        """Both loaders, a row for each."""
+        rows = [_loader_row("train", self.train), _loader_row("valid", self.valid)]
+        return html_table(rows, ("", "loader", "samples", "batches"), left=2)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Batches:
     """Tensors that fit in memory, in batches: the first axis is cut, in order or shuffled again for
     every epoch.
@@ -78,6 +88,22 @@ class Batches:
             order = order.to(self.tensors[0].device)
         return self._batches(order, 0 if position is None else position[2])
 
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{_dtype(tensor)} {_shape(tensor)}" for tensor in self.tensors)
+        flags = [name for name in ("shuffle", "drop_last") if getattr(self, name)]
+        options = "".join(f", {name}=True" for name in flags)
+        return f"Batches(({parts}), batch_size={self.batch_size}{options})"
+
+    def _repr_html_(self) -> str:
+        """The tensors, a row for each."""
+        rows = [
+            [f"{index}", _shape(tensor), _dtype(tensor), f"{tensor.device}"]
+            for index, tensor in enumerate(self.tensors)
+        ]
+        order = "shuffled" if self.shuffle else "in order"
+        caption = f"Batches: {len(self)} of {self.batch_size}, {order}"
+        return html_table(rows, ("tensor", "shape", "dtype", "device"), caption=caption)
+
     def _batches(self, order: Tensor | None, skip: int) -> Iterator[tuple[Tensor, ...]]:
         for index in range(skip, len(self)):
             part = slice(index * self.batch_size, (index + 1) * self.batch_size)
@@ -86,6 +112,47 @@ class Batches:
             else:
                 chosen = order[part]
                 yield tuple([tensor.index_select(0, chosen) for tensor in self.tensors])
+
+
+def loader_text(loader: Any) -> str:
+    """A loader in a few words, without its tensors: what Batches say, else the class and length.
+
+    >>> loader_text([torch.zeros(5)])
+    'list of 1 batch'
+    """
+    if loader is None or isinstance(loader, Batches):
+        return repr(loader)
+    count = _length(loader)
+    batches = "" if count is None else f" of {count} batch{'' if count == 1 else 'es'}"
+    return f"{type(loader).__name__}{batches}"
+
+
+def _loader_row(name: str, loader: Any) -> tuple[str, str, str, str]:
+    if loader is None:
+        return name, "-", "", ""
+    ours = isinstance(loader, Batches)
+    samples = loader.tensors[0] if ours else getattr(loader, "dataset", None)
+    shown = repr(loader) if ours else type(loader).__name__
+    return name, shown, _count(samples), _count(loader)
+
+
+def _count(value: Any) -> str:
+    length = _length(value)
+    return "-" if length is None else f"{length:,}"
+
+
+def _length(value: Any) -> int | None:
+    with suppress(Exception):  # of a user's class, which is no reason not to show the rest
+        return len(value)
+    return None
+
+
+def _shape(tensor: Tensor) -> str:
+    return " x ".join(map(str, tensor.shape))
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def shuffled(count: int, seed: int, epoch: int) -> Tensor:

@@ -7,14 +7,14 @@ if TYPE_CHECKING:
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """An empty figure, of this size in inches.
+    """An empty figure, of this size in inches, which a notebook shows as a picture.
 
     >>> new_figure(4, 3).get_size_inches().tolist()
     [4.0, 3.0]
     """
-    from matplotlib.figure import Figure
+    from loop.plots.notebook_figure import NotebookFigure
 
-    return Figure(figsize=(width, height), layout="constrained")
+    return NotebookFigure(figsize=(width, height), layout="constrained")
 
 
 def file_kinds() -> list[str]:

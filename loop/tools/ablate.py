@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from functional_sgd.errors import did_you_mean
+from functional_sgd.notebook import html_table
 from loop.callback import Wish, name_of, without_reports
 from loop.callbacks import Recorder
 from loop.learner import Learner
@@ -36,6 +37,17 @@ class Ablation:
         }
 
     def __str__(self) -> str:
+        return "\n".join([*aligned(self._rows()), *self._notes()])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        """The same as a table."""
+        titles, *rows = self._rows()
+        return html_table(rows, titles, left=1, caption=" ".join(self._notes()))
+
+    def _rows(self) -> list[list[str]]:
+        """The titles, the run with all callbacks, and a row for each that was left out."""
         rows = [["", *(cell for column in self.full for cell in (column, ""))]]
         rows.append(
             ["all", *(cell for values in self.full.values() for cell in (_mean(values), ""))]
@@ -48,15 +60,16 @@ class Ablation:
                 for cell in (_mean(scores[column]), _change(changes[column]))
             )
             rows.append([f"without {name}", *cells])
-        lines = aligned(rows)
-        if len(self.seeds) > 1:
-            lines.append(
-                f"(means over {len(self.seeds)} seeds, and mean differences to all ± their "
-                f"standard deviation)"
-            )
-        return "\n".join(lines)
+        return rows
 
-    __repr__ = __str__
+    def _notes(self) -> list[str]:
+        """What the numbers are, if there is more than one seed."""
+        if len(self.seeds) == 1:
+            return []
+        return [
+            f"(means over {len(self.seeds)} seeds, and mean differences to all ± their "
+            f"standard deviation)"
+        ]
 
 
 def ablate(

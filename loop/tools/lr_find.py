@@ -4,6 +4,7 @@ losses.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -16,6 +17,7 @@ from loop.callbacks.schedule import with_hypers
 from loop.callbacks.tracking import Tracker
 from loop.history import History
 from loop.learner import Learner, hyper_names
+from loop.plots.picture import png
 from loop.plots.runs import plot_lr_find
 from loop.run.signals import CancelFit
 from loop.state import State
@@ -37,7 +39,7 @@ class Suggestions(NamedTuple):
     steep: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LRFind:
     """The curve that `lr_find` recorded: the lr and the smoothed loss of every batch, and what they
     suggest.
@@ -87,6 +89,18 @@ class LRFind:
     def plot(self) -> "Figure":
         """The curve, with the suggestions marked on it."""
         return plot_lr_find(self)
+
+    def __repr__(self) -> str:
+        suggested = []
+        for name in Suggestions._fields:
+            with suppress(ValueError):  # too few points for this one
+                suggested.append(f"{name} {getattr(self, name):.2e}")
+        span = f", lr {self.lrs[0]:.2e} to {self.lrs[-1]:.2e}" if self.lrs else ""
+        return f"LRFind({len(self.lrs)} batches{span}: {', '.join(suggested) or 'too few points'})"
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, Any]]:
+        """The curve, as a notebook shows it."""
+        return png(self.plot())
 
 
 def lr_find(

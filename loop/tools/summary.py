@@ -10,6 +10,7 @@ from typing import Any
 import optree
 from torch import Tensor, nn
 
+from functional_sgd.notebook import html_facts, html_table
 from loop.callback import in_order, name_of
 from loop.learner import Learner
 from loop.metrics import metric_name
@@ -17,6 +18,8 @@ from loop.state import State
 from loop.tools.table import aligned
 from loop.training.batch import first_batch
 from loop.training.fit import validate, with_recorder
+
+_TITLES = ["layer", "kind", "output", "parameters", "trained"]
 
 
 @dataclass(frozen=True)
@@ -47,27 +50,15 @@ class Summary:
     callbacks: tuple[str, ...]  # in the order of their calls
 
     def __str__(self) -> str:
-        head = ["layer", "kind", "output", "parameters", "trained"]
-        rows = [
-            [layer.name, layer.kind, _shapes(layer.shapes), *_counts(layer)]
-            for layer in self.layers
-        ]
-        table = aligned([head, *rows], left=3)
+        table = aligned([_TITLES, *self._rows()], left=3)
         rule = "-" * max(map(len, table))
         sizes = [
             [f"{name}:", f"{count:,}", f"({_bytes(size)})"]
             for name, (count, size) in self.sizes.items()
         ]
-        hyper = ", ".join(f"{name}={_hyper(value)}" for name, value in self.hyper.items())
-        facts = [
-            ["optimizer:", f"{self.opt}"],
-            ["hypers:", hyper or "none"],
-            ["loss:", self.loss],
-            ["metrics:", ", ".join(self.metrics) or "none"],
-            ["callbacks:", ", ".join(self.callbacks) or "none"],
-        ]
+        facts = [[f"{name}:", text] for name, text in self._facts().items()]
         lines = [
-            f"{self.model}, input {_shapes(self.inputs)}",
+            self._title(),
             rule,
             table[0],
             rule,
@@ -77,6 +68,35 @@ class Summary:
         return "\n".join([*lines, *aligned(sizes), "", *aligned(facts, left=2)])
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        """The same as tables."""
+        layers = html_table(self._rows(), _TITLES, left=3, caption=self._title())
+        sizes = [[name, f"{count:,}", _bytes(size)] for name, (count, size) in self.sizes.items()]
+        return (
+            layers
+            + html_table(sizes, ("", "elements", "memory"), left=1)
+            + html_facts(self._facts())
+        )
+
+    def _title(self) -> str:
+        return f"{self.model}, input {_shapes(self.inputs)}"
+
+    def _rows(self) -> list[list[str]]:
+        return [
+            [layer.name, layer.kind, _shapes(layer.shapes), *_counts(layer)]
+            for layer in self.layers
+        ]
+
+    def _facts(self) -> dict[str, str]:
+        hyper = ", ".join(f"{name}={_hyper(value)}" for name, value in self.hyper.items())
+        return {
+            "optimizer": self.opt,
+            "hypers": hyper or "none",
+            "loss": self.loss,
+            "metrics": ", ".join(self.metrics) or "none",
+            "callbacks": ", ".join(self.callbacks) or "none",
+        }
 
 
 def summary(learner: Learner, state: State) -> Summary:

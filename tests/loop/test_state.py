@@ -15,6 +15,12 @@ def test_it_fits_on_a_line_whatever_the_hypers() -> None:
     )
 
 
+def test_a_hyper_that_is_a_tensor_is_its_number() -> None:
+    state = State({}, {}, {}, {"lr": torch.tensor(0.1), "wd": torch.zeros(2, 3)})
+    assert "hyper {'lr': 0.1, 'wd': tensor of shape (2, 3)}" in repr(state)
+    assert "lr=0.1, wd=tensor of shape (2, 3)" in state._repr_html_()
+
+
 def test_a_tree_that_is_no_numbers() -> None:
     state = State({}, {}, {}, {"lr": {"a": torch.tensor(1.0), "b": 2.0}, "none": {}})
     assert "hyper {'lr': 2 values, 'none': 0 values}" in repr(state)

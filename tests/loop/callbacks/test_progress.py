@@ -17,7 +17,7 @@ from loop import (
     trace,
     validate,
 )
-from loop.callbacks.progress import format_row
+from loop.callbacks.parts.displays import line
 from tests.comparing import assert_same
 from tests.loop.helpers import (
     assert_same_run,
@@ -94,7 +94,7 @@ def test_every_run_has_its_header() -> None:
 
 
 def test_long_names_have_wide_columns() -> None:
-    assert format_row({"a_name_longer_than_that": 1.0}) == "1.000000".rjust(25)
+    assert line({"a_name_longer_than_that": "1.000000"}) == "1.000000".rjust(25)
 
 
 def test_standard_output_is_the_default(capsys: pytest.CaptureFixture[str]) -> None:
@@ -119,7 +119,7 @@ def tasks(every: int) -> list[tuple[str, float, float | None]]:
     seen = []
 
     def look(state: State) -> None:
-        (task,) = state.resources["progress"].bar.tasks
+        (task,) = state.resources["progress"].display.bar.tasks
         seen.append((task.description, task.completed, task.total))
 
     fit(MINE, START, 1, [Progress(every=every, file=Terminal()), on(after_batch=look, order=100)])

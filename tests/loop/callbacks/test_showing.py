@@ -31,16 +31,11 @@ class Notebook:
         """The shell."""
         return self.shell
 
-    def Image(self, data: bytes, format: str) -> bytes:
-        """A picture."""
-        assert format == "png"
-        return data
-
-    def display(self, picture: bytes, display_id: bool) -> Any:
+    def display(self, figure: Any, display_id: bool) -> Any:
         """Show a picture, in a place that can be changed."""
         assert display_id is True
-        self.shown.append(picture)
-        return SimpleNamespace(update=self.updates.append)
+        self.shown.append(figure._repr_png_()[0])
+        return SimpleNamespace(update=lambda other: self.updates.append(other._repr_png_()[0]))
 
 
 def notebook(monkeypatch: pytest.MonkeyPatch, kernel: Any = "a kernel") -> Notebook:
