@@ -5,6 +5,7 @@ state and lr have one more axis. Each member gets the numbers that it would get 
 tests/test_examples_functional.py). So one run is a search for the lr, and an ensemble.
 """
 
+import math
 import time
 from functools import partial
 from pathlib import Path
@@ -81,7 +82,7 @@ def main(
     images, labels = images.to(device), labels.to(device)
     params = stacked([first_weights(seed + number, device) for number in range(members)])
     state = torch.func.vmap(OPT.init)(params)
-    lrs = torch.logspace(*torch.tensor([lowest, highest]).log10().tolist(), members).to(device)
+    lrs = torch.logspace(math.log10(lowest), math.log10(highest), members, device=device)
     all_at_once = torch.func.vmap(partial(step, OPT), in_dims=(0, 0, 0, None, None))
 
     started, steps = time.perf_counter(), 0

@@ -4,6 +4,7 @@ the question that it leaves open, whether an automatic annealer can replace a sc
 
 import time
 from collections.abc import Iterable
+from operator import length_hint
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -23,11 +24,10 @@ from loop import DataLoaders, History, Learner, Progress, accuracy, fit
 def train(row: Row, data: DataLoaders, epochs: int, seed: int, device: str) -> History:
     """One run from fresh weights."""
     torch.manual_seed(seed)
-    learner = Learner(
-        network(), data, nn.functional.cross_entropy, row.opt, [accuracy], [Progress()]
-    )
+    loss = nn.functional.cross_entropy
+    learner = Learner(network(), data, loss, row.opt, [accuracy], [Progress()])
     start = learner.init(seed, device)
-    return fit(learner, start, epochs, row.callbacks(epochs * len(data.train))).history
+    return fit(learner, start, epochs, row.callbacks(epochs * length_hint(data.train))).history
 
 
 def by_epoch(runs: Iterable[History], column: str) -> list[float]:

@@ -34,7 +34,6 @@ RUNS: dict[str, Sequence[str]] = {
     "maml": ("--outer-steps", "200"),
     "ensemble": ("--epochs", "4"),
     "learn_the_lr": ("--outer-steps", "20"),
-    "loop_picture": (),
     "new_optimizer": (),
     "new_callback": (),
     "lesson9_data": (),

@@ -6,6 +6,7 @@ it learns, TensorBoard if it is installed. Kill it and give the same command aga
 """
 
 from importlib.util import find_spec
+from operator import length_hint
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def main(
         length, epochs, window, width, layers, accumulate = 60_000, 1, 64, 64, 2, 2
     torch.manual_seed(seed)
     data = windows(CHARACTERS.encode(library_text(length)), batch_size, window)
-    steps = epochs * -(-len(data.train) // accumulate)
+    steps = epochs * -(-length_hint(data.train) // accumulate)
     callbacks: list[Any] = [
         GradientAccumulation(batches=accumulate),
         Sample("def "),

@@ -23,7 +23,8 @@ class Block(nn.Module):
         query, key, value = parts.permute(2, 0, 3, 1, 4)
         seen = scaled_dot_product_attention(query, key, value, is_causal=True)
         x = x + self.out(seen.transpose(1, 2).reshape(batch, time, width))
-        return x + self.mlp(self.norm_2(x))
+        result: Tensor = x + self.mlp(self.norm_2(x))
+        return result
 
 
 class GPT(nn.Module):
@@ -41,7 +42,8 @@ class GPT(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         places = torch.arange(x.shape[1], device=x.device)
-        return self.head(self.norm(self.blocks(self.token(x) + self.place(places))))
+        scores: Tensor = self.head(self.norm(self.blocks(self.token(x) + self.place(places))))
+        return scores
 
 
 def next_token_loss(pred: Tensor, target: Tensor) -> Tensor:

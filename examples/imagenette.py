@@ -68,6 +68,7 @@ def main(
     size: int = 128,
     epochs: int = 3,
     arch: str = "resnet34",
+    batch_size: int = 64,
     every: int = 1,
     bf16: bool = False,
     device: str = "cpu",
@@ -82,6 +83,7 @@ def main(
         size: Pixels on a side.
         epochs: Passes over the images, for each row.
         arch: A network of torchvision.
+        batch_size: Images in a batch.
         every: Take one image in so many.
         bf16: Compute in bfloat16 where that is safe.
         device: Where to train: cpu, cuda, ...
@@ -90,7 +92,7 @@ def main(
     """
     if short:
         size, epochs, arch, every = 32, 1, "resnet18", 8
-    data = loaders(root, size, every=every)
+    data = loaders(root, size, batch_size, every)
     table = Table("optimizer", "the book, 3 epochs", f"ours, {epochs} at {size} pixels", "seconds")
     for name, row in ROWS.items():
         if name not in rows and "all" not in rows:

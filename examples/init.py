@@ -9,6 +9,7 @@ lesson's numbers are of MNIST digits, ours of scikit-learn's, enlarged: not equa
 
 import math
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import tyro
@@ -24,14 +25,16 @@ from functional_sgd import sgd
 from loop import Learner, accuracy, fit
 
 WAYS = ("torch's", "kaiming")
+Model = TypeVar("Model", bound=nn.Module)
 
 
-def prepared(model: nn.Module, way: str) -> nn.Module:
+def prepared(model: Model, way: str) -> Model:
     """The model as torch made it, or with kaiming_uniform weights for ReLU, and biases of 0."""
     for layer in model.modules() if way == "kaiming" else ():
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
             layer.weight.data = kaiming_uniform(layer.weight)
-            nn.init.zeros_(layer.bias)
+            if layer.bias is not None:
+                layer.bias.data.zero_()
     return model
 
 
@@ -87,8 +90,7 @@ def main(
     there = {"torch's": ("0.365", "0.0065", "0.033"), "kaiming": ("1.020", "0.404", "0.423")}
     columns = ("one layer", "lesson", "four layers", "lesson", "gradient", "lesson")
     table = Table("first weights", *columns, f"accuracy, {layers} layers")
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
+    axes = (figure := Figure(figsize=(6, 4), layout="constrained")).subplots()
     for way in WAYS:
         torch.manual_seed(seed)
         conv = prepared(nn.Conv2d(1, 32, 5), way).to(device)

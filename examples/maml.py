@@ -1,8 +1,7 @@
 """Learn to learn (MAML): first weights from which a few steps of SGD are enough for a new task.
 
-A task is a sine with an amplitude and a phase of its own, of which ten points are seen. The outer
-step differentiates through the inner ones, which is possible since a step is a function; and
-torch.func.vmap maps all tasks of a batch at once. Source: Finn et al. 2017.
+A task is a sine of which ten points are seen. The outer step differentiates through the inner ones,
+and torch.func.vmap maps all tasks of a batch at once. Source: Finn et al. 2017.
 """
 
 import math
@@ -23,7 +22,7 @@ INNER = sgd(lr=0.03)
 
 def network(generator: torch.Generator, width: int = 40, **like: Any) -> Params:
     """1 number to 1 number, over two layers of tanh."""
-    params = {}
+    params: Params = {}
     for index, (inputs, outputs) in enumerate(((1, width), (width, width), (width, 1))):
         weight = torch.randn(inputs, outputs, generator=generator, dtype=torch.float64)
         params[f"w{index}"] = (weight / math.sqrt(inputs)).to(**like)
@@ -38,9 +37,9 @@ def loss(params: Params, x: Tensor, y: Tensor) -> Tensor:
 
 def predicted(params: Params, x: Tensor) -> Tensor:
     """What the network makes of x, (N, 1)."""
-    for index in "012":
-        x = (torch.tanh(x) if index != "0" else x) @ params[f"w{index}"] + params[f"b{index}"]
-    return x
+    x = torch.tanh(x @ params["w0"] + params["b0"])
+    x = torch.tanh(x @ params["w1"] + params["b1"])
+    return x @ params["w2"] + params["b2"]
 
 
 def adapted(params: Params, x: Tensor, y: Tensor, steps: int) -> Params:
@@ -93,7 +92,8 @@ def main(
         pictures: The folder for the picture.
     """
     torch.set_num_threads(1)  # faster for so small a network
-    like, generator = dict(device=device, dtype=torch.float32), torch.Generator().manual_seed(seed)
+    like: dict[str, Any] = dict(device=device, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(seed)
     fresh = params = network(generator, **like)
     outer, compute = adam(lr=lr), value_and_grad(partial(meta_loss, steps=inner_steps))
     state = outer.init(params)
@@ -103,8 +103,7 @@ def main(
         if step % max(outer_steps // 5, 1) == 0:
             print(f"step {step}: loss after {inner_steps} inner steps {value.item():.3f}")
     x, y = tasks(200, 20, generator, **like)
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
+    axes = (figure := Figure(figsize=(6, 4), layout="constrained")).subplots()
     for name, start in {"learned": params, "fresh": fresh}.items():
         losses = [meta_loss(start, x, y, steps).item() for steps in range(6)]
         print(f"new tasks from {name} weights: {', '.join(f'{value:.2f}' for value in losses)}")

@@ -9,7 +9,31 @@ from torch import Tensor
 import functional_sgd as fs
 from loop import Callback, State
 
-X = (14, 86, 28, 51, 28, 29, 72, 62, 84, 15, 42, 62, 47, 35, 9, 38, 44, 99, 13, 21, 28, 20, 8)
+X: tuple[int, ...] = (
+    14,
+    86,
+    28,
+    51,
+    28,
+    29,
+    72,
+    62,
+    84,
+    15,
+    42,
+    62,
+    47,
+    35,
+    9,
+    38,
+    44,
+    99,
+    13,
+    21,
+    28,
+    20,
+    8,
+)
 X += (64, 99, 70, 27, 17, 8)
 Pair = tuple[float, float]  # (of the intercept, of the slope)
 
