@@ -2,10 +2,16 @@
 PYTHON ?= python3
 PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test fuzz faults check format docs bench gpu clean
+.PHONY: demo examples test fuzz faults check format docs bench gpu clean
 
 demo: .venv/installed-examples
 	.venv/bin/python examples/digits.py
+
+# Every example in its short form, and pictures/index.html. make examples DATA=folder: where the data sets are; what
+# needs others is left out.
+DATA ?= data
+examples: .venv/installed-examples
+	.venv/bin/python examples/gallery.py --data $(DATA)
 
 test: .venv/installed-test
 	.venv/bin/python -m pytest -n 2

@@ -149,7 +149,7 @@ class Rule:
     def __reduce__(self) -> str | tuple[Any, ...]:
         plain = inspect.getattr_static(inspect.getmodule(self.function), self.name, None)
         if self is plain:
-            return self.name
+            return str(self.name)
         if isinstance(plain, Rule) and plain.function is self.function:
             return renamed, (plain, dict(self.renames))
         return Rule, (self.function, self.scope, self.starts, self.declared, self.renames)

@@ -1,4 +1,4 @@
-"""What examples/pictures.py draws: averages of noisy points, and the loop."""
+"""What examples/pictures.py and examples/parabola.py draw: averages of noisy points, and the loop."""
 
 import importlib
 import itertools
@@ -23,34 +23,40 @@ def pictures() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def y(pictures: Any) -> Tensor:
+def parabola(pictures: Any) -> Any:
+    """The points with their averages."""
+    return importlib.import_module("parabola")
+
+
+@pytest.fixture(scope="module")
+def y(parabola: Any) -> Tensor:
     """A hundred points."""
-    found: Tensor = pictures.points(0)[1]
+    found: Tensor = parabola.points(0)[1]
     return found
 
 
-def test_b12_the_first_unbiased_average_is_the_first_point(pictures: Any, y: Tensor) -> None:
+def test_b12_the_first_unbiased_average_is_the_first_point(parabola: Any, y: Tensor) -> None:
     """It is divided by 1 - beta**n, with n of averages so far: the place of a point in the data has
     no say in it.
     """
-    found = pictures.averages(y, 0.7, debiased=True)
+    found = parabola.averages(y, 0.7, debiased=True)
     torch.testing.assert_close(found[0], y[0], rtol=1e-15, atol=0)
     torch.testing.assert_close(found[1], (0.7 * 0.3 * y[0] + 0.3 * y[1]) / (1 - 0.7**2))
 
 
-def test_b13_without_debias_the_first_average_is_near_zero(pictures: Any, y: Tensor) -> None:
-    assert pictures.averages(y, 0.99, debiased=False)[0] == pytest.approx(
+def test_b13_without_debias_the_first_average_is_near_zero(parabola: Any, y: Tensor) -> None:
+    assert parabola.averages(y, 0.99, debiased=False)[0] == pytest.approx(
         0.01 * y[0].item(), rel=1e-12
     )
 
 
-def test_b13_a_larger_beta_lags_more(pictures: Any) -> None:
+def test_b13_a_larger_beta_lags_more(parabola: Any) -> None:
     """The averages of a parabola have their top later and later: by beta / (1 - beta) steps, while
     that is few.
     """
     x = torch.linspace(-4, 4, 100, dtype=torch.float64)
     tops = [
-        int(pictures.averages(1 - (x / 3) ** 2, beta, debiased=False).argmax())
+        int(parabola.averages(1 - (x / 3) ** 2, beta, debiased=False).argmax())
         for beta in (0.5, 0.7, 0.9, 0.99)
     ]
     assert all(earlier < later for earlier, later in itertools.pairwise([49, *tops]))
