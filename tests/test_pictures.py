@@ -1,4 +1,4 @@
-"""What examples/pictures.py and examples/parabola.py draw: averages of noisy points, and the loop."""
+"""What examples/pictures.py and parabola.py draw: averages of noisy points, and the loop."""
 
 import importlib
 import itertools
