@@ -1,5 +1,8 @@
 """Lesson 18 of fast.ai's course on Fashion-MNIST: all its ways to train, beside its results, and
 the question that it leaves open, whether an automatic annealer can replace a schedule.
+
+One run each of five epochs: one-cycle 0.898, torch's own 0.898 (the lesson: 0.906), a cosine 0.888,
+a constant lr 0.882, and the annealer the same, since it saw no reason to cut.
 """
 
 import time
@@ -26,12 +29,12 @@ def train(row: Row, data: DataLoaders, epochs: int, seed: int, device: str) -> H
     torch.manual_seed(seed)
     loss = nn.functional.cross_entropy
     learner = Learner(network(), data, loss, row.opt, [accuracy], [Progress()])
-    start = learner.init(seed, device)
-    return fit(learner, start, epochs, row.callbacks(epochs * length_hint(data.train))).history
+    callbacks = row.callbacks(epochs * length_hint(data.train))
+    return fit(learner, learner.init(seed, device), epochs, callbacks).history
 
 
 def by_epoch(runs: Iterable[History], column: str) -> list[float]:
-    """The mean over runs, for every epoch."""
+    """Means over runs."""
     return [fmean(values) for values in zip(*(run.column(column) for run in runs), strict=True)]
 
 
@@ -42,19 +45,16 @@ def lines(values: Iterable[float]) -> str:
 
 def picture(found: dict[str, list[History]]) -> Figure:
     """lr and beta1 over the batches, and the mean accuracy over the epochs, of each row."""
-    figure = Figure(figsize=(13, 4), layout="constrained")
-    axes = figure.subplots(1, 3)
+    axes = (figure := Figure(figsize=(13, 4), layout="constrained")).subplots(1, 3)
     for index, (name, runs) in enumerate(found.items()):
         style = dict(color=f"C{index % 10}", linestyle="--" if "torch" in name else "-", label=name)
-        hypers = runs[0].hypers
         for place, hyper in zip(axes, ("lr", "mom"), strict=False):
-            if hyper in hypers:
-                place.plot(list(hypers[hyper]), **style)
+            if hyper in runs[0].hypers:
+                place.plot(list(runs[0].hypers[hyper]), **style)
         means = by_epoch(runs, "accuracy")
         axes[2].plot(range(1, len(means) + 1), means, **style)
-    axes[0].set(xlabel="batch", ylabel="lr", yscale="symlog")
-    axes[1].set(xlabel="batch", ylabel="beta1")
-    axes[2].set(xlabel="epoch", ylabel="validation accuracy")
+    for place, label in zip(axes, ("lr", "beta1", "validation accuracy"), strict=True):
+        place.set(xlabel="epoch" if "acc" in label else "batch", ylabel=label)
     axes[2].legend(frameon=False, fontsize=8)
     return figure
 
@@ -69,7 +69,7 @@ def main(
     pictures: Path = Path("pictures"),
     short: bool = False,
 ) -> None:
-    """Train as the lesson does, and print its validation accuracies and losses beside ours.
+    """Train as the lesson does, and print its accuracies and losses beside ours.
 
     Args:
         root: A folder with the four files, or torchvision's FashionMNIST/raw, where they may go.
@@ -101,14 +101,14 @@ def main(
         print(f"\n{name}: {row.opt}")
         count = min(epochs, row.epochs)
         runs = [train(row, data, count, seed + index, device) for index in range(seeds)]
-        found[name], seconds = runs, time.perf_counter() - started
+        found[name], seconds = runs, f"{time.perf_counter() - started:.0f}"
         ours, last = by_epoch(runs, "accuracy"), [run.column("accuracy")[-1] for run in runs]
         end = f"{fmean(last):.3f}" + (f" +- {stdev(last):.3f}" if seeds > 1 else "")
-        whole = len(ours) == len(row.losses)
-        difference = f"{ours[-1] - row.accuracies[-1]:+.3f}" if whole else "-"
+        compared = len(ours) == len(row.losses)
+        difference = f"{ours[-1] - row.accuracies[-1]:+.3f}" if compared else "-"
         cells = [row.accuracies, ours, row.losses, by_epoch(runs, "valid_loss")]
-        lesson, our, losses, our_losses = map(lines, cells)
-        table.add_row(name, lesson, our, end, difference, losses, our_losses, f"{seconds:.0f}")
+        lesson, our, *both = map(lines, cells)
+        table.add_row(name, lesson, our, end, difference, *both, seconds)
     Console().print(table)
     pictures.mkdir(parents=True, exist_ok=True)
     picture(found).savefig(pictures / "fashion_mnist.png", dpi=120)

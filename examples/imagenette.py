@@ -1,5 +1,8 @@
 """The table of the book's chapter: what each optimizer reaches with a ResNet on Imagenette, from
 the same weights.
+
+At --size 64 --arch resnet18 --bf16, one run each: after three epochs Adam is at 0.688, momentum at
+0.641; after two of the three, momentum 0.546, Adam 0.535, RMSProp 0.527, SGD 0.497.
 """
 
 import time

@@ -129,7 +129,7 @@ def test_l19_annealers_are_compared_with_schedules(tmp_path: Path) -> None:
 def test_l7_l10_l12_l13_l17_spreadsheet(tmp_path: Path) -> None:
     """Every cell of the workbook's first seven epochs, and the annealer's first cut."""
     printed = run("spreadsheet.py", "--epochs", "7", cwd=tmp_path)
-    number = r"│ +(\d+\.\d+) "
+    number = r"│ +(\d+\.\d+) +"
     cells = re.findall(rf"│ \S.* │ [157] +{number * 4}│", printed)
     assert len(cells) == 11
     assert all(there == ours and a == b for there, ours, a, b in cells)
