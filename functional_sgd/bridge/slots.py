@@ -69,7 +69,8 @@ class Slots(MutableMapping[Tensor, Kept]):
         self.opt, self.groups = opt, groups
         self.tree: State | None = None
         self._looks: list[Any] = []  # of the parameters that the state was made for
-        self._begun = False
+        self._begun = False  # whether it is more than a fresh state
+        self._stepped = False  # whether a step has made it, so that it fits the parameters
         self._layout: Layout | None = None
         self._known: dict[int, tuple[Tensor, str]] = {}  # with the parameters, to keep their ids
 
@@ -84,7 +85,12 @@ class Slots(MutableMapping[Tensor, Kept]):
         return named
 
     def state_for(self, leaves: Named) -> State:
-        """The state, for these leaves; made if there is none, moved if they have been moved."""
+        """The state, for these leaves: made if there is none.
+
+        Until the first step, it follows leaves that are moved or converted.
+        """
+        if self.tree is not None and self._stepped:
+            return self.tree
         looks = [(leaf.device, leaf.dtype) for leaf in leaves.values()]
         if self.tree is None or (looks != self._looks and not self._begun):
             self.tree = self.opt.init(leaves)
@@ -95,7 +101,7 @@ class Slots(MutableMapping[Tensor, Kept]):
 
     def keep(self, state: State) -> None:
         """Go on from this state, which a step has made."""
-        self.tree, self._begun = state, True
+        self.tree, self._begun, self._stepped = state, True, True
 
     def whole(self) -> State:
         """The state, with slots by the names of the parameters."""
@@ -105,7 +111,7 @@ class Slots(MutableMapping[Tensor, Kept]):
         """Take other groups, and a state for their parameters (None: a fresh one)."""
         self.groups, self._layout, self._known = groups, None, {}
         self.tree = state
-        self._begun = state is not None
+        self._begun, self._stepped = state is not None, False
         if state is not None:
             self._looks = [(leaf.device, leaf.dtype) for leaf in self.named().values()]
 

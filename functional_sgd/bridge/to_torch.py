@@ -206,7 +206,8 @@ def to_torch(opt: Optimizer, params: Iterable[Any], **hyper: Any) -> TorchOptimi
     parameters. With names, path patterns (partition) match them.
 
     The values are those of `opt` on a dict of the parameters, which it overwrites, so it is fused
-    and donates by itself. Momenta are also found under torch's names ("betas", "momentum"), which
+    and donates by itself. `optimizer.state[param]` has the slots of a parameter, as in torch.optim.
+    Momenta are also found under torch's names ("betas", "momentum"), which
     OneCycleLR and CyclicLR write to. Raises ValueError for a hyper that no rule reads.
 
     >>> import torch

@@ -2,12 +2,15 @@
 
 import copy
 import io
+import warnings
+from pathlib import Path
 from typing import Any
 
 import optree
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed import checkpoint
 from torch.distributed.checkpoint import state_dict as dcp
 
 import functional_sgd as fs
@@ -159,6 +162,21 @@ def test_distributed_checkpoint_by_parameter_names(flat: bool) -> None:
     fresh = to_torch(adamw(lr=0.5), other.parameters())
     dcp.set_optimizer_state_dict(other, fresh, saved, options=options)
     assert_same(train(other, fresh, 1), expected)
+
+
+def test_distributed_checkpoint_reads_a_folder_into_a_fresh_optimizer(tmp_path: Path) -> None:
+    """It writes into the slots that it has asked for."""
+    model, other = network(), network(seed=1)
+    optimizer, fresh = (to_torch(adamw(), m.named_parameters()) for m in (model, other))
+    train(model, optimizer, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of one process
+        saved: Any = dcp.get_optimizer_state_dict(model, optimizer)
+        checkpoint.save({"optim": saved}, checkpoint_id=tmp_path)
+        found: Any = {"optim": dcp.get_optimizer_state_dict(other, fresh)}
+        checkpoint.load(found, checkpoint_id=tmp_path)
+    dcp.set_optimizer_state_dict(other, fresh, found["optim"])
+    assert_same(fresh.opt_state, optimizer.opt_state)
 
 
 def test_distributed_checkpoint_takes_no_step_to_find_the_slots() -> None:
