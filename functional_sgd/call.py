@@ -14,7 +14,8 @@ from functional_sgd.hyper import collect, per_leaf
 from functional_sgd.randomness import LeafKey, key_of
 from functional_sgd.ranges import Range
 from functional_sgd.signature import STEP
-from functional_sgd.state import check_state, check_steps
+from functional_sgd.state import check_state, check_steps, first_shape
+from functional_sgd.tracing import recorded
 from functional_sgd.tree import Spec, Tree, flatten, flatten_like, paths, unflatten
 from functional_sgd.wiring import CALLS, SEED, Call
 
@@ -145,6 +146,8 @@ def take_apart(
         cure = "Was it made for other params?"
         for name in plan.shaped:
             check_like(plan.who, f"state[{name!r}]", params, seen, slots[name], cure)
+        if len(plan.shaped) < len(plan.slots) and not recorded():
+            _check_shapes(plan, params, leaves, slots)
     check_steps(plan.who, state[STEP], len(leaves))
     given, extras = _take_given(plan, params, spec, leaves, grad_leaves, extras)
     values = collect(plan.who, plan.defaults, hyper, extras, plan.ranges)
@@ -159,6 +162,28 @@ def take_apart(
         spec, trees, leaves, grad_leaves, slots, given, step, numbers, shared, separate,
         known is not None,
     )  # fmt: skip
+
+
+def _check_shapes(
+    plan: Plan, params: Tree, leaves: Sequence[Tensor], slots: Mapping[str, Sequence[Any]]
+) -> None:
+    """Raise ValueError for a slot that has not the shape in which it begins.
+
+    Only of slots that have shapes of their own: those of factored means, say.
+    """
+    for call in plan.calls:
+        for name, initializer in call.rule.initializers.items():
+            if name in plan.shaped:
+                continue
+            for index, (leaf, value) in enumerate(zip(leaves, slots[name], strict=True)):
+                wanted = first_shape(initializer, leaf)
+                found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                if value is not None and wanted is not None and found != wanted:
+                    raise ValueError(
+                        f"{plan.who}: state[{name!r}] of {paths(params)[index]!r} must have the "
+                        f"shape {tuple(wanted)}, got {found}. Was it made for other params? "
+                        f"opt.init(params) makes one."
+                    )
 
 
 def _dense(grad: Tensor | None) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import torch
@@ -193,6 +194,31 @@ def _first_value(rule: Rule, initializer: Initializer, leaf: Tensor) -> Tensor:
             f"{tuple(seen.shape)}, but begins as {tuple(value.shape)}. Use @leafwise."
         )
     return owned(value, leaf) if seen is leaf else owned(value, leaf, seen)
+
+
+def first_shape(initializer: Initializer, leaf: Tensor) -> torch.Size | None:
+    """The shape in which a slot of this leaf begins; None if it can be told only from its values.
+
+    >>> first_shape(lambda param: param.new_zeros(param.shape[0]), torch.ones(3, 2))
+    torch.Size([3])
+    """
+    try:
+        return _first_shape(initializer, leaf.shape, leaf.dtype)
+    except TypeError:  # no key for a cache
+        return None
+
+
+@lru_cache(maxsize=4096)
+def _first_shape(
+    initializer: Initializer, shape: torch.Size, dtype: torch.dtype
+) -> torch.Size | None:
+    seen = torch.empty(shape, dtype=dtype, device="meta")
+    seen = torch.view_as_real(seen) if dtype.is_complex else seen
+    try:
+        value = initializer(seen.to(torch.float32) if dtype in _HALVES else seen)
+    except (RuntimeError, NotImplementedError):  # of meta tensors, which have no values
+        return None
+    return value.shape
 
 
 def _share(one: Tensor, other: Tensor) -> bool:

@@ -17,7 +17,7 @@ from loop.callback import name_of
 from loop.data.batches import DataLoaders, loader_text
 from loop.donation import check_not_spent, taken
 from loop.emptied import check_filled, fill, taken_from
-from loop.metrics.outside import as_mergeable
+from loop.metrics.outside import as_mergeables
 from loop.metrics.tally import Metric, metric_name
 from loop.state import State
 
@@ -32,7 +32,8 @@ class Learner:
     no targets. A batch may also be a dict, as Hugging Face's collators make them: the entries named
     in `targets` go to the loss, in that order, and the model is called with all others as keyword
     arguments. With `targets=()` the model gets the labels too, and the loss only its output:
-    `loss=lambda output: output.loss`. A metric of torchmetrics in `metrics` counts by a copy.
+    `loss=lambda output: output.loss`. A metric of torchmetrics in `metrics` counts by a copy;
+    a MetricCollection is all of its metrics.
 
     The optimizer is fused (`fuse`), unless `fused=False`: one pass over memory in place of a dozen.
     One that keeps an average to be evaluated (`average_params`, `schedule_free`) is validated with
@@ -80,7 +81,8 @@ class Learner:
                 f"yours as it was. "
                 f"Use fuse(opt) without donate: it uses memory again once you have dropped it."
             )
-        metrics = [as_mergeable(metric) for metric in _listed("metrics", self.metrics)]
+        given = _listed("metrics", self.metrics)
+        metrics = [one for metric in given for one in as_mergeables(metric)]
         object.__setattr__(self, "metrics", _functions("metrics", metrics))
         names = (self.targets,) if isinstance(self.targets, str) else tuple(self.targets)
         object.__setattr__(self, "targets", names)

@@ -1,19 +1,17 @@
 """An optimizer as a torch.optim.Optimizer, for code that expects one."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from functional_sgd.bridge.slots import Slots, detached
 from functional_sgd.errors import did_you_mean
 from functional_sgd.fusion.fused import donating
 from functional_sgd.optimizer import Optimizer, check_optimizer
 from functional_sgd.state import State
-from functional_sgd.tree import flatten, paths, unflatten
-
-STATE = "functional_sgd"
-"""Where the state is, in `optimizer.state` and in the state_dict."""
 
 _TORCH_NAMES = {
     "momentum": "mom",
@@ -26,11 +24,24 @@ _TORCH_NAMES = {
 _OURS: dict[str, tuple[str, ...]] = {"betas": ("mom", "sqr_mom"), "momentum": ("mom",)}
 
 
+@dataclass(frozen=True, eq=False)
+class Saved:
+    """What was saved of a parameter, as something that torch hands on without a look inside.
+
+    It would round everything to the dtype of the parameter, and slots of half-precision ones are
+    float32.
+    """
+
+    own: Mapping[str, Any]
+
+
 class TorchOptimizer(torch.optim.Optimizer):
     """A torch.optim.Optimizer that steps with an optimizer of ours; `to_torch` makes one.
 
-    `optimizer.state["functional_sgd"]` is the state, with slots by the names of the parameters, or
-    by their numbers if they were given without names.
+    `optimizer.state[param]` has the slots of a parameter by their names ("step", "grad_avg"), and
+    numbers of the whole tree; what is written to them in place counts. `optimizer.opt_state` is the
+    same state as `opt` sees it, with slots by the names of the parameters, or by their numbers if
+    they were given without names.
     """
 
     def __init__(self, opt: Optimizer, params: Any, hyper: Mapping[str, Any]) -> None:
@@ -40,7 +51,10 @@ class TorchOptimizer(torch.optim.Optimizer):
             self._check_name(name)
         defaults = {**opt.hyper, **hyper}
         self._known_aliases: dict[int, dict[str, Any]] = {}
+        self._slots = Slots(opt, [])
         super().__init__(params, {**defaults, **aliases_of(defaults)})
+        self._slots.regroup(self.param_groups, None)
+        self._show(self._slots)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, **extras: Any) -> Any:
@@ -53,16 +67,18 @@ class TorchOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if self.state is not self._slots:  # somebody has put other state there
+            self._slots.adopt(self.param_groups, self.state)
+            self._show(self._slots)
         named = self.named_params()
-        leaves = {name: param.detach() for name, param in named.items()}
+        leaves = detached(named)
         grads = {
             name: None if param.grad is None else param.grad.detach()
             for name, param in named.items()
         }
-        if STATE not in self._entries:
-            self._keep(self.opt.init(leaves))
-        moved, state = self.stepper(leaves, grads, self._entries[STATE], self.hyper(), **extras)
-        self._keep(state)
+        before = self._slots.state_for(leaves)
+        moved, state = self.stepper(leaves, grads, before, self.hyper(), **extras)
+        self._slots.keep(state)
         for name, param in named.items():
             if moved[name].data_ptr() != param.data_ptr():
                 param.copy_(moved[name])
@@ -70,13 +86,12 @@ class TorchOptimizer(torch.optim.Optimizer):
 
     def named_params(self) -> dict[str, Tensor]:
         """The parameters of all groups by name. Raises ValueError if two have the same."""
-        every = [param for group in self.param_groups for param in group["params"]]
-        names = [name for group in self.param_groups for name in group.get("param_names", ())]
-        named = dict(zip(names or map(str, range(len(every))), every, strict=True))
-        if len(named) < len(every):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise ValueError(f"to_torch: two parameters have the name {twice!r}.")
-        return named
+        return self._slots.named()
+
+    @property
+    def opt_state(self) -> State:
+        """The state of `opt`: `opt.init(named_params())` before the first step."""
+        return self._slots.whole()
 
     def hyper(self) -> dict[str, Any]:
         """The hypers of the next step: one value, or a value for each parameter where the groups
@@ -123,52 +138,54 @@ class TorchOptimizer(torch.optim.Optimizer):
         for name in param_group:
             if name in _TORCH_NAMES:
                 self._check_name(name)
-        known = list(self.named_params())
+        before = self.named_params() if self._slots.tree is not None else None
         super().add_param_group(param_group)
         number = len(self.param_groups) - 1
         self._known_aliases[number] = aliases_of(self.param_groups[number])
-        if STATE in self._entries:
-            params = {name: param.detach() for name, param in self.named_params().items()}
-            before = {name: params[name] for name in known}
-            self._keep(self.opt.extend(self._entries[STATE], before, params))
+        if before is not None:
+            old, new = detached(before), detached(self.named_params())
+            state = self.opt.extend(self._slots.state_for(old), old, new)
+            self._slots.regroup(self.param_groups, state)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch.optim's: {"state": {number: {slot: tensor}}, "param_groups": [...]}."""
+        packed = super().state_dict()
+        return {**packed, "state": {number: dict(own) for number, own in packed["state"].items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from what `state_dict()` returned. Raises ValueError if it is of another optimizer,
         and changes nothing then.
+
+        Parameters are matched by their place, as in torch.optim; those of which nothing was saved
+        begin afresh.
         """
-        before = {"state": self.state, "param_groups": self.param_groups}
-        super().load_state_dict(state_dict)
+        hook = self.register_load_state_dict_pre_hook(_unseen)  # after those of others
         try:
-            if STATE in self._entries:
-                self._keep(_fitted(self._entries[STATE], self._fresh_state()))
-            elif self.state:
-                raise ValueError(
-                    "to_torch: the state dict is of an optimizer of torch. from_torch takes its "
-                    "state over by name."
-                )
-        except ValueError:
-            self.__setstate__(before)
-            raise
+            super().load_state_dict(state_dict)
+        finally:
+            hook.remove()
 
     def __getstate__(self) -> dict[str, Any]:
         own = {"opt": self.opt, "stepper": self.stepper, "_known_aliases": self._known_aliases}
-        return {**super().__getstate__(), **own}
+        begun = self._slots.tree is not None
+        state = {p: dict(kept) for p, kept in self.state.items()} if begun else {}
+        return {**super().__getstate__(), **own, "state": state}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take what was pickled, or what torch has made of a loaded state dict."""
+        given = dict(state)
+        groups, saved = given["param_groups"], given.pop("state")
+        if "_slots" not in self.__dict__:
+            self._slots = Slots(given["opt"], groups)
+        self._slots.adopt(groups, _opened(saved))
+        super().__setstate__({**given, "state": self._slots})
 
     def __repr__(self) -> str:
         return f"to_torch({self.opt!r}): {super().__repr__()}"
 
-    @property
-    def _entries(self) -> dict[Any, Any]:
-        """What torch keeps, under any key: those that are no parameters are saved and loaded as
-        they are.
-        """
-        return self.state
-
-    def _keep(self, state: State) -> None:
-        self._entries[STATE] = state
-
-    def _fresh_state(self) -> State:
-        return self.opt.init({name: param.detach() for name, param in self.named_params().items()})
+    def _show(self, slots: Any) -> None:
+        """Let torch find the slots where it looks for what is kept of a parameter."""
+        self.state = slots
 
     def _check_name(self, name: str) -> None:
         if name not in self.opt.names:
@@ -189,7 +206,8 @@ def to_torch(opt: Optimizer, params: Iterable[Any], **hyper: Any) -> TorchOptimi
     parameters. With names, path patterns (partition) match them.
 
     The values are those of `opt` on a dict of the parameters, which it overwrites, so it is fused
-    and donates by itself. Momenta are also found under torch's names ("betas", "momentum"), which
+    and donates by itself. `optimizer.state[param]` has the slots of a parameter, as in torch.optim.
+    Momenta are also found under torch's names ("betas", "momentum"), which
     OneCycleLR and CyclicLR write to. Raises ValueError for a hyper that no rule reads.
 
     >>> import torch
@@ -213,25 +231,24 @@ def aliases_of(hypers: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def _fitted(state: Any, like: State) -> State:
-    """A copy of the state on the devices of `like`. Raises ValueError if the two are built
-    differently.
-    """
-    leaves, found = flatten(state)
-    wanted, spec = flatten(like)
-    if found != spec or any(
-        leaf.shape != other.shape for leaf, other in zip(leaves, wanted, strict=True)
-    ):
-        missing = next(iter(sorted({*paths(like)} ^ {*paths(state)})), "a shape")
-        raise ValueError(
-            f"to_torch: the state dict does not fit: {missing!r} differs. "
-            f"Load it into the same optimizer, with the same parameters and names."
-        )
-    pairs = zip(leaves, wanted, strict=True)
-    fitted: State = unflatten(
-        spec, [leaf.to(other.device, other.dtype, copy=True) for leaf, other in pairs]
-    )
-    return fitted
+def _unseen(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """The state dict, with what was saved of each parameter as one thing."""
+    every = state_dict["state"].items()
+    return {**state_dict, "state": {number: Saved(own) for number, own in every}}
+
+
+def _opened(saved: Mapping[Any, Any]) -> dict[Tensor, Mapping[str, Any]]:
+    """What was saved, by parameter. Raises ValueError for what is of no parameter."""
+    found: dict[Tensor, Mapping[str, Any]] = {}
+    for param, own in saved.items():
+        if not isinstance(param, Tensor):
+            raise ValueError(
+                f"to_torch: the state dict does not fit: expected what is kept of each parameter, "
+                f"by its number, got {param!r}. Was it saved by an earlier version, or for more "
+                f"parameters? Make it again with state_dict()."
+            )
+        found[param] = own.own if isinstance(own, Saved) else own
+    return found
 
 
 def _same_number(one: Any, other: Any) -> bool:

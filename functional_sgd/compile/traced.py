@@ -46,8 +46,8 @@ def trace(function: Callable[..., Any], tensors: list[Tensor], fixed: Any, advic
     """`function(*tensors)`, which may return any tree, as one compiled graph for tensors like
     these.
 
-    It is called once, on these tensors. What depends on their values cannot be traced: then torch's
-    error goes on, with `advice` as a note.
+    It is called once, on tensors without values. What depends on values cannot be traced: then
+    torch's error goes on, with `advice` as a note.
     """
     from torch.fx.experimental.proxy_tensor import (
         make_fx,
@@ -64,7 +64,9 @@ def trace(function: Callable[..., Any], tensors: list[Tensor], fixed: Any, advic
         return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
     try:
-        graph = make_fx(flat)(*tensors)
+        # Fake tensors, since models ask whether they are traced by asking for these: those of
+        # Hugging Face then do not look whether an attention mask is all ones.
+        graph = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*tensors)
         with torch.no_grad():
             run: Any = torch._inductor.compile(graph, [*tensors])
     except Exception as error:

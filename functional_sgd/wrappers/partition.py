@@ -175,6 +175,11 @@ class Partition(Optimizer):
             split.put(label, chosen, self.optimizers[label].evaluated(own, state[PARTS][label]))
         return unflatten(split.spec, chosen)
 
+    def owned(self, params: Tree) -> dict[str, list[str]]:
+        """The paths of the leaves of each label that some leaf has."""
+        split = self._split(params)
+        return {label: [split.names[i] for i in places] for label, places in split.owned.items()}
+
     def _split(self, params: Tree) -> "_Split":
         leaves, spec = flatten(params)
         names = paths(params)

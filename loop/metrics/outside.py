@@ -24,7 +24,8 @@ class TorchMetric:
     called once. `name` is the column, the class's name unless given. Merging is what the metric's
     merge_state does, which some metrics refuse.
 
-    Raises TypeError if what `make` returns lacks update, compute or metric_state.
+    Raises TypeError if what `make` returns lacks update, compute or metric_state, or is a
+    collection.
     """
 
     make: Callable[[], Any]
@@ -40,6 +41,11 @@ class TorchMetric:
                 f"TorchMetric: make must return a metric of torchmetrics, got {made!r}, without "
                 f"{', '.join(missing)}. "
                 f"Pass a function that makes one: TorchMetric(lambda: MeanSquaredError())."
+            )
+        if hasattr(made, "items"):
+            raise TypeError(
+                f"TorchMetric: expected one metric, got a collection of {', '.join(made)}. Put the "
+                f"collection itself into metrics, where it becomes all of them."
             )
         object.__setattr__(self, "_fresh", made)
         if not self.name:
@@ -99,22 +105,28 @@ class TorchMetric:
         return metric
 
 
-def as_mergeable(metric: Any) -> Any:
-    """A metric; one of torchmetrics, which would be changed, becomes a TorchMetric of a copy.
+def as_mergeables(metric: Any) -> list[Any]:
+    """A metric, in a list; one of torchmetrics, which would be changed, as a TorchMetric of a copy,
+    and a collection of these as all of them, under the names that they have in it.
 
-    Raises TypeError for a collection of them, whose value is no number.
+    Raises TypeError for other objects with update and compute.
     """
     if isinstance(metric, (type, Mergeable)) or not hasattr(metric, "update"):
-        return metric
+        return [metric]
     if not hasattr(metric, "compute"):
-        return metric
-    if not hasattr(metric, "metric_state"):
+        return [metric]
+    is_collection = hasattr(metric, "items")
+    if hasattr(metric, "metric_state") and not is_collection:
+        return [TorchMetric(partial(_fresh_copy, metric))]
+    if not is_collection:
         raise TypeError(
-            f"Learner: {type(metric).__name__} in metrics has update and compute, but is no single "
-            f"metric of torchmetrics. List the metrics of a collection one by one; wrap others in "
-            f"an object with start, add, merge and value (see loop.metrics.Mergeable)."
+            f"Learner: {type(metric).__name__} in metrics has update and compute, but is neither a "
+            f"metric of torchmetrics nor a collection of them. Wrap it in an object with start, "
+            f"add, merge and value (see loop.metrics.Mergeable)."
         )
-    return TorchMetric(partial(_fresh_copy, metric))
+    # Those of a collection may share one state, and then count only together.
+    alone = [(name, deepcopy(one)) for name, one in deepcopy(metric).items()]
+    return [TorchMetric(partial(_fresh_copy, one), snake_case(name)) for name, one in alone]
 
 
 def _fresh_copy(metric: Any) -> Any:

@@ -3,6 +3,7 @@ train_iter) for a batch.
 """
 
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -55,7 +56,7 @@ def global_generators_kept(device: torch.device) -> Iterator[None]:
     They belong to the whole process. So while other threads have runs too, nothing is given back:
     it would be taken from a batch of theirs. The last run of all gives back what the first found.
     Such runs draw from one stream, each seeding it again: what chance does in them can differ from
-    time to time. Train in processes of their own where that matters.
+    time to time. So a run warns if one of another thread is open.
     """
     thread, found = threading.get_ident(), _states(device)
     with _LOCK:
@@ -63,8 +64,11 @@ def global_generators_kept(device: torch.device) -> Iterator[None]:
             _OUTSIDE.clear()
         for generator, state in found.items():
             _OUTSIDE.setdefault(generator, state)
+        elsewhere = any(other != thread for other in _RUNNING)
         _RUNNING.append(thread)
     try:
+        if elsewhere:
+            warnings.warn(_SHARED, stacklevel=3)
         yield
     finally:
         with _LOCK:
@@ -74,6 +78,13 @@ def global_generators_kept(device: torch.device) -> Iterator[None]:
             elif set(_RUNNING) == {thread}:  # a run within a run
                 _restore(found)
 
+
+_SHARED = (
+    "loop: a run begins while one of another thread is open. Both draw from torch's global "
+    "generators, so dropout and whatever else is random within a batch may differ from time to "
+    "time, in both of them. Run them one after the other, or in processes of their own. If nothing "
+    "in them draws from these generators, the numbers are right: then ignore this warning."
+)
 
 _LOCK = threading.Lock()
 _RUNNING: list[int] = []  # the thread of every run that is open

@@ -290,8 +290,8 @@ class CompiledWork(Work):
 
 _ADVICE = (
     "fit(compile=True): this batch could not be compiled. A model, a loss or a traceable callback "
-    "that branches on the "
-    "values of tensors cannot; fit without compile=True."
+    "that branches on the values of tensors, or makes shapes of them as x[x > 0] does, cannot: "
+    "write torch.where, or fit without compile=True."
 )
 
 

@@ -79,7 +79,7 @@ class Run:
         and `error.state`, the latest committed state; None if a step has overwritten that.
         """
         try:
-            with global_generators_kept(stages.device_of(self.state)), running(self.learner.model):
+            with running(self.learner.model), global_generators_kept(stages.device_of(self.state)):
                 self._enter(BORDERS[self.root.name].enter)
                 yield from self._scope(self.root)
         except Exception as error:

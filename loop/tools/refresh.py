@@ -45,8 +45,8 @@ def refresh_buffers(learner: Learner, state: State, data: Iterable[Any] | None =
     now = state.at_rest().replace(learner=learner, training=True)
     buffers = {**state.buffers, **_unmeasured(layers, state.buffers)}
     with (
-        global_generators_kept(device_of(state)),
         running(model),
+        global_generators_kept(device_of(state)),
         _plain_means(layers.values()),
         torch.no_grad(),
     ):

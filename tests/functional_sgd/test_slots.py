@@ -6,7 +6,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from functional_sgd import adam, adamw, chain, elementwise, leafwise, sgd, sgd_step
+from functional_sgd import (
+    adafactor,
+    adam,
+    adamw,
+    chain,
+    elementwise,
+    fuse,
+    leafwise,
+    sgd,
+    sgd_step,
+)
 from functional_sgd.state import extended
 from tests.comparing import Untouched, assert_close, assert_same, member, stack
 
@@ -195,3 +205,21 @@ def test_extended_keeps_what_is_known_and_begins_what_is_new() -> None:
     grown = extended(state, opt.init({**some, "a": torch.zeros(3)}), ["b", "x"], ["a", "b", "x"])
     assert_same(grown["step"], torch.tensor([0, 1, 0]))
     assert_same(grown["grad_avg"], {**state["grad_avg"], "a": torch.zeros(3)})
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize(
+    ("wrong", "found"),
+    [(torch.zeros(5, 1), r"\(5, 1\)"), (torch.zeros(1, 1), r"\(1, 1\)"), (0.0, "float")],
+)
+def test_a_foreign_slot_of_a_shape_of_its_own_is_named(fused: bool, wrong: Any, found: str) -> None:
+    """Also one that broadcasting would take, in the first step and after steps that were right."""
+    opt = fuse(adafactor()) if fused else adafactor()
+    params = {"matrix": torch.ones(3, 2), "vector": torch.ones(2)}
+    state = opt.init(params)
+    foreign = {**state, "rows": {**state["rows"], "matrix": wrong}}
+    expected = rf"state\['rows'\] of 'matrix' must have the shape \(3, 1\), got {found}\."
+    for _ in range(2):
+        with pytest.raises(ValueError, match=expected):
+            opt(params, params, foreign)
+        opt(params, params, state)

@@ -79,9 +79,7 @@ def test_loading_what_does_not_fit_is_an_error_and_changes_nothing(other: str) -
     for param in wrong_model.parameters():
         param.grad = torch.ones_like(param)
     wrong.step()
-    with pytest.raises(
-        ValueError, match="to_torch: the state dict (does not fit|is of an optimizer of torch)"
-    ):
+    with pytest.raises(ValueError, match="to_torch: the state does not fit: '.*' of '0'"):
         optimizer.load_state_dict({**wrong.state_dict(), "param_groups": before["param_groups"]})
     assert_same(optimizer.state_dict()["state"], before["state"])
 

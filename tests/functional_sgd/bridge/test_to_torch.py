@@ -61,7 +61,7 @@ def test_values_are_those_of_the_optimizer_itself() -> None:
         optimizer.step()
         params, state = opt(params, grads, state)
     assert_same(values_of(model), params)
-    assert_same(optimizer.state["functional_sgd"], state)
+    assert_same(optimizer.opt_state, state)
 
 
 def test_groups_have_hypers_of_their_own() -> None:
@@ -111,7 +111,7 @@ def test_grad_scaler_skips_steps_and_unscales() -> None:
             scaler.update()
         assert scaler.get_scale() == 2.0**3
     assert_close(values_of(models[1]), values_of(models[0]), atol=1e-5)
-    assert optimizers[1].state["functional_sgd"]["step"].tolist() == [5] * 4
+    assert optimizers[1].opt_state["step"].tolist() == [5] * 4
 
 
 def test_closures_are_run_with_gradients_on() -> None:
@@ -143,9 +143,9 @@ def test_params_may_be_added_later() -> None:
     model = network()
     optimizer = to_torch(adamw(lr=0.1), model[0].parameters())
     train(model, optimizer, 3)
-    before = copy.deepcopy(optimizer.state["functional_sgd"])
+    before = copy.deepcopy(optimizer.opt_state)
     optimizer.add_param_group({"params": model[2].parameters(), "lr": 0.5})
-    after = optimizer.state["functional_sgd"]
+    after = optimizer.opt_state
     assert_same({name: after["grad_avg"][name] for name in ("0", "1")}, before["grad_avg"])
     assert_same(after["step"], torch.tensor([3, 3, 0, 0]))
     assert_same(after["grad_avg"]["2"], torch.zeros(2, 4, dtype=torch.float64))

@@ -60,7 +60,7 @@ class RootMeanSquare:
 
 
 class Collection:
-    """What a collection of torchmetrics looks like: no state of its own."""
+    """Like a collection of torchmetrics, but without its items."""
 
     def update(self, pred: Tensor, target: Tensor) -> None:
         """Of all."""
@@ -234,6 +234,6 @@ def test_an_object_in_metrics_counts_over_all_batches_and_is_not_changed() -> No
     untouched.check()
 
 
-def test_a_collection_in_metrics_is_an_error_that_says_what_to_do() -> None:
-    with pytest.raises(TypeError, match="Collection in metrics.*one by one"):
+def test_an_object_that_cannot_be_taken_apart_is_an_error_that_says_what_to_do() -> None:
+    with pytest.raises(TypeError, match=r"Collection in metrics.*Wrap it in an object with start"):
         Learner(one_weight(), DataLoaders(batches()), mse, sgd(), [Collection()])

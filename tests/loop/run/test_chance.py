@@ -180,6 +180,25 @@ def iterable_twice(source: Any) -> Any:
     return Only()
 
 
+def test_a_run_beside_one_of_another_thread_warns_and_names_the_cure() -> None:
+    """They seed one generator by turns. Runs one after the other, or within a run, are silent."""
+    ends: list[State] = []
+
+    def run_in_a_thread() -> None:
+        thread = threading.Thread(target=lambda: ends.append(fit(full(), full().init(), 1)))
+        thread.start()
+        thread.join()
+
+    def begin_others(state: State) -> None:
+        fit(full(), full().init(), 1)
+        with pytest.warns(UserWarning, match=r"torch's global generators.*processes of their own"):
+            run_in_a_thread()
+
+    fit(full(), full().init(), 1, [on(before_fit=begin_others)])
+    run_in_a_thread()
+    assert len(ends) == 2
+
+
 def test_runs_in_threads_give_the_generator_back_when_the_last_has_ended() -> None:
     """The first to end must not give back what it found: it was in the middle of the
     other's run.
@@ -196,7 +215,8 @@ def test_runs_in_threads_give_the_generator_back_when_the_last_has_ended() -> No
     long = threading.Thread(target=lambda: fit(full(), full().init(), 1, [on(before_batch=wait)]))
     long.start()
     assert inside.wait(timeout=60)
-    fit(full(), full().init(), 1)
+    with pytest.warns(UserWarning, match="while one of another thread is open"):
+        fit(full(), full().init(), 1)
     done.set()
     long.join()
     assert torch.equal(torch.get_rng_state(), before)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.functional import cross_entropy, mse_loss
 
 from functional_sgd import adamw, lamb, sgd
@@ -295,6 +296,26 @@ def test_a_model_that_branches_on_values_says_so() -> None:
     with pytest.raises(Exception, match=r".") as caught:
         fit(mine, mine.init(), 1, compile=True)
     assert any("could not be compiled" in note for note in caught.value.__notes__)
+
+
+class AsksWhetherTraced(nn.Module):
+    """Looks at a value unless it gets stand-ins, as Hugging Face's models do with their masks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not isinstance(x, FakeTensor) and not bool(x.any()):
+            return x.new_zeros(len(x), 3)
+        found: Tensor = self.inner(x)
+        return found
+
+
+def test_a_model_that_branches_on_values_except_where_it_is_traced() -> None:
+    mine = classes(AsksWhetherTraced())
+    start = mine.init()
+    assert_close(fit(mine, start, 1, compile=True), fit(mine, start, 1))
 
 
 @pytest.mark.parametrize(

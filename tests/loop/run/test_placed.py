@@ -203,5 +203,6 @@ def test_two_threads_may_run_copies() -> None:
         thread.start()
         thread.join()
 
-    fit(mine, mine.init(), 1, [on(before_fit=start_thread)])
+    with pytest.warns(UserWarning, match="while one of another thread is open"):
+        fit(mine, mine.init(), 1, [on(before_fit=start_thread)])
     assert_same(ends[0].params, fit(mine, mine.init(), 1).params)
