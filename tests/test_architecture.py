@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 ORDER = (
-    "sibling errors ranges reduction randomness table tracing tree outputs guard packing "
+    "sibling errors ranges tracing sharded reduction randomness table tree outputs guard packing "
     "signature rule trial wiring hyper state call step optimizer chained chaining schedules rules "
     "wrappers catalogue placing autodiff fusion listing compile bridge"
 ).split()

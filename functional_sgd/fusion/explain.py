@@ -89,7 +89,8 @@ def _placed(fused: "Fused", params: Tree) -> tuple[list[Group], list[int], list[
     # The values of hypers do not decide where a leaf runs; these satisfy every range.
     hypers = [name for name, value in plan.defaults.items() if value is REQUIRED]
     open_ones = dict.fromkeys(hypers, torch.ones(()))
-    leaves = take_apart(plan, params, grads, state, open_ones, dict.fromkeys(plan.given, grads))
+    given = dict.fromkeys(plan.given, grads)
+    leaves = take_apart(plan, params, grads, state, open_ones, given).on_pieces()
     needs = fused.needs()
     groups, others = Group.split(signatures(leaves, needs), needs.columns, leaves)
     return groups, others, paths(params)
