@@ -57,7 +57,22 @@ def local(value: Any) -> Any:
 
 def full(value: Any) -> Any:
     """All of a DTensor, as a plain tensor; anything else as it is."""
-    return value.full_tensor() if distributed(value) else value
+    if not distributed(value):
+        return value
+    whole = value.full_tensor()
+    return _PlainBackwards.apply(whole) if whole.requires_grad else whole
+
+
+class _PlainBackwards(torch.autograd.Function):
+    """A plain number that DTensors were computed with: its derivative comes back as one of them."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return full(grads[0])
 
 
 def placed(value: Any, like: Any) -> Any:
@@ -339,6 +354,12 @@ class Shards:
             for place, rows in chosen.items():
                 mine = torch.stack([next(totals) for _ in rows])
                 tables[place][rows] = mine.to(tables[place].device)
+
+    @property
+    def n_meshes(self) -> int:
+        """On how many meshes leaves are cut."""
+        pairs = zip(self.leaves, self.cut, strict=True)
+        return len({leaf.device_mesh for leaf, cut in pairs if cut})
 
     @functools.cached_property
     def _only_mesh(self) -> Any:

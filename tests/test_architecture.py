@@ -162,12 +162,22 @@ def test_the_imports_that_are_checked_are_the_real_ones() -> None:
     assert "functional_sgd.rules" in imports_of("functional_sgd.catalogue.descent")
 
 
-HEAVY = "torchvision sklearn matplotlib rich PIL torch._dynamo triton tensorboard IPython".split()
+HEAVY = (
+    "torchvision sklearn matplotlib rich PIL torch._dynamo triton tensorboard IPython "
+    "torch.distributed.tensor"
+).split()
 
 
 @pytest.mark.parametrize("heavy", [*HEAVY, "loop"])
 def test_functional_sgd_does_not_load(heavy: str) -> None:
     assert heavy not in loaded_by("functional_sgd")
+
+
+def test_one_file_knows_dtensor() -> None:
+    """The others ask it."""
+    found = {file for file in FILES if "torch.distributed" in (ROOT / file).read_text()}
+    ours = {file for file in found if file.startswith(("functional_sgd", "loop"))}
+    assert ours == {"functional_sgd/sharded.py"}
 
 
 @pytest.mark.parametrize("heavy", HEAVY)
