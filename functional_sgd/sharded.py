@@ -34,16 +34,6 @@ def _is_kind(kind: type) -> bool:
     return known is not None and issubclass(kind, known)
 
 
-def is_cut(value: Any) -> bool:
-    """Whether no process has all of it."""
-    return distributed(value) and not _whole(value.placements)
-
-
-@functools.lru_cache(maxsize=256)
-def _whole(placements: Any) -> bool:
-    return all(one.is_replicate() for one in placements)
-
-
 def local(value: Any) -> Any:
     """This process's piece of a DTensor; anything else as it is."""
     if not distributed(value):
@@ -136,7 +126,8 @@ def _same_places(leaves: Sequence[Any], values: Sequence[Any]) -> bool:
 
 
 def _cuts(specs: tuple[Any, ...]) -> list[bool]:
-    return [one is not None and not _whole(one.placements) for one in specs]
+    wholes = [one is None or all(p.is_replicate() for p in one.placements) for one in specs]
+    return [not whole for whole in wholes]
 
 
 def check_placed(
@@ -246,17 +237,14 @@ class Shards:
         self.originals: dict[str, Sequence[Any]] = {"param": params, **slots}
         self.cut: list[bool] = _remembered(_cuts, _specs(params))
         self.any_cut = any(self.cut)
-        self.copies: list[tuple[Tensor, Tensor]] = []  # (what lies as kernels want, its original)
-        own = list(map(local, params))
-        ordered = all(map(Tensor.is_contiguous, own))
-        if not ordered:
-            own = [self._dense(p) if cut else p for p, cut in zip(own, self.cut, strict=True)]
-        self.pieces: dict[str, list[Any]] = {"param": own}
+        self.pieces: dict[str, list[Any]] = {"param": list(map(local, params))}
+        self.moved: list[tuple[int, Any, Any]] = []  # slots that are placed otherwise than leaves
         for name, values in slots.items():
-            pieces = self.column(values)
-            if not ordered or not all(map(Tensor.is_contiguous, pieces)):
-                pieces = [self._alike(p, k) if self.cut[k] else p for k, p in enumerate(pieces)]
-            self.pieces[name] = pieces
+            pieces = self.pieces[name] = self.column(values)
+            if not all_placed(params, values):
+                for index, (piece, value) in enumerate(zip(pieces, values, strict=True)):
+                    if piece is not local(value) and not distributed(piece):
+                        self.moved.append((index, piece, value))
 
     def column(self, values: Sequence[Any]) -> list[Any]:
         """The pieces of a column."""
@@ -294,8 +282,7 @@ class Shards:
     def size(self, index: int) -> int:
         """How many elements a leaf has, on all processes."""
         leaf = self.leaves[index]
-        count: int = leaf.numel() * (2 if leaf.is_complex() else 1)
-        return count
+        return int(leaf.numel() * (2 if leaf.is_complex() else 1))
 
     def wrapped(self, name: str, values: Sequence[Any]) -> list[Any]:
         """Results as their arguments came: DTensors of the same placements.
@@ -323,9 +310,9 @@ class Shards:
         return placed(self.whole(index, value), like)
 
     def write_back(self) -> None:
-        """Put what was done in copies into what they are copies of."""
-        for copy, original in self.copies:
-            original.copy_(copy)
+        """After a donated step: bring slots that were moved to where they were."""
+        for index, piece, value in self.moved:
+            local(value).copy_(local(placed(self.whole(index, piece), value)))
 
     def combine(
         self,
@@ -356,38 +343,19 @@ class Shards:
                 tables[place][rows] = mine.to(tables[place].device)
 
     @property
-    def n_meshes(self) -> int:
-        """On how many meshes leaves are cut."""
-        pairs = zip(self.leaves, self.cut, strict=True)
-        return len({leaf.device_mesh for leaf, cut in pairs if cut})
+    def n_collectives(self) -> int:
+        """How many collectives bring the numbers of all leaves together."""
+        leaves = [leaf for leaf, cut in zip(self.leaves, self.cut, strict=True) if cut]
+        meshes: dict[Any, list[Any]] = {}
+        for leaf in leaves:
+            meshes.setdefault(leaf.device_mesh, []).append(leaf.placements)
+        return sum(len(_groups(mesh, _dims(own))) for mesh, own in meshes.items())
 
     @functools.cached_property
     def _only_mesh(self) -> Any:
         """The mesh of all leaves that are DTensors; None if there are several."""
         meshes = {leaf.device_mesh for leaf in self.leaves if distributed(leaf)}
         return meshes.pop() if len(meshes) == 1 else None
-
-    def _dense(self, piece: Tensor) -> Tensor:
-        # Whether a kernel takes a leaf must not depend on the process, or they would not all come
-        # to the same collectives.
-        if torch.ops.aten.is_non_overlapping_and_dense(piece):
-            return piece
-        return self._copied(piece, piece.contiguous())
-
-    def _alike(self, piece: Any, index: int) -> Any:
-        param = self.pieces["param"][index]
-        if distributed(piece) or piece.shape != param.shape or piece.stride() == param.stride():
-            return piece
-        if piece.is_contiguous() and param.is_contiguous():
-            return piece
-        copy = torch.empty_strided(
-            param.shape, param.stride(), dtype=piece.dtype, device=piece.device
-        )
-        return self._copied(piece, copy.copy_(piece))
-
-    def _copied(self, piece: Tensor, copy: Tensor) -> Tensor:
-        self.copies.append((copy, piece))
-        return copy
 
 
 def _over_mesh(parts: Tensor, mesh: Any, layouts: Sequence[Any], kinds: Sequence[str]) -> Tensor:
@@ -400,10 +368,11 @@ def _over_mesh(parts: Tensor, mesh: Any, layouts: Sequence[Any], kinds: Sequence
             f"reductions: a leaf is on {mesh}, to which this process does not belong, so it cannot "
             f"take part in a number made of it. Give each process the leaves of its own meshes."
         )
-    cut = [[not one.is_replicate() for one in placements] for placements in layouts]
-    dims = [dim for dim in range(mesh.ndim) if any(own[dim] for own in cut)]
+    dims = _dims(layouts)
     # Of pieces that several processes have alike, one counts: so one sum is right for all leaves.
-    counts = [all(own[dim] or coordinate[dim] == 0 for dim in dims) for own in cut]
+    counts = [
+        all(not own[dim].is_replicate() or coordinate[dim] == 0 for dim in dims) for own in layouts
+    ]
     operations = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "all": dist.ReduceOp.MIN}
     totals = parts.clone()
     for kind in dict.fromkeys(kinds):
@@ -415,6 +384,11 @@ def _over_mesh(parts: Tensor, mesh: Any, layouts: Sequence[Any], kinds: Sequence
             dist.all_reduce(own, op=operations[kind], group=group)
         totals[:, columns] = own
     return totals
+
+
+def _dims(layouts: Sequence[Any]) -> list[int]:
+    """The dimensions of a mesh over which one of its leaves is cut."""
+    return [d for d in range(len(layouts[0])) if any(not own[d].is_replicate() for own in layouts)]
 
 
 def _groups(mesh: Any, dims: Sequence[int]) -> list[Any]:

@@ -11,6 +11,7 @@ from functional_sgd.call import take_apart
 from functional_sgd.fusion.backends.backend import treating
 from functional_sgd.fusion.group import Group, signatures
 from functional_sgd.fusion.passes import Pass, Step, TorchRule
+from functional_sgd.fusion.pieces import lay_out
 from functional_sgd.rule import REQUIRED
 from functional_sgd.sharded import Shards
 from functional_sgd.table import aligned
@@ -50,7 +51,7 @@ def _asked(steps: Sequence[Step], shards: Shards) -> str:
             if step.call.rule.scope != "elementwise":
                 whole.append(repr(step.call.rule))
         names += [name for name, _ in named]
-        count += len({kind for _, kind in named}) * shards.n_meshes
+        count += len({kind for _, kind in named}) * shards.n_collectives
     collectives = "1 collective" if count == 1 else f"{count or 'no'} collectives"
     text = f"{_leaves(sum(shards.cut))} cut over processes: {collectives} a step"
     text += f" ({', '.join(names)})" if names else ""
@@ -116,6 +117,7 @@ def _placed(
     open_ones = dict.fromkeys(hypers, torch.ones(()))
     given = dict.fromkeys(plan.given, grads)
     leaves = take_apart(plan, params, grads, state, open_ones, given).on_pieces()
+    lay_out(leaves)
     needs = fused.needs()
     groups, others = Group.split(signatures(leaves, needs), needs.columns, leaves)
     return groups, others, paths(params), leaves.shards

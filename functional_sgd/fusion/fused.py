@@ -25,6 +25,7 @@ from functional_sgd.fusion.explain import explained
 from functional_sgd.fusion.group import Group, Needs, Signature, signatures
 from functional_sgd.fusion.kernel import Dtypes
 from functional_sgd.fusion.passes import Pass, Program, make_program
+from functional_sgd.fusion.pieces import lay_out
 from functional_sgd.fusion.run import Resources, Run
 from functional_sgd.fusion.spent import check_apart, merged, put_back, refuse_spent, spend
 from functional_sgd.guard import Guard
@@ -207,10 +208,13 @@ class Fused(Optimizer):
         if not leaves.distributed:
             return self._step(leaves, guard)
         leaves = leaves.on_pieces()
+        copies = lay_out(leaves)
         columns: list[list[Any]] = [leaves.params, *leaves.slots.values(), leaves.grads]
         leaves.matches_guard = guard is not None and guard.fits(columns)
         result = self._step(leaves, guard)
         if self.donate and leaves.shards is not None:
+            for copy, original in copies:
+                original.copy_(copy)
             leaves.shards.write_back()
         return result
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
-from functional_sgd import Optimizer, fuse
+from functional_sgd import Optimizer, all_finite, elementwise, fuse, largest, mean
 from tests.catalogue import random_like
 
 Tree = Any
@@ -40,6 +40,21 @@ ON_A_GRID: dict[str, tuple[Placements, Placements]] = {
     "rows cut twice": ([S0, S0], [S0, S0]),
     "rows of replicas with partial gradients": ([R, S0], [Partial(), S0]),
 }
+
+
+@elementwise
+def by_all_kinds(
+    update: Tensor,
+    grad: Tensor,
+    *,
+    steepest: Tensor = largest(lambda grad: grad.abs()),
+    steepest_of_all: Tensor = largest(lambda grad: grad.abs(), over="tree"),
+    typical: Tensor = mean(lambda grad: grad.abs()),
+    typical_of_all: Tensor = mean(lambda grad: grad.abs(), over="tree"),
+    finite: Tensor = all_finite("grad"),
+) -> dict[str, Tensor]:
+    factor = steepest / steepest_of_all + typical / typical_of_all
+    return dict(update=update * factor * finite)
 
 
 def line() -> DeviceMesh:

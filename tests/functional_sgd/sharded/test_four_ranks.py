@@ -19,6 +19,7 @@ from tests.functional_sgd.sharded.helpers import (
     S0,
     S1,
     R,
+    by_all_kinds,
     collectives,
     compared,
     cut,
@@ -63,6 +64,8 @@ def test_on_a_grid_the_numbers_are_those_of_one_process(
 
 def in_a_row(way: str) -> dict[str, float]:
     found = {n: compared(OPTIMIZERS[n](), way, line(), [S0], [S0]) for n in CHOSEN}
+    opt = chain(by_all_kinds, fs.sgd_step, lr=0.1)
+    found["reductions"] = compared(opt, way, line(), [S0], [S0])
     return {name: one for name, one in found.items() if not one <= 1e-14}
 
 

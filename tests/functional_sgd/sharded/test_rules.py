@@ -11,13 +11,14 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 import functional_sgd as fs
-from functional_sgd import all_finite, chain, elementwise, fuse, largest, leafwise, mean, treewise
+from functional_sgd import chain, elementwise, fuse, leafwise, treewise
 from functional_sgd.randomness import Key, normal, uniform
 from tests.catalogue import OPTIMIZERS, random_like
 from tests.functional_sgd.sharded.helpers import (
     EXECUTORS,
     S0,
     S1,
+    by_all_kinds,
     collectives,
     compared,
     cut_tree,
@@ -44,21 +45,6 @@ def add_noise(update: Tensor, *, key: Key) -> dict[str, Tensor]:
 @leafwise
 def add_noise_to_whole_leaves(update: Tensor, *, key: Key) -> dict[str, Tensor]:
     return dict(update=update + uniform(key, update))
-
-
-@elementwise
-def by_all_kinds(
-    update: Tensor,
-    grad: Tensor,
-    *,
-    steepest: Tensor = largest(lambda grad: grad.abs()),
-    steepest_of_all: Tensor = largest(lambda grad: grad.abs(), over="tree"),
-    typical: Tensor = mean(lambda grad: grad.abs()),
-    typical_of_all: Tensor = mean(lambda grad: grad.abs(), over="tree"),
-    finite: Tensor = all_finite("grad"),
-) -> dict[str, Tensor]:
-    factor = steepest / steepest_of_all + typical / typical_of_all
-    return dict(update=update * factor * finite)
 
 
 @leafwise(row_avg=lambda p: p.new_zeros(p.shape[:1]))
