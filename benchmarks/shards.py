@@ -129,7 +129,8 @@ def main(
         for name, best in table.items()
     ]
     text = say(
-        f"Milliseconds a step, the best of {rounds * (STEPS - 1)}: {leaves} leaves of {side} x {side}, float32, "
+        f"Milliseconds a step, the best of {rounds * (STEPS - 1)}: {leaves} leaves of "
+        f"{side} x {side}, float32, "
         f"each cut by rows over {world} processes with gloo, one thread each."
     )
     text += "\n" + show("shards", ["optimizer", *columns], rows)

@@ -14,7 +14,14 @@ from functional_sgd.guard import Guard
 from functional_sgd.hyper import collect, per_leaf
 from functional_sgd.randomness import LeafKey, key_of
 from functional_sgd.ranges import Range
-from functional_sgd.sharded import Shards, all_placed, any_distributed, check_placed, placed
+from functional_sgd.sharded import (
+    Shards,
+    all_placed,
+    any_distributed,
+    check_placed,
+    distributed,
+    placed,
+)
 from functional_sgd.signature import STEP
 from functional_sgd.state import check_state, check_steps
 from functional_sgd.tree import Spec, Tree, flatten, flatten_like, paths, unflatten
@@ -253,6 +260,8 @@ def check_like(
     who: str, what: str, params: Tree, leaves: Sequence[Any], values: Sequence[Any], cure: str
 ) -> None:
     """Raise an error, with the first path, unless each value is None or fits its leaf."""
+    if leaves and distributed(leaves[0]) and all_placed(leaves, values):
+        return
     given = values
     types = set(map(type, values))
     if type(None) in types:

@@ -7,14 +7,23 @@ somebody else has made a DTensor.
 """
 
 import functools
+import itertools
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
+from functional_sgd.memo import by_identity
+
 _PLAIN = frozenset({Tensor, torch.nn.Parameter, type(None)})
+
+Names: TypeAlias = Callable[[], Sequence[str]]
+"""The paths of all leaves, once they are needed."""
+
+Rows: TypeAlias = Sequence[int | None]
+"""The leaf of each row of a table; None for a row that is finished."""
 
 _IDENTITY: Mapping[str, float] = {"sum": 0.0, "max": float("-inf"), "all": 1.0}
 
@@ -86,31 +95,15 @@ def all_placed(leaves: Sequence[Any], values: Sequence[Any]) -> bool:
 
     False may mean that somebody has to look closer.
     """
-    return _remembered(_same_places, _specs(leaves), _specs(values))  # type: ignore[no-any-return]
-
-
-_ROOM = 64
-
-_known: dict[tuple[int, ...], tuple[object, Any]] = {}
-
-
-def _remembered(function: Callable[..., Any], *columns: tuple[Any, ...]) -> Any:
-    """What a function says of specs.
-
-    Comparing specs takes longer than a kernel. Between steps most of them are the same objects, and
-    as long as they are remembered nothing else has their addresses.
-    """
-    key = (id(function), *(id(spec) for column in columns for spec in column))
-    found = _known.get(key)
-    if found is None:
-        if len(_known) >= _ROOM:
-            _known.clear()
-        found = _known[key] = columns, function(*columns)
-    return found[1]
+    return by_identity(_same_places, _specs(leaves), _specs(values))  # type: ignore[no-any-return]
 
 
 def _specs(values: Sequence[Any]) -> tuple[Any, ...]:
-    return tuple([getattr(value, "_spec", None) for value in values])
+    return tuple(map(_spec, values))
+
+
+def _spec(value: Any) -> Any:
+    return getattr(value, "_spec", None)
 
 
 def _same_places(leaves: Sequence[Any], values: Sequence[Any]) -> bool:
@@ -120,22 +113,22 @@ def _same_places(leaves: Sequence[Any], values: Sequence[Any]) -> bool:
         (own.mesh is other.mesh or own.mesh == other.mesh)
         and own.placements == other.placements
         and own.shape == other.shape
+        and own.tensor_meta.dtype.is_complex == other.tensor_meta.dtype.is_complex
         and not any(one.is_partial() for one in own.placements)
         for own, other in zip(leaves, values, strict=True)
     )
 
 
 def _cuts(specs: tuple[Any, ...]) -> list[bool]:
-    wholes = [one is None or all(p.is_replicate() for p in one.placements) for one in specs]
-    return [not whole for whole in wholes]
+    return [one is not None and not _replicas(one.placements) for one in specs]
+
+
+def _replicas(placements: Sequence[Any]) -> bool:
+    return all(one.is_replicate() for one in placements)
 
 
 def check_placed(
-    who: str,
-    what: str,
-    names: Callable[[], Sequence[str]],
-    leaves: Sequence[Any],
-    values: Sequence[Any],
+    who: str, what: str, names: Names, leaves: Sequence[Any], values: Sequence[Any]
 ) -> None:
     """Raise an error, with the path, unless each value can be brought to where its leaf is."""
     for place, (leaf, value) in enumerate(zip(leaves, values, strict=True)):
@@ -156,7 +149,7 @@ def check_placed(
             )
 
 
-def check_whole(who: str, names: Callable[[], Sequence[str]], place: int, leaf: Any) -> None:
+def check_whole(who: str, names: Names, place: int, leaf: Any) -> None:
     """Raise ValueError for a leaf that is Partial."""
     if distributed(leaf) and any(one.is_partial() for one in leaf.placements):
         raise ValueError(
@@ -235,7 +228,7 @@ class Shards:
     def __init__(self, params: Sequence[Any], slots: Mapping[str, Sequence[Any]]) -> None:
         self.leaves: Sequence[Any] = params
         self.originals: dict[str, Sequence[Any]] = {"param": params, **slots}
-        self.cut: list[bool] = _remembered(_cuts, _specs(params))
+        self.cut: list[bool] = by_identity(_cuts, _specs(params))
         self.any_cut = any(self.cut)
         self.pieces: dict[str, list[Any]] = {"param": list(map(local, params))}
         self.moved: list[tuple[int, Any, Any]] = []  # slots that are placed otherwise than leaves
@@ -275,10 +268,6 @@ class Shards:
             return value if mesh is None else _replicated(value, mesh)
         return _joined(value, leaf, (*leaf.shape, *value.shape[leaf.dim() :]))
 
-    def spread(self, index: int, value: Tensor) -> Any:
-        """The piece of a column of another shape, repeated to the shape of its leaf."""
-        return self.piece(index, value.expand(self.leaves[index].shape))
-
     def size(self, index: int) -> int:
         """How many elements a leaf has, on all processes."""
         leaf = self.leaves[index]
@@ -315,10 +304,7 @@ class Shards:
             local(value).copy_(local(placed(self.whole(index, piece), value)))
 
     def combine(
-        self,
-        tables: Sequence[Tensor],
-        indices: Sequence[Sequence[int | None]],
-        kinds: Sequence[str],
+        self, tables: Sequence[Tensor], indices: Sequence[Rows], kinds: Sequence[str]
     ) -> None:
         """Make the parts of this process the totals of all, in place.
 
@@ -326,30 +312,20 @@ class Shards:
         each number, to be combined as `kinds` says ("sum", "max", "all"). There is one collective
         for all leaves of a mesh, and one more for each further kind.
         """
-        meshes: dict[Any, list[tuple[int, int, Any]]] = {}  # (table, row, placements)
-        for place, leaves in enumerate(indices):
-            for row, index in enumerate(leaves):
-                if index is not None and self.cut[index]:
-                    leaf = self.leaves[index]
-                    own = meshes.setdefault(leaf.device_mesh, [])
-                    own.append((place, row, leaf.placements))
-        for mesh, entries in meshes.items():
-            chosen = {place: [r for p, r, _ in entries if p == place] for place, _, _ in entries}
-            device = tables[entries[0][0]].device
-            parts = torch.cat([tables[place][rows].to(device) for place, rows in chosen.items()])
-            totals = iter(_over_mesh(parts, mesh, [one for _, _, one in entries], kinds))
-            for place, rows in chosen.items():
-                mine = torch.stack([next(totals) for _ in rows])
-                tables[place][rows] = mine.to(tables[place].device)
+        rows = itertools.chain(*indices)
+        specs = [None if index is None else _spec(self.leaves[index]) for index in rows]
+        flat = tables[0] if len(tables) == 1 else torch.cat([t.to(tables[0]) for t in tables])
+        for asked in by_identity(_by_mesh, tuple(specs)):
+            asked.combine(flat, kinds)
+        if len(tables) > 1:
+            pieces = torch.split(flat, list(map(len, tables)))
+            for table, totals in zip(tables, pieces, strict=True):
+                table.copy_(totals)
 
     @property
     def n_collectives(self) -> int:
         """How many collectives bring the numbers of all leaves together."""
-        leaves = [leaf for leaf, cut in zip(self.leaves, self.cut, strict=True) if cut]
-        meshes: dict[Any, list[Any]] = {}
-        for leaf in leaves:
-            meshes.setdefault(leaf.device_mesh, []).append(leaf.placements)
-        return sum(len(_groups(mesh, _dims(own))) for mesh, own in meshes.items())
+        return sum(len(asked.groups) for asked in _by_mesh(_specs(self.leaves)))
 
     @functools.cached_property
     def _only_mesh(self) -> Any:
@@ -358,37 +334,59 @@ class Shards:
         return meshes.pop() if len(meshes) == 1 else None
 
 
-def _over_mesh(parts: Tensor, mesh: Any, layouts: Sequence[Any], kinds: Sequence[str]) -> Tensor:
-    """Rows of parts, of leaves that are cut over this mesh, combined over its processes."""
-    import torch.distributed as dist
+class _Asked(NamedTuple):
+    """The rows of a table of parts that the processes of a mesh bring together."""
 
-    coordinate = mesh.get_coordinate()
-    if coordinate is None:
-        raise ValueError(
-            f"reductions: a leaf is on {mesh}, to which this process does not belong, so it cannot "
-            f"take part in a number made of it. Give each process the leaves of its own meshes."
-        )
-    dims = _dims(layouts)
-    # Of pieces that several processes have alike, one counts: so one sum is right for all leaves.
-    counts = [
-        all(not own[dim].is_replicate() or coordinate[dim] == 0 for dim in dims) for own in layouts
-    ]
-    operations = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "all": dist.ReduceOp.MIN}
-    totals = parts.clone()
-    for kind in dict.fromkeys(kinds):
-        columns = [place for place, one in enumerate(kinds) if one == kind]
-        own = parts[:, columns]
-        if not all(counts):
-            own[[place for place, does in enumerate(counts) if not does]] = _IDENTITY[kind]
-        for group in _groups(mesh, dims):
-            dist.all_reduce(own, op=operations[kind], group=group)
-        totals[:, columns] = own
-    return totals
+    rows: list[int] | None  # None: all
+    silent: list[int]  # those among them that other processes send, which have the same piece
+    groups: list[Any]
+    device: str
+
+    def combine(self, table: Tensor, kinds: Sequence[str]) -> None:
+        """Replace the parts by totals."""
+        import torch.distributed as dist
+
+        for kind in dict.fromkeys(kinds):
+            columns = [place for place, one in enumerate(kinds) if one == kind]
+            chosen = table if self.rows is None else table[self.rows]
+            own = chosen[:, columns].to(self.device)  # a copy
+            if self.silent:
+                own[self.silent] = _IDENTITY[kind]
+            operation = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
+            for group in self.groups:
+                dist.all_reduce(own, op=operation.get(kind, dist.ReduceOp.MIN), group=group)
+            chosen[:, columns] = own.to(table.device)
+            if self.rows is not None:
+                table[self.rows] = chosen
 
 
-def _dims(layouts: Sequence[Any]) -> list[int]:
-    """The dimensions of a mesh over which one of its leaves is cut."""
-    return [d for d in range(len(layouts[0])) if any(not own[d].is_replicate() for own in layouts)]
+def _by_mesh(specs: Sequence[Any]) -> list[_Asked]:
+    """Who is asked for which rows; a row without a spec, or of a whole leaf, needs nobody."""
+    cut = _cuts(tuple(specs))
+    meshes: dict[Any, list[int]] = {}
+    for row, spec in enumerate(specs):
+        if cut[row]:
+            meshes.setdefault(spec.mesh, []).append(row)
+    found = []
+    for mesh, rows in meshes.items():
+        coordinate = mesh.get_coordinate()
+        if coordinate is None:
+            raise ValueError(
+                f"reductions: a leaf is on {mesh}, to which this process does not belong, so it "
+                f"has no part in a number made of it. Give each process leaves of its own meshes."
+            )
+        layouts = [specs[row].placements for row in rows]
+        dims = [dim for dim, own in enumerate(zip(*layouts, strict=True)) if not _replicas(own)]
+        # Of pieces that several processes have alike, one counts: so one sum serves all leaves.
+        silent = [
+            place
+            for place, own in enumerate(layouts)
+            if any(own[dim].is_replicate() and coordinate[dim] for dim in dims)
+        ]
+        everything = len(rows) == len(specs)
+        groups = _groups(mesh, dims)
+        found.append(_Asked(None if everything else rows, silent, groups, mesh.device_type))
+    return found
 
 
 def _groups(mesh: Any, dims: Sequence[int]) -> list[Any]:

@@ -298,7 +298,8 @@ class Run:
             if name in group.dtypes or name not in self.leaves.slots:
                 seen = working(params[place])  # a 0-d leaf has one axis for rules
                 if self.shards is not None and distributed(value):  # of another shape
-                    value = self.shards.spread(group.indices[place], value)
+                    index = group.indices[place]
+                    value = self.shards.piece(index, value.expand(self.shards.leaves[index].shape))
                 value = value.to(group.working).expand(seen.shape).reshape(params[place].shape)
             tensors.append(owned(value, *(other[place] for other in taken)))
         return Column(group.working, tensors, kept=False, like=params)
