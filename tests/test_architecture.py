@@ -13,8 +13,8 @@ ROOT = Path(__file__).parent.parent
 
 ORDER = (
     "sibling errors ranges tracing memo sharded reduction randomness table tree outputs guard "
-    "packing signature rule trial wiring hyper state call step optimizer chained chaining schedules "
-    "rules wrappers catalogue placing autodiff fusion listing compile bridge"
+    "packing signature rule trial wiring hyper state call step optimizer chained chaining "
+    "schedules rules wrappers catalogue placing autodiff fusion listing compile bridge"
 ).split()
 """Of functional_sgd: a module, or a folder of them, imports from what stands before it, and from
 its own folder.
