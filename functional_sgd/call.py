@@ -19,7 +19,6 @@ from functional_sgd.sharded import (
     all_placed,
     any_distributed,
     check_placed,
-    distributed,
     placed,
 )
 from functional_sgd.signature import STEP
@@ -260,7 +259,7 @@ def check_like(
     who: str, what: str, params: Tree, leaves: Sequence[Any], values: Sequence[Any], cure: str
 ) -> None:
     """Raise an error, with the first path, unless each value is None or fits its leaf."""
-    if leaves and distributed(leaves[0]) and all_placed(leaves, values):
+    if any_distributed(leaves[:1]) and all_placed(leaves, values):
         return
     given = values
     types = set(map(type, values))
