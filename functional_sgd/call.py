@@ -1,7 +1,8 @@
 """The arguments of a call: checked, and taken apart into leaves."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from operator import eq
 from typing import Any
 
@@ -13,6 +14,13 @@ from functional_sgd.guard import Guard
 from functional_sgd.hyper import collect, per_leaf
 from functional_sgd.randomness import LeafKey, key_of
 from functional_sgd.ranges import Range
+from functional_sgd.sharded import (
+    Shards,
+    all_placed,
+    any_distributed,
+    check_placed,
+    placed,
+)
 from functional_sgd.signature import STEP
 from functional_sgd.state import check_state, check_steps, first_shape
 from functional_sgd.tracing import recorded
@@ -58,6 +66,8 @@ class Leaves:
     common: dict[torch.device, dict[str, Any]] = field(default_factory=dict)  # shared, by device
     steps: Sequence[Tensor] | None = None  # the counts in floating point, once they are needed
     starts: Mapping[str, Any] = field(default_factory=dict)  # where donated columns begin
+    distributed: bool = False  # whether some leaves are DTensors
+    shards: Shards | None = None  # if so, what they are, while pieces of them are worked on
 
     @property
     def active(self) -> list[int]:
@@ -87,7 +97,27 @@ class Leaves:
 
     def key(self, call: Call, index: int) -> LeafKey:
         """What a rule draws its random numbers for a leaf from."""
-        return key_of(self.numbers[SEED], self.step[index], index, call.position)
+        key = key_of(self.numbers[SEED], self.step[index], index, call.position)
+        return key if self.shards is None else replace(key, leaf=self.shards.leaves[index])
+
+    @property
+    def tensors(self) -> Iterator[Any]:
+        """All that a step is computed from."""
+        columns: list[Iterable[Any]] = [self.params, self.grads, *self.slots.values()]
+        columns += [*self.given.values(), *self.separate.values()]
+        return itertools.chain(*columns, self.shared.values(), self.numbers.values())
+
+    def on_pieces(self) -> "Leaves":
+        """The same call, on this process's pieces of leaves that are DTensors."""
+        if not self.distributed:
+            return self
+        shards = Shards(self.params, self.slots)
+        slots = {name: shards.pieces[name] for name in self.slots}
+        given = {name: shards.column(values) for name, values in self.given.items()}
+        return replace(
+            self, params=shards.pieces["param"], grads=shards.column(self.grads), slots=slots,
+            given=given, shards=shards,
+        )  # fmt: skip
 
     def set_number(self, name: str, value: Any) -> None:
         """A rule has written a number of the tree; later rules see the new one."""
@@ -105,8 +135,12 @@ class Leaves:
         old = {"param": self.params, **self.slots}
         trees = {}
         for name, values in (*results.items(), *slots.items()):
-            same = values is old.get(name)
-            trees[name] = self.trees[name] if same else unflatten(self.spec, values)
+            if values is old.get(name):
+                trees[name] = self.trees[name]
+                continue
+            if self.shards is not None:
+                values = self.shards.wrapped(name, values)
+            trees[name] = unflatten(self.spec, values)
         state = {STEP: self.step, **{name: trees[name] for name in slots}, **self.numbers}
         return (*(trees[name] for name in results), state)
 
@@ -154,13 +188,18 @@ def take_apart(
     hypers = {} if hyper is None else hyper
     shared, separate = per_leaf(plan.who, values, hypers, params, spec, plan.ranges)
     numbers = {name: state[name] for name in plan.numbers}
+    several = known is None and any_distributed((*leaves, *grad_leaves))
+    if several:
+        grad_leaves = _placed(plan.who, "its gradient", params, leaves, grad_leaves)
+        for name, column in given.items():
+            given[name] = _placed(plan.who, name, params, leaves, column)
     active = [grad is not None for grad in grad_leaves]
     if CALLS in numbers and any(active):
         numbers[CALLS] = numbers[CALLS] + 1
     step = _advanced(state[STEP], active)
     return Leaves(
         spec, trees, leaves, grad_leaves, slots, given, step, numbers, shared, separate,
-        known is not None,
+        known is not None, distributed=several,
     )  # fmt: skip
 
 
@@ -189,6 +228,17 @@ def _check_shapes(
 def _dense(grad: Tensor | None) -> Tensor | None:
     """A gradient that is sparse (of an embedding, say) as the dense one that it stands for."""
     return grad if grad is None or grad.layout is torch.strided else grad.to_dense()
+
+
+def _placed(
+    who: str, what: str, params: Tree, leaves: Sequence[Tensor], values: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """The values of a column where their leaves are. Raises what `check_placed` raises."""
+    if all_placed(leaves, values):
+        return list(values)
+    check_placed(who, what, lambda: paths(params), leaves, values)
+    pairs = zip(values, leaves, strict=True)
+    return [None if value is None else placed(value, leaf) for value, leaf in pairs]
 
 
 def _advanced(step: Tensor, active: list[bool]) -> Tensor:
@@ -240,6 +290,8 @@ def check_like(
     who: str, what: str, params: Tree, leaves: Sequence[Any], values: Sequence[Any], cure: str
 ) -> None:
     """Raise an error, with the first path, unless each value is None or fits its leaf."""
+    if any_distributed(leaves[:1]) and all_placed(leaves, values):
+        return
     given = values
     types = set(map(type, values))
     if type(None) in types:

@@ -40,6 +40,13 @@ class Guard:
         except (ValueError, TypeError):
             return False
 
+    def fits(self, columns: Sequence[list[Any]]) -> bool:
+        """Whether columns of tensors are just like the known ones."""
+        try:
+            return all(alike(*own) for alike, own in zip(self._alike, columns, strict=True))
+        except (ValueError, TypeError):
+            return False
+
     def flatten(self, trees: Sequence[Tree]) -> list[list[Any]] | None:
         """The leaves of trees that are just like the known ones; None if they are not."""
         if not _built_alike(trees[0], self._containers):

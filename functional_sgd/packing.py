@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from functional_sgd.sharded import any_distributed
 from functional_sgd.tree import Spec, Tree, flatten, flatten_like, unflatten
 
 
@@ -90,6 +91,12 @@ def pack(params: Tree) -> tuple[dict[str, Tensor], Packing]:
                 f"pack: expected a tree of tensors, got a leaf of type {type(leaf).__name__}: "
                 f"{leaf!r}."
             )
+    if any_distributed(leaves):
+        raise TypeError(
+            "pack: expected plain tensors, got DTensors, of which each process would gather all. "
+            "Pack their pieces, leaf.to_local(), or leave the tree as it is: fuse treats its "
+            "leaves together."
+        )
     one_device = len({leaf.device for leaf in leaves}) < 2
     groups: dict[str, tuple[int, ...]] = {}
     for index, leaf in enumerate(leaves):

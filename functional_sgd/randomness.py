@@ -11,6 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from functional_sgd.sharded import distributed, element_numbers, over_pieces
+
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _MASK = 0xFFFFFFFF
 PARITY = 0x1BD11BDA
@@ -52,10 +54,16 @@ class LeafKey:
     """The key of one leaf at one step: two words of 32 bits, as 0-d int64 tensors."""
 
     words: tuple[Tensor, Tensor]
+    leaf: Tensor | None = None  # the DTensor, if draws are for its piece on this process
 
     def bits(self, like: Tensor, draw: int) -> tuple[Tensor, Tensor]:
         """Element i (in logical order) has the bits of threefry2x32 at the counter (i, draw)."""
-        index = torch.arange(like.numel(), device=like.device).reshape(like.shape)
+        if distributed(like):
+            draws: tuple[Tensor, Tensor] = over_pieces(
+                lambda piece, leaf: LeafKey(self.words, leaf).bits(piece, draw), like
+            )
+            return draws
+        index = element_numbers(like, self.leaf)
         high = (index >> 32) ^ (draw << 16)
         one, two = threefry(tuple(word.to(like.device) for word in self.words), (index, high))
         return (one >> 8).to(like.dtype) * 2**-24, ((two >> 1).to(like.dtype) + 0.5) * 2**-32

@@ -8,6 +8,9 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
+from functional_sgd.sharded import Shards, any_distributed, full, local, settled
+from functional_sgd.tracing import followed
+
 Over: TypeAlias = Literal["leaf", "tree"]
 """Whether each leaf has a number of its own, or all leaves with a gradient have one together."""
 
@@ -45,8 +48,8 @@ class Reduction:
         value = self.expression(*(_wide(columns[name]) for name in self.columns))
         value = _wide(value)
         if value.numel() == 0:
-            return self.of_nothing(value)
-        return self.whole(value)
+            return full(self.of_nothing(value))  # type: ignore[no-any-return]
+        return full(self.whole(value))  # type: ignore[no-any-return]
 
     def of_nothing(self, like: Tensor) -> Tensor:
         """The part of a leaf without elements."""
@@ -131,9 +134,16 @@ def global_norm(leaves: Sequence[Tensor]) -> Tensor:
     tensor(5., dtype=torch.float64)
     """
     whole: Reduction = norm("leaf", over="tree")
+    shards = None
+    if any_distributed(leaves) and not followed(leaves):
+        leaves = list(map(settled, leaves))
+        shards = Shards(leaves, {})
+        leaves = list(map(local, leaves))
     real = [torch.view_as_real(leaf) if leaf.is_complex() else leaf for leaf in leaves]
-    parts = [whole.of_leaf({"leaf": leaf}) for leaf in real]
-    return whole.finished(whole.together(parts), 0)
+    parts = torch.stack([whole.of_leaf({"leaf": leaf}).to(real[0].device) for leaf in real])
+    if shards is not None:
+        shards.combine([parts[:, None]], [range(len(real))], ["sum"])
+    return whole.finished(whole.whole(parts), 0)
 
 
 def root(x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from functional_sgd.errors import did_you_mean
 from functional_sgd.rule import Rule
+from functional_sgd.sharded import check_whole, local, placed
 from functional_sgd.signature import STEP, Initializer
 from functional_sgd.tracing import transformed
 from functional_sgd.tree import Tree, flatten, paths, unflatten
@@ -28,6 +29,8 @@ def init_state(rules: tuple[Rule, ...], numbers: tuple[str, ...], params: Tree) 
     """
     leaves, spec = flatten(params)
     check_params(leaves)
+    for index, leaf in enumerate(leaves):
+        check_whole("init", lambda: paths(params), index, leaf)
     state: State = {STEP: new_steps(leaves)}
     for rule in rules:
         for name, initializer in rule.initializers.items():
@@ -140,7 +143,8 @@ def working(leaf: Tensor) -> Tensor:
 
 
 def stored(value: Tensor, like: Tensor) -> Tensor:
-    """A result as it is kept: shape and dtype of `like`, rounded once."""
+    """A result as it is kept: shape, dtype and placement of `like`, rounded once."""
+    value = placed(value, like)
     if like.is_complex():
         return torch.view_as_complex(value.to(like.real.dtype))
     return (
@@ -222,6 +226,7 @@ def _first_shape(
 
 
 def _share(one: Tensor, other: Tensor) -> bool:
+    one, other = local(one), local(other)
     if transformed():
         return one is other  # inside transforms, memory is not to be seen
     try:

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from functional_sgd.call import Leaves, Plan, here, take_apart
+from functional_sgd.sharded import distributed, full
 from functional_sgd.state import gradient_for, owned, stored, working
+from functional_sgd.tracing import followed
 from functional_sgd.tree import Tree, unflatten
-from functional_sgd.wiring import Call
+from functional_sgd.wiring import Call, Reduced
 
 Columns = dict[str, Tensor]
 """What one leaf has under each name."""
@@ -25,21 +27,24 @@ def leaf_by_leaf(
 
     Leaves without a gradient come back as they are.
     """
-    return run_leaves(plan, take_apart(plan, params, grads, state, hyper, extras))
+    leaves = take_apart(plan, params, grads, state, hyper, extras)
+    if leaves.distributed and not followed(leaves.tensors):
+        leaves = leaves.on_pieces()
+    return run_leaves(plan, leaves)
 
 
 def run_leaves(plan: Plan, leaves: Leaves) -> Any:
     """`leaf_by_leaf`, for a call that has been taken apart."""
     columns = {index: columns_of(leaves, index) for index in leaves.active}
     kept: dict[int, Columns] = {index: {} for index in columns}
-    stretches = _stretches(plan.calls)
+    stretches = _stretches(plan.calls, leaves.shards is not None)
     for calls in stretches:
         if calls[0].treewise:
             _run_treewise(plan, calls[0], leaves, columns, kept)
             continue
-        tree_values = reduce_over_tree(plan, calls[0], leaves, columns)
+        reduced = reduce_columns(plan, calls[0], leaves, columns)
         for index in columns:
-            scalars = {**leaves.scalars(index), **tree_values}
+            scalars = {**leaves.scalars(index), **reduced[index]}
             for call in calls:
                 run_on_leaf(call, leaves, index, columns[index], scalars, kept[index])
             if calls is stretches[-1]:  # temporaries of this leaf go before the next makes its own
@@ -52,17 +57,21 @@ def run_leaves(plan: Plan, leaves: Leaves) -> Any:
     return _results(plan, leaves, columns, kept)
 
 
-def _stretches(calls: Sequence[Call]) -> list[list[Call]]:
+def _stretches(calls: Sequence[Call], on_pieces: bool) -> list[list[Call]]:
     """Calls in a row that can be done one leaf after the other.
 
-    One that needs numbers of the whole tree stands alone.
+    One that needs numbers of the whole tree stands alone; on pieces of leaves, so does one that
+    needs any number made of columns, since those of all leaves take one collective.
     """
     stretches: list[list[Call]] = []
+    before = True
     for call in calls:
-        if call.rule.needs_tree or not stretches or stretches[-1][-1].rule.needs_tree:
+        alone = call.rule.needs_tree or (on_pieces and bool(call.reductions))
+        if alone or before:
             stretches.append([call])
         else:
             stretches[-1].append(call)
+        before = alone
     return stretches
 
 
@@ -78,22 +87,57 @@ def columns_of(leaves: Leaves, index: int) -> Columns:
     return {"param": working(param), "grad": gradient_for(param, grad), **columns}
 
 
-def reduce_over_tree(
+def reduce_columns(
     plan: Plan, call: Call, leaves: Leaves, columns: Mapping[int, Columns]
-) -> dict[str, Any]:
-    """The reductions of a rule that are numbers of the whole tree, by the chain's names."""
-    values: dict[str, Any] = {}
+) -> dict[int, dict[str, Any]]:
+    """The reductions of a rule that must be known before it runs, for each leaf.
+
+    These are the numbers of the whole tree; on pieces of leaves, those of each leaf too.
+    """
     check_tree_scalars(plan, call, leaves)
-    for reduced in call.reductions:
-        if reduced.reduction.over == "tree" and columns:
-            parts = [
-                reduced.reduction.of_leaf({inner: own[outer] for inner, outer in reduced.columns})
-                for own in columns.values()
-            ]
-            counts = [own[reduced.columns[0][1]].numel() for own in columns.values()]
-            total = reduced.reduction.together(parts)
-            values[reduced.name] = reduced.reduction.finished(total, sum(counts))
+    values: dict[int, dict[str, Any]] = {index: {} for index in columns}
+    needed = [one for one in call.reductions if leaves.shards or one.reduction.over == "tree"]
+    if not needed or not columns:
+        return values
+    parts, counts = _parts(needed, leaves, columns)
+    for reduced, own, count in zip(needed, parts, counts, strict=True):
+        if reduced.reduction.over == "leaf":
+            for index, part, size in zip(columns, own, count, strict=True):
+                values[index][reduced.name] = reduced.reduction.finished(part, size)
+            continue
+        total = reduced.reduction.together(own)
+        number = reduced.reduction.finished(total, sum(count))
+        for index in columns:
+            values[index][reduced.name] = number
     return values
+
+
+def _parts(
+    needed: Sequence[Reduced], leaves: Leaves, columns: Mapping[int, Columns]
+) -> tuple[list[list[Tensor]], list[list[int]]]:
+    """(for each reduction the parts of the leaves, and how many elements each is made of)."""
+    parts: list[list[Tensor]] = [[] for _ in needed]
+    counts: list[list[int]] = [[] for _ in needed]
+    shards = leaves.shards
+    rows: list[int | None] = []  # the leaves, None where the parts are those of all pieces
+    for index, own in columns.items():
+        cut = shards is not None and shards.cut[index]
+        apart = cut and any(distributed(own[o]) for one in needed for _, o in one.columns)
+        rows.append(None if apart else index)
+        for place, one in enumerate(needed):
+            read = {inner: own[outer] for inner, outer in one.columns}
+            if apart and shards is not None:
+                read = {name: shards.whole(index, value) for name, value in read.items()}
+            parts[place].append(one.reduction.of_leaf(read))
+            size = next(iter(read.values())).numel()
+            whole = shards.size(index) if cut and not apart and shards is not None else size
+            counts[place].append(whole)
+    if shards is not None and shards.any_cut:
+        device = parts[0][0].device
+        table = torch.stack([torch.stack(own).to(device) for own in parts], dim=1)
+        shards.combine([table], [rows], [one.reduction.combine for one in needed])
+        parts = [list(column.unbind()) for column in table.unbind(1)]
+    return parts, counts
 
 
 def check_tree_scalars(plan: Plan, call: Call, leaves: Leaves) -> None:
@@ -125,7 +169,7 @@ def run_on_leaf(
     own = dict(scalars)
     for reduced in call.reductions:
         reduction = reduced.reduction
-        if reduction.over == "leaf":
+        if reduction.over == "leaf" and leaves.shards is None:
             own[reduced.name] = reduction.of({i: columns[o] for i, o in reduced.columns})
         else:
             own[reduced.name] = here(own[reduced.name], leaf.device)
@@ -133,17 +177,26 @@ def run_on_leaf(
         own[call.key] = leaves.key(call, index)
     whole = leaf.is_complex() and call.rule.scope == "leafwise"
     seen: Mapping[str, Tensor] = columns
+    shards = leaves.shards if leaves.shards is not None and leaves.shards.cut[index] else None
     if whole:
         pairs = (*leaf.shape, 2)
         seen = {
             name: torch.view_as_complex(value) if value.shape == pairs else value
             for name, value in columns.items()
         }
+    if shards is not None:
+        # What looks at other elements sees the whole leaf, as does what reads a column of another
+        # shape, which is there for all pieces.
+        read = [seen[outer] for _, outer in call.reads]
+        if call.rule.scope == "leafwise" or any(map(distributed, read)):
+            seen = {outer: shards.whole(index, seen[outer]) for _, outer in call.reads}
     tree_numbers = [name for _, name in call.numbers]
     for name, value in call.run(seen, own).items():
         if name in tree_numbers:
-            kept[name] = value
+            kept[name] = full(value)
             continue
+        if shards is not None and (seen is not columns):
+            value = shards.piece(index, value)
         columns[name] = torch.view_as_real(value) if whole and value.is_complex() else value
         if name in call.rule.slots:
             kept[name] = columns[name]
@@ -188,14 +241,18 @@ def run_on_tree(
     """Call a treewise rule: column -> its value for every leaf (None where there was none)."""
     check_tree_scalars(plan, call, leaves)
     count = range(len(leaves.params))
-    trees = {
-        name: unflatten(leaves.spec, [own.get(index) for index in count])
-        for name, own in columns.items()
-    }
+    lists = {name: [own.get(index) for index in count] for name, own in columns.items()}
+    shards = leaves.shards if leaves.shards is not None and leaves.shards.any_cut else None
+    if shards is not None:
+        lists = {name: list(map(shards.whole, count, own)) for name, own in lists.items()}
+    trees = {name: unflatten(leaves.spec, own) for name, own in lists.items()}
     written = call.run(trees, scalars)
     for _, name in call.numbers:
-        leaves.set_number(name, written.pop(name))
-    return {name: leaves.spec.flatten_up_to(tree) for name, tree in written.items()}
+        leaves.set_number(name, full(written.pop(name)))
+    results = {name: leaves.spec.flatten_up_to(tree) for name, tree in written.items()}
+    if shards is not None:
+        return {name: shards.column(values) for name, values in results.items()}
+    return results
 
 
 def _results(

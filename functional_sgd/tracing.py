@@ -24,6 +24,18 @@ def recorded() -> bool:
     return transformed() or torch._C._len_torch_dispatch_stack() > 0
 
 
+def followed(values: Iterable[Any]) -> bool:
+    """Whether what is done with these tensors is written down: `recorded`, or tracked by autograd.
+
+    >>> followed([torch.zeros(1)]), followed([torch.zeros(1, requires_grad=True)])
+    (False, True)
+    """
+    if recorded() or torch.autograd.forward_ad._current_level >= 0:
+        return True
+    tensors = (value for value in values if isinstance(value, torch.Tensor))
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
 def known(condition: torch.Tensor, involved: Callable[[], Iterable[Any]] = tuple) -> bool | None:
     """What a 0-d condition says, if a branch may be taken: on the CPU, and not while a program is
     recorded.

@@ -12,9 +12,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 ORDER = (
-    "sibling errors ranges reduction randomness table notebook tracing tree outputs guard packing "
-    "signature rule trial wiring hyper state per_example call step optimizer chained chaining "
-    "schedules rules wrappers catalogue placing autodiff lbfgs fusion listing compile bridge"
+    "sibling errors ranges tracing memo sharded reduction randomness table notebook tree outputs "
+    "guard packing signature rule trial wiring hyper state per_example call step optimizer chained "
+    "chaining schedules rules wrappers catalogue placing autodiff lbfgs fusion listing compile "
+    "bridge"
 ).split()
 """Of functional_sgd: a module, or a folder of them, imports from what stands before it, and from
 its own folder.
@@ -162,12 +163,22 @@ def test_the_imports_that_are_checked_are_the_real_ones() -> None:
     assert "functional_sgd.rules" in imports_of("functional_sgd.catalogue.descent")
 
 
-HEAVY = "torchvision sklearn matplotlib rich PIL torch._dynamo triton tensorboard IPython".split()
+HEAVY = (
+    "torchvision sklearn matplotlib rich PIL torch._dynamo triton tensorboard IPython "
+    "torch.distributed.tensor"
+).split()
 
 
 @pytest.mark.parametrize("heavy", [*HEAVY, "loop"])
 def test_functional_sgd_does_not_load(heavy: str) -> None:
     assert heavy not in loaded_by("functional_sgd")
+
+
+def test_one_file_knows_dtensor() -> None:
+    """The others ask it."""
+    found = {file for file in FILES if "distributed.tensor" in (ROOT / file).read_text()}
+    ours = {file for file in found if file.startswith(("functional_sgd", "loop"))}
+    assert ours == {"functional_sgd/sharded.py"}
 
 
 @pytest.mark.parametrize("heavy", HEAVY)

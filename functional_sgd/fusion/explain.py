@@ -12,8 +12,10 @@ from functional_sgd.call import take_apart
 from functional_sgd.fusion.backends.backend import treating
 from functional_sgd.fusion.group import Group, signatures
 from functional_sgd.fusion.passes import Pass, Step, TorchRule
+from functional_sgd.fusion.pieces import lay_out
 from functional_sgd.notebook import html_table, show
 from functional_sgd.rule import REQUIRED
+from functional_sgd.sharded import Shards
 from functional_sgd.table import aligned
 from functional_sgd.tree import Tree, paths
 
@@ -44,7 +46,7 @@ def explained(fused: "Fused", params: Tree) -> Explanation:
     """The steps of its program; with params, also where their leaves run and what is moved."""
     if params is None:
         return _explanation(fused.program.steps, [])
-    groups, others, names = _placed(fused, params)
+    groups, others, names, shards = _placed(fused, params)
     left_out = f"leaf by leaf: kernels cannot treat {_shown(names, others)}"
     if others and not (groups and fused.splits):
         return Explanation((), [f"All {_leaves(len(names))} run {left_out}"])
@@ -52,7 +54,29 @@ def explained(fused: "Fused", params: Tree) -> Explanation:
     lines = [_moves(fused, steps, group) for group in groups]
     if others:
         lines.append(f"{_leaves(len(others))} without kernels, {left_out}")
+    if shards is not None and shards.any_cut:
+        lines.append(_asked(steps, shards))
     return _explanation(steps, lines)
+
+
+def _asked(steps: Sequence[Step], shards: Shards) -> str:
+    """What a step needs of other processes."""
+    names: list[str] = []
+    whole = []
+    count = 0
+    for step in steps:
+        if isinstance(step, Pass):
+            named = [(take.name, take.reduction.combine) for take in step.takes]
+        else:
+            named = [(one.name, one.reduction.combine) for one in step.call.reductions]
+            if step.call.rule.scope != "elementwise":
+                whole.append(repr(step.call.rule))
+        names += [name for name, _ in named]
+        count += len({kind for _, kind in named}) * shards.n_collectives
+    collectives = "1 collective" if count == 1 else f"{count or 'no'} collectives"
+    text = f"{_leaves(sum(shards.cut))} cut over processes: {collectives} a step"
+    text += f" ({', '.join(names)})" if names else ""
+    return f"{text}; whole leaves are seen by {', '.join(whole)}" if whole else text
 
 
 @dataclass(frozen=True)
@@ -66,7 +90,7 @@ class Cost:
 
 def cost(fused: "Fused", params: Tree) -> Cost:
     """What a step of these params costs, if all of them run in kernels."""
-    groups, _, _ = _placed(fused, params)
+    groups, _, _, _ = _placed(fused, params)
     steps = fused.program_for(groups).steps
     moved = sum(_bytes(step, group) for step in steps for group in groups)
     by_torch = tuple(repr(step.call.rule) for step in steps if isinstance(step, TorchRule))
@@ -103,18 +127,22 @@ def _leaves(count: int) -> str:
     return "1 leaf" if count == 1 else f"{count} leaves"
 
 
-def _placed(fused: "Fused", params: Tree) -> tuple[list[Group], list[int], list[str]]:
-    """(groups, leaves that run leaf by leaf, names) as they would be with gradients everywhere."""
+def _placed(
+    fused: "Fused", params: Tree
+) -> tuple[list[Group], list[int], list[str], Shards | None]:
+    """(groups, leaves that run leaf by leaf, names, DTensors), if all leaves have a gradient."""
     state = fused.init(params)
     plan = fused.opt.plan
     grads = optree.tree_map(torch.zeros_like, params)
     # The values of hypers do not decide where a leaf runs; these satisfy every range.
     hypers = [name for name, value in plan.defaults.items() if value is REQUIRED]
     open_ones = dict.fromkeys(hypers, torch.ones(()))
-    leaves = take_apart(plan, params, grads, state, open_ones, dict.fromkeys(plan.given, grads))
+    given = dict.fromkeys(plan.given, grads)
+    leaves = take_apart(plan, params, grads, state, open_ones, given).on_pieces()
+    lay_out(leaves)
     needs = fused.needs()
     groups, others = Group.split(signatures(leaves, needs), needs.columns, leaves)
-    return groups, others, paths(params)
+    return groups, others, paths(params), leaves.shards
 
 
 def _row(step: Step, made: Mapping[str, str]) -> tuple[str, str, str]:

@@ -20,14 +20,17 @@ from functional_sgd.fusion.backends.c.launch import CBackend
 from functional_sgd.fusion.backends.foreach import ForeachBackend
 from functional_sgd.fusion.backends.triton.launch import TritonBackend
 from functional_sgd.fusion.buffers import Pool
+from functional_sgd.fusion.differentiated import is_differentiated
 from functional_sgd.fusion.explain import explained
 from functional_sgd.fusion.group import Group, Needs, Signature, signatures
 from functional_sgd.fusion.kernel import Dtypes
 from functional_sgd.fusion.passes import Pass, Program, make_program
+from functional_sgd.fusion.pieces import lay_out
 from functional_sgd.fusion.run import Resources, Run
 from functional_sgd.fusion.spent import check_apart, merged, put_back, refuse_spent, spend
 from functional_sgd.guard import Guard
 from functional_sgd.optimizer import Optimizer, check_optimizer
+from functional_sgd.sharded import any_distributed
 from functional_sgd.state import State
 from functional_sgd.step import run_leaves
 from functional_sgd.tracing import recorded
@@ -200,12 +203,26 @@ class Fused(Optimizer):
         leaves = take_apart(plan, params, grads, state, hyper, extras, guard)
         if self.debug:
             refuse_spent(params, leaves)
-        if _is_differentiated(leaves, guard, self.donate):
+        if is_differentiated(leaves, guard, self.donate):
             return run_leaves(plan, leaves)
+        if not leaves.distributed:
+            return self._step(leaves, guard)
+        leaves = leaves.on_pieces()
+        copies = lay_out(leaves)
+        columns: list[list[Any]] = [leaves.params, *leaves.slots.values(), leaves.grads]
+        leaves.matches_guard = guard is not None and guard.fits(columns)
+        result = self._step(leaves, guard)
+        if self.donate and leaves.shards is not None:
+            for copy, original in copies:
+                original.copy_(copy)
+            leaves.shards.write_back()
+        return result
+
+    def _step(self, leaves: Leaves, guard: Guard | None) -> Any:
         if self.donate:
             alike, starts = self._apart
             known = starts if leaves.matches_guard and alike is guard else None
-            leaves.starts = check_apart(params, leaves, known)
+            leaves.starts = check_apart(leaves.trees["param"], leaves, known)
             self._apart = (guard if leaves.matches_guard else None, leaves.starts)
         if not all(_is_number(leaves.shared.get(name, 0.0)) for name in self._scalars):
             result = self._leaf_by_leaf(leaves)  # an extra that is left out, or is no number
@@ -338,6 +355,8 @@ class Fused(Optimizer):
             for group in groups:
                 group.find_alike({"grad": grads, **leaves.slots}, leaves.params)
             columns = [leaves.params, *leaves.slots.values(), grads]
+            if any(map(any_distributed, columns)):
+                return groups, others
             self._guard, self._guarded = Guard(leaves.spec, columns), groups
         return groups, others
 
@@ -356,42 +375,9 @@ class Fused(Optimizer):
 _warned: set[tuple[str, str]] = set()
 
 
-def _is_differentiated(leaves: Leaves, guard: Guard | None, donate: bool) -> bool:
-    """Whether somebody may differentiate through the step.
-
-    A donated step overwrites its arguments, so it has no derivative: tracked params are trained
-    where they are, if they are leaves of the autograd graph, and nothing else may be tracked.
-    """
-    if torch.autograd.forward_ad._current_level >= 0:
-        return True
-    if not torch.is_grad_enabled():
-        return False
-    values: list[Any] = [*leaves.shared.values(), *leaves.numbers.values()]
-    for column in (*leaves.separate.values(), *leaves.given.values()):
-        values += column
-    params: list[Tensor] = []
-    if not (leaves.matches_guard and guard is not None and not guard.tracked):
-        params = list(filter(_is_tracked, leaves.params))
-        values += leaves.grads
-        for slot in leaves.slots.values():
-            values += slot
-    tracked = any(map(_is_tracked, values))
-    if donate and (tracked or not all(param.is_leaf for param in params)):
-        raise ValueError(
-            "fuse: a donated step overwrites its arguments, so no derivative can go through it, "
-            "but hypers, gradients or state are tracked, or params were computed from tracked "
-            "tensors. Detach them, or fuse without donate."
-        )
-    return not donate and (tracked or bool(params))
-
-
 def _only(grads: Sequence[Tensor | None], chosen: set[int]) -> list[Tensor | None]:
     """The gradients of some leaves, None for the others."""
     return [grad if index in chosen else None for index, grad in enumerate(grads)]
-
-
-def _is_tracked(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.requires_grad
 
 
 def _is_number(value: Any) -> bool:

@@ -34,10 +34,15 @@ def signatures(leaves: Leaves, needs: Needs) -> tuple[Signature, ...]:
     """The signature of every leaf."""
     columns = [leaves.slots[n] if n in leaves.slots else leaves.given[n] for n in needs.columns]
     n_slots = sum(name in leaves.slots for name in needs.columns)  # which come first
-    return tuple(
+    found = tuple(
         _signature(param, grad, own, needs, n_slots)
         for param, grad, *own in zip(leaves.params, leaves.grads, *columns, strict=True)
     )
+    if needs.order and leaves.shards is not None and leaves.shards.any_cut:
+        # Random numbers belong to the places in the whole leaf, which kernels do not know.
+        pairs = zip(found, leaves.shards.cut, strict=True)
+        return tuple(one._replace(plain=False) if cut else one for one, cut in pairs)
+    return found
 
 
 def _signature(

@@ -18,8 +18,15 @@ from functional_sgd.fusion.group import Group
 from functional_sgd.fusion.kernel import Dtypes
 from functional_sgd.fusion.passes import Pass, Program, TorchRule
 from functional_sgd.fusion.scalars import Scalars
+from functional_sgd.sharded import distributed
 from functional_sgd.state import gradient_for, owned, stored, working
-from functional_sgd.step import as_gradient, check_tree_scalars, run_on_tree
+from functional_sgd.step import (
+    as_gradient,
+    check_tree_scalars,
+    reduce_columns,
+    run_on_leaf,
+    run_on_tree,
+)
 from functional_sgd.wiring import Call
 
 Table = dict[str, Column]
@@ -53,6 +60,8 @@ class Run:
     ) -> None:
         self.plan, self.program, self.groups, self.leaves = plan, program, groups, leaves
         self.resources = resources
+        some_cut = leaves.shards is not None and leaves.shards.any_cut
+        self.shards = leaves.shards if some_cut else None  # if numbers need all processes
         self.scalars = Scalars(leaves)
         self.started = False  # whether anything of the caller's has been overwritten
         self.tables = [self._table(group) for group in groups]
@@ -104,10 +113,14 @@ class Run:
             totals = self._kernel(work, number, group, table)
             if totals is not None:
                 parts.append((group, totals))
+        if self.shards is not None and parts:
+            kinds = [take.reduction.combine for take in work.takes]
+            indices = [group.indices for group, _ in parts]
+            self.shards.combine([totals for _, totals in parts], indices, kinds)
         for place, take in enumerate(work.takes):
             reduction = take.reduction
             if reduction.over == "tree":
-                count = sum(sum(group.sizes) for group, _ in parts)
+                count = sum(sum(self._sizes(group)) for group, _ in parts)
                 wholes = [reduction.whole(totals[:, place]) for _, totals in parts]
                 if wholes:
                     total = wholes[0] if len(wholes) == 1 else reduction.together(wholes)
@@ -116,10 +129,18 @@ class Run:
             for group, totals in parts:
                 vector = totals[:, place]
                 if reduction.finish == "mean":
-                    vector = vector / group.on_device("sizes", vector.device).clamp(min=1)
+                    if self.shards is None:
+                        sizes = group.on_device("sizes", vector.device)
+                    else:
+                        sizes = torch.tensor(self._sizes(group), device=vector.device)
+                    vector = vector / sizes.clamp(min=1)
                 elif reduction.finish == "root":
                     vector = vector.sqrt()
                 self.scalars.of_leaves[take.name, id(group)] = vector
+
+    def _sizes(self, group: Group) -> list[int]:
+        """How many elements each leaf has, wherever they are."""
+        return group.sizes if self.shards is None else list(map(self.shards.size, group.indices))
 
     def _kernel(self, work: Pass, number: int, group: Group, table: Table) -> Tensor | None:
         """Run a pass over one group."""
@@ -202,6 +223,8 @@ class Run:
             return [{} for _ in self.groups]
         scalars = {**self.leaves.scalars(first), **numbers}
         results = run_on_tree(self.plan, call, self.leaves, columns, scalars)
+        for _, name in call.numbers:  # which are set in the leaves
+            self.scalars.of_tree[f"{name}_by_{call.position}"] = self.leaves.numbers[name]
         return [
             {name: group.pick(values) for name, values in results.items()} for group in self.groups
         ]
@@ -212,17 +235,40 @@ class Run:
         seen: Sequence[Mapping[str, Sequence[Tensor]]],
         numbers: Mapping[str, Tensor],
     ) -> list[dict[str, list[Tensor]]]:
-        of_tree = {**numbers, **self._reduced_over_tree(call, seen)}
-        made = [
-            run_in_batches(call, self.leaves, group, own, of_tree, self.resources.unbatched)
-            for group, own in zip(self.groups, seen, strict=True)
-        ]
+        if self.leaves.shards is not None:
+            made = self._on_pieces(call, seen, numbers)
+        else:
+            of_tree = {**numbers, **self._reduced_over_tree(call, seen)}
+            made = [
+                run_in_batches(call, self.leaves, group, own, of_tree, self.resources.unbatched)
+                for group, own in zip(self.groups, seen, strict=True)
+            ]
         for _, name in call.numbers:
             values = [value for written in made for value in written.pop(name)]
             if values:
                 self.leaves.set_number(name, values[0])
                 self.scalars.of_tree[f"{name}_by_{call.position}"] = self.leaves.numbers[name]
         return made
+
+    def _on_pieces(
+        self,
+        call: Call,
+        seen: Sequence[Mapping[str, Sequence[Tensor]]],
+        numbers: Mapping[str, Tensor],
+    ) -> list[dict[str, list[Any]]]:
+        """Leaf by leaf, since a leaf that is cut is seen as a whole, and no batch has DTensors."""
+        columns: dict[int, dict[str, Tensor]] = {}
+        for group, own in zip(self.groups, seen, strict=True):
+            for place, index in enumerate(group.indices):
+                columns[index] = {name: values[place] for name, values in own.items()}
+        reduced = reduce_columns(self.plan, call, self.leaves, columns)
+        kept: dict[int, dict[str, Tensor]] = {index: {} for index in columns}
+        for index, own_columns in columns.items():
+            scalars = {**self.leaves.scalars(index), **numbers, **reduced[index]}
+            run_on_leaf(call, self.leaves, index, own_columns, scalars, kept[index])
+            kept[index] = {**own_columns, **kept[index]}
+        names = [name for _, name in (*call.writes, *call.numbers)]
+        return [{n: [kept[i][n] for i in group.indices] for n in names} for group in self.groups]
 
     def _reduced_over_tree(
         self, call: Call, seen: Sequence[Mapping[str, Sequence[Tensor]]]
@@ -253,6 +299,9 @@ class Run:
         for place, value in enumerate(values):
             if name in group.dtypes or name not in self.leaves.slots:
                 seen = working(params[place])  # a 0-d leaf has one axis for rules
+                if self.shards is not None and distributed(value):  # of another shape
+                    index = group.indices[place]
+                    value = self.shards.piece(index, value.expand(self.shards.leaves[index].shape))
                 value = value.to(group.working).expand(seen.shape).reshape(params[place].shape)
             tensors.append(owned(value, *(other[place] for other in taken)))
         return Column(group.working, tensors, kept=False, like=params)

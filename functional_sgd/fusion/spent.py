@@ -9,6 +9,7 @@ from torch import Tensor
 
 from functional_sgd.call import Leaves
 from functional_sgd.fusion.column import Addresses, addresses_of
+from functional_sgd.sharded import any_distributed, local
 from functional_sgd.tree import Tree, paths, unflatten
 
 
@@ -24,7 +25,7 @@ def check_apart(
     found = {name: _starts(tensors) for name, tensors in columns.items()}
     if known is not None and all(np.array_equal(found[name], known[name]) for name in found):
         return found
-    written = [tensor for column in columns.values() for tensor in column]
+    written = [local(tensor) for column in columns.values() for tensor in column]
     starts = np.concatenate([*found.values()]).tolist()
     spans = sorted(
         (start, start + _extent(tensor), place)
@@ -52,7 +53,7 @@ def refuse_spent(params: Tree, leaves: Leaves) -> None:
     """Raise ValueError if an earlier step has overwritten one of the tensors."""
     for index, path in enumerate(paths(params)):
         for leaf in (leaves.params[index], *(column[index] for column in leaves.slots.values())):
-            if getattr(leaf, "_spent_by", None):
+            if getattr(local(leaf), "_spent_by", None):
                 raise ValueError(
                     f"fuse: leaf {path!r} was donated to an earlier step, which has overwritten "
                     f"it. Go on with the params and state that the step returned, or use "
@@ -69,10 +70,11 @@ def spend(
     """
     new_results = {name: list(map(_moved, values)) for name, values in results.items()}
     new_slots = {name: list(map(_moved, values)) for name, values in slots.items()}
-    for old in (*leaves.params, *(leaf for column in leaves.slots.values() for leaf in column)):
+    for one in (*leaves.params, *(leaf for column in leaves.slots.values() for leaf in column)):
+        old = local(one)
         nothing = torch.full((), torch.nan, dtype=old.dtype, device=old.device)
         old.data = nothing.expand(old.shape)
-        old._spent_by = "fuse"  # type: ignore[attr-defined]
+        old._spent_by = "fuse"
     return new_results, new_slots
 
 
@@ -105,6 +107,8 @@ def put_back(leaves: Leaves, result: Any) -> Any:
     new = {"param": params, **{name: state[name] for name in leaves.slots}}
     for name, tensors in old.items():
         values: list[Any] = leaves.spec.flatten_up_to(new[name])
+        if leaves.shards is not None:
+            values = leaves.shards.column(values)
         for before, after in zip(tensors, values, strict=True):
             if before is not after:
                 before.copy_(after)
@@ -118,6 +122,8 @@ def _moved(leaf: Any) -> Any:
 
 def _starts(tensors: Sequence[Tensor]) -> Addresses:
     """Where tensors begin; 0 for those that have no one place, such as sparse ones."""
+    if any_distributed(tensors):  # slots of a shape of their own
+        tensors = list(map(local, tensors))
     try:
         return addresses_of(tensors)
     except RuntimeError:

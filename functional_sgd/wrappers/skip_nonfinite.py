@@ -11,8 +11,9 @@ from functional_sgd.hyper import Scalar
 from functional_sgd.optimizer import Optimizer
 from functional_sgd.ranges import Range
 from functional_sgd.reduction import global_norm
+from functional_sgd.sharded import Shards, any_distributed, full, local
 from functional_sgd.state import State, check_state
-from functional_sgd.tracing import known
+from functional_sgd.tracing import known, recorded
 from functional_sgd.tree import Tree, unflatten
 from functional_sgd.wiring import CALLS
 from functional_sgd.wrappers.wrapper import (
@@ -164,5 +165,14 @@ def skip_large(opt: Optimizer, max_norm: float = 1.0, limit: int | None = None) 
 
 def finite_everywhere(leaves: list[Tensor | None], like: Tensor) -> Tensor:
     """Whether every element of every leaf is finite: a 0-d bool, where `like` is."""
-    each = [torch.isfinite(leaf).all().to(like.device) for leaf in leaves if leaf is not None]
-    return torch.stack(each).all() if each else torch.ones_like(like, dtype=torch.bool)
+    given = [leaf for leaf in leaves if leaf is not None]
+    if not given:
+        return torch.ones_like(like, dtype=torch.bool)
+    if not any_distributed(given) or recorded():
+        each = [full(torch.isfinite(leaf).all()).to(like.device) for leaf in given]
+        return torch.stack(each).all()
+    # A step is skipped by all processes or by none.
+    flags = torch.stack([torch.isfinite(local(leaf)).all().to(like.device) for leaf in given])
+    table = flags.to(torch.float64)[:, None]
+    Shards(given, {}).combine([table], [range(len(given))], ["all"])
+    return table.all()

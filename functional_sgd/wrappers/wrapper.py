@@ -11,6 +11,7 @@ from functional_sgd.call import check_like
 from functional_sgd.hyper import Scalar, scalar
 from functional_sgd.optimizer import Optimizer, check_names, check_optimizer
 from functional_sgd.ranges import Range, check_number
+from functional_sgd.sharded import any_distributed, check_placed, placed
 from functional_sgd.state import State, extended, new_calls, working_dtype
 from functional_sgd.tracing import known
 from functional_sgd.tree import Spec, Tree, flatten, flatten_like, paths, unflatten
@@ -143,6 +144,10 @@ def take_grads(
     check_like(
         who, "the gradient", params, leaves, given, "Were the gradients taken of other params?"
     )
+    if any_distributed((*leaves, *given)):
+        check_placed(who, "its gradient", lambda: paths(params), leaves, given)
+        pairs = zip(leaves, given, strict=True)
+        given = [None if grad is None else placed(grad, leaf) for leaf, grad in pairs]
     return leaves, given, spec
 
 

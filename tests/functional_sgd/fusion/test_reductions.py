@@ -4,11 +4,23 @@ import contextlib
 import io
 import math
 
+import optree
 import pytest
 import torch
 
 import functional_sgd as fs
-from functional_sgd import all_finite, chain, elementwise, fuse, largest, mean, norm, total
+from functional_sgd import (
+    all_finite,
+    chain,
+    elementwise,
+    fuse,
+    largest,
+    mean,
+    norm,
+    sgd_step,
+    total,
+    treewise,
+)
 from functional_sgd.call import take_apart
 from functional_sgd.fusion.backends.backend import Backend
 from functional_sgd.fusion.backends.c.launch import CBackend
@@ -293,3 +305,16 @@ def test_the_norm_of_a_huge_gradient_is_exact_to_double_precision() -> None:
     new, _ = fuse(opt)([torch.zeros(size)], [grad], opt.init([torch.zeros(size)]))
     exact = float(grad[0]) / (float(grad[0]) * math.sqrt(size) + 1e-6)
     assert float(new[0][0]) == pytest.approx(-exact, rel=2e-7)
+
+
+@treewise(spread=0.0)
+def centre(update, *, spread):
+    leaves = optree.tree_leaves(update)
+    middle = sum(leaf.sum() for leaf in leaves)
+    moved = optree.tree_map(lambda leaf: leaf - middle, update)
+    return dict(update=moved, spread=0.5 * spread + middle.abs())
+
+
+@pytest.mark.parametrize("donate", [False, True], ids=["pure", "donated"])
+def test_a_treewise_rule_may_keep_a_number(donate):
+    check_steps(chain(centre, sgd_step, lr=0.1), plain_tree(torch.float32), donate=donate)

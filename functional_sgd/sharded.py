@@ -1,0 +1,398 @@
+"""Leaves that lie on several processes: the one place that knows DTensor.
+
+What a step of DTensors means is what the rules do with the DTensors themselves. It is computed on
+this process's pieces wherever that gives the same: elementwise rules need no other piece, and a
+declared reduction needs one number of each. Nothing of torch.distributed is imported here before
+somebody else has made a DTensor.
+"""
+
+import functools
+import itertools
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from functional_sgd.memo import by_identity
+
+_PLAIN = frozenset({Tensor, torch.nn.Parameter, type(None)})
+
+Names: TypeAlias = Callable[[], Sequence[str]]
+"""The paths of all leaves, once they are needed."""
+
+Rows: TypeAlias = Sequence[int | None]
+"""The leaf of each row of a table; None for a row that is finished."""
+
+_IDENTITY: Mapping[str, float] = {"sum": 0.0, "max": float("-inf"), "all": 1.0}
+
+
+def any_distributed(values: Iterable[Any]) -> bool:
+    """Whether one of these is a DTensor."""
+    return any(map(_is_kind, set(map(type, values)) - _PLAIN))
+
+
+def distributed(value: Any) -> bool:
+    """Whether this is a DTensor."""
+    return type(value) not in _PLAIN and _is_kind(type(value))
+
+
+def _is_kind(kind: type) -> bool:
+    known = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
+    return known is not None and issubclass(kind, known)
+
+
+def local(value: Any) -> Any:
+    """This process's piece of a DTensor; anything else as it is."""
+    if not distributed(value):
+        return value
+    piece = value._local_tensor
+    if type(piece) is Tensor:
+        return piece
+    wait = getattr(piece, "trigger_wait", None)  # it may still be on its way
+    return piece if wait is None else wait()
+
+
+def full(value: Any) -> Any:
+    """All of a DTensor, as a plain tensor; anything else as it is."""
+    if not distributed(value):
+        return value
+    whole = value.full_tensor()
+    return _PlainBackwards.apply(whole) if whole.requires_grad else whole
+
+
+class _PlainBackwards(torch.autograd.Function):
+    """A plain number that DTensors were computed with: its derivative comes back as one of them."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return full(grads[0])
+
+
+def placed(value: Any, like: Any) -> Any:
+    """The value as `like` is placed: summed if it is Partial, moved if it is cut otherwise.
+
+    Beside a DTensor, a plain value counts as one that all processes have.
+    """
+    if type(like) in _PLAIN and type(value) in _PLAIN:
+        return value
+    if not distributed(like):
+        return full(value)
+    if not distributed(value):
+        value = _replicated(value, like.device_mesh)
+    if value.placements == like.placements:
+        return value
+    return value.redistribute(like.device_mesh, like.placements)
+
+
+def all_placed(leaves: Sequence[Any], values: Sequence[Any]) -> bool:
+    """Whether each value is a DTensor that is placed just like its leaf, and of its shape.
+
+    False may mean that somebody has to look closer.
+    """
+    return by_identity(_same_places, _specs(leaves), _specs(values))  # type: ignore[no-any-return]
+
+
+def _specs(values: Sequence[Any]) -> tuple[Any, ...]:
+    return tuple(map(_spec, values))
+
+
+def _spec(value: Any) -> Any:
+    return getattr(value, "_spec", None)
+
+
+def _same_places(leaves: Sequence[Any], values: Sequence[Any]) -> bool:
+    if len(leaves) != len(values) or any(one is None for one in (*leaves, *values)):
+        return False
+    return all(
+        (own.mesh is other.mesh or own.mesh == other.mesh)
+        and own.placements == other.placements
+        and own.shape == other.shape
+        and own.tensor_meta.dtype.is_complex == other.tensor_meta.dtype.is_complex
+        and not any(one.is_partial() for one in own.placements)
+        for own, other in zip(leaves, values, strict=True)
+    )
+
+
+def _cuts(specs: tuple[Any, ...]) -> list[bool]:
+    return [one is not None and not _replicas(one.placements) for one in specs]
+
+
+def _replicas(placements: Sequence[Any]) -> bool:
+    return all(one.is_replicate() for one in placements)
+
+
+def check_placed(
+    who: str, what: str, names: Names, leaves: Sequence[Any], values: Sequence[Any]
+) -> None:
+    """Raise an error, with the path, unless each value can be brought to where its leaf is."""
+    for place, (leaf, value) in enumerate(zip(leaves, values, strict=True)):
+        check_whole(who, names, place, leaf)
+        if value is None or not (distributed(leaf) or distributed(value)):
+            continue
+        if not (distributed(leaf) and distributed(value)):
+            kinds = ["a DTensor" if distributed(one) else "a plain tensor" for one in (leaf, value)]
+            raise TypeError(
+                f"{who}: leaf {names()[place]!r} is {kinds[0]}, but {what} is {kinds[1]}, of which "
+                f"nobody knows where it belongs. Take the gradient of this very leaf, or use "
+                f"DTensor.from_local or full_tensor()."
+            )
+        if value.device_mesh != leaf.device_mesh:
+            raise ValueError(
+                f"{who}: leaf {names()[place]!r} is on {leaf.device_mesh}, but {what} on "
+                f"{value.device_mesh}. Bring it to the mesh of its leaf."
+            )
+
+
+def check_whole(who: str, names: Names, place: int, leaf: Any) -> None:
+    """Raise ValueError for a leaf that is Partial."""
+    if distributed(leaf) and any(one.is_partial() for one in leaf.placements):
+        raise ValueError(
+            f"{who}: expected leaf {names()[place]!r} to be replicated or sharded, got "
+            f"{leaf.placements}: Partial is a sum that nobody has taken yet. Call its "
+            f"redistribute(placements=...)."
+        )
+
+
+def settled(value: Any) -> Any:
+    """The value, summed if it is Partial."""
+    if not distributed(value) or not any(one.is_partial() for one in value.placements):
+        return value
+    from torch.distributed.tensor import Replicate
+
+    kept = [Replicate() if one.is_partial() else one for one in value.placements]
+    return value.redistribute(placements=kept)
+
+
+def element_numbers(like: Tensor, leaf: Any) -> Tensor:
+    """The number of each element within its leaf, in logical order.
+
+    `like` is a column of the leaf; if that is a DTensor, the column's piece on this process.
+    """
+    if leaf is None or not distributed(leaf):
+        return torch.arange(like.numel(), device=like.device).reshape(like.shape)
+    mesh: Any = leaf.device_mesh
+    coordinate = mesh.get_coordinate()
+    shape = (*leaf.shape, *like.shape[leaf.dim() :])  # complex leaves are pairs of reals
+    numbers = torch.zeros((), dtype=torch.int64, device=like.device)
+    for axis, size in enumerate(shape):
+        own = torch.arange(size, device=like.device)
+        for dim, placement in enumerate(leaf.placements):
+            if placement.is_shard(axis):
+                if type(placement).__name__ != "Shard":
+                    raise ValueError(f"random numbers: {placement} is not supported. Use Shard.")
+                chunks = own.chunk(mesh.size(dim))
+                mine = coordinate[dim]
+                own = chunks[mine] if mine < len(chunks) else own[:0]
+        numbers = numbers.unsqueeze(-1) * size + own
+    return numbers.reshape(like.shape)
+
+
+def over_pieces(draw: Callable[[Tensor, Any], Any], like: Any) -> Any:
+    """DTensors of what `draw(piece, leaf)` gives for the pieces of a DTensor."""
+    like = settled(like)
+    return tuple(_joined(piece, like, like.shape) for piece in draw(local(like), like))
+
+
+def _replicated(value: Tensor, mesh: Any) -> Any:
+    from torch.distributed.tensor import DTensor, Replicate
+
+    return DTensor.from_local(value, mesh, [Replicate()] * mesh.ndim, run_check=False)
+
+
+def _joined(piece: Tensor, leaf: Any, shape: Sequence[int]) -> Any:
+    """The DTensor of this shape that is cut as a leaf is, of this process's piece."""
+    from torch.distributed.tensor import DTensor
+
+    mesh, placements, strides = leaf.device_mesh, leaf.placements, [1]
+    for size in reversed(shape[1:]):
+        strides.insert(0, strides[0] * max(size, 1))
+    stride = tuple(strides[: len(shape)])
+    return DTensor.from_local(
+        piece, mesh, placements, run_check=False, shape=torch.Size(shape), stride=stride
+    )
+
+
+class Shards:
+    """The leaves of one call, some of which are DTensors, and the pieces that are worked on.
+
+    A column of a leaf that is cut is its piece if it has the leaf's shape; a column of a shape of
+    its own stays a DTensor, which only rules that look at whole leaves read.
+    """
+
+    def __init__(self, params: Sequence[Any], slots: Mapping[str, Sequence[Any]]) -> None:
+        self.leaves: Sequence[Any] = params
+        self.originals: dict[str, Sequence[Any]] = {"param": params, **slots}
+        self.cut: list[bool] = by_identity(_cuts, _specs(params))
+        self.any_cut = any(self.cut)
+        self.pieces: dict[str, list[Any]] = {"param": list(map(local, params))}
+        self.moved: list[tuple[int, Any, Any]] = []  # slots that are placed otherwise than leaves
+        for name, values in slots.items():
+            pieces = self.pieces[name] = self.column(values)
+            if not all_placed(params, values):
+                for index, (piece, value) in enumerate(zip(pieces, values, strict=True)):
+                    if piece is not local(value) and not distributed(piece):
+                        self.moved.append((index, piece, value))
+
+    def column(self, values: Sequence[Any]) -> list[Any]:
+        """The pieces of a column."""
+        if all_placed(self.leaves, values):
+            pieces = [value._local_tensor for value in values]
+            if set(map(type, pieces)) == {Tensor}:
+                return pieces
+        return [None if value is None else self.piece(k, value) for k, value in enumerate(values)]
+
+    def piece(self, index: int, value: Any) -> Any:
+        """What is worked on of a leaf's column."""
+        leaf = self.leaves[index]
+        pairs = (*leaf.shape, 2) if leaf.is_complex() else leaf.shape
+        if self.cut[index] and value.shape not in (leaf.shape, pairs):
+            return value if distributed(value) else _replicated(value, leaf.device_mesh)
+        return local(placed(value, leaf))
+
+    def whole(self, index: int, value: Any) -> Any:
+        """A column of a leaf as a DTensor, as rules that look at whole leaves see it.
+
+        A plain leaf is a replicated one to them, if all others are on one mesh.
+        """
+        leaf = self.leaves[index]
+        if value is None or distributed(value):
+            return value
+        if not self.cut[index]:
+            mesh = leaf.device_mesh if distributed(leaf) else self._only_mesh
+            return value if mesh is None else _replicated(value, mesh)
+        return _joined(value, leaf, (*leaf.shape, *value.shape[leaf.dim() :]))
+
+    def size(self, index: int) -> int:
+        """How many elements a leaf has, on all processes."""
+        leaf = self.leaves[index]
+        return int(leaf.numel() * (2 if leaf.is_complex() else 1))
+
+    def wrapped(self, name: str, values: Sequence[Any]) -> list[Any]:
+        """Results as their arguments came: DTensors of the same placements.
+
+        What has been overwritten in place is the very object that came.
+        """
+        pieces, originals = self.pieces.get(name), self.originals.get(name, self.leaves)
+        results = []
+        for index, (value, like) in enumerate(zip(values, originals, strict=True)):
+            if pieces is not None and value is pieces[index]:
+                results.append(like)
+            elif value is None or not distributed(self.leaves[index]):
+                results.append(value)
+            else:
+                results.append(self._wrapped(index, value, like))
+        return results
+
+    def _wrapped(self, index: int, value: Any, like: Any) -> Any:
+        leaf = self.leaves[index]
+        if not distributed(value) and distributed(like) and like.placements == leaf.placements:
+            from torch.distributed.tensor import DTensor
+
+            if value.dtype == like.dtype:  # a tenth of the time of from_local
+                return DTensor(value, like._spec, requires_grad=False)
+        return placed(self.whole(index, value), like)
+
+    def write_back(self) -> None:
+        """After a donated step: bring slots that were moved to where they were."""
+        for index, piece, value in self.moved:
+            local(value).copy_(local(placed(self.whole(index, piece), value)))
+
+    def combine(
+        self, tables: Sequence[Tensor], indices: Sequence[Rows], kinds: Sequence[str]
+    ) -> None:
+        """Make the parts of this process the totals of all, in place.
+
+        Each table has a row for each of some leaves (None: it is a total already), and a column for
+        each number, to be combined as `kinds` says ("sum", "max", "all"). There is one collective
+        for all leaves of a mesh, and one more for each further kind.
+        """
+        rows = itertools.chain(*indices)
+        specs = [None if index is None else _spec(self.leaves[index]) for index in rows]
+        flat = tables[0] if len(tables) == 1 else torch.cat([t.to(tables[0]) for t in tables])
+        for asked in by_identity(_by_mesh, tuple(specs)):
+            asked.combine(flat, kinds)
+        if len(tables) > 1:
+            pieces = torch.split(flat, list(map(len, tables)))
+            for table, totals in zip(tables, pieces, strict=True):
+                table.copy_(totals)
+
+    @property
+    def n_collectives(self) -> int:
+        """How many collectives bring the numbers of all leaves together."""
+        return sum(len(asked.groups) for asked in _by_mesh(_specs(self.leaves)))
+
+    @functools.cached_property
+    def _only_mesh(self) -> Any:
+        """The mesh of all leaves that are DTensors; None if there are several."""
+        meshes = {leaf.device_mesh for leaf in self.leaves if distributed(leaf)}
+        return meshes.pop() if len(meshes) == 1 else None
+
+
+class _Asked(NamedTuple):
+    """The rows of a table of parts that the processes of a mesh bring together."""
+
+    rows: list[int] | None  # None: all
+    silent: list[int]  # those among them that other processes send, which have the same piece
+    groups: list[Any]
+    device: str
+
+    def combine(self, table: Tensor, kinds: Sequence[str]) -> None:
+        """Replace the parts by totals."""
+        import torch.distributed as dist
+
+        for kind in dict.fromkeys(kinds):
+            columns = [place for place, one in enumerate(kinds) if one == kind]
+            chosen = table if self.rows is None else table[self.rows]
+            own = chosen[:, columns].to(self.device)  # a copy
+            if self.silent:
+                own[self.silent] = _IDENTITY[kind]
+            operation = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
+            for group in self.groups:
+                dist.all_reduce(own, op=operation.get(kind, dist.ReduceOp.MIN), group=group)
+            chosen[:, columns] = own.to(table.device)
+            if self.rows is not None:
+                table[self.rows] = chosen
+
+
+def _by_mesh(specs: Sequence[Any]) -> list[_Asked]:
+    """Who is asked for which rows; a row without a spec, or of a whole leaf, needs nobody."""
+    cut = _cuts(tuple(specs))
+    meshes: dict[Any, list[int]] = {}
+    for row, spec in enumerate(specs):
+        if cut[row]:
+            meshes.setdefault(spec.mesh, []).append(row)
+    found = []
+    for mesh, rows in meshes.items():
+        coordinate = mesh.get_coordinate()
+        if coordinate is None:
+            raise ValueError(
+                f"reductions: a leaf is on {mesh}, to which this process does not belong, so it "
+                f"has no part in a number made of it. Give each process leaves of its own meshes."
+            )
+        layouts = [specs[row].placements for row in rows]
+        dims = [dim for dim, own in enumerate(zip(*layouts, strict=True)) if not _replicas(own)]
+        # Of pieces that several processes have alike, one counts: so one sum serves all leaves.
+        silent = [
+            place
+            for place, own in enumerate(layouts)
+            if any(own[dim].is_replicate() and coordinate[dim] for dim in dims)
+        ]
+        everything = len(rows) == len(specs)
+        groups = _groups(mesh, dims)
+        found.append(_Asked(None if everything else rows, silent, groups, mesh.device_type))
+    return found
+
+
+def _groups(mesh: Any, dims: Sequence[int]) -> list[Any]:
+    """The process groups that reach every process along these dimensions of a mesh."""
+    import torch.distributed as dist
+
+    if len(dims) > 1 and len(dims) == mesh.ndim and mesh.size() == dist.get_world_size():
+        return [dist.group.WORLD]  # one collective in the place of one for each dimension
+    return [mesh.get_group(dim) for dim in dims]
