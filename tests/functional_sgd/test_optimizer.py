@@ -66,7 +66,7 @@ def test_where_it_does_not_perturb_the_gradient_is_taken_at_the_params(opt: Opti
 
 
 def test_where_it_does_not_average_the_params_are_evaluated(opt: Optimizer) -> None:
-    params, state = run(opt, PARAMS, steps=3)
+    params, state = run(opt, PARAMS, steps=6)
     found = opt.evaluated(params, state)
     same = all(map(torch.equal, optree.tree_leaves(found), optree.tree_leaves(params)))
     assert same == (not opt.averages)

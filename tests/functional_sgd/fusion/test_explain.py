@@ -181,11 +181,11 @@ def test_the_backends_that_will_run_are_named():
 
 def test_what_has_to_be_passed_need_not_be_there():
     @elementwise
-    def curved(grad, curvature):
-        return dict(update=grad * curvature)
+    def curved(grad, bend):
+        return dict(update=grad * bend)
 
     opt = fuse(chain(curved, fs.sgd_step))
-    assert opt.required == ("lr", "curvature")
+    assert opt.required == ("lr", "bend")
     assert "4.0 bytes moved" in explained(opt, tree())[-1]
 
 
