@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import optree
 import torch
 import tyro
 from digits import digits
@@ -54,7 +55,7 @@ def first_weights(seed: int, device: str, dtype: torch.dtype = torch.float32) ->
 
 def stacked(trees: list[Any]) -> Any:
     """Trees of tensors as one, with an axis for the members in front."""
-    return torch.utils._pytree.tree_map(lambda *leaves: torch.stack(leaves), *trees)
+    return optree.tree_map(lambda *leaves: torch.stack(leaves), *trees)
 
 
 def main(

@@ -41,7 +41,7 @@ class Miniai(Callback):
     """
 
     factor: float = 1.3
-    run_after: ClassVar[tuple[type, ...]] = (Recorder,)
+    run_after: ClassVar[tuple[type | str, ...]] = (Recorder,)
 
     def after_batch(self, state: State) -> State | None:
         """Compare, and raise lr."""

@@ -171,7 +171,7 @@ def take_apart(
         grad_leaves = flatten_like(spec, grads, params, plan.who, "grads")
         cure = "Were the gradients taken of other params?"
         check_like(plan.who, "the gradient", params, leaves, grad_leaves, cure)
-        grad_leaves = list(map(_dense, grad_leaves))
+        grad_leaves = list(map(_dense, grad_leaves, leaves))
         slots = {
             name: flatten_like(spec, state[name], params, plan.who, f"state[{name!r}]")
             for name in plan.slots
@@ -225,9 +225,11 @@ def _check_shapes(
                     )
 
 
-def _dense(grad: Tensor | None) -> Tensor | None:
+def _dense(grad: Tensor | None, leaf: Tensor) -> Tensor | None:
     """A gradient that is sparse (of an embedding, say) as the dense one that it stands for."""
-    return grad if grad is None or grad.layout is torch.strided else grad.to_dense()
+    if grad is None or grad.layout is torch.strided or leaf.layout is not torch.strided:
+        return grad
+    return grad.to_dense()
 
 
 def _placed(

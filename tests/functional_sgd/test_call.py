@@ -218,9 +218,9 @@ def test_columns_can_be_mapped_over() -> None:
 
 
 def test_a_column_under_another_name() -> None:
-    opt = chain(rename(by_curvature, hessian="slope"), sgd_step, lr=1.0)
-    assert opt.required == ("slope",)
-    after, _ = opt(TWO, ONES, opt.init(TWO), slope=CURVED)
+    opt = chain(rename(by_curvature, hessian="bend"), sgd_step, lr=1.0)
+    assert opt.required == ("bend",)
+    after, _ = opt(TWO, ONES, opt.init(TWO), bend=CURVED)
     assert_same(after["b"], torch.tensor(-0.5))
 
 

@@ -1,6 +1,5 @@
 """fit(donate=True): the same run, bit for bit, in the memory of the state that was given up."""
 
-import gc
 import random
 import weakref
 from collections.abc import Callable
@@ -199,7 +198,6 @@ def test_nobody_holds_the_first_state_once_a_step_is_done(name: str, donate: boo
     alive: list[bool] = []
 
     def look(state: State) -> None:
-        gc.collect()
         alive.append(first() is not None)
 
     looker = on("looker", before_batch=look, order=-1000)
@@ -236,5 +234,4 @@ def test_nor_do_callbacks_with_brackets(make: Callable[[Path], Any], tmp_path: P
     del start
     for _ in running:
         pass
-    gc.collect()
     assert not alive[1], "a bracket holds the state that the run began with"

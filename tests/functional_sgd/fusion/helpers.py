@@ -36,6 +36,10 @@ Where roots are off by an ulp of the columns, so is it: by more, since its terms
 """
 
 
+OF_SUMS = {*NUMBERS_OF_ROOTS, "d_adapt_sgd", "dog", "dowg"}
+"""Recipes that keep sums of columns in the state, which foreach operators square in float32."""
+
+
 class ExactRoots(TorchFunctionMode):
     """Square roots on the CPU are rounded correctly, as those in kernels are.
 

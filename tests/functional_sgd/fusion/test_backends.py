@@ -68,7 +68,10 @@ def test_a_backend_is_short():
     assert len(inspect.getsource(DoubleBackend).splitlines()) < 60
 
 
-OF_MATRICES = {*matrices.__all__, *preconditioning.__all__}
+OF_MATRICES = {
+    *(*matrices.__all__, *preconditioning.__all__),
+    *("project_l1_ball", "project_simplex"),  # which subtract sums of whole leaves
+}
 
 
 @pytest.mark.parametrize("donate", [False, True], ids=["pure", "donated"])

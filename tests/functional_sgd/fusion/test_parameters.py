@@ -79,6 +79,7 @@ def test_donated_parameters_are_trained_where_they_are(name, monkeypatch):
 
 OLD_VALUES = {
     *("accumulate", "lazy_rows", "skip_nonfinite", "skip_nonfinite_of_all_others", "sparse_adam"),
+    *("mechanize", "skip_large", "skip_nonfinite_limit"),
 }
 """Wrappers that need params and state as they were."""
 

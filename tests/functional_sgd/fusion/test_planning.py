@@ -213,8 +213,8 @@ def test_a_kernel_between_two_rules_by_torch_writes_what_the_second_reads(donate
 
 
 @elementwise
-def curved(grad, curvature):
-    return dict(update=grad / (1 + curvature.abs()))
+def curved(grad, bend):
+    return dict(update=grad / (1 + bend.abs()))
 
 
 GIVEN = {
@@ -235,12 +235,12 @@ def test_a_given_column_may_change_its_layout_and_dtype_from_call_to_call(donate
     fused, params = fuse(opt, donate=donate), small()
     state = opt.init(params)
     for make in [*GIVEN.values()] * 2:
-        curvature = {name: make(leaf) for name, leaf in params.items()}
-        expected = opt(params, small(), state, curvature=curvature)
+        bend = {name: make(leaf) for name, leaf in params.items()}
+        expected = opt(params, small(), state, bend=bend)
         found = fused(
             {name: leaf.clone() for name, leaf in params.items()},
             small(),
             {"step": state["step"]},
-            curvature=curvature,
+            bend=bend,
         )
         assert_same(found, expected)

@@ -180,7 +180,7 @@ def explained(name: str) -> str:
     opt = fuse({**OPTIMIZERS, **CHAINS}[name]())
     from functional_sgd.fusion.explain import explained as text
 
-    return text(opt, cut_tree(without_axes_left_out(), line(), [S0]))
+    return str(text(opt, cut_tree(without_axes_left_out(), line(), [S0])))
 
 
 def test_explain_says_that_pieces_run_in_kernels(ranks: Ranks) -> None:
