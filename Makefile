@@ -14,7 +14,7 @@ examples: .venv/installed-examples
 	.venv/bin/python examples/gallery.py --data $(DATA)
 
 test: .venv/installed-test
-	.venv/bin/python -m pytest -n 2
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2
 
 # FUZZ_SECONDS=600 make fuzz: for ten minutes; FUZZ_SEED=...: one round again.
 fuzz: .venv/installed-test

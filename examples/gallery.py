@@ -33,6 +33,7 @@ RUNS: dict[str, Sequence[str]] = {
     "gpt": ("--short", "--folder", f"{EMPTY}/gpt"),
     "maml": ("--outer-steps", "200"),
     "ensemble": ("--epochs", "4"),
+    "optimizers": ("--epochs", "2", "--scales", "1.0"),
     "learn_the_lr": ("--outer-steps", "20"),
     "new_optimizer": (),
     "new_callback": (),

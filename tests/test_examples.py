@@ -207,6 +207,7 @@ def test_imagenette_on_made_up_images(tmp_path: Path) -> None:
         ("maml", "--outer-steps 2 --task-count 2", "new tasks from learned weights"),
         ("ensemble", "--members 3 --epochs 1", "3 members"),
         ("learn_the_lr", "--outer-steps 1 --inner-steps 2", "learned, in 1 runs"),
+        ("optimizers", "--names adamw prodigy --epochs 1 --scales 1.0", "prodigy"),
     ],
 )
 def test_functional_training(name: str, arguments: str, says: str, tmp_path: Path) -> None:

@@ -91,30 +91,33 @@ def smooth_loss(params: Any) -> Tensor:
     )
 
 
-def ten_steps(
+STEPS = 5
+
+
+def several_steps(
     opt: Optimizer, loss: Callable[[Any], Tensor], params: Any, hyper: dict[str, Any]
 ) -> Any:
-    """Params after ten steps, differentiable through all of it, the gradients included."""
+    """Params after some steps, differentiable through all of it, the gradients included."""
     state = opt.init(params)
-    for _ in range(10):
+    for _ in range(STEPS):
         params, state = opt(params, torch.func.grad(loss)(params), state, hyper)
     return params
 
 
 def trajectory(opt: Optimizer, loss: Callable[[Any], Tensor]) -> Callable[..., tuple[Tensor, ...]]:
-    """Ten steps as a function of lr and the leaves of the initial params."""
+    """Some steps as a function of lr and the leaves of the initial params."""
     spec = optree.tree_structure(small_tree())
 
     def run_from(lr: Tensor, *leaves: Tensor) -> tuple[Tensor, ...]:
         hyper = {"lr": lr} if "lr" in opt.hyper else {}
         return tuple(
-            optree.tree_leaves(ten_steps(opt, loss, optree.tree_unflatten(spec, leaves), hyper))
+            optree.tree_leaves(several_steps(opt, loss, optree.tree_unflatten(spec, leaves), hyper))
         )
 
     return run_from
 
 
-def test_gradients_through_ten_steps_match_finite_differences(opt: Optimizer) -> None:
+def test_gradients_through_steps_match_finite_differences(opt: Optimizer) -> None:
     """Law 9, by lr and by initial params. Clips and signs have no kink near this trajectory."""
     leaves = [leaf.requires_grad_() for leaf in optree.tree_leaves(small_tree())]
     lr = torch.tensor(0.01, dtype=torch.float64, requires_grad=True)
@@ -125,7 +128,7 @@ def test_gradients_through_ten_steps_match_finite_differences(opt: Optimizer) ->
 
 @pytest.mark.parametrize("start", ["at zero", "elsewhere"])
 def test_derivatives_are_finite_where_all_gradients_are_zero(opt: Optimizer, start: str) -> None:
-    """Law 9: ten steps on a flat loss."""
+    """Law 9: several steps on a flat loss."""
     leaves = [
         leaf * (0.0 if start == "at zero" else 1.0) for leaf in optree.tree_leaves(small_tree())
     ]
