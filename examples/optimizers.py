@@ -78,19 +78,20 @@ def main(
     known, table = recipes(), Table("optimizer", "loss", "lr", "seconds", "bytes a parameter")
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    for name in names:
+    for number, name in enumerate(names):
         tries = [(scale, *trained(name, scale, epochs, seed, device)) for scale in scales]
         scale, found, end, seconds = min(tries, key=lambda one: one[1]["valid_loss"])
         memory = f"{known[name].memory:.1f}" if name in known else "-"
         lr = made(name, scale).hyper["lr"]
         table.add_row(name, f"{found['valid_loss']:.4f}", f"{lr:.2g}", f"{seconds:.2f}", memory)
         losses = torch.stack(list(end.history.losses)).cpu()
-        axes.plot(losses.unfold(0, 20, 5).mean(1), label=name)
+        style = "-" if number < 10 else "--"  # there are ten colours
+        axes.plot(losses.unfold(0, 20, 5).mean(1), style, label=name)
     Console().print(table)
     axes.set_yscale("log")
     axes.set_xlabel("batches / 5")
     axes.set_ylabel("loss, mean of 20 batches")
-    axes.legend(ncols=2, fontsize="small", frameon=False)
+    figure.legend(loc="outside right", fontsize="small", frameon=False)
     pictures.mkdir(parents=True, exist_ok=True)
     figure.savefig(pictures / "optimizers.png", dpi=120)
     print(f"best lr of {len(scales)} each; picture: {pictures / 'optimizers.png'}")
