@@ -91,7 +91,7 @@ def main(
     axes.set_yscale("log")
     axes.set_xlabel("batches / 5")
     axes.set_ylabel("loss, mean of 20 batches")
-    figure.legend(loc="outside right", fontsize="small", frameon=False)
+    figure.legend(loc="outside right center", fontsize="small", frameon=False)
     pictures.mkdir(parents=True, exist_ok=True)
     figure.savefig(pictures / "optimizers.png", dpi=120)
     print(f"best lr of {len(scales)} each; picture: {pictures / 'optimizers.png'}")

@@ -12,6 +12,7 @@ from torch import Tensor
 from functional_sgd.errors import did_you_mean
 from functional_sgd.guard import Guard
 from functional_sgd.hyper import collect, per_leaf
+from functional_sgd.pairs import as_real
 from functional_sgd.randomness import LeafKey, key_of
 from functional_sgd.ranges import Range
 from functional_sgd.sharded import (
@@ -176,7 +177,7 @@ def take_apart(
             name: flatten_like(spec, state[name], params, plan.who, f"state[{name!r}]")
             for name in plan.slots
         }
-        seen = [torch.view_as_real(leaf) if leaf.is_complex() else leaf for leaf in leaves]
+        seen = list(map(as_real, leaves))
         cure = "Was it made for other params?"
         for name in plan.shaped:
             check_like(plan.who, f"state[{name!r}]", params, seen, slots[name], cure)

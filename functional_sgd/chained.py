@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from functional_sgd.call import Plan
 from functional_sgd.optimizer import Optimizer, check_names
@@ -15,30 +15,60 @@ from functional_sgd.wiring import CALLS, wire
 
 
 @dataclass(frozen=True, repr=False)
-class Front(Optimizer):
-    """Rules that condition what another optimizer gets; a call returns (params, update, state)."""
+class Planned(Optimizer):
+    """Rules with the plan of their run: what `Chain` and `Front` have in common.
+
+    Equal when rules and defaults are equal.
+    """
 
     rules: tuple[Rule, ...]
-    given: Mapping[str, Any] = field(hash=False)
+    given: Mapping[str, Any] = field(hash=False)  # hyper defaults that win over the rules' own
     plan: Plan = field(init=False, compare=False)
 
+    results: ClassVar[tuple[str, ...]] = ("param",)
+    """The columns that a call returns."""
+
     def __post_init__(self) -> None:
-        plan = make_plan(repr(self), self.rules, self.given, ("param", "update"))
+        plan = make_plan(repr(self), self.rules, self.given, self.results)
         object.__setattr__(self, "plan", plan)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.rules, self.given)  # whose plan is made anew
 
     @property
     def hyper(self) -> dict[str, Any]:
-        """The hypers and their defaults."""
-        return hypers_of(self.plan)
+        """The hypers and their defaults; those that must be passed at the call are not in it.
+
+        >>> from functional_sgd import adamw
+        >>> adamw(lr=3e-3).hyper
+        {'lr': 0.003, 'wd': 0.01, 'mom': 0.9, 'sqr_mom': 0.999, 'eps': 1e-08}
+        """
+        return {n: value for n, value in self.plan.defaults.items() if value is not REQUIRED}
 
     @property
     def required(self) -> tuple[str, ...]:
-        """The hypers, extras and columns that have no default."""
-        return required_of(self.plan)
+        """The hypers, extras and columns that have no default: the caller must pass them."""
+        open_ones = [name for name, value in self.plan.defaults.items() if value is REQUIRED]
+        return (*open_ones, *self.plan.given)
 
     def init(self, params: Tree) -> State:
-        """A fresh state."""
+        """A fresh state: no leaf has taken a step, and every slot has its first value.
+
+        >>> import torch
+        >>> from functional_sgd import momentum
+        >>> momentum().init({"w": torch.ones(2)})
+        {'step': tensor([0]), 'grad_avg': {'w': tensor([0., 0.])}}
+        """
         return init_state(self.rules, self.plan.numbers, params)
+
+    def __repr__(self) -> str:
+        return f"chain({in_words(self.rules, self.given)})"
+
+
+class Front(Planned):
+    """Rules that condition what another optimizer gets; a call returns (params, update, state)."""
+
+    results = ("param", "update")
 
     def __call__(
         self,
@@ -50,9 +80,6 @@ class Front(Optimizer):
     ) -> Any:
         """One step: (new params, the update as a tree of gradients, new state)."""
         return leaf_by_leaf(self.plan, params, grads, state, hyper, extras)
-
-    def __repr__(self) -> str:
-        return f"chain({in_words(self.rules, self.given)})"
 
 
 @dataclass(frozen=True, repr=False)
@@ -185,17 +212,6 @@ def make_plan(
         who, wiring.calls, wiring.slots, shaped, wiring.numbers, wiring.given, wiring.defaults,
         wiring.ranges, results,
     )  # fmt: skip
-
-
-def hypers_of(plan: Plan) -> dict[str, Any]:
-    """The hypers that have a default."""
-    return {name: value for name, value in plan.defaults.items() if value is not REQUIRED}
-
-
-def required_of(plan: Plan) -> tuple[str, ...]:
-    """The hypers, extras and columns that have none."""
-    open_ones = [name for name, value in plan.defaults.items() if value is REQUIRED]
-    return (*open_ones, *plan.given)
 
 
 def in_words(rules: tuple[Rule, ...], given: Mapping[str, Any]) -> str:

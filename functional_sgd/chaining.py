@@ -5,14 +5,13 @@ from dataclasses import dataclass, field
 from typing import Any, overload
 
 from functional_sgd.call import Plan
-from functional_sgd.chained import Chained, Front, hypers_of, in_words, make_plan, required_of
+from functional_sgd.chained import Chained, Front, Planned, in_words
 from functional_sgd.notebook import html_table, show
 from functional_sgd.optimizer import Optimizer
 from functional_sgd.rule import Rule
 from functional_sgd.signature import REQUIRED
 from functional_sgd.state import (
     State,
-    init_state,
     like_params,
 )
 from functional_sgd.step import leaf_by_leaf
@@ -37,44 +36,8 @@ class Part:
         return f"part({in_words(self.rules, self.given)})"
 
 
-@dataclass(frozen=True, repr=False)
-class Chain(Optimizer):
+class Chain(Planned):
     """An optimizer made of rules; `chain` makes one. Equal when rules and defaults are equal."""
-
-    rules: tuple[Rule, ...]
-    given: Mapping[str, Any] = field(hash=False)  # hyper defaults that win over the rules' own
-    plan: Plan = field(init=False, compare=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "plan", make_plan(repr(self), self.rules, self.given, ("param",)))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Chain, (self.rules, self.given)  # whose plan is made anew
-
-    @property
-    def hyper(self) -> dict[str, Any]:
-        """The hypers and their defaults; those that must be passed at the call are not in it.
-
-        >>> from functional_sgd import adamw
-        >>> adamw(lr=3e-3).hyper
-        {'lr': 0.003, 'wd': 0.01, 'mom': 0.9, 'sqr_mom': 0.999, 'eps': 1e-08}
-        """
-        return hypers_of(self.plan)
-
-    @property
-    def required(self) -> tuple[str, ...]:
-        """The hypers, extras and columns that have no default: the caller must pass them."""
-        return required_of(self.plan)
-
-    def init(self, params: Tree) -> State:
-        """A fresh state: no leaf has taken a step, and every slot has its first value.
-
-        >>> import torch
-        >>> from functional_sgd import momentum
-        >>> momentum().init({"w": torch.ones(2)})
-        {'step': tensor([0]), 'grad_avg': {'w': tensor([0., 0.])}}
-        """
-        return init_state(self.rules, self.plan.numbers, params)
 
     def __call__(
         self,
@@ -114,9 +77,6 @@ class Chain(Optimizer):
             if rule.declared.evaluate is not None:
                 return like_params(params, state[rule.outer(rule.declared.evaluate)])
         return params
-
-    def __repr__(self) -> str:
-        return f"chain({in_words(self.rules, self.given)})"
 
     def describe(self) -> None:
         """Print, as a table, what each rule reads, writes and keeps; a notebook shows it in HTML.

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from functional_sgd.autodiff import value_and_grad
 from functional_sgd.optimizer import Optimizer, check_names
+from functional_sgd.pairs import as_complex, as_real
 from functional_sgd.ranges import Range, check_number
 from functional_sgd.state import State, check_state, working_dtype
 from functional_sgd.tree import Tree, flatten, flatten_like, paths, unflatten
@@ -305,11 +306,11 @@ class _Line:
         """The tree at this place."""
         moved, start = [], 0
         for leaf in self.leaves:
-            real = torch.view_as_real(leaf) if leaf.is_complex() else leaf
+            real = as_real(leaf)
             part = self.direction[start : start + real.numel()].view(real.shape).to(real.device)
             wide = real.to(working_dtype(real))
             new = (wide + at * part.to(wide.dtype)).to(real.dtype)
-            moved.append(torch.view_as_complex(new) if leaf.is_complex() else new)
+            moved.append(as_complex(new, leaf))
             start += real.numel()
         return unflatten(self.spec, moved)
 
@@ -350,7 +351,7 @@ def _flat(leaves: list[Tensor]) -> Tensor:
     """All leaves as one vector, where the first of them is."""
     if not leaves:
         return torch.zeros(0)
-    real = [torch.view_as_real(leaf) if leaf.is_complex() else leaf for leaf in leaves]
+    real = list(map(as_real, leaves))
     wide = [leaf.reshape(-1).to(working_dtype(leaf)) for leaf in real]
     dtype = torch.float64 if any(one.dtype == torch.float64 for one in wide) else torch.float32
     return torch.cat([one.to(wide[0].device, dtype) for one in wide])

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from functional_sgd.pairs import as_real
 from functional_sgd.randomness import key_of, normal
 from functional_sgd.reduction import root
 from functional_sgd.state import working_dtype
@@ -58,7 +59,7 @@ def _factors(leaves: list[Tensor], max_norm: float | Tensor) -> Tensor:
     """What each example is multiplied with."""
     squares = []
     for leaf in leaves:
-        real = torch.view_as_real(leaf) if leaf.is_complex() else leaf
+        real = as_real(leaf)
         wide = real if leaf.device.type == "mps" else real.to(torch.float64)
         squares.append(wide.reshape(len(wide), -1).square().sum(1).to(leaves[0].device))
     size = root(torch.stack(squares).sum(0))

@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
+from functional_sgd.pairs import as_real
 from functional_sgd.sharded import Shards, any_distributed, full, local, settled
 from functional_sgd.tracing import followed
 
@@ -139,7 +140,7 @@ def global_norm(leaves: Sequence[Tensor]) -> Tensor:
         leaves = list(map(settled, leaves))
         shards = Shards(leaves, {})
         leaves = list(map(local, leaves))
-    real = [torch.view_as_real(leaf) if leaf.is_complex() else leaf for leaf in leaves]
+    real = list(map(as_real, leaves))
     parts = torch.stack([whole.of_leaf({"leaf": leaf}).to(real[0].device) for leaf in real])
     if shards is not None:
         shards.combine([parts[:, None]], [range(len(real))], ["sum"])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from functional_sgd.errors import did_you_mean
+from functional_sgd.pairs import as_real
 from functional_sgd.rule import Rule
 from functional_sgd.sharded import check_whole, local, placed
 from functional_sgd.signature import STEP, Initializer
@@ -185,7 +186,7 @@ def working_dtype(leaf: Tensor) -> torch.dtype:
 
 
 def _first_value(rule: Rule, initializer: Initializer, leaf: Tensor) -> Tensor:
-    seen = torch.view_as_real(leaf) if leaf.is_complex() else leaf
+    seen = as_real(leaf)
     seen = seen.to(torch.float32) if leaf.dtype in _HALVES else seen
     value = initializer(seen)
     if not isinstance(value, Tensor):

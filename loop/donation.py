@@ -8,9 +8,8 @@ import optree
 import torch
 from torch import Tensor
 
+from functional_sgd.fusion.spent import give_up, spender_of
 from loop.state import State
-
-_SPENT = "_spent_by"
 
 
 def taken(state: State, who: str) -> State:
@@ -36,16 +35,14 @@ def taken(state: State, who: str) -> State:
     new = state.replace(**optree.tree_map(move, trees))
     for old in olds:
         if _place(old) not in remembered:
-            nothing = torch.full((), torch.nan).to(old.device, old.dtype)
-            old.data = nothing.expand(old.shape)
-            setattr(old, _SPENT, who)
+            give_up(old, who)
     return new
 
 
 def check_not_spent(who: str, state: State) -> None:
     """Raise ValueError, on behalf of `who`, for a state that was given up."""
     for value in state.params.values():
-        spender = getattr(value, _SPENT, None)
+        spender = spender_of(value)
         if spender is not None:
             raise ValueError(
                 f"{who}: this state was donated to {spender}, which has used its memory. Go on "

@@ -4,16 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import Tensor, nn
 
+from functional_sgd.fusion.spent import SPENDER, give_up, spender_of
 from loop.state import Tensors
 
 _WITHOUT: WeakKeyDictionary[nn.Module, list[Any]] = WeakKeyDictionary()
 """Models without parameters, and what refuses to let them be used."""
-
-
-_MARK = "_was_taken"
 
 
 def taken_from(module: nn.Module) -> tuple[Tensors, Tensors]:
@@ -25,8 +22,7 @@ def taken_from(module: nn.Module) -> tuple[Tensors, Tensors]:
     frozen: Tensors = {}
     for name, own in module.named_parameters():
         (params if own.requires_grad else frozen)[name] = own.detach()
-        own.data = torch.full((), torch.nan).to(own.device, own.dtype).expand(own.shape)
-        setattr(own, _MARK, True)
+        give_up(own, "Learner.init(donate=True)")
     anything: Any = module  # whose registering of the second hook has no types
     _WITHOUT[module] = [
         module.register_forward_pre_hook(_refuse_call),
@@ -55,7 +51,7 @@ def fill(
     for name, value in given.items():
         here = own[name]
         if without:
-            vars(here).pop(_MARK, None)
+            vars(here).pop(SPENDER, None)
         if alias and value.device == here.device and value.dtype == here.dtype:
             here.data = value
         elif without and isinstance(here, nn.Parameter):
@@ -67,7 +63,7 @@ def fill(
 
 
 def _refuse_call(module: nn.Module, args: Any) -> None:
-    if getattr(next(module.parameters(), None), _MARK, False):  # in a run, others are in place
+    if spender_of(next(module.parameters(), None)):  # in a run, others are in place
         raise _refused(module, "called")
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from functional_sgd.bridge.kinds import Kind, kind_of
 from functional_sgd.chaining import Chain
 from functional_sgd.errors import did_you_mean
+from functional_sgd.pairs import as_complex, as_real
 from functional_sgd.signature import STEP
 from functional_sgd.state import State, check_state, check_steps
 from functional_sgd.tree import paths
@@ -58,7 +59,7 @@ def from_torch(optimizer: torch.optim.Optimizer, names: Named) -> Imported:
     for slot in state.keys() - {STEP}:
         for name, own in kept.items():
             if own.get(kind.slots[slot]) is not None:
-                state[slot][name].copy_(_seen(own[kind.slots[slot]]))
+                state[slot][name].copy_(as_real(own[kind.slots[slot]]))
             elif own and kind.counts and _expected(kind.slots[slot], hypers[name]):
                 raise ValueError(
                     f"from_torch: the state of {name!r} has no {kind.slots[slot]!r}; it has "
@@ -178,18 +179,13 @@ def _count(kind: Kind, own: Mapping[str, Any]) -> int:
     return int(any(value is not None for value in own.values()))
 
 
-def _seen(value: Tensor) -> Tensor:
-    """A slot as it is kept here: complex numbers as pairs."""
-    return torch.view_as_real(value) if value.is_complex() else value
-
-
 def _theirs(value: Tensor, param: Tensor, single: bool) -> Tensor:
     """A slot as torch keeps it, in memory of its own; `single` if that is one number for all
     elements.
     """
     if single:
         return value.reshape(-1)[0].clone() if value.numel() else value.new_ones(())
-    return (torch.view_as_complex(value) if param.is_complex() else value).clone()
+    return as_complex(value, param).clone()
 
 
 def _hypers(

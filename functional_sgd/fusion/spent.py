@@ -12,6 +12,9 @@ from functional_sgd.fusion.column import Addresses, addresses_of
 from functional_sgd.sharded import any_distributed, local
 from functional_sgd.tree import Tree, paths, unflatten
 
+SPENDER = "_spent_by"
+"""The attribute of a tensor that was given up."""
+
 
 def check_apart(
     params: Tree, leaves: Leaves, known: Mapping[str, Addresses] | None
@@ -53,7 +56,7 @@ def refuse_spent(params: Tree, leaves: Leaves) -> None:
     """Raise ValueError if an earlier step has overwritten one of the tensors."""
     for index, path in enumerate(paths(params)):
         for leaf in (leaves.params[index], *(column[index] for column in leaves.slots.values())):
-            if getattr(local(leaf), "_spent_by", None):
+            if spender_of(local(leaf)) is not None:
                 raise ValueError(
                     f"fuse: leaf {path!r} was donated to an earlier step, which has overwritten "
                     f"it. Go on with the params and state that the step returned, or use "
@@ -71,11 +74,21 @@ def spend(
     new_results = {name: list(map(_moved, values)) for name, values in results.items()}
     new_slots = {name: list(map(_moved, values)) for name, values in slots.items()}
     for one in (*leaves.params, *(leaf for column in leaves.slots.values() for leaf in column)):
-        old = local(one)
-        nothing = torch.full((), torch.nan, dtype=old.dtype, device=old.device)
-        old.data = nothing.expand(old.shape)
-        old._spent_by = "fuse"
+        give_up(local(one), "fuse")
     return new_results, new_slots
+
+
+def give_up(tensor: Tensor, spender: str) -> None:
+    """Leave a tensor with NaN and without memory of its own, and remember who has that now."""
+    nothing = torch.full((), torch.nan, device="cpu").to(tensor.device, tensor.dtype)
+    tensor.data = nothing.expand(tensor.shape)
+    setattr(tensor, SPENDER, spender)
+
+
+def spender_of(tensor: Any) -> str | None:
+    """Who has the memory of a tensor that was given up; None if it has its own."""
+    found: str | None = getattr(tensor, SPENDER, None)
+    return found
 
 
 def merged(leaves: Leaves, ours: Any, theirs: Any, others: Sequence[int]) -> Any:

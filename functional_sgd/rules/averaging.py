@@ -53,7 +53,7 @@ def average_grad_from_first(
     >>> average_grad_from_first(one, two, step=torch.tensor(1), mom=0.5)
     {'grad_avg': tensor([1.]), 'update': tensor([1.])}
     """
-    grad_avg = torch.where(step <= 1, grad, mom * grad_avg + (1 - mom) * grad)
+    grad_avg = averaged_from_first(grad_avg, grad, mom, step)
     return dict(grad_avg=grad_avg, update=grad_avg)
 
 
@@ -254,3 +254,8 @@ def optimistic(
     """
     last_grad = torch.where(step <= 1, grad, last_grad)
     return dict(update=grad + optimism * (grad - last_grad), last_grad=grad)
+
+
+def averaged_from_first(average: Tensor, new: Tensor, mom: float, step: Tensor) -> Tensor:
+    """The running mean that starts with the first number."""
+    return torch.where(step <= 1, new, mom * average + (1 - mom) * new)

@@ -85,15 +85,11 @@ def clip_leaf_norm(
     return dict(grad=grad * (max_norm / torch.where(length > max_norm, length, max_norm)))
 
 
-def _squared(grad: Tensor) -> Tensor:  # has a name, so that chains can be pickled
-    return grad * grad
-
-
 @elementwise
 def clip_rms(
     grad: Tensor,
     *,
-    mean_sqr: Tensor = mean(_squared),
+    mean_sqr: Tensor = mean(lambda grad: grad * grad),
     max_rms: Positive = 1.0,
 ) -> dict[str, Tensor]:
     """Shorten each leaf's gradient so that the root of its mean square is at most max_rms.

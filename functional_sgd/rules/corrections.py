@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor
 
+from functional_sgd.pairs import as_complex, as_real
 from functional_sgd.ranges import Decay, NonNegative, Share
 from functional_sgd.reduction import mean, root
 from functional_sgd.rule import elementwise, leafwise
-from functional_sgd.rules.moments import averaged_from_first
+from functional_sgd.rules.averaging import averaged_from_first
 
 __all__ = [
     "cautious",
@@ -98,13 +99,9 @@ def sqr_ratio(grad: Tensor, sqr_avg: Tensor, *, eps: NonNegative = 1e-8) -> dict
     return dict(ratio=grad.square() / sqr_avg.clamp(min=eps**2))
 
 
-def _itself(ratio: Tensor) -> Tensor:  # a name, unlike a lambda, can be pickled
-    return ratio
-
-
 @elementwise
 def limit_by_rms(
-    update: Tensor, ratio: Tensor, *, mean_ratio: Tensor = mean(_itself)
+    update: Tensor, ratio: Tensor, *, mean_ratio: Tensor = mean(lambda ratio: ratio)
 ) -> dict[str, Tensor]:
     """Slow a leaf down while its gradients are larger than what they are divided by.
 
@@ -150,13 +147,13 @@ def project_radial(
     """
     if param.dim() < 2 or param.numel() == 0:
         return dict(update=update, param=(1 - lr * wd) * param)
-    columns = (_real(param), _real(grad), _real(update))
+    columns = (as_real(param), as_real(grad), as_real(update))
     by_unit, tangent_by_unit = _tangent(*columns, param.shape[0], delta, eps)
     whole, tangent = _tangent(*columns, 1, delta, eps)
     chosen = torch.where(by_unit, tangent_by_unit, torch.where(whole, tangent, columns[2]))
     less, full = ((1 - lr * wd * ratio) * columns[0] for ratio in (wd_ratio, 1.0))
     decayed = torch.where(by_unit | whole, less, full)
-    return dict(update=_like(chosen, update), param=_like(decayed, param))
+    return dict(update=as_complex(chosen, update), param=as_complex(decayed, param))
 
 
 def _tangent(
@@ -171,11 +168,3 @@ def _tangent(
     tangent = move - unit * (unit * move).sum(1, keepdim=True)
     orthogonal = cosine.abs().amax() < delta / weight.shape[1] ** 0.5
     return orthogonal, tangent.reshape(update.shape)
-
-
-def _real(one: Tensor) -> Tensor:
-    return torch.view_as_real(one) if one.is_complex() else one
-
-
-def _like(one: Tensor, like: Tensor) -> Tensor:
-    return torch.view_as_complex(one) if like.is_complex() else one

@@ -26,7 +26,7 @@ __all__ = [
     "weigh_slope",
 ]
 
-# What sums are made of. Functions with names, since chains can be pickled.
+# What sums are made of.
 
 
 def _progress(param: Tensor, grad: Tensor, start: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from functional_sgd.pairs import as_real
 from functional_sgd.ranges import NonNegative
 from functional_sgd.rule import leafwise
 
@@ -46,7 +47,7 @@ def scale_by_factored_rms(
     >>> found["rows"], found["columns"], found["update"]
     (tensor([[9.]]), tensor([[9., 9.]]), tensor([[1., 1.]]))
     """
-    grad, rows, columns = map(_as_real, (grad, rows, columns))
+    grad, rows, columns = map(as_real, (grad, rows, columns))
     share, square = step**-sqr_mom_decay, grad.square()
     if grad.dim() < 2:
         rows = sqr_avg = rows + share * (square - rows)
@@ -61,7 +62,3 @@ def scale_by_factored_rms(
 def _mean(values: Tensor, axis: int) -> Tensor:
     """The mean along an axis, which stays; 0 if there is nothing."""
     return values.sum(axis, keepdim=True) / max(values.shape[axis], 1)
-
-
-def _as_real(value: Tensor) -> Tensor:
-    return torch.view_as_real(value) if value.is_complex() else value

@@ -5,9 +5,11 @@ import functools
 import torch
 from torch import Tensor
 
+from functional_sgd.pairs import as_real
 from functional_sgd.ranges import Decay, NonNegative, Positive
 from functional_sgd.reduction import norm, root
 from functional_sgd.rule import leafwise
+from functional_sgd.rules.averaging import averaged_from_first
 
 __all__ = [
     "average_sqr_rows",
@@ -70,8 +72,7 @@ def scale_by_norm_avg(
     {'sqr_norm_avg': tensor(25.), 'update': tensor([0.6000, 0.8000])}
     """
     square = slope.to(sqr_norm_avg.dtype).square()
-    average = sqr_mom * sqr_norm_avg.reshape(()) + (1 - sqr_mom) * square
-    average = torch.where(step <= 1, square, average)
+    average = averaged_from_first(sqr_norm_avg.reshape(()), square, sqr_mom, step)
     return dict(sqr_norm_avg=average, update=grad / (root(average) + eps))
 
 
@@ -90,7 +91,7 @@ def average_sqr_rows(
     >>> average_sqr_rows(torch.tensor([[1.0, 3.0]]), torch.tensor([0.0]), sqr_mom=0.5)
     {'row_sqr_avg': tensor([2.5000]), 'sqr_avg': tensor([[2.5000, 2.5000]])}
     """
-    square = _real(grad).square()
+    square = as_real(grad).square()
     if not square.numel():
         return dict(row_sqr_avg=row_sqr_avg.clone(), sqr_avg=square)
     mean = square.flatten(1).mean(1) if square.dim() > 1 else square.mean()
@@ -113,7 +114,7 @@ def scale_by_axes(grad: Tensor, covers: Tensor, *, eps: NonNegative = 0.0) -> di
     >>> scale_by_axes(torch.tensor([[3.0, 4.0]]), torch.zeros(3))
     {'update': tensor([[1., 1.]]), 'covers': tensor([16.,  9., 16.])}
     """
-    grad, covers = _real(grad), _real(covers)
+    grad, covers = as_real(grad), as_real(covers)
     if not grad.numel():
         return dict(update=grad, covers=covers.clone())
     axes = range(grad.dim())
@@ -153,7 +154,7 @@ def scale_by_factors(
     tensor([[2., 2.],
             [2., 2.]])
     """
-    grad = _real(grad)
+    grad = as_real(grad)
     rows, columns, scale = _factored(grad.square() + eps_sqr, sqr_rows, sqr_columns, sqr_mom)
     return dict(sqr_rows=rows, sqr_columns=columns, update=grad * scale)
 
@@ -182,7 +183,7 @@ def scale_by_confidence(
     >>> scale_by_confidence(update, average, rows, columns, doubt_mom=0.75)["update"]
     tensor([[1., 1.]])
     """
-    update, average = _real(update), _real(grad_avg)
+    update, average = as_real(update), as_real(grad_avg)
     if update.dim() < 2:  # the authors keep no doubt of vectors
         rows, columns = doubt_rows.clone(), doubt_columns.clone()
         return dict(doubt_rows=rows, doubt_columns=columns, update=average)
@@ -191,18 +192,13 @@ def scale_by_confidence(
     return dict(doubt_rows=rows, doubt_columns=columns, update=average * scale)
 
 
-def _real(leaf: Tensor) -> Tensor:
-    """Complex leaves as pairs, as their slots are made for."""
-    return torch.view_as_real(leaf) if leaf.is_complex() else leaf
-
-
 def _factored(
     square: Tensor, rows: Tensor, columns: Tensor, mom: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The new factors of a mean of squares, and 1 / its root."""
     if not square.numel():
         return rows.clone(), columns.clone(), square
-    rows, columns = _real(rows), _real(columns)
+    rows, columns = as_real(rows), as_real(columns)
     if square.dim() < 2:
         rows = mom * rows + (1 - mom) * square
         return rows, columns.clone(), rows.rsqrt()

@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor
 
+from functional_sgd.pairs import as_real
 from functional_sgd.ranges import Decay, NonNegative, Positive
 from functional_sgd.reduction import mean, root
 from functional_sgd.rule import elementwise, leafwise
@@ -42,7 +43,7 @@ def as_matrix(leaf: Tensor) -> Tensor:
     >>> as_matrix(torch.zeros(4, 3, 2, 2)).shape, as_matrix(torch.zeros(4, 3) * 1j).shape
     (torch.Size([4, 12]), torch.Size([4, 6]))
     """
-    real = torch.view_as_real(leaf) if leaf.is_complex() else leaf
+    real = as_real(leaf)
     return real.flatten(1) if is_matrix(leaf) else real
 
 

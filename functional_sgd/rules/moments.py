@@ -6,6 +6,7 @@ from torch import Tensor
 from functional_sgd.ranges import Decay, NonNegative, Positive
 from functional_sgd.reduction import root
 from functional_sgd.rule import elementwise
+from functional_sgd.rules.averaging import averaged_from_first
 
 __all__ = [
     "add_average_difference",
@@ -257,12 +258,7 @@ def bound_rate(
     >>> bound_rate(one, 0 * one, step=torch.tensor(1), final_scale=2.0, gamma=1.0)  # from above
     {'update': tensor([4.])}
     """
-    weights = (1 - sqr_mom**step) ** 0.5 / (1 - mom**step)
+    weights = (1 - sqr_mom**step).sqrt() / (1 - mom**step)
     low = final_scale * (1 - 1 / (gamma * step + 1))
     high = final_scale * (1 + 1 / (gamma * step))
     return dict(update=(weights / (root(sqr_avg) + eps)).clamp(low, high) * update)
-
-
-def averaged_from_first(average: Tensor, new: Tensor, mom: float, step: Tensor) -> Tensor:
-    """The running mean that starts with the first number."""
-    return torch.where(step <= 1, new, mom * average + (1 - mom) * new)

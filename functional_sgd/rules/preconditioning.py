@@ -136,7 +136,7 @@ def average_in_eigenbasis(
     later = (step > 1).to(step.dtype)  # 0 in the first step, which leaves the averages alone
     average = (1 - later * (1 - mom)) * average + later * (1 - mom) * seen
     squares = (1 - later * (1 - sqr_mom)) * squares + later * (1 - sqr_mom) * seen.square()
-    weight = torch.where(first, 0.0, (1 - sqr_mom**count) ** 0.5 / (1 - mom**count))
+    weight = torch.where(first, 0.0, (1 - sqr_mom**count).sqrt() / (1 - mom**count))
     update = weight * average / (root(squares) + eps)
     update = _between(bases[0], update, _mirrored(bases[1]))
     if is_matrix(grad):

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from functional_sgd.pairs import as_complex, as_real
 from functional_sgd.ranges import NonNegative, Positive
 from functional_sgd.reduction import norm
 from functional_sgd.rule import elementwise, leafwise
@@ -90,10 +91,10 @@ def project_l1_ball(param: Tensor, *, radius: NonNegative = 1.0) -> dict[str, Te
     >>> project_l1_ball(torch.tensor([3.0, -2.0, 0.5]), radius=2.0)
     {'param': tensor([ 1.5000, -0.5000,  0.0000])}
     """
-    real = torch.view_as_real(param) if param.is_complex() else param
+    real = as_real(param)
     size = real.abs()
     found = real.sign() * (size - _threshold(size, radius).clamp(min=0)).clamp(min=0)
-    return dict(param=torch.view_as_complex(found) if param.is_complex() else found)
+    return dict(param=as_complex(found, param))
 
 
 @leafwise
@@ -108,9 +109,9 @@ def project_simplex(param: Tensor, *, mass: Positive = 1.0) -> dict[str, Tensor]
     >>> project_simplex(torch.tensor([1.5, 1.0, -3.0]))
     {'param': tensor([0.7500, 0.2500, 0.0000])}
     """
-    real = torch.view_as_real(param) if param.is_complex() else param
+    real = as_real(param)
     found = (real - _threshold(real, mass)).clamp(min=0)
-    return dict(param=torch.view_as_complex(found) if param.is_complex() else found)
+    return dict(param=as_complex(found, param))
 
 
 def _threshold(values: Tensor, mass: float | Tensor) -> Tensor:

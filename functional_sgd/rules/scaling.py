@@ -185,12 +185,13 @@ def rectification(
     r = r_max - 2 * step * decayed / (1 - decayed)
     trusted = r > threshold
     r = torch.where(trusted, r, 6.0)  # keep the root real where it is not used
-    return trusted, ((r - 4) * (r - 2) * r_max / ((r_max - 4) * (r_max - 2) * r)) ** 0.5
+    return trusted, ((r - 4) * (r - 2) * r_max / ((r_max - 4) * (r_max - 2) * r)).sqrt()
 
 
 def _early(eps: float, step: Tensor, sqr_mom: float) -> Tensor:
     """What an eps that is added before the bias is corrected becomes by the correction."""
-    return eps / (1 - sqr_mom**step) ** 0.5
+    # A number / a tensor is rounded twice by torch, and once by a kernel; this is twice by both.
+    return eps * (1 - sqr_mom**step).sqrt().reciprocal()
 
 
 def _rectified(update: Tensor, divisor: Tensor, step: Tensor, sqr_mom: float) -> Tensor:

@@ -146,7 +146,7 @@ def dual_average_step(
     (tensor([8.]), tensor([0.9500]))
     """
     start = torch.where(step <= 1, param, start)  # as the authors, who begin at the first gradient
-    weight = torch.where(lr * step == 0, 0.0, (lr + eps) * step**0.5)
+    weight = torch.where(lr * step == 0, 0.0, (lr + eps) * step.sqrt())
     grad_sum, sqr_sum = grad_sum + weight * grad, sqr_sum + weight * grad.square()
     flat = sqr_sum == 0
     divisor = _cube_root(torch.where(flat, 1.0, sqr_sum)) + eps

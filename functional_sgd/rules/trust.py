@@ -93,16 +93,12 @@ def lars_ratio(
     return dict(update=_local_rate(size, slope, trust_coeff, wd, eps) * update)
 
 
-def _squared(param: Tensor) -> Tensor:  # has a name, so that chains can be pickled
-    return param * param
-
-
 @elementwise
 def scale_by_param_rms(
     param: Tensor,
     update: Tensor,
     *,
-    mean_sqr: Tensor = mean(_squared),
+    mean_sqr: Tensor = mean(lambda param: param * param),
     min_rms: NonNegative = 1e-3,
 ) -> dict[str, Tensor]:
     """Let a leaf move in proportion to the root of its mean square, and zeros as if it were

@@ -10,6 +10,7 @@ import torch
 from functional_sgd import (
     Chain,
     Optimizer,
+    accumulate,
     adam,
     adamw,
     average_grad,
@@ -17,6 +18,7 @@ from functional_sgd import (
     center,
     chain,
     clip_norm,
+    clip_rms,
     clip_value,
     debias,
     identity,
@@ -28,6 +30,7 @@ from functional_sgd import (
     sgd,
     sgd_step,
     sign_of_average,
+    snapshot_mean,
     weight_decay,
 )
 from tests.catalogue import RECIPES
@@ -319,3 +322,10 @@ def test_a_rule_renamed_to_its_own_names_survives_pickle() -> None:
     """It is equal to the rule of its module, but another object."""
     opt = chain(rename(sgd_step), lr=0.1)
     assert pickle.loads(pickle.dumps(opt)) == opt
+
+
+def test_rules_around_another_optimizer_can_be_pickled() -> None:
+    """Also those whose reductions are lambdas: what is pickled are the rules, not their plan."""
+    opt = chain(snapshot_mean, clip_rms, accumulate(adamw(lr=0.1), every=2))
+    twin = pickle.loads(pickle.dumps(opt))
+    assert (twin, repr(twin)) == (opt, repr(opt))
