@@ -76,6 +76,8 @@ from loop.plots.runs import plot_predictions as plot_predictions
 from loop.plots.runs import plot_records as plot_records
 from loop.plots.runs import plot_schedule as plot_schedule
 from loop.plots.runs import plot_schedules as plot_schedules
+from loop.ranks.batch_norm import global_batch_norm as global_batch_norm
+from loop.ranks.parallel import parallel as parallel
 from loop.run.events import events as events
 from loop.run.signals import Cancel as Cancel
 from loop.run.signals import CancelBackward as CancelBackward
@@ -176,6 +178,7 @@ __all__ = [
     "fit_flat_cos",
     "fit_one_cycle",
     "fit_sgdr",
+    "global_batch_norm",
     "layer_groups",
     "load",
     "load_latest",
@@ -185,6 +188,7 @@ __all__ = [
     "one_batch",
     "overfit_one_batch",
     "padding_collate",
+    "parallel",
     "plot_activation_histograms",
     "plot_activations",
     "plot_confusion_matrix",

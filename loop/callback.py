@@ -25,6 +25,7 @@ class Order(IntEnum):
     MEASURE = -20  # looks at what the layers have put out, before anybody changes it
     PREPARE = -1  # has what others rely on: the frozen names, an output without its extras
     CHANGE = 0  # changes the batch, the prediction or the loss; callbacks of your own
+    SHARE = 5  # makes the loss that of all ranks, when nobody changes it any more
     ACCUMULATE = 6  # sums gradients up, so that those after it see full ones only
     UNSCALE = 10  # divides by the loss scale, and measures the gradients
     CLIP = 11  # shortens gradients that are unscaled
@@ -69,6 +70,13 @@ class Callback:
     `fit(compile=True)` they become part of the graph (after_pred, after_loss, before_backward,
     after_backward, before_step). `eager = True` says that a callback cannot be used there at all.
 
+    A callback with `collects = True` remembers, under its name, a tuple with something of every
+    batch of a validation: tensors of all samples, which `parallel` joins over the ranks.
+
+    A method `among(self, callbacks)` returns those that take part in a run with this one, and a
+    method `elsewhere(self)` what takes this one's place on ranks that do not report (see
+    `parallel`): none, if it `reports`.
+
     `order` (lower is earlier; see Order), `run_before` and `run_after` (classes or names) decide
     who is called first. Any object with such methods will do; this class adds the name, and the
     check that every handler is named after an event.
@@ -84,6 +92,7 @@ class Callback:
     reports: ClassVar[bool] = False
     traceable: ClassVar[tuple[str, ...]] = ()
     eager: ClassVar[bool] = False
+    collects: ClassVar[bool] = False
     run_before: ClassVar[tuple[Wish, ...]] = ()
     run_after: ClassVar[tuple[Wish, ...]] = ()
 
@@ -91,6 +100,10 @@ class Callback:
     def name(self) -> str:
         """The key of this callback's memory; give one of two callbacks of a class another."""
         return snake_case(type(self).__name__)
+
+    def elsewhere(self) -> "Callback | None":
+        """What takes its place on ranks that do not report; None for nothing."""
+        return None if self.reports else self
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -149,6 +162,23 @@ def in_order(callbacks: Sequence[Any]) -> list[Any]:
         del waiting[chosen]
         ordered.append(chosen)
     return [callbacks[index] for index in ordered]
+
+
+def taking_part(callbacks: Sequence[Any]) -> list[Any]:
+    """The callbacks of a run, as far as each has the others with it.
+
+    >>> class Alone(Callback):
+    ...     def among(self, callbacks): return [self]
+    >>> class Other(Callback): pass
+    >>> [callback.name for callback in taking_part([Other(), Alone()])]
+    ['alone']
+    """
+    chosen = list(callbacks)
+    for callback in callbacks:
+        choose = getattr(callback, "among", None)
+        if choose is not None:
+            chosen = list(choose(chosen))
+    return chosen
 
 
 def without_reports(callbacks: Iterable[Any]) -> list[Any]:

@@ -42,6 +42,9 @@ class Learner:
     The model is never changed: its tensors are copied by `init`, trained in the state, and put in
     place while a batch is at work. `learner.load(state)` puts those of a state into the model.
 
+    `salt` is one more part of the seed of what is random within a training batch, such as dropout:
+    equal learners with another salt draw other numbers. `parallel` gives every rank its own.
+
     Raises TypeError if the data, the loss, the optimizer or a metric is not of the right kind, and
     ValueError for an optimizer that donates its buffers, or a model that synchronises or shards its
     own parameters (DistributedDataParallel, FSDP).
@@ -63,6 +66,7 @@ class Learner:
     n_inputs: int = 1
     targets: str | tuple[str, ...] = "labels"
     fused: bool = True
+    salt: int = 0
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
@@ -220,8 +224,7 @@ def _check_not_distributed(model: nn.Module) -> None:
             raise ValueError(
                 "Learner: the model is in DistributedDataParallel, which would not synchronise: it "
                 "waits for gradients of the module's own parameters, and a run has other tensors "
-                "in place. Pass model.module, and average the gradients in a callback: "
-                "torch.distributed.all_reduce in after_backward."
+                "in place. Pass model.module, and give the learner to loop.parallel."
             )
         if isinstance(layer, sharded):
             raise ValueError(

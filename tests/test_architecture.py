@@ -24,7 +24,7 @@ its own folder.
 LOOP_ORDER = (
     "run.events run.signals run.chance columns history state donation emptied disk hyper_log "
     "callback layer_groups layer_stats data losses metrics plots learner run callbacks "
-    "training tools"
+    "training ranks tools"
 ).split()
 """Of loop, the same; a module with a place of its own is not in that of its folder."""
 

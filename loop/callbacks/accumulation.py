@@ -21,6 +21,9 @@ Grads: TypeAlias = Mapping[str, Tensor | None]
 Weight: TypeAlias = Callable[[State], Any]
 """How much a batch counts: a number, or a 0-d tensor, which nobody waits for."""
 
+SHARED = "ranks"
+"""Where a batch that is cut over several processes has its weight and its length, as a whole."""
+
 _HALVES = (torch.float16, torch.bfloat16)
 
 
@@ -129,8 +132,10 @@ class GradientAccumulation(Callback):
     def before_step(self, state: State) -> State | None:
         """Add the batch; let the step happen if the window is full."""
         assert state.grads is not None
-        weight = self._weight(state)
-        window = add_batch(state.memory.get(self.name), state.grads, weight, sample_count(state))
+        whole = state.memory.get(SHARED)
+        weight = self._weight(state) if whole is None else whole["weight"]
+        samples = sample_count(state) if whole is None else whole["samples"]
+        window = add_batch(state.memory.get(self.name), state.grads, weight, samples)
         if not self._full(window) and not _last(state):
             raise CancelStep(state.remember(self.name, window))
         if window.batches == 1:  # its own gradient, to the last bit

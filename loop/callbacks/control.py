@@ -22,6 +22,7 @@ class TerminateOnNaN(Callback):
     is waited for.
     """
 
+    order: ClassVar[int] = Order.ACCUMULATE  # the loss is that of all ranks by then
     run_before: ClassVar[tuple[type, ...]] = (Recorder,)
 
     def after_loss(self, state: State) -> State | None:

@@ -179,7 +179,7 @@ class MixedPrecision(Callback):
         )
 
 
-def scaled_gradient(value: Tensor, scale: Tensor) -> Tensor:
+def scaled_gradient(value: Tensor, scale: Tensor | float) -> Tensor:
     """An equal tensor, through which derivatives pass multiplied by `scale`.
 
     >>> x = torch.tensor(3.0, requires_grad=True)
@@ -211,9 +211,9 @@ class _ScaledGradient(torch.autograd.Function):
     """The identity, whose derivative is `scale`."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, scale: Tensor) -> Tensor:
+    def forward(ctx: Any, value: Tensor, scale: Tensor | float) -> Tensor:
         """Equal, and another tensor."""
-        ctx.scale = scale
+        ctx.scale = scale.to(value.dtype) if isinstance(scale, Tensor) else scale
         return value.clone()
 
     @staticmethod

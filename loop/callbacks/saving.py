@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -82,6 +82,10 @@ class SaveModel(Callback):
     def keeps_best(self) -> bool:
         """Whether epochs are compared."""
         return self.every is None and not self.at_end
+
+    def elsewhere(self) -> "SaveModel | None":
+        """The same without a file: every rank ends with the best params."""
+        return replace(self, path=None) if self.keeps_best and self.restore_best else None
 
     @contextmanager
     def around_fit(self, state: State) -> Iterator[Callable[[State], None]]:

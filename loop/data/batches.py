@@ -16,6 +16,12 @@ Position: TypeAlias = tuple[int, int, int]
 beginning.
 """
 
+Part: TypeAlias = tuple[int, int]
+"""(k, n): the k-th of n parts of every batch, counted from 0."""
+
+WHOLE: Part = (0, 1)
+"""The one part that is all of it."""
+
 _ORDER = 0  # what a random number is for; loader.py has the others
 
 
@@ -50,8 +56,9 @@ class Batches:
 
     The last batch is as large as what is left, unless `drop_last`. The order of a pass is a
     function of (seed, epoch) where `set_position` has said which pass it is; else it is drawn from
-    torch's global generator. Raises ValueError if the tensors are not equally long or batch_size is
-    below 1.
+    torch's global generator. With `part=(k, n)` it is the k-th of n parts of every batch, counted
+    from 0. Raises ValueError if the tensors are not equally long, batch_size is below 1, or there
+    is no such part.
 
     >>> x = torch.arange(5)
     >>> [batch[0].tolist() for batch in Batches((x, x), batch_size=2)]
@@ -62,6 +69,7 @@ class Batches:
     batch_size: int = 64
     shuffle: bool = False
     drop_last: bool = False
+    part: Part = WHOLE
 
     def __post_init__(self) -> None:
         lengths = [len(tensor) for tensor in self.tensors]
@@ -70,6 +78,7 @@ class Batches:
                 f"Batches: tensors must be equally long, got {lengths}. Cut them to one length."
             )
         check_batch_size("Batches", self.batch_size)
+        check_part("Batches", self.part)
         object.__setattr__(self, "_position", None)
 
     def set_position(self, seed: int, epoch: int, skip: int = 0) -> None:
@@ -92,6 +101,7 @@ class Batches:
         parts = ", ".join(f"{_dtype(tensor)} {_shape(tensor)}" for tensor in self.tensors)
         flags = [name for name in ("shuffle", "drop_last") if getattr(self, name)]
         options = "".join(f", {name}=True" for name in flags)
+        options += "" if self.part == WHOLE else f", part={self.part}"
         return f"Batches(({parts}), batch_size={self.batch_size}{options})"
 
     def _repr_html_(self) -> str:
@@ -105,12 +115,13 @@ class Batches:
         return html_table(rows, ("tensor", "shape", "dtype", "device"), caption=caption)
 
     def _batches(self, order: Tensor | None, skip: int) -> Iterator[tuple[Tensor, ...]]:
+        count = len(self.tensors[0])
         for index in range(skip, len(self)):
-            part = slice(index * self.batch_size, (index + 1) * self.batch_size)
+            place = batch_slice(index, count, self.batch_size, self.part)
             if order is None:
-                yield tuple([tensor[part] for tensor in self.tensors])
+                yield tuple([tensor[place] for tensor in self.tensors])
             else:
-                chosen = order[part]
+                chosen = order[place]
                 yield tuple([tensor.index_select(0, chosen) for tensor in self.tensors])
 
 
@@ -172,6 +183,26 @@ def batch_count(count: int, batch_size: int, drop_last: bool) -> int:
     (4, 3)
     """
     return count // batch_size if drop_last else -(-count // batch_size)
+
+
+def batch_slice(index: int, count: int, batch_size: int, part: Part = WHOLE) -> slice:
+    """Which of `count` samples the batch has; or a part of it: parts differ by one sample at most.
+
+    >>> batch_slice(1, 10, 4), [batch_slice(1, 10, 4, part=(k, 3)) for k in range(3)]
+    (slice(4, 8, None), [slice(4, 5, None), slice(5, 6, None), slice(6, 8, None)])
+    """
+    begin, (which, parts) = index * batch_size, part
+    size = min(begin + batch_size, count) - begin
+    return slice(begin + size * which // parts, begin + size * (which + 1) // parts)
+
+
+def check_part(what: str, part: Part) -> None:
+    """Raise ValueError if there is no such part of a batch."""
+    which, parts = part
+    if not 0 <= which < parts:
+        raise ValueError(
+            f"{what}: part must be (k, n) with 0 <= k < n, the k-th of n parts, got {part!r}."
+        )
 
 
 def check_batch_size(what: str, batch_size: int) -> None:

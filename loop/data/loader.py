@@ -2,6 +2,7 @@
 nothing before it.
 """
 
+import copy
 import random
 import signal
 import sys
@@ -14,7 +15,17 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
-from loop.data.batches import DataLoaders, Position, batch_count, check_batch_size, shuffled
+from loop.data.batches import (
+    WHOLE,
+    DataLoaders,
+    Part,
+    Position,
+    batch_count,
+    batch_slice,
+    check_batch_size,
+    check_part,
+    shuffled,
+)
 from loop.run.chance import key
 
 _SAMPLE, _STREAM = 1, 2  # what a random number is for; data.py has the other
@@ -143,6 +154,25 @@ class EpochLoader(DataLoader[Any]):
         """
         self.position = (seed, epoch, skip)
 
+    def part(self, which: int, parts: int) -> "EpochLoader":
+        """A loader of the `which`-th of so many parts of every batch, counted from 0; samples of
+        the other parts are not fetched.
+
+        Raises ValueError for a stream, whose batches can only be cut when they are read.
+
+        >>> loader = make_loader(range(10), 4)
+        >>> [[batch.tolist() for batch in loader.part(k, 2)] for k in range(2)]
+        [[[0, 1], [4, 5], [8]], [[2, 3], [6, 7], [9]]]
+        """
+        check_part("EpochLoader", (which, parts))
+        if not isinstance(self.plan, EpochSampler):
+            raise ValueError("EpochLoader: a stream has no parts. Cut the batches that it gives.")
+        twin, plan = copy.copy(self), copy.copy(self.plan)
+        plan.part = (which, parts)
+        twin.plan, twin._iterator, twin.generator = plan, None, torch.Generator()
+        vars(twin)["batch_sampler"] = plan  # which DataLoader lets nobody set
+        return twin
+
     def __iter__(self) -> Any:
         self.plan.position = self.position or (int(torch.randint(2**62, ())), 0, 0)
         self.position = None
@@ -164,6 +194,7 @@ class EpochSampler(Sampler[list[Seeded]]):
             drop_last,
         )
         self.position: Position = (0, 0, 0)
+        self.part: Part = WHOLE
 
     def __len__(self) -> int:
         return batch_count(self.size, self.batch_size, self.drop_last)
@@ -178,8 +209,8 @@ class EpochSampler(Sampler[list[Seeded]]):
         )
         samples = key(seed, epoch, _SAMPLE)
         for number in range(skip, len(self)):
-            part = order[number * self.batch_size : (number + 1) * self.batch_size]
-            yield [(index, key(samples, index)) for index in part]
+            place = batch_slice(number, self.size, self.batch_size, self.part)
+            yield [(index, key(samples, index)) for index in order[place]]
 
 
 class SeededDataset(Dataset[Any]):

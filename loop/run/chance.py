@@ -47,6 +47,9 @@ def seed_loader(loader: Any, seed: int) -> None:
         generator = getattr(owner, "generator", None)
         if isinstance(generator, torch.Generator):
             generator.manual_seed(seed)
+        set_epoch = getattr(owner, "set_epoch", None)  # of a DistributedSampler
+        if set_epoch is not None:
+            set_epoch(seed % 2**31)
 
 
 @contextmanager

@@ -16,9 +16,9 @@ from functional_sgd.compile.traced import LIST, Traced, by_name, numbers_of, tra
 from functional_sgd.outputs import map_output
 from loop.learner import Learner
 from loop.run.attributes import attributes_of, changed_attributes
-from loop.run.chance import key, seed_torch
+from loop.run.chance import seed_torch
 from loop.run.graph_cache import Learned, counted, flat, graphs_of
-from loop.run.stages import FOR_BATCH, Work, device_of, learner_of
+from loop.run.stages import Work, batch_key, device_of, learner_of
 from loop.state import State
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class CompiledWork(Work):
         if graph is None:
             graph = self._traced(state, tensors, fixed)
             self.graphs.append(graph)
-        seed_torch(key(state.seed, state.train_iter, FOR_BATCH), device)
+        seed_torch(batch_key(state), device)
         (parts, shape, shown, loss, grads, buffers, updated), leaves = graph(tensors)
         pred = map_output(parts.__getitem__, shape.tree)
         state = state.replace(pred=pred, buffers=buffers)

@@ -48,8 +48,12 @@ def flat(tree: Any) -> Any:
 
 
 def counted(value: Any) -> Any:
-    """A number as a tensor, so that another one does not make another graph."""
-    return torch.tensor(value) if type(value) in (int, float) else value
+    """A number as a tensor, so that another one does not make another graph; a float keeps its
+    digits.
+    """
+    if type(value) is float:
+        return torch.tensor(value, dtype=torch.float64)
+    return torch.tensor(value) if type(value) is int else value
 
 
 def _look(layer: nn.Module) -> tuple[Any, ...]:

@@ -13,6 +13,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -21,6 +22,23 @@ from loop.state import State
 
 STOPS = ("raise", "return")
 """What `fit` can do once a signal has ended it."""
+
+
+@dataclass
+class Agreement:
+    """A stop that several processes agree on: a callback lends one as a resource of the run.
+
+    `listener` has heard what this process has got. The callback tells the other processes of it,
+    and sets `number` at the same batch in all of them; only then the run ends.
+    """
+
+    listener: "Listener | None" = None
+    number: int | None = None
+
+    @property
+    def heard(self) -> int | None:
+        """The signal that this process has got."""
+        return None if self.listener is None else self.listener.heard
 
 
 class Listener:
@@ -43,13 +61,21 @@ class Listener:
         if callable(child):
             self._before[signal.SIGCHLD] = child
             signal.signal(signal.SIGCHLD, _quiet(child))
-        if self.runs and self.runs[-1].fetching and os.getpid() == self.process:
+        alone = self.runs and agreement_of(self.runs[-1]) is None
+        if alone and self.runs[-1].fetching and os.getpid() == self.process:
             self.raised = _exit_by(number)
             raise self.raised
 
     def has_heard(self) -> bool:
         """Whether the run is to end."""
-        return self.heard is not None
+        agreement = agreement_of(self.runs[-1]) if self.runs else None
+        if agreement is None:
+            return self.heard is not None
+        agreement.listener = self
+        if agreement.number is None:
+            return False
+        self.heard = self.heard or agreement.number
+        return True
 
     def listen(self) -> None:
         """Replace the handlers, except one that ignores the signal or was set outside of Python.
@@ -66,6 +92,12 @@ class Listener:
         """Have the handlers as they were."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+
+def agreement_of(run: Run) -> Agreement | None:
+    """What a callback has lent to a run that several processes have together."""
+    lent = run.state.resources.values()
+    return next((one for one in lent if isinstance(one, Agreement)), None)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from loop.run.forward import ByName, Unharmed, called
 from loop.run.signals import Cancel
 from loop.state import State
 
-_DATA, _VALID_DATA, FOR_BATCH, _VALID_BATCH = range(4)  # what a random number is for
+_DATA, _VALID_DATA, _BATCH, _VALID_BATCH = range(4)  # what a random number is for
 
 
 class Work:
@@ -67,7 +67,7 @@ class Work:
             with torch.no_grad():
                 pred = self._predict(state, self._evaluated(state))
             return state.replace(pred=pred)
-        seed_torch(key(state.seed, state.train_iter, FOR_BATCH), device)
+        seed_torch(batch_key(state), device)
         self.before, frozen = state.params, state.frozen
         self.during = {
             name: value if name in frozen else value.detach().requires_grad_()
@@ -208,7 +208,7 @@ class Work:
         """The loss of this batch at other params, with the same chance; it is differentiable."""
         again = Work()
         again.model, again.loss_function = self.model, self.loss_function
-        seed_torch(key(state.seed, state.train_iter, FOR_BATCH), device_of(state))
+        seed_torch(batch_key(state), device_of(state))
         try:
             pred = again._predict(state, params)
             loss = again.loss(state.replace(pred=pred, loss=None)).loss
@@ -216,6 +216,12 @@ class Work:
             again.leave()
         assert loss is not None
         return loss
+
+
+def batch_key(state: State) -> int:
+    """The seed of what is random in the forward pass of a training batch, such as dropout."""
+    salt = learner_of(state).salt
+    return key(state.seed, state.train_iter, _BATCH, *((salt,) if salt else ()))
 
 
 def epochs(state: State, start: int) -> Iterator[Callable[[State], State]]:
@@ -240,7 +246,7 @@ def batches(state: State, start: int) -> Iterator[Callable[[State], State]]:
         index = start
     seed_loader(loader, order)
     seed_torch(order, device)
-    iterator, expected = iter(() if loader is None else loader), _length(loader)
+    iterator, expected = iter(() if loader is None else loader), length_of(loader)
     del state  # or it would live as long as the phase does
     while True:
         seed_torch(key(order, index), device)
@@ -272,14 +278,14 @@ def enter_train(state: State) -> State:
     pct = state.epoch / max(state.n_epoch, 1)
     learner_of(state).model.train(True)
     return state.replace(
-        training=True, iter=0, n_iter=_length(learner_of(state).data.train), pct_train=pct
+        training=True, iter=0, n_iter=length_of(learner_of(state).data.train), pct_train=pct
     )
 
 
 def enter_validate(state: State) -> State:
     """The validation phase begins."""
     learner_of(state).model.train(False)
-    return state.replace(training=False, iter=0, n_iter=_length(learner_of(state).data.valid))
+    return state.replace(training=False, iter=0, n_iter=length_of(learner_of(state).data.valid))
 
 
 def leave_batch(state: State) -> State:
@@ -379,7 +385,8 @@ def _to(part: Any, device: torch.device) -> Any:
     return optree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, part)
 
 
-def _length(loader: Any) -> int | None:
+def length_of(loader: Any) -> int | None:
+    """How many batches a loader has; None if it does not say."""
     try:
         return len(loader)
     except TypeError:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
@@ -60,6 +60,8 @@ def sample_losses(
 @dataclass(frozen=True)
 class CollectSamples(Callback):
     """Remember every batch of a validation: inputs, targets, prediction and losses."""
+
+    collects: ClassVar[bool] = True
 
     def after_loss(self, state: State) -> State | None:
         """Keep one batch's."""

@@ -10,7 +10,6 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from functional_sgd.placing import Placed
-from loop.data.batches import DataLoaders
 from loop.learner import Learner
 from loop.run.chance import global_generators_kept
 from loop.run.forward import Unharmed, called
@@ -40,7 +39,7 @@ def refresh_buffers(learner: Learner, state: State, data: Iterable[Any] | None =
     if not layers:
         return state
     if data is not None:
-        learner = replace(learner, data=DataLoaders(data))
+        learner = replace(learner, data=replace(learner.data, train=data))
     calls = Unharmed("model")
     now = state.at_rest().replace(learner=learner, training=True)
     buffers = {**state.buffers, **_unmeasured(layers, state.buffers)}

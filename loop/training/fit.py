@@ -13,11 +13,10 @@ import torch
 from functional_sgd.errors import did_you_mean
 from functional_sgd.outputs import map_output
 from functional_sgd.schedules import one_cycle, three_cosines
-from loop.callback import Callback, Order
+from loop.callback import Callback, Order, taking_part
 from loop.callbacks import ParamScheduler, Recorder
 from loop.callbacks.recorder import RECORDER, recorded
 from loop.callbacks.schedule import put_all_back, with_hypers
-from loop.data.batches import DataLoaders
 from loop.donation import check_not_spent, taken
 from loop.learner import Learner, hyper_names
 from loop.run.compiled import CompiledWork, check_compilable, check_optimizer_compilable
@@ -77,6 +76,7 @@ def fit(
     batch.
 
     >>> from functional_sgd import sgd
+    >>> from loop import DataLoaders
     >>> x = torch.linspace(-1, 1, 8)[:, None]
     >>> data = DataLoaders([(x, 3 * x + 1)])
     >>> learner = Learner(torch.nn.Linear(1, 1), data, torch.nn.functional.mse_loss, sgd(lr=0.1))
@@ -105,6 +105,7 @@ def trace(
     its return value.
 
     >>> from functional_sgd import sgd
+    >>> from loop import DataLoaders
     >>> x = torch.ones(1, 1)
     >>> data, loss = DataLoaders([(x, x)]), torch.nn.functional.mse_loss
     >>> learner = Learner(torch.nn.Linear(1, 1), data, loss, sgd(lr=0.1))
@@ -217,6 +218,7 @@ def joined(*parts: Any) -> Any:
 class CollectPredictions(Callback):
     """Remember every prediction of a validation, as the other callbacks leave it."""
 
+    collects: ClassVar[bool] = True
     order: ClassVar[int] = Order.LAST
 
     def after_pred(self, state: State) -> State:
@@ -248,12 +250,9 @@ def check_arguments(
 
 
 def with_recorder(callbacks: Sequence[Any]) -> list[Any]:
-    """The callbacks, with a Recorder among them."""
-    return (
-        [*callbacks]
-        if any(isinstance(callback, Recorder) for callback in callbacks)
-        else [Recorder(), *callbacks]
-    )
+    """The callbacks that take part in a run, with a Recorder among them."""
+    recorded = any(isinstance(callback, Recorder) for callback in callbacks)
+    return taking_part(callbacks if recorded else [Recorder(), *callbacks])
 
 
 def evaluate(
@@ -264,7 +263,7 @@ def evaluate(
     """
     check_arguments("validate", learner, state)
     if data is not None:
-        learner = replace(learner, data=DataLoaders(learner.data.train, data))
+        learner = replace(learner, data=replace(learner.data, valid=data))
     if learner.data.valid is None:
         raise ValueError(
             "validate: the learner has no validation data. Pass data=..., or DataLoaders(train, "

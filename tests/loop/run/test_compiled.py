@@ -270,6 +270,25 @@ def test_a_traceable_handler_that_remembers_is_an_error() -> None:
         fit(mine, mine.init(), 1, compile=True)
 
 
+def test_a_number_that_a_traceable_handler_has_remembered_keeps_its_digits() -> None:
+    @dataclass(frozen=True)
+    class Scaled(Callback):
+        traceable: ClassVar[tuple[str, ...]] = ("after_loss",)
+
+        def before_batch(self, state: State) -> State:
+            return state.remember(self.name, {"factor": 1 / 3})
+
+        def after_loss(self, state: State) -> State:
+            assert state.loss is not None
+            return state.replace(loss=state.loss * state.memory[self.name]["factor"])
+
+    x, layer = torch.linspace(-1, 1, 8, dtype=torch.float64)[:, None], nn.Linear(1, 1).double()
+    data = DataLoaders(Batches((x, 3 * x), 4))
+    mine = Learner(layer, data, mse_loss, sgd(lr=0.1), callbacks=[Scaled()])
+    found, expected = fit(mine, mine.init(), 3, compile=True), fit(mine, mine.init(), 3)
+    close(found.params, expected.params, rtol=1e-14, atol=1e-15)
+
+
 @pytest.mark.parametrize(
     "callback", [ActivationStats(), ParamScheduler({"model.2.p": Linear(0.0, 0.5)})]
 )

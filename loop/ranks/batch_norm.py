@@ -1,0 +1,94 @@
+"""BatchNorm that sees the batches of all ranks."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from loop.ranks.group import Group, group_of
+
+
+def global_batch_norm(model: nn.Module, mesh: Any = None) -> nn.Module:
+    """A copy of the model whose BatchNorm layers normalise by the batches of all ranks, for
+    `parallel`. Parameters and buffers have the names and the values that they had.
+
+    `mesh` is that of `parallel`. Mean and variance take an all-reduce each, forwards and backwards,
+    on any device. So a part of one sample, or of none, is no error. Evaluation takes the running
+    statistics, as ever. Raises what `parallel` raises for the mesh.
+    """
+    group = group_of("global_batch_norm", mesh)
+    return _replaced(copy.deepcopy(model), group)
+
+
+class GlobalBatchNorm(_BatchNorm):
+    """A BatchNorm layer of any number of dimensions; `global_batch_norm` makes it."""
+
+    def __init__(self, layer: _BatchNorm, group: Group) -> None:
+        super().__init__(
+            layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats
+        )
+        self.weight, self.bias = layer.weight, layer.bias
+        for name, buffer in layer.named_buffers(recurse=False):
+            setattr(self, name, buffer)
+        self.train(layer.training)
+        self.group = group
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise; in training, by mean and variance over all ranks."""
+        if not self.training:
+            return super().forward(x)
+        axes = [axis for axis in range(x.dim()) if axis != 1]
+        shape = [1, -1, *[1] * (x.dim() - 2)]
+        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        length = wide.new_tensor([x.numel() / max(x.shape[1], 1)])
+        sums = _Sum.apply(torch.cat([wide.sum(axes), length]), self.group)
+        mean, count = sums[:-1] / sums[-1], sums[-1].detach()
+        centered = wide - mean.view(shape)
+        variance = _Sum.apply(centered.square().sum(axes), self.group) / count
+        if self.running_mean is not None:
+            self._follow(mean.detach(), variance.detach() * count / (count - 1).clamp(min=1))
+        normal = centered * (variance + self.eps).rsqrt().view(shape)
+        if self.affine:
+            normal = normal * self.weight.view(shape) + self.bias.view(shape)
+        result: Tensor = normal.to(x.dtype)
+        return result
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"GlobalBatchNorm: expected (N, C, ...), got {tuple(input.shape)}.")
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, variance: Tensor) -> None:
+        """Move the running statistics; without momentum they are the means of all batches."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        share: Any = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+        for running, now in ((self.running_mean, mean), (self.running_var, variance)):
+            running.copy_((1 - share) * running + share * now)
+
+
+class _Sum(torch.autograd.Function):
+    """A sum over ranks; what reaches it from behind is summed, too."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, group: Group) -> Tensor:
+        """The sum."""
+        ctx.group = group
+        return group.sums([tensor])[0]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """The sum of the derivatives."""
+        return ctx.group.sums([grad.contiguous()])[0], None
+
+
+def _replaced(module: nn.Module, group: Group) -> nn.Module:
+    if isinstance(module, _BatchNorm):
+        return GlobalBatchNorm(module, group)
+    for name, child in module.named_children():
+        setattr(module, name, _replaced(child, group))
+    return module

@@ -1,0 +1,148 @@
+"""Loaders of which every rank reads its part."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import optree
+from torch import Tensor
+
+from loop.data.batches import WHOLE, Batches, DataLoaders, batch_slice
+from loop.data.loader import EpochLoader, EpochSampler
+from loop.data.prefetch import Prefetch
+
+
+class Cut:
+    """A loader whose batch k is one of so many parts of batch k of another: parts differ by one
+    sample at most, and one may be empty.
+
+    Of Batches and of what `make_loader` makes, only the samples of the part are read; the batches
+    of any other loader are read whole, and cut: every tensor as long as the first, and every list.
+    All other attributes are the loader's.
+
+    >>> import torch
+    >>> [batch.tolist() for batch in Cut([torch.arange(5), torch.arange(2)], 1, 2)]
+    [[2, 3, 4], [1]]
+    """
+
+    def __init__(self, loader: Iterable[Any], which: int, parts: int) -> None:
+        _check_uncut(loader)
+        self.whole: Any = loader
+        self.which, self.parts = which, parts
+        own = _reading_part(loader, which, parts)
+        self.loader: Any = loader if own is None else own
+        self.cuts = own is None  # batches that have been read
+        self.lengths: dict[int, int] = {}  # of batches that were read whole
+        self.skip = 0
+
+    def __len__(self) -> int:
+        return len(self.loader)  # a TypeError, if it has none, is right
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name in ("loader", "whole"):
+            raise AttributeError(name)
+        found = getattr(self.whole, name)
+        return self._set_position if name == "set_position" else found
+
+    def __iter__(self) -> Iterator[Any]:
+        if not self.cuts:
+            return iter(self.loader)
+        begin, self.skip = self.skip, 0
+        self.lengths = {}
+        return self._pieces(begin)
+
+    def length(self, index: int) -> int:
+        """How many samples the whole batch has; of one that is cut when it is read, when it is."""
+        if index in self.lengths:
+            return self.lengths[index]
+        count, size = _sizes(self.whole)
+        return min(size, count - index * size)
+
+    def _set_position(self, seed: int, epoch: int, skip: int = 0) -> None:
+        self.skip = skip
+        self.loader.set_position(seed, epoch, skip)
+
+    def _pieces(self, begin: int) -> Iterator[Any]:
+        for index, batch in enumerate(self.loader, begin):
+            length = _length(batch)
+            self.lengths[index] = length
+            yield _piece(batch, batch_slice(0, length, length, (self.which, self.parts)), length)
+
+
+@dataclass(frozen=True, repr=False)
+class Cuts(DataLoaders):
+    """The data of a rank: every loader is cut, also one that takes the place of another."""
+
+    which: int = 0
+    parts: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("train", "valid"):
+            loader = getattr(self, name)
+            if loader is not None and not isinstance(loader, Cut):
+                object.__setattr__(self, name, Cut(loader, self.which, self.parts))
+
+
+def _reading_part(loader: Any, which: int, parts: int) -> Any:
+    """A loader that reads no more than the part; None where there is no such."""
+    if isinstance(loader, Batches):
+        return replace(loader, part=(which, parts))
+    if isinstance(loader, EpochLoader) and isinstance(loader.plan, EpochSampler):
+        return loader.part(which, parts)
+    if isinstance(loader, Prefetch):
+        inner = _reading_part(loader.loader, which, parts)
+        return None if inner is None else Prefetch(inner, loader.device)
+    return None
+
+
+def _sizes(loader: Any) -> tuple[int, int]:
+    """(how many samples, how many in a batch) of a loader that can read a part."""
+    if isinstance(loader, Prefetch):
+        return _sizes(loader.loader)
+    if isinstance(loader, Batches):
+        return len(loader.tensors[0]), loader.batch_size
+    plan: EpochSampler = loader.plan
+    return plan.size, plan.batch_size
+
+
+def _check_uncut(loader: Any) -> None:
+    sampler = getattr(loader, "sampler", None)
+    if getattr(sampler, "num_replicas", 1) > 1:
+        raise ValueError(
+            f"parallel: the loader has a {type(sampler).__name__}, which cuts the data already. "
+            f"Give parallel a loader of all data: it cuts every batch itself."
+        )
+    if isinstance(loader, Batches) and loader.part != WHOLE:
+        raise ValueError(
+            f"parallel: {loader!r} is a part already. Give parallel the Batches of all data."
+        )
+
+
+def _length(batch: Any) -> int:
+    """How many samples a batch has: as many as its first tensor is long."""
+    for leaf in optree.tree_leaves(_plain(batch)):
+        if isinstance(leaf, Tensor) and leaf.dim() > 0:
+            return len(leaf)
+    raise ValueError(
+        "parallel: the batch has no tensor, so it cannot be cut. Give it a collate function that "
+        "makes tensors."
+    )
+
+
+def _piece(batch: Any, place: slice, length: int) -> Any:
+    if isinstance(batch, Tensor):
+        return batch[place] if batch.dim() > 0 and len(batch) == length else batch
+    if isinstance(batch, Mapping):
+        return {name: _piece(part, place, length) for name, part in batch.items()}
+    if isinstance(batch, tuple):
+        pieces = [_piece(part, place, length) for part in batch]
+        return type(batch)(*pieces) if hasattr(batch, "_fields") else tuple(pieces)
+    if isinstance(batch, list):
+        of_samples = len(batch) == length and not any(isinstance(one, Tensor) for one in batch)
+        return batch[place] if of_samples else [_piece(part, place, length) for part in batch]
+    return batch
+
+
+def _plain(batch: Any) -> Any:
+    """Mappings of other classes, such as Hugging Face's, as dicts."""
+    return dict(batch) if isinstance(batch, Mapping) else batch

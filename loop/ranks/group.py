@@ -1,0 +1,75 @@
+"""The processes of a run: the only file of the loop that talks to torch.distributed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, repr=False)
+class Group:
+    """The processes that share the batches of a run, and which of them this is."""
+
+    handle: Any  # a torch.distributed.ProcessGroup
+    rank: int
+    size: int
+
+    def sums(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The sum of each tensor over all ranks: one all-reduce for each dtype among them.
+
+        The bits are the same on every rank. It can be traced.
+        """
+        from torch.distributed import _functional_collectives as collectives
+
+        found = list(tensors)
+        places: dict[torch.dtype, list[int]] = {}
+        for place, tensor in enumerate(tensors):
+            places.setdefault(tensor.dtype, []).append(place)
+        for chosen in places.values():
+            flat = torch.cat([tensors[place].reshape(-1) for place in chosen])
+            total = collectives.all_reduce(flat, "sum", self.handle)
+            total = collectives.wait_tensor(total)  # type: ignore[no-untyped-call]
+            pieces = total.split([tensors[place].numel() for place in chosen])
+            for place, piece in zip(chosen, pieces, strict=True):
+                found[place] = piece.view(tensors[place].shape)
+        return found
+
+    def gathered(self, value: Any) -> list[Any]:
+        """What every rank has given, in their order; tensors come on the CPU."""
+        import torch.distributed as dist
+
+        every: list[Any] = [None] * self.size
+        dist.all_gather_object(every, value, self.handle)
+        return every
+
+    def __deepcopy__(self, known: dict[int, Any]) -> "Group":
+        return self  # a copy of a model talks to the same processes
+
+    def __repr__(self) -> str:
+        return f"rank {self.rank} of {self.size}"
+
+
+def group_of(who: str, mesh: Any) -> Group:
+    """The group of a mesh of one dimension, or of all processes if there is none.
+
+    Raises RuntimeError if torch.distributed has not been started, and ValueError for a mesh of more
+    dimensions.
+    """
+    import torch.distributed as dist
+
+    if not dist.is_available() or not dist.is_initialized():
+        raise RuntimeError(
+            f"{who}: this process has no others: torch.distributed has not been started. Call "
+            f"torch.distributed.init_process_group(), and start the script by torchrun."
+        )
+    dimensions = getattr(mesh, "ndim", 1)
+    if dimensions != 1:
+        names = getattr(mesh, "mesh_dim_names", None) or ()
+        raise ValueError(
+            f"{who}: the mesh has {dimensions} dimensions{f', {names}' if names else ''}; expected "
+            f"the one over which batches are cut. Pass it alone: mesh[{(*names, 'data')[0]!r}]."
+        )
+    handle = mesh.get_group() if hasattr(mesh, "get_group") else mesh or dist.group.WORLD
+    return Group(handle, dist.get_rank(handle), dist.get_world_size(handle))

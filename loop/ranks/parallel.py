@@ -1,0 +1,72 @@
+"""A learner of which every rank has its part."""
+
+from dataclasses import replace
+from typing import Any
+
+from loop.callbacks.accumulation import WEIGHTS, Weight
+from loop.learner import Learner
+from loop.ranks.callbacks import GlobalLoss, LocalShare, Ranks
+from loop.ranks.cut import Cuts
+from loop.ranks.group import group_of
+
+
+def parallel(learner: Learner, mesh: Any = None, weight: str | Weight = "samples") -> Learner:
+    """This rank's learner: `fit`, `validate`, `predict`, `lr_find` and all else take it, on all
+    ranks at once.
+
+    Every rank reads its part of each batch. Losses, gradients, metrics and predictions are those of
+    the whole batches, so every rank holds the same state, bit for bit, and it is the state of one
+    process that reads whole batches, but for the order of additions. A batch of 64 stays a batch of
+    64: with more ranks, each has less of it. No world size is in a state, so a run that was stopped
+    on 8 ranks can be resumed on 3, with the same samples in the same order.
+
+    `mesh` is a DeviceMesh of one dimension, such as `mesh["data"]`, or a process group; None is all
+    processes. Start them by torchrun, and call `torch.distributed.init_process_group()` first.
+    `weight` says what the loss divides by: "samples"; "targets", those that are not -100; or a
+    function state -> number or 0-d tensor (see GradientAccumulation).
+
+    What else differs from one process:
+
+    - Rank 0 alone reports: Progress, loggers, Checkpoint and other callbacks with `reports` are
+      left out elsewhere, also those given to `fit`. All ranks read the folder of `resume`.
+    - Ctrl-C and SIGTERM on any rank end the run on all, at the same batch; so does every Cancel
+      that a callback raises because of what is in the state.
+    - Dropout draws other numbers on each rank. Samples are augmented alike on any number of ranks
+      (`make_loader`).
+    - BatchNorm sees a rank's part of a batch, and its running statistics are means over ranks;
+      `global_batch_norm(model)` makes it see the whole batch.
+    - Callbacks with `order` <= CHANGE (0) see and change the loss of this rank's part, as they see
+      its inputs; later ones see that of the whole batch. What a callback of your own counts in
+      `state.memory` is of this rank alone.
+    - The model itself goes into the learner, neither in DistributedDataParallel nor in FSDP.
+
+    Raises RuntimeError if torch.distributed has not been started; ValueError for a mesh of more
+    dimensions, a loader with a DistributedSampler, and an optimizer that takes a second gradient or
+    the loss elsewhere (sam, lbfgs), which would be of this rank's part.
+    """
+    group = group_of("parallel", mesh)
+    if any(isinstance(callback, Ranks) for callback in learner.callbacks):
+        raise ValueError("parallel: the learner is parallel already. Pass the one it was made of.")
+    if learner.opt.perturbs or "value_fn" in learner.opt.names:
+        why = "a second gradient" if learner.opt.perturbs else "the loss at other params"
+        raise ValueError(
+            f"parallel: {learner.opt!r} takes {why}, which would be of this rank's part of the "
+            f"batch. Use an optimizer that takes one gradient."
+        )
+    if not callable(weight) and weight not in WEIGHTS:
+        raise ValueError(
+            f"parallel: weight must be {' or '.join(map(repr, WEIGHTS))}, or a function of the "
+            f"state, got {weight!r}."
+        )
+    count = WEIGHTS[weight] if isinstance(weight, str) else weight
+    ours = (
+        Ranks(group, None if weight == "samples" else count),
+        GlobalLoss(group),
+        LocalShare(),
+    )
+    return replace(
+        learner,
+        data=Cuts(learner.data.train, learner.data.valid, group.rank, group.size),
+        callbacks=(*ours, *learner.callbacks),
+        salt=group.rank,
+    )
