@@ -77,7 +77,10 @@ from loop.plots.runs import plot_records as plot_records
 from loop.plots.runs import plot_schedule as plot_schedule
 from loop.plots.runs import plot_schedules as plot_schedules
 from loop.ranks.batch_norm import global_batch_norm as global_batch_norm
+from loop.ranks.gathering import gathering as gathering
 from loop.ranks.parallel import parallel as parallel
+from loop.ranks.sharding import shard as shard
+from loop.ranks.sharding import unshard as unshard
 from loop.run.events import events as events
 from loop.run.signals import Cancel as Cancel
 from loop.run.signals import CancelBackward as CancelBackward
@@ -178,6 +181,7 @@ __all__ = [
     "fit_flat_cos",
     "fit_one_cycle",
     "fit_sgdr",
+    "gathering",
     "global_batch_norm",
     "layer_groups",
     "load",
@@ -205,11 +209,13 @@ __all__ = [
     "sample_losses",
     "save",
     "save_in",
+    "shard",
     "show_loop",
     "spread",
     "sqr_avg_size",
     "storable",
     "summary",
     "trace",
+    "unshard",
     "validate",
 ]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from functional_sgd.fusion.spent import give_up, spender_of
+from functional_sgd.sharded import local
 from loop.state import State
 
 
@@ -35,14 +36,14 @@ def taken(state: State, who: str) -> State:
     new = state.replace(**optree.tree_map(move, trees))
     for old in olds:
         if _place(old) not in remembered:
-            give_up(old, who)
+            give_up(local(old), who)
     return new
 
 
 def check_not_spent(who: str, state: State) -> None:
     """Raise ValueError, on behalf of `who`, for a state that was given up."""
     for value in state.params.values():
-        spender = spender_of(value)
+        spender = spender_of(local(value))
         if spender is not None:
             raise ValueError(
                 f"{who}: this state was donated to {spender}, which has used its memory. Go on "
@@ -52,6 +53,7 @@ def check_not_spent(who: str, state: State) -> None:
 
 def _place(tensor: Tensor) -> int:
     """What tells the memory of a tensor from any other; 0 for one that has no one place."""
+    tensor = local(tensor)
     return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else 0
 
 

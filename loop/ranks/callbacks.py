@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from functional_sgd.outputs import map_output
-from functional_sgd.sharded import any_distributed
+from functional_sgd.sharded import any_distributed, distributed
 from loop.callback import Order
 from loop.callbacks.accumulation import SHARED, Weight
 from loop.callbacks.precision import scaled_gradient
@@ -104,7 +104,13 @@ class Ranks:
     def after_backward(self, state: State) -> State:
         """Gradients and buffers as those of the whole batch, in one all-reduce."""
         assert state.grads is not None
-        return self._summed(state, {n: g for n, g in state.grads.items() if n not in state.frozen})
+        # Of params in pieces, the derivative of the gather has summed them up already.
+        own = {
+            name: grad
+            for name, grad in state.grads.items()
+            if name not in state.frozen and not distributed(state.params[name])
+        }
+        return self._summed(state, own)
 
     def after_cancel_backward(self, state: State) -> State:
         """Buffers, where there are no gradients."""

@@ -13,6 +13,7 @@ import torch
 from functional_sgd.errors import did_you_mean
 from functional_sgd.outputs import map_output
 from functional_sgd.schedules import one_cycle, three_cosines
+from functional_sgd.sharded import any_distributed
 from loop.callback import Callback, Order, taking_part
 from loop.callbacks import ParamScheduler, Recorder
 from loop.callbacks.recorder import RECORDER, recorded
@@ -139,6 +140,11 @@ def begin(
     if compile:
         check_compilable(everyone)
         check_optimizer_compilable(learner)
+        if any_distributed(state.params.values()):
+            raise ValueError(
+                "fit(compile=True): the params are DTensors, which a compiled batch does not take. "
+                "Fit without compile=True."
+            )
         work = CompiledWork(learner.model)
     stopped = to_go_on_from(resume, state, epochs, hyper, now, everyone)
     if stopped is not None:
