@@ -1,7 +1,7 @@
 """Keep a run on disk, so that it can go on after whatever ends it."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,7 @@ class Saver:
     folder: Path
     keep: int
     at: float  # when the last one was written
+    save: Callable[[State, Path, int], Any] = save_in
     state: State | None = None
     tried: set[Any] = field(default_factory=set)  # places in an epoch where it is known to go well
 
@@ -35,7 +36,7 @@ class Saver:
         if self.state is None:
             return
         with undisturbed() as waiting:
-            save_in(self.state, self.folder, self.keep)
+            self.save(self.state, self.folder, self.keep)
             self.state, self.at = None, time.monotonic()
             if last:
                 waiting.clear()

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
+from functional_sgd.sharded import distributed, local
 from loop.columns import Items, Scalars
 from loop.disk.runs import run_node, run_of
 from loop.history import History, Log
@@ -135,7 +136,7 @@ def _node(value: Any, where: str, tensors: dict[str, Tensor], depth: int) -> Nod
         return {"tuple": _node(list(value), where, tensors, depth)}
     if kind is dict:
         return {"dict": [_pair(key, part, where, tensors, depth) for key, part in value.items()]}
-    if kind in (Tensor, torch.nn.Parameter) and _is_plain(value):
+    if _is_tensor(value):
         tensors[where] = value.detach()
         return {"tensor": where}
     if kind is torch.dtype:
@@ -194,6 +195,14 @@ def _runs(log: Log, where: str, tensors: dict[str, Tensor], depth: int) -> Itera
             run = Items(tuple(run))  # which is refused by name
         yield run_node(run, where, start, tensors, node)
         start += len(run)
+
+
+def _is_tensor(value: Any) -> bool:
+    """Whether this is a tensor that can be saved, whole or in pieces."""
+    if distributed(value):
+        partial = any(placement.is_partial() for placement in value.placements)
+        return not partial and _is_plain(local(value))
+    return type(value) in (Tensor, torch.nn.Parameter) and _is_plain(value)
 
 
 def _is_plain(tensor: Tensor) -> bool:

@@ -13,8 +13,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from functional_sgd.sharded import distributed
 from loop.disk.atomic import sync
 from loop.disk.encoding import Node, encode
+from loop.disk.pieces import FILE, Piece
 from loop.disk.plain import regular, told
 from loop.state import State
 
@@ -61,15 +63,30 @@ def pack(state: State) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return {**document, "fields": nodes}, tensors
 
 
-def write(directory: Path, document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write what `pack` has given into an empty directory, onto the disk.
+def write(
+    directory: Path,
+    document: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    pieces: Mapping[str, Sequence[Piece]] | None = None,
+) -> None:
+    """Write what `pack` has given into a directory, onto the disk. In it are the files of `pieces`
+    already, if there are any: by the tensors' names, all pieces of all ranks.
 
-    Raises OSError, with the path and the number of the system's error.
+    Raises OSError, with the path and the number of the system's error; TypeError for tensors in
+    pieces of which nobody has written any.
     """
-    stored = dict(_stored(tensors))
-    entries = {
-        name: {**_entry(tensors[name]), "sha256": digest_of(stored[name])} for name in tensors
-    }
+    cut = {name: tensor for name, tensor in tensors.items() if distributed(tensor)}
+    if cut and pieces is None:
+        raise TypeError(
+            f"save: {next(iter(cut))} is in pieces (a DTensor), of which this process has one. "
+            f"Give Checkpoint to the fit of a parallel learner, or save unshard(state), which is "
+            f"called on all ranks."
+        )
+    pieces = {} if pieces is None else pieces
+    whole = {name: tensor for name, tensor in tensors.items() if name not in cut}
+    stored = dict(as_stored(whole))
+    entries = {name: {**_entry(whole[name]), "sha256": digest_of(stored[name])} for name in whole}
+    entries |= {name: {**_entry(cut[name]), "pieces": pieces[name]} for name in cut}
     text = json.dumps({**document, "tensors": entries}, allow_nan=False)
     if len(text) >= LARGEST:
         raise ValueError(
@@ -79,11 +96,12 @@ def write(directory: Path, document: Mapping[str, Any], tensors: Mapping[str, Te
     with told(directory / TENSORS):
         save_file(stored, directory / TENSORS, metadata={"format": "pt"})
     _write_text(directory / REST, f"{text}\n")
-    sums = "".join(f"{file_digest(directory / name)}  {name}\n" for name in (REST, TENSORS))
+    others = sorted(path.name for path in directory.iterdir() if FILE.fullmatch(path.name))
+    names = (REST, TENSORS, *others)
+    sums = "".join(f"{file_digest(directory / name)}  {name}\n" for name in names)
     _write_text(directory / SUMS, sums)
-    (directory / TENSORS).chmod(
-        (directory / REST).stat().st_mode
-    )  # safetensors lets nobody else read it
+    for name in (TENSORS, *others):  # safetensors lets nobody else read them
+        (directory / name).chmod((directory / REST).stat().st_mode)
     for path in (directory / TENSORS, directory / REST, directory / SUMS, directory):
         with told(path):
             sync(path)
@@ -127,7 +145,7 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _stored(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+def as_stored(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """The tensors as they are in the file: dense, on the CPU, complex numbers as pairs, none
     sharing memory.
     """

@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from functional_sgd.sharded import distributed
 from loop.disk.encoding import DTYPES, decode
 from loop.disk.files import (
     CPU,
@@ -30,25 +31,47 @@ from loop.disk.files import (
     shaped,
 )
 from loop.disk.kinds import check_fields
+from loop.disk.pieces import (
+    FILE,
+    Box,
+    Piece,
+    Targets,
+    cut_like,
+    file_name,
+    files_of,
+    laid_out,
+    read_pieces,
+)
 from loop.disk.plain import content
 from loop.state import State
 
 _ENTRY = frozenset({"dtype", "shape", "device", "sha256"})  # what state.json says of a tensor
+_IN_PIECES = frozenset({"dtype", "shape", "device", "pieces"})
+
+LONGEST_SUMS = 2**23
+"""The most bytes that SHA256SUMS may have: a line for each rank."""
 
 
-def read(directory: Path, device: torch.device = CPU) -> State:
+def read(directory: Path, device: torch.device = CPU, targets: Targets | None = None) -> State:
     """The state in a directory; tensors that were on its params' device are put on `device`, others
-    on the CPU.
+    on the CPU. What has a target becomes a DTensor that lies like it.
 
     Raises DamagedStateError or StateFileError.
     """
     sums = _read_sums(directory / SUMS)
     document = _read_rest(directory / REST, sums[REST])
     entries = document["tensors"]
-    tensors = _read_tensors(directory / TENSORS, sums[TENSORS], entries)
-    for name in tensors:
-        if entries[name]["device"] == document["device"]:
-            tensors[name] = tensors[name].to(device)
+    whole = {name: entry for name, entry in entries.items() if "pieces" not in entry}
+    cut = {name: entry for name, entry in entries.items() if name not in whole}
+    tensors = _read_tensors(directory / TENSORS, sums[TENSORS], whole)
+    targets = Targets(None, {}) if targets is None else targets
+    tensors |= _read_pieces(directory, sums, cut, targets)
+    for name, tensor in tensors.items():
+        target = targets.of(name, entries[name]["shape"])
+        if target is not None and not distributed(tensor):
+            tensors[name] = cut_like(tensor, target)
+        elif entries[name]["device"] == document["device"] and not distributed(tensor):
+            tensors[name] = tensor.to(device)
     try:
         nodes = [[name, node] for name, node in document["fields"].items()]
         values = decode({"dict": nodes}, tensors)
@@ -74,14 +97,16 @@ def _disagreeing(path: Path, digest: str, expected: str, known: str = "") -> Dam
 
 def _read_sums(path: Path) -> dict[str, str]:
     """File name -> SHA-256."""
-    lines = "".join(f"([0-9a-f]{{64}})  {re.escape(name)}\n" for name in (REST, TENSORS))
-    found = re.fullmatch(lines, _bytes(path, 1_000).decode("utf-8", "replace"))
-    if found is None:
+    text = _bytes(path, LONGEST_SUMS).decode("utf-8", "replace")
+    names = rf"{re.escape(REST)}|{re.escape(TENSORS)}|{FILE.pattern}"
+    lines = [re.fullmatch(rf"([0-9a-f]{{64}})  ({names})", line) for line in text.split("\n")[:-1]]
+    sums = {line[2]: line[1] for line in lines if line is not None}
+    if not text.endswith("\n") or len(sums) != len(lines) or [*sums][:2] != [REST, TENSORS]:
         raise _damaged(
             path,
             f"expected a line with the SHA-256 of {REST} and one of {TENSORS}, got something else",
         )
-    return {REST: found[1], TENSORS: found[2]}
+    return sums
 
 
 def _read_rest(path: Path, expected: str) -> dict[str, Any]:
@@ -116,7 +141,7 @@ def _read_rest(path: Path, expected: str) -> dict[str, Any]:
     for name, entry in document["tensors"].items():
         if (
             not isinstance(entry, dict)
-            or not entry.keys() >= _ENTRY
+            or not (entry.keys() >= _ENTRY or entry.keys() >= _IN_PIECES)
             or str(entry["dtype"]) not in DTYPES
         ):
             raise StateFileError(
@@ -168,6 +193,40 @@ def _read_tensors(
     if digest != expected:
         raise _disagreeing(path, digest, expected, " (all tensors in it are whole)")
     return tensors
+
+
+def _read_pieces(
+    directory: Path,
+    sums: Mapping[str, str],
+    entries: Mapping[str, Mapping[str, Any]],
+    targets: Targets,
+) -> dict[str, Tensor]:
+    """The tensors that ranks have written piece by piece; every file that is read is verified."""
+    found: dict[str, Tensor] = {}
+    verified: set[int] = set()
+    for name, entry in entries.items():
+        try:
+            pieces = [Piece(file, Box(*map(tuple, box))) for file, box in entry["pieces"]]
+            target, dtype = targets.of(name, entry["shape"]), DTYPES[entry["dtype"]]
+            for number in files_of(pieces, target) - verified:
+                _verify(directory / file_name(number), sums)
+                verified.add(number)
+            value = read_pieces(directory, name, entry["shape"], dtype, pieces, target)
+        except DamagedStateError:
+            raise
+        except (SafetensorError, OSError, RuntimeError, TypeError, ValueError) as error:
+            raise _damaged(directory, f"{error}") from None
+        found[name] = value if target is None else laid_out(value, target)
+    return found
+
+
+def _verify(path: Path, sums: Mapping[str, str]) -> None:
+    try:
+        digest = file_digest(path)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    if digest != sums.get(path.name):
+        raise _disagreeing(path, digest, f"{sums.get(path.name)}")
 
 
 def _read_leaf(path: Path, name: str, found: Tensor, entry: Mapping[str, Any]) -> Tensor:

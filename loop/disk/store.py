@@ -9,18 +9,22 @@ from typing import Any
 
 from torch import Tensor
 
+from functional_sgd.sharded import any_distributed, distributed
 from loop.disk.atomic import aside, discard, find, locked, put, scratch, sync
 from loop.disk.files import CPU, FILES, REST, home, pack, shaped, write
 from loop.disk.files import DamagedStateError as DamagedStateError
 from loop.disk.files import StateFileError as StateFileError
 from loop.disk.finite import not_finite
+from loop.disk.pieces import Targets, any_rank
 from loop.disk.plain import told
 from loop.disk.reading import read
 from loop.disk.undisturbed import undisturbed
 from loop.state import State
 
-_NOT_FINITE = "-not-finite"
-_CHECKPOINT = re.compile(rf"(\d+)-train_iter-\d+({_NOT_FINITE})?")
+NOT_FINITE = "-not-finite"
+"""At the end of the name of a checkpoint whose params are not finite."""
+
+_CHECKPOINT = re.compile(rf"(\d+)-train_iter-\d+({NOT_FINITE})?")
 
 
 def save(state: State, path: str | Path, overwrite: bool = False) -> Path:
@@ -58,7 +62,8 @@ def load(path: str | Path, like: State | None = None) -> State:
     With `like`, a fresh state of the learner (`learner.init()`), params, buffers and the
     optimizer's state must be built as they are there, and go to their devices; other tensors that
     were where the params were go to where the params of `like` are. Everything else, and everything
-    without `like`, is on the CPU.
+    without `like`, is on the CPU. If `like` is in pieces (`shard`), every rank reads its own, from
+    whatever number of ranks the state was saved by; without `like`, tensors are whole.
 
     Raises DamagedStateError, which says what is damaged; StateFileError for another version, class
     or model; and FileNotFoundError if there is nothing at `path`.
@@ -68,7 +73,7 @@ def load(path: str | Path, like: State | None = None) -> State:
         before = _identity(place)
         try:
             with undisturbed():  # or what is raised by chance is taken for damage
-                state = read(place, CPU if like is None else home(like))
+                state = read(place, CPU if like is None else home(like), _targets(like))
         except DamagedStateError:
             if before is not None and before == _identity(place):
                 raise
@@ -89,15 +94,22 @@ def save_in(state: State, folder: str | Path, keep: int = 3) -> Path:
         raise ValueError(f"save_in: keep must be at least 1, got {keep}.")
     folder = Path(folder)
     document, tensors = pack(state.at_rest())
-    mark = _NOT_FINITE if not_finite(state.params, state.buffers) else ""
+    mark = NOT_FINITE if not_finite(state.params, state.buffers) else ""
     with scratch(folder) as new:
         write(new, document, tensors)
-        with locked(folder):
-            number = max(map(_number, checkpoints(folder)), default=0) + 1
-            path = folder / f"{number:06d}-train_iter-{state.train_iter:08d}{mark}"
-            put(new, path)
-            for old in _superfluous(checkpoints(folder), keep):
-                discard(old)
+        return put_newest(new, folder, f"train_iter-{state.train_iter:08d}{mark}", keep)
+
+
+def put_newest(new: Path, folder: Path, about: str, keep: int) -> Path:
+    """Move a directory to where the newest checkpoint of a folder is, and remove what is too old.
+    Its name is a number and `about`.
+    """
+    with locked(folder):
+        number = max(map(_number, checkpoints(folder)), default=0) + 1
+        path = folder / f"{number:06d}-{about}"
+        put(new, path)
+        for old in _superfluous(checkpoints(folder), keep):
+            discard(old)
     return path
 
 
@@ -123,13 +135,21 @@ def load_latest(folder: str | Path, like: State | None = None) -> State:
         waiting = [path for path in checkpoints(folder) if path not in damaged]
         if not waiting:
             break
+        failure: DamagedStateError | None = None
         try:
-            return load(waiting[-1], like)
+            state = load(waiting[-1], like)
         except FileNotFoundError:  # removed meanwhile, as there are newer ones
             continue
         except DamagedStateError as error:
-            damaged[waiting[-1]] = error
-            warnings.warn(f"load_latest: skipped a checkpoint. {error}", UserWarning, stacklevel=2)
+            failure = error
+        if not any_rank(failure is not None, like):
+            return state
+        if failure is None:
+            failure = DamagedStateError(
+                f"load: {waiting[-1]} is damaged, as another rank has found."
+            )
+        damaged[waiting[-1]] = failure
+        warnings.warn(f"load_latest: skipped a checkpoint. {failure}", UserWarning, stacklevel=2)
     if damaged:
         raise DamagedStateError(
             f"load_latest: every checkpoint in {folder} is damaged: {', '.join(map(str, damaged))}."
@@ -156,7 +176,7 @@ def is_checkpoint(path: str | Path) -> bool:
 
 def is_finite(checkpoint: Path) -> bool:
     """Whether the params in a checkpoint are finite, as its name says."""
-    return not checkpoint.name.endswith(_NOT_FINITE)
+    return not checkpoint.name.endswith(NOT_FINITE)
 
 
 def _superfluous(paths: list[Path], keep: int) -> list[Path]:
@@ -224,7 +244,7 @@ def _built_like(found: Any, expected: Any, where: str) -> Any:
     if _built(found) != _built(expected):
         raise ValueError(f"expected {where} to be {_built(expected)}, got {_built(found)}")
     if isinstance(found, Tensor):
-        return found.to(expected.device)
+        return found if distributed(found) else found.to(expected.device)
     if isinstance(found, Mapping):
         for key in [*expected, *found]:
             if key not in found or key not in expected:
@@ -241,6 +261,13 @@ def _built_like(found: Any, expected: Any, where: str) -> Any:
             _built_like(part, other, f"{where}[{index}]") for index, (part, other) in pairs
         )
     return found
+
+
+def _targets(like: State | None) -> Targets | None:
+    """Where tensors are to lie, if `like` is in pieces."""
+    if like is None or not any_distributed(like.params.values()):
+        return None
+    return Targets(like, pack(like.at_rest())[1])
 
 
 def _built(value: Any) -> str:

@@ -24,9 +24,11 @@ from functional_sgd.outputs import map_output
 from functional_sgd.sharded import any_distributed, distributed
 from loop.callback import Order
 from loop.callbacks.accumulation import SHARED, Weight
+from loop.callbacks.checkpoint import Checkpoint
 from loop.callbacks.precision import scaled_gradient
 from loop.callbacks.recorder import RECORDER, recorded
 from loop.metrics import metrics_by_name
+from loop.ranks.checkpoint import SharedCheckpoint
 from loop.ranks.cut import Cut, Cuts
 from loop.ranks.group import Group
 from loop.run.interrupt import Agreement
@@ -57,10 +59,18 @@ class Ranks:
         every = [getattr(one, "name", "") for one in callbacks if getattr(one, "collects", False)]
         counts = any(getattr(one, "train_metrics", False) for one in callbacks)
         knowing = replace(self, collecting=tuple(every), counts_training=counts)
-        here = [knowing if one is self else one for one in callbacks]
-        if self.group.rank > 0:
-            here = [_elsewhere(one) for one in here]
+        here = [knowing if one is self else self._here(one) for one in callbacks]
         return [one for one in here if one is not None]
+
+    def _here(self, callback: Any) -> Any:
+        """What a callback is on this rank."""
+        if isinstance(callback, Checkpoint):
+            return SharedCheckpoint(callback, self.group)
+        if self.group.rank == 0:
+            return callback
+        if hasattr(callback, "elsewhere"):
+            return callback.elsewhere()
+        return None if getattr(callback, "reports", False) else callback
 
     def before_fit(self, state: State) -> None:
         """Check that all ranks begin with the same state and the same amount of data.
@@ -327,13 +337,6 @@ def _scaled(value: Tensor, share: Any) -> Tensor:
     if isinstance(share, Tensor):
         return torch.where(share == 0, 0.0, value * share.to(value.dtype))
     return value * share if share else torch.zeros_like(value)
-
-
-def _elsewhere(callback: Any) -> Any:
-    """What takes the place of a callback on ranks that do not report."""
-    if hasattr(callback, "elsewhere"):
-        return callback.elsewhere()
-    return None if getattr(callback, "reports", False) else callback
 
 
 def _digests(state: State, data: Cuts) -> dict[str, Any]:

@@ -1,7 +1,12 @@
 """States in pieces (FSDP): the numbers of one process, a share of the memory."""
 
+import os
+import signal
+import subprocess
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +20,7 @@ from functional_sgd.sharded import distributed
 from loop import (
     AverageParams,
     Batches,
+    Checkpoint,
     DataLoaders,
     GradientAccumulation,
     Learner,
@@ -22,12 +28,16 @@ from loop import (
     State,
     fit,
     gathering,
+    load,
+    load_latest,
     parallel,
     predict,
+    save,
     shard,
     unshard,
     validate,
 )
+from loop.disk.store import DamagedStateError
 from tests.loop.ranks.learners import numbers
 from tests.loop.ranks.test_two_ranks import check_equal, check_near
 from tests.ranks import Ranks, started
@@ -164,3 +174,126 @@ def test_pieces_end_where_one_process_ends(
     assert facts["elements"] <= total / 2 + 13 * 7 + len(end.params)
     torch.testing.assert_close(facts["predictions"], predict(one, end), rtol=1e-10, atol=1e-10)
     assert facts["validated"] == pytest.approx(validate(one, end), rel=1e-10)
+
+
+# Checkpoints.
+
+
+class StopAt:
+    """SIGTERM for rank 0 at a batch."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+
+    def before_batch(self, state: State) -> None:
+        first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+        if state.training and state.train_iter == self.batch and first:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def run_in_pieces(folder: str, stop: int | None, callbacks: str = "average") -> list[Tensor]:
+    mine, start = started_in_pieces(tower("adamw", callbacks), EACH, True)
+    more = [Checkpoint(folder, batches=2), *([] if stop is None else [StopAt(stop)])]
+    end = fit(mine, start, 3, more, resume=folder, stop="return")
+    return numbers(unshard(end))
+
+
+def run_whole(folder: str, stop: int | None, callbacks: str = "average") -> list[Tensor]:
+    mine = parallel(tower("adamw", callbacks))
+    more = [Checkpoint(folder, batches=2), *([] if stop is None else [StopAt(stop)])]
+    return numbers(fit(mine, mine.init(seed=3), 3, more, resume=folder, stop="return"))
+
+
+@pytest.fixture(scope="module")
+def three() -> Iterator[Ranks]:
+    with started(3) as processes:
+        yield processes
+
+
+@pytest.mark.parametrize("callbacks", ["average", "accumulation"])
+def test_a_run_in_pieces_goes_on_on_any_number_of_ranks(
+    ranks: Ranks, three: Ranks, tmp_path: Path, callbacks: str
+) -> None:
+    one, folder = tower("adamw", callbacks), str(tmp_path / "run")
+    end = fit(one, one.init(seed=3), 3)
+    ranks(run_in_pieces, folder, 3, callbacks)
+    three(run_in_pieces, folder, 5, callbacks)
+    three(run_whole, folder, 6, callbacks)
+    more = [Checkpoint(folder), StopAt(9)]
+    stopped = fit(one, one.init(seed=3), 3, more, resume=folder, stop="return")
+    assert stopped.train_iter == 9
+    every = ranks(run_in_pieces, folder, None, callbacks)
+    check_equal(every)
+    check_near(every[0], numbers(end))
+
+
+def saved(folder: str) -> None:
+    mine, start = started_in_pieces(tower(), EACH, True)
+    fit(mine, start, 1, [Checkpoint(folder)])
+
+
+def loaded(folder: str) -> list[Tensor]:
+    _, start = started_in_pieces(tower(), EACH, True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return numbers(unshard(load_latest(folder, start)))
+
+
+def test_a_checkpoint_in_pieces_can_be_read_whole_or_cut(
+    ranks: Ranks, three: Ranks, tmp_path: Path
+) -> None:
+    ranks(saved, str(tmp_path))
+    (directory,) = tmp_path.iterdir()
+    names = {path.name for path in directory.iterdir()}
+    assert names == {
+        *("SHA256SUMS", "state.json", "tensors.safetensors"),
+        *("pieces-00000.safetensors", "pieces-00001.safetensors"),
+    }
+    subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=directory, check=True)
+    whole = numbers(load(directory))
+    one = tower()
+    check_near(whole, numbers(fit(one, one.init(seed=3), 1)))
+    check_equal([whole, *ranks(loaded, str(tmp_path)), *three(loaded, str(tmp_path))])
+
+
+def test_every_rank_finds_out_that_a_piece_is_damaged(ranks: Ranks, tmp_path: Path) -> None:
+    for _ in range(2):
+        ranks(saved, str(tmp_path))
+    older, newer = sorted(tmp_path.iterdir())
+    whole = numbers(load(older))
+    for name in ("pieces-00000.safetensors", "pieces-00001.safetensors", "state.json"):
+        path = newer / name
+        content = path.read_bytes()
+        for place in range(0, len(content), len(content) // 5):
+            flipped = bytearray(content)
+            flipped[place] ^= 1 << place % 8
+            path.write_bytes(bytes(flipped))
+            check_equal([whole, *ranks(loaded, str(tmp_path))])
+            with pytest.raises(DamagedStateError):
+                load(newer)
+        path.write_bytes(content)
+    (newer / "pieces-00001.safetensors").unlink()
+    check_equal([whole, *ranks(loaded, str(tmp_path))])
+
+
+def refused(folder: str) -> list[str]:
+    mine, start = started_in_pieces(tower(), EACH, True)
+    said = []
+    for call in (
+        lambda: save(start, Path(folder) / "state"),
+        lambda: fit(mine, start, 1, compile=True),
+        lambda: fit(mine, start, 1, [Checkpoint(folder, seconds=1.0)]),
+    ):
+        try:
+            call()
+        except (TypeError, ValueError) as error:
+            said.append(str(error))
+    return said
+
+
+def test_what_cannot_be_done_with_pieces_is_refused(ranks: Ranks, tmp_path: Path) -> None:
+    for whole, graph, clock in ranks(refused, str(tmp_path)):
+        assert "is in pieces (a DTensor)" in whole
+        assert "unshard(state)" in whole
+        assert "fit(compile=True): the params are DTensors" in graph
+        assert "ranks do not have one clock" in clock

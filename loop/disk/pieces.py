@@ -1,0 +1,207 @@
+"""Tensors of which every rank holds a piece: each rank writes its own, and reads what it needs."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from functional_sgd.sharded import distributed, local
+from loop.disk.atomic import sync
+from loop.disk.plain import told
+from loop.state import State
+
+
+class Box(NamedTuple):
+    """Where a piece lies in its tensor."""
+
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+class Piece(NamedTuple):
+    """A box that is on the disk, and the number of the file that it is in."""
+
+    file: int
+    box: Box
+
+
+def file_name(number: int) -> str:
+    """The file of a rank."""
+    return f"pieces-{number:05d}.safetensors"
+
+
+FILE = re.compile(r"pieces-(\d{5})\.safetensors")
+"""The names of such files."""
+
+
+def box_of(tensor: Any) -> Box:
+    """What this rank holds of a tensor; of a plain one, all."""
+    if not distributed(tensor):
+        return Box((0,) * tensor.dim(), tuple(tensor.shape))
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    shape, start = compute_local_shape_and_global_offset(
+        tensor.shape, tensor.device_mesh, tensor.placements
+    )
+    return Box(tuple(start), tuple(shape))
+
+
+def is_first(tensor: Any) -> bool:
+    """Whether this rank is the first of those that hold the same piece."""
+    at = tensor.device_mesh.get_coordinate()
+    pairs = zip(tensor.placements, at, strict=True)
+    return all(place == 0 or not placement.is_replicate() for placement, place in pairs)
+
+
+def write_pieces(
+    directory: Path, number: int, tensors: Mapping[str, Any], stored: Mapping[str, Tensor]
+) -> dict[str, Piece]:
+    """Write this rank's pieces, onto the disk; where each of them lies. `stored` are the pieces as
+    they are in the file.
+    """
+    path = directory / file_name(number)
+    mine = {name: piece for name, piece in stored.items() if piece.numel() or not piece.dim()}
+    with told(path):
+        save_file(mine, path, metadata={"format": "pt"})
+        sync(path)
+    return {name: Piece(number, box_of(tensors[name])) for name in mine}
+
+
+def own_pieces(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The pieces that this rank is to write."""
+    return {
+        name: local(tensor).detach()
+        for name, tensor in tensors.items()
+        if distributed(tensor) and is_first(tensor)
+    }
+
+
+class Targets:
+    """Where the tensors of a state are to lie: as they do in another one, `like`."""
+
+    def __init__(self, like: State | None, tensors: Mapping[str, Any]) -> None:
+        self.exact = {name: tensor for name, tensor in tensors.items() if distributed(tensor)}
+        params = {} if like is None else like.params
+        self.params = {f"[{name!r}]": value for name, value in params.items() if distributed(value)}
+
+    def of(self, name: str, shape: Sequence[int]) -> Any:
+        """The DTensor that this one is to lie like; None for a plain tensor.
+
+        What a callback remembers of a param, such as an average, lies as the param does.
+        """
+        found = self.exact.get(name)
+        if found is None and name.startswith("memory["):
+            found = next((v for end, v in self.params.items() if name.endswith(end)), None)
+        return found if found is not None and list(found.shape) == list(shape) else None
+
+
+def read_pieces(
+    directory: Path,
+    name: str,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    pieces: Sequence[Piece],
+    target: Any,
+) -> Tensor:
+    """This rank's part of a tensor, where `target` has its; all of it if there is no target.
+
+    Raises ValueError, saying what is wrong, if pieces are missing, or
+    are not what they are said to be.
+    """
+    sizes = [math.prod(piece.box.shape) for piece in pieces]
+    if sum(sizes) != math.prod(shape):
+        raise ValueError(f"{name} has {math.prod(shape)} elements, and {sum(sizes)} are in pieces")
+    wanted = Box((0,) * len(shape), tuple(shape)) if target is None else box_of(target)
+    whole: Tensor | None = None
+    filled = 0
+    for piece in pieces:
+        part = _overlap(wanted, piece.box)
+        if part is None:
+            continue
+        with safe_open(directory / file_name(piece.file), framework="pt") as file:
+            found = file.get_slice(name)
+            tail = found.get_shape()[len(shape) :]  # pairs
+            if found.get_shape()[: len(shape)] != list(piece.box.shape) or tail not in ([], [2]):
+                raise ValueError(
+                    f"{name} has a piece of shape {found.get_shape()} in "
+                    f"{file_name(piece.file)}, expected {list(piece.box.shape)}"
+                )
+            values = found[_slices(part, piece.box)] if shape else file.get_tensor(name)
+        if whole is None:
+            whole = values.new_empty([*wanted.shape, *tail])
+        whole[_slices(part, wanted)] = values
+        filled += math.prod(part.shape)
+    if filled != math.prod(wanted.shape):
+        raise ValueError(f"{name}: {filled} of {math.prod(wanted.shape)} elements are there")
+    if whole is None:  # there are no elements
+        return torch.empty(wanted.shape, dtype=dtype)
+    whole = torch.view_as_complex(whole) if dtype.is_complex else whole
+    if whole.dtype != dtype:
+        raise ValueError(f"{name} is {whole.dtype}, expected {dtype}")
+    return whole
+
+
+def files_of(pieces: Sequence[Piece], target: Any) -> set[int]:
+    """The files that are read for a tensor."""
+    if target is None:
+        return {piece.file for piece in pieces}
+    wanted = box_of(target)
+    return {piece.file for piece in pieces if _overlap(wanted, piece.box) is not None}
+
+
+def laid_out(value: Tensor, target: Any) -> Tensor:
+    """A rank's part as a DTensor that lies like the target."""
+    from torch.distributed.tensor import DTensor
+
+    found: Tensor = DTensor.from_local(
+        value.to(target.device),
+        target.device_mesh,
+        target.placements,
+        run_check=False,
+        shape=target.shape,
+        stride=target.stride(),
+    )
+    return found
+
+
+def cut_like(value: Tensor, target: Any) -> Tensor:
+    """A whole tensor as a DTensor that lies like the target."""
+    start, shape = box_of(target)
+    ends = zip(start, shape, strict=True)
+    return laid_out(value[tuple(slice(at, at + size) for at, size in ends)].clone(), target)
+
+
+def any_rank(flag: bool, like: State | None) -> bool:
+    """Whether this is so on any rank that has pieces of the state."""
+    leaf: Any = next(filter(distributed, () if like is None else like.params.values()), None)
+    if leaf is None:
+        return flag
+    import torch.distributed as dist
+
+    found = torch.tensor(float(flag), device=leaf.device)
+    for dimension in range(leaf.device_mesh.ndim):
+        group = leaf.device_mesh.get_group(dimension)
+        dist.all_reduce(found, dist.ReduceOp.MAX, group=group)
+    return bool(found)
+
+
+def _overlap(one: Box, other: Box) -> Box | None:
+    """What two boxes have in common."""
+    start = tuple(map(max, one.start, other.start))
+    ends = [
+        min(a + n, b + m)
+        for a, n, b, m in zip(one.start, one.shape, other.start, other.shape, strict=True)
+    ]
+    shape = tuple(end - at for at, end in zip(start, ends, strict=True))
+    return None if any(size <= 0 for size in shape) else Box(start, shape)
+
+
+def _slices(part: Box, inside: Box) -> tuple[slice, ...]:
+    places = zip(part.start, part.shape, inside.start, strict=True)
+    return tuple(slice(at - begin, at - begin + size) for at, size, begin in places)

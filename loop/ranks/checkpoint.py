@@ -1,0 +1,121 @@
+"""Checkpoints of several ranks: rank 0 writes a state that all have; of pieces, each writes its
+own.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+from functional_sgd.sharded import any_distributed, distributed, local
+from loop.callbacks.checkpoint import Checkpoint, Saver
+from loop.disk.atomic import scratch
+from loop.disk.files import as_stored, pack, write
+from loop.disk.finite import not_finite
+from loop.disk.pieces import Piece, own_pieces, write_pieces
+from loop.disk.store import NOT_FINITE, probe, put_newest
+from loop.ranks.group import Group
+from loop.state import State
+
+
+@dataclass(frozen=True)
+class SharedCheckpoint:
+    """A Checkpoint, on each of the ranks."""
+
+    checkpoint: Checkpoint
+    group: Group
+    order: ClassVar[int] = Checkpoint.order
+    reports: ClassVar[bool] = True
+
+    @property
+    def name(self) -> str:
+        """That of the checkpoint."""
+        return self.checkpoint.name
+
+    @contextmanager
+    def around_fit(self, state: State) -> Iterator[Saver | None]:
+        """Write what there is when the run ends; of pieces, only if it ends on all ranks alike."""
+        if not any_distributed(state.params.values()):
+            del state
+            own = self.checkpoint.around_fit if self.group.rank == 0 else None
+            with nullcontext() if own is None else own(_NOBODY) as saver:
+                yield saver
+            return
+        if self.checkpoint.seconds is not None:
+            raise ValueError(
+                "Checkpoint: ranks do not have one clock, so they cannot write their pieces every "
+                f"{self.checkpoint.seconds} seconds. Give batches or epochs."
+            )
+        del state
+        folder = Path(self.checkpoint.folder)
+        probe(folder)
+        save = partial(save_together, group=self.group)
+        saver = Saver(folder, self.checkpoint.keep, time.monotonic(), save)
+        try:
+            yield saver
+        except Exception:
+            raise  # the other ranks may be anywhere, so nothing can be written together
+        except BaseException:
+            saver.write(last=True)
+            raise
+        else:
+            saver.write(last=True)
+
+    def committed(self, state: State) -> None:
+        """Write the state if it is time."""
+        if state.resources[self.name] is not None:
+            self.checkpoint.committed(state)
+
+    def overwritten(self, state: State) -> None:
+        """There is no state to write until the next one."""
+        if state.resources[self.name] is not None:
+            self.checkpoint.overwritten(state)
+
+
+_NOBODY: Any = None  # the state that Checkpoint.around_fit does not look at
+
+
+def save_together(state: State, folder: Path, keep: int, group: Group) -> None:
+    """`save_in` for a state in pieces, on all ranks at once: each writes its pieces into one
+    directory, which appears when all of them are in it.
+
+    Raises OSError on all ranks if one of them cannot write.
+    """
+    document, tensors = pack(state.at_rest())
+    own = own_pieces(tensors)
+    params = {name: local(value) for name, value in state.params.items()}
+    with scratch(folder) if group.rank == 0 else nullcontext() as new:
+        place = Path(group.gathered(str(new))[0])
+        pieces: dict[str, Piece] = {}
+        failure = ""
+        try:
+            pieces = write_pieces(place, group.rank, tensors, dict(as_stored(own)))
+        except OSError as error:
+            failure = f"{error}"
+        every = group.gathered((pieces, failure, bool(not_finite(params, state.buffers))))
+        _check([failure for _, failure, _ in every])
+        failure = ""
+        if group.rank == 0:
+            assert new is not None
+            mark = NOT_FINITE if any(bad for _, _, bad in every) else ""
+            known: dict[str, list[Piece]] = {
+                n: [] for n, one in tensors.items() if distributed(one)
+            }
+            for found, _, _ in every:
+                for name, piece in found.items():
+                    known[name].append(piece)
+            try:
+                write(new, document, tensors, known)
+                put_newest(new, folder, f"train_iter-{state.train_iter:08d}{mark}", keep)
+            except OSError as error:
+                failure = f"{error}"
+        _check(group.gathered(failure))
+
+
+def _check(failures: list[str]) -> None:
+    for rank, failure in enumerate(failures):
+        if failure:
+            raise OSError(f"Checkpoint: rank {rank} could not write its part: {failure}")
