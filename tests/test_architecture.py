@@ -22,8 +22,8 @@ its own folder.
 """
 
 LOOP_ORDER = (
-    "run.events run.signals run.chance columns history state donation emptied disk hyper_log "
-    "callback layer_groups layer_stats data losses metrics plots learner run callbacks "
+    "run.events run.signals run.chance columns history state layout donation emptied disk "
+    "hyper_log callback layer_groups layer_stats data losses metrics plots learner run callbacks "
     "training ranks tools"
 ).split()
 """Of loop, the same; a module with a place of its own is not in that of its folder."""
@@ -175,10 +175,17 @@ def test_functional_sgd_does_not_load(heavy: str) -> None:
 
 
 def test_one_file_knows_dtensor() -> None:
-    """The others ask it."""
+    """Two, in fact: what a step does with pieces, and how they are cut and joined."""
     found = {file for file in FILES if "distributed.tensor" in (ROOT / file).read_text()}
     ours = {file for file in found if file.startswith(("functional_sgd", "loop"))}
-    assert ours == {"functional_sgd/sharded.py"}
+    assert ours == {"functional_sgd/sharded.py", "loop/layout.py"}
+
+
+def test_the_machine_knows_nothing_of_ranks() -> None:
+    """Only loop.ranks talks to other processes; files and layouts ask whether a piece is theirs."""
+    found = {file for file in FILES if "torch.distributed" in (ROOT / file).read_text()}
+    ours = {file for file in found if file.startswith("loop") and "/ranks/" not in file}
+    assert ours == {"loop/layout.py", "loop/learner.py"}  # which refuses DDP and FSDP
 
 
 @pytest.mark.parametrize("heavy", HEAVY)

@@ -14,14 +14,8 @@ from torch import Tensor
 from functional_sgd.sharded import distributed, local
 from loop.disk.atomic import sync
 from loop.disk.plain import told
+from loop.layout import Box, box_of, is_first
 from loop.state import State
-
-
-class Box(NamedTuple):
-    """Where a piece lies in its tensor."""
-
-    start: tuple[int, ...]
-    shape: tuple[int, ...]
 
 
 class Piece(NamedTuple):
@@ -38,25 +32,6 @@ def file_name(number: int) -> str:
 
 FILE = re.compile(r"pieces-(\d{5})\.safetensors")
 """The names of such files."""
-
-
-def box_of(tensor: Any) -> Box:
-    """What this rank holds of a tensor; of a plain one, all."""
-    if not distributed(tensor):
-        return Box((0,) * tensor.dim(), tuple(tensor.shape))
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-    shape, start = compute_local_shape_and_global_offset(
-        tensor.shape, tensor.device_mesh, tensor.placements
-    )
-    return Box(tuple(start), tuple(shape))
-
-
-def is_first(tensor: Any) -> bool:
-    """Whether this rank is the first of those that hold the same piece."""
-    at = tensor.device_mesh.get_coordinate()
-    pairs = zip(tensor.placements, at, strict=True)
-    return all(place == 0 or not placement.is_replicate() for placement, place in pairs)
 
 
 def write_pieces(
@@ -153,42 +128,6 @@ def files_of(pieces: Sequence[Piece], target: Any) -> set[int]:
         return {piece.file for piece in pieces}
     wanted = box_of(target)
     return {piece.file for piece in pieces if _overlap(wanted, piece.box) is not None}
-
-
-def laid_out(value: Tensor, target: Any) -> Tensor:
-    """A rank's part as a DTensor that lies like the target."""
-    from torch.distributed.tensor import DTensor
-
-    found: Tensor = DTensor.from_local(
-        value.to(target.device),
-        target.device_mesh,
-        target.placements,
-        run_check=False,
-        shape=target.shape,
-        stride=target.stride(),
-    )
-    return found
-
-
-def cut_like(value: Tensor, target: Any) -> Tensor:
-    """A whole tensor as a DTensor that lies like the target."""
-    start, shape = box_of(target)
-    ends = zip(start, shape, strict=True)
-    return laid_out(value[tuple(slice(at, at + size) for at, size in ends)].clone(), target)
-
-
-def any_rank(flag: bool, like: State | None) -> bool:
-    """Whether this is so on any rank that has pieces of the state."""
-    leaf: Any = next(filter(distributed, () if like is None else like.params.values()), None)
-    if leaf is None:
-        return flag
-    import torch.distributed as dist
-
-    found = torch.tensor(float(flag), device=leaf.device)
-    for dimension in range(leaf.device_mesh.ndim):
-        group = leaf.device_mesh.get_group(dimension)
-        dist.all_reduce(found, dist.ReduceOp.MAX, group=group)
-    return bool(found)
 
 
 def _overlap(one: Box, other: Box) -> Box | None:

@@ -33,16 +33,14 @@ from loop.disk.files import (
 from loop.disk.kinds import check_fields
 from loop.disk.pieces import (
     FILE,
-    Box,
     Piece,
     Targets,
-    cut_like,
     file_name,
     files_of,
-    laid_out,
     read_pieces,
 )
 from loop.disk.plain import content
+from loop.layout import Box, cut_like, laid_out
 from loop.state import State
 
 _ENTRY = frozenset({"dtype", "shape", "device", "sha256"})  # what state.json says of a tensor

@@ -15,10 +15,11 @@ from loop.disk.files import CPU, FILES, REST, home, pack, shaped, write
 from loop.disk.files import DamagedStateError as DamagedStateError
 from loop.disk.files import StateFileError as StateFileError
 from loop.disk.finite import not_finite
-from loop.disk.pieces import Targets, any_rank
+from loop.disk.pieces import Targets
 from loop.disk.plain import told
 from loop.disk.reading import read
 from loop.disk.undisturbed import undisturbed
+from loop.layout import any_rank
 from loop.state import State
 
 NOT_FINITE = "-not-finite"
@@ -142,7 +143,7 @@ def load_latest(folder: str | Path, like: State | None = None) -> State:
             continue
         except DamagedStateError as error:
             failure = error
-        if not any_rank(failure is not None, like):
+        if not _on_any_rank(failure is not None, like):
             return state
         if failure is None:
             failure = DamagedStateError(
@@ -261,6 +262,13 @@ def _built_like(found: Any, expected: Any, where: str) -> Any:
             _built_like(part, other, f"{where}[{index}]") for index, (part, other) in pairs
         )
     return found
+
+
+def _on_any_rank(flag: bool, like: State | None) -> bool:
+    """Whether this is so on any rank that has pieces of the state, if it is in pieces."""
+    leaves = () if like is None else like.params.values()
+    leaf = next(filter(distributed, leaves), None)
+    return flag if leaf is None else any_rank(flag, leaf)
 
 
 def _targets(like: State | None) -> Targets | None:

@@ -5,10 +5,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from functional_sgd.sharded import distributed
+from loop.layout import gathered
 
 
 def gathering(model: nn.Module, blocks: Iterable[str] = (), again: bool = True) -> nn.Module:
@@ -58,7 +59,7 @@ class _Gathered:
             return self.forward(*args, **kwargs)
 
         def run(*inputs: Any) -> Any:
-            whole = {id(piece): _Whole.apply(piece) for piece in inputs[: len(pieces)]}
+            whole: dict[int, Any] = {id(piece): gathered(piece) for piece in inputs[: len(pieces)]}
             # Within a recomputation, other tensors may be in place than in the first pass.
             before = [layer._parameters[name] for layer, name, _ in places]
             try:
@@ -72,26 +73,3 @@ class _Gathered:
         if self.again and torch.is_grad_enabled():
             return checkpoint(run, *pieces, *args, use_reentrant=False)
         return run(*pieces, *args)
-
-
-class _Whole(torch.autograd.Function):
-    """All of a param, on every rank; its derivative is the sum over ranks, cut like the param."""
-
-    @staticmethod
-    def forward(ctx: Any, piece: Any) -> Tensor:
-        """Gather."""
-        from torch.distributed.tensor import Replicate
-
-        ctx.mesh, ctx.placements = piece.device_mesh, piece.placements
-        whole: Tensor = piece.redistribute(placements=[Replicate()] * ctx.mesh.ndim).to_local()
-        # Of a replicated param it is the piece itself, and an output must be another tensor.
-        return whole.view_as(whole)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        """Reduce and scatter."""
-        from torch.distributed.tensor import DTensor, Partial
-
-        parts = [Partial("sum")] * ctx.mesh.ndim
-        summed = DTensor.from_local(grad.contiguous(), ctx.mesh, parts, run_check=False)
-        return summed.redistribute(placements=ctx.placements)

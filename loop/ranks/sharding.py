@@ -7,6 +7,7 @@ from torch import Tensor
 
 from functional_sgd.sharded import distributed, full
 from functional_sgd.state import seeded
+from loop.layout import cut_like, in_rows
 from loop.learner import Learner
 from loop.state import State
 
@@ -20,9 +21,22 @@ def shard(learner: Learner, state: State, mesh: Any) -> State:
     names of params, such as averages. The learner's model must be `gathering`. Call it on all ranks
     with equal states; no rank needs the others for it.
 
-    >>> start = shard(learner, learner.init(), mesh)  # doctest: +SKIP
+    A process alone has all of them:
+
+    >>> import torch.distributed as dist
+    >>> from functional_sgd import sgd
+    >>> from loop import Batches, DataLoaders, gathering, parallel
+    >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    >>> mesh = dist.init_device_mesh("cpu", (1,))
+    >>> x, model = torch.ones(4, 1), gathering(torch.nn.Linear(1, 1))
+    >>> one = Learner(model, DataLoaders(Batches((x, x))), torch.nn.functional.mse_loss, sgd())
+    >>> learner = parallel(one, mesh)
+    >>> start = shard(learner, learner.init(), mesh)
+    >>> start.params["weight"].placements
+    (Shard(dim=0),)
+    >>> dist.destroy_process_group()
     """
-    params = {name: _cut(value, mesh) for name, value in state.params.items()}
+    params = {name: in_rows(value, mesh) for name, value in state.params.items()}
     template: Any = seeded(learner.opt.init(params), state.seed)
     slots: Any = state.opt_state
     opt_state = optree.tree_map(_like, template, slots)
@@ -40,28 +54,11 @@ def unshard(state: State) -> State:
     return state.replace(params=params, opt_state=opt_state, memory=memory)
 
 
-def _cut(value: Tensor, mesh: Any) -> Tensor:
-    from torch.distributed.tensor import Replicate, Shard
-
-    last = Shard(0) if value.dim() else Replicate()
-    return _placed(value, mesh, [*[Replicate()] * (mesh.ndim - 1), last])
-
-
-def _placed(value: Tensor, mesh: Any, placements: Any) -> Tensor:
-    """A tensor that all ranks have, cut without a word to the others."""
-    from torch.distributed.tensor import distribute_tensor
-
-    if distributed(value):
-        return value
-    cut: Tensor = distribute_tensor(value.detach(), mesh, placements, src_data_rank=None)
-    return cut
-
-
 def _like(template: Any, value: Any) -> Any:
     """A slot, as that of a fresh state lies."""
-    if not distributed(template):
+    if not distributed(template) or distributed(value):
         return value
-    return _placed(value, template.device_mesh, template.placements)
+    return cut_like(value, template)
 
 
 def _by_name(value: Any, params: dict[str, Tensor]) -> Any:

@@ -1,0 +1,113 @@
+"""Tensors in pieces: where each rank's lies, how pieces become whole and whole tensors pieces.
+
+What a step does with pieces is in functional_sgd.sharded. These two files alone know DTensor.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from functional_sgd.sharded import distributed
+
+
+class Box(NamedTuple):
+    """Where a piece lies in its tensor."""
+
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        """The piece, as indices of the tensor."""
+        pairs = zip(self.start, self.shape, strict=True)
+        return tuple(slice(at, at + size) for at, size in pairs)
+
+
+def box_of(tensor: Any) -> Box:
+    """What this rank holds of a tensor; of a plain one, all."""
+    if not distributed(tensor):
+        return Box((0,) * tensor.dim(), tuple(tensor.shape))
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    shape, start = compute_local_shape_and_global_offset(
+        tensor.shape, tensor.device_mesh, tensor.placements
+    )
+    return Box(tuple(start), tuple(shape))
+
+
+def is_first(tensor: Any) -> bool:
+    """Whether this rank is the first of those that hold the same piece."""
+    at = tensor.device_mesh.get_coordinate()
+    pairs = zip(tensor.placements, at, strict=True)
+    return all(place == 0 or not placement.is_replicate() for placement, place in pairs)
+
+
+def in_rows(value: Tensor, mesh: Any) -> Tensor:
+    """A tensor that all ranks have, its first axis cut over the last dimension of the mesh."""
+    if distributed(value):
+        return value
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    last = Shard(0) if value.dim() else Replicate()
+    placements = [*[Replicate()] * (mesh.ndim - 1), last]
+    cut: Tensor = distribute_tensor(value.detach(), mesh, placements, src_data_rank=None)
+    return cut
+
+
+def cut_like(value: Tensor, target: Any) -> Tensor:
+    """A tensor that all ranks have, cut as the target is."""
+    return laid_out(value.detach()[box_of(target).slices].clone(), target)
+
+
+def laid_out(piece: Tensor, target: Any) -> Tensor:
+    """This rank's piece as a DTensor that lies like the target."""
+    from torch.distributed.tensor import DTensor
+
+    found: Tensor = DTensor.from_local(
+        piece.to(target.device),
+        target.device_mesh,
+        target.placements,
+        run_check=False,
+        shape=target.shape,
+        stride=target.stride(),
+    )
+    return found
+
+
+def gathered(piece: Tensor) -> Tensor:
+    """All of a tensor, on every rank; its derivative is the sum over ranks, cut as the piece is."""
+    whole: Tensor = _Gathered.apply(piece)
+    return whole
+
+
+def any_rank(flag: bool, like: Any) -> bool:
+    """Whether this is so on any of the ranks that have pieces of a tensor."""
+    import torch.distributed as dist
+
+    found = torch.tensor(float(flag), device=like.device)
+    for dimension in range(like.device_mesh.ndim):
+        group = like.device_mesh.get_group(dimension)
+        dist.all_reduce(found, dist.ReduceOp.MAX, group=group)
+    return bool(found)
+
+
+class _Gathered(torch.autograd.Function):
+    """Gathers; backwards, reduces and scatters."""
+
+    @staticmethod
+    def forward(ctx: Any, piece: Any) -> Tensor:
+        from torch.distributed.tensor import Replicate
+
+        ctx.mesh, ctx.placements = piece.device_mesh, piece.placements
+        whole: Tensor = piece.redistribute(placements=[Replicate()] * ctx.mesh.ndim).to_local()
+        # Of a replicated tensor it is the piece itself, and an output must be another tensor.
+        return whole.view_as(whole)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        from torch.distributed.tensor import DTensor, Partial
+
+        parts = [Partial("sum")] * ctx.mesh.ndim
+        summed = DTensor.from_local(grads[0].contiguous(), ctx.mesh, parts, run_check=False)
+        return summed.redistribute(placements=ctx.placements)
