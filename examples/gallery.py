@@ -40,8 +40,15 @@ RUNS: dict[str, Sequence[str]] = {
     "lesson9_data": (),
     "lesson9_model": ("--seeds", "2"),
     "resume": ("--epochs", "2", "--folder", f"{EMPTY}/resume"),
+    "ranks": (),
+    "shards": ("--epochs", "1", "--folder", f"{EMPTY}/shards"),
 }
 """Example -> its arguments; {data} is where data sets are, {empty} a folder that is removed."""
+
+ON_RANKS = ("ranks", "shards")
+"""Examples that torchrun starts, as two processes."""
+
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
 @dataclass(frozen=True)
@@ -63,9 +70,10 @@ def run(name: str, data: Path, empty: str) -> Result:
         arguments[arguments.index("--root") + 1] = str(CACHE)
     if not root.is_dir():
         return Result(name, None, f"skipped: there are no data in {root}", 0.0)
+    launcher = TORCHRUN if name in ON_RANKS else ()
     started = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, str(HERE / f"{name}.py"), *arguments],
+        [sys.executable, *launcher, str(HERE / f"{name}.py"), *arguments],
         env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

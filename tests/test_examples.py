@@ -215,6 +215,34 @@ def test_functional_training(name: str, arguments: str, says: str, tmp_path: Pat
     assert is_picture(tmp_path, name)
 
 
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+
+def on_two_ranks(name: str, *arguments: str, cwd: Path) -> str:
+    """What an example prints that torchrun starts."""
+    command = [sys.executable, *TORCHRUN, str(ROOT / "examples" / name), *arguments]
+    done = subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_ranks_end_where_one_process_ends(tmp_path: Path) -> None:
+    printed = on_two_ranks("ranks.py", "--epochs", "1", cwd=tmp_path)
+    found = re.search(r"one process ends (\d+e[+-]\d+) away", printed)
+    assert found is not None
+    assert float(found[1]) < 1e-8
+
+
+def test_shards_hold_a_share_each_and_go_on_from_their_checkpoint(tmp_path: Path) -> None:
+    short = ("--epochs", "1", "--characters", "6000")
+    for _ in range(2):
+        printed = on_two_ranks("shards.py", *short, cwd=tmp_path)
+        assert "the ranks hold [58240, 58240]" in printed
+    assert len(list((tmp_path / "shards").iterdir())) == 1
+
+
 def test_gallery_runs_every_example(tmp_path: Path) -> None:
     """All are in its list; one is run here. What has no data is left out, and said so."""
     printed = run("gallery.py", "--only", "lesson9_data", "imagenette", cwd=tmp_path)

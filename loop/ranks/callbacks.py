@@ -9,6 +9,7 @@ the rank's share of the batch, last before the backward pass, and gradients are 
 gradients would be wrong as soon as the parts differ in size.
 """
 
+import functools
 import hashlib
 import signal
 from collections.abc import Iterator, Mapping, Sequence
@@ -58,7 +59,7 @@ class Ranks:
         """The callbacks of this rank: only the first one reports."""
         every = [getattr(one, "name", "") for one in callbacks if getattr(one, "collects", False)]
         counts = any(getattr(one, "train_metrics", False) for one in callbacks)
-        knowing = replace(self, collecting=tuple(every), counts_training=counts)
+        knowing = _knowing(self, tuple(every), counts)
         here = [knowing if one is self else self._here(one) for one in callbacks]
         return [one for one in here if one is not None]
 
@@ -203,6 +204,12 @@ class Ranks:
                 else:
                     sums[name] = named[name].merge(sums[name], value)
         return state.remember(RECORDER, replace(record, sums=sums))
+
+
+@functools.lru_cache(maxsize=32)
+def _knowing(ranks: Ranks, collecting: tuple[str, ...], counts_training: bool) -> Ranks:
+    """The same object in every run, or a compiled batch would be compiled again."""
+    return replace(ranks, collecting=collecting, counts_training=counts_training)
 
 
 @dataclass(frozen=True)

@@ -21,20 +21,30 @@ class Group:
 
         The bits are the same on every rank. It can be traced.
         """
-        from torch.distributed import _functional_collectives as collectives
-
         found = list(tensors)
         places: dict[torch.dtype, list[int]] = {}
         for place, tensor in enumerate(tensors):
             places.setdefault(tensor.dtype, []).append(place)
         for chosen in places.values():
             flat = torch.cat([tensors[place].reshape(-1) for place in chosen])
-            total = collectives.all_reduce(flat, "sum", self.handle)
-            total = collectives.wait_tensor(total)  # type: ignore[no-untyped-call]
+            total: Any = self._sum(flat)
             pieces = total.split([tensors[place].numel() for place in chosen])
             for place, piece in zip(chosen, pieces, strict=True):
                 found[place] = piece.view(tensors[place].shape)
         return found
+
+    def _sum(self, flat: Tensor) -> Tensor:
+        """The sum over ranks, of a tensor that nobody else has."""
+        if type(flat) is Tensor:
+            import torch.distributed as dist
+
+            dist.all_reduce(flat, group=self.handle)  # half the time of a functional one
+            return flat
+        from torch.distributed import _functional_collectives as collectives
+
+        total = collectives.all_reduce(flat, "sum", self.handle)
+        waited: Tensor = collectives.wait_tensor(total)  # type: ignore[no-untyped-call]
+        return waited
 
     def gathered(self, value: Any) -> list[Any]:
         """What every rank has given, in their order; tensors come on the CPU."""

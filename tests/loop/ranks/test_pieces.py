@@ -291,6 +291,23 @@ def refused(folder: str) -> list[str]:
     return said
 
 
+def replicated_and_cut() -> list[Tensor]:
+    """On a mesh of two dimensions, the first of which replicates."""
+    mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("replicate", "cut"))
+    one = tower()
+    mine = parallel(replace(one, model=gathering(one.model, EACH)))
+    end = fit(mine, shard(mine, mine.init(seed=3), mesh), 2)
+    assert end.params["table.weight"].placements == (Replicate(), Shard(0))
+    return numbers(unshard(end))
+
+
+def test_meshes_may_have_two_dimensions(ranks: Ranks) -> None:
+    one = tower()
+    every = ranks(replicated_and_cut)
+    check_equal(every)
+    check_near(every[0], numbers(fit(one, one.init(seed=3), 2)))
+
+
 def test_what_cannot_be_done_with_pieces_is_refused(ranks: Ranks, tmp_path: Path) -> None:
     for whole, graph, clock in ranks(refused, str(tmp_path)):
         assert "is in pieces (a DTensor)" in whole
