@@ -245,7 +245,7 @@ OPTAX: Rows = {
 FASTAI: Rows = {
     "Learner(dls, model, ...)": "Learner(model, data, loss, opt, metrics, callbacks)",
     "learn.fit": "fit(learner, state, epochs)",
-    "learn.fit_one_cycle": "fit_one_cycle(learner, state, epochs, lr)",
+    "learn.fit_one_cycle": "fit_one_cycle(learner, state, epochs, lr)  # or steps=1000",
     "learn.fit_flat_cos": "fit_flat_cos(learner, state, epochs, lr)",
     "learn.fit_sgdr": "fit_sgdr(learner, state, cycles, cycle_length, lr)",
     "learn.fine_tune": "fine_tune(learner, state, epochs)",
@@ -297,6 +297,10 @@ LIGHTNING: Rows = {
     "LightningModule": "a torch module, a loss function and an optimizer: Learner(...)",
     "LightningDataModule": "DataLoaders(train, valid)",
     "Trainer(max_epochs=n).fit(model)": "fit(learner, state, n)",
+    "max_steps": "fit(learner, state, steps=1000)  # schedules are spread over the steps",
+    "val_check_interval, check_val_every_n_epoch=None": (
+        "fit(learner, state, steps=1000, steps_per_epoch=100)  # an epoch is so many batches then"
+    ),
     "trainer.validate, test": "validate(learner, state, data)",
     "trainer.predict": "predict(learner, state, data)",
     "configure_optimizers": "Learner(..., opt)  # schedules: ParamScheduler({...})",

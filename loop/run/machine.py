@@ -25,6 +25,7 @@ from loop.run.events import (
     Scope,
     Stage,
 )
+from loop.run.passes import Feed
 from loop.run.returned import accepted
 from loop.run.running import running
 from loop.run.scopes import BORDERS, Change
@@ -70,6 +71,7 @@ class Run:
         self.fetching = False  # whether a loader is at work, which may never come back
         self.stop: Callable[[], bool] = bool  # says whether to end at the next event
         self.failure: Exception | None = None  # what failed when it had said so
+        self.feed = Feed()
         self.work.join(self)
 
     def steps(self) -> Steps:
@@ -88,6 +90,8 @@ class Run:
             state = None if self.spent else self.committed.at_rest()
             error.state = state  # type: ignore[attr-defined]
             raise
+        finally:
+            self.feed.close()
         return self.state.at_rest().replace(done=(), frozen=(), begun_with={})
 
     def to_end(self, stop: Callable[[], bool]) -> State:
@@ -184,11 +188,11 @@ class Run:
         else:
             self.ahead.clear()
 
-    def _each(self, each: Callable[[State, int], Iterator[Change]]) -> Iterator[Change]:
+    def _each(self, each: Callable[[State, int, Feed], Iterator[Change]]) -> Iterator[Change]:
         """What changes on entering a repeated scope, once for each time; an error in the loader
         says so.
         """
-        changes = each(self.state, self.path[-1])
+        changes = each(self.state, self.path[-1], self.feed)
         while True:
             self.fetching = True
             try:

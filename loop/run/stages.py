@@ -15,12 +15,13 @@ from functional_sgd.outputs import map_output
 from functional_sgd.placing import Placed, look_again
 from loop.learner import Learner
 from loop.run.attributes import attributes_of, warn_of_attributes
-from loop.run.chance import key, seed_loader, seed_torch
+from loop.run.chance import key, seed_torch
 from loop.run.forward import ByName, Unharmed, called
+from loop.run.passes import TRAIN_DATA, VALID_DATA, Feed, Pass, length
 from loop.run.signals import Cancel
 from loop.state import State
 
-_DATA, _VALID_DATA, FOR_BATCH, _VALID_BATCH = range(4)  # what a random number is for
+FOR_BATCH, _VALID_BATCH = 2, 3  # what a random number is for; passes.py has the others
 
 
 class Work:
@@ -218,82 +219,92 @@ class Work:
         return loss
 
 
-def epochs(state: State, start: int) -> Iterator[Callable[[State], State]]:
+def epochs(state: State, start: int, feed: Feed) -> Iterator[Callable[[State], State]]:
     """Enter every epoch of the run, from this one on."""
     n_epoch = state.n_epoch
-    del state  # its tensors would live as long as the run
+    del state, feed  # or its tensors would live as long as the run
     for epoch in range(start, n_epoch):
         yield _Enter(epoch=epoch)
 
 
-def batches(state: State, start: int) -> Iterator[Callable[[State], State]]:
-    """Enter every batch of the phase, from this one on. The order of the data is a function of
-    (seed, epoch) alone.
+def batches(state: State, start: int, feed: Feed) -> Iterator[Callable[[State], State]]:
+    """Enter every batch of the phase, from this one on.
+
+    The data are a pass over the loader, whose order is a function of (seed, epochs_seen) alone; but
+    in the training phases of a run that counts steps, as many as are due, from `position` on.
     """
-    learner, device = learner_of(state), device_of(state)
-    loader = learner.data.train if state.training else learner.data.valid
-    name = "data.train" if state.training else "data.valid"
-    purpose = _DATA if state.training else _VALID_DATA
-    order, index = key(state.seed, state.epochs_seen, purpose), 0
-    if loader is not None and hasattr(loader, "set_position"):  # it can begin in the middle
-        loader.set_position(key(state.seed, purpose), state.epochs_seen, start)
-        index = start
-    seed_loader(loader, order)
-    seed_torch(order, device)
-    iterator, expected = iter(() if loader is None else loader), _length(loader)
+    if state.training and state.n_step is not None:
+        return fed_batches(state, start, feed)
+    return batches_of_a_pass(state, start)
+
+
+def batches_of_a_pass(state: State, start: int) -> Iterator[Callable[[State], State]]:
+    """Enter every batch of a pass over the data of the phase, from this one on."""
+    learner, device, training = learner_of(state), device_of(state), state.training
+    loader = learner.data.train if training else learner.data.valid
+    purpose, number = TRAIN_DATA if training else VALID_DATA, state.epochs_seen
+    source = Pass(loader, purpose, state.seed, number, start, device)
     del state  # or it would live as long as the phase does
-    while True:
-        seed_torch(key(order, index), device)
-        try:
-            batch = next(iterator)
-        except StopIteration:
-            break
-        if index >= start:
-            xb, yb = split_batch(learner, batch, device)
-            yield _Enter(iter=index, xb=xb, yb=yb, done=())
-        index += 1
-    if index < max(start, 1):
-        raise ValueError(
-            f"Learner: {name} yielded {index} batches where the run had seen {start} already: it "
-            f"is other data."
-            if start
-            else f"Learner: {name} is empty: it yielded no batch. Check the data set, or drop_last."
-        )
-    if expected is not None and index < expected:
-        raise ValueError(
-            f"Learner: {name} has len() {expected}, but yielded {index} batches, so schedules "
-            f"would end too early. Does dataset[i] raise StopIteration? Give the loader the right "
-            f"len(), or none."
-        )
+    for batch in source:
+        xb, yb = split_batch(learner, batch, device)
+        changes: dict[str, Any] = dict(position=(number, source.index)) if training else {}
+        yield _Enter(iter=source.index - 1, xb=xb, yb=yb, done=(), **changes)
+    source.check()
+
+
+def fed_batches(state: State, start: int, feed: Feed) -> Iterator[Callable[[State], State]]:
+    """Enter every training batch that an epoch of so many steps has, from this one on."""
+    learner, device = learner_of(state), device_of(state)
+    seed, position, due = state.seed, state.position, state.n_iter
+    assert due is not None, "enter_train has counted them"
+    del state  # or it would live as long as the phase does
+    for index in range(start, due):
+        batch, position = feed.batch(learner.data.train, seed, position, device)
+        xb, yb = split_batch(learner, batch, device)
+        yield _Enter(iter=index, xb=xb, yb=yb, done=(), position=position)
 
 
 def enter_train(state: State) -> State:
     """The training phase begins."""
-    pct = state.epoch / max(state.n_epoch, 1)
     learner_of(state).model.train(True)
-    return state.replace(
-        training=True, iter=0, n_iter=_length(learner_of(state).data.train), pct_train=pct
-    )
+    if state.n_step is None:
+        due = length(learner_of(state).data.train)
+    else:
+        due = min(state.steps_per_epoch, state.n_step - state.epoch * state.steps_per_epoch)
+    state = state.replace(training=True, iter=0, n_iter=due)
+    return state.replace(pct_train=_share_done(state, 0))
 
 
 def enter_validate(state: State) -> State:
     """The validation phase begins."""
     learner_of(state).model.train(False)
-    return state.replace(training=False, iter=0, n_iter=_length(learner_of(state).data.valid))
+    return state.replace(training=False, iter=0, n_iter=length(learner_of(state).data.valid))
 
 
 def leave_batch(state: State) -> State:
     """A training batch, cancelled or not, counts."""
     if not state.training:
         return state
-    done = min((state.iter + 1) / state.n_iter, 1.0) if state.n_iter else 0.0
-    pct = (state.epoch + done) / max(state.n_epoch, 1)
+    pct = _share_done(state, state.iter + 1)
     return state.replace(train_iter=state.train_iter + 1, pct_train=pct)
 
 
+def _share_done(state: State, batches: int) -> float:
+    """The share of the run that is done, with so many batches of this epoch."""
+    if state.n_step is not None:
+        return (state.epoch * state.steps_per_epoch + batches) / max(state.n_step, 1)
+    done = min(batches / state.n_iter, 1.0) if state.n_iter else 0.0
+    return (state.epoch + done) / max(state.n_epoch, 1)
+
+
 def leave_epoch(state: State) -> State:
-    """An epoch, cancelled or not, counts."""
-    return state.replace(epochs_seen=state.epochs_seen + 1, done=())
+    """An epoch, cancelled or not, counts. One that is a pass over the data is over; one of so many
+    steps leaves the pass where it is.
+    """
+    changes: dict[str, Any] = dict(epochs_seen=state.epochs_seen + 1, done=())
+    if state.n_step is None:
+        changes |= dict(position=(state.epochs_seen + 1, 0))
+    return state.replace(**changes)
 
 
 def left_batch(state: State) -> State:
@@ -377,10 +388,3 @@ def _to(part: Any, device: torch.device) -> Any:
     if isinstance(part, Tensor):
         return part if part.device == device else part.to(device, non_blocking=True)
     return optree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, part)
-
-
-def _length(loader: Any) -> int | None:
-    try:
-        return len(loader)
-    except TypeError:
-        return None
