@@ -257,6 +257,7 @@ FASTAI: Rows = {
     "learn.freeze, freeze_to, unfreeze": "Freeze(patterns)",
     "learn.summary": "summary(learner, state)",
     "learn.one_batch": "one_batch(data)",
+    "learn.show_batch, dls.show_batch": "plot_batch(learner, classes)  # images, or a table",
     "learn.recorder": "state.history",
     "learn.show_training_loop": "show_loop(learner)",
     "learn.to_fp16, to_bf16": "MixedPrecision()",
@@ -391,7 +392,17 @@ def known(name: str) -> bool:
 
 
 ARGUMENTS = {
-    *("callback", "callbacks", "cycle_length", "cycles", "dampening", "data", "dict", "epochs"),
+    *(
+        "callback",
+        "callbacks",
+        "classes",
+        "cycle_length",
+        "cycles",
+        "dampening",
+        "data",
+        "dict",
+        "epochs",
+    ),
     *("every", "folder", "grads", "high", "key", "labels", "like", "loss", "low", "metrics", "mom"),
     *("n", "nesterov", "optree", "params", "path", "pattern", "patterns", "step", "train", "tree"),
     *("valid", "wd"),
