@@ -317,6 +317,7 @@ LIGHTNING: Rows = {
     "precision": "MixedPrecision(...)",
     "accelerator, devices": "learner.init(device=...)",
     "deterministic=True, seed_everything": "learner.init(seed=0)  # a run is a function of it",
+    "find_unused_parameters": "nothing to set: a run warns of parameters without a gradient",
     "detect_anomaly": "TerminateOnNaN()",
     "profiler": "Profiler(...), Timer(...)",
     "logger": "TensorBoardLogger(...), CSVLogger(...), JSONLLogger(...), TrackerLogger(...)",

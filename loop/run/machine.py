@@ -29,6 +29,7 @@ from loop.run.passes import Feed
 from loop.run.returned import accepted
 from loop.run.running import running
 from loop.run.scopes import BORDERS, Change
+from loop.run.shapes import shapes as shapes_in
 from loop.run.signals import SIGNALS, Cancel, SignalError
 from loop.state import State
 
@@ -125,6 +126,8 @@ class Run:
             with self.brackets_of(scope.name, lend=True):
                 yield from self._inside(scope)
                 self.state, over = border.over(self.state), True
+                if not scope.whole:
+                    self.work.over(scope.name)
                 yield self._event(scope.after)
         except Cancel as signal:
             # It is for a scope further out, which goes on from the state that it carries.
@@ -300,7 +303,7 @@ class Run:
             return
         # What fails once the run is to stop is not worth raising: it is over anyway.
         self.failure = error if spare and self.stop() else None
-        known = f"; {stages.shapes(self.state)}" if shapes else ""
+        known = f"; {shapes_in(self.state)}" if shapes else ""
         error.add_note(f"loop: raised {where}, {self._where(batch)}{known}.")
 
     def _route(self, signal: Cancel, where: str) -> None:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from functional_sgd.autodiff import detached, gradients
-from functional_sgd.outputs import map_output
 from functional_sgd.placing import Placed, look_again
 from loop.learner import Learner
 from loop.run.attributes import attributes_of, warn_of_attributes
@@ -19,6 +18,7 @@ from loop.run.chance import key, seed_torch
 from loop.run.forward import ByName, Unharmed, called
 from loop.run.passes import TRAIN_DATA, VALID_DATA, Feed, Pass, length
 from loop.run.signals import Cancel
+from loop.run.unused import Unused
 from loop.state import State
 
 FOR_BATCH, _VALID_BATCH = 2, 3  # what a random number is for; passes.py has the others
@@ -37,6 +37,7 @@ class Work:
         self.average: tuple[Any, Any, Any] = (None, None, None)  # of these params and this state
         self.model, self.loss_function = Unharmed("model"), Unharmed("loss")
         self.trained = 0  # batches of this run
+        self.unused = Unused()
 
     def join(self, run: Any) -> None:
         """Prepare for a run."""
@@ -56,6 +57,11 @@ class Work:
         placed, self.placed = self.placed, None
         if placed is not None:
             placed.put_back()
+
+    def over(self, scope: str) -> None:
+        """A scope that is no batch has come to its end."""
+        if scope == "train":
+            self.unused.warn()
 
     def predict(self, state: State) -> State:
         """The model's output for xb, and the buffers after it."""
@@ -146,6 +152,7 @@ class Work:
             )
         each = iter(grads)
         by_name = {name: None if name in state.frozen else next(each) for name in self.during}
+        self.unused.look(by_name, state.frozen)
         params = state.params
         if params is self.during:
             params = self.before
@@ -368,20 +375,6 @@ def split_batch(
     parts = tuple(_to(part, device) for part in parts)
     count = min(learner.n_inputs, len(parts))
     return parts[:count], parts[count:]
-
-
-def shapes(state: State) -> str:
-    """The shapes in a batch, for an error message."""
-    named = {"xb": state.xb, "yb": state.yb, "pred": state.pred}
-    known = {name: map_output(_shape, value) for name, value in named.items() if value is not None}
-    return ", ".join(f"{name}: {value}" for name, value in known.items())
-
-
-def _shape(value: Any) -> str:
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
-        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _to(part: Any, device: torch.device) -> Any:
