@@ -245,7 +245,7 @@ OPTAX: Rows = {
 FASTAI: Rows = {
     "Learner(dls, model, ...)": "Learner(model, data, loss, opt, metrics, callbacks)",
     "learn.fit": "fit(learner, state, epochs)",
-    "learn.fit_one_cycle": "fit_one_cycle(learner, state, epochs, lr)",
+    "learn.fit_one_cycle": "fit_one_cycle(learner, state, epochs, lr)  # or steps=1000",
     "learn.fit_flat_cos": "fit_flat_cos(learner, state, epochs, lr)",
     "learn.fit_sgdr": "fit_sgdr(learner, state, cycles, cycle_length, lr)",
     "learn.fine_tune": "fine_tune(learner, state, epochs)",
@@ -258,6 +258,7 @@ FASTAI: Rows = {
     "learn.freeze, freeze_to, unfreeze": "Freeze(patterns)",
     "learn.summary": "summary(learner, state)",
     "learn.one_batch": "one_batch(data)",
+    "learn.show_batch, dls.show_batch": "plot_batch(learner, classes)  # images, or a table",
     "learn.recorder": "state.history",
     "learn.show_training_loop": "show_loop(learner)",
     "learn.to_fp16, to_bf16": "MixedPrecision()",
@@ -298,6 +299,10 @@ LIGHTNING: Rows = {
     "LightningModule": "a torch module, a loss function and an optimizer: Learner(...)",
     "LightningDataModule": "DataLoaders(train, valid)",
     "Trainer(max_epochs=n).fit(model)": "fit(learner, state, n)",
+    "max_steps": "fit(learner, state, steps=1000)  # schedules are spread over the steps",
+    "val_check_interval, check_val_every_n_epoch=None": (
+        "fit(learner, state, steps=1000, steps_per_epoch=100)  # an epoch is so many batches then"
+    ),
     "trainer.validate, test": "validate(learner, state, data)",
     "trainer.predict": "predict(learner, state, data)",
     "configure_optimizers": "Learner(..., opt)  # schedules: ParamScheduler({...})",
@@ -313,6 +318,7 @@ LIGHTNING: Rows = {
     "precision": "MixedPrecision(...)",
     "accelerator, devices": "learner.init(device=...)",
     "deterministic=True, seed_everything": "learner.init(seed=0)  # a run is a function of it",
+    "find_unused_parameters": "nothing to set: a run warns of parameters without a gradient",
     "detect_anomaly": "TerminateOnNaN()",
     "profiler": "Profiler(...), Timer(...)",
     "logger": "TensorBoardLogger(...), CSVLogger(...), JSONLLogger(...), TrackerLogger(...)",
@@ -388,7 +394,17 @@ def known(name: str) -> bool:
 
 
 ARGUMENTS = {
-    *("callback", "callbacks", "cycle_length", "cycles", "dampening", "data", "dict", "epochs"),
+    *(
+        "callback",
+        "callbacks",
+        "classes",
+        "cycle_length",
+        "cycles",
+        "dampening",
+        "data",
+        "dict",
+        "epochs",
+    ),
     *("every", "folder", "grads", "high", "key", "labels", "like", "loss", "low", "metrics", "mom"),
     *("n", "nesterov", "optree", "params", "path", "pattern", "patterns", "step", "train", "tree"),
     *("valid", "wd"),

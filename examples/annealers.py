@@ -37,12 +37,14 @@ WAYS: dict[str, Callable[[float], list[Any]]] = {
 """Name -> the callbacks that move lr from where it begins, or up to there in one cycle."""
 
 
-def train(data: DataLoaders, callbacks: Sequence[Any], lr: float, epochs: int, seed: int) -> State:
+def train(
+    data: DataLoaders, callbacks: Sequence[Any], lr: float, epochs: int, seed: int, device: str
+) -> State:
     """One run of a small network (64 pixels, 100 hidden units, 10 scores) from fresh weights."""
     torch.manual_seed(seed)
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 100), nn.ReLU(), nn.Linear(100, 10))
     learner = Learner(net, data, nn.functional.cross_entropy, adamw(lr=lr), [accuracy], callbacks)
-    return fit(learner, learner.init(seed), epochs)
+    return fit(learner, learner.init(seed, device), epochs)
 
 
 def last_mean(runs: Sequence[State], column: str) -> float:
@@ -67,6 +69,8 @@ def main(
     lrs: tuple[float, ...] = (0.01, 0.1),
     epochs: int = 20,
     seeds: int = 3,
+    seed: int = 0,
+    device: str = "cpu",
     pictures: Path = Path("pictures"),
 ) -> None:
     """Train each way from each lr, print the means over seeds, and save a picture for each lr.
@@ -75,6 +79,8 @@ def main(
         lrs: Learning rates to begin with; for one_cycle, the highest.
         epochs: Passes over the training images.
         seeds: How many runs of each.
+        seed: The first of their seeds: each decides the first weights and the order of the data.
+        device: Where to train.
         pictures: The folder for the pictures.
     """
     started = time.perf_counter()
@@ -84,7 +90,7 @@ def main(
     table = Table("lr", "way", "accuracy", "valid loss", "last lr")
     for lr in lrs:
         runs = {
-            name: [train(data, way(lr), lr, epochs, seed) for seed in range(seeds)]
+            name: [train(data, way(lr), lr, epochs, seed + run, device) for run in range(seeds)]
             for name, way in WAYS.items()
         }
         for name, states in runs.items():

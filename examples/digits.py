@@ -58,7 +58,11 @@ def network() -> nn.Module:
 
 
 def main(
-    epochs: int = 15, lr: float = 1e-2, seed: int = 0, pictures: Path = Path("pictures")
+    epochs: int = 15,
+    lr: float = 1e-2,
+    seed: int = 0,
+    device: str = "cpu",
+    pictures: Path = Path("pictures"),
 ) -> None:
     """Train, print a table, save three pictures, and say how well it went.
 
@@ -66,6 +70,7 @@ def main(
         epochs: Passes over the training images.
         lr: The highest learning rate of the cycle.
         seed: Decides the first weights, the order of the data, and the dropout.
+        device: Where to train.
         pictures: The folder for the pictures.
     """
     started = time.perf_counter()
@@ -81,11 +86,11 @@ def main(
         [accuracy],
         [Progress(), TerminateOnNaN()],
     )
-    state = learner.init(seed)
+    state = learner.init(seed, device)
     state = fit_one_cycle(learner, state, epochs, lr)
 
     pictures.mkdir(parents=True, exist_ok=True)
-    pred = predict(learner, state)
+    pred = predict(learner, state).cpu()
     mistakes_first = (pred.argmax(dim=-1) == labels).int().argsort(stable=True)
     pred, images, labels = pred[mistakes_first], images[mistakes_first], labels[mistakes_first]
     for name, figure in (

@@ -18,7 +18,8 @@ from loop import DataLoaders, Learner, accuracy, fit
 def train_by_hand(model: Any, data: Any, lr: float) -> None:
     """An epoch in which every parameter goes against its gradient, which is then 0 again."""
     for x, y in data:
-        torch.autograd.backward(cross_entropy(model(x), y))
+        device = next(model.parameters()).device
+        torch.autograd.backward(cross_entropy(model(x.to(device)), y.to(device)))
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter -= lr * parameter.grad
@@ -35,15 +36,19 @@ def layers(seed: int) -> list[nn.Module]:
     return [nn.Flatten(), linears[0], nn.ReLU(), linears[1]]
 
 
-def main(seeds: int = 5, epochs: int = 5, lr: float = 0.2) -> None:
+def main(
+    seeds: int = 5, epochs: int = 5, lr: float = 0.2, seed: int = 0, device: str = "cpu"
+) -> None:
     """Train by hand and with the loop, and say how much the accuracy varies from run to run.
 
     Args:
         seeds: How many runs, each from weights of its own.
         epochs: Passes over the training images in each of them.
         lr: The learning rate.
+        seed: The first of their seeds.
+        device: Where to train.
     """
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     data, images, _ = digits()
     for name, weight in (
         ("torch's own", nn.Conv2d(1, 32, 5).weight.detach()),
@@ -54,11 +59,11 @@ def main(seeds: int = 5, epochs: int = 5, lr: float = 0.2) -> None:
             % stats(nn.functional.conv2d(images, weight))
         )
 
-    for model in four_versions(*layers(0)):
+    for model in four_versions(*layers(seed)):
         print(f"{type(model).__name__}: {len(list(model.parameters()))} parameters")
 
     ordered = DataLoaders(list(data.valid or ()))
-    by_hand, ours = (nn.Sequential(*layers(0)) for _ in range(2))
+    by_hand, ours = (nn.Sequential(*layers(seed)).to(device) for _ in range(2))
     train_by_hand(by_hand, ordered.train, lr)
     learner = Learner(ours, ordered, cross_entropy, sgd(lr=lr))
     end = fit(learner, learner.init(), 1)
@@ -68,9 +73,9 @@ def main(seeds: int = 5, epochs: int = 5, lr: float = 0.2) -> None:
     print(f"by hand and by the loop, the same weights: {same}")
 
     found = []
-    for seed in range(seeds):
-        learner = Learner(nn.Sequential(*layers(seed)), data, cross_entropy, sgd(lr=lr), [accuracy])
-        found.append(fit(learner, learner.init(seed), epochs).history.column("accuracy")[-1])
+    for one in range(seed, seed + seeds):
+        learner = Learner(nn.Sequential(*layers(one)), data, cross_entropy, sgd(lr=lr), [accuracy])
+        found.append(fit(learner, learner.init(one, device), epochs).history.column("accuracy")[-1])
         assert found[-1] > 0.7
     spread = stdev(found) if seeds > 1 else 0.0
     print(

@@ -53,13 +53,14 @@ class NoisyGradients(Callback):
         return state.replace(grads=grads).remember(self.name, state.memory.get(self.name, 0) + 1)
 
 
-def main(epochs: int = 20, target: float = 0.12, seed: int = 0) -> None:
+def main(epochs: int = 20, target: float = 0.12, seed: int = 0, device: str = "cpu") -> None:
     """Train with both callbacks, look into one batch, and go back to where we came from.
 
     Args:
         epochs: The most epochs to train for.
         target: The validation loss that is good enough.
         seed: Decides the data, the first weights and the noise.
+        device: Where to train.
     """
     torch.manual_seed(seed)
     x = torch.rand(512, 2) * 2 - 1
@@ -77,7 +78,7 @@ def main(epochs: int = 20, target: float = 0.12, seed: int = 0) -> None:
     )
     show_loop(learner)
 
-    start = learner.init(seed)
+    start = learner.init(seed, device)
     end = fit(learner, start, epochs, callbacks=[StopWhenGood(target)])
     print(
         f"\nstopped after epoch {end.epoch}, {end.memory['noisy_gradients']} noisy steps; the "

@@ -41,20 +41,21 @@ two_speeds = chain(
 )
 
 
-def main(steps: int = 200, seed: int = 0) -> None:
+def main(steps: int = 200, seed: int = 0, device: str = "cpu") -> None:
     """Fit a small network to a sine with three optimizers.
 
     Args:
         steps: Updates for each of them.
         seed: Decides the first weights.
+        device: Where to train.
     """
     update, grad = torch.tensor([1.0, 1.0]), torch.tensor([2.0, -2.0])
     print("a rule is a function:", cautious(update, grad), "\n")
     two_speeds.describe()
 
     torch.manual_seed(seed)
-    x = torch.linspace(-3, 3, 64)[:, None]
-    model = nn.Sequential(nn.Linear(1, 32), nn.Tanh(), nn.Linear(32, 1))
+    x = torch.linspace(-3, 3, 64, device=device)[:, None]
+    model = nn.Sequential(nn.Linear(1, 32), nn.Tanh(), nn.Linear(32, 1)).to(device)
     start = {name: value.detach() for name, value in model.named_parameters()}
 
     def loss_fn(params: dict[str, Tensor]) -> Tensor:

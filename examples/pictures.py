@@ -25,14 +25,16 @@ OPTIMIZERS: dict[str, tuple[Optimizer, float]] = {
 """Name -> the optimizer, and the highest lr of the cycle, as in the book."""
 
 
-def results(epochs: int, seed: int) -> dict[str, list[float]]:
+def results(epochs: int, seed: int, device: str) -> dict[str, list[float]]:
     """The validation accuracy after every epoch, for each optimizer, from the same weights."""
     found = {}
     data, _, _ = digits()
     for name, (opt, lr) in OPTIMIZERS.items():
         torch.manual_seed(seed)
         learner = Learner(network(), data, nn.functional.cross_entropy, opt, [accuracy])
-        end = fit_one_cycle(learner, learner.init(seed), epochs, lr, moms=(0.95, 0.85, 0.95))
+        end = fit_one_cycle(
+            learner, learner.init(seed, device), epochs, lr, moms=(0.95, 0.85, 0.95)
+        )
         found[name] = end.history.column("accuracy")
         print(f"{name:>10}: {'  '.join(f'{value:.3f}' for value in found[name])}")
     return found
@@ -50,18 +52,21 @@ def lines(named: Mapping[str, Sequence[float]], xlabel: str, ylabel: str) -> Fig
     return figure
 
 
-def main(epochs: int = 3, seed: int = 0, pictures: Path = Path("pictures")) -> None:
+def main(
+    epochs: int = 3, seed: int = 0, device: str = "cpu", pictures: Path = Path("pictures")
+) -> None:
     """Save four pictures, and print the accuracies of the first.
 
     Args:
         epochs: Passes over the training images for each optimizer.
         seed: Decides first weights, orders and noise.
+        device: Where to train.
         pictures: The folder for the pictures.
     """
     torch.set_num_threads(1)  # faster for so small a network
     x, y = points(seed)
     made = {
-        "optimizers": lines(results(epochs, seed), "epoch", "validation accuracy"),
+        "optimizers": lines(results(epochs, seed, device), "epoch", "validation accuracy"),
         "momentum": curves(x, y, [0.7], debiased=True),
         "betas": curves(x, y, BETAS, debiased=False),
         "loop": loop_picture(),

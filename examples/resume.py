@@ -63,7 +63,7 @@ def digest(state: State) -> str:
     sha = hashlib.sha256()
     for name, value in sorted({**state.params, **state.buffers}.items()):
         sha.update(name.encode())
-        sha.update(value.numpy().tobytes())
+        sha.update(value.cpu().numpy().tobytes())
     return sha.hexdigest()[:16]
 
 
@@ -74,6 +74,7 @@ def main(
     every: int = 10,
     kill_at: int | None = None,
     seed: int = 0,
+    device: str = "cpu",
 ) -> None:
     """Train from the newest checkpoint in a folder, or from the beginning if there is none.
 
@@ -84,6 +85,7 @@ def main(
         every: Batches from one checkpoint to the next; what a kill can cost.
         kill_at: Kill this process after so many batches. More than `every`, or it gets nowhere.
         seed: Decides the first weights, the order of the data, and the dropout.
+        device: Where to train.
     """
     torch.manual_seed(seed)
     data, _, _ = digits()
@@ -94,7 +96,8 @@ def main(
         KillItself(kill_at),
     ]
     learner = Learner(network(), data, nn.CrossEntropyLoss(), adamw(), [accuracy], callbacks)
-    state = fit_one_cycle(learner, learner.init(seed), epochs, lr, resume=folder, stop="return")
+    start = learner.init(seed, device)
+    state = fit_one_cycle(learner, start, epochs, lr, resume=folder, stop="return")
     if state.stopped:
         print(f"{state.stopped} after batch {state.train_iter}: give the same command again")
     else:

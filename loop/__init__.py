@@ -65,6 +65,7 @@ from loop.layer_groups import spread as spread
 from loop.learner import Learner as Learner
 from loop.metrics import accuracy as accuracy
 from loop.metrics import error_rate as error_rate
+from loop.plots.batch import plot_batch as plot_batch
 from loop.plots.layers import plot_activation_histograms as plot_activation_histograms
 from loop.plots.layers import plot_activations as plot_activations
 from loop.plots.layers import plot_near_zero as plot_near_zero
@@ -195,6 +196,7 @@ __all__ = [
     "parallel",
     "plot_activation_histograms",
     "plot_activations",
+    "plot_batch",
     "plot_confusion_matrix",
     "plot_losses",
     "plot_lr_find",

@@ -41,10 +41,13 @@ class State:
     # Progress. Changed by the machine only: a callback that returns another value gets an error.
     epoch: int = 0  # the epoch of this run, from 0
     n_epoch: int = 0  # how many epochs this run has
+    n_step: int | None = None  # how many training batches this run has, None if it counts epochs
+    steps_per_epoch: int = 0  # how many of these an epoch has; the last may have fewer
     iter: int = 0  # the batch of this phase, from 0
     n_iter: int | None = None  # how many batches this phase has, None if the loader cannot tell
     train_iter: int = 0  # training batches since the state was made, over all runs
     epochs_seen: int = 0  # epochs since the state was made, over all runs
+    position: tuple[int, int] = (0, 0)  # in the training data: passes done, and batches of the next
     pct_train: float = 0.0  # the share of this run's training that is done, 0 to 1
     training: bool = False  # True in the training phase
     event: str = ""  # the event being handled
@@ -225,7 +228,8 @@ COUNTERS = ("train_iter", "epochs_seen")
 """What the machine counts over the life of a state."""
 
 PLACE = (
-    *("epoch", "n_epoch", "iter", "n_iter", "pct_train", "training", "done", "stopped", "donated"),
+    *("epoch", "n_epoch", "n_step", "steps_per_epoch", "iter", "n_iter", "position", "pct_train"),
+    *("training", "done", "stopped", "donated"),
 )
 """Where a run is."""
 

@@ -1,5 +1,6 @@
 """Every example runs, in short form, as its reader would run it."""
 
+import ast
 import re
 import signal
 import struct
@@ -289,6 +290,19 @@ def test_resume_ends_the_same_after_a_kill_and_a_ctrl_c(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_it_fits_on_two_screens(name: str) -> None:
     assert len((ROOT / "examples" / name).read_text().splitlines()) < 120
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_what_is_trained_has_a_device_and_a_seed(name: str) -> None:
+    """Two train nothing: the gallery, and the one about data."""
+    parsed = ast.parse((ROOT / "examples" / name).read_text())
+    main = next(one for one in parsed.body if getattr(one, "name", "") == "main")
+    assert isinstance(main, ast.FunctionDef)
+    options = {one.arg for one in main.args.args}
+    missing = {"device", "seed"} - options
+    assert missing == {"gallery.py": {"device", "seed"}, "lesson9_data.py": {"device"}}.get(
+        name, set()
+    )
 
 
 HELP = """

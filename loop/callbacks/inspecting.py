@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from loop.callback import Callback, Order
-from loop.run.stages import shapes
+from loop.run.shapes import shapes
 from loop.state import State
 
 

@@ -29,7 +29,8 @@ class Shown:
 @dataclass(frozen=True)
 class Progress(Callback):
     """A row for every epoch, under a header; and, on a terminal or in a notebook, a bar with the
-    smooth loss. A notebook has both in one output, which changes.
+    smooth loss. A notebook has both in one output, which changes. In a run that counts steps, a row
+    also says after which batch it was measured.
 
     `every` is how many batches pass between two looks at the loss (each waits for the device).
     Times are wall-clock seconds, shown and never kept: a state does not depend on the clock. Into a
@@ -81,7 +82,11 @@ class Progress(Callback):
         if shown is None or not state.history.rows:
             return
         row = state.history.rows[-1].items()
-        cells = {name: number_text(value) for name, value in row if name != "train_iter"}
+        cells = {
+            name: number_text(value)
+            for name, value in row
+            if name != "train_iter" or state.n_step is not None
+        }
         elapsed, shown.started = time.perf_counter() - shown.started, time.perf_counter()
         shown.display.add_row({**cells, "seconds": f"{elapsed:.1f}"})
 

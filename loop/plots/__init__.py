@@ -1,5 +1,6 @@
 """Pictures: each function returns a matplotlib Figure, which notebooks show and `savefig` saves."""
 
+from loop.plots.batch import plot_batch as plot_batch
 from loop.plots.layers import plot_activation_histograms as plot_activation_histograms
 from loop.plots.layers import plot_activations as plot_activations
 from loop.plots.layers import plot_near_zero as plot_near_zero
@@ -15,6 +16,7 @@ from loop.plots.runs import plot_schedules as plot_schedules
 __all__ = [
     "plot_activation_histograms",
     "plot_activations",
+    "plot_batch",
     "plot_confusion_matrix",
     "plot_losses",
     "plot_lr_find",

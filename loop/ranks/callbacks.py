@@ -33,7 +33,8 @@ from loop.ranks.checkpoint import SharedCheckpoint
 from loop.ranks.cut import Cut, Cuts
 from loop.ranks.group import Group
 from loop.run.interrupt import Agreement
-from loop.run.stages import device_of, learner_of, length_of
+from loop.run.passes import length
+from loop.run.stages import device_of, learner_of
 from loop.state import State
 from loop.training.fit import joined
 
@@ -100,7 +101,10 @@ class Ranks:
             return None
         loader = learner_of(state).data.train
         assert isinstance(loader, Cut), "before_fit has checked it"
-        samples, (rank, size) = loader.length(state.iter), (self.group.rank, self.group.size)
+        samples, (rank, size) = (
+            loader.length(state.position[1] - 1),
+            (self.group.rank, self.group.size),
+        )
         own = samples * (rank + 1) // size - samples * rank // size
         if self.weight is None:
             weight: Any = samples
@@ -358,8 +362,8 @@ def _digests(state: State, data: Cuts) -> dict[str, Any]:
     return {
         "params, buffers or optimizer state (digest)": digest.hexdigest()[:16],
         "seed": state.seed,
-        "place in the run": (state.train_iter, state.epochs_seen, state.n_epoch, state.done),
-        "number of batches": list(map(length_of, loaders)),
+        "place in the run": (state.train_iter, state.epochs_seen, state.n_epoch, state.n_step),
+        "number of batches": list(map(length, loaders)),
     }
 
 

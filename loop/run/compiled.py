@@ -137,6 +137,7 @@ class CompiledWork(Work):
         results = self._unchanged(state, "pred", "yb", "params", "learner")
         if state.loss is not results.shown:
             raise _late("loss")
+        self.unused.look(results.grads, state.frozen)
         return state.replace(grads=results.grads, loss=results.loss)
 
     def update(self, state: State) -> State:

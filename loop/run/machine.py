@@ -25,9 +25,11 @@ from loop.run.events import (
     Scope,
     Stage,
 )
+from loop.run.passes import Feed
 from loop.run.returned import accepted
 from loop.run.running import running
 from loop.run.scopes import BORDERS, Change
+from loop.run.shapes import shapes as shapes_in
 from loop.run.signals import SIGNALS, Cancel, SignalError
 from loop.state import State
 
@@ -70,6 +72,7 @@ class Run:
         self.fetching = False  # whether a loader is at work, which may never come back
         self.stop: Callable[[], bool] = bool  # says whether to end at the next event
         self.failure: Exception | None = None  # what failed when it had said so
+        self.feed = Feed()
         self.work.join(self)
 
     def steps(self) -> Steps:
@@ -88,6 +91,8 @@ class Run:
             state = None if self.spent else self.committed.at_rest()
             error.state = state  # type: ignore[attr-defined]
             raise
+        finally:
+            self.feed.close()
         return self.state.at_rest().replace(done=(), frozen=(), begun_with={})
 
     def to_end(self, stop: Callable[[], bool]) -> State:
@@ -121,6 +126,8 @@ class Run:
             with self.brackets_of(scope.name, lend=True):
                 yield from self._inside(scope)
                 self.state, over = border.over(self.state), True
+                if not scope.whole:
+                    self.work.over(scope.name)
                 yield self._event(scope.after)
         except Cancel as signal:
             # It is for a scope further out, which goes on from the state that it carries.
@@ -184,11 +191,11 @@ class Run:
         else:
             self.ahead.clear()
 
-    def _each(self, each: Callable[[State, int], Iterator[Change]]) -> Iterator[Change]:
+    def _each(self, each: Callable[[State, int, Feed], Iterator[Change]]) -> Iterator[Change]:
         """What changes on entering a repeated scope, once for each time; an error in the loader
         says so.
         """
-        changes = each(self.state, self.path[-1])
+        changes = each(self.state, self.path[-1], self.feed)
         while True:
             self.fetching = True
             try:
@@ -296,7 +303,7 @@ class Run:
             return
         # What fails once the run is to stop is not worth raising: it is over anyway.
         self.failure = error if spare and self.stop() else None
-        known = f"; {stages.shapes(self.state)}" if shapes else ""
+        known = f"; {shapes_in(self.state)}" if shapes else ""
         error.add_note(f"loop: raised {where}, {self._where(batch)}{known}.")
 
     def _route(self, signal: Cancel, where: str) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from loop.run import stages
+from loop.run.passes import Feed
 from loop.state import State
 
 Change: TypeAlias = Callable[[State], State]
@@ -33,7 +34,7 @@ class Border:
     """What happens on entering a scope and on leaving it."""
 
     when: Callable[[State], bool] = always  # whether the scope is run at all
-    each: Callable[[State, int], Iterator[Change]] | None = None  # on entering, for each time
+    each: Callable[[State, int, Feed], Iterator[Change]] | None = None  # on entering, for each time
     enter: Change = unchanged  # on entering, if it is run once
     over: Change = unchanged  # before after_x: its parts are done, or its own signal has ended it
     broken: Change = unchanged  # instead of that, if a signal of an outer scope has ended it

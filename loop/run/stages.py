@@ -11,16 +11,17 @@ import torch
 from torch import Tensor
 
 from functional_sgd.autodiff import detached, gradients
-from functional_sgd.outputs import map_output
 from functional_sgd.placing import Placed, look_again
 from loop.learner import Learner
 from loop.run.attributes import attributes_of, warn_of_attributes
-from loop.run.chance import key, seed_loader, seed_torch
+from loop.run.chance import key, seed_torch
 from loop.run.forward import ByName, Unharmed, called
+from loop.run.passes import TRAIN_DATA, VALID_DATA, Feed, Pass, length
 from loop.run.signals import Cancel
+from loop.run.unused import Unused
 from loop.state import State
 
-_DATA, _VALID_DATA, _BATCH, _VALID_BATCH = range(4)  # what a random number is for
+_BATCH, _VALID_BATCH = 2, 3  # what a random number is for; passes.py has the others
 
 
 class Work:
@@ -36,6 +37,7 @@ class Work:
         self.average: tuple[Any, Any, Any] = (None, None, None)  # of these params and this state
         self.model, self.loss_function = Unharmed("model"), Unharmed("loss")
         self.trained = 0  # batches of this run
+        self.unused = Unused()
 
     def join(self, run: Any) -> None:
         """Prepare for a run."""
@@ -55,6 +57,11 @@ class Work:
         placed, self.placed = self.placed, None
         if placed is not None:
             placed.put_back()
+
+    def over(self, scope: str) -> None:
+        """A scope that is no batch has come to its end."""
+        if scope == "train":
+            self.unused.warn()
 
     def predict(self, state: State) -> State:
         """The model's output for xb, and the buffers after it."""
@@ -145,6 +152,7 @@ class Work:
             )
         each = iter(grads)
         by_name = {name: None if name in state.frozen else next(each) for name in self.during}
+        self.unused.look(by_name, state.frozen)
         params = state.params
         if params is self.during:
             params = self.before
@@ -224,82 +232,92 @@ def batch_key(state: State) -> int:
     return key(state.seed, state.train_iter, _BATCH, *((salt,) if salt else ()))
 
 
-def epochs(state: State, start: int) -> Iterator[Callable[[State], State]]:
+def epochs(state: State, start: int, feed: Feed) -> Iterator[Callable[[State], State]]:
     """Enter every epoch of the run, from this one on."""
     n_epoch = state.n_epoch
-    del state  # its tensors would live as long as the run
+    del state, feed  # or its tensors would live as long as the run
     for epoch in range(start, n_epoch):
         yield _Enter(epoch=epoch)
 
 
-def batches(state: State, start: int) -> Iterator[Callable[[State], State]]:
-    """Enter every batch of the phase, from this one on. The order of the data is a function of
-    (seed, epoch) alone.
+def batches(state: State, start: int, feed: Feed) -> Iterator[Callable[[State], State]]:
+    """Enter every batch of the phase, from this one on.
+
+    The data are a pass over the loader, whose order is a function of (seed, epochs_seen) alone; but
+    in the training phases of a run that counts steps, as many as are due, from `position` on.
     """
-    learner, device = learner_of(state), device_of(state)
-    loader = learner.data.train if state.training else learner.data.valid
-    name = "data.train" if state.training else "data.valid"
-    purpose = _DATA if state.training else _VALID_DATA
-    order, index = key(state.seed, state.epochs_seen, purpose), 0
-    if loader is not None and hasattr(loader, "set_position"):  # it can begin in the middle
-        loader.set_position(key(state.seed, purpose), state.epochs_seen, start)
-        index = start
-    seed_loader(loader, order)
-    seed_torch(order, device)
-    iterator, expected = iter(() if loader is None else loader), length_of(loader)
+    if state.training and state.n_step is not None:
+        return fed_batches(state, start, feed)
+    return batches_of_a_pass(state, start)
+
+
+def batches_of_a_pass(state: State, start: int) -> Iterator[Callable[[State], State]]:
+    """Enter every batch of a pass over the data of the phase, from this one on."""
+    learner, device, training = learner_of(state), device_of(state), state.training
+    loader = learner.data.train if training else learner.data.valid
+    purpose, number = TRAIN_DATA if training else VALID_DATA, state.epochs_seen
+    source = Pass(loader, purpose, state.seed, number, start, device)
     del state  # or it would live as long as the phase does
-    while True:
-        seed_torch(key(order, index), device)
-        try:
-            batch = next(iterator)
-        except StopIteration:
-            break
-        if index >= start:
-            xb, yb = split_batch(learner, batch, device)
-            yield _Enter(iter=index, xb=xb, yb=yb, done=())
-        index += 1
-    if index < max(start, 1):
-        raise ValueError(
-            f"Learner: {name} yielded {index} batches where the run had seen {start} already: it "
-            f"is other data."
-            if start
-            else f"Learner: {name} is empty: it yielded no batch. Check the data set, or drop_last."
-        )
-    if expected is not None and index < expected:
-        raise ValueError(
-            f"Learner: {name} has len() {expected}, but yielded {index} batches, so schedules "
-            f"would end too early. Does dataset[i] raise StopIteration? Give the loader the right "
-            f"len(), or none."
-        )
+    for batch in source:
+        xb, yb = split_batch(learner, batch, device)
+        changes: dict[str, Any] = dict(position=(number, source.index)) if training else {}
+        yield _Enter(iter=source.index - 1, xb=xb, yb=yb, done=(), **changes)
+    source.check()
+
+
+def fed_batches(state: State, start: int, feed: Feed) -> Iterator[Callable[[State], State]]:
+    """Enter every training batch that an epoch of so many steps has, from this one on."""
+    learner, device = learner_of(state), device_of(state)
+    seed, position, due = state.seed, state.position, state.n_iter
+    assert due is not None, "enter_train has counted them"
+    del state  # or it would live as long as the phase does
+    for index in range(start, due):
+        batch, position = feed.batch(learner.data.train, seed, position, device)
+        xb, yb = split_batch(learner, batch, device)
+        yield _Enter(iter=index, xb=xb, yb=yb, done=(), position=position)
 
 
 def enter_train(state: State) -> State:
     """The training phase begins."""
-    pct = state.epoch / max(state.n_epoch, 1)
     learner_of(state).model.train(True)
-    return state.replace(
-        training=True, iter=0, n_iter=length_of(learner_of(state).data.train), pct_train=pct
-    )
+    if state.n_step is None:
+        due = length(learner_of(state).data.train)
+    else:
+        due = min(state.steps_per_epoch, state.n_step - state.epoch * state.steps_per_epoch)
+    state = state.replace(training=True, iter=0, n_iter=due)
+    return state.replace(pct_train=_share_done(state, 0))
 
 
 def enter_validate(state: State) -> State:
     """The validation phase begins."""
     learner_of(state).model.train(False)
-    return state.replace(training=False, iter=0, n_iter=length_of(learner_of(state).data.valid))
+    return state.replace(training=False, iter=0, n_iter=length(learner_of(state).data.valid))
 
 
 def leave_batch(state: State) -> State:
     """A training batch, cancelled or not, counts."""
     if not state.training:
         return state
-    done = min((state.iter + 1) / state.n_iter, 1.0) if state.n_iter else 0.0
-    pct = (state.epoch + done) / max(state.n_epoch, 1)
+    pct = _share_done(state, state.iter + 1)
     return state.replace(train_iter=state.train_iter + 1, pct_train=pct)
 
 
+def _share_done(state: State, batches: int) -> float:
+    """The share of the run that is done, with so many batches of this epoch."""
+    if state.n_step is not None:
+        return (state.epoch * state.steps_per_epoch + batches) / max(state.n_step, 1)
+    done = min(batches / state.n_iter, 1.0) if state.n_iter else 0.0
+    return (state.epoch + done) / max(state.n_epoch, 1)
+
+
 def leave_epoch(state: State) -> State:
-    """An epoch, cancelled or not, counts."""
-    return state.replace(epochs_seen=state.epochs_seen + 1, done=())
+    """An epoch, cancelled or not, counts. One that is a pass over the data is over; one of so many
+    steps leaves the pass where it is.
+    """
+    changes: dict[str, Any] = dict(epochs_seen=state.epochs_seen + 1, done=())
+    if state.n_step is None:
+        changes |= dict(position=(state.epochs_seen + 1, 0))
+    return state.replace(**changes)
 
 
 def left_batch(state: State) -> State:
@@ -365,29 +383,7 @@ def split_batch(
     return parts[:count], parts[count:]
 
 
-def shapes(state: State) -> str:
-    """The shapes in a batch, for an error message."""
-    named = {"xb": state.xb, "yb": state.yb, "pred": state.pred}
-    known = {name: map_output(_shape, value) for name, value in named.items() if value is not None}
-    return ", ".join(f"{name}: {value}" for name, value in known.items())
-
-
-def _shape(value: Any) -> str:
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
-        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
 def _to(part: Any, device: torch.device) -> Any:
     if isinstance(part, Tensor):
         return part if part.device == device else part.to(device, non_blocking=True)
     return optree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, part)
-
-
-def length_of(loader: Any) -> int | None:
-    """How many batches a loader has; None if it does not say."""
-    try:
-        return len(loader)
-    except TypeError:
-        return None

@@ -14,7 +14,7 @@ from loop.learner import Learner
 from loop.run.chance import global_generators_kept
 from loop.run.forward import Unharmed, called
 from loop.run.running import running
-from loop.run.stages import batches, device_of
+from loop.run.stages import batches_of_a_pass, device_of
 from loop.state import State, Tensors
 
 
@@ -50,7 +50,7 @@ def refresh_buffers(learner: Learner, state: State, data: Iterable[Any] | None =
         torch.no_grad(),
     ):
         model.train()
-        for enter in batches(now, 0):
+        for enter in batches_of_a_pass(now, 0):
             placed = Placed(model, {**state.params, **buffers})
             try:
                 calls.call(partial(called, placed), enter(now).xb or (), training=True)

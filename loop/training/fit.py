@@ -25,22 +25,32 @@ from loop.run.events import VALIDATE
 from loop.run.interrupt import STOPS, run_to_end
 from loop.run.machine import Run, Steps
 from loop.state import State
+from loop.training.length import Length, length_asked
 from loop.training.resume import begun_with, to_go_on_from
 
 
 def fit(
     learner: Learner,
     state: State,
-    epochs: int,
+    epochs: int | None = None,
     callbacks: Sequence[Any] = (),
     resume: bool | str | Path = False,
     compile: bool = False,
     stop: Literal["raise", "return"] = "raise",
     donate: bool = False,
+    steps: int | None = None,
+    steps_per_epoch: int | None = None,
     **hyper: Any,
 ) -> State:
-    """Train for some epochs: state -> state. The state given is not touched and can be used again,
-    unless you `donate` it.
+    """Train for some epochs, or steps: state -> state. The state given is not touched and can be
+    used again, unless you `donate` it.
+
+    `steps` instead of `epochs` is how many training batches the run has; schedules are spread over
+    these. An epoch is a pass over the training data, and the last ends where the steps do. With
+    `steps_per_epoch=n` an epoch is n batches, whatever the length of the data: all that happens
+    once an epoch (validation, the row of the history, SaveModel, EarlyStopping, Checkpoint) then
+    happens every n batches. The order of the data does not depend on it: an epoch goes on with the
+    pass where the last one has ended, in another run too.
 
     The model is not touched either: it has its first weights still. `learner.load(state)` copies
     those of a state into it.
@@ -57,8 +67,8 @@ def fit(
     `resume=True` goes on with the run that the state was in when it was stopped or saved, as if
     nothing had happened: the end is the same bit for bit, if learner, callbacks and epochs are the
     same. `resume=folder` does so from the newest checkpoint in there (see Checkpoint), and begins
-    with `state` while there is none. Another hyper, seed, number of epochs or length of the data
-    than the run was begun with is an error, another optimizer, callback or torch a warning.
+    with `state` while there is none. Another hyper, seed, length of the run or of the data than it
+    was begun with is an error, another optimizer, callback or torch a warning.
 
     `compile=True` compiles forward pass, loss and gradients of a training batch into one graph (a
     few seconds for each shape of batch; kept for later runs) and fuses the optimizer. Numbers then
@@ -71,10 +81,10 @@ def fit(
     last checkpoint; Ctrl-C and SIGTERM wait for the end of the batch. Callbacks keep copies:
     `state.keep()`. With `learner.init(donate=True)` the model gives its tensors away too.
 
-    Raises ValueError for an unknown hyper, a negative number of epochs, or a state that is in no
-    run of as many epochs; and whatever the model, the loss, the loaders and the callbacks raise:
-    such an error has a note on where it happened, and `error.state`, the state of the latest whole
-    batch.
+    Raises ValueError for an unknown hyper, a negative number of epochs or steps, both or neither of
+    them, or a state that is in no run of this length; and whatever the model, the loss, the loaders
+    and the callbacks raise: such an error has a note on where it happened, and `error.state`, the
+    state of the latest whole batch.
 
     >>> from functional_sgd import sgd
     >>> from loop import DataLoaders
@@ -84,10 +94,15 @@ def fit(
     >>> state = fit(learner, learner.init(), epochs=200)
     >>> round(state.params["weight"].item(), 3)
     3.0
+    >>> state = fit(learner, learner.init(), steps=250, steps_per_epoch=100)
+    >>> [row["train_iter"] for row in state.history.rows]
+    [100, 200, 250]
     """
     if stop not in STOPS:
         raise ValueError(f"fit: stop must be 'raise' or 'return', got {stop!r}.")
-    run = begin(learner, state, epochs, callbacks, hyper, resume, compile, donate)
+    check_arguments("fit", learner, state, callbacks)
+    length = length_asked(learner.data.train, epochs, steps, steps_per_epoch)
+    run = begin(learner, state, length, callbacks, hyper, resume, compile, donate)
     del state  # whose memory may be used again as soon as the run has a state of its own
     return run_to_end(run, stop)
 
@@ -95,15 +110,17 @@ def fit(
 def trace(
     learner: Learner,
     state: State,
-    epochs: int = 1,
+    epochs: int | None = None,
     callbacks: Sequence[Any] = (),
     resume: bool | str | Path = False,
     compile: bool = False,
     donate: bool = False,
+    steps: int | None = None,
+    steps_per_epoch: int | None = None,
     **hyper: Any,
 ) -> Steps:
     """`fit`, one transition at a time: yields (event, state) after every event; the last state is
-    its return value.
+    its return value. One epoch, if nothing says how long.
 
     >>> from functional_sgd import sgd
     >>> from loop import DataLoaders
@@ -113,23 +130,23 @@ def trace(
     >>> [event for event, state in trace(learner, learner.init())][3:7]
     ['before_batch', 'after_pred', 'after_loss', 'before_backward']
     """
-    return _named(begin(learner, state, epochs, callbacks, hyper, resume, compile, donate).steps())
+    check_arguments("fit", learner, state, callbacks)
+    epochs = 1 if epochs is None and steps is None else epochs
+    length = length_asked(learner.data.train, epochs, steps, steps_per_epoch)
+    return _named(begin(learner, state, length, callbacks, hyper, resume, compile, donate).steps())
 
 
 def begin(
     learner: Learner,
     state: State,
-    epochs: int,
+    length: Length,
     callbacks: Sequence[Any],
     hyper: Mapping[str, Any],
     resume: bool | str | Path = False,
     compile: bool = False,
     donate: bool = False,
 ) -> Run:
-    """A run of `fit` that has not taken its first step; its arguments are checked here."""
-    check_arguments("fit", learner, state, callbacks)
-    if not isinstance(epochs, int) or epochs < 0:
-        raise ValueError(f"fit: epochs must be a whole number, 0 or more, got {epochs!r}.")
+    """A run of `fit` that has not taken its first step; hypers and callbacks are checked here."""
     known = hyper_names(learner)
     for name in hyper:
         if name not in known:
@@ -146,11 +163,11 @@ def begin(
                 "Fit without compile=True."
             )
         work = CompiledWork(learner.model)
-    stopped = to_go_on_from(resume, state, epochs, hyper, now, everyone)
+    stopped = to_go_on_from(resume, state, length, hyper, now, everyone)
     if stopped is not None:
         return Run(learner, _owned(stopped, donate), callbacks=everyone, work=work)
     fresh: dict[str, Any] = dict(
-        epoch=0, n_epoch=epochs, pct_train=0.0, stopped="", done=(), frozen=(), begun_with=now
+        epoch=0, pct_train=0.0, stopped="", done=(), frozen=(), begun_with=now, **length.fields
     )
     state = put_all_back(state)  # a schedule of a run that was stopped, and is not resumed
     start = state.replace(**fresh, hyper=with_hypers(state.hyper, hyper))
@@ -165,8 +182,8 @@ def _owned(state: State, donate: bool) -> State:
 def fit_one_cycle(
     learner: Learner,
     state: State,
-    epochs: int,
-    lr: Any,
+    epochs: int | None = None,
+    lr: Any = None,
     moms: tuple[float, float, float] | None = (0.95, 0.85, 0.95),
     div: float = 25.0,
     div_final: float = 1e5,
@@ -176,16 +193,41 @@ def fit_one_cycle(
 ) -> State:
     """Train while lr rises to its maximum and falls again, and momentum does the opposite.
 
-    `lr` is the maximum, a number or a tree prefix of params. `moms` are the momentum at the start,
-    at the peak and at the end; left alone if None, or if the optimizer has no `mom`. The other
-    arguments are those of `one_cycle`, and those of `fit`. Source: Smith 2018, in fastai's form.
+    `lr` is the maximum, a number or a tree prefix of params; the state's own if None. `moms` are
+    the momentum at the start, at the peak and at the end; left alone if None, or if the optimizer
+    has no `mom`. The other arguments are those of `one_cycle`, and those of `fit` (`steps=1000`
+    instead of epochs). Source: Smith 2018, in fastai's form.
+
+    >>> from functional_sgd import sgd
+    >>> x = torch.ones(1, 1)
+    >>> data, loss = DataLoaders([(x, x)]), torch.nn.functional.mse_loss
+    >>> learner = Learner(torch.nn.Linear(1, 1), data, loss, sgd())
+    >>> end = fit_one_cycle(learner, learner.init(), steps=4, lr=0.1)
+    >>> [round(lr, 4) for lr in end.history.hypers["lr"]]
+    [0.004, 0.1, 0.075, 0.025]
     """
+    top = highest_lr("fit_one_cycle", learner, state, lr)
     schedules: dict[str, Any] = {
-        "lr": optree.tree_map(lambda top: one_cycle(float(top), div, div_final, pct_start), lr)
+        "lr": optree.tree_map(lambda top: one_cycle(float(top), div, div_final, pct_start), top)
     }
     if moms is not None and "mom" in learner.opt.hyper:
         schedules["mom"] = three_cosines(pct_start, *moms)
     return fit(learner, state, epochs, [*callbacks, ParamScheduler(schedules)], **options)
+
+
+def highest_lr(who: str, learner: Learner, state: State, lr: Any) -> Any:
+    """The lr itself, or that of the state before any schedule. Raises ValueError, on behalf of
+    `who`, if it has none.
+    """
+    if lr is not None:
+        return lr
+    check_arguments(who, learner, state)
+    own = put_all_back(state).hyper.get("lr")
+    if own is None:
+        raise ValueError(
+            f"{who}: lr is not given, and the state has none. Pass the maximum: lr=0.01."
+        )
+    return own
 
 
 def validate(learner: Learner, state: State, data: Iterable[Any] | None = None) -> dict[str, float]:

@@ -11,14 +11,14 @@ from loop.callbacks import ParamScheduler
 from loop.learner import Learner
 from loop.state import State
 from loop.training.batch import first_batch
-from loop.training.fit import fit
+from loop.training.fit import fit, highest_lr
 
 
 def fit_flat_cos(
     learner: Learner,
     state: State,
-    epochs: int,
-    lr: Any,
+    epochs: int | None = None,
+    lr: Any = None,
     div_final: float = 1e5,
     pct_start: float = 0.75,
     callbacks: Sequence[Any] = (),
@@ -26,11 +26,12 @@ def fit_flat_cos(
 ) -> State:
     """Train with lr for `pct_start` of the run, and then along a cosine down to lr / div_final.
 
-    `lr` is a number or a tree prefix of params. The momentum is left alone. The other arguments are
-    those of `flat_cosine`, and those of `fit`. Source: fastai, for optimizers such as Ranger that
-    need no warm-up.
+    `lr` is a number or a tree prefix of params; the state's own if None. The momentum is left
+    alone. The other arguments are those of `flat_cosine`, and those of `fit` (`steps=1000` instead
+    of epochs). Source: fastai, for optimizers such as Ranger that need no warm-up.
     """
-    schedule = optree.tree_map(lambda top: flat_cosine(float(top), div_final, pct_start), lr)
+    top = highest_lr("fit_flat_cos", learner, state, lr)
+    schedule = optree.tree_map(lambda top: flat_cosine(float(top), div_final, pct_start), top)
     return fit(learner, state, epochs, [*callbacks, ParamScheduler({"lr": schedule})], **options)
 
 

@@ -15,6 +15,7 @@ from loop.callbacks import Checkpoint
 from loop.disk.store import checkpoints, is_checkpoint, is_finite, load_latest
 from loop.learner import Learner
 from loop.state import State
+from loop.training.length import Length, length_of_run
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # another in every process
 _LONGEST = 1_000  # characters of a repr that are kept: some show whole data sets
@@ -44,7 +45,7 @@ def begun_with(
 def to_go_on_from(
     resume: bool | str | Path,
     state: State,
-    epochs: int,
+    length: Length,
     hyper: Mapping[str, Any],
     now: Mapping[str, Any],
     callbacks: Sequence[Any],
@@ -53,7 +54,7 @@ def to_go_on_from(
     of this command.
 
     Raises ValueError where going on would be another run than the one that was begun (a hyper, the
-    number of epochs, the data), and warns of what may make it one (optimizer, callbacks, torch).
+    length, the data), and warns of what may make it one (optimizer, callbacks, torch).
     """
     if resume is False:
         return None
@@ -65,10 +66,12 @@ def to_go_on_from(
             _warn_of_another_folder(Path(resume), callbacks)
             return None
         stopped = found
-    _check_within(stopped, epochs)
+    _check_within(stopped)
     begun = stopped.begun_with
     if begun:  # not in a state of a Run that was made without fit
         _check_same(begun, hyper, now)
+    _check_length(stopped, length)
+    if begun:
         _warn_of_differences(begun, now)
         now = {**now, "hyper": begun["hyper"]}
     return stopped.replace(stopped="", begun_with=now)
@@ -147,7 +150,7 @@ def _warn_of_what_is_not_finite(folder: Path, state: State) -> None:
     )
 
 
-def _check_within(state: State, epochs: int) -> None:
+def _check_within(state: State) -> None:
     if not state.done:
         raise ValueError(
             "fit: the state is not within a run, so there is nothing to resume. Leave resume out "
@@ -155,11 +158,14 @@ def _check_within(state: State, epochs: int) -> None:
             "(A state is within a run if fit was stopped and returned it, or if it comes from a "
             "checkpoint.)"
         )
-    if state.n_epoch != epochs:
+
+
+def _check_length(state: State, asked: Length) -> None:
+    begun = length_of_run(state)
+    if begun != asked:
         raise ValueError(
-            f"fit: the state is in a run of {state.n_epoch} epochs, so it cannot be resumed as one "
-            f"of {epochs}. "
-            f"Pass epochs={state.n_epoch}, or begin a new run: leave resume out."
+            f"fit: the state is in a run of {begun}, so it cannot be resumed as one of {asked}. "
+            f"Pass {begun.arguments}, or begin a new run: leave resume out."
         )
 
 

@@ -30,6 +30,9 @@ EVENTS = (
 SCOPES = ("fit", "epoch", "train", "validate", "batch", "backward", "step")
 STAGES = ("predict", "loss", "gradients", "update")
 
+UNUSED = "the loss does not depend on"
+"""What a run says of parameters without a gradient."""
+
 
 def net(dropout: float = 0.5) -> nn.Sequential:
     """A net with every kind of state: parameters, BatchNorm's buffers, and chance."""

@@ -28,6 +28,7 @@ from loop import (
 )
 from tests.comparing import assert_close, assert_same
 from tests.loop.helpers import (
+    UNUSED,
     Kept,
     assert_same_run,
     learned,
@@ -303,7 +304,8 @@ def test_leaves_without_a_gradient_in_some_batches() -> None:
     )
     seen: list[Any] = []
     spy = on(order=7, before_step=lambda state: seen.append(dict(state.grads)))
-    end = fit(mine, mine.init(), 1, [GradientAccumulation(batches=2), spy])
+    with pytest.warns(UserWarning, match=f"{UNUSED} 1 parameter .*: 'never.weight'"):
+        end = fit(mine, mine.init(), 1, [GradientAccumulation(batches=2), spy])
     assert_same(
         [seen[0]["up.weight"], seen[0]["down.weight"]],
         [torch.tensor([[1.0]]), torch.tensor([[2.0]])],

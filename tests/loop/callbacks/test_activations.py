@@ -21,6 +21,7 @@ from loop.run.signals import (
 )
 from tests.comparing import assert_same
 from tests.loop.helpers import (
+    UNUSED,
     Kept,
     assert_same_run,
     learner,
@@ -220,7 +221,8 @@ def test_what_a_cancelled_forward_pass_has_left_is_not_counted() -> None:
                 raise
             return self.second(x)
 
-    found = measured(learner(Once()), ActivationStats())
+    with pytest.warns(UserWarning, match=UNUSED):
+        found = measured(learner(Once()), ActivationStats())
     assert found.train_iter == (0, 2)
     assert found.mean[:, 0].isnan().all()
     assert found.mean[:, 1].isfinite().all()
@@ -242,7 +244,8 @@ def test_a_layer_that_is_not_called_has_nans() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.first(x)
 
-    found = measured(learner(Sometimes()), ActivationStats(hist=True, bins=2))
+    with pytest.warns(UserWarning, match=UNUSED):
+        found = measured(learner(Sometimes()), ActivationStats(hist=True, bins=2))
     assert found.mean[:, 1].isnan().all()
     assert found.mean[:, 0].isfinite().all()
     assert found.histograms[:, 1].sum() == 0

@@ -73,6 +73,13 @@ def test_the_lines_are_the_rows_of_the_history() -> None:
     assert shown(1)[1].split()[:3] == ["0", f"{row['train_loss']:.6f}", f"{row['valid_loss']:.6f}"]
 
 
+def test_rows_of_a_run_in_steps_say_after_which_batch_they_were_measured() -> None:
+    file = io.StringIO()
+    fit(MINE, START, steps=5, steps_per_epoch=2, callbacks=[Progress(file=file)])
+    cells = [line.split()[:2] for line in file.getvalue().splitlines()]
+    assert cells == [["epoch", "train_iter"], ["0", "2"], ["1", "4"], ["2", "5"]]
+
+
 def test_columns_stand_under_their_names() -> None:
     lines = shown(1)
     ends = [[found.end() for found in re.finditer(r"\S+", line)] for line in lines]

@@ -132,6 +132,7 @@ CASES: dict[str, Callable[[], tuple[Learner, dict[str, Any]]]] = {
         {"weight": ignoring},
     ),
     "donated": lambda: (learner(), {"donate": True}),
+    "steps": lambda: (learner(data=plain()), {"steps": 21, "steps_per_epoch": 5}),
 }
 
 
@@ -141,7 +142,7 @@ def trained(case: str, ranks: bool, epochs: int = 3) -> State:
     weight = options.pop("weight", "samples")
     if ranks:
         mine = parallel(mine, weight=weight)
-    return fit(mine, mine.init(seed=5), epochs, **options)
+    return fit(mine, mine.init(seed=5), None if "steps" in options else epochs, **options)
 
 
 def numbers(state: State) -> list[Tensor]:

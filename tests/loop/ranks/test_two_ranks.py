@@ -43,6 +43,9 @@ from tests.loop.ranks.runs import (
 )
 from tests.ranks import Ranks, started
 
+pytestmark = pytest.mark.filterwarnings("ignore:Learner. the loss does not depend on 1 parameter")
+"""Leaves that no rank uses, or only one, are part of what is tried."""
+
 
 @pytest.fixture(scope="module")
 def ranks() -> Iterator[Ranks]:
