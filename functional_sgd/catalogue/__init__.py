@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from functional_sgd.catalogue import (
     adam_family,
     adaptive,
+    careful,
     classic,
     curvature,
     descent,
@@ -18,6 +19,7 @@ from functional_sgd.catalogue import (
     layers,
     lean,
     matrices,
+    momenta,
     noisy,
     online,
     parameter_free,
@@ -26,6 +28,7 @@ from functional_sgd.catalogue import (
 )
 from functional_sgd.catalogue.adam_family import *
 from functional_sgd.catalogue.adaptive import *
+from functional_sgd.catalogue.careful import *
 from functional_sgd.catalogue.classic import *
 from functional_sgd.catalogue.curvature import *
 from functional_sgd.catalogue.descent import *
@@ -33,6 +36,7 @@ from functional_sgd.catalogue.factored import *
 from functional_sgd.catalogue.layers import *
 from functional_sgd.catalogue.lean import *
 from functional_sgd.catalogue.matrices import *
+from functional_sgd.catalogue.momenta import *
 from functional_sgd.catalogue.noisy import *
 from functional_sgd.catalogue.online import *
 from functional_sgd.catalogue.parameter_free import *
@@ -42,6 +46,7 @@ from functional_sgd.catalogue.signs import *
 NAMES = (
     *adam_family.__all__,
     *adaptive.__all__,
+    *careful.__all__,
     *classic.__all__,
     *curvature.__all__,
     *descent.__all__,
@@ -49,6 +54,7 @@ NAMES = (
     *layers.__all__,
     *lean.__all__,
     *matrices.__all__,
+    *momenta.__all__,
     *noisy.__all__,
     *online.__all__,
     *parameter_free.__all__,

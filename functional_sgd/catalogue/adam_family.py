@@ -2,6 +2,7 @@
 thing than in Adam. All have decoupled weight decay, unless they say what else.
 """
 
+from functional_sgd.catalogue.adaptive import adam, adamw
 from functional_sgd.catalogue.parts import given, l2
 from functional_sgd.chaining import Chain, chain
 from functional_sgd.rules import (
@@ -14,11 +15,11 @@ from functional_sgd.rules import (
     average_sqr_grad_additive,
     average_sqr_grad_from_first,
     bound_rate,
-    cautious,
     clip_growing,
     clip_leaf_norm,
     debias,
     debias_ahead,
+    grokfast,
     heavy_ball,
     l2_reg,
     limit_by_rms,
@@ -31,6 +32,7 @@ from functional_sgd.rules import (
     sgd_step,
     sqr_ratio,
     weight_decay,
+    weight_decay_by_square,
 )
 from functional_sgd.trial import rename
 
@@ -38,11 +40,12 @@ __all__ = [
     "acprop",
     "adabelief",
     "adabound",
+    "adamc",
     "adamp",
     "adan",
     "ademamix",
     "adopt",
-    "cautious_adamw",
+    "grokfast_adamw",
     "laprop",
     "mars",
     "nadamw",
@@ -360,19 +363,51 @@ def nadamw(
     return chain(weight_decay, *moments, sgd_step, lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
 
 
-def cautious_adamw(
-    lr: float = 1e-3, mom: float = 0.9, sqr_mom: float = 0.999, eps: float = 1e-8, wd: float = 0.0
+def adamc(
+    lr: float = 1e-3,
+    mom: float = 0.9,
+    sqr_mom: float = 0.999,
+    eps: float = 1e-8,
+    max_lr: float | None = None,
+    wd: float = 1e-2,
 ) -> Chain:
-    """AdamW that moves no element against its gradient of this step.
+    """AdamW for a scheduled lr, whose decay falls with the square of it: at the end of a schedule,
+    gradients do not grow.
 
-    Any other optimizer becomes cautious the same way: put `cautious` in front of its step.
-    Source: Liang et al. 2024; the mask of its authors' code, and torch's AdamW (their class has
-    eps = 1e-6).
+    param = (1 - lr**2 / max_lr * wd) * param, and then adam
 
-    >>> print(*cautious_adamw().rules)
-    weight_decay average_grad average_sqr_grad debias scale_by_rms cautious sgd_step
+    `max_lr` is the largest lr of the schedule, lr itself if nothing is said. For layers that a
+    normalization follows; the others get adamw: `partition`.
+
+    Source: Defazio 2025 (arXiv 2506.02285); numbers of pytorch_optimizer.AdamC for groups that are
+    "normalized" and eps=0, which it adds before the bias is corrected.
+
+    >>> print(*adamc().rules[:3])
+    weight_decay_by_square average_grad average_sqr_grad
     """
-    moments = (average_grad, average_sqr_grad, debias, scale_by_rms)
-    return chain(
-        weight_decay, *moments, cautious, sgd_step, lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd
-    )
+    peak = lr if max_lr is None else max_lr
+    return chain(weight_decay_by_square, adam(lr, mom, sqr_mom, eps), max_lr=peak, wd=wd)
+
+
+def grokfast_adamw(
+    lr: float = 1e-4,
+    mom: float = 0.9,
+    sqr_mom: float = 0.99,
+    eps: float = 1e-8,
+    slow_mom: float = 0.98,
+    amplify: float = 2.0,
+    wd: float = 0.0,
+) -> Chain:
+    """AdamW on gradients whose slow part is amplified, which makes networks grok sooner.
+
+    grad = grad + amplify * slow average of grad, and then adamw
+
+    Source: Lee et al. 2024 (arXiv), its filter Grokfast-EMA; numbers of
+    pytorch_optimizer.GrokFastAdamW without normalize_lr, which divides lr by 1 + amplify, and with
+    eps=0: its divisor is max(root, eps).
+
+    >>> print(*grokfast_adamw().rules[:3])
+    grokfast weight_decay average_grad
+    """
+    inner = adamw(lr, mom, sqr_mom, eps, wd)
+    return chain(grokfast, inner, slow_mom=slow_mom, amplify=amplify)
