@@ -85,7 +85,6 @@ RECIPES: dict[str, Callable[[], Chain]] = {
     "adamod": lambda: fs.adamod(lr=0.02, rate_mom=0.5, wd=0.1),
     "aggmo": lambda: fs.aggmo(lr=0.02, wd=0.1),
     "cautious_lion": lambda: fs.cautious_lion(lr=0.01, wd=0.1),
-    "diffgrad": lambda: fs.diffgrad(lr=0.02, wd=0.1),
     "ftrl": lambda: fs.ftrl(lr=0.05, beta=1.0, l1=0.1, l2=0.1),
     "grams": lambda: fs.grams(lr=0.02, wd=0.1),
     "grokfast_adamw": lambda: fs.grokfast_adamw(lr=0.02, wd=0.1),

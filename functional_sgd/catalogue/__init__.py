@@ -13,6 +13,7 @@ from functional_sgd.catalogue import (
     adaptive,
     careful,
     classic,
+    corrected,
     curvature,
     descent,
     factored,
@@ -30,6 +31,7 @@ from functional_sgd.catalogue.adam_family import *
 from functional_sgd.catalogue.adaptive import *
 from functional_sgd.catalogue.careful import *
 from functional_sgd.catalogue.classic import *
+from functional_sgd.catalogue.corrected import *
 from functional_sgd.catalogue.curvature import *
 from functional_sgd.catalogue.descent import *
 from functional_sgd.catalogue.factored import *
@@ -48,6 +50,7 @@ NAMES = (
     *adaptive.__all__,
     *careful.__all__,
     *classic.__all__,
+    *corrected.__all__,
     *curvature.__all__,
     *descent.__all__,
     *factored.__all__,

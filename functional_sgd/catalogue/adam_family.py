@@ -2,7 +2,6 @@
 thing than in Adam. All have decoupled weight decay, unless they say what else.
 """
 
-from functional_sgd.catalogue.adaptive import adam, adamw
 from functional_sgd.catalogue.parts import given, l2
 from functional_sgd.chaining import Chain, chain
 from functional_sgd.rules import (
@@ -16,23 +15,19 @@ from functional_sgd.rules import (
     average_sqr_grad_from_first,
     bound_rate,
     clip_growing,
-    clip_leaf_norm,
     debias,
     debias_ahead,
-    grokfast,
     heavy_ball,
     l2_reg,
     limit_by_rms,
     normalize_by_past_rms,
     project_radial,
     proximal_decay,
-    reduce_variance,
     scale_by_past_rms,
     scale_by_rms,
     sgd_step,
     sqr_ratio,
     weight_decay,
-    weight_decay_by_square,
 )
 from functional_sgd.trial import rename
 
@@ -40,14 +35,11 @@ __all__ = [
     "acprop",
     "adabelief",
     "adabound",
-    "adamc",
     "adamp",
     "adan",
     "ademamix",
     "adopt",
-    "grokfast_adamw",
     "laprop",
-    "mars",
     "nadamw",
     "simplified_ademamix",
     "stable_adamw",
@@ -297,33 +289,6 @@ def adamp(
     return chain(*parts, lr=lr, **hypers, wd=wd)
 
 
-def mars(
-    lr: float = 3e-3,
-    mom: float = 0.95,
-    sqr_mom: float = 0.99,
-    gamma: float = 0.025,
-    max_norm: float = 1.0,
-    eps: float = 1e-8,
-    wd: float = 0.0,
-) -> Chain:
-    """AdamW on gradients that are corrected by how they have changed, and clipped leaf by leaf.
-
-    grad = grad + gamma * mom / (1 - mom) * (grad - last_grad), shortened to max_norm
-
-    Its authors give vectors to AdamW: `partition` does that here. Source: Yuan et al. 2024; numbers
-    of its authors' MARS-AdamW with optimize_1d=True.
-
-    >>> print(*mars().rules[:3])
-    weight_decay reduce_variance clip_leaf_norm
-    >>> print(*mars().rules[3:])
-    average_grad average_sqr_grad debias scale_by_rms sgd_step
-    """
-    front = (weight_decay, reduce_variance, clip_leaf_norm)
-    parts = (*front, average_grad, average_sqr_grad, debias, scale_by_rms, sgd_step)
-    hypers = dict(mom=mom, sqr_mom=sqr_mom, gamma=gamma, max_norm=max_norm, eps=eps)
-    return chain(*parts, lr=lr, **hypers, wd=wd)
-
-
 def stable_adamw(
     lr: float = 1e-3, mom: float = 0.9, sqr_mom: float = 0.99, eps: float = 1e-8, wd: float = 1e-2
 ) -> Chain:
@@ -361,53 +326,3 @@ def nadamw(
     """
     moments = (average_sqr_grad, debias, average_grad, debias_ahead, scale_by_rms)
     return chain(weight_decay, *moments, sgd_step, lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
-
-
-def adamc(
-    lr: float = 1e-3,
-    mom: float = 0.9,
-    sqr_mom: float = 0.999,
-    eps: float = 1e-8,
-    max_lr: float | None = None,
-    wd: float = 1e-2,
-) -> Chain:
-    """AdamW for a scheduled lr, whose decay falls with the square of it: at the end of a schedule,
-    gradients do not grow.
-
-    param = (1 - lr**2 / max_lr * wd) * param, and then adam
-
-    `max_lr` is the largest lr of the schedule, lr itself if nothing is said. For layers that a
-    normalization follows; the others get adamw: `partition`.
-
-    Source: Defazio 2025 (arXiv 2506.02285); numbers of pytorch_optimizer.AdamC for groups that are
-    "normalized" and eps=0, which it adds before the bias is corrected.
-
-    >>> print(*adamc().rules[:3])
-    weight_decay_by_square average_grad average_sqr_grad
-    """
-    peak = lr if max_lr is None else max_lr
-    return chain(weight_decay_by_square, adam(lr, mom, sqr_mom, eps), max_lr=peak, wd=wd)
-
-
-def grokfast_adamw(
-    lr: float = 1e-4,
-    mom: float = 0.9,
-    sqr_mom: float = 0.99,
-    eps: float = 1e-8,
-    slow_mom: float = 0.98,
-    amplify: float = 2.0,
-    wd: float = 0.0,
-) -> Chain:
-    """AdamW on gradients whose slow part is amplified, which makes networks grok sooner.
-
-    grad = grad + amplify * slow average of grad, and then adamw
-
-    Source: Lee et al. 2024 (arXiv), its filter Grokfast-EMA; numbers of
-    pytorch_optimizer.GrokFastAdamW without normalize_lr, which divides lr by 1 + amplify, and with
-    eps=0: its divisor is max(root, eps).
-
-    >>> print(*grokfast_adamw().rules[:3])
-    grokfast weight_decay average_grad
-    """
-    inner = adamw(lr, mom, sqr_mom, eps, wd)
-    return chain(grokfast, inner, slow_mom=slow_mom, amplify=amplify)

@@ -24,6 +24,7 @@ from functional_sgd.rules import (
     sgd_step,
     take_step,
     weight_decay,
+    weight_decay_by_square,
 )
 from functional_sgd.trial import rename
 from functional_sgd.wrappers.lazy_rows import lazy_rows
@@ -34,6 +35,7 @@ __all__ = [
     "adam",
     "adamax",
     "adamaxw",
+    "adamc",
     "adamw",
     "nadam",
     "qhadam",
@@ -130,6 +132,32 @@ def adamw(
     weight_decay average_grad average_sqr_grad debias scale_by_rms sgd_step
     """
     return chain(weight_decay, adam(lr, mom, sqr_mom, eps, amsgrad=amsgrad), wd=wd)
+
+
+def adamc(
+    lr: float = 1e-3,
+    mom: float = 0.9,
+    sqr_mom: float = 0.999,
+    eps: float = 1e-8,
+    max_lr: float | None = None,
+    wd: float = 1e-2,
+) -> Chain:
+    """AdamW for a scheduled lr, whose decay falls with the square of it: at the end of a schedule,
+    gradients do not grow.
+
+    param = (1 - lr**2 / max_lr * wd) * param, and then adam
+
+    `max_lr` is the largest lr of the schedule, lr itself if nothing is said. For layers that a
+    normalization follows; the others get adamw: `partition`.
+
+    Source: Defazio 2025 (arXiv 2506.02285); numbers of pytorch_optimizer.AdamC for groups that are
+    "normalized" and eps=0, which it adds before the bias is corrected.
+
+    >>> print(*adamc().rules[:3])
+    weight_decay_by_square average_grad average_sqr_grad
+    """
+    peak = lr if max_lr is None else max_lr
+    return chain(weight_decay_by_square, adam(lr, mom, sqr_mom, eps), max_lr=peak, wd=wd)
 
 
 def adamax(

@@ -11,9 +11,7 @@ from functional_sgd.rules import (
     debias,
     follow_sign,
     limit_by_past_rates,
-    scale_by_change,
     scale_by_rms,
-    scale_by_rms_eps_early,
     scale_by_signal,
     sgd_step,
     sign_of_average,
@@ -26,7 +24,6 @@ __all__ = [
     "adamod",
     "cautious_adamw",
     "cautious_lion",
-    "diffgrad",
     "grams",
     "msvag",
 ]
@@ -79,26 +76,6 @@ def grams(
     """
     moments = (average_grad, average_sqr_grad, debias, scale_by_rms)
     parts = (weight_decay, *moments, follow_sign, sgd_step)
-    return chain(*parts, lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
-
-
-def diffgrad(
-    lr: float = 1e-3, mom: float = 0.9, sqr_mom: float = 0.999, eps: float = 1e-8, wd: float = 0.0
-) -> Chain:
-    """Adam that goes half as far where the gradient has not changed, as it does near an optimum;
-    decoupled weight decay.
-
-    update = Adam's / (1 + exp(-|grad - last_grad|)), with eps added before the bias is corrected
-
-    Source: Dubey et al. 2020 (IEEE TNNLS); numbers of pytorch_optimizer.DiffGrad.
-
-    >>> print(*diffgrad().rules[:4])
-    weight_decay average_grad average_sqr_grad debias
-    >>> print(*diffgrad().rules[4:])
-    scale_by_rms_eps_early scale_by_change sgd_step
-    """
-    moments = (average_grad, average_sqr_grad, debias, scale_by_rms_eps_early)
-    parts = (weight_decay, *moments, scale_by_change, sgd_step)
     return chain(*parts, lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
 
 

@@ -1,4 +1,4 @@
-"""Rules that go less far where gradients are mostly noise, hardly change, or were small so far."""
+"""Rules that go less far where gradients are mostly noise, or where that was not usual so far."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from functional_sgd.ranges import Decay, NonNegative
 from functional_sgd.rule import elementwise
 from functional_sgd.rules.moments import adam_scale
 
-__all__ = ["limit_by_past_rates", "scale_by_change", "scale_by_signal"]
+__all__ = ["limit_by_past_rates", "scale_by_signal"]
 
 
 @elementwise(rate_avg=torch.zeros_like)
@@ -40,21 +40,6 @@ def limit_by_past_rates(
     rate = adam_scale(sqr_avg, step, mom, sqr_mom, eps, lr)
     rate_avg = rate_mom * rate_avg + (1 - rate_mom) * rate
     return dict(update=torch.minimum(rate, rate_avg) * update, rate_avg=rate_avg)
-
-
-@elementwise(last_grad=torch.zeros_like)
-def scale_by_change(grad: Tensor, update: Tensor, last_grad: Tensor) -> dict[str, Tensor]:
-    """Halve the update where the gradient stays as it is, and leave it where that changes much.
-
-    update = update / (1 + exp(-|grad - last_grad|));  last_grad = grad
-
-    Reads grad and update; keeps last_grad, which starts at 0. Source: diffGrad (Dubey et al. 2020).
-
-    >>> two = torch.tensor([2.0])
-    >>> scale_by_change(two, two, two)
-    {'update': tensor([1.]), 'last_grad': tensor([2.])}
-    """
-    return dict(update=update * (grad - last_grad).abs().sigmoid(), last_grad=grad)
 
 
 @elementwise

@@ -66,10 +66,6 @@ CASES: dict[str, tuple[Make, Chain]] = {
         lambda po, p: po.AggMo(p, LR, (0.0, 0.8, 0.95), weight_decay=0.3),
         fs.aggmo(LR, mom=0.8, slow_mom=0.95, wd=0.3),
     ),
-    "diffgrad": (
-        lambda po, p: po.DiffGrad(p, LR, (0.8, 0.95), weight_decay=0.3, eps=1e-4),
-        fs.diffgrad(LR, 0.8, 0.95, eps=1e-4, wd=0.3),
-    ),
     "ftrl": (
         lambda po, p: po.FTRL(p, 0.5, beta=1.0, lambda_1=0.7, lambda_2=0.3),
         fs.ftrl(0.5, beta=1.0, l1=0.7, l2=0.3),
