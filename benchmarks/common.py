@@ -141,6 +141,17 @@ def race(
     return {name: spread(values) for name, values in seconds.items()}
 
 
+def least(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """The shortest time of one call of each contender, which take turns: on a machine that others
+    use too, what is left when they rest.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, contender in contenders.items():
+            seconds[name].append(_seconds_of_one(contender))
+    return {name: min(values) for name, values in seconds.items()}
+
+
 def _seconds_of_one(call: Callable[[], object]) -> float:
     started = time.perf_counter()
     call()

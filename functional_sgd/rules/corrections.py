@@ -67,7 +67,7 @@ def grokfast(
 
 def _agree(update: Tensor, grad: Tensor) -> Tensor:
     """Where the signs of both are the same and not 0; the product of small ones would be 0."""
-    return update.sign() * grad.sign() > 0
+    return ((update > 0) & (grad > 0)) | ((update < 0) & (grad < 0))
 
 
 @elementwise
