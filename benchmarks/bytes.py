@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 import tyro
-from common import Tensors, TreeName, gradients, least, save, say, show, trees
+from common import Duel, Tensors, TreeName, gradients, save, say, show, trees
 
 import functional_sgd as fs
 
@@ -29,6 +29,7 @@ class Measured(NamedTuple):
     recipe: fs.Recipe
     seconds: float
     adamw: float
+    quiet: int
 
     @property
     def moved(self) -> float:
@@ -66,19 +67,18 @@ def kernels_alone(chosen: tuple[str, ...]) -> Iterator[fs.Recipe]:
             yield recipe
 
 
-def measure(recipe: fs.Recipe, beside: Steps, tree: Tensors, rounds: int) -> Measured:
+def measure(recipe: fs.Recipe, duel: Duel, tree: Tensors, grads: Tensors, turns: int) -> Measured:
     """A recipe and AdamW, by turns."""
-    steps = Steps(recipe.make(), tree, beside.grads)
+    steps = Steps(recipe.make(), tree, grads)
     for _ in range(2):
         steps()
-    times = least({"adamw": beside, "this": steps}, rounds)
-    return Measured(recipe, times["this"], times["adamw"])
+    return Measured(recipe, *duel(steps, most=turns))
 
 
 def main(
     tree_name: TreeName = "gpt124",
     recipes: tuple[str, ...] = (),
-    rounds: int = 15,
+    turns: int = 50,
     threads: int = 0,
     shared: bool = False,
     save_results: bool = False,
@@ -88,7 +88,7 @@ def main(
     Args:
         tree_name: The tree of parameters.
         recipes: Only these; all, if none are named.
-        rounds: How often each is timed; the shortest time counts.
+        turns: How often each is timed, if there are no quiet turns before.
         threads: How many threads; torch's own number, if 0.
         shared: Say in the results that the machine had other work.
         save_results: Write the table into results/.
@@ -97,15 +97,15 @@ def main(
         torch.set_num_threads(threads)
     tree = trees(tree_name)
     grads = gradients(tree)
-    beside = Steps(fs.adamw(), tree, grads)
-    beside()
+    duel = Duel(Steps(fs.adamw(), tree, grads))
+    duel(duel.baseline)
     found = []
     for recipe in kernels_alone(recipes):
-        found.append(measure(recipe, beside, tree, rounds))
+        found.append(measure(recipe, duel, tree, grads, turns))
         gc.collect()
-        print(f"{recipe.name}: {found[-1].ratio:.2f}", flush=True)
+        print(f"{recipe.name}: {found[-1].ratio:.2f}, {found[-1].quiet} quiet turns", flush=True)
     found.sort(key=lambda one: one.ratio)
-    header = ["recipe", "passes", "bytes", "ms", "GB/s", "time per byte, in AdamW's"]
+    header = ["recipe", "passes", "bytes", "ms", "GB/s", "quiet turns", "time per byte, in AdamW's"]
     elements = sum(leaf.numel() for leaf in tree.values())
     rows = [
         [
@@ -114,6 +114,7 @@ def main(
             f"{one.moved:.0f}",
             f"{1e3 * one.seconds:.1f}",
             f"{one.moved * elements / one.seconds / 1e9:.1f}",
+            str(one.quiet),
             f"{one.ratio:.2f}",
         ]
         for one in found
@@ -123,8 +124,9 @@ def main(
     text = say(
         f"Fused and donated, {torch.get_num_threads()} threads, float32, {tree_name}: "
         f"{elements / 1e6:.1f} M parameters. Bytes are per parameter, read and written, as "
-        f"`recipes()` and `explain` count them. Each recipe took turns with AdamW, {rounds} each; "
-        f"the shortest times count.{load} At most {MOST} in {within} of {len(found)}."
+        f"`recipes()` and `explain` count them. Each recipe took turns with AdamW; the shortest "
+        f"times count, once five turns were quiet, which is to say that AdamW took at most 10% "
+        f"more than its best right before and after; up to {turns} turns.{load} At most {MOST} in {within} of {len(found)}."
     )
     text += "\n" + show("time per byte", header, rows)
     if save_results:

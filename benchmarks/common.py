@@ -5,6 +5,7 @@ machine.
 import datetime
 import gc
 import importlib.metadata
+import itertools
 import math
 import os
 import platform
@@ -141,15 +142,32 @@ def race(
     return {name: spread(values) for name, values in seconds.items()}
 
 
-def least(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """The shortest time of one call of each contender, which take turns: on a machine that others
-    use too, what is left when they rest.
+class Duel:
+    """The shortest times of something and of a baseline, which take turns.
+
+    On a machine that others use too, a turn counts as quiet if the baseline took at most
+    `close_to` times its best ever, right before and right after it.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, contender in contenders.items():
-            seconds[name].append(_seconds_of_one(contender))
-    return {name: min(values) for name, values in seconds.items()}
+
+    def __init__(self, baseline: Callable[[], object], close_to: float = 1.1) -> None:
+        self.baseline, self.close_to, self.best = baseline, close_to, math.inf
+
+    def __call__(
+        self, other: Callable[[], object], quiet: int = 5, most: int = 50
+    ) -> tuple[float, float, int]:
+        """(seconds of the other, of the baseline, quiet turns), once there are so many quiet turns,
+        or after `most` turns.
+        """
+        before, turns = [_seconds_of_one(self.baseline)], []
+        while len(turns) < most:
+            turns.append(_seconds_of_one(other))
+            before.append(_seconds_of_one(self.baseline))
+            self.best = min(self.best, *before[-2:])
+            calm = [one <= self.close_to * self.best for one in before]
+            count = sum(a and b for a, b in itertools.pairwise(calm))
+            if count >= quiet:
+                break
+        return min(turns), min(before), count
 
 
 def _seconds_of_one(call: Callable[[], object]) -> float:
