@@ -126,8 +126,9 @@ def main(
         f"{elements / 1e6:.1f} M parameters. Bytes are per parameter, read and written, as "
         f"`recipes()` and `explain` count them. Each recipe took turns with AdamW; the shortest "
         f"times count, once five turns were quiet, which is to say that AdamW took at most 10% "
-        f"more than its best right before and after; up to {turns} turns.{load} At most {MOST} in {within} of {len(found)}."
+        f"more than its best right before and after; up to {turns} turns.{load}"
     )
+    text += "\n" + say(f"At most {MOST} in {within} of {len(found)}.")
     text += "\n" + show("time per byte", header, rows)
     if save_results:
         save(f"bytes_{threads}_threads" if threads else "bytes", text)

@@ -49,6 +49,7 @@ TORCH: Rows = {
     "weight_decay": "l2_reg, weight_decay  # L2, and decoupled",
     "param_groups": "by_path(params, {...}), partition({...}, labels)",
     "state_dict, load_state_dict": "save(state, path), load(path)  # a state is tensors",
+    "Tensor.register_post_accumulate_grad_hook": "step_in_backward(opt, params)",
     "zero_grad": "value_and_grad(...)  # gradients are an argument: nothing to zero",
     "nn.utils.clip_grad_norm_": "clip_norm",
     "nn.utils.clip_grad_value_": "clip_value",

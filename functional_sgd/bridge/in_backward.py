@@ -25,10 +25,12 @@ class InBackward:
         self.opt, self.params, self.hyper = opt, dict(params), {**opt.hyper, **hyper}
         self._stepper = fuse(opt, donate=True)
         self._states = {name: opt.init({name: leaf}) for name, leaf in _plain(params).items()}
-        self._hooks = [
-            param.register_post_accumulate_grad_hook(lambda _, name=name: self._move(name))
-            for name, param in self.params.items()
-        ]
+        self._hooks: list[Any] = [self._hook(name) for name in self.params]
+
+    def _hook(self, name: str) -> Any:
+        """What calls the step of a parameter when its gradient is complete."""
+        param: Any = self.params[name]
+        return param.register_post_accumulate_grad_hook(lambda _: self._move(name))
 
     @torch.no_grad()
     def _move(self, name: str) -> None:
@@ -97,7 +99,7 @@ def step_in_backward(opt: Optimizer, params: Mapping[str, Tensor], **hyper: Any)
     (0.800000011920929, None)
     >>> running.hyper["lr"] = 0.05  # of the next step
     """
-    opt = opt.opt if isinstance(opt, Fused) else opt  # type: ignore[assignment]
+    opt = opt.opt if isinstance(opt, Fused) else opt
     if not isinstance(opt, Chain):
         raise TypeError(
             f"step_in_backward: expected a chain of rules, got {opt!r}. Give each part of a "
