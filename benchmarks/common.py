@@ -123,7 +123,7 @@ def race(
     On a GPU the calls of a turn are between two events: the time of one is that of the host or of
     the device, whichever is longer.
     """
-    clock = _seconds_on_gpu if device == "cuda" else _seconds_of_one if cold else _seconds
+    clock = _seconds_on_gpu if device == "cuda" else timed if cold else _seconds
     generator = random.Random(0)
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for contender in contenders.values():
@@ -158,10 +158,10 @@ class Duel:
         """(seconds of the other, of the baseline, quiet turns), once there are so many quiet turns,
         or after `most` turns.
         """
-        before, turns = [_seconds_of_one(self.baseline)], []
+        before, turns = [timed(self.baseline)], []
         while len(turns) < most:
-            turns.append(_seconds_of_one(other))
-            before.append(_seconds_of_one(self.baseline))
+            turns.append(timed(other))
+            before.append(timed(self.baseline))
             self.best = min(self.best, *before[-2:])
             calm = [one <= self.close_to * self.best for one in before]
             count = sum(a and b for a, b in itertools.pairwise(calm))
@@ -170,7 +170,8 @@ class Duel:
         return min(turns), min(before), count
 
 
-def _seconds_of_one(call: Callable[[], object]) -> float:
+def timed(call: Callable[[], object]) -> float:
+    """Seconds of one call."""
     started = time.perf_counter()
     call()
     return time.perf_counter() - started
@@ -180,7 +181,7 @@ def _seconds(call: Callable[[], object], at_least: float = 0.01) -> float:
     """The mean time of a call, of as many as take so many seconds, after one that counts only if it
     takes longer.
     """
-    first = _seconds_of_one(call)
+    first = timed(call)
     if first >= at_least:
         return first
     calls = math.ceil(at_least / first)
