@@ -157,7 +157,7 @@ def main(
     text += "\n" + say(f"At most {MOST} in {within} of {len(found)}.")
     text += "\n" + show("time per byte", header, rows)
     if save_results:
-        save(f"bytes_{threads}_threads" if threads else "bytes", text)
+        save("bytes", text)
 
 
 if __name__ == "__main__":
