@@ -5,6 +5,7 @@ machine.
 import datetime
 import gc
 import importlib.metadata
+import itertools
 import math
 import os
 import platform
@@ -122,7 +123,7 @@ def race(
     On a GPU the calls of a turn are between two events: the time of one is that of the host or of
     the device, whichever is longer.
     """
-    clock = _seconds_on_gpu if device == "cuda" else _seconds_of_one if cold else _seconds
+    clock = _seconds_on_gpu if device == "cuda" else timed if cold else _seconds
     generator = random.Random(0)
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for contender in contenders.values():
@@ -141,7 +142,36 @@ def race(
     return {name: spread(values) for name, values in seconds.items()}
 
 
-def _seconds_of_one(call: Callable[[], object]) -> float:
+class Duel:
+    """The shortest times of something and of a baseline, which take turns.
+
+    On a machine that others use too, a turn counts as quiet if the baseline took at most
+    `close_to` times its best ever, right before and right after it.
+    """
+
+    def __init__(self, baseline: Callable[[], object], close_to: float = 1.1) -> None:
+        self.baseline, self.close_to, self.best = baseline, close_to, math.inf
+
+    def __call__(
+        self, other: Callable[[], object], quiet: int = 5, most: int = 50
+    ) -> tuple[float, float, int]:
+        """(seconds of the other, of the baseline, quiet turns), once there are so many quiet turns,
+        or after `most` turns.
+        """
+        before, turns = [timed(self.baseline)], []
+        while len(turns) < most:
+            turns.append(timed(other))
+            before.append(timed(self.baseline))
+            self.best = min(self.best, *before[-2:])
+            calm = [one <= self.close_to * self.best for one in before]
+            count = sum(a and b for a, b in itertools.pairwise(calm))
+            if count >= quiet:
+                break
+        return min(turns), min(before), count
+
+
+def timed(call: Callable[[], object]) -> float:
+    """Seconds of one call."""
     started = time.perf_counter()
     call()
     return time.perf_counter() - started
@@ -151,7 +181,7 @@ def _seconds(call: Callable[[], object], at_least: float = 0.01) -> float:
     """The mean time of a call, of as many as take so many seconds, after one that counts only if it
     takes longer.
     """
-    first = _seconds_of_one(call)
+    first = timed(call)
     if first >= at_least:
         return first
     calls = math.ceil(at_least / first)

@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING
 from functional_sgd.catalogue import (
     adam_family,
     adaptive,
+    careful,
     classic,
+    corrected,
     curvature,
     descent,
     factored,
     layers,
     lean,
     matrices,
+    momenta,
     noisy,
     online,
     parameter_free,
@@ -26,13 +29,16 @@ from functional_sgd.catalogue import (
 )
 from functional_sgd.catalogue.adam_family import *
 from functional_sgd.catalogue.adaptive import *
+from functional_sgd.catalogue.careful import *
 from functional_sgd.catalogue.classic import *
+from functional_sgd.catalogue.corrected import *
 from functional_sgd.catalogue.curvature import *
 from functional_sgd.catalogue.descent import *
 from functional_sgd.catalogue.factored import *
 from functional_sgd.catalogue.layers import *
 from functional_sgd.catalogue.lean import *
 from functional_sgd.catalogue.matrices import *
+from functional_sgd.catalogue.momenta import *
 from functional_sgd.catalogue.noisy import *
 from functional_sgd.catalogue.online import *
 from functional_sgd.catalogue.parameter_free import *
@@ -42,13 +48,16 @@ from functional_sgd.catalogue.signs import *
 NAMES = (
     *adam_family.__all__,
     *adaptive.__all__,
+    *careful.__all__,
     *classic.__all__,
+    *corrected.__all__,
     *curvature.__all__,
     *descent.__all__,
     *factored.__all__,
     *layers.__all__,
     *lean.__all__,
     *matrices.__all__,
+    *momenta.__all__,
     *noisy.__all__,
     *online.__all__,
     *parameter_free.__all__,

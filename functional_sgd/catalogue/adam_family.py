@@ -14,9 +14,7 @@ from functional_sgd.rules import (
     average_sqr_grad_additive,
     average_sqr_grad_from_first,
     bound_rate,
-    cautious,
     clip_growing,
-    clip_leaf_norm,
     debias,
     debias_ahead,
     heavy_ball,
@@ -25,7 +23,6 @@ from functional_sgd.rules import (
     normalize_by_past_rms,
     project_radial,
     proximal_decay,
-    reduce_variance,
     scale_by_past_rms,
     scale_by_rms,
     sgd_step,
@@ -42,9 +39,7 @@ __all__ = [
     "adan",
     "ademamix",
     "adopt",
-    "cautious_adamw",
     "laprop",
-    "mars",
     "nadamw",
     "simplified_ademamix",
     "stable_adamw",
@@ -294,33 +289,6 @@ def adamp(
     return chain(*parts, lr=lr, **hypers, wd=wd)
 
 
-def mars(
-    lr: float = 3e-3,
-    mom: float = 0.95,
-    sqr_mom: float = 0.99,
-    gamma: float = 0.025,
-    max_norm: float = 1.0,
-    eps: float = 1e-8,
-    wd: float = 0.0,
-) -> Chain:
-    """AdamW on gradients that are corrected by how they have changed, and clipped leaf by leaf.
-
-    grad = grad + gamma * mom / (1 - mom) * (grad - last_grad), shortened to max_norm
-
-    Its authors give vectors to AdamW: `partition` does that here. Source: Yuan et al. 2024; numbers
-    of its authors' MARS-AdamW with optimize_1d=True.
-
-    >>> print(*mars().rules[:3])
-    weight_decay reduce_variance clip_leaf_norm
-    >>> print(*mars().rules[3:])
-    average_grad average_sqr_grad debias scale_by_rms sgd_step
-    """
-    front = (weight_decay, reduce_variance, clip_leaf_norm)
-    parts = (*front, average_grad, average_sqr_grad, debias, scale_by_rms, sgd_step)
-    hypers = dict(mom=mom, sqr_mom=sqr_mom, gamma=gamma, max_norm=max_norm, eps=eps)
-    return chain(*parts, lr=lr, **hypers, wd=wd)
-
-
 def stable_adamw(
     lr: float = 1e-3, mom: float = 0.9, sqr_mom: float = 0.99, eps: float = 1e-8, wd: float = 1e-2
 ) -> Chain:
@@ -358,21 +326,3 @@ def nadamw(
     """
     moments = (average_sqr_grad, debias, average_grad, debias_ahead, scale_by_rms)
     return chain(weight_decay, *moments, sgd_step, lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
-
-
-def cautious_adamw(
-    lr: float = 1e-3, mom: float = 0.9, sqr_mom: float = 0.999, eps: float = 1e-8, wd: float = 0.0
-) -> Chain:
-    """AdamW that moves no element against its gradient of this step.
-
-    Any other optimizer becomes cautious the same way: put `cautious` in front of its step.
-    Source: Liang et al. 2024; the mask of its authors' code, and torch's AdamW (their class has
-    eps = 1e-6).
-
-    >>> print(*cautious_adamw().rules)
-    weight_decay average_grad average_sqr_grad debias scale_by_rms cautious sgd_step
-    """
-    moments = (average_grad, average_sqr_grad, debias, scale_by_rms)
-    return chain(
-        weight_decay, *moments, cautious, sgd_step, lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd
-    )

@@ -7,6 +7,7 @@ from functional_sgd.optimizer import Optimizer
 from functional_sgd.rules import (
     average_grad,
     average_sqr_grad,
+    average_sqr_grad_from_one,
     center,
     debias,
     heavy_ball,
@@ -15,11 +16,15 @@ from functional_sgd.rules import (
     quasi_hyperbolic,
     rectify,
     rectify_eps_early,
+    scale_by,
     scale_by_max,
     scale_by_rms,
     scale_by_rms_eps_early,
+    scale_by_rms_eps_inside,
     sgd_step,
+    take_step,
     weight_decay,
+    weight_decay_by_square,
 )
 from functional_sgd.trial import rename
 from functional_sgd.wrappers.lazy_rows import lazy_rows
@@ -29,12 +34,15 @@ from functional_sgd.wrappers.schedule_free import scale_by_debiased_rms
 __all__ = [
     "adam",
     "adamax",
+    "adamaxw",
+    "adamc",
     "adamw",
     "nadam",
     "qhadam",
     "radam",
     "ranger",
     "rmsprop",
+    "rmsprop_tf",
     "sparse_adam",
 ]
 
@@ -59,6 +67,31 @@ def rmsprop(
     ball = [] if mom is None else [rename(heavy_ball, grad="update")]
     hypers = given(lr=lr, sqr_mom=sqr_mom, eps=eps, mom=mom, wd=wd)
     return chain(*l2(wd), average_sqr_grad, *middle, scale_by_rms, *ball, sgd_step, **hypers)
+
+
+def rmsprop_tf(
+    lr: float = 1e-2,
+    sqr_mom: float = 0.9,
+    eps: float = 1e-10,
+    mom: float = 0.9,
+    wd: float | None = None,
+) -> Chain:
+    """rmsprop as TensorFlow 1 has it, with which EfficientNets were trained. `wd` is L2.
+
+    velocity = mom * velocity + lr * grad / sqrt(sqr_avg + eps);  param = param - velocity
+
+    sqr_avg starts at 1, eps is in the root, and momentum remembers the rates. Source: Hinton,
+    lecture 6e; numbers of timm's RMSpropTF, with mom=0.9, and of optax.rmsprop(decay=0.9,
+    eps=1e-10, initial_scale=1, momentum=0.9).
+
+    >>> print(*rmsprop_tf().rules[:2])
+    average_sqr_grad_from_one scale_by_rms_eps_inside
+    >>> print(*rmsprop_tf().rules[2:])
+    rename(scale_by, factor='lr') rename(heavy_ball, grad='update') take_step
+    """
+    scale, ball = rename(scale_by, factor="lr"), rename(heavy_ball, grad="update")
+    parts = (average_sqr_grad_from_one, scale_by_rms_eps_inside, scale, ball, take_step)
+    return chain(*l2(wd), *parts, **given(lr=lr, sqr_mom=sqr_mom, eps=eps, mom=mom, wd=wd))
 
 
 def adam(
@@ -101,6 +134,32 @@ def adamw(
     return chain(weight_decay, adam(lr, mom, sqr_mom, eps, amsgrad=amsgrad), wd=wd)
 
 
+def adamc(
+    lr: float = 1e-3,
+    mom: float = 0.9,
+    sqr_mom: float = 0.999,
+    eps: float = 1e-8,
+    max_lr: float | None = None,
+    wd: float = 1e-2,
+) -> Chain:
+    """AdamW for a scheduled lr, whose decay falls with the square of it: at the end of a schedule,
+    gradients do not grow.
+
+    param = (1 - lr**2 / max_lr * wd) * param, and then adam
+
+    `max_lr` is the largest lr of the schedule, lr itself if nothing is said. For layers that a
+    normalization follows; the others get adamw: `partition`.
+
+    Source: Defazio 2025 (arXiv 2506.02285); numbers of pytorch_optimizer.AdamC for groups that are
+    "normalized" and eps=0, which it adds before the bias is corrected.
+
+    >>> print(*adamc().rules[:3])
+    weight_decay_by_square average_grad average_sqr_grad
+    """
+    peak = lr if max_lr is None else max_lr
+    return chain(weight_decay_by_square, adam(lr, mom, sqr_mom, eps), max_lr=peak, wd=wd)
+
+
 def adamax(
     lr: float = 2e-3,
     mom: float = 0.9,
@@ -118,6 +177,23 @@ def adamax(
     """
     hypers = given(lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
     return chain(*l2(wd), average_grad, keep_max_grad, debias, scale_by_max, sgd_step, **hypers)
+
+
+def adamaxw(
+    lr: float = 2e-3,
+    mom: float = 0.9,
+    sqr_mom: float = 0.999,
+    eps: float = 1e-8,
+    wd: float = 1e-4,
+) -> Chain:
+    """adamax after decoupled weight decay.
+
+    Source: Kingma and Ba 2015; Loshchilov and Hutter 2019; numbers of optax.adamaxw.
+
+    >>> print(*adamaxw().rules)
+    weight_decay average_grad keep_max_grad debias scale_by_max sgd_step
+    """
+    return chain(weight_decay, adamax(lr, mom, sqr_mom, eps), wd=wd)
 
 
 def nadam(

@@ -4,12 +4,16 @@ from functional_sgd.chaining import Chain, chain
 from functional_sgd.rules import (
     average_curvature,
     average_grad,
+    average_sqr_grad,
+    debias,
     scale_by_curvature,
+    scale_by_rms,
     sgd_step,
     weight_decay,
 )
+from functional_sgd.trial import rename
 
-__all__ = ["sophia"]
+__all__ = ["adahessian", "sophia"]
 
 
 def sophia(
@@ -50,3 +54,32 @@ def sophia(
         hessian_every=hessian_every,
         wd=wd,
     )
+
+
+def adahessian(
+    lr: float = 0.15,
+    mom: float = 0.9,
+    sqr_mom: float = 0.999,
+    eps: float = 1e-4,
+    wd: float = 0.0,
+) -> Chain:
+    """Adam that divides by the curvature of each direction, not by how steep it has been; decoupled
+    weight decay.
+
+    sqr_avg = sqr_mom * sqr_avg + (1 - sqr_mom) * hessian**2;  the rest as in adamw
+
+    The caller passes an estimate of the Hessian's diagonal at every step, `opt(params, grads,
+    state, hessian=tree)`: Hutchinson's (z * Hz with random z). The authors first average it over
+    the kernel of a convolution, and over pairs of a matrix; that is done outside.
+
+    Source: Yao et al. 2021 (AAAI), defaults of its code; numbers of pytorch_optimizer.AdaHessian
+    for the same Hessians, which has lr=0.1 and eps=1e-16.
+
+    >>> adahessian().required
+    ('hessian',)
+    >>> print(*adahessian().rules[:3])
+    weight_decay average_grad rename(average_sqr_grad, grad='hessian')
+    """
+    squares = rename(average_sqr_grad, grad="hessian")
+    parts = (weight_decay, average_grad, squares, debias, scale_by_rms, sgd_step)
+    return chain(*parts, lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)

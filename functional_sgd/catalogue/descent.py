@@ -11,7 +11,7 @@ from functional_sgd.rules import (
     weight_decay,
 )
 
-__all__ = ["lion", "momentum", "sgd"]
+__all__ = ["lion", "momentum", "sgd", "sgdw"]
 
 
 def sgd(
@@ -47,6 +47,24 @@ def sgd(
     ahead = [rules.nesterov] if nesterov else []
     hypers = given(lr=lr, mom=mom, dampening=dampening or None, wd=wd)
     return chain(*l2(wd), *damped, heavy_ball, *ahead, sgd_step, **hypers)
+
+
+def sgdw(
+    lr: float = 1e-3,
+    mom: float | None = None,
+    nesterov: bool = False,
+    dampening: float | None = None,
+    wd: float = 1e-2,
+) -> Chain:
+    """sgd after decoupled weight decay, which does not go through momentum.
+
+    Source: Loshchilov and Hutter 2019, algorithm 1; numbers of pytorch_optimizer.SGDW. timm's is
+    the same, with mom=0 and wd=0 where nothing is said.
+
+    >>> print(*sgdw(mom=0.9).rules)
+    weight_decay heavy_ball sgd_step
+    """
+    return chain(weight_decay, sgd(lr, mom, nesterov, dampening), wd=wd)
 
 
 def momentum(lr: float = 1e-3, mom: float = 0.9) -> Chain:

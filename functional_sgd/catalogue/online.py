@@ -1,4 +1,4 @@
-"""Optimizers from online learning: dual averaging, and optimism."""
+"""Optimizers from online learning: the leader, dual averaging, and optimism."""
 
 from functional_sgd.catalogue.parts import given, l2
 from functional_sgd.chaining import Chain, chain
@@ -7,13 +7,31 @@ from functional_sgd.rules import (
     average_sqr_grad,
     debias,
     dual_average_step,
+    follow_leader_step,
     optimistic,
     scale_by_rms,
     sgd_step,
 )
 from functional_sgd.trial import rename
 
-__all__ = ["madgrad", "optimistic_adam", "optimistic_sgd"]
+__all__ = ["ftrl", "madgrad", "optimistic_adam", "optimistic_sgd"]
+
+
+def ftrl(lr: float = 1e-3, beta: float = 0.0, l1: float = 0.0, l2: float = 0.0) -> Chain:
+    """Adagrad that keeps elements of little use at exactly 0: for sparse, linear models.
+
+    param = 0 where |slope| <= l1, else (sign(slope) * l1 - slope) / ((beta + sqrt(sqr_sum)) / lr +
+    l2);  slope is the sum of grad - (how much sqrt(sqr_sum) has grown) / lr * param
+
+    lr and beta are the paper's alpha and beta; it has beta=1. An element that has had no gradient
+    stays where it is; pytorch_optimizer and TensorFlow make it 0.
+
+    Source: McMahan et al. 2013 (KDD), algorithm 1; numbers of pytorch_optimizer.FTRL.
+
+    >>> print(*ftrl().rules)
+    follow_leader_step
+    """
+    return chain(follow_leader_step, lr=lr, beta=beta, l1=l1, l2=l2)
 
 
 def madgrad(

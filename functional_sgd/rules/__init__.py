@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from functional_sgd.rules import (
     averaging,
+    certainty,
     clipping,
     corrections,
     curvature,
@@ -14,6 +15,7 @@ from functional_sgd.rules import (
     lean,
     loss,
     matrices,
+    momenta,
     moments,
     noise,
     preconditioning,
@@ -27,6 +29,7 @@ from functional_sgd.rules import (
     watching,
 )
 from functional_sgd.rules.averaging import *
+from functional_sgd.rules.certainty import *
 from functional_sgd.rules.clipping import *
 from functional_sgd.rules.corrections import *
 from functional_sgd.rules.curvature import *
@@ -37,6 +40,7 @@ from functional_sgd.rules.factored import *
 from functional_sgd.rules.lean import *
 from functional_sgd.rules.loss import *
 from functional_sgd.rules.matrices import *
+from functional_sgd.rules.momenta import *
 from functional_sgd.rules.moments import *
 from functional_sgd.rules.noise import *
 from functional_sgd.rules.preconditioning import *
@@ -51,6 +55,7 @@ from functional_sgd.rules.watching import *
 
 NAMES = (
     *averaging.__all__,
+    *certainty.__all__,
     *clipping.__all__,
     *corrections.__all__,
     *curvature.__all__,
@@ -61,6 +66,7 @@ NAMES = (
     *lean.__all__,
     *loss.__all__,
     *matrices.__all__,
+    *momenta.__all__,
     *moments.__all__,
     *noise.__all__,
     *preconditioning.__all__,

@@ -13,6 +13,7 @@ __all__ = [
     "dampen",
     "debias",
     "heavy_ball",
+    "mix_grad",
     "nesterov",
     "nesterov_average",
     "optimistic",
@@ -213,8 +214,26 @@ def quasi_hyperbolic(
     >>> quasi_hyperbolic(torch.tensor([1.0]), torch.tensor([3.0]), torch.tensor([1.0]), nu_1=0.5)
     {'update': tensor([2.]), 'sqr_avg': tensor([1.])}
     """
-    mixed = (1 - nu_1) * grad + nu_1 * update
-    return dict(update=mixed, sqr_avg=(1 - nu_2) * grad.square() + nu_2 * sqr_avg)
+    squares = _mixed(grad.square(), sqr_avg, nu_2)
+    return dict(update=_mixed(grad, update, nu_1), sqr_avg=squares)
+
+
+@elementwise
+def mix_grad(grad: Tensor, update: Tensor, *, nu: Share = 0.7) -> dict[str, Tensor]:
+    """Mix an average with the gradient of this very step.
+
+    update = (1 - nu) * grad + nu * update
+
+    Reads grad, update (the average) and nu in [0, 1]. Source: QHM (Ma and Yarats 2019).
+
+    >>> mix_grad(torch.tensor([1.0]), torch.tensor([3.0]), nu=0.5)
+    {'update': tensor([2.])}
+    """
+    return dict(update=_mixed(grad, update, nu))
+
+
+def _mixed(new: Tensor, average: Tensor, nu: float) -> Tensor:
+    return (1 - nu) * new + nu * average
 
 
 @elementwise(grad_avg=torch.zeros_like)

@@ -11,6 +11,7 @@ from functional_sgd.rules.averaging import averaged_from_first
 
 __all__ = [
     "cautious",
+    "follow_sign",
     "grokfast",
     "limit_by_rms",
     "project_radial",
@@ -66,7 +67,7 @@ def grokfast(
 
 def _agree(update: Tensor, grad: Tensor) -> Tensor:
     """Where the signs of both are the same and not 0; the product of small ones would be 0."""
-    return update.sign() * grad.sign() > 0
+    return ((update > 0) & (grad > 0)) | ((update < 0) & (grad < 0))
 
 
 @elementwise
@@ -83,6 +84,20 @@ def cautious(grad: Tensor, update: Tensor, *, share: Tensor = mean(_agree)) -> d
     {'update': tensor([6., 0.])}
     """
     return dict(update=torch.where(_agree(update, grad), update / share.clamp(min=1e-3), 0.0))
+
+
+@elementwise
+def follow_sign(grad: Tensor, update: Tensor) -> dict[str, Tensor]:
+    """Take from the update only how far to go, and the direction from this gradient.
+
+    update = |update| * sign(grad)
+
+    Reads grad and update. Put it right in front of the step. Source: Grams (Cao et al. 2024).
+
+    >>> follow_sign(torch.tensor([1.0, -1.0, 0.0]), torch.tensor([3.0, 3.0, 3.0]))
+    {'update': tensor([ 3., -3.,  0.])}
+    """
+    return dict(update=update.abs() * grad.sign())
 
 
 @elementwise

@@ -2,10 +2,10 @@
 
 from torch import Tensor
 
-from functional_sgd.ranges import NonNegative
+from functional_sgd.ranges import NonNegative, Positive
 from functional_sgd.rule import elementwise
 
-__all__ = ["l2_reg", "proximal_decay", "shrink", "weight_decay"]
+__all__ = ["l2_reg", "proximal_decay", "shrink", "weight_decay", "weight_decay_by_square"]
 
 
 @elementwise
@@ -22,6 +22,25 @@ def weight_decay(param: Tensor, *, lr: NonNegative, wd: NonNegative = 0.01) -> d
     {'param': tensor([0.7500])}
     """
     return dict(param=(1 - lr * wd) * param)
+
+
+@elementwise
+def weight_decay_by_square(
+    param: Tensor, *, lr: NonNegative, max_lr: Positive, wd: NonNegative = 0.01
+) -> dict[str, Tensor]:
+    """weight_decay that falls with the square of a scheduled rate, so that the weights before a
+    normalization keep the length of their gradients.
+
+    param = (1 - lr**2 / max_lr * wd) * param
+
+    Reads param, lr, wd >= 0 and max_lr > 0, the largest lr of the schedule, at which this is
+    weight_decay. Source: AdamC (Defazio 2025).
+
+    >>> import torch
+    >>> weight_decay_by_square(torch.tensor([1.0]), lr=0.5, max_lr=1.0, wd=1.0)
+    {'param': tensor([0.7500])}
+    """
+    return dict(param=(1 - lr * lr / max_lr * wd) * param)
 
 
 @elementwise

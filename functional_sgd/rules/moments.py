@@ -6,7 +6,7 @@ from torch import Tensor
 from functional_sgd.ranges import Decay, NonNegative, Positive
 from functional_sgd.reduction import root
 from functional_sgd.rule import elementwise
-from functional_sgd.rules.averaging import averaged_from_first
+from functional_sgd.rules.averaging import average_sqr_grad, averaged_from_first
 
 __all__ = [
     "add_average_difference",
@@ -15,6 +15,7 @@ __all__ = [
     "average_sqr_error",
     "average_sqr_grad_additive",
     "average_sqr_grad_from_first",
+    "average_sqr_grad_from_one",
     "bound_rate",
     "clip_growing",
     "debias_ahead",
@@ -88,6 +89,21 @@ def average_sqr_grad_from_first(
     {'sqr_avg': tensor([4.])}
     """
     return dict(sqr_avg=averaged_from_first(sqr_avg, grad.square(), sqr_mom, step))
+
+
+@elementwise(sqr_avg=torch.ones_like)
+def average_sqr_grad_from_one(
+    grad: Tensor, sqr_avg: Tensor, *, sqr_mom: Decay = 0.9
+) -> dict[str, Tensor]:
+    """average_sqr_grad with a mean that starts at 1, so that the first steps are not longer than
+    the gradient.
+
+    Reads grad and sqr_mom in [0, 1); keeps sqr_avg. Source: RMSProp as TensorFlow 1 has it.
+
+    >>> average_sqr_grad_from_one(torch.tensor([2.0]), torch.tensor([1.0]), sqr_mom=0.5)
+    {'sqr_avg': tensor([2.5000])}
+    """
+    return dict(average_sqr_grad.function(grad, sqr_avg, sqr_mom=sqr_mom))
 
 
 @elementwise(before=("sqr_avg",))
@@ -258,7 +274,14 @@ def bound_rate(
     >>> bound_rate(one, 0 * one, step=torch.tensor(1), final_scale=2.0, gamma=1.0)  # from above
     {'update': tensor([4.])}
     """
-    weights = (1 - sqr_mom**step).sqrt() / (1 - mom**step)
     low = final_scale * (1 - 1 / (gamma * step + 1))
     high = final_scale * (1 + 1 / (gamma * step))
-    return dict(update=(weights / (root(sqr_avg) + eps)).clamp(low, high) * update)
+    return dict(update=adam_scale(sqr_avg, step, mom, sqr_mom, eps).clamp(low, high) * update)
+
+
+def adam_scale(
+    sqr_avg: Tensor, step: Tensor, mom: float, sqr_mom: float, eps: float, lr: float = 1.0
+) -> Tensor:
+    """What Adam multiplies its average of the gradient with, both averages not debiased."""
+    weights = lr * (1 - sqr_mom**step).sqrt() / (1 - mom**step)
+    return weights / (root(sqr_avg) + eps)

@@ -4,11 +4,13 @@ import torch
 from torch import Tensor
 
 from functional_sgd.ranges import Count, Decay, NonNegative, Positive, Share
+from functional_sgd.reduction import root
 from functional_sgd.rule import elementwise
 
 __all__ = [
     "average_late",
     "dual_average_step",
+    "follow_leader_step",
     "resilient_step",
     "scale_by",
     "sgd_step",
@@ -153,6 +155,44 @@ def dual_average_step(
     way = torch.where(flat, 0.0, grad_sum / divisor)
     moved = mom * param + (1 - mom) * (start - way)
     return dict(param=moved, start=start, grad_sum=grad_sum, sqr_sum=sqr_sum)
+
+
+@elementwise(slope=torch.zeros_like, sqr_sum=torch.zeros_like)
+def follow_leader_step(
+    param: Tensor,
+    grad: Tensor,
+    slope: Tensor,
+    sqr_sum: Tensor,
+    *,
+    lr: Positive,
+    beta: NonNegative = 0.0,
+    l1: NonNegative = 0.0,
+    l2: NonNegative = 0.0,
+) -> dict[str, Tensor]:
+    """Go to where all gradients so far, and two penalties, would have had it best; elements of
+    little use are exactly 0.
+
+    squares = sqr_sum + grad**2
+    slope = slope + grad - (sqrt(squares) - sqrt(sqr_sum)) / lr * param;  sqr_sum = squares
+    param = 0 where |slope| <= l1
+    param = (sign(slope) * l1 - slope) / ((beta + sqrt(sqr_sum)) / lr + l2) elsewhere
+
+    Reads param, grad, lr > 0 (alpha), beta, l1 and l2, all >= 0. Keeps slope and sqr_sum, which
+    start at 0. An element that has had no gradient yet stays where it is.
+    Source: FTRL-Proximal (McMahan et al. 2013), algorithm 1.
+
+    >>> one, zero = torch.tensor([1.0]), torch.tensor([0.0])  # slope = 2 - 2 / 0.5 * 1
+    >>> follow_leader_step(one, 2 * one, zero, zero, lr=0.5, l1=1.0)
+    {'param': tensor([0.2500]), 'slope': tensor([-2.]), 'sqr_sum': tensor([4.])}
+    """
+    squares = sqr_sum + grad.square()
+    length = root(squares)
+    slope = slope + grad - (length - root(sqr_sum)) / lr * param
+    unseen = squares == 0
+    bend = (beta + length) / lr + l2
+    goal = (slope.sign() * l1 - slope) / torch.where(unseen, 1.0, bend)
+    moved = torch.where(slope.abs() <= l1, 0.0, goal)
+    return dict(param=torch.where(unseen, param, moved), slope=slope, sqr_sum=squares)
 
 
 def _cube_root(x: Tensor) -> Tensor:

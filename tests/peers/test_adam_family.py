@@ -64,6 +64,8 @@ made = {
     "ademamix": optax.contrib.ademamix(lr, 0.8, 0.95, 0.99, alpha=3.0, weight_decay=0.3),
     "simplified_ademamix": optax.contrib.simplified_ademamix(lr, alpha=3.0, weight_decay=0.3),
     "adopt": optax.contrib.adopt(lr, b2=0.95),
+    "adamaxw": optax.adamaxw(lr, **belief, eps=1e-4, weight_decay=0.3),
+    "rmsprop_tf": optax.rmsprop(lr, 0.95, eps=1e-4, initial_scale=1.0, momentum=0.8),
     "nadamw": optax.nadamw(lr, **belief, eps=1e-4, weight_decay=0.3),
 }
 ends = {}
@@ -86,6 +88,8 @@ AS_OPTAX: dict[str, Chain] = {
     "ademamix": fs.ademamix(LR, 0.8, 0.95, slow_mom=0.99, alpha=3.0, wd=0.3),
     "simplified_ademamix": fs.simplified_ademamix(LR, alpha=3.0, wd=0.3),
     "adopt": fs.adopt(LR, sqr_mom=0.95),
+    "adamaxw": fs.adamaxw(LR, mom=0.8, sqr_mom=0.95, eps=1e-4, wd=0.3),
+    "rmsprop_tf": fs.rmsprop_tf(LR, sqr_mom=0.95, eps=1e-4, mom=0.8),
     "nadamw": fs.nadamw(LR, mom=0.8, sqr_mom=0.95, eps=1e-4, wd=0.3),
 }
 

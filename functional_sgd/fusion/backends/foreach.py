@@ -74,7 +74,10 @@ class _Interpreter:
                 values[node.index] = [one.double() for one in values[node.args[0].index]]
             else:
                 inputs = [values[arg.index] for arg in node.inputs]
-                values[node.index] = _apply(node, inputs, len(group.indices))
+                values[node.index] = _apply(node, inputs, len(group.indices), working)
+        for node in work.outputs.values():
+            if node.index in work.sources:  # a column that another write may be about to replace
+                values[node.index] = [tensor.clone() for tensor in values[node.index]]
         for column, node in zip(writes, work.outputs.values(), strict=True):
             for place, tensor in enumerate(column.tensors):
                 value = values[node.index]
@@ -131,7 +134,7 @@ def _drawn(
     return drawn
 
 
-def _apply(node: Node, args: list[Any], count: int) -> list[Tensor]:
+def _apply(node: Node, args: list[Any], count: int, working: torch.dtype) -> list[Tensor]:
     """One operation on all leaves: a foreach operator if there is one, else leaf by leaf."""
     whole = bool(args) and isinstance(args[0], list) and isinstance(args[0][0], Tensor)
     whole = whole and args[0][0].dim() > 0
@@ -140,9 +143,16 @@ def _apply(node: Node, args: list[Any], count: int) -> list[Tensor]:
     if whole and node.op in _BOTH and not any(value.dtype == torch.bool for value in args[0]):
         return list(getattr(torch, f"_foreach_{node.op}")(args[0], args[1]))
     function = operator_of(node)
+    # A double number would make a leaf without axes double as well.
+    precision = torch.float64 if node.wide else working
+    elements = [arg.element for arg in node.inputs]
     results = []
     for place in range(count):
         own = [_tensor(arg[place] if isinstance(arg, list) else arg) for arg in args]
+        own = [
+            one if element else one.to(precision)
+            for one, element in zip(own, elements, strict=True)
+        ]
         results.append(function(*own))
     return results
 

@@ -14,6 +14,7 @@ import torch
 import functional_sgd as fs
 from functional_sgd import chain, elementwise, fuse, leafwise, treewise
 from functional_sgd.fusion import fused
+from functional_sgd.fusion.backends.foreach import ForeachBackend
 from functional_sgd.fusion.buffers import LARGE
 from tests.catalogue import RECIPES
 from tests.comparing import Untouched, assert_same, copy_of
@@ -50,6 +51,11 @@ def swap(param, previous):
     return dict(param=previous, previous=param)
 
 
+@elementwise(one=torch.clone, other=torch.zeros_like)
+def take_turns(one, other):
+    return dict(one=other, other=one)
+
+
 KEEPERS = {
     "slot_is_grad": chain(add_last, fs.sgd_step, lr=0.1),
     "slot_is_param": chain(remember, fs.sgd_step, lr=0.1),
@@ -60,6 +66,22 @@ KEEPERS = {
     "param_is_grad": chain(jump),
     "swap": chain(swap),
 }
+
+
+@pytest.mark.parametrize("backends", [fused.BACKENDS, (ForeachBackend(),)], ids=["own", "foreach"])
+def test_donated_columns_that_change_places_keep_what_they_held(backends):
+    """In kernels, with foreach operators, and leaf by leaf (strided)."""
+    params = {name: draw((8,), torch.float32, 1) for name in ("dense", "strided")}
+    params["strided"] = params["strided"][::2]
+    first, opt = copy_of(params), chain(take_turns, fs.sgd_step, lr=0.1)
+    donated, zeros = (
+        fuse(opt, donate=True, backends=backends),
+        optree.tree_map(torch.zeros_like, first),
+    )
+    params, state = donated(params, grads_for(params, 1), opt.init(params))
+    assert_same((state["one"], state["other"]), (zeros, first))
+    params, state = donated(params, grads_for(params, 2), state)
+    assert_same((state["one"], state["other"]), (first, zeros))
 
 
 @pytest.mark.parametrize("tree", [plain_tree, odd_tree])

@@ -63,7 +63,8 @@ def test_a_complex_tree(name, donate, dtype):
 
 
 TWO_PASSES = {
-    *("clip_norm_adam", "clip_norm_inside", "clip_rms_sgd", "cautious_adamw", "fromage"),
+    *("adai", "cautious_adamw", "cautious_lion", "fromage"),
+    *("clip_norm_adam", "clip_norm_inside", "clip_rms_sgd"),
     *("d_adapt_sgd", "dog", "dowg"),
     *("l2_ball", "l2_sphere", "lamb", "larc", "lars", "lars_fastai", "mars"),
     *("normalized_sgd", "stable_adamw", "tiger"),
@@ -84,6 +85,7 @@ WITH_TORCH = {
     "muon_float32": ["kernel", "torch", "torch", "kernel"],
     "normuon": ["kernel", "torch", "torch", "torch", "kernel"],
     "novograd": ["torch", "kernel"],
+    "sgdp": ["kernel", "torch", "kernel"],
     "shampoo": ["torch", "kernel"],
     "shampoo_every": ["torch", "kernel"],
     "simplex": ["kernel", "torch"],

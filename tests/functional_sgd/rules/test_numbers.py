@@ -10,7 +10,12 @@ from functional_sgd import Rule, chain
 from functional_sgd.rules.scaling import rectification
 from tests.catalogue import RULES
 from tests.comparing import assert_close, assert_same
-from tests.functional_sgd.rules import matrices_by_hand, moments, numbers_of_the_field
+from tests.functional_sgd.rules import (
+    matrices_by_hand,
+    momenta_by_hand,
+    moments,
+    numbers_of_the_field,
+)
 from tests.functional_sgd.rules.rates_by_hand import RATES
 
 T = torch.tensor
@@ -18,6 +23,7 @@ STEP_1, STEP_2, STEP_5, STEP_6 = (T(float(step), dtype=torch.float64) for step i
 
 CASES: list[tuple[Rule, dict[str, Any], dict[str, Any]]] = [
     *RATES,
+    *momenta_by_hand.CASES,
     # rule, columns as lists and scalars, what it writes
     (
         fs.average_grad,

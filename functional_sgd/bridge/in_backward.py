@@ -1,0 +1,140 @@
+"""Steps inside of backward: each parameter moves as soon as its gradient is there, which is then
+released.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from functional_sgd.chaining import Chain
+from functional_sgd.fusion.fused import Fused, fuse
+from functional_sgd.optimizer import Optimizer
+from functional_sgd.signature import STEP
+from functional_sgd.state import State
+
+
+class InBackward:
+    """Parameters that step while `loss.backward()` runs; `step_in_backward` makes one.
+
+    `hyper` is a dict of the hypers that the next steps have; write a schedule's numbers into it.
+    """
+
+    def __init__(self, opt: Chain, params: Mapping[str, Tensor], hyper: Mapping[str, Any]) -> None:
+        self.opt, self.params, self.hyper = opt, dict(params), {**opt.hyper, **hyper}
+        self._stepper = fuse(opt, donate=True)
+        self._states = {name: opt.init({name: leaf}) for name, leaf in _plain(params).items()}
+        self._hooks: list[Any] = [self._hook(name) for name in self.params]
+
+    def _hook(self, name: str) -> Any:
+        """What calls the step of a parameter when its gradient is complete."""
+        param: Any = self.params[name]
+        return param.register_post_accumulate_grad_hook(lambda _: self._move(name))
+
+    @torch.no_grad()
+    def _move(self, name: str) -> None:
+        """One step of one parameter, whose gradient is let go."""
+        param = self.params[name]
+        hyper = {
+            key: value[name] if isinstance(value, Mapping) else value
+            for key, value in self.hyper.items()
+        }
+        leaf, grad = {name: param.detach()}, {name: param.grad}
+        param.grad = None
+        moved, self._states[name] = self._stepper(leaf, grad, self._states[name], hyper)
+        if moved[name].data_ptr() != param.data_ptr():
+            param.copy_(moved[name])
+
+    @property
+    def state(self) -> State:
+        """The state of all parameters, as `opt.init(params)` would give it: what to save.
+
+        Slots are the tensors themselves, which later steps overwrite.
+        """
+        entries: State = {STEP: torch.cat([one[STEP] for one in self._states.values()])}
+        for slot in self.opt.plan.slots:
+            entries[slot] = {name: one[slot][name] for name, one in self._states.items()}
+        return entries
+
+    @state.setter
+    def state(self, state: State) -> None:
+        """Go on from the state of a run that may have been an ordinary one; it is copied."""
+        self._states = {
+            name: {
+                STEP: state[STEP][place : place + 1].clone(),
+                **{slot: {name: state[slot][name].clone()} for slot in self.opt.plan.slots},
+            }
+            for place, name in enumerate(self.params)
+        }
+
+    def remove(self) -> None:
+        """Let backward leave gradients where they are again."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+
+def step_in_backward(opt: Optimizer, params: Mapping[str, Tensor], **hyper: Any) -> InBackward:
+    """Step every parameter during backward, as soon as its gradient is complete, and release that:
+    all gradients together never exist, which saves as much memory as the parameters take.
+
+    `params` are tensors that require gradients, by name: `dict(model.named_parameters())`, or some
+    of them, if others get another optimizer. `hyper` overrides defaults, with numbers or with
+    {name: number}. The loop has no `step` and no `zero_grad`; every backward is a step, so there is
+    no accumulation over several. Numbers are those of the same optimizer after backward.
+
+    Only chains in which leaves do not matter to each other can do this. Raises TypeError for
+    anything else, and ValueError for chains that need all gradients together (the norm of all), the
+    caller's columns or loss, or random numbers, which depend on the place among all leaves.
+
+    Source: LOMO (Lv et al. 2023); torch's tutorial "optimizer step in backward".
+
+    >>> from functional_sgd import sgd
+    >>> model = torch.nn.Linear(1, 1, bias=False)
+    >>> _ = torch.nn.init.ones_(model.weight)
+    >>> running = step_in_backward(sgd(lr=0.1), dict(model.named_parameters()))
+    >>> model(torch.tensor([[2.0]])).sum().backward()  # the gradient is 2
+    >>> model.weight.item(), model.weight.grad
+    (0.800000011920929, None)
+    >>> running.hyper["lr"] = 0.05  # of the next step
+    """
+    opt = opt.opt if isinstance(opt, Fused) else opt
+    if not isinstance(opt, Chain):
+        raise TypeError(
+            f"step_in_backward: expected a chain of rules, got {opt!r}. Give each part of a "
+            f"partition its own parameters, in a call of its own."
+        )
+    _check_alone(opt, hyper)
+    for name, param in params.items():
+        if not (param.is_leaf and param.requires_grad):
+            raise ValueError(
+                f"step_in_backward: {name!r} must be a leaf that requires a gradient. Leave it "
+                f"out, or call requires_grad_() first."
+            )
+    return InBackward(opt, params, hyper)
+
+
+def _check_alone(opt: Chain, hyper: Mapping[str, Any]) -> None:
+    """Raise ValueError if a leaf cannot step without the others."""
+    together = [rule for rule in opt.rules if rule.needs_tree]
+    if together:
+        raise ValueError(
+            f"step_in_backward: {together[0]!r} needs all gradients together, which never exist "
+            f"here. Use a rule for each leaf (clip_leaf_norm, clip_value), or step after backward."
+        )
+    if opt.plan.numbers:
+        raise ValueError(
+            f"step_in_backward: {opt!r} keeps {opt.plan.numbers[0]!r} of the whole tree. Step "
+            f"after backward."
+        )
+    missing = [name for name in (*opt.plan.given, *opt.required) if name not in hyper]
+    if missing:
+        raise ValueError(
+            f"step_in_backward: {opt!r} reads {missing[0]!r} at every step, which backward does "
+            f"not have. Give it as a number, or step after backward."
+        )
+
+
+def _plain(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: param.detach() for name, param in params.items()}
