@@ -14,7 +14,7 @@ import tyro
 from common import save, say, show
 
 import functional_sgd as fs
-from functional_sgd.fusion import compiler
+from functional_sgd.fusion.backends.c import compiler
 from functional_sgd.schedules import one_cycle
 
 

@@ -17,7 +17,7 @@ import torch
 
 import loop.disk.atomic
 from functional_sgd import adamw, fuse
-from functional_sgd.fusion import compiler
+from functional_sgd.fusion.backends.c import compiler
 from loop import SaveModel, fit, load, load_latest, load_params, save_in
 from loop.disk.store import checkpoints
 from loop.disk.weights import write_tensors

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from functional_sgd import adamw, fuse
-from functional_sgd.fusion import compiler
+from functional_sgd.fusion.backends.c import compiler
 from loop import Checkpoint, SaveModel, fit, load, load_latest, load_params
 from loop.disk.files import DamagedStateError
 from loop.disk.store import checkpoints

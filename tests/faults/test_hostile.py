@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from functional_sgd import adamw, fuse
-from functional_sgd.fusion import cache, compiler
+from functional_sgd.fusion.backends.c import cache, compiler
 from loop import Checkpoint, fit, load_latest, save_in
 from loop.disk.store import checkpoints
 from tests.faults.places import times

@@ -8,7 +8,7 @@ import torch
 
 import functional_sgd as fs
 from functional_sgd import by_path, chain, elementwise, fuse, leafwise, norm
-from functional_sgd.fusion import compiler
+from functional_sgd.fusion.backends.c import compiler
 from functional_sgd.schedules import Cosine
 from tests.comparing import assert_same, copy_of
 from tests.functional_sgd.fusion.helpers import (

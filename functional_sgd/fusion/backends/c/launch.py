@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from functional_sgd.fusion import compiler
 from functional_sgd.fusion.backends.backend import Backend, Runner, Totals, Unavailable
+from functional_sgd.fusion.backends.c import compiler
 from functional_sgd.fusion.backends.c.source import c_source
 from functional_sgd.fusion.buffers import Pool, results
 from functional_sgd.fusion.chunks import cut_up

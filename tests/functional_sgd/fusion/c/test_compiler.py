@@ -13,8 +13,9 @@ import torch
 
 import functional_sgd as fs
 from functional_sgd import fuse
-from functional_sgd.fusion import cache as keeping
-from functional_sgd.fusion import compiler, fused
+from functional_sgd.fusion import fused
+from functional_sgd.fusion.backends.c import cache as keeping
+from functional_sgd.fusion.backends.c import compiler
 from functional_sgd.fusion.backends.foreach import ForeachBackend
 from tests.catalogue import RECIPES
 from tests.comparing import assert_same

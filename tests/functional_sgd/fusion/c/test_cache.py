@@ -18,9 +18,9 @@ import torch
 
 import functional_sgd as fs
 from functional_sgd import fuse
-from functional_sgd.fusion import cache as keeping
-from functional_sgd.fusion import compiler
-from tests.functional_sgd.fusion.test_compiler import script
+from functional_sgd.fusion.backends.c import cache as keeping
+from functional_sgd.fusion.backends.c import compiler
+from tests.functional_sgd.fusion.c.test_compiler import script
 
 SOURCE = "int run(void) { return 7; }\n"
 PLANTED = "int run(void) { return 666; }\n"
@@ -137,7 +137,7 @@ def test_the_temporary_folder_is_private_and_ends_with_the_process(place, tmp_pa
     place.write_text("in the way")
     code = (
         "import warnings; warnings.simplefilter('ignore')\n"
-        "from functional_sgd.fusion.cache import cache_folder\n"
+        "from functional_sgd.fusion.backends.c.cache import cache_folder\n"
         "folder = cache_folder(); print(folder, oct(folder.stat().st_mode & 0o777))"
     )
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
@@ -286,7 +286,7 @@ def test_ctrl_c_while_a_kernel_compiles_does_not_reach_the_compiler(tmp_path, mo
     path = script(tmp_path, f'echo > $(dirname $0)/started; {wait} "$@"')
     code = (
         "import signal, sys\n"
-        "from functional_sgd.fusion import compiler\n"
+        "from functional_sgd.fusion.backends.c import compiler\n"
         "caught = []\n"
         "signal.signal(signal.SIGINT, lambda *_: (caught.append(1), open(sys.argv[1], 'w')))\n"
         f"print(compiler.load({SOURCE!r}).run(), caught)\n"

@@ -10,7 +10,7 @@ import subprocess
 import pytest
 
 import functional_sgd as fs
-from functional_sgd.fusion.compiler import _EXACT, _FLAGS
+from functional_sgd.fusion.backends.c.compiler import _EXACT, _FLAGS
 
 pytestmark = pytest.mark.skipif(
     shutil.which("gcc") is None or platform.machine() != "x86_64", reason="looks at gcc's x86-64"

@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from functional_sgd.fusion.cache import cache_folder, is_closed, temporary_folder
+from functional_sgd.fusion.backends.c.cache import cache_folder, is_closed, temporary_folder
 
 _FLAGS = (
     "-O3",
