@@ -19,6 +19,14 @@ PARITY = 0x1BD11BDA
 
 ROUNDS = 20
 
+SHORT = 0x8000
+"""Short draws have counters of their own, above those of `bits`."""
+
+BLOCK = 256
+"""Elements in a row that kernels treat together, where they must: short draws of a block come from
+64 counters, each of which has bits for four elements, 64 places apart.
+"""
+
 _CENTRAL = (
     (-39.69683028665376, 220.9460984245205, -275.9285104469687),
     (138.3577518672690, -30.66479806614716, 2.506628277459239),
@@ -48,6 +56,9 @@ class Key(Protocol):
     def bits(self, like: Any, draw: int) -> tuple[Any, Any]:
         """Two columns of random numbers shaped like `like`: in [0, 1), and in (0, 0.5)."""
 
+    def short(self, like: Any, draw: int) -> Any:
+        """A column of 16 random bits each, as whole numbers."""
+
 
 @dataclass(frozen=True)
 class LeafKey:
@@ -68,6 +79,22 @@ class LeafKey:
         one, two = threefry(tuple(word.to(like.device) for word in self.words), (index, high))
         return (one >> 8).to(like.dtype) * 2**-24, ((two >> 1).to(like.dtype) + 0.5) * 2**-32
 
+    def short(self, like: Tensor, draw: int) -> Tensor:
+        """Four elements share threefry2x32 at one counter, and have a quarter of its bits each."""
+        if distributed(like):
+            (made,) = over_pieces(
+                lambda piece, leaf: (LeafKey(self.words, leaf).short(piece, draw),), like
+            )
+            bits: Tensor = made
+            return bits
+        index = element_numbers(like, self.leaf)
+        counter = index // BLOCK * (BLOCK // 4) + index % (BLOCK // 4)
+        high = (counter >> 32) ^ ((SHORT + draw) << 16)
+        words = threefry(tuple(word.to(like.device) for word in self.words), (counter, high))
+        place = index % BLOCK // (BLOCK // 4)
+        word = torch.where(place < 2, *words)
+        return torch.where(place % 2 == 0, word & 0xFFFF, word >> 16).to(torch.int32)
+
 
 @dataclass(frozen=True)
 class TrialKey:
@@ -76,6 +103,10 @@ class TrialKey:
     def bits(self, like: Tensor, draw: int) -> tuple[Tensor, Tensor]:
         """The same numbers for every element."""
         return torch.full_like(like, 0.75), torch.full_like(like, 0.25)
+
+    def short(self, like: Tensor, draw: int) -> Tensor:
+        """The same bits for every element."""
+        return torch.full_like(like, 0x4000, dtype=torch.int32)
 
 
 def uniform(key: Key, like: Tensor, draw: int = 0) -> Tensor:

@@ -7,7 +7,7 @@ Its signature says what it reads, its dict what it writes.
              *, lr, mom=0.9,                                  hypers
              weight,                                          a number of the whole tree
              length=norm("grad", over="tree"),                a number made of columns
-             step, key): ...                                  updates of this leaf; randomness
+             step, key, dtype): ...      updates of this leaf; randomness; in what it is kept
 """
 
 import inspect
@@ -187,8 +187,9 @@ def elementwise(
     - a positional parameter is `param`, `grad`, `update`, a slot, what an earlier rule wrote, or
       else a column that the caller gives: `opt(params, grads, state, hessian=tree)`;
     - a keyword is a hyper; `step`, how many updates this leaf has taken, this one included; `key`,
-      for random numbers (`uniform`, `normal`); a number of the whole tree, if it is declared as a
-      slot; or a number made of columns, if its default is a reduction (`norm("grad")`).
+      for random numbers (`uniform`, `normal`); `dtype`, in which the leaf is kept; a number of the
+      whole tree, if it is declared as a slot; or a number made of columns, if its default is a
+      reduction (`norm("grad")`).
 
     A column or hyper with a default is optional. The keywords of the decorator declare the slots
     that the rule owns: `slot=first_value`, a function of the param for a slot of each leaf

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from functional_sgd.call import Leaves, Plan, here, take_apart
 from functional_sgd.sharded import distributed, full
+from functional_sgd.signature import DTYPE
 from functional_sgd.state import gradient_for, owned, stored, working
 from functional_sgd.tracing import followed
 from functional_sgd.tree import Tree, unflatten
@@ -175,6 +176,7 @@ def run_on_leaf(
             own[reduced.name] = here(own[reduced.name], leaf.device)
     if call.rule.signature.random:
         own[call.key] = leaves.key(call, index)
+    own[DTYPE] = leaf.dtype
     whole = leaf.is_complex() and call.rule.scope == "leafwise"
     seen: Mapping[str, Tensor] = columns
     shards = leaves.shards if leaves.shards is not None and leaves.shards.cut[index] else None

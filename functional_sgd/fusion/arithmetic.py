@@ -173,6 +173,10 @@ class SymbolKey:
         made = [graph.node(op, *self.words, draw, element=True) for op in ("uniform", "tail")]
         return made[0], made[1]
 
+    def short(self, like: Node, draw: int) -> Node:
+        """A column of short random numbers, as `LeafKey.short` makes them."""
+        return self.words[0].graph.node("short", *self.words, draw, element=True)
+
 
 def _apply(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Node:
     if name not in FUNCTIONS:
@@ -269,6 +273,11 @@ def _itself(graph: Graph, value: Any) -> Node:
     return graph.value(value)
 
 
+def _rounded(op: str) -> Callable[..., Node]:
+    """Rounding to a dtype; None stands for that of the leaf."""
+    return lambda graph, *args: graph.node(op, *map(graph.value, args[:-1]), args[-1])
+
+
 def _full(constant: float) -> Callable[..., Node]:
     return lambda graph, like: graph.node("constant", constant, element=False)
 
@@ -319,6 +328,8 @@ FUNCTIONS: dict[str, Callable[..., Node]] = {
     "addcdiv": lambda graph, start, left, right, value=1: _addcdiv(
         graph, start, left, right, value_=value
     ),
+    "rounded": _rounded("rounded"),
+    "neighbour": _rounded("neighbour"),
     "zeros_like": _full(0.0),
     "ones_like": _full(1.0),
     "full_like": lambda graph, like, fill_value: graph.value(fill_value),

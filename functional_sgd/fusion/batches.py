@@ -10,6 +10,7 @@ from functional_sgd.call import Leaves
 from functional_sgd.fusion.group import Group
 from functional_sgd.randomness import LeafKey
 from functional_sgd.rule import STEP
+from functional_sgd.signature import DTYPE
 from functional_sgd.step import run_on_leaf
 from functional_sgd.wiring import Call
 
@@ -77,7 +78,7 @@ def _batch(
         words = [leaves.key(call, index).words for index in indices]
         for word in (0, 1):
             numbers[f"{call.key}_{word}"] = torch.stack([pair[word] for pair in words])
-    shared = {**leaves.tree_scalars(group.device), **of_tree}
+    shared = {**leaves.tree_scalars(group.device), **of_tree, DTYPE: group.dtypes["param"]}
 
     def run(own: Mapping[str, Tensor], differing: Mapping[str, Tensor]) -> dict[str, Any]:
         scalars: dict[str, Any] = {**shared, **differing}

@@ -11,12 +11,19 @@ from torch import Tensor
 
 from functional_sgd.fusion.arithmetic import Graph, Node, NotPointwise, SymbolKey
 from functional_sgd.randomness import TrialKey
+from functional_sgd.rounding import neighbour, rounded
+from functional_sgd.signature import DTYPE
 from functional_sgd.wiring import Call
 
 _NAMES = {"and": "logical_and", "or": "logical_or", "not": "logical_not"}
 
-_DRAWS = {"uniform": 0.75, "tail": 0.25}
+_DRAWS = {"uniform": 0.75, "tail": 0.25, "short": 0x4000}
 """What a TrialKey draws."""
+
+_ROUNDING = {"rounded": rounded, "neighbour": neighbour}
+
+_TRIED = torch.bfloat16
+"""In what a leaf is kept, where rules are checked."""
 
 
 def check(call: Call) -> None:
@@ -33,6 +40,7 @@ def check(call: Call) -> None:
     if call.rule.signature.random:
         symbols[call.key] = SymbolKey((graph.word("0"), graph.word("1")))
         values[call.key] = TrialKey()
+    symbols[DTYPE], values[DTYPE] = None, _TRIED
     written = graph.run(call, {name: graph.column(name) for name in names}, symbols)
     found = evaluate(graph.needed(written.values()), columns, values)
     with torch.no_grad():
@@ -69,15 +77,19 @@ def evaluate(
         elif node.op == "wide":
             values[node.index] = values[node.args[0].index].double()
         elif node.op in _DRAWS:
-            values[node.index] = torch.tensor(_DRAWS[node.op], dtype=torch.float64, device="cpu")
+            kind = torch.int32 if node.op == "short" else torch.float64
+            values[node.index] = torch.tensor(_DRAWS[node.op], dtype=kind, device="cpu")
         elif node.op != "word":
             inputs = [values[arg.index] for arg in node.inputs]
             values[node.index] = operator_of(node)(*inputs)
     return values
 
 
-def operator_of(node: Node) -> Callable[..., Tensor]:
-    """The torch function of an operation."""
+def operator_of(node: Node, leaf: torch.dtype = _TRIED) -> Callable[..., Tensor]:
+    """The torch function of an operation, for leaves that are kept in this dtype."""
+    if node.op in _ROUNDING:
+        dtype = leaf if node.args[-1] is None else node.args[-1]
+        return lambda *args: _ROUNDING[node.op](*args, dtype)
     if node.op == "where":
         return lambda condition, yes, no: torch.where(condition != 0, yes, no)
     function: Callable[..., Tensor] = getattr(torch, _NAMES.get(node.op, node.op))

@@ -287,7 +287,7 @@ class Fused(Optimizer):
                 stored = {"param": dtype, "grad": dtype}
                 reads = tuple(stored.get(name, working) for name in work.reads)
                 writes = tuple(stored.get(name, working) for name in work.outputs)
-                parts.append(backend.source(work, Dtypes(reads, writes, working)))
+                parts.append(backend.source(work, Dtypes(reads, writes, working, dtype)))
         return "\n".join(parts)
 
     def explain(self, params: Tree = None) -> None:

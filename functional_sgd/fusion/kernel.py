@@ -14,11 +14,14 @@ SUPPORTED_DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torc
 
 @dataclass(frozen=True)
 class Dtypes:
-    """The dtypes of a kernel's columns: those it reads, those it writes, that of the arithmetic."""
+    """The dtypes of a kernel's columns: those it reads, those it writes, that of the arithmetic,
+    and that in which the params are kept.
+    """
 
     reads: tuple[torch.dtype, ...]
     writes: tuple[torch.dtype, ...]
     working: torch.dtype
+    leaf: torch.dtype
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from functional_sgd.call import Plan
 from functional_sgd.fusion.arithmetic import LOGICAL, Graph, Node, NotPointwise, SymbolKey
 from functional_sgd.fusion.check import check
 from functional_sgd.reduction import Reduction
+from functional_sgd.signature import DTYPE
 from functional_sgd.wiring import Call
 
 Sources: TypeAlias = dict[int, str]
@@ -74,7 +75,7 @@ class Pass:
     @functools.cached_property
     def random(self) -> bool:
         """Whether it draws random numbers, which depend on the order of elements."""
-        return any(n.op in ("uniform", "tail") for n in self.nodes)
+        return any(n.op in ("uniform", "tail", "short") for n in self.nodes)
 
     @property
     def title(self) -> str:
@@ -169,6 +170,7 @@ class _Planner:
             if rule.signature.random:
                 words = (self.graph.word(f"{call.key}_0"), self.graph.word(f"{call.key}_1"))
                 scalars[call.key] = SymbolKey(words)
+            scalars[DTYPE] = None  # whatever it is: a kernel is compiled for one
             begin = len(self.graph.nodes)
             written = self.graph.run(call, columns, scalars)
         except NotPointwise as problem:

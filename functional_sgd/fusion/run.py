@@ -152,7 +152,12 @@ class Run:
             name: group.dtypes[name] if name in group.dtypes and name in results else group.working
             for name in work.outputs
         }
-        dtypes = Dtypes(tuple([c.dtype for c in reads]), tuple(kept.values()), group.working)
+        dtypes = Dtypes(
+            tuple([c.dtype for c in reads]),
+            tuple(kept.values()),
+            group.working,
+            group.dtypes["param"],
+        )
         runner = self._runner(backend, work, dtypes, group)
         writes = []
         for name, dtype in kept.items():

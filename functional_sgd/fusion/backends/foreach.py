@@ -67,14 +67,15 @@ class _Interpreter:
             if node.index in work.sources:
                 tensors = columns[work.sources[node.index]].tensors
                 values[node.index] = [tensor.to(working) for tensor in tensors]
-            elif node.op in ("uniform", "tail"):
+            elif node.op in ("uniform", "tail", "short"):
                 words = [values[word.index] for word in node.inputs]
                 values[node.index] = _drawn(node, words, reads[0].tensors, working)
             elif node.op == "wide":
                 values[node.index] = [one.double() for one in values[node.args[0].index]]
             else:
                 inputs = [values[arg.index] for arg in node.inputs]
-                values[node.index] = _apply(node, inputs, len(group.indices))
+                count = len(group.indices)
+                values[node.index] = _apply(node, inputs, count, self.dtypes.leaf)
         for column, node in zip(writes, work.outputs.values(), strict=True):
             for place, tensor in enumerate(column.tensors):
                 value = values[node.index]
@@ -126,12 +127,15 @@ def _drawn(
     drawn = []
     for place, tensor in enumerate(like):
         key = LeafKey((words[0][place], words[1][place]))
+        if node.op == "short":
+            drawn.append(key.short(tensor, node.args[-1]))
+            continue
         uniform, tail = key.bits(torch.empty_like(tensor, dtype=working), node.args[-1])
         drawn.append(uniform if node.op == "uniform" else tail)
     return drawn
 
 
-def _apply(node: Node, args: list[Any], count: int) -> list[Tensor]:
+def _apply(node: Node, args: list[Any], count: int, leaf: torch.dtype) -> list[Tensor]:
     """One operation on all leaves: a foreach operator if there is one, else leaf by leaf."""
     whole = bool(args) and isinstance(args[0], list) and isinstance(args[0][0], Tensor)
     whole = whole and args[0][0].dim() > 0
@@ -139,7 +143,7 @@ def _apply(node: Node, args: list[Any], count: int) -> list[Tensor]:
         return list(getattr(torch, f"_foreach_{node.op}")(args[0]))
     if whole and node.op in _BOTH and not any(value.dtype == torch.bool for value in args[0]):
         return list(getattr(torch, f"_foreach_{node.op}")(args[0], args[1]))
-    function = operator_of(node)
+    function = operator_of(node, leaf)
     results = []
     for place in range(count):
         own = [_tensor(arg[place] if isinstance(arg, list) else arg) for arg in args]

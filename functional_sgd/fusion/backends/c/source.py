@@ -3,33 +3,9 @@
 import torch
 
 from functional_sgd.fusion.arithmetic import LOGICAL, Node
+from functional_sgd.fusion.backends.c.functions import FUNCTIONS, RANDOM_FUNCTIONS
 from functional_sgd.fusion.kernel import Body, Dtypes, body_of, name_of
 from functional_sgd.fusion.passes import Pass
-from functional_sgd.randomness import PARITY, ROTATIONS
-
-_HEADER = """\
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
-
-static inline float from_bfloat16(uint16_t x) {
-    uint32_t u = (uint32_t)x << 16; float f; memcpy(&f, &u, 4);
-    return f;
-}
-static inline uint16_t to_bfloat16(float f) {
-    uint32_t u; memcpy(&u, &f, 4);
-    uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-    return f != f ? 0x7fc0 : (uint16_t)rounded;
-}
-static inline double remainder_double(double a, double b) {
-    double r = fmod(a, b);
-    return (r != 0 && (r < 0) != (b < 0)) ? r + b : r;
-}
-static inline float remainder_float(float a, float b) {
-    float r = fmodf(a, b);
-    return (r != 0 && (r < 0) != (b < 0)) ? r + b : r;
-}
-"""
 
 _FUNCTION = """\
 
@@ -110,7 +86,17 @@ _TEMPLATES = {
     "uniform": "({T})(threefry({0}, {1}, (uint64_t)(start + i), {draw}, 0) >> 8) * ({T})0x1p-24",
     "tail": "(({T})(threefry({0}, {1}, (uint64_t)(start + i), {draw}, 1) >> 1) + ({T})0.5)"
     " * ({T})0x1p-32",
+    "short": "short_bits({0}, {1}, (uint64_t)(start + i), {draw})",
 }
+_ROUNDED = {
+    torch.bfloat16: "from_bfloat16(to_bfloat16({0}))",
+    torch.float16: "(_Float16)(float){0}",
+}
+_NEIGHBOUR = {
+    torch.bfloat16: "neighbour_bfloat16({0}, {1})",
+    torch.float16: "neighbour_float16({0}, {1})",
+}
+_ROUNDING = {"rounded": _ROUNDED, "neighbour": _NEIGHBOUR}
 _FIRST = {"sum": "0", "max": "-INFINITY", "all": "1"}
 _MORE = {
     "sum": "{0} += {1};",
@@ -154,7 +140,7 @@ def c_source(work: Pass, dtypes: Dtypes) -> str:
             more=" ".join(_MORE[combines[k]].format(f"total[{k}]", f"part[{k}]") for k in places),
         ),
     )  # fmt: skip
-    return _HEADER + (_threefry() if work.random else "") + text
+    return FUNCTIONS + (RANDOM_FUNCTIONS if work.random else "") + text
 
 
 class _Writer:
@@ -221,7 +207,7 @@ class _Writer:
     def _type(self, node: Node) -> str:
         if node.op in LOGICAL:
             return "int"
-        if node.op == "word":
+        if node.op in ("word", "short"):
             return "uint32_t"
         return "double" if node.wide else self.precision
 
@@ -240,6 +226,9 @@ class _Writer:
         args = [self._argument(arg, precision, node.element, node.wide) for arg in node.inputs]
         if node.op in _OPERATORS:
             return f"{args[0]} {_OPERATORS[node.op]} {args[1]}"
+        if node.op in _ROUNDING:
+            dtype = self.dtypes.leaf if node.args[-1] is None else node.args[-1]
+            return _ROUNDING[node.op].get(dtype, "{0}").format(*args)
         suffix = "f" if precision == "float" else ""
         if node.op in _TEMPLATES:
             return _TEMPLATES[node.op].format(
@@ -254,20 +243,3 @@ def _constant(value: float, precision: str) -> str:
     if value in (float("inf"), float("-inf")):
         return "INFINITY" if value > 0 else "(-INFINITY)"
     return f"({precision}){value!r}"
-
-
-def _threefry() -> str:
-    """`randomness.threefry` in C: one of its two words."""
-    lines = [
-        "static inline uint32_t threefry(uint32_t k0, uint32_t k1, uint64_t i, uint32_t draw,"
-        " int word) {",
-        f"    const uint32_t k2 = k0 ^ k1 ^ {PARITY:#x}u;",
-        "    uint32_t x = (uint32_t)i + k0, y = ((uint32_t)(i >> 32) ^ (draw << 16)) + k1;",
-    ]
-    for group in range(5):
-        lines += [
-            f"    x += y; y = ((y << {r}) | (y >> {32 - r})) ^ x;" for r in ROTATIONS[group % 2]
-        ]
-        one, two = (group + 1) % 3, (group + 2) % 3
-        lines.append(f"    x += k{one}; y += k{two} + {group + 1}u;")
-    return "\n" + "\n".join([*lines, "    return word ? y : x;", "}"]) + "\n"

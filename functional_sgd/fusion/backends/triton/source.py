@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from functional_sgd.fusion.arithmetic import LOGICAL, Node
+from functional_sgd.fusion.backends.triton.functions import RANDOM_FUNCTIONS
 from functional_sgd.fusion.kernel import Body, Dtypes, body_of, name_of
 from functional_sgd.fusion.passes import Pass
-from functional_sgd.randomness import PARITY, ROTATIONS
 
 _HEADER = """\
 import triton
@@ -120,7 +120,9 @@ _TEMPLATES = {
     "isfinite": 'tl.abs({0}) < float("inf")',
     "uniform": "(threefry({0}, {1}, begin + i, {draw})[0] >> 8).to({T}) * {eps24}",
     "tail": "((threefry({0}, {1}, begin + i, {draw})[1] >> 1).to({T}) + {half}) * {eps32}",
+    "short": "short_bits({0}, {1}, begin + i, {draw})",
 }
+_NEIGHBOUR = {torch.bfloat16: "neighbour_bfloat16", torch.float16: "neighbour_float16"}
 _PRECISE = {  # what Triton approximates in single precision unless it is told not to
     "tl.float32": {
         "div": "tl.div_rn({0}, {1})",
@@ -187,7 +189,7 @@ def triton_source(work: Pass, dtypes: Dtypes, tensors: Collection[str]) -> str:
         store_takes="\n".join(stores),
     )
     header = _HEADER.format(title=work.title)
-    helpers = (_threefry() if work.random else "") + (_LARGEST if "max" in combines else "")
+    helpers = (RANDOM_FUNCTIONS if work.random else "") + (_LARGEST if "max" in combines else "")
     return header + helpers + text
 
 
@@ -295,6 +297,8 @@ class _Writer:
             return f"{args[0]} {_OPERATORS[node.op]} {args[1]}"
         if node.op == "remainder":
             return _remainder(*args)
+        if node.op in ("rounded", "neighbour"):
+            return self._rounded(node, args, precision)
         template = _PRECISE[precision].get(node.op) or _TEMPLATES.get(node.op)
         if template is None:
             return f"libdevice.{node.op}({', '.join(args)})"
@@ -304,6 +308,16 @@ class _Writer:
         }
         draw = node.args[-1] if node.args else ""
         return template.format(*args, T=precision, draw=draw, **constants)
+
+    def _rounded(self, node: Node, args: list[str], precision: str) -> str:
+        """The nearest number of a dtype, or one of two neighbours."""
+        dtype = self.dtypes.leaf if node.args[-1] is None else node.args[-1]
+        if dtype not in _NEIGHBOUR:
+            return args[0]
+        value = f"{args[0]}.to(tl.float32)"
+        if node.op == "rounded":
+            return f"{value}.to({_STORED[dtype]}).to({precision})"
+        return f"{_NEIGHBOUR[dtype]}({value}, {args[1]}).to({precision})"
 
     def _argument(self, node: Node, element: bool, precision: str, wide: bool = False) -> str:
         """An argument as a number."""
@@ -333,25 +347,3 @@ def _constant(value: float, precision: str) -> str:
         rounded = float(np.float32(value)) if precision == "tl.float32" else value
     text = repr(rounded) if np.isfinite(rounded) else f'float("{rounded}")'
     return f"tl.full((), {text}, {precision})"
-
-
-def _threefry() -> str:
-    """`randomness.threefry` in Triton: both of its words."""
-    lines = [
-        "",
-        "",
-        "@triton.jit",
-        "def threefry(k0, k1, index, draw: tl.constexpr):",
-        f"    k2 = k0 ^ k1 ^ tl.full((), {PARITY:#x}, tl.uint32)",
-        "    x = index.to(tl.uint32) + k0",
-        "    y = ((index.to(tl.uint64) >> 32).to(tl.uint32)"
-        " ^ tl.full((), draw << 16, tl.uint32)) + k1",
-    ]
-    for group in range(5):
-        for r in ROTATIONS[group % 2]:
-            lines.append("    x = x + y")
-            lines.append(f"    y = ((y << {r}) | (y >> {32 - r})) ^ x")
-        one, two = (group + 1) % 3, (group + 2) % 3
-        lines.append(f"    x = x + k{one}")
-        lines.append(f"    y = y + k{two} + tl.full((), {group + 1}, tl.uint32)")
-    return "\n".join([*lines, "    return x, y", ""])

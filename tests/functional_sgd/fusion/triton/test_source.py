@@ -59,7 +59,7 @@ def compiled(opt, dtype=torch.float32):
         assert isinstance(work, Pass)
         reads = tuple(group.dtypes.get(name, group.working) for name in work.reads)
         writes = tuple(group.dtypes.get(name, group.working) for name in work.outputs)
-        dtypes = Dtypes(reads, writes, group.working)
+        dtypes = Dtypes(reads, writes, group.working, group.dtypes["param"])
         runners.append(TritonBackend().compile(work, dtypes, scalars, group))
         for take in work.takes:
             scalars.of_leaves[take.name, id(group)] = torch.ones(1, dtype=torch.float64)
