@@ -36,6 +36,24 @@ def short_bits(k0, k1, index, draw: tl.constexpr):
     x, y = threefry(k0, k1, counter, {SHORT} + draw)
     word = tl.where(place < 2, x, y)
     return tl.where(place % 2 == 0, word & 0xFFFF, word >> 16).to(tl.int32)
+"""
+
+RANDOM_FUNCTIONS = _threefry() + _SHORT
+"""`randomness.threefry`, and short draws."""
+
+ROUNDING_FUNCTIONS = f"""
+
+@triton.jit
+def rounded_bfloat16(value):
+    # By hand, since the interpreter's own conversion cuts off.
+    bits = value.to(tl.int32, bitcast=True)
+    found = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
+    return tl.where((bits & {MAGNITUDE}) < {INFINITE}, found, bits).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def rounded_float16(value):
+    return value.to(tl.float16).to(tl.float32)
 
 
 @triton.jit
@@ -56,6 +74,4 @@ def neighbour_float16(value, random):
     found = found | (bits ^ size)
     return tl.where(size < {INFINITE}, found, bits).to(tl.float32, bitcast=True)
 """
-
-RANDOM_FUNCTIONS = _threefry() + _SHORT
-"""What a kernel needs that draws: `randomness.threefry`, short draws, and what is made of them."""
+"""Rounding to nearest, and to one of two neighbours."""

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from functional_sgd.fusion.arithmetic import LOGICAL, Node
-from functional_sgd.fusion.backends.triton.functions import RANDOM_FUNCTIONS
+from functional_sgd.fusion.backends.triton.functions import RANDOM_FUNCTIONS, ROUNDING_FUNCTIONS
 from functional_sgd.fusion.kernel import Body, Dtypes, body_of, name_of
 from functional_sgd.fusion.passes import Pass
 
@@ -122,7 +122,8 @@ _TEMPLATES = {
     "tail": "((threefry({0}, {1}, begin + i, {draw})[1] >> 1).to({T}) + {half}) * {eps32}",
     "short": "short_bits({0}, {1}, begin + i, {draw})",
 }
-_NEIGHBOUR = {torch.bfloat16: "neighbour_bfloat16", torch.float16: "neighbour_float16"}
+_ROUNDING = ("rounded", "neighbour")
+_NARROW = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
 _PRECISE = {  # what Triton approximates in single precision unless it is told not to
     "tl.float32": {
         "div": "tl.div_rn({0}, {1})",
@@ -189,7 +190,9 @@ def triton_source(work: Pass, dtypes: Dtypes, tensors: Collection[str]) -> str:
         store_takes="\n".join(stores),
     )
     header = _HEADER.format(title=work.title)
-    helpers = (RANDOM_FUNCTIONS if work.random else "") + (_LARGEST if "max" in combines else "")
+    helpers = RANDOM_FUNCTIONS if work.random else ""
+    helpers += ROUNDING_FUNCTIONS if any(node.op in _ROUNDING for node in work.nodes) else ""
+    helpers += _LARGEST if "max" in combines else ""
     return header + helpers + text
 
 
@@ -297,7 +300,7 @@ class _Writer:
             return f"{args[0]} {_OPERATORS[node.op]} {args[1]}"
         if node.op == "remainder":
             return _remainder(*args)
-        if node.op in ("rounded", "neighbour"):
+        if node.op in _ROUNDING:
             return self._rounded(node, args, precision)
         template = _PRECISE[precision].get(node.op) or _TEMPLATES.get(node.op)
         if template is None:
@@ -312,12 +315,10 @@ class _Writer:
     def _rounded(self, node: Node, args: list[str], precision: str) -> str:
         """The nearest number of a dtype, or one of two neighbours."""
         dtype = self.dtypes.leaf if node.args[-1] is None else node.args[-1]
-        if dtype not in _NEIGHBOUR:
+        if dtype not in _NARROW:
             return args[0]
-        value = f"{args[0]}.to(tl.float32)"
-        if node.op == "rounded":
-            return f"{value}.to({_STORED[dtype]}).to({precision})"
-        return f"{_NEIGHBOUR[dtype]}({value}, {args[1]}).to({precision})"
+        given = ", ".join([f"{args[0]}.to(tl.float32)", *args[1:]])
+        return f"{node.op}_{_NARROW[dtype]}({given}).to({precision})"
 
     def _argument(self, node: Node, element: bool, precision: str, wide: bool = False) -> str:
         """An argument as a number."""

@@ -65,10 +65,14 @@ def test_an_interpreted_recipe_equals_the_chain(name, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", NARROW)
 def test_an_interpreted_recipe_rounds_as_the_chain_does(name, dtype):
-    """Bit for bit, but for sums and for the powers of Adam's corrections."""
+    """Bit for bit, but for sums, the powers of Adam's corrections, and what was lost, which the
+    interpreter cuts off where GPUs round.
+    """
     opt = NARROW[name]()
     fused = fuse(opt)
-    check_steps(opt, odd_sizes(dtype), steps=2, fused=fused, ulps=0 if "momentum" in name else 2)
+    check_steps(
+        opt, odd_sizes(dtype), steps=2, fused=fused, ulps=0 if name == "stochastic_momentum" else 2
+    )
     assert {type(kernel) for kernel in made(fused)} == {launch._Kernel}
 
 

@@ -16,7 +16,7 @@ from functional_sgd.fusion.group import Group, signatures
 from functional_sgd.fusion.kernel import Dtypes
 from functional_sgd.fusion.passes import Pass
 from functional_sgd.fusion.scalars import Scalars
-from tests.catalogue import RECIPES
+from tests.catalogue import NARROW, RECIPES
 from tests.functional_sgd.fusion.helpers import kinds, then_step
 from tests.functional_sgd.fusion.test_operators import (
     ALL,
@@ -95,6 +95,12 @@ def test_a_sum_of_products_is_rounded_twice():
     for dtype in DTYPES:
         (text,) = assembly(fs.sgd(mom=0.9), dtype)
         assert "fma" not in text
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", NARROW)
+def test_recipes_that_round_are_compiled_for_a_gpu(name, dtype):
+    assert assembly(NARROW[name](), dtype)
 
 
 def test_every_function_is_compiled_for_a_gpu(monkeypatch):
