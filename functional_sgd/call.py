@@ -44,6 +44,11 @@ class Plan:
     results: tuple[str, ...]  # the columns that are results, besides the slots
 
     @property
+    def blocks(self) -> dict[str, str]:
+        """The slots that are codes of 8 bits -> those with the scales of their blocks."""
+        return {codes: scales for call in self.calls for codes, scales in call.rule.blocks.items()}
+
+    @property
     def entries(self) -> tuple[str, ...]:
         """The entries of the state."""
         return (STEP, *self.slots, *self.numbers)

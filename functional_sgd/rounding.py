@@ -58,7 +58,7 @@ def rounded_randomly(value: Tensor, dtype: torch.dtype, key: Key, draw: int = 0)
 
     >>> from functional_sgd.randomness import key_of
     >>> key = key_of(torch.tensor(0), torch.tensor(1), leaf=0, position=0)
-    >>> rounded_randomly(torch.full((4,), 1.002), torch.bfloat16, key)
+    >>> rounded_randomly(torch.full((4,), 1.003), torch.bfloat16, key)
     tensor([1.0078, 1.0000, 1.0000, 1.0000])
     """
     found: Tensor = neighbour(value, key.short(value, draw), dtype)

@@ -10,7 +10,7 @@ from torch import Tensor
 from functional_sgd.ranges import Range, range_of
 from functional_sgd.reduction import Reduction
 
-Scope: TypeAlias = Literal["elementwise", "leafwise", "treewise"]
+Scope: TypeAlias = Literal["elementwise", "blockwise", "leafwise", "treewise"]
 RuleFunction: TypeAlias = Callable[..., Mapping[str, Any]]
 Initializer: TypeAlias = Callable[[Tensor], Tensor]
 Slot: TypeAlias = Initializer | float

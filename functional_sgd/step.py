@@ -190,7 +190,7 @@ def run_on_leaf(
         # What looks at other elements sees the whole leaf, as does what reads a column of another
         # shape, which is there for all pieces.
         read = [seen[outer] for _, outer in call.reads]
-        if call.rule.scope == "leafwise" or any(map(distributed, read)):
+        if call.rule.scope in ("blockwise", "leafwise") or any(map(distributed, read)):
             seen = {outer: shards.whole(index, seen[outer]) for _, outer in call.reads}
     tree_numbers = [name for _, name in call.numbers]
     for name, value in call.run(seen, own).items():

@@ -161,6 +161,11 @@ NARROW: dict[str, Callable[[], Chain]] = {
     "clipped_stochastic": lambda: chain(fs.clip_norm, fs.adamw(lr=0.02), fs.round_stochastically),
     "compensated_adamw": lambda: chain(fs.adamw(lr=0.02, wd=0.1), fs.compensate_rounding),
     "compensated_momentum": lambda: chain(fs.momentum(lr=0.05), fs.compensate_rounding),
+    "eight_bit_adamw": lambda: fs.eight_bit(fs.adamw(lr=0.02, wd=0.1)),
+    "eight_bit_lamb": lambda: fs.eight_bit(fs.lamb(lr=0.02)),
+    "eight_bit_momentum": lambda: chain(
+        fs.eight_bit(fs.momentum(lr=0.05)), fs.round_stochastically
+    ),
     "stochastic_momentum": lambda: chain(fs.momentum(lr=0.05), fs.round_stochastically),
 }
 """Recipes that round in their own way: in half precision they are not float32 rounded once."""

@@ -75,7 +75,7 @@ def _batch(
             values = [leaves.separate[name][index] for index in indices]
             numbers[name] = torch.stack([torch.as_tensor(v, dtype=torch.float64) for v in values])
     if call.rule.signature.random:
-        words = [leaves.key(call, index).words for index in indices]
+        words = [leaves.key(call, index).common for index in indices]
         for word in (0, 1):
             numbers[f"{call.key}_{word}"] = torch.stack([pair[word] for pair in words])
     shared = {**leaves.tree_scalars(group.device), **of_tree, DTYPE: group.dtypes["param"]}
@@ -88,7 +88,7 @@ def _batch(
                 scalars[reduced.name] = reduced.reduction.of(read)
         if call.rule.signature.random:
             pair = (differing[f"{call.key}_0"], differing[f"{call.key}_1"])
-            scalars[call.key] = LeafKey(pair)
+            scalars[call.key] = LeafKey(pair, call.position)
         return call.run(own, scalars)
 
     written = torch.vmap(run)(stacks, numbers)

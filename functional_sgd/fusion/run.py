@@ -163,7 +163,8 @@ class Run:
         for name, dtype in kept.items():
             column = table.get(name)
             if column is None or not column.writable or column.dtype != dtype:
-                like = table["param"].tensors
+                of_blocks = name in self.plan.blocks.values()
+                like = table[name if of_blocks else "param"].tensors
                 pool, key = self.resources.pool, f"{number}.{name}"
                 tensors = backend.allocate(pool, key, like, dtype)
                 column = Column(dtype, tensors, writable=True)

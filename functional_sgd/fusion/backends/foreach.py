@@ -14,7 +14,7 @@ from functional_sgd.fusion.group import Group
 from functional_sgd.fusion.kernel import Dtypes
 from functional_sgd.fusion.passes import Pass
 from functional_sgd.fusion.scalars import Scalars, Value
-from functional_sgd.randomness import LeafKey
+from functional_sgd.randomness import bits_of, short_of
 from functional_sgd.reduction import Reduction
 
 _BOTH = ("add", "sub", "mul", "div", "maximum", "minimum", "pow")
@@ -75,7 +75,8 @@ class _Interpreter:
             else:
                 inputs = [values[arg.index] for arg in node.inputs]
                 count = len(group.indices)
-                values[node.index] = _apply(node, inputs, count, self.dtypes.leaf)
+                made = _apply(node, inputs, count, self.dtypes.leaf)
+                values[node.index] = [v.to(working) for v in made] if node.op == "decode" else made
         for column, node in zip(writes, work.outputs.values(), strict=True):
             for place, tensor in enumerate(column.tensors):
                 value = values[node.index]
@@ -126,11 +127,11 @@ def _drawn(
 ) -> list[Tensor]:
     drawn = []
     for place, tensor in enumerate(like):
-        key = LeafKey((words[0][place], words[1][place]))
+        own = (words[0][place], words[1][place])
         if node.op == "short":
-            drawn.append(key.short(tensor, node.args[-1]))
+            drawn.append(short_of(own, tensor))
             continue
-        uniform, tail = key.bits(torch.empty_like(tensor, dtype=working), node.args[-1])
+        uniform, tail = bits_of(own, torch.empty_like(tensor, dtype=working), node.args[-1])
         drawn.append(uniform if node.op == "uniform" else tail)
     return drawn
 

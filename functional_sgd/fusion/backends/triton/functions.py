@@ -1,6 +1,7 @@
 """Functions of Triton kernels that draw random numbers and round."""
 
-from functional_sgd.randomness import BLOCK, PARITY, ROTATIONS, SHORT
+from functional_sgd.blocks import CUT, LARGEST_SCALE, SIGN
+from functional_sgd.randomness import BLOCK, PARITY, ROTATIONS
 from functional_sgd.rounding import INFINITE, MAGNITUDE, SMALLEST_HALF
 
 
@@ -29,11 +30,11 @@ def _threefry() -> str:
 _SHORT = f"""
 
 @triton.jit
-def short_bits(k0, k1, index, draw: tl.constexpr):
+def short_bits(k0, k1, index):
     # A quarter of the bits at a counter that four elements of a block share.
     place = index % {BLOCK} // {BLOCK // 4}
     counter = index // {BLOCK} * {BLOCK // 4} + index % {BLOCK // 4}
-    x, y = threefry(k0, k1, counter, {SHORT} + draw)
+    x, y = threefry(k0, k1, counter, 0)
     word = tl.where(place < 2, x, y)
     return tl.where(place % 2 == 0, word & 0xFFFF, word >> 16).to(tl.int32)
 """
@@ -75,3 +76,45 @@ def neighbour_float16(value, random):
     return tl.where(size < {INFINITE}, found, bits).to(tl.float32, bitcast=True)
 """
 """Rounding to nearest, and to one of two neighbours."""
+
+BLOCK_FUNCTIONS = f"""
+
+@triton.jit
+def block_scale(value, inside, BLOCK: tl.constexpr):
+    # For every element the largest power of two in its block.
+    sizes = tl.where(inside, value.to(tl.int32, bitcast=True) & {MAGNITUDE}, 0)
+    blocks = tl.reshape(sizes, (BLOCK // {BLOCK}, {BLOCK}))
+    largest = tl.max(blocks, axis=1)[:, None] & {INFINITE}
+    each = tl.broadcast_to(largest, (BLOCK // {BLOCK}, {BLOCK}))
+    return tl.reshape(each, (BLOCK,)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def encoded(
+    value, scale, random, bits: tl.constexpr, offset: tl.constexpr, most: tl.constexpr,
+    signed: tl.constexpr,
+):
+    of_scale = scale.to(tl.int32, bitcast=True)
+    has_one = (of_scale > 0) & (of_scale < {LARGEST_SCALE})
+    reciprocal = tl.where(has_one, {LARGEST_SCALE} - of_scale, 0).to(tl.float32, bitcast=True)
+    size = tl.abs(value) * reciprocal + offset
+    code = ((size.to(tl.int32, bitcast=True) + (random << 4)) >> {CUT}) - (bits >> {CUT})
+    code = tl.where(code < most, code, most)
+    if signed:
+        return tl.where(value.to(tl.int32, bitcast=True) < 0, code | {SIGN}, code)
+    return tl.where((code == 0) & (value > 0), 1, code)
+
+
+@triton.jit
+def decode(
+    codes, scale, bits: tl.constexpr, offset: tl.constexpr, most: tl.constexpr,
+    signed: tl.constexpr,
+):
+    whole = codes.to(tl.int32)
+    value = (((whole & most) << {CUT}) + bits).to(tl.float32, bitcast=True) - offset
+    value = value * scale
+    if signed:
+        return tl.where(whole >= {SIGN}, -value, value)
+    return value
+"""
+"""Numbers of 8 bits: `functional_sgd.blocks` in Triton."""

@@ -5,10 +5,16 @@ from collections.abc import Collection
 import numpy as np
 import torch
 
+from functional_sgd.blocks import LARGEST_CODE, OFFSET, OFFSET_BITS
 from functional_sgd.fusion.arithmetic import LOGICAL, Node
-from functional_sgd.fusion.backends.triton.functions import RANDOM_FUNCTIONS, ROUNDING_FUNCTIONS
+from functional_sgd.fusion.backends.triton.functions import (
+    BLOCK_FUNCTIONS,
+    RANDOM_FUNCTIONS,
+    ROUNDING_FUNCTIONS,
+)
 from functional_sgd.fusion.kernel import Body, Dtypes, body_of, name_of
 from functional_sgd.fusion.passes import Pass
+from functional_sgd.randomness import BLOCK
 
 _HEADER = """\
 import triton
@@ -99,6 +105,7 @@ _STORED = {
     torch.float64: "tl.float64",
     torch.bfloat16: "tl.bfloat16",
     torch.float16: "tl.float16",
+    torch.uint8: "tl.uint8",
 }
 
 _OPERATORS = {
@@ -120,8 +127,11 @@ _TEMPLATES = {
     "isfinite": 'tl.abs({0}) < float("inf")',
     "uniform": "(threefry({0}, {1}, begin + i, {draw})[0] >> 8).to({T}) * {eps24}",
     "tail": "((threefry({0}, {1}, begin + i, {draw})[1] >> 1).to({T}) + {half}) * {eps32}",
-    "short": "short_bits({0}, {1}, begin + i, {draw})",
+    "short": "short_bits({0}, {1}, begin + i)",
+    "multiple": "(({0}.to(tl.uint32) * {draw}) & 0xFFFF).to(tl.int32)",
+    "block_scale": "block_scale({0}.to(tl.float32), inside, BLOCK)",
 }
+_OF_BLOCKS = ("encoded", "decode")
 _ROUNDING = ("rounded", "neighbour")
 _NARROW = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
 _PRECISE = {  # what Triton approximates in single precision unless it is told not to
@@ -192,6 +202,7 @@ def triton_source(work: Pass, dtypes: Dtypes, tensors: Collection[str]) -> str:
     header = _HEADER.format(title=work.title)
     helpers = RANDOM_FUNCTIONS if work.random else ""
     helpers += ROUNDING_FUNCTIONS if any(node.op in _ROUNDING for node in work.nodes) else ""
+    helpers += BLOCK_FUNCTIONS if work.of_blocks else ""
     helpers += _LARGEST if "max" in combines else ""
     return header + helpers + text
 
@@ -215,6 +226,7 @@ class _Writer:
         reads = [("in", *one) for one in zip(body.reads, dtypes.reads, strict=True)]
         writes = [("out", *one) for one in zip(body.writes, dtypes.writes, strict=True)]
         self.columns = [(f"{way}_{name}", dtype) for way, name, dtype in (*reads, *writes)]
+        self.of_blocks = [name in work.of_blocks for _, name, _ in (*reads, *writes)]
         self.places = [f"here_{k}" for k in range(len(self.columns))]
         wide = {a.index for n in body.elements if n.wide for a in n.inputs if not a.element}
         plain = {a.index for n in body.elements if not n.wide for a in n.inputs if not a.element}
@@ -241,9 +253,11 @@ class _Writer:
         ]
 
     def here(self) -> list[str]:
+        begins = [f"start // {BLOCK}" if each else "start" for each in self.of_blocks]
+        places = zip(self.places, self.columns, begins, strict=True)
         return [
-            f"    {place} = tl.load(pointers + {k} * n_leaves + leaf) + start * {dtype.itemsize}"
-            for k, (place, (_, dtype)) in enumerate(zip(self.places, self.columns, strict=True))
+            f"    {place} = tl.load(pointers + {k} * n_leaves + leaf) + {begin} * {dtype.itemsize}"
+            for k, (place, (_, dtype), begin) in enumerate(places)
         ]
 
     def scalars(self) -> list[str]:
@@ -263,7 +277,8 @@ class _Writer:
         for node in self.body.elements:
             if node.index in self.work.sources:
                 column = self.work.sources[node.index]
-                value = f"tl.load(in_{column} + i, mask=inside).to({self.precision})"
+                where = f"i // {BLOCK}" if node.block else "i"
+                value = f"tl.load(in_{column} + {where}, mask=inside).to({self.precision})"
                 value = f"{value} != 0" if node.op in LOGICAL else value
             else:
                 value = self._value(node, "tl.float64" if node.wide else self.precision)
@@ -271,7 +286,10 @@ class _Writer:
         for (name, node), dtype in zip(self.body.writes.items(), self.dtypes.writes, strict=True):
             value = self._argument(node, True, self.precision)
             stored = f"{value}.to({_STORED[dtype]})"
-            lines.append(f"        tl.store(out_{name} + i, {stored}, mask=inside)")
+            where, mask = "i", "inside"
+            if node.block:  # by the first element of each
+                where, mask = f"i // {BLOCK}", f"inside & (i % {BLOCK} == 0)"
+            lines.append(f"        tl.store(out_{name} + {where}, {stored}, mask={mask})")
         for place, take in enumerate(self.work.takes):
             combine = take.reduction.combine
             value = f"{self._argument(take.node, True, 'tl.float64', wide=True)}.to(tl.float64)"
@@ -302,6 +320,13 @@ class _Writer:
             return _remainder(*args)
         if node.op in _ROUNDING:
             return self._rounded(node, args, precision)
+        if node.op in _OF_BLOCKS:
+            signed = node.args[-1]
+            limits: tuple[object, ...] = OFFSET_BITS[signed], OFFSET[signed], LARGEST_CODE[signed]
+            kinds = ("tl.float32", "tl.float32", "tl.int32")
+            given = [f"{arg}.to({kind})" for arg, kind in zip(args, kinds, strict=False)]
+            made = f"{node.op}({', '.join([*given, *map(repr, (*limits, signed))])})"
+            return f"{made}.to({precision})" if node.op == "decode" else made
         template = _PRECISE[precision].get(node.op) or _TEMPLATES.get(node.op)
         if template is None:
             return f"libdevice.{node.op}({', '.join(args)})"
