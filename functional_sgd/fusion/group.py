@@ -19,7 +19,7 @@ class Needs(NamedTuple):
     columns: tuple[str, ...]  # slots and given columns that they touch, besides param and grad
     order: bool  # whether the order of elements in memory must be the logical one
     writes: bool  # whether slots are overwritten where they are
-    blocks: Mapping[str, str]  # slots that are codes -> those with the scales of their blocks
+    blocks: Mapping[str, str] = {}  # slots that are codes -> those with the scales of their blocks
 
     @property
     def in_blocks(self) -> frozenset[str]:
@@ -40,7 +40,9 @@ class Signature(NamedTuple):
 def signatures(leaves: Leaves, needs: Needs) -> tuple[Signature, ...]:
     """The signature of every leaf."""
     columns = [leaves.slots[n] if n in leaves.slots else leaves.given[n] for n in needs.columns]
-    usual = [name for name in needs.columns if name not in needs.in_blocks]
+    usual = needs.columns
+    if needs.blocks:
+        usual = tuple(name for name in usual if name not in needs.in_blocks)
     n_slots = sum(name in leaves.slots for name in usual)  # which come first
     found = tuple(
         _signature(param, grad, own, needs, n_slots)

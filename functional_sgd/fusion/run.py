@@ -163,8 +163,7 @@ class Run:
         for name, dtype in kept.items():
             column = table.get(name)
             if column is None or not column.writable or column.dtype != dtype:
-                of_blocks = name in self.plan.blocks.values()
-                like = table[name if of_blocks else "param"].tensors
+                like = table[name if name in work.of_blocks else "param"].tensors
                 pool, key = self.resources.pool, f"{number}.{name}"
                 tensors = backend.allocate(pool, key, like, dtype)
                 column = Column(dtype, tensors, writable=True)
