@@ -27,8 +27,10 @@ THEMES = {
         [
             "functional_sgd.rule",
             "functional_sgd.chaining",
+            "functional_sgd.eight_bit",
             "functional_sgd.reduction",
             "functional_sgd.randomness",
+            "functional_sgd.rounding",
             "functional_sgd.hyper",
             "functional_sgd.trial",
             "functional_sgd.optimizer",

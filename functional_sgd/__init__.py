@@ -14,6 +14,7 @@ from functional_sgd.chaining import chain as chain
 from functional_sgd.chaining import identity as identity
 from functional_sgd.chaining import part as part
 from functional_sgd.compile.step import compile_step as compile_step
+from functional_sgd.eight_bit import eight_bit as eight_bit
 from functional_sgd.fusion.fused import fuse as fuse
 from functional_sgd.hyper import by_path as by_path
 from functional_sgd.lbfgs import lbfgs as lbfgs
@@ -31,6 +32,8 @@ from functional_sgd.reduction import largest as largest
 from functional_sgd.reduction import mean as mean
 from functional_sgd.reduction import norm as norm
 from functional_sgd.reduction import total as total
+from functional_sgd.rounding import rounded as rounded
+from functional_sgd.rounding import rounded_randomly as rounded_randomly
 from functional_sgd.rule import Rule as Rule
 from functional_sgd.rule import elementwise as elementwise
 from functional_sgd.rule import leafwise as leafwise
@@ -58,6 +61,7 @@ if not TYPE_CHECKING:  # to type checkers, what is imported `as` itself or by a 
         "by_path",
         "chain",
         "compile_step",
+        "eight_bit",
         "elementwise",
         "fuse",
         "identity",
@@ -72,6 +76,8 @@ if not TYPE_CHECKING:  # to type checkers, what is imported `as` itself or by a 
         "part",
         "recipes",
         "rename",
+        "rounded",
+        "rounded_randomly",
         "seeded",
         "split",
         "total",

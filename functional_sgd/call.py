@@ -1,5 +1,6 @@
 """The arguments of a call: checked, and taken apart into leaves."""
 
+import functools
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -42,6 +43,11 @@ class Plan:
     defaults: Mapping[str, Any]  # every hyper and extra that is read -> default or REQUIRED
     ranges: Mapping[str, tuple[Range, ...]]  # of hypers
     results: tuple[str, ...]  # the columns that are results, besides the slots
+
+    @functools.cached_property
+    def blocks(self) -> dict[str, str]:
+        """The slots that are codes of 8 bits -> those with the scales of their blocks."""
+        return {codes: scales for call in self.calls for codes, scales in call.rule.blocks.items()}
 
     @property
     def entries(self) -> tuple[str, ...]:

@@ -19,6 +19,23 @@ PARITY = 0x1BD11BDA
 
 ROUNDS = 20
 
+SHORT = 0xFFFF
+"""The place in a chain that the key of short draws belongs to; no rule has it."""
+
+FACTOR = 46427
+"""Short draws of a chain are those of one key, times different powers of this, mod 2**16: a power
+takes a twentieth of the time of new bits. It is the factor for which pairs that are up to 160
+powers apart lie on the finest lattices: their shortest vector is 61 of the 275 that could be.
+"""
+
+DRAWS = 8
+"""Short draws that a rule may make."""
+
+BLOCK = 256
+"""Elements in a row that kernels treat together, where they must: short draws of a block come from
+64 counters, each of which has bits for four elements, 64 places apart.
+"""
+
 _CENTRAL = (
     (-39.69683028665376, 220.9460984245205, -275.9285104469687),
     (138.3577518672690, -30.66479806614716, 2.506628277459239),
@@ -48,25 +65,45 @@ class Key(Protocol):
     def bits(self, like: Any, draw: int) -> tuple[Any, Any]:
         """Two columns of random numbers shaped like `like`: in [0, 1), and in (0, 0.5)."""
 
+    def short(self, like: Any, draw: int) -> Any:
+        """A column of 16 random bits each, as whole numbers."""
+
 
 @dataclass(frozen=True)
 class LeafKey:
-    """The key of one leaf at one step: two words of 32 bits, as 0-d int64 tensors."""
+    """The key of a rule for one leaf at one step: two words of 32 bits, as 0-d int64 tensors, that
+    all rules have in common, and the rule's position.
+    """
 
-    words: tuple[Tensor, Tensor]
+    common: tuple[Tensor, Tensor]
+    position: int
     leaf: Tensor | None = None  # the DTensor, if draws are for its piece on this process
 
+    @property
+    def words(self) -> tuple[Tensor, Tensor]:
+        """Two words that are the rule's own."""
+        return words_at(self.common, self.position)
+
     def bits(self, like: Tensor, draw: int) -> tuple[Tensor, Tensor]:
-        """Element i (in logical order) has the bits of threefry2x32 at the counter (i, draw)."""
+        """`bits_of`, for a column that may be a DTensor."""
+        words = self.words
         if distributed(like):
             draws: tuple[Tensor, Tensor] = over_pieces(
-                lambda piece, leaf: LeafKey(self.words, leaf).bits(piece, draw), like
+                lambda piece, leaf: bits_of(words, piece, draw, leaf), like
             )
             return draws
-        index = element_numbers(like, self.leaf)
-        high = (index >> 32) ^ (draw << 16)
-        one, two = threefry(tuple(word.to(like.device) for word in self.words), (index, high))
-        return (one >> 8).to(like.dtype) * 2**-24, ((two >> 1).to(like.dtype) + 0.5) * 2**-32
+        return bits_of(words, like, draw, self.leaf)
+
+    def short(self, like: Tensor, draw: int) -> Tensor:
+        """`short_of`, times the rule's and the draw's own factor."""
+        words, factor = words_at(self.common, SHORT), factor_of(self.position, draw)
+        if distributed(like):
+            (made,) = over_pieces(
+                lambda piece, leaf: (multiple(short_of(words, piece, leaf), factor),), like
+            )
+            bits: Tensor = made
+            return bits
+        return multiple(short_of(words, like, self.leaf), factor)
 
 
 @dataclass(frozen=True)
@@ -76,6 +113,10 @@ class TrialKey:
     def bits(self, like: Tensor, draw: int) -> tuple[Tensor, Tensor]:
         """The same numbers for every element."""
         return torch.full_like(like, 0.75), torch.full_like(like, 0.25)
+
+    def short(self, like: Tensor, draw: int) -> Tensor:
+        """The same bits for every element."""
+        return torch.full_like(like, 0x4000, dtype=torch.int32)
 
 
 def uniform(key: Key, like: Tensor, draw: int = 0) -> Tensor:
@@ -113,7 +154,46 @@ def key_of(seed: Tensor, step: Tensor, leaf: int | Tensor, position: int) -> Lea
     With a vector of leaf numbers, the words of all these leaves.
     """
     words = threefry((seed & _MASK, (seed >> 32) & _MASK), (step & _MASK, step * 0 + leaf))
-    return LeafKey(threefry(words, (words[0] * 0 + position, words[0] * 0)))
+    return LeafKey(words, position)
+
+
+def words_at(common: tuple[Tensor, Tensor], position: int) -> tuple[Tensor, Tensor]:
+    """The words of a place in a chain, made of those of a leaf at a step."""
+    return threefry(common, (common[0] * 0 + position, common[0] * 0))
+
+
+def bits_of(
+    words: Sequence[Tensor], like: Tensor, draw: int, leaf: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Element i (in logical order) has the bits of threefry2x32 at the counter (i, draw)."""
+    index = element_numbers(like, leaf)
+    high = (index >> 32) ^ (draw << 16)
+    one, two = threefry(tuple(word.to(like.device) for word in words), (index, high))
+    return (one >> 8).to(like.dtype) * 2**-24, ((two >> 1).to(like.dtype) + 0.5) * 2**-32
+
+
+def short_of(words: Sequence[Tensor], like: Tensor, leaf: Tensor | None = None) -> Tensor:
+    """16 random bits for each element, in int32: four elements share threefry2x32 at one counter,
+    and have a quarter of its bits each.
+    """
+    index = element_numbers(like, leaf)
+    counter = index // BLOCK * (BLOCK // 4) + index % (BLOCK // 4)
+    made = threefry(tuple(word.to(like.device) for word in words), (counter, counter >> 32))
+    place = index % BLOCK // (BLOCK // 4)
+    word = torch.where(place < 2, *made)
+    return torch.where(place % 2 == 0, word & 0xFFFF, word >> 16).to(torch.int32)
+
+
+def multiple(short: Tensor, factor: int) -> Tensor:
+    """Other short random numbers: the product, mod 2**16."""
+    return (short.to(torch.int64) * factor & 0xFFFF).to(torch.int32)
+
+
+def factor_of(position: int, draw: int) -> int:
+    """What the short draws of a rule are multiplied by. Raises ValueError beyond the eighth."""
+    if not 0 <= draw < DRAWS:
+        raise ValueError(f"a rule has short draws 0 to {DRAWS - 1}, got draw={draw}.")
+    return pow(FACTOR, DRAWS * position + draw + 1, 1 << 16)
 
 
 def threefry(key: Sequence[Tensor], counter: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ Its signature says what it reads, its dict what it writes.
              *, lr, mom=0.9,                                  hypers
              weight,                                          a number of the whole tree
              length=norm("grad", over="tree"),                a number made of columns
-             step, key): ...                                  updates of this leaf; randomness
+             step, key, dtype): ...      updates of this leaf; randomness; in what it is kept
 """
 
 import inspect
@@ -41,6 +41,8 @@ class Declared:
     belongs: tuple[tuple[str, str], ...] = ()  # (a column, the slot that it must be)
     before: tuple[str, ...] = ()  # slots of later rules, read as the step before left them
     evaluate: str | None = None  # the slot that is to be evaluated in place of the params
+    positive: tuple[str, ...] = ()  # slots that are never negative
+    blocks: tuple[tuple[str, str], ...] = ()  # (a slot of codes, that of their blocks' scales)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +102,13 @@ class Rule:
     def initializers(self) -> dict[str, Initializer]:
         """The slots of each leaf, by the chain's names -> a function of the param."""
         return {self.outer(slot): start for slot, start in self.starts.items() if callable(start)}
+
+    @property
+    def blocks(self) -> dict[str, str]:
+        """The slots that are codes -> those with the scales of their blocks, by the chain's
+        names.
+        """
+        return {self.outer(codes): self.outer(scales) for codes, scales in self.declared.blocks}
 
     @property
     def needs_tree(self) -> bool:
@@ -167,6 +176,7 @@ def elementwise(
     belongs: Mapping[str, str] | None = None,
     before: Iterable[str] = (),
     evaluate: str | None = None,
+    positive: Iterable[str] = (),
     **slots: Slot,
 ) -> Decorator: ...
 def elementwise(
@@ -177,6 +187,7 @@ def elementwise(
     belongs: Mapping[str, str] | None = None,
     before: Iterable[str] = (),
     evaluate: str | None = None,
+    positive: Iterable[str] = (),
     **slots: Slot,
 ) -> Any:
     """A rule in which the result for each element depends on that element and on numbers alone.
@@ -187,8 +198,9 @@ def elementwise(
     - a positional parameter is `param`, `grad`, `update`, a slot, what an earlier rule wrote, or
       else a column that the caller gives: `opt(params, grads, state, hessian=tree)`;
     - a keyword is a hyper; `step`, how many updates this leaf has taken, this one included; `key`,
-      for random numbers (`uniform`, `normal`); a number of the whole tree, if it is declared as a
-      slot; or a number made of columns, if its default is a reduction (`norm("grad")`).
+      for random numbers (`uniform`, `normal`); `dtype`, in which the leaf is kept; a number of the
+      whole tree, if it is declared as a slot; or a number made of columns, if its default is a
+      reduction (`norm("grad")`).
 
     A column or hyper with a default is optional. The keywords of the decorator declare the slots
     that the rule owns: `slot=first_value`, a function of the param for a slot of each leaf
@@ -198,6 +210,7 @@ def elementwise(
     `belongs` says that one column must be what the owner of another wrote last:
     `belongs=dict(update="grad_avg")`. `before` are slots of later rules, which are read as the step
     before left them. `evaluate` is the slot that is to be evaluated in place of the params.
+    `positive` are slots that are never negative, which `eight_bit` keeps without a sign.
 
     Raises TypeError when the signature cannot be read that way.
 
@@ -208,7 +221,9 @@ def elementwise(
     >>> sign_step(torch.tensor([1.0]), torch.tensor([-3.0]), lr=0.5)
     {'param': tensor([1.5000])}
     """
-    return _decorate("elementwise", function, slots, _declared(writes, belongs, before, evaluate))
+    return _decorate(
+        "elementwise", function, slots, _declared(writes, belongs, before, evaluate, positive)
+    )
 
 
 @overload
@@ -220,6 +235,7 @@ def leafwise(
     belongs: Mapping[str, str] | None = None,
     before: Iterable[str] = (),
     evaluate: str | None = None,
+    positive: Iterable[str] = (),
     **slots: Slot,
 ) -> Decorator: ...
 def leafwise(
@@ -230,6 +246,7 @@ def leafwise(
     belongs: Mapping[str, str] | None = None,
     before: Iterable[str] = (),
     evaluate: str | None = None,
+    positive: Iterable[str] = (),
     **slots: Slot,
 ) -> Any:
     """A rule that sees one whole leaf with its shape, and may keep slots of any shape.
@@ -244,7 +261,9 @@ def leafwise(
     >>> average_rows(torch.ones(2, 3), torch.zeros(2), mom=0.5)
     {'rows': tensor([0.5000, 0.5000])}
     """
-    return _decorate("leafwise", function, slots, _declared(writes, belongs, before, evaluate))
+    return _decorate(
+        "leafwise", function, slots, _declared(writes, belongs, before, evaluate, positive)
+    )
 
 
 @overload
@@ -256,6 +275,7 @@ def treewise(
     belongs: Mapping[str, str] | None = None,
     before: Iterable[str] = (),
     evaluate: str | None = None,
+    positive: Iterable[str] = (),
     **slots: Slot,
 ) -> Decorator: ...
 def treewise(
@@ -266,6 +286,7 @@ def treewise(
     belongs: Mapping[str, str] | None = None,
     before: Iterable[str] = (),
     evaluate: str | None = None,
+    positive: Iterable[str] = (),
     **slots: Slot,
 ) -> Any:
     """A rule that sees whole trees, built like params (None where a leaf has no gradient).
@@ -282,7 +303,9 @@ def treewise(
     >>> subtract_mean({"a": torch.tensor([1.0]), "b": torch.tensor([3.0])})
     {'grad': {'a': tensor([-1.]), 'b': tensor([1.])}}
     """
-    return _decorate("treewise", function, slots, _declared(writes, belongs, before, evaluate))
+    return _decorate(
+        "treewise", function, slots, _declared(writes, belongs, before, evaluate, positive)
+    )
 
 
 def renamed(rule: Rule, names: Mapping[str, str]) -> Rule:
@@ -304,15 +327,18 @@ def _declared(
     belongs: Mapping[str, str] | None,
     before: Iterable[str],
     evaluate: str | None,
+    positive: Iterable[str],
 ) -> Declared:
-    for name, value in dict(writes=writes, belongs=belongs, before=before).items():
+    named = dict(writes=writes, belongs=belongs, before=before, positive=positive)
+    for name, value in named.items():
         if callable(value):
             raise TypeError(
                 f"rule: a slot cannot be called {name!r}, which has a meaning for the decorator. "
                 f"Choose another name."
             )
     written = None if writes is None else tuple(writes)
-    return Declared(written, tuple((belongs or {}).items()), tuple(before), evaluate)
+    belonging = tuple((belongs or {}).items())
+    return Declared(written, belonging, tuple(before), evaluate, tuple(positive))
 
 
 def _decorate(

@@ -10,7 +10,7 @@ from torch import Tensor
 from functional_sgd.ranges import Range, range_of
 from functional_sgd.reduction import Reduction
 
-Scope: TypeAlias = Literal["elementwise", "leafwise", "treewise"]
+Scope: TypeAlias = Literal["elementwise", "blockwise", "leafwise", "treewise"]
 RuleFunction: TypeAlias = Callable[..., Mapping[str, Any]]
 Initializer: TypeAlias = Callable[[Tensor], Tensor]
 Slot: TypeAlias = Initializer | float
@@ -23,6 +23,9 @@ STEP = "step"
 
 KEY = "key"
 """What random numbers are drawn from."""
+
+DTYPE = "dtype"
+"""The dtype in which a leaf is kept, for rules that round."""
 
 REQUIRED = inspect.Parameter.empty
 """Stands for "no default": the caller must pass this hyper or extra."""
@@ -39,6 +42,7 @@ class Signature:
     reductions: Mapping[str, Reduction]
     ranges: Mapping[str, Range]  # of hypers
     random: bool  # whether it draws from a key
+    rounds: bool  # whether it asks in which dtype its leaf is kept
 
 
 def read_signature(function: RuleFunction, starts: Mapping[str, Slot], scope: Scope) -> Signature:
@@ -68,21 +72,24 @@ def read_signature(function: RuleFunction, starts: Mapping[str, Slot], scope: Sc
             raise TypeError(
                 f"{who}: parameter {name!r} must have a plain name: no *args, **kwargs or '/'."
             )
-    for name in (STEP, KEY):
+    for name in (STEP, KEY, DTYPE):
         if name in columns:
             raise TypeError(f"{who}: {name!r} is a scalar; write it after a '*' in the signature.")
     _check_slots(who, starts, columns, optional, scalars)
     numbers = tuple(name for name in starts if name in scalars)
     _check_reductions(who, reductions, [name for name in columns if name not in optional])
-    if scope == "treewise" and (reductions or KEY in scalars):
+    of_leaf = [*reductions, *(name for name in (KEY, DTYPE) if name in scalars)]
+    if scope == "treewise" and of_leaf:
         raise TypeError(
-            f"{who}: sees whole trees, so it has no {next(iter(reductions), KEY)!r}: reductions "
-            f"and keys are of rules that see one leaf. Use @leafwise, or @elementwise."
+            f"{who}: sees whole trees, so it has no {of_leaf[0]!r}: reductions, keys and dtypes "
+            f"are of rules that see one leaf. Use @leafwise, or @elementwise."
         )
-    plain = {name: value for name, value in scalars.items() if name not in (*numbers, KEY)}
+    apart = (*numbers, KEY, DTYPE)
+    plain = {name: value for name, value in scalars.items() if name not in apart}
     return Signature(
-        tuple(columns), frozenset(optional), plain, numbers, reductions, ranges, KEY in scalars
-    )
+        tuple(columns), frozenset(optional), plain, numbers, reductions, ranges,
+        KEY in scalars, DTYPE in scalars,
+    )  # fmt: skip
 
 
 def _check_reductions(who: str, reductions: Mapping[str, Reduction], columns: list[str]) -> None:
@@ -103,7 +110,7 @@ def _check_slots(
     scalars: Mapping[str, Any],
 ) -> None:
     for slot, start in starts.items():
-        if slot in scalars and slot not in (STEP, KEY):
+        if slot in scalars and slot not in (STEP, KEY, DTYPE):
             number = isinstance(start, (int, float)) and not isinstance(start, bool)
             if not number or scalars[slot] is not REQUIRED:
                 raise TypeError(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from functional_sgd.call import Leaves, Plan, here, take_apart
 from functional_sgd.sharded import distributed, full
+from functional_sgd.signature import DTYPE
 from functional_sgd.state import gradient_for, owned, stored, working
 from functional_sgd.tracing import followed
 from functional_sgd.tree import Tree, unflatten
@@ -175,6 +176,7 @@ def run_on_leaf(
             own[reduced.name] = here(own[reduced.name], leaf.device)
     if call.rule.signature.random:
         own[call.key] = leaves.key(call, index)
+    own[DTYPE] = leaf.dtype
     whole = leaf.is_complex() and call.rule.scope == "leafwise"
     seen: Mapping[str, Tensor] = columns
     shards = leaves.shards if leaves.shards is not None and leaves.shards.cut[index] else None
@@ -188,7 +190,7 @@ def run_on_leaf(
         # What looks at other elements sees the whole leaf, as does what reads a column of another
         # shape, which is there for all pieces.
         read = [seen[outer] for _, outer in call.reads]
-        if call.rule.scope == "leafwise" or any(map(distributed, read)):
+        if call.rule.scope in ("blockwise", "leafwise") or any(map(distributed, read)):
             seen = {outer: shards.whole(index, seen[outer]) for _, outer in call.reads}
     tree_numbers = [name for _, name in call.numbers]
     for name, value in call.run(seen, own).items():

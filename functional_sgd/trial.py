@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 from functional_sgd.randomness import TrialKey
 from functional_sgd.reduction import Reduction
 from functional_sgd.rule import Rule, renamed
-from functional_sgd.signature import KEY, REQUIRED, STEP, Initializer
+from functional_sgd.signature import DTYPE, KEY, REQUIRED, STEP, Initializer
 
 _SHAPE = (2, 3)
 
@@ -94,6 +94,8 @@ def trial_scalars(rule: Rule) -> dict[str, Any]:
         scalars[name] = torch.tensor(float(start), dtype=torch.float64, device="cpu")
     if rule.signature.random:
         scalars[KEY] = TrialKey()
+    if rule.signature.rounds:
+        scalars[DTYPE] = torch.bfloat16
     return scalars
 
 
@@ -207,7 +209,7 @@ def _check_result(rule: Rule, columns: Mapping[str, Any], result: Any) -> None:
         )
     numbers = rule.signature.numbers
     for name, value in result.items():
-        if name in (STEP, KEY):
+        if name in (STEP, KEY, DTYPE):
             raise TypeError(
                 f"rule {rule.name}: may not write {name!r}, which the state counts itself."
             )

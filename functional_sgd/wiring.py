@@ -11,7 +11,7 @@ from functional_sgd.errors import did_you_mean
 from functional_sgd.ranges import Range, check_number
 from functional_sgd.reduction import Reduction
 from functional_sgd.rule import Rule, providers
-from functional_sgd.signature import FROM_CALLER, KEY, REQUIRED, STEP
+from functional_sgd.signature import DTYPE, FROM_CALLER, KEY, REQUIRED, STEP
 from functional_sgd.trial import writes_of
 
 CALLS = "calls"
@@ -20,7 +20,7 @@ CALLS = "calls"
 SEED = "seed"
 """A number of the state: what randomness is a function of, besides step, leaf and element."""
 
-RESERVED = (STEP, CALLS, SEED, KEY)
+RESERVED = (STEP, CALLS, SEED, KEY, DTYPE)
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Call:
     def run(self, columns: Mapping[str, Any], scalars: Mapping[str, Any]) -> dict[str, Any]:
         """Call the rule on columns and scalars by the chain's names: name -> what it writes.
 
-        `scalars` has hypers, numbers of the tree, the step, reductions by name, and the key.
+        `scalars` has hypers, numbers of the tree, the step, reductions by name, key and dtype.
         """
         arguments = {inner: columns[outer] for inner, outer in self.reads}
         for inner, outer in self.scalars:
@@ -57,6 +57,8 @@ class Call:
             arguments[reduced.parameter] = scalars[reduced.name]
         if self.rule.signature.random:
             arguments[KEY] = scalars[self.key]
+        if self.rule.signature.rounds:
+            arguments[DTYPE] = scalars[DTYPE]
         result = self.rule.function(**arguments)
         written = {outer: result[inner] for inner, outer in self.writes}
         for inner, outer in self.numbers:

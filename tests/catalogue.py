@@ -173,6 +173,20 @@ RANDOM: dict[str, Callable[[], Chain]] = {
 """Recipes that draw random numbers: they move without a gradient, and by the place of a leaf."""
 
 
+NARROW: dict[str, Callable[[], Chain]] = {
+    "clipped_stochastic": lambda: chain(fs.clip_norm, fs.adamw(lr=0.02), fs.round_stochastically),
+    "compensated_adamw": lambda: chain(fs.adamw(lr=0.02, wd=0.1), fs.compensate_rounding),
+    "compensated_momentum": lambda: chain(fs.momentum(lr=0.05), fs.compensate_rounding),
+    "eight_bit_adamw": lambda: fs.eight_bit(fs.adamw(lr=0.02, wd=0.1)),
+    "eight_bit_lamb": lambda: fs.eight_bit(fs.lamb(lr=0.02)),
+    "eight_bit_momentum": lambda: chain(
+        fs.eight_bit(fs.momentum(lr=0.05)), fs.round_stochastically
+    ),
+    "stochastic_momentum": lambda: chain(fs.momentum(lr=0.05), fs.round_stochastically),
+}
+"""Recipes that round in their own way: in half precision they are not float32 rounded once."""
+
+
 def is_matrix(path: str, leaf: Tensor) -> bool:
     """Whether a leaf has two axes."""
     return leaf.dim() == 2

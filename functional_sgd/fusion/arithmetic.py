@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from functional_sgd.randomness import factor_of
 from functional_sgd.wiring import Call, Reduced
 
 LOGICAL = frozenset({"eq", "ne", "lt", "le", "gt", "ge", "and", "or", "not", "isnan", "isfinite"})
@@ -25,16 +26,18 @@ class Node:
     """One value in a graph: an operation and its arguments. Made by a Graph.
 
     `stage` says when it can be had: kernels run in stages, and the number that a reduction makes of
-    columns in one of them is there in the next.
+    columns in one of them is there in the next. A `block` is an element that is the same for all of
+    a block.
     """
 
-    __slots__ = ("args", "element", "graph", "index", "op", "stage", "wide")
+    __slots__ = ("args", "block", "element", "graph", "index", "op", "stage", "wide")
 
     def __init__(
         self, graph: "Graph", op: str, args: tuple[Any, ...], element: bool, index: int, stage: int
     ) -> None:
         self.graph, self.op, self.args, self.element = graph, op, args, element
         self.index, self.stage = index, stage
+        self.block = op == "block_scale"
         # Reductions are computed in double precision, whatever the precision of the leaf.
         self.wide: bool = element and (op == "wide" or any(a.wide for a in self.inputs))
 
@@ -93,9 +96,13 @@ class Graph:
             self.nodes.append(self._known[key])
         return self._known[key]
 
-    def column(self, name: str, stage: int = 0) -> Node:
-        """What a leaf has in a column, which is in memory when this stage begins."""
-        return self.node("column", name, element=True, stage=stage)
+    def column(self, name: str, stage: int = 0, block: bool = False) -> Node:
+        """What a leaf has in a column, which is in memory when this stage begins; one number for
+        each block, perhaps.
+        """
+        node = self.node("column", name, element=True, stage=stage)
+        node.block = block
+        return node
 
     def scalar(self, name: str, stage: int = 0) -> Node:
         """A hyper, the step, or any other number that a kernel is called with."""
@@ -166,12 +173,20 @@ class SymbolKey:
     """The key of a leaf, as symbols."""
 
     words: tuple[Node, Node]
+    for_short: tuple[Node, Node]
+    position: int
 
     def bits(self, like: Node, draw: int) -> tuple[Node, Node]:
         """Two columns of random numbers, as `LeafKey.bits` makes them."""
         graph = self.words[0].graph
         made = [graph.node(op, *self.words, draw, element=True) for op in ("uniform", "tail")]
         return made[0], made[1]
+
+    def short(self, like: Node, draw: int) -> Node:
+        """A column of short random numbers, as `LeafKey.short` makes them."""
+        graph = self.words[0].graph
+        drawn = graph.node("short", *self.for_short, element=True)
+        return graph.node("multiple", drawn, factor_of(self.position, draw))
 
 
 def _apply(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Node:
@@ -269,6 +284,13 @@ def _itself(graph: Graph, value: Any) -> Node:
     return graph.value(value)
 
 
+def _with_kind(op: str) -> Callable[..., Node]:
+    """An operation whose last argument says how: a dtype to round to (None stands for that of the
+    leaf), or whether there is a sign.
+    """
+    return lambda graph, *args: graph.node(op, *map(graph.value, args[:-1]), args[-1])
+
+
 def _full(constant: float) -> Callable[..., Node]:
     return lambda graph, like: graph.node("constant", constant, element=False)
 
@@ -319,6 +341,8 @@ FUNCTIONS: dict[str, Callable[..., Node]] = {
     "addcdiv": lambda graph, start, left, right, value=1: _addcdiv(
         graph, start, left, right, value_=value
     ),
+    "block_scale": _plain("block_scale", 1),
+    **{name: _with_kind(name) for name in ("rounded", "neighbour", "encoded", "decode")},
     "zeros_like": _full(0.0),
     "ones_like": _full(1.0),
     "full_like": lambda graph, like, fill_value: graph.value(fill_value),

@@ -10,6 +10,7 @@ from functional_sgd.call import Leaves
 from functional_sgd.fusion.group import Group
 from functional_sgd.randomness import LeafKey
 from functional_sgd.rule import STEP
+from functional_sgd.signature import DTYPE
 from functional_sgd.step import run_on_leaf
 from functional_sgd.wiring import Call
 
@@ -74,10 +75,10 @@ def _batch(
             values = [leaves.separate[name][index] for index in indices]
             numbers[name] = torch.stack([torch.as_tensor(v, dtype=torch.float64) for v in values])
     if call.rule.signature.random:
-        words = [leaves.key(call, index).words for index in indices]
+        words = [leaves.key(call, index).common for index in indices]
         for word in (0, 1):
             numbers[f"{call.key}_{word}"] = torch.stack([pair[word] for pair in words])
-    shared = {**leaves.tree_scalars(group.device), **of_tree}
+    shared = {**leaves.tree_scalars(group.device), **of_tree, DTYPE: group.dtypes["param"]}
 
     def run(own: Mapping[str, Tensor], differing: Mapping[str, Tensor]) -> dict[str, Any]:
         scalars: dict[str, Any] = {**shared, **differing}
@@ -87,7 +88,7 @@ def _batch(
                 scalars[reduced.name] = reduced.reduction.of(read)
         if call.rule.signature.random:
             pair = (differing[f"{call.key}_0"], differing[f"{call.key}_1"])
-            scalars[call.key] = LeafKey(pair)
+            scalars[call.key] = LeafKey(pair, call.position)
         return call.run(own, scalars)
 
     written = torch.vmap(run)(stacks, numbers)

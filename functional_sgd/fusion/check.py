@@ -9,14 +9,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from functional_sgd.blocks import block_scale, decode, encoded
 from functional_sgd.fusion.arithmetic import Graph, Node, NotPointwise, SymbolKey
-from functional_sgd.randomness import TrialKey
+from functional_sgd.randomness import TrialKey, multiple
+from functional_sgd.rounding import neighbour, rounded
+from functional_sgd.signature import DTYPE
 from functional_sgd.wiring import Call
 
 _NAMES = {"and": "logical_and", "or": "logical_or", "not": "logical_not"}
 
-_DRAWS = {"uniform": 0.75, "tail": 0.25}
+_DRAWS = {"uniform": 0.75, "tail": 0.25, "short": 0x4000, "multiple": 0x4000}
 """What a TrialKey draws."""
+
+_ROUNDING = {"rounded": rounded, "neighbour": neighbour}
+
+_OF_BLOCKS = {"encoded": encoded, "decode": decode}
+
+_TRIED = torch.bfloat16
+"""In what a leaf is kept, where rules are checked."""
 
 
 def check(call: Call) -> None:
@@ -25,15 +35,22 @@ def check(call: Call) -> None:
     names = sorted({outer for _, outer in call.reads})
     values_of = torch.linspace(-1.3, 1.7, 7, dtype=torch.float64, device="cpu")
     columns = {name: values_of.roll(k) * (1 + k) for k, name in enumerate(names)}
+    for codes, scales in call.rule.blocks.items():
+        columns[codes] = torch.arange(7, dtype=torch.uint8, device="cpu") * 20
+        columns[scales] = torch.full((1,), 0.5, device="cpu")
     symbols: dict[str, Any] = {name: graph.scalar(name) for _, name in call.scalars}
     values = {name: _trial_value(call, inner) for inner, name in call.scalars}
     for place, reduced in enumerate(call.reductions):
         symbols[reduced.name] = graph.scalar(reduced.name)
         values[reduced.name] = torch.tensor(0.7 + place, dtype=torch.float64, device="cpu")
     if call.rule.signature.random:
-        symbols[call.key] = SymbolKey((graph.word("0"), graph.word("1")))
+        word = graph.word("0")
+        symbols[call.key] = SymbolKey((word, word), (word, word), call.position)
         values[call.key] = TrialKey()
-    written = graph.run(call, {name: graph.column(name) for name in names}, symbols)
+    symbols[DTYPE], values[DTYPE] = None, _TRIED
+    of_blocks = call.rule.blocks.values()
+    nodes = {name: graph.column(name, block=name in of_blocks) for name in names}
+    written = graph.run(call, nodes, symbols)
     found = evaluate(graph.needed(written.values()), columns, values)
     with torch.no_grad():
         copies = {name: column.clone() for name, column in columns.items()}
@@ -69,15 +86,27 @@ def evaluate(
         elif node.op == "wide":
             values[node.index] = values[node.args[0].index].double()
         elif node.op in _DRAWS:
-            values[node.index] = torch.tensor(_DRAWS[node.op], dtype=torch.float64, device="cpu")
+            kind = torch.int32 if node.op in ("short", "multiple") else torch.float64
+            values[node.index] = torch.tensor(_DRAWS[node.op], dtype=kind, device="cpu")
         elif node.op != "word":
             inputs = [values[arg.index] for arg in node.inputs]
             values[node.index] = operator_of(node)(*inputs)
     return values
 
 
-def operator_of(node: Node) -> Callable[..., Tensor]:
-    """The torch function of an operation."""
+def operator_of(node: Node, leaf: torch.dtype = _TRIED) -> Callable[..., Tensor]:
+    """The torch function of an operation, for leaves that are kept in this dtype."""
+    if node.op in _ROUNDING:
+        dtype = leaf if node.args[-1] is None else node.args[-1]
+        return lambda *args: _ROUNDING[node.op](*args, dtype)
+    if node.op == "block_scale":
+        return block_scale
+    if node.op == "multiple":
+        return lambda short: multiple(short, node.args[-1])
+    if node.op in _OF_BLOCKS:
+        function_of, signed = _OF_BLOCKS[node.op], node.args[-1]
+        wide = torch.float64 if node.op == "decode" else torch.uint8
+        return lambda *args: function_of(*args, signed).to(wide)
     if node.op == "where":
         return lambda condition, yes, no: torch.where(condition != 0, yes, no)
     function: Callable[..., Tensor] = getattr(torch, _NAMES.get(node.op, node.op))

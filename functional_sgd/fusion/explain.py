@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import optree
 import torch
 
+from functional_sgd.blocks import count_of
 from functional_sgd.call import take_apart
 from functional_sgd.fusion.backends.backend import treating
 from functional_sgd.fusion.group import Group, signatures
@@ -69,7 +70,7 @@ def _asked(steps: Sequence[Step], shards: Shards) -> str:
             named = [(take.name, take.reduction.combine) for take in step.takes]
         else:
             named = [(one.name, one.reduction.combine) for one in step.call.reductions]
-            if step.call.rule.scope != "elementwise":
+            if step.call.rule.scope not in ("elementwise", "blockwise"):
                 whole.append(repr(step.call.rule))
         names += [name for name, _ in named]
         count += len({kind for _, kind in named}) * shards.n_collectives
@@ -166,5 +167,10 @@ def _bytes(step: Step, group: Group) -> int:
         if isinstance(step, Pass)
         else (*step.inputs.values(), *step.outputs.values())
     )
-    each = sum(group.dtypes.get(name, group.working).itemsize for name in names)
-    return each * sum(group.sizes)
+    of_blocks = step.of_blocks if isinstance(step, Pass) else ()
+    sizes = sum(group.sizes)
+    return sum(
+        group.dtypes.get(name, group.working).itemsize
+        * (count_of(sizes) if name in of_blocks else sizes)
+        for name in names
+    )

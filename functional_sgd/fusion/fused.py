@@ -285,9 +285,11 @@ class Fused(Optimizer):
         for work in program.steps:
             if isinstance(work, Pass):
                 stored = {"param": dtype, "grad": dtype}
+                for codes, scales in self.opt.plan.blocks.items():
+                    stored |= {codes: torch.uint8, scales: torch.float32}
                 reads = tuple(stored.get(name, working) for name in work.reads)
                 writes = tuple(stored.get(name, working) for name in work.outputs)
-                parts.append(backend.source(work, Dtypes(reads, writes, working)))
+                parts.append(backend.source(work, Dtypes(reads, writes, working, dtype)))
         return "\n".join(parts)
 
     def explain(self, params: Tree = None) -> None:
@@ -339,7 +341,8 @@ class Fused(Optimizer):
         touched = {name for work in passes for name in (*work.reads, *work.outputs)}
         own = (*self.opt.plan.slots, *self.opt.plan.given)
         columns = tuple(name for name in own if name in touched)
-        return Needs(columns, any(work.random for work in passes), self.donate)
+        blocks = {n: scales for n, scales in self.opt.plan.blocks.items() if n in columns}
+        return Needs(columns, any(work.ordered for work in passes), self.donate, blocks)
 
     def _grouped(self, leaves: Leaves) -> tuple[list[Group], Sequence[int]]:
         """(the leaves in groups of one kind, those that kernels cannot treat)."""

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from functional_sgd.blocks import count_of
 from functional_sgd.call import Leaves
 from functional_sgd.fusion.buffers import LARGE
 from functional_sgd.fusion.kernel import SUPPORTED_DTYPES
@@ -18,6 +19,12 @@ class Needs(NamedTuple):
     columns: tuple[str, ...]  # slots and given columns that they touch, besides param and grad
     order: bool  # whether the order of elements in memory must be the logical one
     writes: bool  # whether slots are overwritten where they are
+    blocks: Mapping[str, str] = {}  # slots that are codes -> those with the scales of their blocks
+
+    @property
+    def in_blocks(self) -> frozenset[str]:
+        """The slots of codes and of scales."""
+        return frozenset((*self.blocks, *self.blocks.values()))
 
 
 class Signature(NamedTuple):
@@ -33,7 +40,10 @@ class Signature(NamedTuple):
 def signatures(leaves: Leaves, needs: Needs) -> tuple[Signature, ...]:
     """The signature of every leaf."""
     columns = [leaves.slots[n] if n in leaves.slots else leaves.given[n] for n in needs.columns]
-    n_slots = sum(name in leaves.slots for name in needs.columns)  # which come first
+    usual = needs.columns
+    if needs.blocks:
+        usual = tuple(name for name in usual if name not in needs.in_blocks)
+    n_slots = sum(name in leaves.slots for name in usual)  # which come first
     found = tuple(
         _signature(param, grad, own, needs, n_slots)
         for param, grad, *own in zip(leaves.params, leaves.grads, *columns, strict=True)
@@ -51,15 +61,31 @@ def _signature(
     if grad is None:
         return _known(False, False, param.shape, param.device, ())
     columns = (param, grad, *own)
+    dtypes = tuple([value.dtype for value in columns])
+    in_blocks = {}
+    if needs.blocks:
+        in_blocks = dict(zip(needs.columns, own, strict=True))
+        own = [in_blocks.pop(name) for name in needs.columns if name not in needs.in_blocks]
+        columns = (param, grad, *own)
     kinds = tuple([(type(value), value.device, value.layout, value.dtype) for value in columns])
-    dtypes = tuple([kind[3] for kind in kinds])
     plain = _ordinary(kinds, n_slots) and not any(map(Tensor.is_neg, columns)) and _dense(param)
     plain = plain and all(value.shape == param.shape for value in own)
     if needs.order:
         plain = plain and param.is_contiguous()
     if needs.writes:  # a slot that lies otherwise than its param would be written in a copy of it
         plain = plain and all(_alike(value, param) for value in own)
+    for codes, scales in needs.blocks.items():
+        plain = plain and _encoded(param, in_blocks[codes], in_blocks[scales])
     return _known(True, plain, param.shape, param.device, dtypes)
+
+
+def _encoded(param: Tensor, codes: Tensor, scales: Tensor) -> bool:
+    """Whether kernels know these slots of 8 bits."""
+    kinds = (type(codes), type(scales), codes.dtype, scales.dtype)
+    alike = kinds == (Tensor, Tensor, torch.uint8, torch.float32)
+    alike = alike and codes.device == scales.device == param.device and codes.shape == param.shape
+    alike = alike and scales.shape == (count_of(param.numel()),)
+    return alike and codes.is_contiguous() and scales.is_contiguous()
 
 
 def _dense(tensor: Tensor) -> bool:

@@ -14,11 +14,14 @@ SUPPORTED_DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torc
 
 @dataclass(frozen=True)
 class Dtypes:
-    """The dtypes of a kernel's columns: those it reads, those it writes, that of the arithmetic."""
+    """The dtypes of a kernel's columns: those it reads, those it writes, that of the arithmetic,
+    and that in which the params are kept.
+    """
 
     reads: tuple[torch.dtype, ...]
     writes: tuple[torch.dtype, ...]
     working: torch.dtype
+    leaf: torch.dtype
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Body:
     crossing: Sequence[Node]  # the scalars that elements are made of
     elements: Sequence[Node]  # computed or read for each element
     takes: Sequence[Node]  # combined over the elements
+    phases: Mapping[int, int]  # element (by its index) -> after so many rounds through its block
 
 
 def body_of(work: Pass) -> Body:
@@ -49,7 +53,25 @@ def body_of(work: Pass) -> Body:
         [node for node in scalars if node.index in used],
         elements,
         [take.node for take in work.takes],
+        _phases(work, elements),
     )
+
+
+def _phases(work: Pass, elements: Sequence[Node]) -> dict[int, int]:
+    """When each element can be had: what a block has in common is known after a round through it
+    all.
+    """
+    found: dict[int, int] = {}
+    for node in elements:
+        inputs = [] if node.index in work.sources else [a for a in node.inputs if a.element]
+        found[node.index] = max((found[a.index] for a in inputs), default=0)
+        if node.op == "block_scale" and inputs:
+            found[node.index] += 1
+    for node in elements:  # a product is cheaper than to keep it for a later round
+        if node.op == "multiple":
+            users = [found[n.index] for n in elements if any(a is node for a in n.inputs)]
+            found[node.index] = min(users, default=0)
+    return found
 
 
 def name_of(node: Node, element: bool = False, wide: bool = False) -> str:

@@ -19,7 +19,9 @@ from typing import Any, TypeAlias
 from functional_sgd.call import Plan
 from functional_sgd.fusion.arithmetic import LOGICAL, Graph, Node, NotPointwise, SymbolKey
 from functional_sgd.fusion.check import check
+from functional_sgd.randomness import SHORT
 from functional_sgd.reduction import Reduction
+from functional_sgd.signature import DTYPE, KEY
 from functional_sgd.wiring import Call
 
 Sources: TypeAlias = dict[int, str]
@@ -74,7 +76,23 @@ class Pass:
     @functools.cached_property
     def random(self) -> bool:
         """Whether it draws random numbers, which depend on the order of elements."""
-        return any(n.op in ("uniform", "tail") for n in self.nodes)
+        return any(n.op in ("uniform", "tail", "short") for n in self.nodes)
+
+    @functools.cached_property
+    def blocked(self) -> bool:
+        """Whether elements are treated in blocks, which have something in common."""
+        return any(n.block or n.op == "short" for n in self.nodes)
+
+    @functools.cached_property
+    def of_blocks(self) -> frozenset[str]:
+        """The columns with a number for each block."""
+        read = {self.sources[n.index] for n in self.nodes if n.block and n.index in self.sources}
+        return frozenset(read | {name for name, node in self.outputs.items() if node.block})
+
+    @functools.cached_property
+    def ordered(self) -> bool:
+        """Whether elements must be in their logical order in memory."""
+        return self.random or self.blocked
 
     @property
     def title(self) -> str:
@@ -129,7 +147,10 @@ class _Planner:
     def __init__(self, plan: Plan, rounded: frozenset[str]) -> None:
         self.plan, self.rounded, self.graph = plan, rounded, Graph()
         first = ("param", "grad", *plan.slots, *plan.given)
-        self.now = {name: self.graph.column(name) for name in first}  # what rules see
+        of_blocks = set(plan.blocks.values())
+        self.now = {  # what rules see
+            name: self.graph.column(name, block=name in of_blocks) for name in first
+        }
         self.kept: dict[str, Node] = {}  # slots, as their owners wrote them
         self.numbers = {name: self.graph.scalar(name) for name in plan.numbers}
         self.takes: list[Take] = []
@@ -146,7 +167,7 @@ class _Planner:
     def _trace(self, call: Call) -> str:
         """Run one rule on symbols; the reason if that cannot be done."""
         rule = call.rule
-        if rule.scope != "elementwise":
+        if rule.scope not in ("elementwise", "blockwise"):
             return f"it is {rule.scope}"
         for _, name in call.reads:
             if self.now[name].op == "column" and not self._shaped(name):
@@ -167,8 +188,12 @@ class _Planner:
                 scalars[reduced.name] = self.graph.scalar(name, node.stage + 1)
                 takes.append(Take(name, node, reduced.reduction, reduced.columns[0][1]))
             if rule.signature.random:
-                words = (self.graph.word(f"{call.key}_0"), self.graph.word(f"{call.key}_1"))
-                scalars[call.key] = SymbolKey(words)
+                own, for_short = (
+                    (self.graph.word(f"{key}_0"), self.graph.word(f"{key}_1"))
+                    for key in (call.key, f"{KEY}_{SHORT}")
+                )
+                scalars[call.key] = SymbolKey(own, for_short, call.position)
+            scalars[DTYPE] = None  # whatever it is: a kernel is compiled for one
             begin = len(self.graph.nodes)
             written = self.graph.run(call, columns, scalars)
         except NotPointwise as problem:
@@ -182,7 +207,8 @@ class _Planner:
         return ""
 
     def _shaped(self, name: str) -> bool:
-        return name not in self.plan.slots or name in self.plan.shaped
+        known = name not in self.plan.slots or name in self.plan.shaped
+        return known or name in self.plan.blocks or name in self.plan.blocks.values()
 
     def _leave_to_torch(self, call: Call, reason: str) -> None:
         """Torch runs the rule as soon as what it reads is in memory."""

@@ -152,13 +152,18 @@ class Run:
             name: group.dtypes[name] if name in group.dtypes and name in results else group.working
             for name in work.outputs
         }
-        dtypes = Dtypes(tuple([c.dtype for c in reads]), tuple(kept.values()), group.working)
+        dtypes = Dtypes(
+            tuple([c.dtype for c in reads]),
+            tuple(kept.values()),
+            group.working,
+            group.dtypes["param"],
+        )
         runner = self._runner(backend, work, dtypes, group)
         writes = []
         for name, dtype in kept.items():
             column = table.get(name)
             if column is None or not column.writable or column.dtype != dtype:
-                like = table["param"].tensors
+                like = table[name if name in work.of_blocks else "param"].tensors
                 pool, key = self.resources.pool, f"{number}.{name}"
                 tensors = backend.allocate(pool, key, like, dtype)
                 column = Column(dtype, tensors, writable=True)

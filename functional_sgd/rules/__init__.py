@@ -21,6 +21,7 @@ from functional_sgd.rules import (
     preconditioning,
     projecting,
     rates,
+    rounding,
     scaling,
     spikes,
     stepping,
@@ -46,6 +47,7 @@ from functional_sgd.rules.noise import *
 from functional_sgd.rules.preconditioning import *
 from functional_sgd.rules.projecting import *
 from functional_sgd.rules.rates import *
+from functional_sgd.rules.rounding import *
 from functional_sgd.rules.scaling import *
 from functional_sgd.rules.spikes import *
 from functional_sgd.rules.stepping import *
@@ -72,6 +74,7 @@ NAMES = (
     *preconditioning.__all__,
     *projecting.__all__,
     *rates.__all__,
+    *rounding.__all__,
     *scaling.__all__,
     *spikes.__all__,
     *stepping.__all__,

@@ -105,7 +105,7 @@ def nesterov(grad: Tensor, velocity: Tensor, *, mom: Decay = 0.9) -> dict[str, T
     return dict(update=grad + mom * velocity)
 
 
-@elementwise(sqr_avg=torch.zeros_like)
+@elementwise(sqr_avg=torch.zeros_like, positive=("sqr_avg",))
 def average_sqr_grad(grad: Tensor, sqr_avg: Tensor, *, sqr_mom: Decay = 0.99) -> dict[str, Tensor]:
     """Keep the running mean of the squared gradient: how steep each direction has been.
 
@@ -120,7 +120,7 @@ def average_sqr_grad(grad: Tensor, sqr_avg: Tensor, *, sqr_mom: Decay = 0.99) ->
     return dict(sqr_avg=sqr_mom * sqr_avg + (1 - sqr_mom) * grad.square())
 
 
-@elementwise(sqr_sum=torch.zeros_like)
+@elementwise(sqr_sum=torch.zeros_like, positive=("sqr_sum",))
 def sum_sqr_grad(
     grad: Tensor, sqr_sum: Tensor, *, step: Tensor, first_sum: NonNegative = 0.0
 ) -> dict[str, Tensor]:

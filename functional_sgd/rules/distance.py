@@ -346,7 +346,7 @@ def step_from_start(
     return dict(param=mom * param + (1 - mom) * (start - update), start=start)
 
 
-@elementwise(sqr_sum=torch.zeros_like)
+@elementwise(sqr_sum=torch.zeros_like, positive=("sqr_sum",))
 def weigh_by_sqr_sum(
     grad: Tensor, sqr_sum: Tensor, *, first_sum: Positive = 1e-6, eps: NonNegative = 1e-6
 ) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from functional_sgd.rule import elementwise
 __all__ = ["amsgrad", "keep_max_grad", "scale_by_max"]
 
 
-@elementwise(max_sqr_avg=torch.zeros_like)
+@elementwise(max_sqr_avg=torch.zeros_like, positive=("max_sqr_avg",))
 def amsgrad(sqr_avg: Tensor, max_sqr_avg: Tensor) -> dict[str, Tensor]:
     """Never let a divisor become smaller: go by the largest mean square so far.
 
@@ -26,7 +26,7 @@ def amsgrad(sqr_avg: Tensor, max_sqr_avg: Tensor) -> dict[str, Tensor]:
     return dict(max_sqr_avg=largest, sqr_avg=largest)
 
 
-@elementwise(max_grad=torch.zeros_like)
+@elementwise(max_grad=torch.zeros_like, positive=("max_grad",))
 def keep_max_grad(
     grad: Tensor, max_grad: Tensor, *, sqr_mom: Decay = 0.99, eps: NonNegative = 1e-8
 ) -> dict[str, Tensor]:

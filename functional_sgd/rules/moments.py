@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 
-@elementwise(sqr_avg=torch.zeros_like)
+@elementwise(sqr_avg=torch.zeros_like, positive=("sqr_avg",))
 def average_sqr_error(
     grad: Tensor,
     grad_avg: Tensor,
@@ -55,7 +55,7 @@ def small(param: Tensor) -> Tensor:
     return torch.full_like(param, 1e-6)
 
 
-@elementwise(sqr_avg=small)
+@elementwise(sqr_avg=small, positive=("sqr_avg",))
 def average_sqr_grad_additive(
     grad: Tensor, sqr_avg: Tensor, *, sqr_mom: Decay = 0.99
 ) -> dict[str, Tensor]:
@@ -74,7 +74,7 @@ def average_sqr_grad_additive(
     return dict(sqr_avg=sqr_avg - (1 - sqr_mom) * (sqr_avg - square).sign() * square)
 
 
-@elementwise(sqr_avg=torch.zeros_like)
+@elementwise(sqr_avg=torch.zeros_like, positive=("sqr_avg",))
 def average_sqr_grad_from_first(
     grad: Tensor, sqr_avg: Tensor, *, step: Tensor, sqr_mom: Decay = 0.99
 ) -> dict[str, Tensor]:

@@ -71,7 +71,7 @@ def scale_by_rms_eps_early(
     return dict(update=update / (root(sqr_avg) + _early(eps, step, sqr_mom)))
 
 
-@elementwise(sqr_update_avg=torch.zeros_like)
+@elementwise(sqr_update_avg=torch.zeros_like, positive=("sqr_update_avg",))
 def scale_by_past_updates(
     update: Tensor, sqr_update_avg: Tensor, *, sqr_mom: Decay = 0.99, eps: NonNegative = 1e-8
 ) -> dict[str, Tensor]:

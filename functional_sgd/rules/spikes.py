@@ -12,7 +12,7 @@ from functional_sgd.rule import elementwise
 __all__ = ["average_without_spikes", "warm_up_again"]
 
 
-@elementwise(grad_avg=torch.zeros_like, sqr_avg=torch.zeros_like)
+@elementwise(grad_avg=torch.zeros_like, sqr_avg=torch.zeros_like, positive=("sqr_avg",))
 def average_without_spikes(
     grad: Tensor,
     grad_avg: Tensor,

@@ -119,7 +119,12 @@ def resilient_step(
     return dict(param=moved, last_grad=last_grad, step_size=step_size)
 
 
-@elementwise(start=torch.clone, grad_sum=torch.zeros_like, sqr_sum=torch.zeros_like)
+@elementwise(
+    start=torch.clone,
+    grad_sum=torch.zeros_like,
+    sqr_sum=torch.zeros_like,
+    positive=("sqr_sum",),
+)
 def dual_average_step(
     param: Tensor,
     grad: Tensor,

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from functional_sgd.eight_bit import CODES, SCALES
 from functional_sgd.optimizer import Optimizer, check_names
 from functional_sgd.state import State, check_state
 from functional_sgd.tree import Tree, flatten, unflatten
@@ -32,6 +33,13 @@ class LazyRows(Wrapper):
             )
         empty = self.opt.init({})
         slots = frozenset(name for name, entry in empty.items() if not isinstance(entry, Tensor))
+        for name in sorted(slots):
+            plain = name.removesuffix(CODES)
+            if plain != name and plain + SCALES in slots:
+                raise ValueError(
+                    f"lazy_rows: {plain!r} is kept in 8 bits, with a scale for each block; rows "
+                    f"of one block may be left alone while its scale changes. Leave out eight_bit."
+                )
         object.__setattr__(self, "slots", slots)
 
     def init(self, params: Tree) -> State:
@@ -78,7 +86,7 @@ def lazy_rows(opt: Optimizer) -> LazyRows:
     step is taken for all rows, and then chosen from.
 
     Raises TypeError if `opt` is an optimizer around others, and ValueError if it overwrites its
-    arguments. Source: torch.optim.SparseAdam, for any chain.
+    arguments or keeps slots in 8 bits. Source: torch.optim.SparseAdam, for any chain.
 
     >>> import torch
     >>> from functional_sgd import momentum

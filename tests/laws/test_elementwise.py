@@ -34,6 +34,8 @@ def call(rule: Rule, change: Callable[[Tensor], Tensor], step: int) -> dict[str,
     }
     if "step" in scalars:
         scalars["step"] = torch.tensor(step, dtype=torch.float64)
+    if rule.signature.rounds:
+        scalars["dtype"] = torch.bfloat16
     return rule(**columns, **scalars)
 
 

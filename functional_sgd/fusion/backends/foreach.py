@@ -14,7 +14,7 @@ from functional_sgd.fusion.group import Group
 from functional_sgd.fusion.kernel import Dtypes
 from functional_sgd.fusion.passes import Pass
 from functional_sgd.fusion.scalars import Scalars, Value
-from functional_sgd.randomness import LeafKey
+from functional_sgd.randomness import bits_of, short_of
 from functional_sgd.reduction import Reduction
 
 _BOTH = ("add", "sub", "mul", "div", "maximum", "minimum", "pow")
@@ -67,14 +67,15 @@ class _Interpreter:
             if node.index in work.sources:
                 tensors = columns[work.sources[node.index]].tensors
                 values[node.index] = [tensor.to(working) for tensor in tensors]
-            elif node.op in ("uniform", "tail"):
+            elif node.op in ("uniform", "tail", "short"):
                 words = [values[word.index] for word in node.inputs]
                 values[node.index] = _drawn(node, words, reads[0].tensors, working)
             elif node.op == "wide":
                 values[node.index] = [one.double() for one in values[node.args[0].index]]
             else:
                 inputs = [values[arg.index] for arg in node.inputs]
-                values[node.index] = _apply(node, inputs, len(group.indices), working)
+                made = _apply(node, inputs, len(group.indices), self.dtypes)
+                values[node.index] = [v.to(working) for v in made] if node.op == "decode" else made
         for node in work.outputs.values():
             if node.index in work.sources:  # a column that another write may be about to replace
                 values[node.index] = [tensor.clone() for tensor in values[node.index]]
@@ -128,13 +129,16 @@ def _drawn(
 ) -> list[Tensor]:
     drawn = []
     for place, tensor in enumerate(like):
-        key = LeafKey((words[0][place], words[1][place]))
-        uniform, tail = key.bits(torch.empty_like(tensor, dtype=working), node.args[-1])
+        own = (words[0][place], words[1][place])
+        if node.op == "short":
+            drawn.append(short_of(own, tensor))
+            continue
+        uniform, tail = bits_of(own, torch.empty_like(tensor, dtype=working), node.args[-1])
         drawn.append(uniform if node.op == "uniform" else tail)
     return drawn
 
 
-def _apply(node: Node, args: list[Any], count: int, working: torch.dtype) -> list[Tensor]:
+def _apply(node: Node, args: list[Any], count: int, dtypes: Dtypes) -> list[Tensor]:
     """One operation on all leaves: a foreach operator if there is one, else leaf by leaf."""
     whole = bool(args) and isinstance(args[0], list) and isinstance(args[0][0], Tensor)
     whole = whole and args[0][0].dim() > 0
@@ -142,9 +146,9 @@ def _apply(node: Node, args: list[Any], count: int, working: torch.dtype) -> lis
         return list(getattr(torch, f"_foreach_{node.op}")(args[0]))
     if whole and node.op in _BOTH and not any(value.dtype == torch.bool for value in args[0]):
         return list(getattr(torch, f"_foreach_{node.op}")(args[0], args[1]))
-    function = operator_of(node)
+    function = operator_of(node, dtypes.leaf)
     # A double number would make a leaf without axes double as well.
-    precision = torch.float64 if node.wide else working
+    precision = torch.float64 if node.wide else dtypes.working
     elements = [arg.element for arg in node.inputs]
     results = []
     for place in range(count):

@@ -100,7 +100,7 @@ def passed(call):
     return result, seen
 
 
-COMPILING = 110
+COMPILING = 120
 """Functions of a first step: it checks its trees, groups the leaves, and compiles."""
 
 ELSEWHERE = 75

@@ -66,7 +66,9 @@ def taken(
     assert isinstance(work, Pass)
     parts = take_apart(plan, params, grads, chain(reduces).init(params), None, {})
     (group,), _ = Group.split(signatures(parts, Needs((), False, False)), (), parts)
-    dtypes = Dtypes((grads[0].dtype, params[0].dtype), (), working_dtype(params[0]))
+    dtypes = Dtypes(
+        (grads[0].dtype, params[0].dtype), (), working_dtype(params[0]), params[0].dtype
+    )
     assert set(work.reads) == {"grad", "param"}
     scalars = Scalars(parts)
     columns = {"grad": Column(grads[0].dtype, grads), "param": Column(params[0].dtype, params)}

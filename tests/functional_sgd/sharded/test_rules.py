@@ -79,6 +79,7 @@ CHAINS: dict[str, Callable[[], Any]] = {
     "random, with a norm": lambda: chain(fs.clip_norm, add_noise, fs.sgd_step, lr=0.1),
     "reductions of all kinds": lambda: chain(by_all_kinds, fs.sgd_step, lr=0.1),
     "slots of rows": lambda: chain(by_rows, divide_by_rows, fs.sgd_step, lr=0.1),
+    "slots of 8 bits": lambda: fs.eight_bit(fs.momentum(lr=0.1)),
     "treewise": lambda: chain(centre_on_all, fs.sgd_step, lr=0.1),
     "left to torch": lambda: chain(by_erf, fs.sgd_step, lr=0.1),
     "two norms": lambda: chain(fs.clip_norm, fs.lamb(lr=0.1)),
@@ -255,6 +256,17 @@ def some_without_gradient(way: str) -> bool:
 @pytest.mark.parametrize("way", EXECUTORS)
 def test_leaves_without_a_gradient_stay(ranks: Ranks, way: str) -> None:
     assert ranks(some_without_gradient, way) == [True, True]
+
+
+def rounded_by_chance(way: str) -> float:
+    values = {n: leaf.bfloat16() for n, leaf in without_axes_left_out().items()}
+    opt = chain(fs.eight_bit(fs.momentum(lr=0.1)), fs.round_stochastically)
+    return compared(opt, way, line(), [S0], [S0], start=lambda: values)
+
+
+@pytest.mark.parametrize("way", EXECUTORS)
+def test_what_is_rounded_by_chance_is_that_of_one_process(ranks: Ranks, way: str) -> None:
+    assert ranks(rounded_by_chance, way) == [0.0, 0.0]
 
 
 def of_dtype(dtype: torch.dtype, way: str) -> float:

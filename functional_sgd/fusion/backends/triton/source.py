@@ -5,10 +5,16 @@ from collections.abc import Collection
 import numpy as np
 import torch
 
+from functional_sgd.blocks import LARGEST_CODE, OFFSET, OFFSET_BITS
 from functional_sgd.fusion.arithmetic import LOGICAL, Node
+from functional_sgd.fusion.backends.triton.functions import (
+    BLOCK_FUNCTIONS,
+    RANDOM_FUNCTIONS,
+    ROUNDING_FUNCTIONS,
+)
 from functional_sgd.fusion.kernel import Body, Dtypes, body_of, name_of
 from functional_sgd.fusion.passes import Pass
-from functional_sgd.randomness import PARITY, ROTATIONS
+from functional_sgd.randomness import BLOCK
 
 _HEADER = """\
 import triton
@@ -99,6 +105,7 @@ _STORED = {
     torch.float64: "tl.float64",
     torch.bfloat16: "tl.bfloat16",
     torch.float16: "tl.float16",
+    torch.uint8: "tl.uint8",
 }
 
 _OPERATORS = {
@@ -120,7 +127,13 @@ _TEMPLATES = {
     "isfinite": 'tl.abs({0}) < float("inf")',
     "uniform": "(threefry({0}, {1}, begin + i, {draw})[0] >> 8).to({T}) * {eps24}",
     "tail": "((threefry({0}, {1}, begin + i, {draw})[1] >> 1).to({T}) + {half}) * {eps32}",
+    "short": "short_bits({0}, {1}, begin + i)",
+    "multiple": "(({0}.to(tl.uint32) * {draw}) & 0xFFFF).to(tl.int32)",
+    "block_scale": "block_scale({0}.to(tl.float32), inside, BLOCK)",
 }
+_OF_BLOCKS = ("encoded", "decode")
+_ROUNDING = ("rounded", "neighbour")
+_NARROW = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
 _PRECISE = {  # what Triton approximates in single precision unless it is told not to
     "tl.float32": {
         "div": "tl.div_rn({0}, {1})",
@@ -187,7 +200,10 @@ def triton_source(work: Pass, dtypes: Dtypes, tensors: Collection[str]) -> str:
         store_takes="\n".join(stores),
     )
     header = _HEADER.format(title=work.title)
-    helpers = (_threefry() if work.random else "") + (_LARGEST if "max" in combines else "")
+    helpers = RANDOM_FUNCTIONS if work.random else ""
+    helpers += ROUNDING_FUNCTIONS if any(node.op in _ROUNDING for node in work.nodes) else ""
+    helpers += BLOCK_FUNCTIONS if work.of_blocks else ""
+    helpers += _LARGEST if "max" in combines else ""
     return header + helpers + text
 
 
@@ -210,6 +226,7 @@ class _Writer:
         reads = [("in", *one) for one in zip(body.reads, dtypes.reads, strict=True)]
         writes = [("out", *one) for one in zip(body.writes, dtypes.writes, strict=True)]
         self.columns = [(f"{way}_{name}", dtype) for way, name, dtype in (*reads, *writes)]
+        self.of_blocks = [name in work.of_blocks for _, name, _ in (*reads, *writes)]
         self.places = [f"here_{k}" for k in range(len(self.columns))]
         wide = {a.index for n in body.elements if n.wide for a in n.inputs if not a.element}
         plain = {a.index for n in body.elements if not n.wide for a in n.inputs if not a.element}
@@ -236,9 +253,11 @@ class _Writer:
         ]
 
     def here(self) -> list[str]:
+        begins = [f"start // {BLOCK}" if each else "start" for each in self.of_blocks]
+        places = zip(self.places, self.columns, begins, strict=True)
         return [
-            f"    {place} = tl.load(pointers + {k} * n_leaves + leaf) + start * {dtype.itemsize}"
-            for k, (place, (_, dtype)) in enumerate(zip(self.places, self.columns, strict=True))
+            f"    {place} = tl.load(pointers + {k} * n_leaves + leaf) + {begin} * {dtype.itemsize}"
+            for k, (place, (_, dtype), begin) in enumerate(places)
         ]
 
     def scalars(self) -> list[str]:
@@ -258,7 +277,8 @@ class _Writer:
         for node in self.body.elements:
             if node.index in self.work.sources:
                 column = self.work.sources[node.index]
-                value = f"tl.load(in_{column} + i, mask=inside).to({self.precision})"
+                where = f"i // {BLOCK}" if node.block else "i"
+                value = f"tl.load(in_{column} + {where}, mask=inside).to({self.precision})"
                 value = f"{value} != 0" if node.op in LOGICAL else value
             else:
                 value = self._value(node, "tl.float64" if node.wide else self.precision)
@@ -266,7 +286,10 @@ class _Writer:
         for (name, node), dtype in zip(self.body.writes.items(), self.dtypes.writes, strict=True):
             value = self._argument(node, True, self.precision)
             stored = f"{value}.to({_STORED[dtype]})"
-            lines.append(f"        tl.store(out_{name} + i, {stored}, mask=inside)")
+            where, mask = "i", "inside"
+            if node.block:  # by the first element of each
+                where, mask = f"i // {BLOCK}", f"inside & (i % {BLOCK} == 0)"
+            lines.append(f"        tl.store(out_{name} + {where}, {stored}, mask={mask})")
         for place, take in enumerate(self.work.takes):
             combine = take.reduction.combine
             value = f"{self._argument(take.node, True, 'tl.float64', wide=True)}.to(tl.float64)"
@@ -295,6 +318,15 @@ class _Writer:
             return f"{args[0]} {_OPERATORS[node.op]} {args[1]}"
         if node.op == "remainder":
             return _remainder(*args)
+        if node.op in _ROUNDING:
+            return self._rounded(node, args, precision)
+        if node.op in _OF_BLOCKS:
+            signed = node.args[-1]
+            limits: tuple[object, ...] = OFFSET_BITS[signed], OFFSET[signed], LARGEST_CODE[signed]
+            kinds = ("tl.float32", "tl.float32", "tl.int32")
+            given = [f"{arg}.to({kind})" for arg, kind in zip(args, kinds, strict=False)]
+            made = f"{node.op}({', '.join([*given, *map(repr, (*limits, signed))])})"
+            return f"{made}.to({precision})" if node.op == "decode" else made
         template = _PRECISE[precision].get(node.op) or _TEMPLATES.get(node.op)
         if template is None:
             return f"libdevice.{node.op}({', '.join(args)})"
@@ -304,6 +336,14 @@ class _Writer:
         }
         draw = node.args[-1] if node.args else ""
         return template.format(*args, T=precision, draw=draw, **constants)
+
+    def _rounded(self, node: Node, args: list[str], precision: str) -> str:
+        """The nearest number of a dtype, or one of two neighbours."""
+        dtype = self.dtypes.leaf if node.args[-1] is None else node.args[-1]
+        if dtype not in _NARROW:
+            return args[0]
+        given = ", ".join([f"{args[0]}.to(tl.float32)", *args[1:]])
+        return f"{node.op}_{_NARROW[dtype]}({given}).to({precision})"
 
     def _argument(self, node: Node, element: bool, precision: str, wide: bool = False) -> str:
         """An argument as a number."""
@@ -333,25 +373,3 @@ def _constant(value: float, precision: str) -> str:
         rounded = float(np.float32(value)) if precision == "tl.float32" else value
     text = repr(rounded) if np.isfinite(rounded) else f'float("{rounded}")'
     return f"tl.full((), {text}, {precision})"
-
-
-def _threefry() -> str:
-    """`randomness.threefry` in Triton: both of its words."""
-    lines = [
-        "",
-        "",
-        "@triton.jit",
-        "def threefry(k0, k1, index, draw: tl.constexpr):",
-        f"    k2 = k0 ^ k1 ^ tl.full((), {PARITY:#x}, tl.uint32)",
-        "    x = index.to(tl.uint32) + k0",
-        "    y = ((index.to(tl.uint64) >> 32).to(tl.uint32)"
-        " ^ tl.full((), draw << 16, tl.uint32)) + k1",
-    ]
-    for group in range(5):
-        for r in ROTATIONS[group % 2]:
-            lines.append("    x = x + y")
-            lines.append(f"    y = ((y << {r}) | (y >> {32 - r})) ^ x")
-        one, two = (group + 1) % 3, (group + 2) % 3
-        lines.append(f"    x = x + k{one}")
-        lines.append(f"    y = y + k{two} + tl.full((), {group + 1}, tl.uint32)")
-    return "\n".join([*lines, "    return x, y", ""])

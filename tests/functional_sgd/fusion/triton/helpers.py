@@ -50,12 +50,13 @@ def _apply(function: Any, *args: Any) -> Any:
 def _reduced(function: Any) -> Any:
     """tl.sum and its kin are compiled functions, which the interpreter cannot call."""
 
-    def reduce(value: Any) -> Any:
-        from triton.language import tensor
+    def reduce(value: Any, axis: int | None = None) -> Any:
+        from triton.language import block_type, tensor
         from triton.runtime.interpreter import TensorHandle
 
-        data = np.asarray(function(value.handle.data), dtype=value.handle.data.dtype)
-        return tensor(TensorHandle(data.reshape(1), value.dtype), value.dtype)
+        data = np.asarray(function(value.handle.data, axis), dtype=value.handle.data.dtype)
+        kind = value.dtype if axis is None else block_type(value.dtype, list(data.shape))
+        return tensor(TensorHandle(data.reshape(data.shape or 1), value.dtype), kind)
 
     return reduce
 

@@ -8,7 +8,7 @@ import functional_sgd as fs
 from functional_sgd import by_path, chain, elementwise, fuse, sgd_step
 from functional_sgd.fusion.backends.triton import launch
 from functional_sgd.fusion.passes import Pass
-from tests.catalogue import ELEMENTWISE_RECIPES, RECIPES
+from tests.catalogue import ELEMENTWISE_RECIPES, NARROW, RECIPES
 from tests.comparing import Untouched, assert_same, copy_of
 from tests.functional_sgd.fusion.helpers import (
     ExactRoots,
@@ -60,6 +60,22 @@ def test_an_interpreted_recipe_equals_the_chain(name, dtype):
     with ExactRoots():
         expected = opt(before[0], grads, before[1])
     assert_near(fused(params, grads, late), expected, before, **tolerance_of(opt))
+
+
+EXACT = {"eight_bit_momentum", "stochastic_momentum"}
+"""What has neither sums nor powers, and keeps nothing that the interpreter rounds otherwise."""
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", NARROW)
+def test_an_interpreted_recipe_rounds_as_the_chain_does(name, dtype):
+    """Bit for bit, but for sums, the powers of Adam's corrections, and what was lost, which the
+    interpreter cuts off where GPUs round.
+    """
+    opt = NARROW[name]()
+    fused = fuse(opt)
+    check_steps(opt, odd_sizes(dtype), steps=2, fused=fused, ulps=0 if name in EXACT else 2)
+    assert {type(kernel) for kernel in made(fused)} == {launch._Kernel}
 
 
 @pytest.mark.parametrize("name", ["adamw", "lamb", "clip_norm_adam", "centralize_sgd"])

@@ -16,7 +16,7 @@ from functional_sgd.fusion.group import Group, signatures
 from functional_sgd.fusion.kernel import Dtypes
 from functional_sgd.fusion.passes import Pass
 from functional_sgd.fusion.scalars import Scalars
-from tests.catalogue import RECIPES
+from tests.catalogue import NARROW, RECIPES
 from tests.functional_sgd.fusion.helpers import kinds, then_step
 from tests.functional_sgd.fusion.test_operators import (
     ALL,
@@ -59,7 +59,7 @@ def compiled(opt, dtype=torch.float32):
         assert isinstance(work, Pass)
         reads = tuple(group.dtypes.get(name, group.working) for name in work.reads)
         writes = tuple(group.dtypes.get(name, group.working) for name in work.outputs)
-        dtypes = Dtypes(reads, writes, group.working)
+        dtypes = Dtypes(reads, writes, group.working, group.dtypes["param"])
         runners.append(TritonBackend().compile(work, dtypes, scalars, group))
         for take in work.takes:
             scalars.of_leaves[take.name, id(group)] = torch.ones(1, dtype=torch.float64)
@@ -95,6 +95,12 @@ def test_a_sum_of_products_is_rounded_twice():
     for dtype in DTYPES:
         (text,) = assembly(fs.sgd(mom=0.9), dtype)
         assert "fma" not in text
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", NARROW)
+def test_recipes_that_round_are_compiled_for_a_gpu(name, dtype):
+    assert assembly(NARROW[name](), dtype)
 
 
 def test_every_function_is_compiled_for_a_gpu(monkeypatch):

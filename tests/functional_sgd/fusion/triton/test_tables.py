@@ -261,7 +261,10 @@ def test_foreach_operators_leave_scalars_where_they_are(name):
             Column(torch.float32, [torch.empty_like(one) for one in params]) for _ in work.outputs
         ]
         dtypes = Dtypes(
-            (torch.float32,) * len(reads), (torch.float32,) * len(writes), torch.float32
+            (torch.float32,) * len(reads),
+            (torch.float32,) * len(writes),
+            torch.float32,
+            torch.float32,
         )
         run = ForeachBackend().compile(work, dtypes, scalars, group)
         totals = run(group, reads, writes, scalars)
