@@ -9,8 +9,8 @@ import torch
 
 import functional_sgd as fs
 from functional_sgd import by_path, chain, elementwise, fuse
-from functional_sgd.fusion import arithmetic, compiler, fused, passes
-from functional_sgd.fusion.backends.c import launch
+from functional_sgd.fusion import arithmetic, fused, passes
+from functional_sgd.fusion.backends.c import compiler, launch
 from functional_sgd.schedules import Cosine
 from tests.comparing import copy_of
 from tests.functional_sgd.fusion.helpers import draw
@@ -103,7 +103,7 @@ def passed(call):
 COMPILING = 120
 """Functions of a first step: it checks its trees, groups the leaves, and compiles."""
 
-ELSEWHERE = 75
+ELSEWHERE = 76
 """Functions of a step on other trees, which are checked and grouped."""
 
 USUAL = 60
