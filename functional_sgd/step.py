@@ -4,12 +4,15 @@ This is what a chain means; every faster executor must give the same numbers.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import optree
 import torch
 from torch import Tensor
 
 from functional_sgd.call import Leaves, Plan, here, take_apart
+from functional_sgd.randomness import LeafKey
 from functional_sgd.sharded import distributed, full
 from functional_sgd.signature import DTYPE
 from functional_sgd.state import gradient_for, owned, stored, working
@@ -193,7 +196,7 @@ def run_on_leaf(
         if call.rule.scope in ("blockwise", "leafwise") or any(map(distributed, read)):
             seen = {outer: shards.whole(index, seen[outer]) for _, outer in call.reads}
     tree_numbers = [name for _, name in call.numbers]
-    for name, value in call.run(seen, own).items():
+    for name, value in run_on_pieces(call, seen, own).items():
         if name in tree_numbers:
             kept[name] = full(value)
             continue
@@ -202,6 +205,42 @@ def run_on_leaf(
         columns[name] = torch.view_as_real(value) if whole and value.is_complex() else value
         if name in call.rule.slots:
             kept[name] = columns[name]
+
+
+def run_on_pieces(call: Call, columns: Any, scalars: Mapping[str, Any]) -> Any:
+    """Call a rule. If it cannot work on columns that are DTensors, as torch has not every operator
+    for them, it is called on all of each column, on every process.
+
+    Where pieces differ in size, operators may fail on one process and not on another, which would
+    then wait for ever; so DTensors are not tried there.
+    """
+    uneven = any(map(_is_uneven, optree.tree_leaves(columns)))
+    if not uneven:
+        try:
+            return call.run(columns, scalars)
+        except Exception:
+            if not any(map(distributed, optree.tree_leaves(columns))):
+                raise
+    own = {
+        name: replace(value, leaf=None) if isinstance(value, LeafKey) else full(value)
+        for name, value in scalars.items()
+    }
+    whole: Any = optree.tree_map(full, columns)
+    return call.run(whole, own)
+
+
+def _is_uneven(value: Any) -> bool:
+    """Whether this is a DTensor of which processes have pieces of other sizes."""
+    if not distributed(value):
+        return False
+    sizes = list(value.shape)
+    for dim, placement in enumerate(value.placements):
+        if placement.is_shard():
+            count = value.device_mesh.size(dim)
+            if sizes[placement.dim] % count:
+                return True
+            sizes[placement.dim] //= count
+    return False
 
 
 def _run_treewise(
@@ -248,7 +287,7 @@ def run_on_tree(
     if shards is not None:
         lists = {name: list(map(shards.whole, count, own)) for name, own in lists.items()}
     trees = {name: unflatten(leaves.spec, own) for name, own in lists.items()}
-    written = call.run(trees, scalars)
+    written = run_on_pieces(call, trees, scalars)
     for _, name in call.numbers:
         leaves.set_number(name, full(written.pop(name)))
     results = {name: leaves.spec.flatten_up_to(tree) for name, tree in written.items()}

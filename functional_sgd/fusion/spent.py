@@ -135,6 +135,7 @@ def put_back(leaves: Leaves, result: Any) -> Any:
 
 def _memory(tensor: Tensor) -> int:
     """Where the memory begins that a tensor is a view of; 0 for those that have no one place."""
+    tensor = local(tensor)
     return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else 0
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from functional_sgd.optimizer import Optimizer
 from functional_sgd.ranges import Range
 from functional_sgd.reduction import global_norm, root
+from functional_sgd.sharded import full
 from functional_sgd.state import State, check_state, device_of, owned
 from functional_sgd.tree import Tree, flatten, flatten_like, unflatten
 from functional_sgd.wiring import CALLS
@@ -174,7 +175,8 @@ def _like(number: Tensor, leaf: Tensor) -> Tensor:
 
 
 def _dot(one: Tensor, other: Tensor) -> Tensor:
-    """The sum of the products, of complex leaves as pairs of reals: 0-d, float64."""
+    """The sum of the products, of complex leaves as pairs of reals: 0-d, float64, plain."""
     if one.is_complex():
         one, other = torch.view_as_real(one), torch.view_as_real(other)
-    return (one.double() * other.double()).sum()
+    total: Tensor = full((one.double() * other.double()).sum())
+    return total

@@ -36,21 +36,11 @@ def ranks() -> Iterator[Ranks]:
         yield processes
 
 
-WHOLE = {
-    *("adam_mini", "adamp", "adamuon", "l1_ball", "lazy_rows", "mechanize", "muon", "muon_float32"),
-    *("muon_with_adamw", "normuon", "shampoo", "shampoo_every", "simplex", "soap", "soap_every"),
-    *("sparse_adam",),
-}
-"""Optimizers with rules of whole leaves that torch's DTensor cannot flatten unevenly, or mix."""
-
-
 def far_from_one_process(layout: str, way: str) -> dict[str, float]:
     """The optimizers of the catalogue that end elsewhere, and how far."""
     mesh, (placements, of_grads) = line(), LAYOUTS[layout]
     found = {}
     for name, make in OPTIMIZERS.items():
-        if name in WHOLE:
-            continue
         try:
             found[name] = compared(make(), way, mesh, placements, of_grads)
         except Exception as error:
