@@ -16,8 +16,7 @@ import tyro
 from fashion_data import CACHE, FILES, found
 
 HERE = Path(__file__).parent
-DATA = "{data}"
-EMPTY = "{empty}"
+DATA, EMPTY = "{data}", "{empty}"
 RUNS: dict[str, Sequence[str]] = {
     "digits": ("--epochs", "5"),
     "pictures": ("--epochs", "1"),
@@ -45,9 +44,7 @@ RUNS: dict[str, Sequence[str]] = {
 }
 """Example -> its arguments; {data} is where data sets are, {empty} a folder that is removed."""
 
-ON_RANKS = ("ranks", "shards")
-"""Examples that torchrun starts, as two processes."""
-
+ON_RANKS = ("ranks", "shards")  # torchrun starts them, as two processes
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
@@ -70,8 +67,7 @@ def run(name: str, data: Path, empty: str) -> Result:
         arguments[arguments.index("--root") + 1] = str(CACHE)
     if not root.is_dir():
         return Result(name, None, f"skipped: there are no data in {root}", 0.0)
-    launcher = TORCHRUN if name in ON_RANKS else ()
-    started = time.perf_counter()
+    launcher, started = TORCHRUN if name in ON_RANKS else (), time.perf_counter()
     done = subprocess.run(
         [sys.executable, *launcher, str(HERE / f"{name}.py"), *arguments],
         env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"},
@@ -80,8 +76,8 @@ def run(name: str, data: Path, empty: str) -> Result:
         text=True,
         check=False,
     )
-    seconds = time.perf_counter() - started
-    print(f"{name}: {'done' if done.returncode == 0 else 'FAILED'} in {seconds:.0f} s", flush=True)
+    seconds, said = time.perf_counter() - started, "FAILED" if done.returncode else "done"
+    print(f"{name}: {said} in {seconds:.0f} s", flush=True)
     return Result(name, done.returncode, done.stdout, seconds)
 
 
@@ -107,17 +103,16 @@ def main(data: Path = Path("data"), only: tuple[str, ...] = (), at_once: int = 2
         only: These examples, not all.
         at_once: How many run at a time.
     """
-    folder = Path("pictures")
-    folder.mkdir(exist_ok=True)
+    (folder := Path("pictures")).mkdir(exist_ok=True)
     with TemporaryDirectory() as empty, ThreadPoolExecutor(at_once) as pool:
         results = list(pool.map(lambda name: run(name, data, empty), only or RUNS))
-    style = "<style>body{font-family:sans-serif;max-width:60em;margin:auto}img{max-width:100%}"
-    page = "".join(section(result, folder) for result in results)
-    title = "<!doctype html><meta charset=utf-8><title>Examples</title>"
-    (folder / "index.html").write_text(f"{title}{style}</style><h1>Examples</h1>{page}")
+    style = "body{font-family:sans-serif;max-width:60em;margin:auto}img{max-width:100%}"
+    head = f"<!doctype html><meta charset=utf-8><title>Examples</title><style>{style}</style>"
+    body = "".join(section(result, folder) for result in results)
+    (folder / "index.html").write_text(f"{head}<h1>Examples</h1>{body}")
     print(f"saved {folder}/index.html")
-    failed = [result.name for result in results if result.status not in (0, None)]
-    sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
+    failed = ", ".join(result.name for result in results if result.status not in (0, None))
+    sys.exit(f"failed: {failed}" if failed else 0)
 
 
 if __name__ == "__main__":

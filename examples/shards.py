@@ -10,6 +10,8 @@ import torch.distributed as dist
 import tyro
 from gpt_model import GPT, next_token_loss
 from library_text import Characters, library_text, windows
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
 
 from functional_sgd import adamw, chain, clip_norm
 from loop import (
@@ -28,7 +30,8 @@ from loop import (
 
 def elements(state: State) -> int:
     """How many elements of params this process has."""
-    return sum(value.to_local().numel() for value in state.params.values())
+    pieces = [value.to_local() for value in state.params.values() if isinstance(value, DTensor)]
+    return sum(piece.numel() for piece in pieces)
 
 
 def main(
@@ -56,7 +59,7 @@ def main(
     cuda = torch.cuda.is_available() if device is None else device.startswith("cuda")
     dist.init_process_group("nccl" if cuda else "gloo")
     place = torch.device("cuda", dist.get_rank() % torch.cuda.device_count()) if cuda else "cpu"
-    mesh = dist.init_device_mesh("cuda" if cuda else "cpu", (dist.get_world_size(),))
+    mesh = init_device_mesh("cuda" if cuda else "cpu", (dist.get_world_size(),))
 
     text = Characters()
     data = windows(text.encode(library_text(characters)), 32, 64)

@@ -199,6 +199,7 @@ def fit_one_cycle(
     instead of epochs). Source: Smith 2018, in fastai's form.
 
     >>> from functional_sgd import sgd
+    >>> from loop import DataLoaders
     >>> x = torch.ones(1, 1)
     >>> data, loss = DataLoaders([(x, x)]), torch.nn.functional.mse_loss
     >>> learner = Learner(torch.nn.Linear(1, 1), data, loss, sgd())

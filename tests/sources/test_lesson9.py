@@ -81,10 +81,10 @@ def test_n31_n46_three_ways_to_make_a_learner() -> None:
 
 
 def test_n33_a_learner_is_storage() -> None:
-    """Nine fields, no method that trains, nothing to write to; fit is a function of it."""
+    """Ten fields, no method that trains, nothing to write to; fit is a function of it."""
     assert [
         one.name for one in fields(Learner)
-    ] == "model data loss opt metrics callbacks n_inputs targets fused".split()
+    ] == "model data loss opt metrics callbacks n_inputs targets fused salt".split()
     assert [
         name for name in vars(Learner) if callable(getattr(Learner, name)) and name[0] != "_"
     ] == ["init", "load"]

@@ -158,11 +158,10 @@ def test_without_any_backend_the_error_says_why(monkeypatch):
     assert_same(params, [torch.ones(2)])
 
 
-DTYPES = [torch.float32, torch.float64, torch.bfloat16]
+KINDS = [(torch.float32, False), (torch.float64, True), (torch.bfloat16, True)]
 
 
-@pytest.mark.parametrize("donate", [False, True], ids=["pure", "donated"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("dtype", "donate"), KINDS, ids=str)
 @pytest.mark.parametrize("name", RECIPES)
 def test_foreach_operators_give_what_the_chain_gives(name, dtype, donate):
     """Roots are torch's own on both sides, but not those of vectors of leaves; Adadelta squares the

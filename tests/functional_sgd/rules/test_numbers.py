@@ -7,6 +7,7 @@ import torch
 
 import functional_sgd as fs
 from functional_sgd import Rule, chain
+from functional_sgd.randomness import key_of
 from functional_sgd.rules.scaling import rectification
 from tests.catalogue import RULES
 from tests.comparing import assert_close, assert_same
@@ -20,6 +21,8 @@ from tests.functional_sgd.rules.rates_by_hand import RATES
 
 T = torch.tensor
 STEP_1, STEP_2, STEP_5, STEP_6 = (T(float(step), dtype=torch.float64) for step in (1, 2, 5, 6))
+
+KEY = key_of(torch.tensor(0), torch.tensor(1), leaf=0, position=0)
 
 CASES: list[tuple[Rule, dict[str, Any], dict[str, Any]]] = [
     *RATES,
@@ -291,6 +294,16 @@ CASES: list[tuple[Rule, dict[str, Any], dict[str, Any]]] = [
         fs.lars_ratio,
         dict(param=[3.0, 4.0], grad=[0.0, 1.0], update=[8.0, 0.0], trust_coeff=2.0, eps=0.0),
         dict(update=[80.0, 0.0]),
+    ),
+    (
+        fs.compensate_rounding,  # 1 + 3 / 512, between 1 and 1 + 4 / 512
+        dict(param=[1 + 2**-8], lost=[2**-9], dtype=torch.bfloat16),
+        dict(param=[1 + 2**-7], lost=[-(2**-9)]),
+    ),
+    (
+        fs.round_stochastically,  # what bfloat16 has, whatever is drawn
+        dict(param=[1 + 2**-7, -3.0], key=KEY, dtype=torch.bfloat16),
+        dict(param=[1 + 2**-7, -3.0]),
     ),
     *moments.CASES,
     *numbers_of_the_field.CASES,

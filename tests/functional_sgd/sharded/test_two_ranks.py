@@ -51,7 +51,7 @@ def far_from_one_process(layout: str, way: str) -> dict[str, float]:
 LONG = os.environ.get("RANKS") == "long"
 """Whether to try all layouts: two minutes."""
 
-CHOSEN = [*LAYOUTS] if LONG else ["sharded by rows", "sharded with partial gradients"]
+CHOSEN = [*LAYOUTS] if LONG else ["sharded with partial gradients"]
 
 
 @pytest.mark.parametrize("way", EXECUTORS)
