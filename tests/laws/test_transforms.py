@@ -1,5 +1,6 @@
 """Laws on vmap, torch.compile and differentiation through steps."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -53,9 +54,13 @@ def test_init_can_be_mapped(opt: Optimizer) -> None:
 VARIANTS = {name for name in OPTIMIZERS for base in OPTIMIZERS if name.startswith(f"{base}_")}
 """Recipes with other options than one whose name theirs begins with: they compile as it does."""
 
+COMPILED = [name for name in OPTIMIZERS if name not in VARIANTS]
+if os.environ.get("LAWS") != "long":
+    COMPILED = COMPILED[::3]  # a second and a half each; LAWS=long tries all
+
 
 @pytest.mark.usefixtures("fresh_compiler")
-@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name not in VARIANTS])
+@pytest.mark.parametrize("name", COMPILED)
 def test_compiles_once_and_gives_the_numbers_of_eager(name: str) -> None:
     """Law 10 and part of law 6: fullgraph, three steps, another lr (a 0-d tensor) at each, one
     compilation.
