@@ -10,13 +10,16 @@ import math
 import os
 import platform
 import random
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+import torch.distributed as dist
+import torch.multiprocessing
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -24,6 +27,7 @@ from torch import Tensor
 TreeName = Literal["resnet34", "gpt10", "gpt124", "many1000", "one100m"]
 Device = Literal["cpu", "cuda"]
 Tensors = dict[str, Tensor]
+T = TypeVar("T")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -220,6 +224,36 @@ def bandwidths(
         device=device,
     )
     return 2 * 4 * elements / times["copy"].median, 3 * 4 * elements / times["add"].median
+
+
+def on_ranks(world: int, measure: Callable[..., T], *args: Any) -> T:
+    """What `measure(*args)` returns on the first of several processes that talk through gloo, each
+    with one thread.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        store = str(Path(folder) / "store")
+        torch.multiprocessing.start_processes(
+            _rank, (world, store, measure, args), nprocs=world, start_method="spawn"
+        )
+        found: T = torch.load(f"{store}.found")
+    return found
+
+
+def _rank(
+    rank: int, world: int, store: str, measure: Callable[..., object], args: Sequence[Any]
+) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{store}",
+        rank=rank,
+        world_size=world,
+        timeout=datetime.timedelta(seconds=300),
+    )
+    found = measure(*args)
+    if rank == 0:
+        torch.save(found, f"{store}.found")
+    dist.destroy_process_group()
 
 
 def show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -5,17 +5,13 @@ Processes talk through gloo on one machine. Each way trains in turn, several tim
 best is taken, so that what else the machine does counts as little as possible.
 """
 
-import tempfile
 import time
 from collections.abc import Callable
-from datetime import timedelta
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 import tyro
-from common import save, say, show
+from common import on_ranks, save, say, show
 from torch import nn
 
 from functional_sgd import adamw
@@ -54,11 +50,9 @@ def ours(
     make: Callable[[], nn.Module], x: torch.Tensor, y: torch.Tensor, together: bool, **options: bool
 ) -> Callable[[], None]:
     """An epoch of `fit`, on all ranks together or on each one alone."""
-    data = DataLoaders(Batches((x, y), BATCH if together else BATCH // dist.get_world_size(), True))
-    if not together:
-        data = DataLoaders(
-            Batches((x[: len(x) // 2], y[: len(x) // 2]), BATCH // dist.get_world_size(), True)
-        )
+    world = 1 if together else dist.get_world_size()
+    own = x[: len(x) // world], y[: len(y) // world]
+    data = DataLoaders(Batches(own, BATCH // world, shuffle=True))
     torch.manual_seed(0)
     learner = Learner(make(), data, nn.functional.cross_entropy, adamw())
     learner = parallel(learner) if together else learner
@@ -89,29 +83,9 @@ def measure(rounds: int) -> dict[str, dict[str, float]]:
     return table
 
 
-def work(rank: int, world: int, store: str, rounds: int) -> None:
-    """One of the processes; the first writes what it has measured."""
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{store}",
-        rank=rank,
-        world_size=world,
-        timeout=timedelta(seconds=300),
-    )
-    table = measure(rounds)
-    if rank == 0:
-        torch.save(table, f"{store}.table")
-    dist.destroy_process_group()
-
-
 def main(world: int = 2, rounds: int = 10, save_results: bool = True) -> None:
     """Measure, print, and write benchmarks/results/<date>-ranks.md."""
-    with tempfile.TemporaryDirectory() as folder:
-        store = str(Path(folder) / "store")
-        args = (world, store, rounds)
-        torch.multiprocessing.start_processes(work, args, nprocs=world, start_method="spawn")
-        table: dict[str, dict[str, float]] = torch.load(f"{store}.table")
+    table = on_ranks(world, measure, rounds)
     columns = list(next(iter(table.values())))
     rows = [[name, *(f"{best[way]:.2f}" for way in columns)] for name, best in table.items()]
     text = say(

@@ -5,17 +5,13 @@ Processes talk through gloo on one machine. Each way is measured in turn, severa
 the best is taken, so that what else the machine does counts as little as possible.
 """
 
-import tempfile
 import time
 from collections.abc import Callable, Mapping
-from datetime import timedelta
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 import tyro
-from common import save, say, show
+from common import on_ranks, save, say, show
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
@@ -98,31 +94,11 @@ def measure(leaves: int, side: int, rounds: int) -> dict[str, dict[str, float]]:
     return table
 
 
-def work(rank: int, world: int, store: str, leaves: int, side: int, rounds: int) -> None:
-    """One of the processes; the first writes what it has measured."""
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{store}",
-        rank=rank,
-        world_size=world,
-        timeout=timedelta(seconds=300),
-    )
-    table = measure(leaves, side, rounds)
-    if rank == 0:
-        torch.save(table, f"{store}.table")
-    dist.destroy_process_group()
-
-
 def main(
     world: int = 2, leaves: int = 48, side: int = 160, rounds: int = 15, save_results: bool = True
 ) -> None:
     """Measure, print, and write benchmarks/results/<date>-shards.md."""
-    with tempfile.TemporaryDirectory() as folder:
-        store = str(Path(folder) / "store")
-        args = (world, store, leaves, side, rounds)
-        torch.multiprocessing.start_processes(work, args, nprocs=world, start_method="spawn")
-        table: dict[str, dict[str, float]] = torch.load(f"{store}.table")
+    table = on_ranks(world, measure, leaves, side, rounds)
     columns = list(dict.fromkeys(way for best in table.values() for way in best))
     rows = [
         [name, *(f"{best[way]:.2f}" if way in best else "" for way in columns)]

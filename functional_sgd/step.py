@@ -196,7 +196,8 @@ def run_on_leaf(
         if call.rule.scope in ("blockwise", "leafwise") or any(map(distributed, read)):
             seen = {outer: shards.whole(index, seen[outer]) for _, outer in call.reads}
     tree_numbers = [name for _, name in call.numbers]
-    for name, value in run_on_pieces(call, seen, own).items():
+    written = run_on_pieces(call, seen, own) if leaves.distributed else call.run(seen, own)
+    for name, value in written.items():
         if name in tree_numbers:
             kept[name] = full(value)
             continue
@@ -287,7 +288,9 @@ def run_on_tree(
     if shards is not None:
         lists = {name: list(map(shards.whole, count, own)) for name, own in lists.items()}
     trees = {name: unflatten(leaves.spec, own) for name, own in lists.items()}
-    written = run_on_pieces(call, trees, scalars)
+    written: Any = (
+        run_on_pieces(call, trees, scalars) if leaves.distributed else call.run(trees, scalars)
+    )
     for _, name in call.numbers:
         leaves.set_number(name, full(written.pop(name)))
     results = {name: leaves.spec.flatten_up_to(tree) for name, tree in written.items()}

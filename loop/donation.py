@@ -8,7 +8,7 @@ import optree
 import torch
 from torch import Tensor
 
-from functional_sgd.fusion.spent import give_up, spender_of
+from functional_sgd.fusion.spent import give_up, memory_of, spender_of
 from functional_sgd.sharded import local
 from loop.state import State
 
@@ -20,14 +20,14 @@ def taken(state: State, who: str) -> State:
     left with NaN, so that whoever uses them finds out. What the state remembers (the best weights,
     an average) stays as it is, so params that lie in the same memory are copied.
     """
-    remembered = {_place(tensor) for tensor in _tensors(state.memory)}
+    remembered = {memory_of(tensor) for tensor in _tensors(state.memory)}
     moved: dict[int, Tensor] = {}
 
     def move(old: Any) -> Any:
         if not isinstance(old, Tensor):
             return old
         if id(old) not in moved:
-            moved[id(old)] = old.clone() if _place(old) in remembered else old.detach()
+            moved[id(old)] = old.clone() if memory_of(old) in remembered else old.detach()
             olds.append(old)
         return moved[id(old)]
 
@@ -35,7 +35,7 @@ def taken(state: State, who: str) -> State:
     trees: Any = {"params": state.params, "opt_state": state.opt_state}
     new = state.replace(**optree.tree_map(move, trees))
     for old in olds:
-        if _place(old) not in remembered:
+        if memory_of(old) not in remembered:
             give_up(local(old), who)
     return new
 
@@ -49,12 +49,6 @@ def check_not_spent(who: str, state: State) -> None:
                 f"{who}: this state was donated to {spender}, which has used its memory. Go on "
                 f"with the state that came back, or leave donate out to keep both."
             )
-
-
-def _place(tensor: Tensor) -> int:
-    """What tells the memory of a tensor from any other; 0 for one that has no one place."""
-    tensor = local(tensor)
-    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else 0
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

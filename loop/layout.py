@@ -25,9 +25,7 @@ class Box(NamedTuple):
 
 
 def box_of(tensor: Any) -> Box:
-    """What this rank holds of a tensor; of a plain one, all."""
-    if not distributed(tensor):
-        return Box((0,) * tensor.dim(), tuple(tensor.shape))
+    """What this rank holds of a DTensor."""
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
     shape, start = compute_local_shape_and_global_offset(

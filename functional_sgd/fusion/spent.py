@@ -118,7 +118,7 @@ def put_back(leaves: Leaves, result: Any) -> Any:
     params, *update, state = result
     old = {"param": leaves.params, **leaves.slots}
     new = {"param": params, **{name: state[name] for name in leaves.slots}}
-    given = {_memory(tensor) for tensors in old.values() for tensor in tensors}
+    given = {memory_of(tensor) for tensors in old.values() for tensor in tensors}
     pairs = []
     for name, tensors in old.items():
         values: list[Any] = leaves.spec.flatten_up_to(new[name])
@@ -126,17 +126,17 @@ def put_back(leaves: Leaves, result: Any) -> Any:
             values = leaves.shards.column(values)
         for before, after in zip(tensors, values, strict=True):
             if before is not after:  # what was handed from one slot to another must not be lost
-                pairs.append((before, after.clone() if _memory(after) in given else after))
+                pairs.append((before, after.clone() if memory_of(after) in given else after))
     for before, after in pairs:
         before.copy_(after)
     kept = {name: leaves.trees[name] for name in leaves.slots}
     return leaves.trees["param"], *update, {**state, **kept}
 
 
-def _memory(tensor: Tensor) -> int:
-    """Where the memory begins that a tensor is a view of; 0 for those that have no one place."""
+def memory_of(tensor: Tensor) -> int:
+    """What tells the memory of a tensor from any other; 0 for one that has no one place."""
     tensor = local(tensor)
-    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else 0
+    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else 0
 
 
 def _moved(leaf: Any) -> Any:

@@ -51,6 +51,18 @@ WEIGHTS: Mapping[str, Weight] = {"samples": sample_count, "targets": count_targe
 """The weights that have a name."""
 
 
+def weight_called(who: str, weight: str | Weight) -> Weight:
+    """The weight of this name, or the function itself. Raises ValueError for another name."""
+    if callable(weight):
+        return weight
+    if weight not in WEIGHTS:
+        raise ValueError(
+            f"{who}: weight must be {' or '.join(map(repr, WEIGHTS))}, or a function of the state, "
+            f"got {weight!r}."
+        )
+    return WEIGHTS[weight]
+
+
 @storable
 @dataclass(frozen=True, eq=False)
 class Window:
@@ -118,12 +130,7 @@ class GradientAccumulation(Callback):
                     f"GradientAccumulation: {name} must be a whole number, 1 or more, got "
                     f"{value!r}."
                 )
-        if not callable(self.weight) and self.weight not in WEIGHTS:
-            raise ValueError(
-                f"GradientAccumulation: weight must be {' or '.join(map(repr, WEIGHTS))}, or a "
-                f"function of the state, "
-                f"got {self.weight!r}."
-            )
+        weight_called("GradientAccumulation", self.weight)
 
     def before_fit(self, state: State) -> State | None:
         """Forget the window of a run that was stopped and is not resumed."""
@@ -161,7 +168,7 @@ class GradientAccumulation(Callback):
         return window.samples >= self.samples
 
     def _weight(self, state: State) -> Any:
-        weight = (WEIGHTS[self.weight] if isinstance(self.weight, str) else self.weight)(state)
+        weight = weight_called("GradientAccumulation", self.weight)(state)
         if isinstance(weight, Tensor) and weight.dim() == 0:
             return weight.detach()
         if isinstance(weight, (int, float)) and weight >= 0:

@@ -86,8 +86,8 @@ def read_pieces(
 ) -> Tensor:
     """This rank's part of a tensor, where `target` has its; all of it if there is no target.
 
-    Raises ValueError, saying what is wrong, if pieces are missing, or
-    are not what they are said to be.
+    Raises ValueError, saying what is wrong, if pieces are missing, or are not what they are said to
+    be.
     """
     sizes = [math.prod(piece.box.shape) for piece in pieces]
     if sum(sizes) != math.prod(shape):

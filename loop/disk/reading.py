@@ -14,7 +14,6 @@ from torch import Tensor
 from functional_sgd.sharded import distributed
 from loop.disk.encoding import DTYPES, decode
 from loop.disk.files import (
-    CPU,
     FILES,
     FORMAT,
     LARGEST,
@@ -50,7 +49,7 @@ LONGEST_SUMS = 2**23
 """The most bytes that SHA256SUMS may have: a line for each rank."""
 
 
-def read(directory: Path, device: torch.device = CPU, targets: Targets | None = None) -> State:
+def read(directory: Path, device: torch.device, targets: Targets) -> State:
     """The state in a directory; tensors that were on its params' device are put on `device`, others
     on the CPU. What has a target becomes a DTensor that lies like it.
 
@@ -62,7 +61,6 @@ def read(directory: Path, device: torch.device = CPU, targets: Targets | None = 
     whole = {name: entry for name, entry in entries.items() if "pieces" not in entry}
     cut = {name: entry for name, entry in entries.items() if name not in whole}
     tensors = _read_tensors(directory / TENSORS, sums[TENSORS], whole)
-    targets = Targets(None, {}) if targets is None else targets
     tensors |= _read_pieces(directory, sums, cut, targets)
     for name, tensor in tensors.items():
         target = targets.of(name, entries[name]["shape"])

@@ -22,10 +22,8 @@ from loop.disk.undisturbed import undisturbed
 from loop.layout import any_rank
 from loop.state import State
 
-NOT_FINITE = "-not-finite"
-"""At the end of the name of a checkpoint whose params are not finite."""
-
-_CHECKPOINT = re.compile(rf"(\d+)-train_iter-\d+({NOT_FINITE})?")
+_NOT_FINITE = "-not-finite"
+_CHECKPOINT = re.compile(rf"(\d+)-train_iter-\d+({_NOT_FINITE})?")
 
 
 def save(state: State, path: str | Path, overwrite: bool = False) -> Path:
@@ -95,19 +93,20 @@ def save_in(state: State, folder: str | Path, keep: int = 3) -> Path:
         raise ValueError(f"save_in: keep must be at least 1, got {keep}.")
     folder = Path(folder)
     document, tensors = pack(state.at_rest())
-    mark = NOT_FINITE if not_finite(state.params, state.buffers) else ""
+    finite = not not_finite(state.params, state.buffers)
     with scratch(folder) as new:
         write(new, document, tensors)
-        return put_newest(new, folder, f"train_iter-{state.train_iter:08d}{mark}", keep)
+        return put_newest(new, folder, state.train_iter, finite, keep)
 
 
-def put_newest(new: Path, folder: Path, about: str, keep: int) -> Path:
-    """Move a directory to where the newest checkpoint of a folder is, and remove what is too old.
-    Its name is a number and `about`.
+def put_newest(new: Path, folder: Path, train_iter: int, finite: bool, keep: int) -> Path:
+    """Move a directory to where the newest checkpoint of a folder is, and remove what is too
+    old.
     """
+    mark = "" if finite else _NOT_FINITE
     with locked(folder):
         number = max(map(_number, checkpoints(folder)), default=0) + 1
-        path = folder / f"{number:06d}-{about}"
+        path = folder / f"{number:06d}-train_iter-{train_iter:08d}{mark}"
         put(new, path)
         for old in _superfluous(checkpoints(folder), keep):
             discard(old)
@@ -177,7 +176,7 @@ def is_checkpoint(path: str | Path) -> bool:
 
 def is_finite(checkpoint: Path) -> bool:
     """Whether the params in a checkpoint are finite, as its name says."""
-    return not checkpoint.name.endswith(NOT_FINITE)
+    return not checkpoint.name.endswith(_NOT_FINITE)
 
 
 def _superfluous(paths: list[Path], keep: int) -> list[Path]:
@@ -271,10 +270,10 @@ def _on_any_rank(flag: bool, like: State | None) -> bool:
     return flag if leaf is None else any_rank(flag, leaf)
 
 
-def _targets(like: State | None) -> Targets | None:
-    """Where tensors are to lie, if `like` is in pieces."""
+def _targets(like: State | None) -> Targets:
+    """Where tensors are to lie: in pieces, if `like` is."""
     if like is None or not any_distributed(like.params.values()):
-        return None
+        return Targets(None, {})
     return Targets(like, pack(like.at_rest())[1])
 
 

@@ -34,7 +34,7 @@ from loop.ranks.cut import Cut, Cuts
 from loop.ranks.group import Group
 from loop.run.interrupt import Agreement
 from loop.run.passes import length
-from loop.run.stages import device_of, learner_of
+from loop.run.stages import device_of, learner_of, to_device
 from loop.state import State
 from loop.training.fit import joined
 
@@ -101,17 +101,13 @@ class Ranks:
             return None
         loader = learner_of(state).data.train
         assert isinstance(loader, Cut), "before_fit has checked it"
-        samples, (rank, size) = (
-            loader.length(state.position[1] - 1),
-            (self.group.rank, self.group.size),
-        )
-        own = samples * (rank + 1) // size - samples * rank // size
+        samples = loader.length(state.position[1] - 1)
         if self.weight is None:
             weight: Any = samples
-            share: Any = own / samples if samples else 0.0
+            share: Any = loader.length_of_part(samples) / samples if samples else 0.0
         else:
-            device = next(iter(state.params.values())).device
-            mine = torch.as_tensor(self.weight(state), dtype=torch.float64, device=device)
+            own, device = self.weight(state), device_of(state)
+            mine = torch.as_tensor(own, dtype=torch.float64, device=device)
             weight = self.group.sums([mine])[0]
             share = torch.where(weight == 0, 0.0, mine / weight)
         return state.remember(SHARED, {"weight": weight, "samples": samples, "share": share})
@@ -158,10 +154,10 @@ class Ranks:
         """The tallies of all ranks, and what is collected of every batch, such as predictions."""
         state = self._merged(state)
         for name in self.collecting:
-            mine = _moved(state.memory.get(name, ()), torch.device("cpu"))
+            mine = to_device(state.memory.get(name, ()), torch.device("cpu"))
             batches = zip(*self.group.gathered(mine), strict=True)
             whole = (map_output(joined, *parts) for parts in batches)
-            state = state.remember(name, _moved(tuple(whole), device_of(state)))
+            state = state.remember(name, to_device(tuple(whole), device_of(state)))
         return state
 
     def _summed(self, state: State, grads: Mapping[str, Tensor | None]) -> State:
@@ -198,10 +194,10 @@ class Ranks:
         if not record.sums:
             return state
         named: Mapping[str, Any] = metrics_by_name(learner_of(state).metrics)
-        every = self.group.gathered(_moved(dict(record.sums), torch.device("cpu")))
-        sums = dict(_moved(every[0], device_of(state)))
+        every = self.group.gathered(to_device(dict(record.sums), torch.device("cpu")))
+        sums = dict(to_device(every[0], device_of(state)))
         for counted in every[1:]:
-            for name, value in _moved(counted, device_of(state)).items():
+            for name, value in to_device(counted, device_of(state)).items():
                 if isinstance(value, tuple):
                     total, weight = sums[name]
                     sums[name] = (total + value[0], weight + value[1])
@@ -365,7 +361,3 @@ def _digests(state: State, data: Cuts) -> dict[str, Any]:
         "place in the run": (state.train_iter, state.epochs_seen, state.n_epoch, state.n_step),
         "number of batches": list(map(length, loaders)),
     }
-
-
-def _moved(tree: Any, device: torch.device) -> Any:
-    return optree.tree_map(lambda one: one.to(device) if isinstance(one, Tensor) else one, tree)

@@ -16,7 +16,7 @@ from loop.disk.atomic import scratch
 from loop.disk.files import as_stored, pack, write
 from loop.disk.finite import not_finite
 from loop.disk.pieces import Piece, own_pieces, write_pieces
-from loop.disk.store import NOT_FINITE, probe, put_newest
+from loop.disk.store import probe, put_newest
 from loop.ranks.group import Group
 from loop.state import State
 
@@ -57,11 +57,9 @@ class SharedCheckpoint:
         try:
             yield saver
         except Exception:
-            raise  # the other ranks may be anywhere, so nothing can be written together
-        except BaseException:
-            saver.write(last=True)
+            saver.state = None  # the other ranks may be anywhere: nothing can be written together
             raise
-        else:
+        finally:
             saver.write(last=True)
 
     def committed(self, state: State) -> None:
@@ -100,7 +98,6 @@ def save_together(state: State, folder: Path, keep: int, group: Group) -> None:
         failure = ""
         if group.rank == 0:
             assert new is not None
-            mark = NOT_FINITE if any(bad for _, _, bad in every) else ""
             known: dict[str, list[Piece]] = {
                 n: [] for n, one in tensors.items() if distributed(one)
             }
@@ -109,7 +106,8 @@ def save_together(state: State, folder: Path, keep: int, group: Group) -> None:
                     known[name].append(piece)
             try:
                 write(new, document, tensors, known)
-                put_newest(new, folder, f"train_iter-{state.train_iter:08d}{mark}", keep)
+                finite = not any(bad for _, _, bad in every)
+                put_newest(new, folder, state.train_iter, finite, keep)
             except OSError as error:
                 failure = f"{error}"
         _check(group.gathered(failure))

@@ -58,6 +58,14 @@ class Cut:
         count, size = _sizes(self.whole)
         return min(size, count - index * size)
 
+    def length_of_part(self, length: int) -> int:
+        """How many of so many samples are in this part."""
+        place = self._place(length)
+        return int(place.stop - place.start)
+
+    def _place(self, length: int) -> slice:
+        return batch_slice(0, length, length, (self.which, self.parts))
+
     def _set_position(self, seed: int, epoch: int, skip: int = 0) -> None:
         self.skip = skip
         self.loader.set_position(seed, epoch, skip)
@@ -66,7 +74,7 @@ class Cut:
         for index, batch in enumerate(self.loader, begin):
             length = _length(batch)
             self.lengths[index] = length
-            yield _piece(batch, batch_slice(0, length, length, (self.which, self.parts)), length)
+            yield _piece(batch, self._place(length), length)
 
 
 @dataclass(frozen=True, repr=False)

@@ -1,4 +1,4 @@
-"""The processes of a run: the only file of the loop that talks to torch.distributed."""
+"""The processes of a run: what they add up, and what they tell each other."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

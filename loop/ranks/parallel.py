@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from loop.callbacks.accumulation import WEIGHTS, Weight
+from loop.callbacks.accumulation import Weight, weight_called
 from loop.learner import Learner
 from loop.ranks.callbacks import GlobalLoss, LocalShare, Ranks
 from loop.ranks.cut import Cuts
@@ -53,17 +53,9 @@ def parallel(learner: Learner, mesh: Any = None, weight: str | Weight = "samples
             f"parallel: {learner.opt!r} takes {why}, which would be of this rank's part of the "
             f"batch. Use an optimizer that takes one gradient."
         )
-    if not callable(weight) and weight not in WEIGHTS:
-        raise ValueError(
-            f"parallel: weight must be {' or '.join(map(repr, WEIGHTS))}, or a function of the "
-            f"state, got {weight!r}."
-        )
-    count = WEIGHTS[weight] if isinstance(weight, str) else weight
-    ours = (
-        Ranks(group, None if weight == "samples" else count),
-        GlobalLoss(group),
-        LocalShare(),
-    )
+    count = weight_called("parallel", weight)
+    known = weight == "samples"  # by every rank, of the batches of all
+    ours = (Ranks(group, None if known else count), GlobalLoss(group), LocalShare())
     return replace(
         learner,
         data=Cuts(learner.data.train, learner.data.valid, group.rank, group.size),

@@ -374,16 +374,17 @@ def split_batch(
                 f"Learner: the batch has no {missing}, only {list(batch)}. Say which entries are "
                 f"targets: Learner(..., targets=...)."
             )
-        moved = {name: _to(part, device) for name, part in batch.items()}
+        moved = {name: to_device(part, device) for name, part in batch.items()}
         yb = tuple(moved.pop(name) for name in learner.targets if name in moved)
         return (ByName(moved),), yb
     parts = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
-    parts = tuple(_to(part, device) for part in parts)
+    parts = tuple(to_device(part, device) for part in parts)
     count = min(learner.n_inputs, len(parts))
     return parts[:count], parts[count:]
 
 
-def _to(part: Any, device: torch.device) -> Any:
+def to_device(part: Any, device: torch.device) -> Any:
+    """All tensors of a tree, on the device."""
     if isinstance(part, Tensor):
         return part if part.device == device else part.to(device, non_blocking=True)
     return optree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, part)

@@ -191,7 +191,8 @@ class StopAt:
         self.batch = batch
 
     def before_batch(self, state: State) -> None:
-        if state.training and state.train_iter == self.batch and dist.get_rank() == 0:
+        first = not dist.is_initialized() or dist.get_rank() == 0
+        if state.training and state.train_iter == self.batch and first:
             os.kill(os.getpid(), signal.SIGTERM)
 
 

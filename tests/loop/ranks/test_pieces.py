@@ -1,7 +1,5 @@
 """States in pieces (FSDP): the numbers of one process, a share of the memory."""
 
-import os
-import signal
 import subprocess
 import warnings
 from collections.abc import Callable, Iterator
@@ -39,6 +37,7 @@ from loop import (
 )
 from loop.disk.store import DamagedStateError
 from tests.loop.ranks.learners import numbers
+from tests.loop.ranks.runs import StopAt
 from tests.loop.ranks.test_two_ranks import check_equal, check_near
 from tests.ranks import Ranks, started
 
@@ -177,18 +176,6 @@ def test_pieces_end_where_one_process_ends(
 
 
 # Checkpoints.
-
-
-class StopAt:
-    """SIGTERM for rank 0 at a batch."""
-
-    def __init__(self, batch: int) -> None:
-        self.batch = batch
-
-    def before_batch(self, state: State) -> None:
-        first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
-        if state.training and state.train_iter == self.batch and first:
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def run_in_pieces(folder: str, stop: int | None, callbacks: str = "average") -> list[Tensor]:
