@@ -13,6 +13,7 @@ from torch import Tensor
 from functional_sgd.errors import did_you_mean
 from functional_sgd.guard import Guard
 from functional_sgd.hyper import collect, per_leaf
+from functional_sgd.memory import Addresses
 from functional_sgd.pairs import as_real
 from functional_sgd.randomness import LeafKey, key_of
 from functional_sgd.ranges import Range
@@ -72,7 +73,7 @@ class Leaves:
     matches_guard: bool = False  # whether the trees are just like those of an earlier call
     common: dict[torch.device, dict[str, Any]] = field(default_factory=dict)  # shared, by device
     steps: Sequence[Tensor] | None = None  # the counts in floating point, once they are needed
-    starts: Mapping[str, Any] = field(default_factory=dict)  # where donated columns begin
+    starts: Mapping[str, Addresses] = field(default_factory=dict)  # of columns, where known
     distributed: bool = False  # whether some leaves are DTensors
     shards: Shards | None = None  # if so, what they are, while pieces of them are worked on
 
@@ -169,10 +170,12 @@ def take_apart(
     check_state(plan.who, state, plan.entries)
     trees = {"param": params, **{name: state[name] for name in plan.slots}}
     known = guard.flatten((*trees.values(), grads)) if guard is not None else None
+    starts: Mapping[str, Addresses] = {}
     if guard is not None and known is not None:
         spec = guard.spec
-        leaves, *columns, grad_leaves = known
+        leaves, *columns, grad_leaves = known.columns
         slots = dict(zip(plan.slots, columns, strict=True))
+        starts = dict(zip((*trees, "grad"), known.addresses, strict=True))
     else:
         leaves, spec = flatten(params)
         grad_leaves = flatten_like(spec, grads, params, plan.who, "grads")
@@ -200,13 +203,15 @@ def take_apart(
         grad_leaves = _placed(plan.who, "its gradient", params, leaves, grad_leaves)
         for name, column in given.items():
             given[name] = _placed(plan.who, name, params, leaves, column)
-    active = [grad is not None for grad in grad_leaves]
+    active = [True] * len(leaves)  # as in all trees that a guard recognises
+    if known is None:
+        active = [grad is not None for grad in grad_leaves]
     if CALLS in numbers and any(active):
         numbers[CALLS] = numbers[CALLS] + 1
     step = _advanced(state[STEP], active)
     return Leaves(
         spec, trees, leaves, grad_leaves, slots, given, step, numbers, shared, separate,
-        known is not None, distributed=several,
+        known is not None, starts=starts, distributed=several,
     )  # fmt: skip
 
 

@@ -4,12 +4,20 @@ checked.
 
 from collections.abc import Callable, Iterable, Sequence
 from operator import eq
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
+from functional_sgd.memory import Addresses, addresses_of
 from functional_sgd.tree import Spec, Tree, unflatten
+
+
+class Recognised(NamedTuple):
+    """The leaves of trees that a guard knows, and where each of them begins."""
+
+    columns: list[list[Any]]
+    addresses: list[Addresses]
 
 
 class Guard:
@@ -24,12 +32,10 @@ class Guard:
         self.spec = spec
         self.tracked = any(tensor.requires_grad for column in columns for tensor in column)
         self._containers = _containers(unflatten(spec, [None] * spec.num_leaves))
-        self._alike: list[
-            Callable[..., bool]
-        ] = []  # for each column; columns that look alike share theirs,
-        for (
-            column
-        ) in columns:  # since what has been looked at just now is still in the processor's cache
+        # For each column. Columns that look alike share theirs, since what has been looked at just
+        # now is still in the processor's cache.
+        self._alike: list[Callable[..., bool]] = []
+        for column in columns:
             shared = next((alike for alike in self._alike if alike(*column)), None)
             self._alike.append(shared or _alike(column))
 
@@ -47,21 +53,23 @@ class Guard:
         except (ValueError, TypeError):
             return False
 
-    def flatten(self, trees: Sequence[Tree]) -> list[list[Any]] | None:
+    def flatten(self, trees: Sequence[Tree]) -> Recognised | None:
         """The leaves of trees that are just like the known ones; None if they are not."""
         if not _built_alike(trees[0], self._containers):
             return None  # before optree finds out, which writes all tensors into its message
+        found = Recognised([], [])
         try:
-            columns = []
-            for tree, alike in zip(
-                trees, self._alike, strict=True
-            ):  # one by one, while its tensors are in the cache
-                columns.append(self.spec.flatten_up_to(tree))
-                if not alike(*columns[-1]):
+            # One tree after the other, while its tensors are in the cache: a thousand small leaves
+            # cost more to look at than to update.
+            for tree, alike in zip(trees, self._alike, strict=True):
+                column: list[Any] = self.spec.flatten_up_to(tree)
+                if not alike(*column):
                     return None
-            return columns
-        except (ValueError, TypeError):
+                found.columns.append(column)
+                found.addresses.append(addresses_of(column))
+        except (ValueError, TypeError, RuntimeError):
             return None
+        return found
 
 
 Containers: TypeAlias = tuple[type, Any, dict[Any, Any]] | None

@@ -8,7 +8,8 @@ import optree
 import torch
 from torch import Tensor
 
-from functional_sgd.fusion.spent import give_up, memory_of, spender_of
+from functional_sgd.fusion.spent import give_up, spender_of
+from functional_sgd.memory import memory_of
 from functional_sgd.sharded import local
 from loop.state import State
 

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 ORDER = (
-    "sibling errors ranges pairs tracing memo sharded reduction randomness rounding blocks table "
+    "sibling errors ranges pairs tracing memo sharded memory reduction randomness rounding blocks table "
     "notebook tree outputs guard packing signature rule trial wiring hyper state per_example call "
     "step optimizer chained chaining eight_bit schedules rules wrappers catalogue placing "
     "autodiff lbfgs fusion listing compile bridge"

@@ -1,15 +1,11 @@
 """A column of a group: its tensors, and where they lie."""
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-Addresses: TypeAlias = NDArray[Any]
-"""Where tensors begin, as an array of 64-bit integers."""
+from functional_sgd.memory import Addresses, addresses_of
 
 
 class Column:
@@ -46,13 +42,6 @@ class Column:
                 self._like = None
             self._addresses = addresses_of(self.tensors)
         return self._addresses
-
-
-def addresses_of(tensors: Sequence[Tensor]) -> Addresses:
-    """Where tensors begin. Raises RuntimeError for one that has no one place, such as a sparse
-    one.
-    """
-    return np.fromiter(map(Tensor.data_ptr, tensors), np.int64, len(tensors))
 
 
 def laid_out(tensors: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:

@@ -222,8 +222,9 @@ class Fused(Optimizer):
         if self.donate:
             alike, starts = self._apart
             known = starts if leaves.matches_guard and alike is guard else None
-            leaves.starts = check_apart(leaves.trees["param"], leaves, known)
-            self._apart = (guard if leaves.matches_guard else None, leaves.starts)
+            written = check_apart(leaves.trees["param"], leaves, known)
+            leaves.starts = {**leaves.starts, **written}
+            self._apart = (guard if leaves.matches_guard else None, written)
         if not all(_is_number(leaves.shared.get(name, 0.0)) for name in self._scalars):
             result = self._leaf_by_leaf(leaves)  # an extra that is left out, or is no number
             return put_back(leaves, result) if self.donate else result

@@ -86,11 +86,18 @@ class Run:
         alike = group.alike if leaves.matches_guard else frozenset[str]()
         grads = group.pick(leaves.grads)
         starts = leaves.starts if group.everything else {}
+        # Where a tensor begins is of use only if its elements lie as those of its param do.
+        in_order = "grad" in alike
         table = {
             "param": Column(
                 group.dtypes["param"], params, writable=donate, addresses=starts.get("param")
             ),
-            "grad": Column(group.dtypes["grad"], grads, like=None if "grad" in alike else params),
+            "grad": Column(
+                group.dtypes["grad"],
+                grads,
+                like=None if in_order else params,
+                addresses=starts.get("grad") if in_order else None,
+            ),
         }
         for name, values in leaves.slots.items():
             tensors = group.pick(values)
@@ -98,7 +105,8 @@ class Run:
             same = donate or name in alike or name not in group.dtypes
             dtype = group.dtypes[name] if name in group.dtypes else tensors[0].dtype
             like = None if same else params
-            table[name] = Column(dtype, tensors, donate, like=like, addresses=starts.get(name))
+            addresses = starts.get(name) if same else None
+            table[name] = Column(dtype, tensors, donate, like=like, addresses=addresses)
         for name, given in leaves.given.items():
             tensors = group.pick(given)
             table[name] = Column(tensors[0].dtype, tensors, like=params)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from functional_sgd.call import Leaves
-from functional_sgd.fusion.column import Addresses, addresses_of
+from functional_sgd.memory import Addresses, addresses_of, memory_of
 from functional_sgd.sharded import any_distributed, local
 from functional_sgd.tree import Tree, paths, unflatten
 
@@ -25,7 +25,10 @@ def check_apart(
     these that do not.
     """
     columns = {"param": leaves.params, **leaves.slots}
-    found = {name: _starts(tensors) for name, tensors in columns.items()}
+    found = {
+        name: leaves.starts[name] if name in leaves.starts else _starts(tensors)
+        for name, tensors in columns.items()
+    }
     if known is not None and all(np.array_equal(found[name], known[name]) for name in found):
         return found
     written = [local(tensor) for column in columns.values() for tensor in column]
@@ -131,12 +134,6 @@ def put_back(leaves: Leaves, result: Any) -> Any:
         before.copy_(after)
     kept = {name: leaves.trees[name] for name in leaves.slots}
     return leaves.trees["param"], *update, {**state, **kept}
-
-
-def memory_of(tensor: Tensor) -> int:
-    """What tells the memory of a tensor from any other; 0 for one that has no one place."""
-    tensor = local(tensor)
-    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else 0
 
 
 def _moved(leaf: Any) -> Any:

@@ -30,8 +30,10 @@ def test_other_tensors_of_the_same_kind_pass(guard: Guard) -> None:
     assert found is not None
     assert [
         [value is leaf for value, leaf in zip(column, tree.values(), strict=True)]
-        for column, tree in zip(found, (one, other), strict=True)
+        for column, tree in zip(found.columns, (one, other), strict=True)
     ] == [[True] * 3] * 2
+    wanted = [[value.data_ptr() for value in tree.values()] for tree in (one, other)]
+    assert [column.tolist() for column in found.addresses] == wanted
 
 
 class Sub(Tensor):
