@@ -51,3 +51,24 @@ def known(condition: torch.Tensor, involved: Callable[[], Iterable[Any]] = tuple
         return None
     tracked = any(value.requires_grad for value in involved() if isinstance(value, torch.Tensor))
     return None if tracked else bool(condition)
+
+
+def known_for_all(condition: torch.Tensor) -> bool | None:
+    """What a condition says, if a branch may be taken: on the CPU, where it is the same for all
+    members of a batch, and not while a program is recorded.
+
+    `known` does not look into batches. A rule that torch.vmap maps over matrices of one
+    shape has a step for each of them, but mostly these are the same.
+
+    >>> torch.vmap(lambda step: step + known_for_all(step > 1))(torch.tensor([2, 3]))
+    tensor([3, 4])
+    """
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return None
+    while torch._C._functorch.is_functorch_wrapped_tensor(condition):
+        condition = torch._C._functorch.get_unwrapped(condition)
+    if condition.device.type != "cpu":
+        return None
+    with torch._C._DisableFuncTorch():
+        says = set(condition.reshape(-1).tolist())
+    return says.pop() if len(says) == 1 else None

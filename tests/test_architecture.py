@@ -3,18 +3,22 @@
 import ast
 import functools
 import graphlib
+import importlib
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import functional_sgd
+import loop
+
 ROOT = Path(__file__).parent.parent
 
 ORDER = (
-    "sibling errors ranges pairs tracing memo sharded memory reduction randomness rounding blocks table "
-    "notebook tree outputs guard packing signature rule trial wiring hyper state per_example call "
-    "step optimizer chained chaining eight_bit schedules rules wrappers catalogue placing "
+    "sibling errors ranges pairs tracing memo sharded memory reduction randomness rounding blocks "
+    "table notebook tree outputs guard packing signature rule trial wiring hyper state per_example "
+    "call step optimizer chained chaining eight_bit schedules rules wrappers catalogue placing "
     "autodiff lbfgs fusion listing compile bridge"
 ).split()
 """Of functional_sgd: a module, or a folder of them, imports from what stands before it, and from
@@ -136,6 +140,17 @@ def test_there_is_no_import_cycle(package: str) -> None:
         if name.split(".")[0] == package
     }
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which shows the cycle
+
+
+@pytest.mark.parametrize("name", [n for n, f in MODULES.items() if f.name == "__init__.py"])
+def test_every_package_says_what_it_gives(name: str) -> None:
+    package = importlib.import_module(name)
+    assert all(hasattr(package, one) for one in package.__all__)
+
+
+def test_no_public_name_has_two_meanings() -> None:
+    both = {*functional_sgd.__all__} & {*loop.__all__}
+    assert all(getattr(functional_sgd, name) is getattr(loop, name) for name in both)
 
 
 def test_the_machine_knows_no_callback() -> None:

@@ -25,6 +25,7 @@ from functional_sgd.catalogue import (
     online,
     parameter_free,
     robust,
+    schedule_free,
     signs,
 )
 from functional_sgd.catalogue.adam_family import *
@@ -43,6 +44,7 @@ from functional_sgd.catalogue.noisy import *
 from functional_sgd.catalogue.online import *
 from functional_sgd.catalogue.parameter_free import *
 from functional_sgd.catalogue.robust import *
+from functional_sgd.catalogue.schedule_free import *
 from functional_sgd.catalogue.signs import *
 
 NAMES = (
@@ -62,6 +64,7 @@ NAMES = (
     *online.__all__,
     *parameter_free.__all__,
     *robust.__all__,
+    *schedule_free.__all__,
     *signs.__all__,
 )
 

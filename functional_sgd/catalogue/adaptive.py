@@ -17,6 +17,7 @@ from functional_sgd.rules import (
     rectify,
     rectify_eps_early,
     scale_by,
+    scale_by_debiased_rms,
     scale_by_max,
     scale_by_rms,
     scale_by_rms_eps_early,
@@ -29,7 +30,6 @@ from functional_sgd.rules import (
 from functional_sgd.trial import rename
 from functional_sgd.wrappers.lazy_rows import lazy_rows
 from functional_sgd.wrappers.lookahead import lookahead
-from functional_sgd.wrappers.schedule_free import scale_by_debiased_rms
 
 __all__ = [
     "adam",

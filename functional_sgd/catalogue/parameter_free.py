@@ -27,6 +27,7 @@ from functional_sgd.rules import (
     proximal_decay,
     rate_by_distance,
     scale_by,
+    scale_by_debiased_rms,
     scale_by_distance_rms,
     scale_by_rms,
     sgd_step,
@@ -38,7 +39,6 @@ from functional_sgd.rules import (
     weight_decay,
 )
 from functional_sgd.trial import rename
-from functional_sgd.wrappers.schedule_free import scale_by_debiased_rms
 
 __all__ = [
     "cocob",

@@ -23,6 +23,7 @@ from functional_sgd.rules import (
     rates,
     rounding,
     scaling,
+    schedule_free,
     spikes,
     stepping,
     travel,
@@ -49,6 +50,7 @@ from functional_sgd.rules.projecting import *
 from functional_sgd.rules.rates import *
 from functional_sgd.rules.rounding import *
 from functional_sgd.rules.scaling import *
+from functional_sgd.rules.schedule_free import *
 from functional_sgd.rules.spikes import *
 from functional_sgd.rules.stepping import *
 from functional_sgd.rules.travel import *
@@ -76,6 +78,7 @@ NAMES = (
     *rates.__all__,
     *rounding.__all__,
     *scaling.__all__,
+    *schedule_free.__all__,
     *spikes.__all__,
     *stepping.__all__,
     *travel.__all__,

@@ -12,6 +12,7 @@ from functional_sgd.ranges import Count, Decay, NonNegative, Positive
 from functional_sgd.reduction import root
 from functional_sgd.rule import leafwise
 from functional_sgd.rules.matrices import as_matrix, is_matrix, like_leaf
+from functional_sgd.tracing import known_for_all
 
 __all__ = ["average_in_eigenbasis", "precondition_sides"]
 
@@ -224,27 +225,6 @@ def _renewed(due: Tensor, old: Tensor, renew: Callable[[], Tensor]) -> Tensor:
     if found is None:
         return torch.where(due, renew(), old)
     return renew() if found else old.clone()
-
-
-def known_for_all(condition: Tensor) -> bool | None:
-    """What a condition says, if a branch may be taken: on the CPU, where it is the same for all
-    members of a batch, and not while a program is recorded.
-
-    `tracing.known` does not look into batches. A rule that torch.vmap maps over matrices of one
-    shape has a step for each of them, but mostly these are the same.
-
-    >>> torch.vmap(lambda step: step + known_for_all(step > 1))(torch.tensor([2, 3]))
-    tensor([3, 4])
-    """
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
-        return None
-    while torch._C._functorch.is_functorch_wrapped_tensor(condition):
-        condition = torch._C._functorch.get_unwrapped(condition)
-    if condition.device.type != "cpu":
-        return None
-    with torch._C._DisableFuncTorch():
-        says = set(condition.reshape(-1).tolist())
-    return says.pop() if len(says) == 1 else None
 
 
 def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ __all__ = [
     "rectify",
     "rectify_eps_early",
     "rectify_softplus",
+    "scale_by_debiased_rms",
     "scale_by_past_updates",
     "scale_by_rms",
     "scale_by_rms_eps_early",
@@ -69,6 +70,26 @@ def scale_by_rms_eps_early(
     {'update': tensor([1.])}
     """
     return dict(update=update / (root(sqr_avg) + _early(eps, step, sqr_mom)))
+
+
+@elementwise
+def scale_by_debiased_rms(
+    update: Tensor,
+    sqr_avg: Tensor,
+    *,
+    step: Tensor,
+    sqr_mom: Decay = 0.99,
+    eps: NonNegative = 1e-8,
+) -> dict[str, Tensor]:
+    """scale_by_rms with debias for the squares alone, so that the chain has no `mom`.
+
+    update = update / (sqrt(sqr_avg / (1 - sqr_mom**step)) + eps)
+
+    >>> four, eight = torch.tensor([4.0]), torch.tensor([8.0])
+    >>> scale_by_debiased_rms(four, eight, step=torch.tensor(1), sqr_mom=0.5, eps=0.0)
+    {'update': tensor([1.])}
+    """
+    return dict(update=update / (root(sqr_avg / (1 - sqr_mom**step)) + eps))
 
 
 @elementwise(sqr_update_avg=torch.zeros_like, positive=("sqr_update_avg",))

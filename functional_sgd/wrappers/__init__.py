@@ -7,12 +7,7 @@ from functional_sgd.wrappers.lookahead import lookahead
 from functional_sgd.wrappers.mechanize import mechanize
 from functional_sgd.wrappers.partition import freeze, partition
 from functional_sgd.wrappers.sam import sam
-from functional_sgd.wrappers.schedule_free import (
-    schedule_free,
-    schedule_free_adamw,
-    schedule_free_radam,
-    schedule_free_sgd,
-)
+from functional_sgd.wrappers.schedule_free import schedule_free
 from functional_sgd.wrappers.scheduled import scheduled
 from functional_sgd.wrappers.skip_nonfinite import skip_large, skip_nonfinite
 
@@ -27,9 +22,6 @@ __all__ = [
     "partition",
     "sam",
     "schedule_free",
-    "schedule_free_adamw",
-    "schedule_free_radam",
-    "schedule_free_sgd",
     "scheduled",
     "skip_large",
     "skip_nonfinite",

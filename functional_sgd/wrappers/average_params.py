@@ -17,7 +17,7 @@ from functional_sgd.wrappers.wrapper import INNER, Wrapper, no_calls, take_grads
 
 
 @dataclass(frozen=True, repr=False)
-class AverageParams(Wrapper):
+class ParamAverage(Wrapper):
     """An optimizer that keeps a mean of its parameters; `average_params` makes one."""
 
     decay: float = 0.999
@@ -98,7 +98,7 @@ class AverageParams(Wrapper):
 
 def average_params(
     opt: Optimizer, decay: float = 0.999, start: int = 0, every: int = 1, debias: bool = True
-) -> AverageParams:
+) -> ParamAverage:
     """The optimizer, with a running mean of the parameters after each step: `average_of(state)`.
 
     weight = decay * weight + 1;  average = average + (param - average) / weight, from weight = 0,
@@ -130,7 +130,7 @@ def average_params(
     >>> average_of(state)
     tensor([2.5000])
     """
-    return AverageParams(opt, decay, start, every, debias)
+    return ParamAverage(opt, decay, start, every, debias)
 
 
 def average_of(state: State, like: Tree = None) -> Tree:

@@ -154,6 +154,20 @@ def prodigy_by_hand(params: Tensors, steps: list[Tensors]) -> Tensors:
     return x
 
 
+def schedule_free_by_hand(params: Tensors, steps: list[Tensors]) -> Tensors:
+    b1, b2, lr, wd, eps, weights = 0.9, 0.999, 0.1, 0.1, 1e-8, 0.0
+    x, y, z = ({n: p.clone() for n, p in params.items()} for _ in range(3))
+    v = {n: torch.zeros_like(p) for n, p in params.items()}
+    for number, grads in enumerate(steps, 1):
+        weights += lr**2
+        for n, g in grads.items():
+            v[n] = b2 * v[n] + (1 - b2) * g**2
+            z[n] = z[n] - lr * (g / ((v[n] / (1 - b2**number)).sqrt() + eps) + wd * y[n])
+            x[n] = x[n] + lr**2 / weights * (z[n] - x[n])
+            y[n] = b1 * x[n] + (1 - b1) * z[n]
+    return y
+
+
 def adafactor_by_hand(params: Tensors, steps: list[Tensors]) -> Tensors:
     x, rows, columns = dict(params), {}, {}
     for number, grads in enumerate(steps, 1):
@@ -231,6 +245,11 @@ CASES: dict[str, tuple[Optimizer, Reference, dict[str, tuple[int, ...]]]] = {
     "lamb": (adaptive(lamb_ratio), lamb_by_hand, SHAPES),
     "agc": (chain(clip_units, fs.sgd_step, lr=0.1), agc_by_hand, SHAPES),
     "prodigy": (fs.prodigy(), prodigy_by_hand, SHAPES),
+    "schedule-free AdamW": (
+        fs.schedule_free_adamw(lr=0.1, wd=0.1),
+        schedule_free_by_hand,
+        SHAPES,
+    ),
     "adafactor": (
         chain(factored_rms, clip_rms, fs.sgd_step, lr=0.1),
         adafactor_by_hand,
@@ -320,11 +339,14 @@ PRODIGY = (
     fs.scale_by_distance_rms,
 )
 
+SCHEDULE_FREE = (fs.weigh_steps, fs.step_from_fast, fs.train_between)
+
 RULES: dict[str, tuple[tuple[Any, ...], int]] = {
     "clip_norm": ((clip,), 4),
     "LAMB's ratio": ((lamb_ratio,), 5),
     "AGC": ((clip_units,), 8),
     "Prodigy": (PRODIGY, 25),
+    "schedule-free AdamW": (SCHEDULE_FREE, 15),
     "Sophia": ((average_curvature, sophia_ratio), 12),
     "Adafactor": ((row_zeros, column_zeros, factored_rms, clip_rms), 25),
     "Shampoo": ((left_zeros, right_zeros, inverse_root, precondition), 25),

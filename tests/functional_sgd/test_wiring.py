@@ -21,8 +21,8 @@ from functional_sgd import (
     sgd,
     sgd_step,
     treewise,
+    weigh_steps,
 )
-from functional_sgd.wrappers.schedule_free import weigh_steps
 from tests.comparing import assert_close, assert_same, stack
 
 Columns = dict[str, Any]

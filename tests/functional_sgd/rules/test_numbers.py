@@ -16,6 +16,7 @@ from tests.functional_sgd.rules import (
     momenta_by_hand,
     moments,
     numbers_of_the_field,
+    schedule_free_by_hand,
 )
 from tests.functional_sgd.rules.rates_by_hand import RATES
 
@@ -308,6 +309,7 @@ CASES: list[tuple[Rule, dict[str, Any], dict[str, Any]]] = [
     *moments.CASES,
     *numbers_of_the_field.CASES,
     *matrices_by_hand.CASES,
+    *schedule_free_by_hand.CASES,
 ]
 
 
