@@ -81,21 +81,14 @@ def main(
         pictures: The folder for the picture.
         short: Only see that it works: the first row, one run of one epoch, 2048 images.
     """
+    if unknown := {*rows} - {"all", *ROWS}:
+        raise SystemExit(f"--rows: {sorted(unknown)} are none of {['all', *ROWS]}.")
     names = [name for name in ROWS if name in rows or "all" in rows]
     if short:
         names, epochs, seeds = names[:1], 1, 1
     data, found = loaders(root, short), dict[str, list[History]]()
-    columns = (
-        "row",
-        "lesson",
-        "ours",
-        "last",
-        "difference",
-        "lesson's loss",
-        "our loss",
-        "seconds",
-    )
-    table = Table(*columns, show_lines=True)
+    columns = "row, lesson, ours, last, difference, lesson's loss, our loss, seconds"
+    table = Table(*columns.split(", "), show_lines=True)
     for name in names:
         row, started = ROWS[name], time.perf_counter()
         print(f"\n{name}: {row.opt}")
