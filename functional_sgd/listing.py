@@ -14,7 +14,7 @@ from functional_sgd.fusion.explain import cost
 from functional_sgd.fusion.fused import Fused, fuse
 from functional_sgd.optimizer import Optimizer
 
-_SIDE = 64  # of the matrix of float32 that costs are counted for
+_SIDE = 512  # of the matrix of float32 that costs are counted for
 
 
 @dataclass(frozen=True)

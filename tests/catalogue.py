@@ -214,6 +214,8 @@ WRAPPED: dict[str, Callable[[], Optimizer]] = {
     ),
     "freeze": lambda: fs.freeze(fs.adamw(lr=0.02, wd=0.1), is_matrix),
     "lazy_rows": lambda: fs.lazy_rows(fs.adamw(lr=0.02, wd=0.1)),
+    "low_rank": lambda: fs.low_rank(fs.adam(lr=0.05), rank=2, basis_every=3),
+    "galore": lambda: fs.galore(lr=0.05, wd=0.1, rank=1, basis_every=2),
     "mechanize": lambda: fs.mechanize(fs.adamw(lr=1.0, wd=0.1), first_rate=0.02, tuners=3),
     "muon_with_adamw": lambda: fs.muon_with_adamw(lr=0.02, wd=0.1),
     "partition": halves,

@@ -1,8 +1,10 @@
 """Optimizers that adapt like Adam, and keep less: of squares, no number for each element."""
 
 from functional_sgd.chaining import Chain, chain
+from functional_sgd.optimizer import Optimizer
 from functional_sgd.rules import (
     average_grad,
+    average_sqr_grad,
     average_sqr_rows,
     clip_rms,
     debias,
@@ -10,12 +12,14 @@ from functional_sgd.rules import (
     scale_by_confidence,
     scale_by_factors,
     scale_by_rms,
+    scale_by_rms_eps_early,
     sgd_step,
     weight_decay,
 )
 from functional_sgd.trial import rename
+from functional_sgd.wrappers import low_rank
 
-__all__ = ["adam_mini", "came", "sm3"]
+__all__ = ["adam_mini", "came", "galore", "sm3"]
 
 
 def sm3(lr: float = 0.1, mom: float = 0.9, eps: float = 0.0) -> Chain:
@@ -92,3 +96,31 @@ def adam_mini(
     """
     parts = (average_grad, average_sqr_rows, debias, scale_by_rms, sgd_step)
     return chain(weight_decay, *parts, lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
+
+
+def galore(
+    lr: float = 1e-2,
+    mom: float = 0.9,
+    sqr_mom: float = 0.999,
+    eps: float = 1e-6,
+    wd: float = 0.0,
+    rank: int = 128,
+    basis_every: float = 200,
+    update_scale: float = 0.25,
+) -> Optimizer:
+    """Adam on gradients of low rank, so that a matrix has rank numbers for each row in place of
+    all; decoupled weight decay, after the step.
+
+    param = param + update_scale * (Adam's step for grad B) B';  param = param * (1 - lr * wd)
+
+    B is made of singular vectors of the gradient: see `low_rank`. Leaves of more than two axes are
+    matrices too, which the authors leave to Adam.
+
+    Source: Zhao et al. 2024 (ICML); numbers of their code.
+
+    >>> galore().hyper["basis_every"]
+    200
+    """
+    rules = (average_grad, average_sqr_grad, debias, scale_by_rms_eps_early, sgd_step)
+    inner = chain(*rules, lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps)
+    return chain(low_rank(inner, rank, basis_every, update_scale), weight_decay, lr=lr, wd=wd)

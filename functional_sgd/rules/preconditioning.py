@@ -3,11 +3,10 @@
 Matrices are what `functional_sgd.rules.matrices` says. What is costly is done every so many steps.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
+from functional_sgd.decompositions import eigh, orthonormal, renewed
 from functional_sgd.ranges import Count, Decay, NonNegative, Positive
 from functional_sgd.reduction import root
 from functional_sgd.rule import leafwise
@@ -73,8 +72,8 @@ def precondition_sides(
     matrix = as_matrix(grad)
     left, right = _add_products(matrix, left, right, 1, 1)
     due = (step - 1) % every == 0
-    left_root = _renewed(due, left_root, lambda: _inverse_root(left, eps))
-    right_root = _renewed(due, right_root, lambda: _inverse_root(right, eps))
+    left_root = renewed(due, left_root, lambda: _inverse_root(left, eps))
+    right_root = renewed(due, right_root, lambda: _inverse_root(right, eps))
     update = like_leaf(_between(left_root, matrix, right_root), grad)
     return dict(update=update, left=left, right=right, left_root=left_root, right_root=right_root)
 
@@ -147,7 +146,7 @@ def average_in_eigenbasis(
         squares = squares if order is None else squares[order]
         right_basis, order = _turned(first, due, right, bases[1])
         squares = squares if order is None else squares[:, order]
-        average = _renewed(
+        average = renewed(
             due,
             average,
             lambda: _between(
@@ -193,7 +192,7 @@ def _inverse_root(matrix: Tensor, eps: float | Tensor) -> Tensor:
     """(matrix + eps)**(-1/4), of a symmetric matrix without negative eigenvalues."""
     if matrix.dim() < 2:
         return matrix.clone()
-    values, vectors = _eigh(matrix)
+    values, vectors = eigh(matrix)
     return (vectors * (values.clamp(min=0) + eps) ** -0.25) @ vectors.mT
 
 
@@ -207,75 +206,13 @@ def _turned(
     """
     if matrix.dim() < 2:
         return basis.clone(), None
-    basis = _renewed(first, basis, lambda: _eigh(matrix)[1].flip(1))
+    basis = renewed(first, basis, lambda: eigh(matrix)[1].flip(1))
     if known_for_all(due) is False:
         return basis, None
     product = matrix @ basis
     order = (basis * product).sum(0).argsort(descending=True, stable=True)
-    turned = _orthonormal(product[:, order])
+    turned = orthonormal(product[:, order])
     if known_for_all(due):
         return turned, order
     same = torch.arange(len(matrix), device=matrix.device)
     return torch.where(due, turned, basis), torch.where(due, order, same)
-
-
-def _renewed(due: Tensor, old: Tensor, renew: Callable[[], Tensor]) -> Tensor:
-    """What renew() gives if it is due, else the old; not computed where that is known."""
-    found = known_for_all(due)
-    if found is None:
-        return torch.where(due, renew(), old)
-    return renew() if found else old.clone()
-
-
-def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """The eigenvalues of a symmetric matrix, and its eigenvectors as columns.
-
-    NaN if anything is not finite, where LAPACK would raise. The first derivatives are those of
-    theory; but directions of one eigenvalue are as good as any others in their plane, so within it
-    they do not turn, where theory divides by zero.
-    """
-    fixed = matrix.detach()
-    finite, one = fixed.isfinite().all(), torch.eye(len(matrix), dtype=matrix.dtype).to(fixed)
-    values, vectors = torch.linalg.eigh(torch.where(finite, fixed, one))
-    vectors = torch.where(finite, vectors, torch.nan).contiguous()
-    if not _may_be_tracked(matrix):
-        return values, vectors
-    change = vectors.mT @ (matrix - fixed) @ vectors  # 0, but its derivative is not
-    gap = values[None, :] - values[:, None]
-    same = gap.abs() <= 1e-12 * values.abs().amax()
-    turn = torch.where(same, 0.0, change / torch.where(same, 1.0, gap))
-    return values + change.diagonal(), vectors + vectors @ turn
-
-
-def _orthonormal(matrix: Tensor) -> Tensor:
-    """The Q of a QR decomposition; its first derivative is taken as 0 where a column depends on
-    the others.
-    """
-    fixed = matrix.detach()
-    found, triangle = torch.linalg.qr(fixed)
-    basis: Tensor = found.contiguous()
-    if not _may_be_tracked(matrix):
-        return basis
-    diagonal = triangle.diagonal().abs()
-    regular = diagonal.amin() > 1e-12 * diagonal.amax()
-    one = torch.eye(len(matrix), dtype=matrix.dtype).to(fixed)
-    change = basis.mT @ (matrix - fixed)
-    lower = torch.linalg.solve_triangular(
-        torch.where(regular, triangle, one), change, upper=True, left=False
-    ).tril(-1)
-    turn: Tensor = torch.where(regular, basis @ (lower - lower.mT), 0.0)
-    return basis + turn
-
-
-def _may_be_tracked(value: Tensor) -> bool:
-    """Whether derivatives may go through a value; in a batch they do if they go through its
-    members.
-    """
-    if torch.compiler.is_compiling() or torch.autograd.forward_ad._current_level >= 0:
-        return True
-    while torch._C._functorch.is_functorch_wrapped_tensor(value):
-        if torch._C._functorch.is_gradtrackingtensor(value):
-            return True
-        value = torch._C._functorch.get_unwrapped(value)
-    tracked: bool = value.requires_grad
-    return tracked

@@ -4,6 +4,7 @@ from functional_sgd.wrappers.accumulate import accumulate
 from functional_sgd.wrappers.average_params import average_of, average_params
 from functional_sgd.wrappers.lazy_rows import lazy_rows
 from functional_sgd.wrappers.lookahead import lookahead
+from functional_sgd.wrappers.low_rank import low_rank
 from functional_sgd.wrappers.mechanize import mechanize
 from functional_sgd.wrappers.partition import freeze, partition
 from functional_sgd.wrappers.sam import sam
@@ -18,6 +19,7 @@ __all__ = [
     "freeze",
     "lazy_rows",
     "lookahead",
+    "low_rank",
     "mechanize",
     "partition",
     "sam",
