@@ -1,9 +1,10 @@
 """What error messages have in common."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-ELSEWHERE = {
+NAMES_ELSEWHERE = {
     "learning_rate": ("lr",),
     "momentum": ("mom",),
     "betas": ("mom", "sqr_mom"),
@@ -28,9 +29,23 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     "'weight_decay' is called wd here. Known names: lr, wd."
     """
     names = sorted(known)
-    ours = [other for other in ELSEWHERE.get(name, ()) if other in names]
+    ours = [other for other in NAMES_ELSEWHERE.get(name, ()) if other in names]
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"Did you mean {close[0]!r}? " if close else ""
     if ours:
         hint = f"{name!r} is called {' and '.join(ours)} here. "
     return f"{hint}Known names: {', '.join(names) or 'none'}."
+
+
+def elsewhere(owner: object, name: str, hints: Mapping[str, str]) -> Any:
+    """For a __getattr__: the error of an attribute that is not there, with what it is called here.
+
+    Without a hint it is looked up once more, which raises what it has raised: that of a property,
+    say.
+    """
+    if name in hints:
+        kind = type(owner).__name__
+        raise AttributeError(
+            f"{kind!r} object has no attribute {name!r}. Here it is {hints[name]}."
+        )
+    return object.__getattribute__(owner, name)

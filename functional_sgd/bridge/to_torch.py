@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from functional_sgd.bridge.slots import Slots, detached
-from functional_sgd.errors import ELSEWHERE, did_you_mean
+from functional_sgd.errors import NAMES_ELSEWHERE, did_you_mean
 from functional_sgd.fusion.fused import donating
 from functional_sgd.optimizer import Optimizer, check_optimizer
 from functional_sgd.ranges import check_number
@@ -142,7 +142,7 @@ class TorchOptimizer(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Train more parameters; what is kept of the others stays."""
         for name in param_group:
-            if name in ELSEWHERE:
+            if name in NAMES_ELSEWHERE:
                 self._check_name(name)
         before = self.named_params() if self._slots.tree is not None else None
         super().add_param_group(param_group)
