@@ -60,6 +60,10 @@ class Callback:
     `around_predict` (or another stage) does the same for that piece of work. A method
     `committed(self, state)` sees the state wherever the run can be resumed, and changes nothing.
 
+    The model's tensors are those of the state, in place only during the forward and the backward
+    pass: what a handler writes into `state.learner.model`, as its `reset()` may, is not seen by the
+    run. Return `state.replace(buffers=...)`, as ModelResetter does.
+
     What a callback keeps of a state beyond the event, in memory of its own or in the state's, goes
     through `state.keep()` or `state.kept(state.params)`: in a run that donates, the next step
     overwrites params and opt_state.
