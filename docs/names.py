@@ -60,10 +60,10 @@ TORCH: Rows = {
     "lr_scheduler.*": "TorchScheduler(...)  # any of them; the rows below are pure functions",
     "ConstantLR": "Constant(...)",
     "LinearLR": "Linear(...)",
-    "CosineAnnealingLR": "Cosine(...)",
+    "CosineAnnealingLR": "Cosine(...)  # by batches; TorchScheduler(..., every='epoch')",
     "ExponentialLR": "Exponential(...)",
     "PolynomialLR": "Polynomial(...)",
-    "OneCycleLR": "one_cycle(...)",
+    "OneCycleLR": "TorchScheduler(...), one_cycle(...)  # its numbers; fastai's",
     "CosineAnnealingWarmRestarts": ("Restarts(...)", "warm_restarts(...)"),
     "SequentialLR": "Join(...)",
     "StepLR": ("step_decay(...)", "TorchScheduler(...)"),
@@ -188,7 +188,7 @@ OPTAX: Rows = {
     # What takes an optimizer.
     "chain, named_chain": "chain(...)  # flat; every slot has a name",
     "apply_updates": "sgd_step  # the step is a rule; the optimizer returns params",
-    "masked, selective_transform": "freeze(opt, pattern), partition({...}, labels)",
+    "masked, selective_transform": "freeze(opt, pattern), by_path(params, {...})  # a wd of 0",
     "freeze": "freeze(opt, pattern)",
     "multi_transform, partition": "partition({...}, labels)",
     "MultiSteps": "accumulate(opt, every)",
@@ -218,9 +218,11 @@ OPTAX: Rows = {
         "Join(...)",
     ),
     "sgdr_schedule": ("Restarts(...)", "warm_restarts(...)"),
-    "warmup_constant_schedule, warmup_cosine_decay_schedule, warmup_exponential_decay_schedule": (
-        "warm_up(...)",
-        "Join(...)  # Linear, then the other",
+    "warmup_cosine_decay_schedule": (
+        "scheduled(opt, steps=n, lr=warmup_cosine(peak, warmup, start, end))  # a share of n",
+    ),
+    "warmup_constant_schedule, warmup_exponential_decay_schedule": (
+        "Sequence(...)  # Stretch(Linear(...), n), then the other",
     ),
     # Numbers of trees.
     "global_norm": 'norm("grad", over="tree")  # as a default in a rule',

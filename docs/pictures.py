@@ -111,7 +111,7 @@ def course() -> dict[str, Figure]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # faster for so small a network
     try:
-        accuracies = drawn.results(epochs=3, seed=0)
+        accuracies = drawn.results(epochs=3, seed=0, device="cpu")
     finally:
         torch.set_num_threads(threads)
     x, y = drawn.points(0)

@@ -279,7 +279,9 @@ def _take_given(
             known = did_you_mean(name, extras) if extras else "It was not given."
             raise ValueError(
                 f"{plan.who}: a rule reads the column {name!r}, which the caller gives: "
-                f"opt(params, grads, state, {name}=tree), a tree like params. {known}"
+                f"opt(params, grads, state, {name}=tree), a tree like params. {known} If it is "
+                f"meant to be a hyper, put it behind a * in the rule's signature; if state, "
+                f"declare it: @elementwise({name}=torch.zeros_like)."
             )
         values = flatten_like(spec, extras[name], params, plan.who, name)
         check_like(plan.who, name, params, leaves, values, "Was it made for other params?")

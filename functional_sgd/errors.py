@@ -1,7 +1,23 @@
 """What error messages have in common."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+NAMES_ELSEWHERE = {
+    "learning_rate": ("lr",),
+    "momentum": ("mom",),
+    "betas": ("mom", "sqr_mom"),
+    "b1": ("mom",),
+    "beta1": ("mom",),
+    "b2": ("sqr_mom",),
+    "beta2": ("sqr_mom",),
+    "alpha": ("sqr_mom",),
+    "rho": ("sqr_mom",),
+    "weight_decay": ("wd",),
+    "epsilon": ("eps",),
+}
+"""What hypers are called in torch.optim, optax and papers, and what they are called here."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -9,8 +25,27 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
     >>> did_you_mean("lerning_rate", ["learning_rate", "mom"])
     "Did you mean 'learning_rate'? Known names: learning_rate, mom."
+    >>> did_you_mean("weight_decay", ["lr", "wd"])
+    "'weight_decay' is called wd here. Known names: lr, wd."
     """
     names = sorted(known)
+    ours = [other for other in NAMES_ELSEWHERE.get(name, ()) if other in names]
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"Did you mean {close[0]!r}? " if close else ""
+    if ours:
+        hint = f"{name!r} is called {' and '.join(ours)} here. "
     return f"{hint}Known names: {', '.join(names) or 'none'}."
+
+
+def elsewhere(owner: object, name: str, hints: Mapping[str, str]) -> Any:
+    """For a __getattr__: the error of an attribute that is not there, with what it is called here.
+
+    Without a hint it is looked up once more, which raises what it has raised: that of a property,
+    say.
+    """
+    if name in hints:
+        kind = type(owner).__name__
+        raise AttributeError(
+            f"{kind!r} object has no attribute {name!r}. Here it is {hints[name]}."
+        )
+    return object.__getattribute__(owner, name)

@@ -58,9 +58,15 @@ def range_of(annotation: Any) -> Range | None:
 def check_number(who: str, name: str, value: Any, allowed: Range | None = None) -> None:
     """Raise an error unless a number that was given as a hyper is one, and in its range.
 
-    Text, booleans and NaN are never hypers. Tensors are not looked at: their values may be on a
-    device, or not known yet.
+    Text, booleans, schedules and NaN are never hypers. Tensors are not looked at: their values may
+    be on a device, or not known yet.
     """
+    if callable(value) and not isinstance(value, type):
+        raise TypeError(
+            f"{who}: hyper {name!r} must be a number, got a function: {value!r}. To compute it at "
+            f"every step: scheduled(opt, steps=n, {name}=...), or in the loop the callback "
+            f"ParamScheduler({{{name!r}: ...}})."
+        )
     if isinstance(value, (bool, str)):
         raise TypeError(
             f"{who}: hyper {name!r} must be a number, got {value!r} ({type(value).__name__}). "

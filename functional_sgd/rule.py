@@ -127,6 +127,7 @@ class Rule:
         """
         inner = {outer: name for name, outer in self.renames.items()}
         named = {inner.get(name, name): value for name, value in kwargs.items()}
+        self._check_tensors(args, named)
         if self.signature.reductions:
             columns = {**dict(zip(self.columns, args, strict=False)), **named}
             for name, reduction in self.signature.reductions.items():
@@ -138,6 +139,18 @@ class Rule:
                     )
         result = self.function(*args, **named)
         return {self.outer(name): value for name, value in result.items()}
+
+    def _check_tensors(self, args: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+        """Raise TypeError for a call with hypers alone, which is meant to make a rule."""
+        numbers = bool(args) and isinstance(args[0], (int, float))
+        if self.columns and (numbers or not (args or any(name in named for name in self.columns))):
+            wanted = ", ".join(map(self.outer, self.columns))
+            hyper = self.outer(next(iter((*named, *self.scalars)), "lr"))
+            raise TypeError(
+                f"rule {self.name}: is called with tensors ({wanted}), but got only numbers. Put "
+                f"the rule itself into a chain, and its hypers behind the rules: "
+                f"chain({self.name}, ..., {hyper}=0.1)."
+            )
 
     def _identity(self) -> tuple[Any, ...]:
         starts, renames = tuple(self.starts.items()), tuple(sorted(self.renames.items()))

@@ -107,7 +107,8 @@ def wire(rules: Sequence[Rule], given: Mapping[str, Any], results: Sequence[str]
     defaults = scalar_defaults(rules, given, set(wires.numbers))
     ranges = _ranges(rules)
     for name, value in defaults.items():
-        for allowed in ranges.get(name, (None,)):
+        extra = callable(value) and name not in ranges  # a function that a rule calls
+        for allowed in () if extra else ranges.get(name, (None,)):
             check_number("chain", name, value, allowed)
     return Wiring(
         tuple(wires.calls),

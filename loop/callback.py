@@ -1,9 +1,11 @@
 """What a callback is, and the one order in which callbacks are called."""
 
 import functools
+import inspect
 import re
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
+from types import FunctionType
 from typing import Any, ClassVar, TypeAlias
 
 from functional_sgd.errors import did_you_mean
@@ -58,6 +60,10 @@ class Callback:
     `around_predict` (or another stage) does the same for that piece of work. A method
     `committed(self, state)` sees the state wherever the run can be resumed, and changes nothing.
 
+    The model's tensors are those of the state, in place only during the forward and the backward
+    pass: what a handler writes into `state.learner.model`, as its `reset()` may, is not seen by the
+    run. Return `state.replace(buffers=...)`, as ModelResetter does.
+
     What a callback keeps of a state beyond the event, in memory of its own or in the state's, goes
     through `state.keep()` or `state.kept(state.params)`: in a run that donates, the next step
     overwrites params and opt_state.
@@ -108,11 +114,57 @@ class Callback:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         places = {*EVENTS, *BRACKETS}
-        for name in vars(cls):
+        for name, value in vars(cls).items():
+            if name in _ELSEWHERE:
+                raise TypeError(
+                    f"callback {cls.__name__}: {name!r} is no event, so nothing would call it. It "
+                    f"is called {_ELSEWHERE[name]} here, and takes the state."
+                )
             if name.startswith(("before_", "after_", "around_")) and name not in places:
                 raise TypeError(
                     f"callback {cls.__name__}: {name!r} is no event. {did_you_mean(name, places)}"
                 )
+            if name in places and isinstance(value, FunctionType) and not _takes_state(value):
+                raise TypeError(
+                    f"callback {cls.__name__}: {name} is called with the state. Write "
+                    f"def {name}(self, state)."
+                )
+
+
+_ELSEWHERE = {
+    **dict.fromkeys(
+        ("begin_fit", "on_fit_start", "on_train_start", "on_train_begin"), "before_fit"
+    ),
+    **dict.fromkeys(("on_fit_end", "on_train_end"), "after_fit"),
+    **dict.fromkeys(
+        ("begin_epoch", "on_epoch_begin", "on_epoch_start", "on_train_epoch_start"), "before_epoch"
+    ),
+    **dict.fromkeys(("on_epoch_end", "on_train_epoch_end"), "after_epoch"),
+    "begin_train": "before_train",
+    **dict.fromkeys(
+        ("begin_validate", "on_validation_start", "on_validation_epoch_start"), "before_validate"
+    ),
+    **dict.fromkeys(("on_validation_end", "on_validation_epoch_end"), "after_validate"),
+    **dict.fromkeys(
+        ("begin_batch", "on_batch_begin", "on_train_batch_start", "on_step_begin"), "before_batch"
+    ),
+    **dict.fromkeys(("on_batch_end", "on_train_batch_end", "on_step_end"), "after_batch"),
+    "on_loss_begin": "after_pred",
+    **dict.fromkeys(("on_backward_begin", "on_before_backward"), "before_backward"),
+    **dict.fromkeys(("on_backward_end", "on_after_backward"), "after_backward"),
+    **dict.fromkeys(("on_before_optimizer_step", "on_pre_optimizer_step"), "before_step"),
+    "on_optimizer_step": "after_step",
+}
+"""Events of fastai 1, Keras, Lightning and Hugging Face, and what they are called here."""
+
+
+def _takes_state(handler: FunctionType) -> bool:
+    """Whether it can be called with the callback and a state."""
+    try:
+        inspect.signature(handler).bind(None, None)
+    except TypeError:
+        return False
+    return True
 
 
 @functools.cache

@@ -4,12 +4,13 @@ import functools
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from functional_sgd import Optimizer, fuse, seeded, split
+from functional_sgd.errors import elsewhere
 from functional_sgd.fusion.fused import donating
 from functional_sgd.notebook import html_facts
 from functional_sgd.optimizer import check_optimizer
@@ -176,6 +177,12 @@ class Learner:
         fill(self.model, given, own, donate)
         return self.model
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Called for a name that is not there: what is it called here?"""
+            return elsewhere(self, name, _ELSEWHERE)
+
     def __repr__(self) -> str:
         facts = ", ".join(f"{name}={text}" for name, text in self._parts().items())
         return f"Learner({facts})"
@@ -248,3 +255,26 @@ def _functions(what: str, values: Iterable[Any]) -> tuple[Any, ...]:
                 f"Learner: {what} must be functions (pred, *targets) -> 0-d tensor, got {value!r}."
             )
     return tuple(values)
+
+
+_ELSEWHERE = {
+    "fit": "a function: end = fit(learner, learner.init(), epochs)",
+    "fit_one_cycle": "a function: end = fit_one_cycle(learner, learner.init(), epochs, lr)",
+    "fit_flat_cos": "a function: end = fit_flat_cos(learner, learner.init(), epochs, lr)",
+    "fine_tune": "a function: end = fine_tune(learner, learner.init(), epochs)",
+    "lr_find": "a function: lr_find(learner, learner.init())",
+    "validate": "a function: validate(learner, state)",
+    "predict": "a function: predict(learner, state)",
+    "get_preds": "predict(learner, state)",
+    "summary": "a function: summary(learner, state)",
+    "save": "a function of a state: save(state, path)",
+    "params": "in a state: learner.init().params",
+    "history": "in a state: end.history",
+    "recorder": "state.history",
+    "optimizer": "learner.opt",
+    "opt_func": "learner.opt",
+    "loss_func": "learner.loss",
+    "dls": "learner.data",
+    "cbs": "learner.callbacks",
+}
+"""What others have as methods and attributes of a learner, and where it is here."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import optree
 from torch import Tensor
 
-from functional_sgd.errors import did_you_mean
+from functional_sgd.errors import did_you_mean, elsewhere
 from functional_sgd.notebook import html_facts
 from loop.history import History
 
@@ -170,6 +170,12 @@ class State:
         """The target, if there is just one; else the tuple of targets."""
         return self.yb[0] if self.yb is not None and len(self.yb) == 1 else self.yb
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Called for a name that is not there: what is it called here?"""
+            return elsewhere(self, name, _ELSEWHERE)
+
     def __repr__(self) -> str:
         size = sum(value.numel() for value in self.params.values())
         hyper = ", ".join(f"{name!r}: {_shown(value)}" for name, value in self.hyper.items())
@@ -194,6 +200,28 @@ class State:
         }
         rows = self.history._repr_html_() if self.history.rows else ""
         return html_facts(facts, "State") + rows
+
+
+_ELSEWHERE = {
+    "learn": "the state itself: read state.pred; to write, return state.replace(pred=...)",
+    "model": "state.learner.model",
+    "opt": "state.learner.opt",
+    "optimizer": "state.learner.opt",
+    "lr": "state.hyper['lr']",
+    "dls": "state.learner.data",
+    "inputs": "state.xb",
+    "targets": "state.yb",
+    "losses": "state.history.losses",
+    "hypers": "state.history.hypers",
+    "rows": "state.history.rows",
+    "smooth_loss": "state.history.smooth_losses()",
+    "recorder": "state.history",
+    "n_epochs": "state.n_epoch",
+    "global_step": "state.train_iter",
+    "current_epoch": "state.epoch",
+    "state_dict": "learner.load(state).state_dict()",
+}
+"""What a state has, under names that others have for it."""
 
 
 def _copied(leaf: Any) -> Any:

@@ -107,6 +107,23 @@ class Slots(MutableMapping[Tensor, Kept]):
         """The state, with slots by the names of the parameters."""
         return self.state_for(detached(self.named()))
 
+    def put(self, given: State) -> None:
+        """Go on from a copy of this state. Raises ValueError if it does not fit, and is then as it
+        was.
+        """
+        leaves = detached(self.named())
+        fresh, spec = flatten(self.opt.init(leaves))
+        values, theirs = flatten(given)
+        if theirs != spec or any(a.shape != b.shape for a, b in zip(values, fresh, strict=True)):
+            raise ValueError(
+                "to_torch: the state does not fit. It must be built like optimizer.opt_state: the "
+                "same slots, with the same names of parameters and the same shapes. Was to_torch "
+                "given module.named_parameters()?"
+            )
+        pairs = zip(values, fresh, strict=True)
+        copied = [like.detach().clone().copy_(value.detach()) for value, like in pairs]
+        self.regroup(self.groups, unflatten(spec, copied))
+
     def regroup(self, groups: Groups, state: State | None) -> None:
         """Take other groups, and a state for their parameters (None: a fresh one)."""
         self.groups, self._layout, self._known = groups, None, {}

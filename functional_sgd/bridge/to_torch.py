@@ -8,18 +8,11 @@ import torch
 from torch import Tensor
 
 from functional_sgd.bridge.slots import Slots, detached
-from functional_sgd.errors import did_you_mean
+from functional_sgd.errors import NAMES_ELSEWHERE, did_you_mean
 from functional_sgd.fusion.fused import donating
 from functional_sgd.optimizer import Optimizer, check_optimizer
+from functional_sgd.ranges import check_number
 from functional_sgd.state import State
-
-_TORCH_NAMES = {
-    "momentum": "mom",
-    "betas": "mom and sqr_mom",
-    "alpha": "sqr_mom",
-    "weight_decay": "wd",
-}
-
 
 _OURS: dict[str, tuple[str, ...]] = {"betas": ("mom", "sqr_mom"), "momentum": ("mom",)}
 
@@ -47,8 +40,13 @@ class TorchOptimizer(torch.optim.Optimizer):
     def __init__(self, opt: Optimizer, params: Any, hyper: Mapping[str, Any]) -> None:
         check_optimizer("to_torch", opt)
         self.opt, self.stepper = opt, donating(opt)
-        for name in hyper:
+        for name, value in hyper.items():
             self._check_name(name)
+            check_number("to_torch", name, value)
+        if isinstance(params, torch.nn.Module):
+            raise TypeError(
+                "to_torch: expected parameters, got a module. Pass module.named_parameters()."
+            )
         defaults = {**opt.hyper, **hyper}
         self._known_aliases: dict[int, dict[str, Any]] = {}
         self._slots = Slots(opt, [])
@@ -90,8 +88,16 @@ class TorchOptimizer(torch.optim.Optimizer):
 
     @property
     def opt_state(self) -> State:
-        """The state of `opt`: `opt.init(named_params())` before the first step."""
+        """The state of `opt`: `opt.init(named_params())` before the first step.
+
+        A state that is assigned is copied: that of `from_torch`, say. ValueError if it does not
+        fit.
+        """
         return self._slots.whole()
+
+    @opt_state.setter
+    def opt_state(self, state: State) -> None:
+        self._slots.put(state)
 
     def hyper(self) -> dict[str, Any]:
         """The hypers of the next step: one value, or a value for each parameter where the groups
@@ -136,7 +142,7 @@ class TorchOptimizer(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Train more parameters; what is kept of the others stays."""
         for name in param_group:
-            if name in _TORCH_NAMES:
+            if name in NAMES_ELSEWHERE:
                 self._check_name(name)
         before = self.named_params() if self._slots.tree is not None else None
         super().add_param_group(param_group)
@@ -189,9 +195,8 @@ class TorchOptimizer(torch.optim.Optimizer):
 
     def _check_name(self, name: str) -> None:
         if name not in self.opt.names:
-            hint = f"{name!r} is called {_TORCH_NAMES[name]} here. " if name in _TORCH_NAMES else ""
             raise ValueError(
-                f"to_torch: no rule reads {name!r}. {hint}{did_you_mean(name, self.opt.names)}"
+                f"to_torch: no rule reads {name!r}. {did_you_mean(name, self.opt.names)}"
             )
 
 

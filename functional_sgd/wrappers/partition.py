@@ -43,6 +43,11 @@ class Partition(Optimizer):
         for label, opt in self.optimizers.items():
             if not isinstance(label, str):
                 raise TypeError(f"partition: labels must be strings, got {label!r}.")
+            if opt is None:
+                raise TypeError(
+                    f"partition: {label!r} has no optimizer. Leaves that are not to move have the "
+                    f"label None: drop {label!r}, and put None where labels say {label!r}."
+                )
             check_optimizer(f"partition: {label!r}", opt)
         object.__setattr__(self, "patterns", as_patterns(self.labels))
 

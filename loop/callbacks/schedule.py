@@ -56,9 +56,21 @@ class ParamScheduler(Callback):
     order: ClassVar[int] = Order.REPORT
 
     def __post_init__(self) -> None:
+        if not isinstance(self.schedules, Mapping):
+            raise TypeError(
+                f"ParamScheduler: expected a dict of schedules, got {self.schedules!r}. Say "
+                f"what it is for: ParamScheduler({{'lr': ...}})."
+            )
         hypers = {
             name: schedule for name, schedule in self.schedules.items() if not name.startswith(ROOT)
         }
+        for name, schedule in hypers.items():
+            for leaf in optree.tree_leaves(schedule):
+                if not callable(leaf):
+                    raise TypeError(
+                        f"ParamScheduler: the schedule of {name!r} must be a function of the share "
+                        f"of the run, got {leaf!r}. One that does not change is Constant(0.1)."
+                    )
         attributes = {
             name: schedule for name, schedule in self.schedules.items() if name not in hypers
         }
@@ -72,7 +84,8 @@ class ParamScheduler(Callback):
             if any(map(counts_steps, optree.tree_leaves(schedule))):
                 raise ValueError(
                     f"ParamScheduler: the schedule of {name!r} counts steps, but gets the share of "
-                    f"the run, from 0 to 1. Give its lengths as shares."
+                    f"the run, from 0 to 1. Give its lengths as shares, or schedule the optimizer: "
+                    f"scheduled(opt, {name}=...)."
                 )
         object.__setattr__(self, "hypers", hypers)
         object.__setattr__(self, "attributes", attributes)

@@ -24,8 +24,17 @@ def plot_confusion_matrix(
     (N, C) of scores.
 
     The colour of a field is its share of the row, so that rare classes are as plain to see as
-    frequent ones. The number in it is the count, or the share if `normalize`.
+    frequent ones. The number in it is the count, or the share if `normalize`. Of a learner:
+    `plot_confusion_matrix(samples.targets, samples.preds)`, with
+    `samples = sample_losses(learner, state)`.
     """
+    for value in (targets, pred):
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"plot_confusion_matrix: expected tensors of targets and scores, got "
+                f"{type(value).__name__}. Both are in sample_losses(learner, state), as targets "
+                f"and preds."
+            )
     counts = confusion_matrix(pred, targets).cpu().numpy()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     size = len(counts)

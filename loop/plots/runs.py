@@ -31,12 +31,13 @@ class Curve(Protocol):
         """The smoothed loss of every batch."""
 
 
-def plot_losses(history: History, skip: int = 0) -> "Figure":
+def plot_losses(history: History | State, skip: int = 0) -> "Figure":
     """The training loss of every batch, smoothed and raw, and the validation loss after every
-    epoch.
+    epoch: of a history, or of a state's.
 
     `skip` leaves out the first batches, whose losses are large.
     """
+    history = _history("plot_losses", history)
     figure, axes = _one(("batch", "loss"))
     batches = np.arange(len(history.losses))[skip:]
     raw = np.array([float(loss) for loss in history.losses])[skip:]
@@ -51,10 +52,11 @@ def plot_losses(history: History, skip: int = 0) -> "Figure":
     return figure
 
 
-def plot_schedules(history: History, names: Sequence[str] | None = None) -> "Figure":
+def plot_schedules(history: History | State, names: Sequence[str] | None = None) -> "Figure":
     """The hypers that every batch was trained with, side by side; by default those that changed, or
-    lr.
+    lr. Of a history, or of a state's.
     """
+    history = _history("plot_schedules", history)
     if names is None:
         changed = [
             name
@@ -176,6 +178,14 @@ def draw_image(axes: Any, image: Tensor) -> None:
         axes.imshow(image[0].numpy(), cmap="gray_r")
     else:
         axes.imshow(image.movedim(0, -1).numpy())
+
+
+def _history(who: str, given: Any) -> History:
+    """The history of a state, or the one that is given."""
+    history = given.history if isinstance(given, State) else given
+    if not isinstance(history, History):
+        raise TypeError(f"{who}: expected a State or its history, got {type(given).__name__}.")
+    return history
 
 
 def _one(labels: tuple[str, str]) -> tuple["Figure", Any]:

@@ -7,6 +7,7 @@ a time is `trace`.
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import FrozenInstanceError
 from typing import Any, TypeAlias
 
 from loop.callback import COMMITTED, OVERWRITTEN, in_order, name_of
@@ -305,6 +306,8 @@ class Run:
         self.failure = error if spare and self.stop() else None
         known = f"; {shapes_in(self.state)}" if shapes else ""
         error.add_note(f"loop: raised {where}, {self._where(batch)}{known}.")
+        if isinstance(error, FrozenInstanceError):
+            error.add_note(_FROZEN)
 
     def _route(self, signal: Cancel, where: str) -> None:
         """Check that a signal can be caught, and have it carry a state of this run."""
@@ -335,6 +338,10 @@ class Run:
 
 _NO_BRACKETS = nullcontext()
 
+_FROZEN = (
+    "loop: states and callbacks are not written to. Return state.replace(name=value); what a "
+    "callback remembers is state.remember(self.name, value)."
+)
 _NO_STATE = (
     "loop: there is no error.state: fit(donate=True) had begun to overwrite it. Go on from the "
     "last checkpoint: fit(..., resume=folder)."

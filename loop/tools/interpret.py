@@ -16,8 +16,8 @@ from loop.training.fit import evaluate, joined
 
 
 class SampleLosses(NamedTuple):
-    """All samples of an evaluation; a single input, or target, is the tensor itself, several are a
-    tuple.
+    """All samples of an evaluation: inputs, targets, preds, losses. A single input, or target, is
+    the tensor itself, several are a tuple.
     """
 
     inputs: Any
@@ -25,12 +25,18 @@ class SampleLosses(NamedTuple):
     preds: Any
     losses: Tensor  # (N,)
 
+    def __repr__(self) -> str:
+        if not len(self.losses):
+            return "SampleLosses(0 samples)"
+        low, high = float(self.losses.min()), float(self.losses.max())
+        return f"SampleLosses({len(self.losses):,} samples, losses from {low:g} to {high:g})"
+
 
 def sample_losses(
     learner: Learner, state: State, data: Iterable[Any] | None = None
 ) -> SampleLosses:
     """Every sample of the validation data (or of other data) with the model's prediction and the
-    loss of it alone.
+    loss of it alone: a tuple (inputs, targets, preds, losses), by these names too.
 
     The samples are in the order of the data, all in memory; the model is in evaluation mode, and
     the state is not touched. What the loss of a sample is, and which losses have one, see

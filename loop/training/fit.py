@@ -12,6 +12,7 @@ import torch
 
 from functional_sgd.errors import did_you_mean
 from functional_sgd.outputs import map_output
+from functional_sgd.ranges import check_number
 from functional_sgd.schedules import one_cycle, three_cosines
 from functional_sgd.sharded import any_distributed
 from loop.callback import Callback, Order, taking_part
@@ -221,6 +222,8 @@ def highest_lr(who: str, learner: Learner, state: State, lr: Any) -> Any:
     `who`, if it has none.
     """
     if lr is not None:
+        for leaf in optree.tree_leaves(lr):
+            check_number(who, "lr", leaf)
         return lr
     check_arguments(who, learner, state)
     own = put_all_back(state).hyper.get("lr")

@@ -95,6 +95,7 @@ def test_where_a_leaf_has_no_gradient_its_column_may_be_none() -> None:
     ("extras", "message"),
     [
         ({}, r"a rule reads the column 'hessian', which the caller gives: .*It was not given"),
+        ({}, r"If it is meant to be a hyper, put it behind a \*.*@elementwise\(hessian=torch.ze"),
         ({"hesian": CURVED}, r"reads the column 'hessian', .*Did you mean 'hesian'\?"),
         ({"hessian": {"a": CURVED["a"]}}, r"expected hessian with .* 'b' is missing"),
         ({"hessian": CURVED["b"]}, r"expected hessian with the structure of params"),
@@ -115,8 +116,8 @@ def test_where_a_leaf_has_no_gradient_its_column_may_be_none() -> None:
         ({"hessian": CURVED, "loss": 1.0}, r"no rule reads 'loss'"),
     ],
     ids=[
-        "missing", "misspelled", "a leaf less", "a tensor", "a number", "None", "longer", "shorter",
-        "no tensor", "one more",
+        "missing", "what to do", "misspelled", "a leaf less", "a tensor", "a number", "None",
+        "longer", "shorter", "no tensor", "one more",
     ],
 )  # fmt: skip
 def test_a_column_that_does_not_fit_is_refused(extras: Any, message: str) -> None:

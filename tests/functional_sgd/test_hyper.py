@@ -13,12 +13,14 @@ from functional_sgd import (
     by_path,
     chain,
     clip_norm,
+    elementwise,
     lookahead,
     momentum,
     sgd,
     sgd_step,
     weight_decay,
 )
+from functional_sgd.schedules import Cosine
 from tests.catalogue import random_like, sample_tree
 from tests.comparing import Untouched, assert_close, assert_same
 from tests.functional_sgd import user_rules
@@ -260,3 +262,39 @@ def test_numbers_and_float64_tensors_agree_on_float32_params() -> None:
     assert_close(
         opt(params, grads, opt.init(params), hyper), opt(params, grads, opt.init(params)), rtol=1e-6
     )
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("learning_rate", "lr"),
+        ("weight_decay", "wd"),
+        ("momentum", "mom"),
+        ("b2", "sqr_mom"),
+        ("betas", "mom and sqr_mom"),
+    ],
+)
+def test_a_name_of_torch_or_optax_is_answered_with_ours(theirs: str, ours: str) -> None:
+    opt = adamw()
+    with pytest.raises(ValueError, match=f"no rule reads '{theirs}'. '{theirs}' is called {ours} "):
+        opt(PARAMS, PARAMS, opt.init(PARAMS), {theirs: 0.1})
+
+
+def test_a_schedule_as_a_hyper_is_an_error_that_says_what_takes_one() -> None:
+    words = r"hyper 'lr' must be a number, got a function: .*scheduled\(opt, steps=n, lr=...\)"
+    with pytest.raises(TypeError, match=words):
+        adamw(lr=Cosine(0.1, 0.0))  # type: ignore[arg-type]
+    opt = adamw()
+    for lr in (Cosine(0.1, 0.0), {"body": Cosine(0.1, 0.0), "head": 0.1}):
+        with pytest.raises(TypeError, match=words):
+            opt(PARAMS, PARAMS, opt.init(PARAMS), {"lr": lr})
+
+
+def test_a_function_that_a_rule_calls_is_no_schedule() -> None:
+    @elementwise(writes=("grad",))
+    def warp(grad: torch.Tensor, *, function: Any) -> dict[str, torch.Tensor]:
+        return dict(grad=function(grad))
+
+    opt = chain(warp, sgd_step, lr=1.0, function=torch.abs)
+    param = torch.tensor([1.0])
+    assert_same(opt(param, torch.tensor([-1.0]), opt.init(param))[0], torch.tensor([0.0]))

@@ -301,3 +301,13 @@ def test_slots_start_with_what_their_rule_says() -> None:
             "last_param": torch.tensor([3.0]),
         },
     )
+
+
+@pytest.mark.parametrize(
+    "call",
+    [lambda: clip_norm(1.0), lambda: clip_norm(max_norm=1.0), lambda: weight_decay(wd=0.1)],
+    ids=["a number", "a hyper", "a hyper of an elementwise rule"],
+)
+def test_a_rule_that_is_called_with_hypers_alone_says_where_they_go(call: Any) -> None:
+    with pytest.raises(TypeError, match=r"got only numbers.*chain\(\w+, ..., (max_norm|lr|wd)="):
+        call()

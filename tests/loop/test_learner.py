@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+import loop.learner
+import loop.state
 from loop import Learner, State, fit, load, save
 from tests.comparing import Untouched, assert_same
 from tests.loop.helpers import learner, linear, net
@@ -97,3 +99,21 @@ def test_models_that_synchronise_or_shard_themselves_are_refused() -> None:
     sharded = fully_shard(copy.deepcopy(linear()), mesh=mesh)
     with pytest.raises(ValueError, match=r"FSDPLinear keeps its parameters in shards"):
         learner(sharded)
+
+
+def test_what_others_have_as_methods_is_answered_with_ours() -> None:
+    mine = learner()
+    with pytest.raises(AttributeError, match=r"no attribute 'fit'. Here it is a function: end = f"):
+        mine.fit(3)  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match=r"Here it is state.learner.model\."):
+        _ = mine.init().model  # type: ignore[attr-defined]
+    for thing in (mine, mine.init()):
+        with pytest.raises(AttributeError, match="has no attribute 'nothing'$"):
+            thing.nothing  # type: ignore[attr-defined]
+        assert copy.copy(thing) is not None
+
+
+def test_hints_are_for_names_that_are_not_there() -> None:
+    mine, state = learner(), learner().init()
+    for owner, hints in ((mine, loop.learner._ELSEWHERE), (state, loop.state._ELSEWHERE)):
+        assert not [name for name in hints if hasattr(owner, name)]

@@ -78,6 +78,7 @@ class LiveTable:
     handle: Any = None
     rows: list[Mapping[str, str]] = field(default_factory=list)
     what: str = ""  # nothing: there is no bar
+    ended: str = ""  # where the run was when it ended
     done: int = 0
     total: int | None = None
     started: float = 0.0
@@ -106,7 +107,8 @@ class LiveTable:
         self._draw()
 
     def close(self) -> None:
-        """The table stays, the bar goes."""
+        """The table stays, the bar goes; a run without a row leaves how far it came."""
+        self.ended = f"{self.what}, {self.done}/{self.total or '?'}" if self.what else ""
         self.what = ""
         if self.handle is not None:
             self._draw()
@@ -121,6 +123,8 @@ class LiveTable:
 
     def _text(self) -> str:
         """For whoever cannot show HTML: the last rows, since the whole is sent at every change."""
+        if not self.rows:
+            return self.ended
         titles = self._titles()
         rows = [{name: row.get(name, "-") for name in titles} for row in self.rows[-_LATEST:]]
         return "\n".join(line(row) for row in ({name: name for name in titles}, *rows))
@@ -128,7 +132,7 @@ class LiveTable:
     def _html(self) -> str:
         titles = self._titles()
         rows = [[row.get(name, "-") for name in titles] for row in self.rows]
-        table = html_table(rows, titles, left=0) if rows else ""
+        table = html_table(rows, titles, left=0) if rows else f"<div>{escape(self.ended)}</div>"
         return table + (self._bar() if self.what else "")
 
     def _bar(self) -> str:

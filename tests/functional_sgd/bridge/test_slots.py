@@ -252,3 +252,40 @@ def test_a_loaded_state_goes_with_the_parameters(monkeypatch: pytest.MonkeyPatch
     model(x).sum().backward()
     optimizer.step()
     assert optimizer.opt_state["grad_avg"]["0"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["adamw", "clipped", "averaged", "of parts", "without slots"])
+def test_a_state_that_is_assigned_goes_on(name: str) -> None:
+    """That of another optimizer with the same parameters, which does not notice."""
+    whole, model = network(), network()
+    first, second = MAKERS[name](whole), MAKERS[name](model)
+    train(whole, first, 3)
+    model.load_state_dict(whole.state_dict())
+    second.opt_state = first.opt_state
+    kept = copy.deepcopy(first.opt_state)
+    ours = train(model, second, 3, start=3)
+    assert_same(first.opt_state, kept)
+    assert_same(train(whole, first, 3, start=3), ours)
+
+
+def test_a_run_of_torch_goes_on_behind_to_torch() -> None:
+    whole, model = network(), network()
+    theirs = torch.optim.AdamW(whole.parameters(), lr=0.1, weight_decay=0.3)
+    train(whole, theirs, 3)
+    model.load_state_dict(whole.state_dict())
+    opt, _, state, hyper = fs.from_torch(theirs, whole.named_parameters())
+    optimizer = to_torch(opt, model.named_parameters(), **hyper)
+    optimizer.opt_state = state
+    ours = train(model, optimizer, 3, start=3)
+    torch.testing.assert_close(train(whole, theirs, 3, start=3), ours, rtol=1e-12, atol=1e-14)
+
+
+def test_a_state_of_another_optimizer_or_of_other_names_is_not_taken() -> None:
+    model = network()
+    train(model, given := to_torch(adamw(), model.named_parameters()), 1)
+    kept = copy.deepcopy(given.opt_state)
+    others = sgd(mom=0.9).init(values_of(model)), adamw().init(list(model.parameters())), None
+    for other in others:
+        with pytest.raises(ValueError, match="to_torch: the state does not fit. .*named_param"):
+            given.opt_state = other  # type: ignore[assignment]
+    assert_same(given.opt_state, kept)

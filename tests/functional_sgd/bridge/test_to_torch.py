@@ -19,6 +19,7 @@ from functional_sgd import (
     sgd_step,
     to_torch,
 )
+from functional_sgd.schedules import Cosine
 from tests.comparing import assert_close, assert_same
 from tests.functional_sgd.bridge.helpers import batch, network, train, values_of
 
@@ -259,3 +260,10 @@ def test_repr() -> None:
     assert repr(to_torch(sgd(lr=0.1), network().parameters())).startswith(
         "to_torch(chain(sgd_step, lr=0.1)):"
     )
+
+
+def test_a_module_or_a_schedule_in_place_of_what_is_wanted_is_an_error() -> None:
+    with pytest.raises(TypeError, match=r"got a module. Pass module.named_parameters\(\)"):
+        to_torch(adamw(), nn.Linear(1, 1))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="to_torch: hyper 'lr' must be a number, got a function"):
+        to_torch(adamw(), nn.Linear(1, 1).parameters(), lr=Cosine(0.1, 0.0))

@@ -321,6 +321,8 @@ def test_what_is_no_optimizer_is_an_error() -> None:
         TypeError, match="partition: 'a': expected an optimizer such as adamw\\(\\)"
     ):
         partition({"a": adamw}, "a")
+    with pytest.raises(TypeError, match="'a' has no optimizer. Leaves that are not to move have"):
+        partition({"a": None}, "a")
     with pytest.raises(TypeError, match="expected a dict label -> optimizer"):
         partition(adamw(), "a")
     with pytest.raises(TypeError, match="labels must be strings, got 0"):

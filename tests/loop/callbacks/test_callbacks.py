@@ -69,6 +69,25 @@ def test_a_handler_of_no_event_is_an_error_when_the_class_is_made(name: str, mea
         type("Slip", (Callback,), {name: lambda self, state: None})
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("begin_fit", "before_fit"),
+        ("on_train_epoch_end", "after_epoch"),
+        ("on_validation_epoch_end", "after_validate"),
+        ("on_step_end", "after_batch"),
+    ],
+)
+def test_an_event_of_another_library_is_an_error_that_names_ours(name: str, meant: str) -> None:
+    with pytest.raises(TypeError, match=f"'{name}' is no event, .*is called {meant} here"):
+        type("Theirs", (Callback,), {name: lambda self, trainer: None})
+
+
+def test_a_handler_without_the_state_is_an_error_when_the_class_is_made() -> None:
+    with pytest.raises(TypeError, match=r"Write def after_batch\(self, state\)"):
+        type("Stateless", (Callback,), {"after_batch": lambda self: None})
+
+
 def test_a_callback_class_may_have_handlers_for_all_events_and_brackets() -> None:
     names = (*EVENTS, *(f"around_{name}" for name in (*SCOPES, *STAGES)))
     assert (
@@ -177,6 +196,15 @@ def test_a_state_that_is_made_but_not_returned_does_nothing() -> None:
 def test_a_state_cannot_be_written_to() -> None:
     with pytest.raises(FrozenInstanceError):
         START.epoch = 3  # type: ignore[misc]
+
+
+def test_who_writes_to_a_state_is_told_what_to_return() -> None:
+    def write(state: State) -> None:
+        state.loss = state.loss  # type: ignore[misc]
+
+    with pytest.raises(FrozenInstanceError) as caught:
+        fit(LEARNER, START, 1, [on(after_loss=write)])
+    assert "Return state.replace(name=value)" in "".join(caught.value.__notes__)
 
 
 def test_replacing_an_unknown_field_is_an_error() -> None:

@@ -121,6 +121,13 @@ def test_no_bar_is_left_after_a_signal(cell: Cell) -> None:
     assert "<progress" not in cell.pages[-1]["text/html"]
 
 
+def test_a_run_that_ends_in_its_first_epoch_says_how_far_it_came(cell: Cell) -> None:
+    fit(MINE, START, 1, [Progress(), on(after_loss=raise_once(CancelFit, at=2))])
+    assert cell.pages[-1]["text/plain"].startswith("epoch 1/1")
+    assert cell.pages[-1]["text/plain"].endswith(", 2/3")
+    assert cell.pages[-1]["text/plain"] in cell.pages[-1]["text/html"]
+
+
 def test_no_bar_is_left_after_a_trace_is_closed(cell: Cell) -> None:
     running = trace(MINE, START, 1, [Progress()])
     next(event for event, _ in running if event == "after_step")

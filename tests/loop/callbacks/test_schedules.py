@@ -220,3 +220,13 @@ def test_a_schedule_that_counts_steps_is_refused() -> None:
     with pytest.raises(ValueError, match="the schedule of 'lr' counts steps, but gets the share"):
         ParamScheduler({"lr": {"bias": step_decay(0.1, every=10), "weight": Linear(0.1, 0)}})
     ParamScheduler({"lr": step_decay(0.1, every=0.1)})
+
+
+def test_what_is_no_schedule_is_refused_before_the_run() -> None:
+    with pytest.raises(TypeError, match="expected a dict of schedules, got Linear"):
+        ParamScheduler(Linear(0.1, 0))  # type: ignore[arg-type]
+    for schedule in (0.1, {"bias": Linear(0.1, 0), "weight": 0.1}):
+        with pytest.raises(TypeError, match="of 'lr' must be a function of the share .*, got 0.1"):
+            ParamScheduler({"lr": schedule})
+    with pytest.raises(TypeError, match="fit_one_cycle: hyper 'lr' must be a number, got a funct"):
+        fit_one_cycle(FIVE, FIVE.init(), 1, lr=Linear(0.1, 0))

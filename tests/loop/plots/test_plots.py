@@ -62,6 +62,13 @@ def test_the_losses_of_training_and_validation() -> None:
     assert found["validation"] == ([3, 6], pytest.approx(RUN.history.column("valid_loss")))
 
 
+def test_a_state_is_as_good_as_its_history() -> None:
+    assert lines(plot_losses(RUN)) == lines(plot_losses(RUN.history))
+    assert lines(plot_schedules(RUN)) == lines(plot_schedules(RUN.history))
+    with pytest.raises(TypeError, match="plot_losses: expected a State or its history, got Learn"):
+        plot_losses(MINE)  # type: ignore[arg-type]
+
+
 def test_the_losses_without_the_first_batches() -> None:
     found = lines(plot_losses(RUN.history, skip=4))
     assert found["training, smoothed"] == ([4, 5], pytest.approx(RUN.history.smooth_losses()[4:]))

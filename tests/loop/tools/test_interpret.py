@@ -203,3 +203,14 @@ def test_from_the_samples_to_the_picture(tmp_path: Any) -> None:
     plot_top_losses(*found, k=4).savefig(tmp_path / "worst.png")
     plot_confusion_matrix(found.targets, found.preds).savefig(tmp_path / "matrix.png")
     assert all(file.stat().st_size > 1000 for file in tmp_path.iterdir())
+
+
+def test_samples_fit_on_a_line() -> None:
+    found = sample_losses(MINE, MINE.init())
+    assert repr(found).startswith(f"SampleLosses({len(X)} samples, losses from ")
+    assert repr(found._replace(losses=torch.zeros(0))) == "SampleLosses(0 samples)"
+
+
+def test_the_confusion_matrix_of_a_learner_says_where_its_tensors_are() -> None:
+    with pytest.raises(TypeError, match=r"got Learner. Both are in sample_losses\(learner, state"):
+        plot_confusion_matrix(MINE, MINE.init())  # type: ignore[arg-type]
