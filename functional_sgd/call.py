@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from functional_sgd.errors import did_you_mean
+from functional_sgd.errors import did_you_mean, meant
 from functional_sgd.guard import Guard
 from functional_sgd.hyper import collect, per_leaf
 from functional_sgd.memory import Addresses
@@ -24,7 +24,7 @@ from functional_sgd.sharded import (
     check_placed,
     placed,
 )
-from functional_sgd.signature import STEP
+from functional_sgd.signature import FROM_CALLER, STEP
 from functional_sgd.state import check_state, check_steps, first_shape
 from functional_sgd.tracing import recorded
 from functional_sgd.tree import Spec, Tree, flatten, flatten_like, paths, unflatten
@@ -277,9 +277,11 @@ def _take_given(
     for name in plan.given:
         if name not in extras:
             known = did_you_mean(name, extras) if extras else "It was not given."
+            hint = meant(name, FROM_CALLER)
             raise ValueError(
                 f"{plan.who}: a rule reads the column {name!r}, which the caller gives: "
-                f"opt(params, grads, state, {name}=tree), a tree like params. {known}"
+                f"opt(params, grads, state, {name}=tree), a tree like params. {known} {hint}"
+                f"A hyper is a keyword: it stands after the '*' in the rule's signature."
             )
         values = flatten_like(spec, extras[name], params, plan.who, name)
         check_like(plan.who, name, params, leaves, values, "Was it made for other params?")
