@@ -201,9 +201,10 @@ class _Wires:
                 raise ValueError(
                     f"chain: rule {rule!r} writes {outer!r} before its owner {owner!r} has run."
                 )
-        for inner in rule.scalars:
+        for inner, default in rule.scalars.items():
             outer = rule.outer(inner)
-            if outer in self.writer and outer not in RESERVED:
+            plain = outer in self.writer and outer not in self.owners  # slots live apart
+            if plain and default is REQUIRED and outer not in RESERVED:
                 raise ValueError(
                     f"chain: rule {rule!r} reads {outer!r} as a hyper, but "
                     f"{self.calls[self.writer[outer]].rule!r} writes a column of that name. "

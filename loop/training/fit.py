@@ -250,8 +250,8 @@ def validate(learner: Learner, state: State, data: Iterable[Any] | None = None) 
 
     Means over all samples, whatever the batch sizes. The state is not touched, and no history is
     written. The learner's callbacks take part, those that were given to `fit` do not: an
-    AverageParams or MixedPrecision among those makes other numbers in the history. Raises ValueError
-    if there is no data.
+    AverageParams or MixedPrecision among those makes other numbers in the history. Raises
+    ValueError if there is no data.
     """
     return dict(recorded(evaluate(learner, state, data, [])).row)
 
