@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from functional_sgd.errors import did_you_mean
+from functional_sgd.errors import did_you_mean, meant
 from functional_sgd.guard import Guard
 from functional_sgd.hyper import collect, per_leaf
 from functional_sgd.memory import Addresses
@@ -24,7 +24,7 @@ from functional_sgd.sharded import (
     check_placed,
     placed,
 )
-from functional_sgd.signature import STEP
+from functional_sgd.signature import FROM_CALLER, STEP
 from functional_sgd.state import check_state, check_steps, first_shape
 from functional_sgd.tracing import recorded
 from functional_sgd.tree import Spec, Tree, flatten, flatten_like, paths, unflatten
@@ -277,10 +277,11 @@ def _take_given(
     for name in plan.given:
         if name not in extras:
             known = did_you_mean(name, extras) if extras else "It was not given."
+            hint = meant(name, FROM_CALLER)
             raise ValueError(
                 f"{plan.who}: a rule reads the column {name!r}, which the caller gives: "
-                f"opt(params, grads, state, {name}=tree), a tree like params. {known} If it is "
-                f"meant to be a hyper, put it behind a * in the rule's signature; if state, "
+                f"opt(params, grads, state, {name}=tree), a tree like params. {known} {hint}If it "
+                f"is meant to be a hyper, put it behind a * in the rule's signature; if state, "
                 f"declare it: @elementwise({name}=torch.zeros_like)."
             )
         values = flatten_like(spec, extras[name], params, plan.who, name)

@@ -19,6 +19,18 @@ NAMES_ELSEWHERE = {
 }
 """What hypers are called in torch.optim, optax and papers, and what they are called here."""
 
+_OTHER_NAMES = {
+    "max_grad_norm": ("max_norm",),
+    "params": ("param",),
+    "grads": ("grad",),
+    "updates": ("update",),
+    "max_steps": ("steps",),
+    "num_steps": ("steps",),
+    "max_epochs": ("epochs",),
+    "num_train_epochs": ("epochs",),
+}
+"""The same for columns of rules, and for what a run is told."""
+
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of an error message about an unknown name.
@@ -29,12 +41,22 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     "'weight_decay' is called wd here. Known names: lr, wd."
     """
     names = sorted(known)
-    ours = [other for other in NAMES_ELSEWHERE.get(name, ()) if other in names]
-    close = difflib.get_close_matches(name, names, n=1)
-    hint = f"Did you mean {close[0]!r}? " if close else ""
+    return f"{meant(name, names)}Known names: {', '.join(names) or 'none'}."
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """What a name is called here, or a question with the one that is close to it; empty if there is
+    none.
+
+    >>> meant("gradient", ["param", "grad"]), meant("x", ["param", "grad"])
+    ("Did you mean 'grad'? ", '')
+    """
+    names = sorted(known)
+    ours = [other for other in {**NAMES_ELSEWHERE, **_OTHER_NAMES}.get(name, ()) if other in names]
     if ours:
-        hint = f"{name!r} is called {' and '.join(ours)} here. "
-    return f"{hint}Known names: {', '.join(names) or 'none'}."
+        return f"{name!r} is called {' and '.join(ours)} here. "
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"Did you mean {close[0]!r}? " if close else ""
 
 
 def elsewhere(owner: object, name: str, hints: Mapping[str, str]) -> Any:

@@ -24,12 +24,17 @@ def by_path(params: Tree, values: Mapping[str, Hyper]) -> Tree:
 
     Names are dotted paths ("head.weight"), patterns are those of the shell (*, ?, [abc]); the first
     that matches wins. Returns a tree like params, to be used as a hyper. Raises ValueError when a
-    leaf matches no pattern, or a pattern no leaf.
+    leaf matches no pattern, or a pattern no leaf, and TypeError for a module.
 
     >>> import torch
     >>> by_path({"body": torch.zeros(2), "head": torch.zeros(2)}, {"head*": 1e-2, "*": 1e-3})
     {'body': 0.001, 'head': 0.01}
     """
+    if isinstance(params, torch.nn.Module):
+        raise TypeError(
+            f"by_path: expected a tree of tensors, got a module, {type(params).__name__}. Pass "
+            f"dict(module.named_parameters()), or state.params."
+        )
     names = paths(params)
     return unflatten(flatten(params)[1], first_matches("by_path", names, values))
 
@@ -204,9 +209,14 @@ def scalar(who: str, name: str, value: Any) -> Scalar:
             value.item() if hasattr(value, "item") else float(value)
         )  # of NumPy, or another kind
     except (TypeError, ValueError):
+        cure = (
+            f" A schedule goes around the optimizer, scheduled(opt, steps=1000, {name}=...), or "
+            f"into the loop, ParamScheduler(dict({name}=...)); values by name are "
+            f"by_path(params, {{...}})."
+        )
         raise TypeError(
             f"{who}: hyper {name!r} must be a number, a 0-d tensor or a tree prefix of them, "
-            f"got {type(value).__name__}: {value!r}."
+            f"got {type(value).__name__}: {value!r}.{cure if callable(value) else ''}"
         ) from None
     check_number(who, name, number)
     return float(number)

@@ -50,6 +50,15 @@ class Optimizer(ABC):
     ) -> tuple[Tree, State]:
         """One step: (new params, new state). The arguments are untouched, unless it `donates`."""
 
+    def explain(self, params: Tree = None) -> None:
+        """Print what a step runs: of a fused optimizer its passes (see `fuse`), of a wrapper what
+        the optimizers inside run.
+        """
+        if not self.inner:
+            print(f"{self!r}: rule by rule, with torch's operators; fuse(opt) makes kernels of it.")
+        for opt in self.inner:
+            opt.explain(params)
+
     def extend(self, state: State, before: Tree, params: Tree) -> State:
         """The state for more params: the leaves of `before` (by path) go on, the others begin."""
         return extended(state, self.init(params), paths(before), paths(params))

@@ -124,6 +124,7 @@ def uniform(key: Key, like: Tensor, draw: int = 0) -> Tensor:
 
     A second draw in the same rule needs another number: `uniform(key, grad, draw=1)`.
 
+    >>> from functional_sgd.randomness import key_of
     >>> key = key_of(torch.tensor(0), torch.tensor(1), leaf=0, position=0)
     >>> uniform(key, torch.zeros(3))
     tensor([0.1387, 0.8497, 0.4858])
@@ -138,6 +139,7 @@ def normal(key: Key, like: Tensor, draw: int = 0) -> Tensor:
     The quantile function of a uniform number, in arithmetic that rounds alike everywhere: that is
     what makes the bits the same in every executor, where log and cos of libraries differ.
 
+    >>> from functional_sgd.randomness import key_of
     >>> key = key_of(torch.tensor(0), torch.tensor(1), leaf=0, position=0)
     >>> normal(key, torch.zeros(3))
     tensor([-0.8920,  0.0096,  1.7126])
@@ -150,6 +152,9 @@ def normal(key: Key, like: Tensor, draw: int = 0) -> Tensor:
 
 def key_of(seed: Tensor, step: Tensor, leaf: int | Tensor, position: int) -> LeafKey:
     """The key of a rule, by its position in the chain, for one leaf at one step.
+
+    For the test of a rule that draws. Leaves are counted in tree order, from 0, as positions are;
+    `seed` is state["seed"], and step is 1 at the first update.
 
     With a vector of leaf numbers, the words of all these leaves.
     """

@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 
+from functional_sgd.errors import meant
 from functional_sgd.ranges import Range, range_of
 from functional_sgd.reduction import Reduction
 
@@ -77,7 +78,8 @@ def read_signature(function: RuleFunction, starts: Mapping[str, Slot], scope: Sc
             raise TypeError(f"{who}: {name!r} is a scalar; write it after a '*' in the signature.")
     _check_slots(who, starts, columns, optional, scalars)
     numbers = tuple(name for name in starts if name in scalars)
-    _check_reductions(who, reductions, [name for name in columns if name not in optional])
+    required = [name for name in columns if name not in optional]
+    _check_reductions(who, reductions, required, scalars)
     of_leaf = [*reductions, *(name for name in (KEY, DTYPE) if name in scalars)]
     if scope == "treewise" and of_leaf:
         raise TypeError(
@@ -92,13 +94,25 @@ def read_signature(function: RuleFunction, starts: Mapping[str, Slot], scope: Sc
     )  # fmt: skip
 
 
-def _check_reductions(who: str, reductions: Mapping[str, Reduction], columns: list[str]) -> None:
+def _check_reductions(
+    who: str,
+    reductions: Mapping[str, Reduction],
+    columns: list[str],
+    scalars: Mapping[str, Any],
+) -> None:
     for name, reduction in reductions.items():
         for column in reduction.columns:
+            if column in scalars:
+                raise TypeError(
+                    f"{who}: {name!r} is made of {column!r}, which is a keyword: a reduction sees "
+                    f"columns only. Use {column} with the number that comes out, or write what is "
+                    f"reduced as a column in a rule before."
+                )
             if column not in columns:
                 raise TypeError(
                     f"{who}: {name!r} is made of {column!r}, which is not among its required "
-                    f"columns {columns}. Write it before the '*', without a default."
+                    f"columns {columns}. {meant(column, columns)}Write it before the '*', "
+                    f"without a default."
                 )
 
 

@@ -243,9 +243,11 @@ def check_params(leaves: list[Any]) -> None:
     """Raise TypeError unless every leaf is a tensor that can be trained."""
     for leaf in leaves:
         if not isinstance(leaf, Tensor):
+            module = isinstance(leaf, torch.nn.Module)
+            hint = " Pass dict(module.named_parameters())." if module else ""
             raise TypeError(
                 f"init: expected a tree of tensors, got a leaf of type {type(leaf).__name__}: "
-                f"{leaf!r}."
+                f"{leaf!r}.{hint}"
             )
         if not (leaf.is_floating_point() or leaf.is_complex()):
             raise TypeError(

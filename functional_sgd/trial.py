@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 from functional_sgd.randomness import TrialKey
 from functional_sgd.reduction import Reduction
 from functional_sgd.rule import Rule, renamed
-from functional_sgd.signature import DTYPE, KEY, REQUIRED, STEP, Initializer
+from functional_sgd.signature import DTYPE, FROM_CALLER, KEY, REQUIRED, STEP, Initializer
 
 _SHAPE = (2, 3)
 
@@ -224,10 +224,15 @@ def _check_result(rule: Rule, columns: Mapping[str, Any], result: Any) -> None:
                 f"total(lambda grad: ..., over='tree')."
             )
         if rule.scope == "elementwise" and name not in numbers and value.shape != _SHAPE:
+            cure = "Use @leafwise if it looks at the whole leaf."
+            if value.dim() == 0 and name not in (*FROM_CALLER, *rule.starts):
+                cure += (
+                    f" A number of the whole tree is declared, with its first value, and stands "
+                    f"after the '*': @elementwise({name}=0.0), def {rule.name}(..., *, {name})."
+                )
             raise TypeError(
                 f"rule {rule.name}: an elementwise rule keeps the shape of its leaf, but {name!r} "
-                f"came out as {tuple(value.shape)} for a leaf of {_SHAPE}. Use @leafwise if it "
-                f"looks at the whole leaf."
+                f"came out as {tuple(value.shape)} for a leaf of {_SHAPE}. {cure}"
             )
     _check_slots(rule, columns, result)
 
@@ -273,8 +278,15 @@ def _check_elementwise(rule: Rule, available: frozenset[str]) -> None:
                 raise TypeError(_not_pointwise(rule, name))
             scalars[name] = reduction.of(whole)
         results = [rule.function(**columns, **scalars) for columns in (whole, part)]
+        again = rule.function(**whole, **scalars)
     for name, value in results[0].items():
         if name not in rule.signature.numbers and not _same_elements(value, results[1][name]):
+            if not _same(value, again[name]):
+                raise TypeError(
+                    f"rule {rule.name}: {name!r} comes out different in every call. Draw random "
+                    f"numbers with the keyword key: def {rule.name}(..., *, key), and "
+                    f"uniform(key, {next(iter(rule.columns), 'grad')}) or normal."
+                )
             raise TypeError(
                 f"rule {rule.name}: is called elementwise, but {name!r} of one element depends on "
                 f"others. Use @leafwise, or declare the number that it takes of them: "

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from functional_sgd.errors import did_you_mean
+from functional_sgd.errors import did_you_mean, meant
 from functional_sgd.ranges import Range, check_number
 from functional_sgd.reduction import Reduction
 from functional_sgd.rule import Rule, providers
@@ -59,7 +59,11 @@ class Call:
             arguments[KEY] = scalars[self.key]
         if self.rule.signature.rounds:
             arguments[DTYPE] = scalars[DTYPE]
-        result = self.rule.function(**arguments)
+        try:
+            result = self.rule.function(**arguments)
+        except Exception as error:
+            error.add_note(f"raised by rule {self.rule!r}, which got {_shapes(arguments)}")
+            raise
         written = {outer: result[inner] for inner, outer in self.writes}
         for inner, outer in self.numbers:
             written[outer] = result[inner]
@@ -104,6 +108,7 @@ def wire(rules: Sequence[Rule], given: Mapping[str, Any], results: Sequence[str]
             f"{', '.join(map(repr, rules))}. End the chain with a step, such as sgd_step."
         )
     _check_effects(wires.calls, results)
+    _check_update(wires.calls, results)
     defaults = scalar_defaults(rules, given, set(wires.numbers))
     ranges = _ranges(rules)
     for name, value in defaults.items():
@@ -197,6 +202,15 @@ class _Wires:
                 raise ValueError(
                     f"chain: rule {rule!r} writes {outer!r} before its owner {owner!r} has run."
                 )
+        for inner, default in rule.scalars.items():
+            outer = rule.outer(inner)
+            plain = outer in self.writer and outer not in self.owners  # slots live apart
+            if plain and default is REQUIRED and outer not in RESERVED:
+                raise ValueError(
+                    f"chain: rule {rule!r} reads {outer!r} as a hyper, but "
+                    f"{self.calls[self.writer[outer]].rule!r} writes a column of that name. "
+                    f"Write it before the '*' to read the column, or rename one."
+                )
         inner_scalars = (*rule.scalars, *rule.signature.numbers)
         scalars = tuple((inner, rule.outer(inner)) for inner in inner_scalars)
         if rule.numbers or rule.scope == "treewise":
@@ -284,11 +298,34 @@ def _check_effects(calls: Sequence[Call], results: Sequence[str]) -> None:
         needed |= {outer for _, outer in call.reads}
     if dead:
         call = dead[-1]
-        written_names = ", ".join(repr(outer) for _, outer in call.writes) or "nothing"
+        names = [outer for _, outer in call.writes]
+        written_names = ", ".join(map(repr, names)) or "nothing"
+        hints = "".join(meant(name, FROM_CALLER) for name in names if name not in FROM_CALLER)
         raise ValueError(
             f"chain: rule {call.rule!r} has no effect: it writes {written_names}, which no later "
-            f"rule reads. Put it before the rules that should see it, or leave it out."
+            f"rule reads. {hints}Put it before the rules that should see it, or leave it out."
         )
+
+
+def _check_update(calls: Sequence[Call], results: Sequence[str]) -> None:
+    """Raise ValueError for an update that is written when the step has been taken.
+
+    Its rule keeps slots, so it is not without effect; but the params would go without it.
+    """
+    written = {outer: call.position for call in calls for _, outer in call.writes}
+    last, step = written.get("update", -1), written.get("param", -1)
+    read = any(outer == "update" for call in calls[last + 1 :] for _, outer in call.reads)
+    if "update" not in results and 0 <= step < last and not read:
+        raise ValueError(
+            f"chain: rule {calls[last].rule!r} writes 'update' behind {calls[step].rule!r}, which "
+            f"has taken the step, and no later rule reads it. Put it before {calls[step].rule!r}."
+        )
+
+
+def _shapes(arguments: Mapping[str, Any]) -> str:
+    """The tensors among the arguments, by their shapes."""
+    shapes = {name: getattr(value, "shape", None) for name, value in arguments.items()}
+    return ", ".join(f"{name}: {tuple(shape)}" for name, shape in shapes.items() if shape)
 
 
 def _ranges(rules: Iterable[Rule]) -> dict[str, tuple[Range, ...]]:

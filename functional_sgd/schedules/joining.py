@@ -43,7 +43,10 @@ class Join(Shape):
                 f"{len(self.parts)}."
             )
         if min(self.shares) < 0 or abs(sum(self.shares) - 1) > 1e-9:
-            raise ValueError(f"Join: shares must be at least 0 and sum to 1, got {self.shares}.")
+            raise ValueError(
+                f"Join: shares must be at least 0 and sum to 1, got {self.shares}. A length in "
+                f"steps is a share of the run: 100 steps of 1000 are 100 / 1000."
+            )
 
     def __call__(self, position: Position) -> Any:
         """The value at this position; beyond the ends, the first and last value."""

@@ -120,7 +120,9 @@ def one_cycle_in_steps(
 def warmup_cosine(peak: float, warmup: float = 0.1, start: float = 0.0, end: float = 0.0) -> Join:
     """From start straight up to the peak over the share `warmup`, then along a cosine to the end.
 
-    In steps: `Stretch(warmup_cosine(peak, 100 / 1000), 1000)`. Source: Goyal et al. 2017;
+    A warm-up of 100 steps in a run of 1000 is `warmup_cosine(peak, 100 / 1000)` where the share of
+    the run is what counts (ParamScheduler, `scheduled(opt, steps=1000)`), and
+    `Stretch(warmup_cosine(peak, 100 / 1000), 1000)` where steps are. Source: Goyal et al. 2017;
     Loshchilov and Hutter 2017; optax.warmup_cosine_decay_schedule.
 
     >>> [warmup_cosine(1.0, warmup=0.5)(k / 4) for k in range(5)]

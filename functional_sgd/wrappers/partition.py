@@ -180,6 +180,25 @@ class Partition(Optimizer):
             split.put(label, chosen, self.optimizers[label].evaluated(own, state[PARTS][label]))
         return unflatten(split.spec, chosen)
 
+    def explain(self, params: Tree = None) -> None:
+        """Print what each part runs; with params, on its leaves.
+
+        >>> from functional_sgd import fuse, momentum, sgd
+        >>> parts = {"slow": momentum(lr=0.1), "fast": sgd(lr=1.0)}
+        >>> fuse(partition(parts, {"head*": "fast", "*": "slow"})).explain()
+        slow
+        kernel  average_grad, sgd_step  reads param, grad, grad_avg; writes grad_avg, param
+        <BLANKLINE>
+        fast
+        kernel  sgd_step  reads param, grad; writes param
+        """
+        split = None if params is None else self._split(params)
+        shown = self.optimizers if split is None else split.owned
+        for number, label in enumerate(shown):
+            print(f"\n{label}" if number else label)
+            own = None if split is None else split.part(label, split.leaves)
+            self.optimizers[label].explain(own)
+
     def owned(self, params: Tree) -> dict[str, list[str]]:
         """The paths of the leaves of each label that some leaf has."""
         split = self._split(params)

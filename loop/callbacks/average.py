@@ -28,8 +28,8 @@ class Averaged:
 
 @dataclass(frozen=True)
 class AverageParams(Callback):
-    """Keep an average of the parameters; validation, and `validate` and `predict` after the run,
-    use it.
+    """Keep an average of the parameters; validation uses it, and so do `validate` and `predict`
+    after the run if this is among the learner's callbacks; else give them `at_average(state)`.
 
     With a decay in [0, 1) it is exponential: average = decay * average + (1 - decay) * params.
     Debiased, it begins at zero and is divided by 1 - decay**count, so that it is a weighted mean of

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import optree
 import torch
 
-from functional_sgd.errors import did_you_mean
+from functional_sgd.errors import did_you_mean, meant
 from functional_sgd.outputs import map_output
 from functional_sgd.ranges import check_number
 from functional_sgd.schedules import one_cycle, three_cosines
@@ -28,6 +28,9 @@ from loop.run.machine import Run, Steps
 from loop.state import State
 from loop.training.length import Length, length_asked
 from loop.training.resume import begun_with, to_go_on_from
+
+_COUNTED = ("epochs", "steps", "steps_per_epoch", "callbacks")
+"""Arguments of `fit` that may be meant by a keyword that is no hyper."""
 
 
 def fit(
@@ -102,6 +105,7 @@ def fit(
     if stop not in STOPS:
         raise ValueError(f"fit: stop must be 'raise' or 'return', got {stop!r}.")
     check_arguments("fit", learner, state, callbacks)
+    check_hypers(learner, hyper)
     length = length_asked(learner.data.train, epochs, steps, steps_per_epoch)
     run = begin(learner, state, length, callbacks, hyper, resume, compile, donate)
     del state  # whose memory may be used again as soon as the run has a state of its own
@@ -132,9 +136,21 @@ def trace(
     ['before_batch', 'after_pred', 'after_loss', 'before_backward']
     """
     check_arguments("fit", learner, state, callbacks)
+    check_hypers(learner, hyper)
     epochs = 1 if epochs is None and steps is None else epochs
     length = length_asked(learner.data.train, epochs, steps, steps_per_epoch)
     return _named(begin(learner, state, length, callbacks, hyper, resume, compile, donate).steps())
+
+
+def check_hypers(learner: Learner, hyper: Mapping[str, Any]) -> None:
+    """Raise ValueError for a keyword that is neither a hyper nor an argument of `fit`."""
+    known = hyper_names(learner)
+    for name in hyper:
+        if name not in known:
+            hint = "" if meant(name, known) else meant(name, _COUNTED)
+            raise ValueError(
+                f"fit: the optimizer reads no {name!r}. {hint}{did_you_mean(name, known)}"
+            )
 
 
 def begin(
@@ -148,10 +164,7 @@ def begin(
     donate: bool = False,
 ) -> Run:
     """A run of `fit` that has not taken its first step; hypers and callbacks are checked here."""
-    known = hyper_names(learner)
-    for name in hyper:
-        if name not in known:
-            raise ValueError(f"fit: the optimizer reads no {name!r}. {did_you_mean(name, known)}")
+    check_hypers(learner, hyper)
     everyone = with_recorder([*learner.callbacks, *callbacks])
     now = begun_with(learner, state, everyone, hyper, compile)
     work = None
@@ -239,7 +252,9 @@ def validate(learner: Learner, state: State, data: Iterable[Any] | None = None) 
     ...}.
 
     Means over all samples, whatever the batch sizes. The state is not touched, and no history is
-    written. Raises ValueError if there is no data.
+    written. The learner's callbacks take part, those that were given to `fit` do not: an
+    AverageParams or MixedPrecision among those makes other numbers in the history. Raises
+    ValueError if there is no data.
     """
     return dict(recorded(evaluate(learner, state, data, [])).row)
 

@@ -226,6 +226,26 @@ def test_by_path_names_entries_of_lists_by_number() -> None:
     assert by_path(params, {"layers.[01]": 1, "layers.2.0": 2}) == {"layers": [1, 1, (2,)]}
 
 
+def test_by_path_and_init_of_a_module_say_what_to_pass() -> None:
+    module = torch.nn.Linear(1, 1)
+    with pytest.raises(TypeError, match=r"by_path: .*Linear.*named_parameters"):
+        by_path(module, {"*": 0.1})
+    with pytest.raises(TypeError, match=r"init: .*Linear.*named_parameters"):
+        sgd(lr=0.1).init(module)
+
+
+def test_a_schedule_in_place_of_a_hyper_is_an_error_with_where_it_goes() -> None:
+    opt, param = sgd(), torch.ones(1)
+    with pytest.raises(TypeError, match=r"'lr' must be.*scheduled\(.*ParamScheduler"):
+        opt(param, param, opt.init(param), dict(lr=lambda share: 0.1))
+
+
+def test_a_column_that_the_caller_did_not_give_says_what_may_be_meant() -> None:
+    opt, param = chain(elementwise(lambda gradient: {"update": gradient}), sgd_step), torch.ones(1)
+    with pytest.raises(ValueError, match=r"reads the column 'gradient'.*mean 'grad'.*the '\*'"):
+        opt(param, param, opt.init(param), dict(lr=0.1))
+
+
 def test_by_path_tells_upper_from_lower_case() -> None:
     assert by_path({"a": torch.ones(1), "A": torch.ones(1)}, {"A": 1, "*": 2}) == {"a": 2, "A": 1}
 

@@ -284,8 +284,13 @@ def test_root_has_the_derivative_of_the_square_root_elsewhere() -> None:
             lambda grad, *, dot=total(product): {},
             r"'dot' is made of 'param', which is not among its required columns",
         ),
+        (lambda grad, *, length=norm("grads"): {}, "'length' is made of 'grads'.*mean 'grad'"),
+        (
+            lambda grad, *, other=1.0, dot=total(lambda grad, other: grad * other): {},
+            "'dot' is made of 'other', which is a keyword: a reduction sees columns only",
+        ),
     ],
-    ids=["not read", "optional", "expression"],
+    ids=["not read", "optional", "expression", "misspelt", "keyword"],
 )
 def test_a_reduction_of_what_the_rule_does_not_read_is_refused(function: Any, message: str) -> None:
     with pytest.raises(TypeError, match=message):

@@ -18,6 +18,7 @@ from functional_sgd import (
     elementwise,
     heavy_ball,
     leafwise,
+    norm,
     rename,
     sgd_step,
     treewise,
@@ -311,3 +312,21 @@ def test_slots_start_with_what_their_rule_says() -> None:
 def test_a_rule_that_is_called_with_hypers_alone_says_where_they_go(call: Any) -> None:
     with pytest.raises(TypeError, match=r"got only numbers.*chain\(\w+, ..., (max_norm|lr|wd)="):
         call()
+
+
+def test_random_numbers_without_a_key_are_refused() -> None:
+    @elementwise
+    def noisy(grad: Tensor) -> dict[str, Tensor]:
+        return dict(grad=grad + torch.randn_like(grad))
+
+    with pytest.raises(TypeError, match="different in every call.*key.*uniform\\(key, grad\\)"):
+        chain(noisy, sgd_step)
+
+
+def test_a_number_that_is_not_declared_is_refused_with_how_to_declare_it() -> None:
+    @elementwise
+    def measure(grad: Tensor, *, length: Any = norm("grad", over="tree")) -> dict[str, Tensor]:
+        return dict(grad=grad, ratio=2.0 * length)
+
+    with pytest.raises(TypeError, match=r"'ratio' came out as \(\).*@elementwise\(ratio=0\.0\)"):
+        chain(measure, sgd_step)

@@ -21,6 +21,7 @@ from functional_sgd.schedules import (
     one_cycle,
     three_cosines,
     warm_restarts,
+    warmup_cosine,
 )
 
 POSITIONS = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
@@ -189,9 +190,21 @@ def test_cycles_of_equal_length() -> None:
             r"Join: shares must be at least 0 and sum to 1, got \(0\.5, 0\.4",
         ),
         (lambda: Join((1.5, -0.5), (Constant(1.0),) * 2), r"Join: shares must be at least 0"),
+        (lambda: warmup_cosine(0.1, warmup=100), r"100 steps of 1000 are 100 / 1000"),
         (lambda: one_cycle(0.1, pct_start=1.5), r"Join: shares must be at least 0"),
     ],
-    ids=["from 0", "to 0", "signs", "nothing", "no part", "parts", "sum", "negative", "one_cycle"],
+    ids=[
+        "from 0",
+        "to 0",
+        "signs",
+        "nothing",
+        "no part",
+        "parts",
+        "sum",
+        "negative",
+        "steps",
+        "cycle",
+    ],
 )
 def test_schedules_that_cannot_be_are_refused(make: Callable[[], Schedule], message: str) -> None:
     with pytest.raises(ValueError, match=message):

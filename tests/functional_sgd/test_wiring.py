@@ -14,7 +14,9 @@ from functional_sgd import (
     clip_norm,
     debias,
     elementwise,
+    fuse,
     heavy_ball,
+    leafwise,
     partition,
     rename,
     scale_by_rms,
@@ -268,6 +270,44 @@ def test_a_number_has_no_default() -> None:
 def test_a_rule_without_effect_is_refused(rules: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         chain(*rules)
+
+
+def test_an_update_that_is_written_behind_the_step_is_refused() -> None:
+    """Its rule keeps a slot, so it has an effect; but the params would go without it."""
+    with pytest.raises(ValueError, match="average_grad writes 'update' behind sgd_step.*before"):
+        chain(sgd_step, average_grad)
+
+
+@pytest.mark.parametrize(("wrong", "right"), [("updates", "update"), ("params", "param")])
+def test_a_column_that_is_called_almost_like_another_has_a_hint(wrong: str, right: str) -> None:
+    misspelt = elementwise(lambda grad: {wrong: grad})
+    with pytest.raises(ValueError, match=f"writes {wrong!r}.* Did you mean {right!r}"):
+        chain(misspelt, sgd_step)
+
+
+def test_a_column_that_is_read_as_a_hyper_is_refused() -> None:
+    @leafwise
+    def measure(grad: Tensor) -> dict[str, Tensor]:
+        return dict(size=grad.abs())
+
+    @elementwise
+    def scale(grad: Tensor, *, size: float) -> dict[str, Tensor]:
+        return dict(update=grad / size)
+
+    with pytest.raises(ValueError, match=r"scale reads 'size' as a hyper, but measure .* the '\*'"):
+        chain(measure, scale, sgd_step)
+
+
+def test_a_rule_that_fails_in_a_step_is_named_with_the_shapes_it_got() -> None:
+    @leafwise
+    def spectral(update: Tensor) -> dict[str, Tensor]:
+        return dict(update=update / torch.linalg.matrix_norm(update, 2))
+
+    opt, params = chain(spectral, sgd_step, lr=0.1), {"bias": torch.ones(5)}
+    for one in (opt, fuse(opt)):
+        with pytest.raises(RuntimeError) as caught:
+            one(params, params, one.init(params))
+        assert caught.value.__notes__ == ["raised by rule spectral, which got update: (5,)"]
 
 
 def test_a_rule_that_only_keeps_something_has_an_effect() -> None:

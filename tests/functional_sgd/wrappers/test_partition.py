@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from functional_sgd import (
+    accumulate,
     adamw,
     by_path,
     chain,
     clip_norm,
     elementwise,
     freeze,
+    fuse,
     momentum,
     partition,
     sgd,
@@ -49,6 +51,15 @@ def moved(leaf: Tensor, grad: Tensor, lr: float) -> Tensor:
 def bodies(labels: Any) -> Any:
     """Plain SGD for two parts, at rates of 1."""
     return partition({"a": sgd(lr=1.0), "b": sgd(lr=1.0)}, labels)
+
+
+def test_what_the_parts_run_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    opt = accumulate(fuse(two({"head": "fast", "*": "slow"})), every=2)
+    opt.explain(PARAMS)
+    slow, fast = capsys.readouterr().out.split("fast\n")
+    assert slow.startswith("slow\nkernel  average_grad, sgd_step")
+    assert fast.startswith("kernel  sgd_step")
+    assert all("2 leaves" in part for part in (slow, fast))
 
 
 @pytest.mark.parametrize(

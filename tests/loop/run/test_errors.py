@@ -217,6 +217,11 @@ def test_a_misspelt_hyper() -> None:
         fit(LEARNER, START, 1, lrr=0.1)
 
 
+def test_a_length_of_the_run_by_another_name() -> None:
+    with pytest.raises(ValueError, match="reads no 'max_steps'. Did you mean 'steps'"):
+        fit(LEARNER, START, max_steps=10)
+
+
 def test_a_misspelt_hyper_of_a_schedule() -> None:
     assert "ParamScheduler: the optimizer reads no 'momm'" in str(
         failure(LEARNER, ParamScheduler({"momm": Linear(0, 1)}))
