@@ -242,7 +242,7 @@ def test_a_schedule_in_place_of_a_hyper_is_an_error_with_where_it_goes() -> None
 
 def test_a_column_that_the_caller_did_not_give_says_what_may_be_meant() -> None:
     opt, param = chain(elementwise(lambda gradient: {"update": gradient}), sgd_step), torch.ones(1)
-    with pytest.raises(ValueError, match=r"reads the column 'gradient'.*mean 'grad'.*the '\*'"):
+    with pytest.raises(ValueError, match=r"reads the column 'gradient'.*mean 'grad'.*behind a \*"):
         opt(param, param, opt.init(param), dict(lr=0.1))
 
 

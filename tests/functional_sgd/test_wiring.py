@@ -281,7 +281,7 @@ def test_an_update_that_is_written_behind_the_step_is_refused() -> None:
 @pytest.mark.parametrize(("wrong", "right"), [("updates", "update"), ("params", "param")])
 def test_a_column_that_is_called_almost_like_another_has_a_hint(wrong: str, right: str) -> None:
     misspelt = elementwise(lambda grad: {wrong: grad})
-    with pytest.raises(ValueError, match=f"writes {wrong!r}.* Did you mean {right!r}"):
+    with pytest.raises(ValueError, match=f"writes {wrong!r}.* {wrong!r} is called {right} here"):
         chain(misspelt, sgd_step)
 
 

@@ -218,7 +218,7 @@ def test_a_misspelt_hyper() -> None:
 
 
 def test_a_length_of_the_run_by_another_name() -> None:
-    with pytest.raises(ValueError, match="reads no 'max_steps'. Did you mean 'steps'"):
+    with pytest.raises(ValueError, match="reads no 'max_steps'. 'max_steps' is called steps here"):
         fit(LEARNER, START, max_steps=10)
 
 
