@@ -300,7 +300,9 @@ def hyper_of(call: Call, opt: Optimizer, params: Tree) -> dict[str, Any]:
     chosen = [name for place, name in enumerate(names) if (call.seed >> place) % 2]
     found = {}
     for name in chosen:
-        values = itertools.cycle(VALUES[name])
+        allowed = opt.plan.ranges.get(name, ()) if isinstance(opt, Chain) else ()
+        fitting = [one for one in VALUES[name] if all(one in each for each in allowed)]
+        values = itertools.cycle(fitting)
         number = next(values)
         if kind == "number":
             found[name] = number
