@@ -2,7 +2,7 @@
 thing than in Adam. All have decoupled weight decay, unless they say what else.
 """
 
-from functional_sgd.catalogue.parts import given, l2
+from functional_sgd.catalogue.parts import given, l2, recipe
 from functional_sgd.chaining import Chain, chain
 from functional_sgd.rules import (
     add_average_difference,
@@ -47,6 +47,7 @@ __all__ = [
 ]
 
 
+@recipe
 def adabelief(
     lr: float = 1e-3,
     mom: float = 0.9,
@@ -69,6 +70,7 @@ def adabelief(
     return chain(*parts, lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, eps_root=eps_root, wd=wd)
 
 
+@recipe
 def acprop(
     lr: float = 1e-3,
     mom: float = 0.9,
@@ -91,6 +93,7 @@ def acprop(
     return chain(*parts, lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, eps_root=eps_root, wd=wd)
 
 
+@recipe
 def yogi(
     lr: float = 1e-2, mom: float = 0.9, sqr_mom: float = 0.999, eps: float = 1e-3, wd: float = 0.0
 ) -> Chain:
@@ -108,6 +111,7 @@ def yogi(
     return chain(*parts, lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
 
 
+@recipe
 def adan(
     lr: float = 1e-3,
     mom: float = 0.98,
@@ -136,6 +140,7 @@ def adan(
     return chain(*parts, lr=lr, mom=mom, diff_mom=diff_mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
 
 
+@recipe
 def ademamix(
     lr: float = 1e-3,
     mom: float = 0.9,
@@ -165,6 +170,7 @@ def ademamix(
     return chain(*parts, sgd_step, lr=lr, **hypers, wd=wd)
 
 
+@recipe
 def simplified_ademamix(
     lr: float = 1e-3,
     mom: float = 0.99,
@@ -190,6 +196,7 @@ def simplified_ademamix(
     return chain(*parts, lr=lr, mom=mom, sqr_mom=sqr_mom, alpha=alpha, eps=eps, wd=wd)
 
 
+@recipe
 def adopt(
     lr: float = 1e-3,
     mom: float = 0.9,
@@ -218,6 +225,7 @@ def adopt(
     return chain(*l2(wd), *parts, **hypers)
 
 
+@recipe
 def laprop(
     lr: float = 4e-4, mom: float = 0.9, sqr_mom: float = 0.999, eps: float = 1e-15, wd: float = 0.0
 ) -> Chain:
@@ -238,6 +246,7 @@ def laprop(
     return chain(*parts, lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
 
 
+@recipe
 def adabound(
     lr: float = 1e-3,
     mom: float = 0.9,
@@ -264,6 +273,7 @@ def adabound(
     return chain(*l2(wd), average_grad, average_sqr_grad, bound_rate, sgd_step, **hypers)
 
 
+@recipe
 def adamp(
     lr: float = 1e-3,
     mom: float = 0.9,
@@ -289,6 +299,7 @@ def adamp(
     return chain(*parts, lr=lr, **hypers, wd=wd)
 
 
+@recipe
 def stable_adamw(
     lr: float = 1e-3, mom: float = 0.9, sqr_mom: float = 0.99, eps: float = 1e-8, wd: float = 1e-2
 ) -> Chain:
@@ -310,6 +321,7 @@ def stable_adamw(
     return chain(*parts, lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
 
 
+@recipe
 def nadamw(
     lr: float = 1e-3, mom: float = 0.9, sqr_mom: float = 0.999, eps: float = 1e-8, wd: float = 1e-4
 ) -> Chain:

@@ -1,7 +1,7 @@
 """Optimizers that scale each element by how large its gradients are: RMSProp, Adam and kin."""
 
 from functional_sgd import rules
-from functional_sgd.catalogue.parts import given, l2
+from functional_sgd.catalogue.parts import given, l2, recipe
 from functional_sgd.chaining import Chain, chain
 from functional_sgd.optimizer import Optimizer
 from functional_sgd.rules import (
@@ -47,6 +47,7 @@ __all__ = [
 ]
 
 
+@recipe
 def rmsprop(
     lr: float = 1e-2,
     sqr_mom: float = 0.99,
@@ -69,6 +70,7 @@ def rmsprop(
     return chain(*l2(wd), average_sqr_grad, *middle, scale_by_rms, *ball, sgd_step, **hypers)
 
 
+@recipe
 def rmsprop_tf(
     lr: float = 1e-2,
     sqr_mom: float = 0.9,
@@ -94,6 +96,7 @@ def rmsprop_tf(
     return chain(*l2(wd), *parts, **given(lr=lr, sqr_mom=sqr_mom, eps=eps, mom=mom, wd=wd))
 
 
+@recipe
 def adam(
     lr: float = 1e-3,
     mom: float = 0.9,
@@ -116,6 +119,7 @@ def adam(
     return chain(*l2(wd), *averages, scale_by_rms, sgd_step, **hypers)
 
 
+@recipe
 def adamw(
     lr: float = 1e-3,
     mom: float = 0.9,
@@ -134,6 +138,7 @@ def adamw(
     return chain(weight_decay, adam(lr, mom, sqr_mom, eps, amsgrad=amsgrad), wd=wd)
 
 
+@recipe
 def adamc(
     lr: float = 1e-3,
     mom: float = 0.9,
@@ -160,6 +165,7 @@ def adamc(
     return chain(weight_decay_by_square, adam(lr, mom, sqr_mom, eps), max_lr=peak, wd=wd)
 
 
+@recipe
 def adamax(
     lr: float = 2e-3,
     mom: float = 0.9,
@@ -179,6 +185,7 @@ def adamax(
     return chain(*l2(wd), average_grad, keep_max_grad, debias, scale_by_max, sgd_step, **hypers)
 
 
+@recipe
 def adamaxw(
     lr: float = 2e-3,
     mom: float = 0.9,
@@ -196,6 +203,7 @@ def adamaxw(
     return chain(weight_decay, adamax(lr, mom, sqr_mom, eps), wd=wd)
 
 
+@recipe
 def nadam(
     lr: float = 2e-3,
     mom: float = 0.9,
@@ -218,6 +226,7 @@ def nadam(
     return chain(*l2(wd), *parts, **hypers)
 
 
+@recipe
 def sparse_adam(
     lr: float = 1e-3, mom: float = 0.9, sqr_mom: float = 0.999, eps: float = 1e-8
 ) -> Optimizer:
@@ -235,6 +244,7 @@ def sparse_adam(
     return lazy_rows(chain(*parts, lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps))
 
 
+@recipe
 def radam(
     lr: float = 1e-3,
     mom: float = 0.9,
@@ -257,6 +267,7 @@ def radam(
     )
 
 
+@recipe
 def qhadam(
     lr: float = 1e-3,
     mom: float = 0.999,
@@ -287,6 +298,7 @@ def qhadam(
     )
 
 
+@recipe
 def ranger(
     lr: float = 1e-3,
     mom: float = 0.95,

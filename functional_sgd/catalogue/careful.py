@@ -2,7 +2,7 @@
 gradients can be believed.
 """
 
-from functional_sgd.catalogue.parts import given
+from functional_sgd.catalogue.parts import given, recipe
 from functional_sgd.chaining import Chain, chain
 from functional_sgd.rules import (
     average_grad,
@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 
+@recipe
 def cautious_adamw(
     lr: float = 1e-3, mom: float = 0.9, sqr_mom: float = 0.999, eps: float = 1e-8, wd: float = 0.0
 ) -> Chain:
@@ -47,6 +48,7 @@ def cautious_adamw(
     )
 
 
+@recipe
 def cautious_lion(
     lr: float = 1e-4, mom: float = 0.9, slow_mom: float = 0.99, wd: float = 0.0
 ) -> Chain:
@@ -62,6 +64,7 @@ def cautious_lion(
     return chain(*parts, lr=lr, mom=mom, slow_mom=slow_mom, wd=wd)
 
 
+@recipe
 def grams(
     lr: float = 1e-3, mom: float = 0.9, sqr_mom: float = 0.999, eps: float = 1e-6, wd: float = 0.0
 ) -> Chain:
@@ -79,6 +82,7 @@ def grams(
     return chain(*parts, lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
 
 
+@recipe
 def adamod(
     lr: float = 1e-3,
     mom: float = 0.9,
@@ -102,6 +106,7 @@ def adamod(
     return chain(*parts, lr=lr, mom=mom, sqr_mom=sqr_mom, rate_mom=rate_mom, eps=eps, wd=wd)
 
 
+@recipe
 def msvag(lr: float = 1e-2, mom: float = 0.9, wd: float | None = None) -> Chain:
     """Momentum in which each element goes as far as its average can be told from noise. `wd` is
     decoupled.

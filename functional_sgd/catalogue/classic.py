@@ -1,6 +1,6 @@
 """The first optimizers with a rate for each element, and averaged gradient descent."""
 
-from functional_sgd.catalogue.parts import given, l2
+from functional_sgd.catalogue.parts import given, l2, recipe
 from functional_sgd.chaining import Chain, chain
 from functional_sgd.rules import (
     average_late,
@@ -20,6 +20,7 @@ from functional_sgd.trial import rename
 __all__ = ["adadelta", "adagrad", "asgd", "rprop"]
 
 
+@recipe
 def adagrad(
     lr: float = 1e-2,
     eps: float = 1e-10,
@@ -42,6 +43,7 @@ def adagrad(
     return chain(*l2(wd), *parts, **hypers)
 
 
+@recipe
 def adadelta(
     lr: float = 1.0, sqr_mom: float = 0.9, eps: float = 1e-6, wd: float | None = None
 ) -> Chain:
@@ -57,6 +59,7 @@ def adadelta(
     return chain(*l2(wd), *parts, **given(lr=lr, sqr_mom=sqr_mom, eps=eps, wd=wd))
 
 
+@recipe
 def rprop(
     lr: float = 1e-2,
     shrink: float = 0.5,
@@ -78,6 +81,7 @@ def rprop(
     )
 
 
+@recipe
 def asgd(
     lr: float = 1e-2,
     lambd: float = 1e-4,

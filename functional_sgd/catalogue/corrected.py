@@ -1,6 +1,7 @@
 """AdamW on gradients that are corrected by those before: by how they change, or by what stays."""
 
 from functional_sgd.catalogue.adaptive import adamw
+from functional_sgd.catalogue.parts import recipe
 from functional_sgd.chaining import Chain, chain
 from functional_sgd.rules import (
     average_grad,
@@ -17,6 +18,7 @@ from functional_sgd.rules import (
 __all__ = ["grokfast_adamw", "mars"]
 
 
+@recipe
 def mars(
     lr: float = 3e-3,
     mom: float = 0.95,
@@ -44,6 +46,7 @@ def mars(
     return chain(*parts, lr=lr, **hypers, wd=wd)
 
 
+@recipe
 def grokfast_adamw(
     lr: float = 1e-4,
     mom: float = 0.9,

@@ -1,5 +1,6 @@
 """Optimizers that are told the diagonal of the Hessian."""
 
+from functional_sgd.catalogue.parts import recipe
 from functional_sgd.chaining import Chain, chain
 from functional_sgd.rules import (
     average_curvature,
@@ -16,6 +17,7 @@ from functional_sgd.trial import rename
 __all__ = ["adahessian", "sophia"]
 
 
+@recipe
 def sophia(
     lr: float = 1e-4,
     mom: float = 0.965,
@@ -56,6 +58,7 @@ def sophia(
     )
 
 
+@recipe
 def adahessian(
     lr: float = 0.15,
     mom: float = 0.9,

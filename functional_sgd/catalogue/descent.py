@@ -1,7 +1,7 @@
 """Gradient descent, with and without momentum, and steps by sign."""
 
 from functional_sgd import rules
-from functional_sgd.catalogue.parts import given, l2
+from functional_sgd.catalogue.parts import given, l2, recipe
 from functional_sgd.chaining import Chain, chain
 from functional_sgd.rules import (
     average_grad,
@@ -14,6 +14,7 @@ from functional_sgd.rules import (
 __all__ = ["lion", "momentum", "sgd", "sgdw"]
 
 
+@recipe
 def sgd(
     lr: float = 1e-3,
     mom: float | None = None,
@@ -49,6 +50,7 @@ def sgd(
     return chain(*l2(wd), *damped, heavy_ball, *ahead, sgd_step, **hypers)
 
 
+@recipe
 def sgdw(
     lr: float = 1e-3,
     mom: float | None = None,
@@ -67,6 +69,7 @@ def sgdw(
     return chain(weight_decay, sgd(lr, mom, nesterov, dampening), wd=wd)
 
 
+@recipe
 def momentum(lr: float = 1e-3, mom: float = 0.9) -> Chain:
     """SGD along the running mean of the gradients (dampened: the mean stays on the gradient's
     scale).
@@ -79,6 +82,7 @@ def momentum(lr: float = 1e-3, mom: float = 0.9) -> Chain:
     return chain(average_grad, sgd_step, lr=lr, mom=mom)
 
 
+@recipe
 def lion(lr: float = 1e-4, mom: float = 0.9, slow_mom: float = 0.99, wd: float = 0.0) -> Chain:
     """Steps of equal size in the direction on which gradient and average agree; decoupled weight
     decay.

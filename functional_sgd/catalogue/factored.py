@@ -1,6 +1,6 @@
 """Optimizers whose state is much smaller than the params: squares by row and column."""
 
-from functional_sgd.catalogue.parts import given
+from functional_sgd.catalogue.parts import given, recipe
 from functional_sgd.chaining import Chain, chain
 from functional_sgd.rules import (
     clip_rms,
@@ -14,6 +14,7 @@ from functional_sgd.trial import rename
 __all__ = ["adafactor"]
 
 
+@recipe
 def adafactor(
     lr: float = 1e-2,
     sqr_mom_decay: float = 0.8,

@@ -1,7 +1,7 @@
 """Optimizers that choose the length of each leaf's step by the leaf's own size."""
 
 from functional_sgd.catalogue.descent import sgd
-from functional_sgd.catalogue.parts import given
+from functional_sgd.catalogue.parts import given, recipe
 from functional_sgd.chaining import Chain, chain
 from functional_sgd.rules import (
     average_grad,
@@ -24,6 +24,7 @@ from functional_sgd.trial import rename
 __all__ = ["fromage", "lamb", "larc", "lars", "novograd"]
 
 
+@recipe
 def larc(
     lr: float = 1e-3,
     mom: float = 0.9,
@@ -42,6 +43,7 @@ def larc(
     return chain(*parts, lr=lr, mom=mom, trust_coeff=trust_coeff, eps=eps, wd=wd)
 
 
+@recipe
 def lamb(
     lr: float = 1e-3,
     mom: float = 0.9,
@@ -71,6 +73,7 @@ def lamb(
     )
 
 
+@recipe
 def lars(
     lr: float = 1e-3,
     mom: float = 0.9,
@@ -97,6 +100,7 @@ def lars(
     return chain(lars_grad, inner, trust_coeff=trust_coeff, eps=eps, wd=wd)
 
 
+@recipe
 def novograd(
     lr: float = 1e-3,
     mom: float = 0.95,
@@ -123,6 +127,7 @@ def novograd(
     return chain(scale_by_norm_avg, *decay, ball, sgd_step, **hypers)
 
 
+@recipe
 def fromage(lr: float = 1e-2) -> Chain:
     """Steps that are lr times as long as the layer that they move, which is then shrunk to undo the
     growth.

@@ -1,5 +1,6 @@
 """Optimizers that adapt like Adam, and keep less: of squares, no number for each element."""
 
+from functional_sgd.catalogue.parts import recipe
 from functional_sgd.chaining import Chain, chain
 from functional_sgd.optimizer import Optimizer
 from functional_sgd.rules import (
@@ -22,6 +23,7 @@ from functional_sgd.wrappers import low_rank
 __all__ = ["adam_mini", "came", "galore", "sm3"]
 
 
+@recipe
 def sm3(lr: float = 0.1, mom: float = 0.9, eps: float = 0.0) -> Chain:
     """Adagrad that keeps one number for each entry of each axis, and momentum.
 
@@ -38,6 +40,7 @@ def sm3(lr: float = 0.1, mom: float = 0.9, eps: float = 0.0) -> Chain:
     return chain(scale_by_axes, average, sgd_step, lr=lr, mom=mom, eps=eps)
 
 
+@recipe
 def came(
     lr: float = 2e-4,
     mom: float = 0.9,
@@ -77,6 +80,7 @@ def came(
     )
 
 
+@recipe
 def adam_mini(
     lr: float = 1e-3, mom: float = 0.9, sqr_mom: float = 0.999, eps: float = 1e-8, wd: float = 0.0
 ) -> Chain:
@@ -98,6 +102,7 @@ def adam_mini(
     return chain(weight_decay, *parts, lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
 
 
+@recipe
 def galore(
     lr: float = 1e-2,
     mom: float = 0.9,

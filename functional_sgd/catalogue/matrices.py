@@ -13,6 +13,7 @@ from torch import Tensor
 
 from functional_sgd import rules
 from functional_sgd.catalogue.adaptive import adamw
+from functional_sgd.catalogue.parts import recipe
 from functional_sgd.chaining import Chain, chain
 from functional_sgd.rule import Rule
 from functional_sgd.rules import (
@@ -46,6 +47,7 @@ SCALES: dict[str, Rule] = {
 }
 
 
+@recipe
 def muon(
     lr: float = 1e-3,
     mom: float = 0.95,
@@ -75,6 +77,7 @@ def muon(
     return chain(*parts, lr=lr, mom=mom, wd=wd)
 
 
+@recipe
 def muon_with_adamw(
     lr: float = 1e-3,
     adamw_lr: float = 1e-3,
@@ -106,6 +109,7 @@ def muon_with_adamw(
     return partition(parts, MatricesBut(tuple(others), "muon", "adamw"))
 
 
+@recipe
 def normuon(
     lr: float = 2e-2,
     mom: float = 0.95,
@@ -130,6 +134,7 @@ def normuon(
     return chain(weight_decay, *parts, lr=lr, mom=mom, sqr_mom=sqr_mom, wd=wd, eps=eps)
 
 
+@recipe
 def adamuon(
     lr: float = 2e-2,
     mom: float = 0.95,
@@ -159,6 +164,7 @@ def adamuon(
     return chain(weight_decay, *parts, lr=lr, wd=wd, **hypers)
 
 
+@recipe
 def shampoo(lr: float = 1e-3, eps: float = 1e-6, every: int = 1) -> Chain:
     """AdaGrad with a full matrix for each side of a matrix; their roots are taken every so many
     steps.
@@ -174,6 +180,7 @@ def shampoo(lr: float = 1e-3, eps: float = 1e-6, every: int = 1) -> Chain:
     return chain(precondition_sides, sgd_step, lr=lr, eps=eps, every=every)
 
 
+@recipe
 def soap(
     lr: float = 3e-3,
     mom: float = 0.95,

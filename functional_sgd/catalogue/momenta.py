@@ -1,7 +1,7 @@
 """Gradient descent with other momentum than Polyak's: mixed, several, or by the landscape."""
 
 from functional_sgd import rules
-from functional_sgd.catalogue.parts import given, l2
+from functional_sgd.catalogue.parts import given, l2, recipe
 from functional_sgd.chaining import Chain, chain
 from functional_sgd.rules import (
     accelerated_step,
@@ -24,6 +24,7 @@ from functional_sgd.trial import rename
 __all__ = ["accsgd", "adai", "aggmo", "pid", "pnm", "qhm", "sgdp"]
 
 
+@recipe
 def qhm(lr: float = 1e-3, mom: float = 0.999, nu: float = 0.7, wd: float | None = None) -> Chain:
     """SGD along a mixture of the gradient and its running mean. `wd` is L2.
 
@@ -39,6 +40,7 @@ def qhm(lr: float = 1e-3, mom: float = 0.999, nu: float = 0.7, wd: float | None 
     return chain(*l2(wd), average_grad, mix_grad, sgd_step, **hypers)
 
 
+@recipe
 def aggmo(
     lr: float = 1e-3, mom: float = 0.9, slow_mom: float = 0.99, wd: float | None = None
 ) -> Chain:
@@ -59,6 +61,7 @@ def aggmo(
     return chain(*l2(wd), *parts, share=1 / 3, **given(lr=lr, mom=mom, slow_mom=slow_mom, wd=wd))
 
 
+@recipe
 def pid(
     lr: float = 1e-3,
     mom: float = 0.9,
@@ -87,6 +90,7 @@ def pid(
     return chain(*l2(wd), ball, change, *sums, sgd_step, **hypers)
 
 
+@recipe
 def pnm(lr: float = 1e-3, mom: float = 0.9, contrast: float = 1.0, wd: float = 0.0) -> Chain:
     """SGD along the difference of two averages of every other gradient each: more noise, which
     finds flatter optima, at the same mean; decoupled weight decay.
@@ -103,6 +107,7 @@ def pnm(lr: float = 1e-3, mom: float = 0.9, contrast: float = 1.0, wd: float = 0
     return chain(*parts, lr=lr, mom=mom, contrast=contrast, wd=wd)
 
 
+@recipe
 def adai(
     lr: float = 1e-3,
     looseness: float = 0.1,
@@ -126,6 +131,7 @@ def adai(
     return chain(*l2(wd), *parts, **hypers)
 
 
+@recipe
 def accsgd(
     lr: float = 1e-3,
     stretch: float = 1000.0,
@@ -148,6 +154,7 @@ def accsgd(
     return chain(*l2(wd), accelerated_step, **hypers)
 
 
+@recipe
 def sgdp(
     lr: float = 1e-3,
     mom: float = 0.9,

@@ -1,11 +1,13 @@
 """Optimizers that add random numbers: to find their way, or to draw samples."""
 
+from functional_sgd.catalogue.parts import recipe
 from functional_sgd.chaining import Chain, chain
 from functional_sgd.rules import add_noise, langevin_noise, sgd_step
 
 __all__ = ["noisy_sgd", "sgld"]
 
 
+@recipe
 def noisy_sgd(lr: float = 1e-3, noise: float = 0.01, noise_decay: float = 0.55) -> Chain:
     """Gradient descent with normal noise on the gradient, less with every step.
 
@@ -20,6 +22,7 @@ def noisy_sgd(lr: float = 1e-3, noise: float = 0.01, noise_decay: float = 0.55) 
     return chain(add_noise, sgd_step, lr=lr, noise=noise, noise_decay=noise_decay)
 
 
+@recipe
 def sgld(lr: float = 1e-3, temperature: float = 1e-4) -> Chain:
     """Gradient descent that draws samples: with noise that keeps it at a temperature (stochastic
     gradient Langevin dynamics).

@@ -1,6 +1,6 @@
 """Optimizers from online learning: the leader, dual averaging, and optimism."""
 
-from functional_sgd.catalogue.parts import given, l2
+from functional_sgd.catalogue.parts import given, l2, recipe
 from functional_sgd.chaining import Chain, chain
 from functional_sgd.rules import (
     average_grad,
@@ -17,6 +17,7 @@ from functional_sgd.trial import rename
 __all__ = ["ftrl", "madgrad", "optimistic_adam", "optimistic_sgd"]
 
 
+@recipe
 def ftrl(lr: float = 1e-3, beta: float = 0.0, l1: float = 0.0, l2: float = 0.0) -> Chain:
     """Adagrad that keeps elements of little use at exactly 0: for sparse, linear models.
 
@@ -34,6 +35,7 @@ def ftrl(lr: float = 1e-3, beta: float = 0.0, l1: float = 0.0, l2: float = 0.0) 
     return chain(follow_leader_step, lr=lr, beta=beta, l1=l1, l2=l2)
 
 
+@recipe
 def madgrad(
     lr: float = 1e-2, mom: float = 0.9, eps: float = 1e-6, wd: float | None = None
 ) -> Chain:
@@ -51,6 +53,7 @@ def madgrad(
     return chain(*l2(wd), dual_average_step, **given(lr=lr, mom=mom, eps=eps, wd=wd))
 
 
+@recipe
 def optimistic_sgd(lr: float = 1e-3, optimism: float = 1.0) -> Chain:
     """Gradient descent that expects the gradient to change again as it has just changed: for games,
     in which plain descent goes round in circles.
@@ -66,6 +69,7 @@ def optimistic_sgd(lr: float = 1e-3, optimism: float = 1.0) -> Chain:
     return chain(optimistic, sgd_step, lr=lr, optimism=optimism)
 
 
+@recipe
 def optimistic_adam(
     lr: float = 1e-3,
     mom: float = 0.9,

@@ -1,6 +1,6 @@
 """Optimizers that find the learning rate themselves: by distances and gradients, or by the loss."""
 
-from functional_sgd.catalogue.parts import given, l2
+from functional_sgd.catalogue.parts import given, l2, recipe
 from functional_sgd.chaining import Chain, chain
 from functional_sgd.rule import Rule
 from functional_sgd.rules import (
@@ -58,6 +58,7 @@ _DECAY_BY_RATE = rename(weight_decay, lr="rate")
 _STEP_BY_RATE = rename(sgd_step, lr="rate")
 
 
+@recipe
 def prodigy(
     lr: float = 1.0,
     mom: float = 0.9,
@@ -120,6 +121,7 @@ def prodigy(
     return chain(estimate_distance, *rules, **hypers)
 
 
+@recipe
 def d_adapt_adam(
     lr: float = 1.0,
     mom: float = 0.9,
@@ -165,6 +167,7 @@ def d_adapt_adam(
     return chain(*rules, slope_mom=sqr_mom**0.5, **hypers)
 
 
+@recipe
 def d_adapt_sgd(
     lr: float = 1.0, mom: float = 0.0, wd: float | None = None, first_distance: float = 1e-6
 ) -> Chain:
@@ -197,6 +200,7 @@ def d_adapt_sgd(
     return chain(*rules, **hypers)
 
 
+@recipe
 def d_adapt_adagrad(
     lr: float = 1.0,
     mom: float = 0.0,
@@ -237,6 +241,7 @@ def d_adapt_adagrad(
     return chain(*rules, **hypers)
 
 
+@recipe
 def dog(
     lr: float = 1.0, first_move: float = 1e-6, eps: float = 1e-8, wd: float | None = None
 ) -> Chain:
@@ -256,6 +261,7 @@ def dog(
     return chain(*l2(wd), dog_ratio, sgd_step, **hypers)
 
 
+@recipe
 def dowg(
     lr: float = 1.0, first_sqr_distance: float = 1e-4, eps: float = 1e-4, wd: float | None = None
 ) -> Chain:
@@ -275,6 +281,7 @@ def dowg(
     return chain(*l2(wd), dowg_ratio, sgd_step, **hypers)
 
 
+@recipe
 def cocob(alpha: float = 100.0, eps: float = 1e-8, wd: float | None = None) -> Chain:
     """Gradient descent as betting on coins, each element for itself, without a learning rate.
 
@@ -288,6 +295,7 @@ def cocob(alpha: float = 100.0, eps: float = 1e-8, wd: float | None = None) -> C
     return chain(*l2(wd), bet_coins, **given(alpha=alpha, eps=eps, wd=wd))
 
 
+@recipe
 def polyak_sgd(
     lr: float = 1.0, max_rate: float = 1.0, lower_bound: float = 0.0, eps: float = 0.0
 ) -> Chain:
@@ -309,6 +317,7 @@ def polyak_sgd(
     return chain(polyak_ratio, sgd_step, **hypers)
 
 
+@recipe
 def momo(lr: float = 1.0, mom: float = 0.9, wd: float = 0.0, lower_bound: float = 0.0) -> Chain:
     """Momentum with a rate that goes by the mean of the loss and its tangents; at most lr.
 
@@ -329,6 +338,7 @@ def momo(lr: float = 1.0, mom: float = 0.9, wd: float = 0.0, lower_bound: float 
     return chain(*parts, proximal_decay, take_step, lr=lr, mom=mom, wd=wd, lower_bound=lower_bound)
 
 
+@recipe
 def momo_adam(
     lr: float = 1e-2,
     mom: float = 0.9,

@@ -1,5 +1,6 @@
 """Optimizers that survive gradients that are suddenly far too large."""
 
+from functional_sgd.catalogue.parts import recipe
 from functional_sgd.chaining import Chain, chain
 from functional_sgd.rules import (
     average_without_spikes,
@@ -13,6 +14,7 @@ from functional_sgd.rules import (
 __all__ = ["spam"]
 
 
+@recipe
 def spam(
     lr: float = 1e-3,
     mom: float = 0.9,

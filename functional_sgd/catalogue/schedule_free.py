@@ -1,5 +1,6 @@
 """Optimizers that need no rate that falls: they evaluate an average of their steps."""
 
+from functional_sgd.catalogue.parts import recipe
 from functional_sgd.chaining import Chain, chain
 from functional_sgd.rules import (
     average_sqr_grad,
@@ -16,6 +17,7 @@ from functional_sgd.wrappers import schedule_free
 __all__ = ["schedule_free_adamw", "schedule_free_radam", "schedule_free_sgd"]
 
 
+@recipe
 def schedule_free_adamw(
     lr: float = 2.5e-3, mom: float = 0.9, sqr_mom: float = 0.999, eps: float = 1e-8, wd: float = 0.0
 ) -> Chain:
@@ -32,6 +34,7 @@ def schedule_free_adamw(
     return schedule_free(inner, mom=mom, wd=wd)
 
 
+@recipe
 def schedule_free_sgd(lr: float = 1.0, mom: float = 0.9, wd: float = 0.0) -> Chain:
     """SGD with schedule-free averaging in the place of momentum.
 
@@ -45,6 +48,7 @@ def schedule_free_sgd(lr: float = 1.0, mom: float = 0.9, wd: float = 0.0) -> Cha
     return schedule_free(chain(sgd_step, lr=lr), mom=mom, wd=wd)
 
 
+@recipe
 def schedule_free_radam(
     lr: float = 2.5e-3, mom: float = 0.9, sqr_mom: float = 0.999, eps: float = 1e-8, wd: float = 0.0
 ) -> Chain:

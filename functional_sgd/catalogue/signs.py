@@ -1,6 +1,6 @@
 """Optimizers that take of the gradient its direction only: signs, and gradients of length 1."""
 
-from functional_sgd.catalogue.parts import given
+from functional_sgd.catalogue.parts import given, recipe
 from functional_sgd.chaining import Chain, chain
 from functional_sgd.rules import (
     average_grad,
@@ -16,6 +16,7 @@ from functional_sgd.trial import rename
 __all__ = ["normalized_sgd", "sign_sgd", "signum", "tiger"]
 
 
+@recipe
 def sign_sgd(lr: float = 1e-3, wd: float = 0.0) -> Chain:
     """Steps of equal size against the sign of the gradient; decoupled weight decay.
 
@@ -27,6 +28,7 @@ def sign_sgd(lr: float = 1e-3, wd: float = 0.0) -> Chain:
     return chain(weight_decay, take_sign, sgd_step, lr=lr, wd=wd)
 
 
+@recipe
 def signum(lr: float = 1e-3, mom: float = 0.9, wd: float = 0.0) -> Chain:
     """Steps of equal size against the sign of the running mean of the gradients; decoupled weight
     decay.
@@ -39,6 +41,7 @@ def signum(lr: float = 1e-3, mom: float = 0.9, wd: float = 0.0) -> Chain:
     return chain(weight_decay, average_grad, take_sign, sgd_step, lr=lr, mom=mom, wd=wd)
 
 
+@recipe
 def tiger(lr: float = 1e-3, mom: float = 0.965, wd: float = 0.01, min_rms: float = 0.0) -> Chain:
     """Signum in which a leaf moves in proportion to its own size; so does its weight decay.
 
@@ -59,6 +62,7 @@ def tiger(lr: float = 1e-3, mom: float = 0.965, wd: float = 0.01, min_rms: float
     return chain(*parts, lr=lr, mom=mom, wd=wd, min_rms=min_rms)
 
 
+@recipe
 def normalized_sgd(lr: float = 1e-2, mom: float | None = None, eps: float = 1e-6) -> Chain:
     """Steps whose length is lr, all leaves together; with `mom`, along the running mean of the
     gradients.

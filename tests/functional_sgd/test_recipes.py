@@ -284,3 +284,14 @@ def test_hypers_can_change_from_step_to_step() -> None:
     for lr, mom in ((1.0, 0.5), (0.5, 0.0)):
         params, state = opt(params, T(1.0), state, {"lr": lr, "mom": mom})
     assert_close(params, T(-1.0))
+
+
+@pytest.mark.parametrize("name", fs.catalogue.NAMES)
+def test_an_unknown_keyword_is_answered_with_the_known_names(name: str) -> None:
+    with pytest.raises(TypeError, match=rf"{name}: got an unexpected keyword 'lrr'.*Known names: "):
+        getattr(fs, name)(lrr=0.1)
+
+
+def test_a_keyword_of_torch_is_answered_with_ours() -> None:
+    with pytest.raises(TypeError, match="'betas' is called mom and sqr_mom here"):
+        fs.adamw(betas=(0.9, 0.95))  # type: ignore[call-arg]
