@@ -60,6 +60,11 @@ def read_signature(function: RuleFunction, starts: Mapping[str, Slot], scope: Sc
         if parameter.kind is parameter.KEYWORD_ONLY:
             if isinstance(parameter.default, Reduction):
                 reductions[name] = parameter.default
+            elif isinstance(parameter.default, (tuple, list, dict)):
+                raise TypeError(
+                    f"{who}: the default of {name!r} must be one number, got "
+                    f"{parameter.default!r}. Write a keyword for each: mom=0.9, sqr_mom=0.99."
+                )
             else:
                 scalars[name] = parameter.default
             allowed = range_of(parameter.annotation)

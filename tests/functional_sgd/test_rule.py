@@ -330,3 +330,8 @@ def test_a_number_that_is_not_declared_is_refused_with_how_to_declare_it() -> No
 
     with pytest.raises(TypeError, match=r"'ratio' came out as \(\).*@elementwise\(ratio=0\.0\)"):
         chain(measure, sgd_step)
+
+
+def test_a_default_of_several_numbers_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"default of 'betas' must be one number, got \(0\.9, 0"):
+        elementwise(lambda grad, *, betas=(0.9, 0.99): dict(grad=grad * betas[0]))
