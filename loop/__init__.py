@@ -78,6 +78,7 @@ from loop.plots.runs import plot_records as plot_records
 from loop.plots.runs import plot_schedule as plot_schedule
 from loop.plots.runs import plot_schedules as plot_schedules
 from loop.ranks.batch_norm import global_batch_norm as global_batch_norm
+from loop.ranks.exporting import export_dcp as export_dcp
 from loop.ranks.gathering import gathering as gathering
 from loop.ranks.parallel import parallel as parallel
 from loop.ranks.sharding import shard as shard
@@ -176,6 +177,7 @@ __all__ = [
     "dataloaders",
     "error_rate",
     "events",
+    "export_dcp",
     "fine_tune",
     "first_batch",
     "fit",
