@@ -44,6 +44,7 @@ from tests.loop.ranks.runs import (
     second_part,
     signalled,
     signalled_in,
+    signalled_late,
     stopped_early,
     undisturbed,
     with_a_nan,
@@ -184,6 +185,12 @@ def test_a_signal_at_any_moment_ends_all_ranks_at_the_same_batch(
     if LONG:
         assert within["SIGTERM training"] > trials / 4
         assert within["SIGTERM validation"] > 0
+
+
+def test_a_signal_that_nobody_can_be_told_of_is_for_whoever_comes_after_the_run(
+    ranks: Ranks,
+) -> None:
+    assert ranks(signalled_late) == [("", 1, True), ("", 1, False)]
 
 
 # Files.
