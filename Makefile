@@ -20,10 +20,11 @@ test: .venv/installed-test
 fuzz: .venv/installed-test
 	.venv/bin/python -m tests.laws.fuzz
 
-# The long form of tests/faults: a thousand kills, every bit of every file. Half an hour; as root, small disks and other
-# users too.
+# The long form of tests/faults, and of signals on several ranks: thousands of kills, every bit of every file. An hour;
+# as root, small disks and other users too.
 faults: .venv/installed-test
 	FAULTS=long .venv/bin/python -m pytest tests/faults
+	FAULTS=long .venv/bin/python -m pytest tests/loop/ranks/test_two_ranks.py -k signal
 
 check: .venv/installed-lint
 	.venv/bin/ruff format --check .

@@ -13,7 +13,7 @@ import functools
 import hashlib
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -74,10 +74,11 @@ class Ranks:
             return callback.elsewhere()
         return None if getattr(callback, "reports", False) else callback
 
-    def before_fit(self, state: State) -> None:
-        """Check that all ranks begin with the same state and the same amount of data.
+    def around_fit(self, state: State) -> AbstractContextManager[None]:
+        """Check that all ranks begin, or go on, with the same state and the same amount of data.
 
-        Raises ValueError if they do not.
+        Raises ValueError if they do not. Ranks at different places would take what the others mean
+        for another number: their collectives differ.
         """
         data = learner_of(state).data
         if not isinstance(data, Cuts):
@@ -92,15 +93,16 @@ class Ranks:
                 raise ValueError(
                     f"parallel: the ranks begin with another {what} each: {values}. Build model "
                     f"and data alike on all ranks: torch.manual_seed(0) before the model, one seed "
-                    f"for learner.init, the same files."
+                    f"for learner.init, the same files, one folder for all to resume from."
                 )
+        return nullcontext()
 
     def before_batch(self, state: State) -> State | None:
         """Say what share of a training batch this rank has."""
         if not state.training:
             return None
         loader = learner_of(state).data.train
-        assert isinstance(loader, Cut), "before_fit has checked it"
+        assert isinstance(loader, Cut), "around_fit has checked it"
         samples = loader.length(state.position[1] - 1)
         if self.weight is None:
             weight: Any = samples
@@ -356,8 +358,11 @@ def _digests(state: State, data: Cuts) -> dict[str, Any]:
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     loaders = [loader for loader in (data.train, data.valid) if loader is not None]
     return {
+        "place in the run": (
+            *(state.done, state.train_iter, state.epochs_seen),
+            *(state.n_epoch, state.n_step),
+        ),
         "params, buffers or optimizer state (digest)": digest.hexdigest()[:16],
         "seed": state.seed,
-        "place in the run": (state.train_iter, state.epochs_seen, state.n_epoch, state.n_step),
         "number of batches": list(map(length, loaders)),
     }

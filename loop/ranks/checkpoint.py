@@ -4,7 +4,7 @@ own.
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,29 +35,55 @@ class SharedCheckpoint:
         """That of the checkpoint."""
         return self.checkpoint.name
 
+    def around_fit(self, state: State) -> AbstractContextManager[Saver | None]:
+        """Write what there is when the run ends."""
+        return self._pieces() if any_distributed(state.params.values()) else self._whole()
+
     @contextmanager
-    def around_fit(self, state: State) -> Iterator[Saver | None]:
-        """Write what there is when the run ends; of pieces, only if it ends on all ranks alike."""
-        if not any_distributed(state.params.values()):
-            del state
-            own = self.checkpoint.around_fit if self.group.rank == 0 else None
-            with nullcontext() if own is None else own(_NOBODY) as saver:
-                yield saver
-            return
+    def _whole(self) -> Iterator[Saver | None]:
+        """Rank 0 writes. Where all end alike they wait for it, since the next thing that they do
+        may be to read what it has written.
+        """
+        own = self.checkpoint.around_fit(_NOBODY) if self.group.rank == 0 else nullcontext()
+        alike, failure = False, ""
+        try:
+            with own as saver:
+                try:
+                    yield saver
+                    alike = True
+                except GeneratorExit:
+                    alike = True
+                    raise
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            failure = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            if alike:
+                failures = self.group.gathered(failure)
+                _check([] if failure else failures)
+
+    @contextmanager
+    def _pieces(self) -> Iterator[Saver]:
+        """All ranks write, but only if they end alike: by themselves, or by a stop that they have
+        agreed on, which closes the run (GeneratorExit). After anything else, such as an error or a
+        second signal, the others may be anywhere.
+        """
         if self.checkpoint.seconds is not None:
             raise ValueError(
                 "Checkpoint: ranks do not have one clock, so they cannot write their pieces every "
                 f"{self.checkpoint.seconds} seconds. Give batches or epochs."
             )
-        del state
         folder = Path(self.checkpoint.folder)
         probe(folder)
         save = partial(save_together, group=self.group)
         saver = Saver(folder, self.checkpoint.keep, time.monotonic(), save)
         try:
             yield saver
-        except Exception:
-            saver.state = None  # the other ranks may be anywhere: nothing can be written together
+        except BaseException as error:
+            if not isinstance(error, GeneratorExit):
+                saver.state = None
             raise
         finally:
             saver.write(last=True)
@@ -80,13 +106,20 @@ def save_together(state: State, folder: Path, keep: int, group: Group) -> None:
     """`save_in` for a state in pieces, on all ranks at once: each writes its pieces into one
     directory, which appears when all of them are in it.
 
-    Raises OSError on all ranks if one of them cannot write.
+    Raises OSError on all ranks if one of them cannot write, and RuntimeError if their states are
+    not of one place in the run, for pieces of several states are none.
     """
     document, tensors = pack(state.at_rest())
     own = own_pieces(tensors)
     params = {name: local(value) for name, value in state.params.items()}
     with scratch(folder) if group.rank == 0 else nullcontext() as new:
-        place = Path(group.gathered(str(new))[0])
+        told = group.gathered((str(new), (state.train_iter, state.done)))
+        if any(at != told[0][1] for _, at in told):
+            raise RuntimeError(
+                f"Checkpoint: the ranks are at different places in the run, so there is no state "
+                f"to write: (train_iter, done) are {[at for _, at in told]}."
+            )
+        place = Path(told[0][0])
         pieces: dict[str, Piece] = {}
         failure = ""
         try:

@@ -29,7 +29,9 @@ class Agreement:
     """A stop that several processes agree on: a callback lends one as a resource of the run.
 
     `listener` has heard what this process has got. The callback tells the other processes of it,
-    and sets `number` at the same batch in all of them; only then the run ends.
+    and sets `number` at the same batch in all of them; only then the run ends. A signal that comes
+    to one of them after the last such moment is not the run's, which ends alike in all: once it is
+    over, whoever handled signals before gets it.
     """
 
     listener: "Listener | None" = None
@@ -49,6 +51,7 @@ class Listener:
         self.runs: list[Run] = []  # the innermost last
         self.process = os.getpid()  # a loader's processes inherit handlers
         self.raised: BaseException | None = None  # by the innermost fit, because of it
+        self.agreement: Agreement | None = None  # of the innermost run
         self._before: dict[int, Any] = {}
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
@@ -68,7 +71,7 @@ class Listener:
 
     def has_heard(self) -> bool:
         """Whether the run is to end."""
-        agreement = agreement_of(self.runs[-1]) if self.runs else None
+        self.agreement = agreement = agreement_of(self.runs[-1]) if self.runs else None
         if agreement is None:
             return self.heard is not None
         agreement.listener = self
@@ -139,14 +142,18 @@ def run_to_end(run: Run, stop: str = "raise") -> State:
             state = run.committed.at_rest()
         finally:
             listener.runs.remove(run)
-        number = listener.heard
+        number, agreement = listener.heard, listener.agreement
         if number is None:
             return state
-        state = state.replace(stopped=signal.Signals(number).name)
-        if stop == "return":
-            return state
-        listener.raised = _exit_by(number, state)
-        raise listener.raised from None
+        if agreement is None or agreement.number is not None:
+            state = state.replace(stopped=signal.Signals(number).name)
+            if stop == "return":
+                return state
+            listener.raised = _exit_by(number, state)
+            raise listener.raised from None
+    if not listener.runs:  # else the fit around this one has heard it, too
+        signal.raise_signal(number)
+    return state
 
 
 def _exit_by(number: int, state: State | None = None) -> BaseException:

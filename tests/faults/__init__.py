@@ -1,4 +1,5 @@
-"""Faults from outside: kills, full disks, other users, damaged and made-up files, dead loaders.
+"""Faults from outside: kills of one process, and of some of several; full disks, other users,
+damaged and made-up files, dead loaders.
 
-`make faults` runs the long form (FAULTS=long): a thousand kills, every bit of every file.
+`make faults` runs the long form (FAULTS=long): thousands of kills, every bit of every file.
 """

@@ -22,9 +22,9 @@ def times(short: int, long: int) -> int:
     return long if LONG else short
 
 
-def in_process(*arguments: object, **environment: str) -> Any:
-    """What a function of script.py returns in a new process."""
-    command = [sys.executable, "-m", "tests.faults.script", *map(str, arguments)]
+def in_process(*arguments: object, script: str = "script", **environment: str) -> Any:
+    """What a function of a script of this folder returns in a new process."""
+    command = [sys.executable, "-m", f"tests.faults.{script}", *map(str, arguments)]
     process = subprocess.run(
         command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, **environment}
     )

@@ -2,6 +2,9 @@
 
 import os
 import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,9 +30,11 @@ from loop import (
     TerminateOnNaN,
     fit,
     global_batch_norm,
+    load_latest,
     lr_find,
     parallel,
     predict,
+    unshard,
     validate,
 )
 from loop.tools.interpret import sample_losses
@@ -41,6 +46,7 @@ from tests.loop.ranks.learners import (
     plain,
     samples,
 )
+from tests.loop.ranks.towers import EACH, started_in_pieces, tower
 
 
 class Remembering(Callback):
@@ -157,13 +163,77 @@ class Send:
     after_validate = after_epoch = after_fit = _count
 
 
+class Moment:
+    """SIGTERM for one of the ranks when so many seconds have passed, wherever it is then."""
+
+    def __init__(self, rank: int, seconds: float) -> None:
+        self.seconds = seconds if dist.get_rank() == rank else 0.0
+        self.within, self.where, self.late = "", "", False
+
+    def _note(self, state: State) -> None:
+        self.within = "training" if state.training else "validation"
+
+    before_batch = _note
+
+    def _send(self, *_: object) -> None:
+        self.where = self.within
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def _hear(self, *_: object) -> None:
+        self.late = True  # or early: nobody listens
+
+    def __enter__(self) -> "Moment":
+        self.before = {
+            number: signal.signal(number, heard)
+            for number, heard in ((signal.SIGALRM, self._send), (signal.SIGTERM, self._hear))
+        }
+        signal.setitimer(signal.ITIMER_REAL, self.seconds)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def started_as(kind: str) -> tuple[Learner, State]:
+    """A learner, and where it begins."""
+    if kind == "pieces":
+        return started_in_pieces(tower("adamw", "average"), EACH, True)
+    mine = parallel(learner())
+    return mine, mine.init()
+
+
 def signalled(rank: int, event: int, number: int) -> tuple[str, int, list[Tensor], list[Tensor]]:
     Send.counted[0] = 0
     mine = parallel(learner())
     sent = [Send(rank, event, number)]
     end = fit(mine, mine.init(), 2, sent, stop="return")
-    again = fit(mine, end, 2, resume=True) if end.done else end
+    again = fit(mine, end, 2, resume=True) if end.done else fit(mine, mine.init(), 2)
     return end.stopped, end.train_iter, numbers(end), numbers(again)
+
+
+def signalled_in(
+    folder: str, kind: str, rank: int, seconds: float
+) -> tuple[str, int, str, list[Tensor]]:
+    """What a signal at a moment of a run has done, and the end of the run that goes on from the
+    folder.
+    """
+    mine, start = started_as(kind)
+    keep = Checkpoint(folder, batches=3)
+    with Moment(rank, seconds) as moment:
+        end = fit(mine, start, 2, [keep, moment], stop="return")
+    again = fit(mine, start, 2, [keep], resume=folder)
+    return end.stopped, end.train_iter, moment.where, numbers(unshard(again))
+
+
+def undisturbed(folder: str, kind: str) -> tuple[float, list[Tensor]]:
+    """How long that takes, and its end."""
+    mine, start = started_as(kind)
+    fit(mine, start, 2)  # the first is slower
+    began = time.perf_counter()
+    end = fit(mine, start, 2, [Checkpoint(folder, batches=3)])
+    return time.perf_counter() - began, numbers(unshard(end))
 
 
 def as_numbers_of_two_epochs() -> list[Tensor]:
@@ -196,6 +266,57 @@ class StopAt:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+class Last:
+    """Rank 0 does this when a run is over, just before a Checkpoint writes what there is."""
+
+    order: ClassVar[int] = Checkpoint.order + 1
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        self.work = work
+
+    @contextmanager
+    def around_fit(self, state: State) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            if dist.get_rank() == 0:
+                self.work()
+
+
+def read_at_once(folder: str) -> int:
+    """What every rank finds when a run has been stopped, the write of which takes its time."""
+    mine = parallel(learner())
+    slow = Last(lambda: time.sleep(0.3))
+    fit(mine, mine.init(), 2, [Checkpoint(folder), StopAt(4), slow], stop="return")
+    return load_latest(folder).train_iter
+
+
+def signalled_late() -> tuple[str, int, bool]:
+    """Rank 0 gets a signal when all ranks have agreed on how the run ends."""
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda *_: heard.append(True))
+    mine = parallel(learner())
+    send = Last(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    end = fit(mine, mine.init(), 1, [send], stop="return")
+    signal.signal(signal.SIGTERM, before)
+    return end.stopped, end.epochs_seen, bool(heard)
+
+
+def not_written(folder: str) -> str:
+    """What every rank is told when the folder is gone, and a file is in its place."""
+
+    def spoil() -> None:
+        Path(folder).rmdir()
+        Path(folder).touch()
+
+    mine = parallel(learner())
+    try:
+        fit(mine, mine.init(), 2, [Checkpoint(folder), StopAt(4), Last(spoil)], stop="return")
+    except OSError as error:
+        return str(error)
+    return ""
+
+
 def second_part(folder: str, epochs: int) -> list[Tensor]:
     mine = parallel(learner())
     return numbers(fit(mine, mine.init(seed=5), epochs, [Checkpoint(folder)], resume=folder))
@@ -214,6 +335,11 @@ def said(what: str) -> str:
         if what == "data":
             mine = parallel(learner(data=batches(16 + rank)))
             fit(mine, mine.init(), 1)
+        if what == "place":
+            mine = parallel(learner())
+            stopped = fit(mine, mine.init(), 2, [StopAt(3)], stop="return")
+            start = stopped if rank else mine.init()
+            fit(mine, start, 2, resume=rank > 0)
         if what == "twice":
             parallel(parallel(learner()))
         if what == "sam":

@@ -2,28 +2,20 @@
 
 import subprocess
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard
 
-import functional_sgd as fs
 from functional_sgd.sharded import distributed
 from loop import (
-    AverageParams,
-    Batches,
     Checkpoint,
-    DataLoaders,
-    GradientAccumulation,
-    Learner,
-    SaveModel,
-    State,
     fit,
     gathering,
     load,
@@ -39,74 +31,8 @@ from loop.disk.store import DamagedStateError
 from tests.loop.ranks.learners import numbers
 from tests.loop.ranks.runs import StopAt
 from tests.loop.ranks.test_two_ranks import check_equal, check_near
+from tests.loop.ranks.towers import EACH, started_in_pieces, tower
 from tests.ranks import Ranks, started
-
-
-class Block(nn.Module):
-    """Widths that two ranks cannot share evenly."""
-
-    def __init__(self, width: int = 7) -> None:
-        super().__init__()
-        self.norm, self.up, self.down = (
-            nn.LayerNorm(width),
-            nn.Linear(width, 11),
-            nn.Linear(11, width),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = x + self.down(torch.tanh(self.up(self.norm(x))))
-        return out
-
-
-class Tower(nn.Module):
-    """An embedding, blocks, and a head whose weights are those of the embedding."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.table, self.scale = nn.Embedding(13, 7), nn.Parameter(torch.tensor(1.5))
-        self.blocks = nn.ModuleList([Block(), Block()])
-        self.head = nn.Linear(7, 13, bias=False)
-        self.head.weight = self.table.weight
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        x = self.scale * self.table(tokens)
-        for block in self.blocks:
-            x = block(x)
-        out: Tensor = self.head(x)
-        return out
-
-
-def loss(pred: Tensor, target: Tensor) -> Tensor:
-    return nn.functional.cross_entropy(pred.flatten(0, 1), target.flatten())
-
-
-OPTS: dict[str, Callable[[], fs.Optimizer]] = {
-    "adamw": lambda: fs.chain(fs.clip_norm, fs.adamw(lr=0.01), max_norm=0.5),
-    "lamb": lambda: fs.lamb(lr=0.01),
-    "schedule free": lambda: fs.schedule_free_adamw(lr=0.01),
-}
-
-CALLBACKS: dict[str, Callable[[], list[Any]]] = {
-    "none": list,
-    "average": lambda: [AverageParams(0.9)],
-    "accumulation": lambda: [GradientAccumulation(batches=2)],
-    "best": lambda: [SaveModel(None)],
-}
-
-
-def tower(opt: str = "adamw", callbacks: str = "none") -> Learner:
-    """On 29 sequences, in batches of 8: the last has 5."""
-    tokens = torch.randint(0, 13, (29, 7), generator=torch.Generator().manual_seed(0))
-    pairs = tokens[:, :-1], tokens[:, 1:]
-    data = DataLoaders(Batches(pairs, 8, shuffle=True), Batches(pairs, 8))
-    torch.manual_seed(1)
-    return Learner(Tower().double(), data, loss, OPTS[opt](), callbacks=CALLBACKS[callbacks]())
-
-
-def started_in_pieces(one: Learner, blocks: tuple[str, ...], again: bool) -> tuple[Learner, State]:
-    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
-    mine = parallel(replace(one, model=gathering(one.model, blocks, again)))
-    return mine, shard(mine, mine.init(seed=3), mesh)
 
 
 def in_pieces(
@@ -139,9 +65,6 @@ def in_pieces(
 def ranks() -> Iterator[Ranks]:
     with started(2) as processes:
         yield processes
-
-
-EACH = ("blocks.0", "blocks.1")
 
 
 @pytest.mark.parametrize(

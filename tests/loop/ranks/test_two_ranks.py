@@ -1,6 +1,8 @@
 """Several ranks hold the same state, bit for bit, and it is that of one process."""
 
+import random
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from loop import (
     parallel,
 )
 from loop.run.chance import key
+from tests.faults.places import LONG, times
 from tests.loop.ranks.learners import (
     CASES,
     Normed,
@@ -35,10 +38,15 @@ from tests.loop.ranks.runs import (
     measured,
     measured_by,
     normed,
+    not_written,
+    read_at_once,
     said,
     second_part,
     signalled,
+    signalled_in,
+    signalled_late,
     stopped_early,
+    undisturbed,
     with_a_nan,
 )
 from tests.ranks import Ranks, started
@@ -147,18 +155,43 @@ def test_early_stopping_is_agreed(ranks: Ranks) -> None:
     assert ranks(stopped_early) == [2, 2]
 
 
-def test_a_signal_on_one_rank_ends_all_at_the_same_batch(ranks: Ranks) -> None:
+def test_a_signal_at_an_event_ends_all_ranks_at_the_same_batch(ranks: Ranks) -> None:
     mine = ranks(as_numbers_of_two_epochs)[0]
-    for trial in range(30):
+    for trial in range(times(30, 122)):
         rank, number = trial % 2, (signal.SIGINT, signal.SIGTERM)[trial // 2 % 2]
-        event = 1 + key(trial) % 122  # so many there are
+        event = 1 + (trial if LONG else key(trial)) % 122  # so many there are
         one, other = ranks(signalled, rank, event, number)
         assert one[0] == other[0] == signal.Signals(number).name, (trial, event)
         assert one[1] == other[1]
         check_equal([one[2], other[2]])
-        check_equal([one[3], other[3]])
-        if len(one[3]) == len(mine):
-            check_equal([one[3], mine])
+        check_equal([one[3], other[3], mine])
+
+
+@pytest.mark.parametrize(("kind", "trials"), [("whole", times(5, 100)), ("pieces", times(2, 60))])
+def test_a_signal_at_any_moment_ends_all_ranks_at_the_same_batch(
+    ranks: Ranks, tmp_path: Path, kind: str, trials: int
+) -> None:
+    """A run that has got it goes on from its folder, to the same bits."""
+    (seconds, mine), _ = ranks(undisturbed, str(tmp_path / "undisturbed"), kind)
+    chance, within, trial = random.Random(f"{kind} 8"), Counter[str](), 0
+    while within.total() < trials:
+        trial += 1
+        rank, moment = chance.randrange(2), chance.random() * seconds
+        one, other = ranks(signalled_in, str(tmp_path / f"{trial}"), kind, rank, moment)
+        assert one[:2] == other[:2], (trial, rank, moment)
+        check_equal([one[3], other[3], mine])
+        if one[0]:  # else it was before the run, or after it
+            within[one[2] or other[2] or "beginning"] += 1
+        assert trial <= 9 + 3 * trials, within
+    print(kind, trial, dict(within))  # pytest -s shows it
+    if LONG:
+        assert within["validation"] > 0
+
+
+def test_a_signal_that_nobody_can_be_told_of_is_for_whoever_comes_after_the_run(
+    ranks: Ranks,
+) -> None:
+    assert ranks(signalled_late) == [("", 1, True), ("", 1, False)]
 
 
 # Files.
@@ -168,6 +201,20 @@ def test_rank_zero_writes_and_all_end_with_the_best(ranks: Ranks, tmp_path: Path
     (names, one), (_, other) = ranks(kept_in, str(tmp_path))
     assert names == ["best-0.safetensors", "run"]
     check_equal([one, other])
+
+
+def test_when_a_run_is_over_its_last_checkpoint_is_there_on_every_rank(
+    ranks: Ranks, tmp_path: Path
+) -> None:
+    assert ranks(read_at_once, str(tmp_path)) == [5, 5]
+
+
+def test_all_ranks_are_told_that_rank_zero_cannot_write(ranks: Ranks, tmp_path: Path) -> None:
+    folder = str(tmp_path / "run")
+    one, other = ranks(not_written, folder)
+    assert folder in one
+    assert "rank 0 could not write its part" in other
+    assert folder in other
 
 
 def test_a_run_goes_on_on_another_number_of_ranks(
@@ -196,6 +243,7 @@ def test_one_process_goes_on_with_the_run_of_two(ranks: Ranks, tmp_path: Path) -
     [
         ("params", "begin with another params, buffers or optimizer state .* torch.manual_seed"),
         ("data", "begin with another number of batches each"),
+        ("place", "begin with another place in the run each"),
         ("twice", "the learner is parallel already"),
         ("sam", "takes a second gradient"),
         ("mesh", r"2 dimensions, \('data', 'model'\).* mesh\['data'\]"),
