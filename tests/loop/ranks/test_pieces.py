@@ -2,7 +2,7 @@
 
 import subprocess
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from loop.disk.store import DamagedStateError
 from tests.loop.ranks.learners import numbers
 from tests.loop.ranks.runs import StopAt
 from tests.loop.ranks.test_two_ranks import check_equal, check_near
-from tests.ranks import Ranks, started
+from tests.ranks import Ranks
 
 
 class Block(nn.Module):
@@ -135,12 +135,6 @@ def in_pieces(
     return numbers(unshard(end)), facts
 
 
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[Ranks]:
-    with started(2) as processes:
-        yield processes
-
-
 EACH = ("blocks.0", "blocks.1")
 
 
@@ -189,12 +183,6 @@ def run_whole(folder: str, stop: int | None, callbacks: str = "average") -> list
     mine = parallel(tower("adamw", callbacks))
     more = [Checkpoint(folder, batches=2), *([] if stop is None else [StopAt(stop)])]
     return numbers(fit(mine, mine.init(seed=3), 3, more, resume=folder, stop="return"))
-
-
-@pytest.fixture(scope="module")
-def three() -> Iterator[Ranks]:
-    with started(3) as processes:
-        yield processes
 
 
 @pytest.mark.parametrize("callbacks", ["average", "accumulation"])
