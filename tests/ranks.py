@@ -1,9 +1,10 @@
 """Several processes with a gloo group, started once and used by many tests."""
 
 import multiprocessing
+import os
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from multiprocessing.connection import Connection
@@ -12,20 +13,26 @@ from typing import Any
 
 import torch
 
+from tests.processes import forking, take
+
 PATIENCE = 120.0
 """Seconds that a function may take on a machine that is busy."""
 
 
 class Ranks:
-    """Processes that call functions at the same time, each with its rank."""
+    """Processes that call functions at the same time, each with its rank.
+
+    The first is started anew, so that its sets are in another order than those of the others, which
+    are forked: what depends on that order may be another collective on each rank.
+    """
 
     def __init__(self, world: int, folder: str) -> None:
-        context = multiprocessing.get_context("spawn")  # threads of the parent may hold locks
         self.pipes: list[Connection] = []
         self.processes = []
         for rank in range(world):
+            context: Any = forking() if rank else multiprocessing.get_context("spawn")
             ours, theirs = context.Pipe()
-            arguments = (rank, world, str(Path(folder) / "store"), theirs)
+            arguments = (rank, world, str(Path(folder) / "store"), theirs, dict(os.environ))
             process = context.Process(target=_serve, args=arguments, daemon=True)
             process.start()
             theirs.close()
@@ -69,9 +76,12 @@ def started(world: int) -> Iterator[Ranks]:
             ranks.close()
 
 
-def _serve(rank: int, world: int, store: str, pipe: Connection) -> None:
+def _serve(
+    rank: int, world: int, store: str, pipe: Connection, environment: Mapping[str, str]
+) -> None:
     import torch.distributed as dist
 
+    take(environment)
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",

@@ -1,15 +1,20 @@
 """Every example runs, in short form, as its reader would run it."""
 
 import ast
+import os
 import re
 import signal
+import socket
 import struct
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from PIL import Image
+
+from tests.processes import forking, python
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted(
@@ -19,10 +24,7 @@ EXAMPLES = sorted(
 
 def run(name: str, *arguments: str, cwd: Path) -> str:
     """What an example prints; warnings are errors there too."""
-    command = [sys.executable, "-W", "error", str(ROOT / "examples" / name), *arguments]
-    done = subprocess.run(
-        command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False
-    )
+    done = python("-W", "error", ROOT / "examples" / name, *arguments, cwd=cwd)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -219,8 +221,8 @@ def test_functional_training(name: str, arguments: str, says: str, tmp_path: Pat
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
-def on_two_ranks(name: str, *arguments: str, cwd: Path) -> str:
-    """What an example prints that torchrun starts."""
+def by_torchrun(name: str, *arguments: str, cwd: Path) -> str:
+    """What an example prints that torchrun starts on two ranks."""
     command = [sys.executable, *TORCHRUN, str(ROOT / "examples" / name), *arguments]
     done = subprocess.run(
         command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False
@@ -229,8 +231,28 @@ def on_two_ranks(name: str, *arguments: str, cwd: Path) -> str:
     return done.stdout
 
 
+def on_two_ranks(name: str, *arguments: str, cwd: Path) -> str:
+    """What an example prints on two ranks that find in their environment what torchrun puts there,
+    but need not import torch.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+
+    def one(rank: int) -> subprocess.CompletedProcess[str]:
+        env = {**os.environ, **meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        env["WORLD_SIZE"] = env["LOCAL_WORLD_SIZE"] = "2"
+        return python(ROOT / "examples" / name, *arguments, cwd=cwd, env=env)
+
+    forking()
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(one, range(2)))
+    assert [done.returncode for done in both] == [0, 0], both[0].stderr + both[1].stderr
+    return "".join(done.stdout for done in both)
+
+
 def test_ranks_end_where_one_process_ends(tmp_path: Path) -> None:
-    printed = on_two_ranks("ranks.py", "--epochs", "1", cwd=tmp_path)
+    printed = by_torchrun("ranks.py", "--epochs", "1", cwd=tmp_path)
     found = re.search(r"one process ends (\d+e[+-]\d+) away", printed)
     assert found is not None
     assert float(found[1]) < 1e-8
@@ -320,13 +342,7 @@ for path in sys.argv[1:]:
 def test_each_says_how_to_use_it(tmp_path: Path) -> None:
     """All in one process: most of the time of one is torch's."""
     paths = [str(ROOT / "examples" / name) for name in EXAMPLES]
-    done = subprocess.run(
-        [sys.executable, "-c", HELP, *paths],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = python("-c", HELP, *paths, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert [line for line in lines if line.startswith("described")] == [

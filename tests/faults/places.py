@@ -4,7 +4,6 @@ import json
 import os
 import resource
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.loop.saving import ROOT
+from tests.processes import python
 
 LONG = os.environ.get("FAULTS") == "long"
 
@@ -24,10 +23,8 @@ def times(short: int, long: int) -> int:
 
 def in_process(*arguments: object, script: str = "script", **environment: str) -> Any:
     """What a function of a script of this folder returns in a new process."""
-    command = [sys.executable, "-m", f"tests.faults.{script}", *map(str, arguments)]
-    process = subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, **environment}
-    )
+    env = {**os.environ, **environment}
+    process = python("-m", f"tests.faults.{script}", *arguments, env=env, timeout=3600)
     assert process.returncode == 0, process.stderr
     return json.loads(process.stdout.splitlines()[-1])
 

@@ -17,6 +17,7 @@ from functional_sgd import Chain, fuse
 from tests.catalogue import NARROW, RANDOM, WITH_EXTRAS, random_like, sample_tree, small_tree
 from tests.comparing import Untouched, assert_close, assert_finite, assert_same, member, stack
 from tests.functional_sgd.fusion.helpers import ExactRoots, assert_near, tolerance_of
+from tests.turns import of_turn
 
 Tree = Any
 Extras = Callable[[Tree], dict[str, Any]]
@@ -121,8 +122,9 @@ def test_vmap_over_members_is_a_loop_over_members(case: tuple[Chain, Extras]) ->
 
 
 @pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("case", of_turn(CASES, 0, 3), indirect=True)
 def test_compiles_and_gives_the_numbers_of_eager(case: tuple[Chain, Extras]) -> None:
-    """Law 6, for torch.compile."""
+    """Law 6, for torch.compile: three seconds each, so LAWS=long tries all."""
     opt, extras = case
     params = small_tree()
     fast: Any = torch.compile(opt, fullgraph=True, backend="eager")

@@ -11,7 +11,6 @@ import math
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 import warnings
@@ -31,6 +30,7 @@ from loop import Learner, ParamScheduler, Recorder, State, fit
 from loop.disk.store import checkpoints, load, load_latest, save, save_in
 from loop.history import Log
 from tests.loop.helpers import learner, net, shuffled
+from tests.processes import python
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -89,8 +89,7 @@ def busy() -> Learner:
 
 def in_process(*arguments: object) -> Any:
     """What a function of this file returns in a new process."""
-    command = [sys.executable, "-m", "tests.loop.saving", *map(str, arguments)]
-    process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    process = python("-m", "tests.loop.saving", *arguments)
     assert process.returncode == 0, process.stderr
     return json.loads(process.stdout.splitlines()[-1])
 

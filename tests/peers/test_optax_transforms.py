@@ -48,12 +48,12 @@ made = {
 ends = {}
 for name, opt in made.items():
     params, path = array(given["params"]), []
-    state = opt.init(params)
+    state, update = opt.init(params), jax.jit(opt.update)
     for number, grads in enumerate(given["grads"]):
         grads = array(grads)
         if name == "limit" and number in (3, 4, 9, 11):
             grads = grads.at[0].set(jnp.inf)
-        updates, state = opt.update(grads, state, params)
+        updates, state = update(grads, state, params)
         params = project.get(name, lambda x: x)(optax.apply_updates(params, updates))
         seen = [float(optax.tree.get(state, "seen"))] if name == "snapshot" else []
         path.append(params.tolist() + seen)

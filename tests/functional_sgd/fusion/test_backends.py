@@ -25,6 +25,7 @@ from tests.functional_sgd.fusion.helpers import (
     odd_tree,
     plain_tree,
 )
+from tests.turns import in_turns
 
 
 class DoubleBackend(Backend):
@@ -74,15 +75,14 @@ OF_MATRICES = {
 }
 
 
-@pytest.mark.parametrize("donate", [False, True], ids=["pure", "donated"])
-@pytest.mark.parametrize(
-    "name",
-    [
-        name
-        for name, make in RECIPES.items()
-        if not OF_MATRICES & {rule.name for rule in make().rules if rule.scope == "leafwise"}
-    ],
-)
+OF_ELEMENTS = [
+    name
+    for name, make in RECIPES.items()
+    if not OF_MATRICES & {rule.name for rule in make().rules if rule.scope == "leafwise"}
+]
+
+
+@pytest.mark.parametrize(("name", "donate"), in_turns(OF_ELEMENTS, [False, True]))
 def test_another_backend_runs_every_recipe(name, donate):
     """What is computed in double precision and rounded once is nearest to the truth.
 
@@ -161,13 +161,12 @@ def test_without_any_backend_the_error_says_why(monkeypatch):
 KINDS = [(torch.float32, False), (torch.float64, True), (torch.bfloat16, True)]
 
 
-@pytest.mark.parametrize(("dtype", "donate"), KINDS, ids=str)
-@pytest.mark.parametrize("name", RECIPES)
-def test_foreach_operators_give_what_the_chain_gives(name, dtype, donate):
+@pytest.mark.parametrize(("name", "kind"), in_turns(RECIPES, KINDS), ids=str)
+def test_foreach_operators_give_what_the_chain_gives(name, kind):
     """Roots are torch's own on both sides, but not those of vectors of leaves; Adadelta squares the
     quotient of two.
     """
-    opt = RECIPES[name]()
+    opt, (dtype, donate) = RECIPES[name](), kind
     one = fuse(opt, donate=donate, backends=[ForeachBackend()])
     more = 8 if name in NUMBERS_OF_ROOTS else None
     ulps = 5 if name == "adadelta" else 3

@@ -19,6 +19,7 @@ from tests.functional_sgd.fusion.helpers import (
     plain_tree,
     tolerance_of,
 )
+from tests.turns import in_turns
 
 ULPS = {"rmsprop_centered": 3, "lamb": 3, "adadelta": 5}
 """2 for all others. With AVX512, a fifth of torch's own float32 roots are an ulp off: here, of a
@@ -27,20 +28,22 @@ then squared.
 """
 
 
+WAYS = [
+    (plain_tree, torch.float32, True),
+    (plain_tree, torch.float64, False),
+    (plain_tree, torch.bfloat16, True),
+    (odd_tree, torch.float32, False),
+]
+
+
 @pytest.mark.parametrize(
-    ("tree", "dtype", "donate"),
-    [
-        (plain_tree, torch.float32, True),
-        (plain_tree, torch.float64, False),
-        (plain_tree, torch.bfloat16, True),
-        (odd_tree, torch.float32, False),
-    ],
-    ids=lambda value: str(getattr(value, "__name__", value)),
+    ("name", "way"),
+    in_turns(RECIPES, WAYS, each=2),
+    ids=lambda value: value if type(value) is str else f"{value[0].__name__}-{value[1]}",
 )
-@pytest.mark.parametrize("name", RECIPES)
-def test_a_fused_recipe_equals_the_chain(name, tree, donate, dtype):
+def test_a_fused_recipe_equals_the_chain(name, way):
     """But for torch's own roots, and the order in which it adds up, bit for bit."""
-    opt = RECIPES[name]()
+    opt, (tree, dtype, donate) = RECIPES[name](), way
     params, state = check_steps(opt, tree(dtype), donate=donate, ulps=0)
     late = {**state, "step": torch.full_like(state["step"], 40)}  # where RAdam trusts its variance
     grads, before = grads_for(params, 9), copy_of((params, late))

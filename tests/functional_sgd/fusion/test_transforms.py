@@ -5,8 +5,6 @@ that outlives it.
 import copy as copying
 import io
 import pickle
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -16,6 +14,7 @@ from functional_sgd import Optimizer, fuse
 from tests.catalogue import RECIPES, small_tree
 from tests.comparing import Untouched, assert_close, assert_same, copy_of, member, stack
 from tests.functional_sgd.fusion.helpers import check_steps, grads_for, plain_tree
+from tests.processes import python
 
 NAMES = ["adamw", "lamb", "clip_norm_adam", "lookahead_sgd"]
 named = pytest.mark.parametrize("name", NAMES)
@@ -209,7 +208,7 @@ def test_the_default_device_does_not_matter():
         "assert found[0].device.type == 'cpu', found\n"
         "assert found[0].tolist() == fuse(adamw(lr=0.1))(params, params, state)[0][0].tolist()\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = python("-c", code)
     assert done.returncode == 0, f"{done.returncode}: {done.stderr[-500:]}"
 
 

@@ -1,6 +1,7 @@
 """Trees of DTensors, and how they compare with those of one process."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import optree
@@ -57,13 +58,17 @@ def by_all_kinds(
     return dict(update=update * factor * finite)
 
 
+@cache
 def line() -> DeviceMesh:
-    """All processes in a row."""
+    """All processes in a row. One mesh, since torch keeps results by meshes that are equal: with
+    several of them, some ranks may wait in the groups of one and some in those of another.
+    """
     return init_device_mesh("cpu", (dist.get_world_size(),))
 
 
+@cache
 def grid() -> DeviceMesh:
-    """Four processes as two by two."""
+    """Four processes as two by two; one mesh."""
     return init_device_mesh("cpu", (2, 2), mesh_dim_names=("outer", "inner"))
 
 

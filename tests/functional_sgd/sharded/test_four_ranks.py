@@ -1,6 +1,5 @@
 """Leaves that are cut over four processes, in a row or as two by two."""
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,6 +33,7 @@ from tests.functional_sgd.sharded.helpers import (
     whole,
 )
 from tests.ranks import Ranks, started
+from tests.turns import LONG, of_turn
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +49,15 @@ CHOSEN = (
 """Some of each kind: what a leaf gets does not depend on how many pieces it has."""
 
 
-LONG = os.environ.get("RANKS") == "long"
-"""Whether to try all layouts, not only the first and the last."""
+def turn_of(layout: str, way: str) -> list[str]:
+    """Each is tried with one layout in two executors, with the other one in the third."""
+    return of_turn(CHOSEN, [*EXECUTORS].index(way) + [*ON_A_GRID].index(layout), 2)
 
 
 def far_from_one_process(layout: str, way: str) -> dict[str, float]:
     mesh, (placements, of_grads) = grid(), ON_A_GRID[layout]
-    found = {n: compared(OPTIMIZERS[n](), way, mesh, placements, of_grads) for n in CHOSEN}
+    names = turn_of(layout, way)
+    found = {n: compared(OPTIMIZERS[n](), way, mesh, placements, of_grads) for n in names}
     return {name: one for name, one in found.items() if not one <= 1e-14}
 
 
@@ -68,7 +70,8 @@ def test_on_a_grid_the_numbers_are_those_of_one_process(
 
 
 def in_a_row(way: str) -> dict[str, float]:
-    found = {n: compared(OPTIMIZERS[n](), way, line(), [S0], [S0]) for n in CHOSEN}
+    names = of_turn(CHOSEN, [*EXECUTORS].index(way), len(EXECUTORS))
+    found = {n: compared(OPTIMIZERS[n](), way, line(), [S0], [S0]) for n in names}
     opt = chain(by_all_kinds, fs.sgd_step, lr=0.1)
     found["reductions"] = compared(opt, way, line(), [S0], [S0])
     return {name: one for name, one in found.items() if not one <= 1e-14}

@@ -1,6 +1,6 @@
 """What rules of each kind see of leaves that are cut over two processes, and what that costs."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -28,13 +28,7 @@ from tests.functional_sgd.sharded.helpers import (
     where,
     whole,
 )
-from tests.ranks import Ranks, started
-
-
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[Ranks]:
-    with started(2) as processes:
-        yield processes
+from tests.ranks import Ranks
 
 
 @elementwise

@@ -1,9 +1,8 @@
 """Leaves that are cut over two processes: the numbers of one process, and nothing moves."""
 
-import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -27,31 +26,24 @@ from tests.functional_sgd.sharded.helpers import (
     tree,
     whole,
 )
-from tests.ranks import Ranks, started
-
-
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[Ranks]:
-    with started(2) as processes:
-        yield processes
+from tests.ranks import Ranks
+from tests.turns import LONG, of_turn
 
 
 def far_from_one_process(layout: str, way: str) -> dict[str, float]:
-    """The optimizers of the catalogue that end elsewhere, and how far."""
+    """The optimizers of the catalogue that end elsewhere, and how far; executors take turns."""
     mesh, (placements, of_grads) = line(), LAYOUTS[layout]
     found = {}
-    for name, make in OPTIMIZERS.items():
+    for name in of_turn(OPTIMIZERS, [*EXECUTORS].index(way), len(EXECUTORS)):
         try:
-            found[name] = compared(make(), way, mesh, placements, of_grads)
+            found[name] = compared(OPTIMIZERS[name](), way, mesh, placements, of_grads)
         except Exception as error:
             found[name] = repr(error)[:200]  # type: ignore[assignment]
     return {n: one for n, one in found.items() if isinstance(one, str) or not one <= 1e-14}
 
 
-LONG = os.environ.get("RANKS") == "long"
-"""Whether to try all layouts: two minutes."""
-
 CHOSEN = [*LAYOUTS] if LONG else ["sharded with partial gradients"]
+"""LAWS=long tries all layouts, and every executor with every optimizer: four minutes."""
 
 
 @pytest.mark.parametrize("way", EXECUTORS)

@@ -5,13 +5,11 @@ the same end.
 import json
 import os
 import signal
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 
-from tests.loop.saving import ROOT
+from tests.processes import python
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 
@@ -19,17 +17,8 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no for
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the script says; a process of its own, since this one may have threads, and fork."""
-    command = [
-        sys.executable,
-        "-W",
-        "error",
-        "-m",
-        "tests.loop.checkpoint_script",
-        str(tmp_path_factory.mktemp("runs")),
-    ]
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, timeout=300, check=False
-    )
+    folder = tmp_path_factory.mktemp("runs")
+    done = python("-W", "error", "-m", "tests.loop.checkpoint_script", folder)
     assert done.returncode == 0, done.stderr
     results: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return results

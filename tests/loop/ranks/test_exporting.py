@@ -1,6 +1,5 @@
 """export_dcp: what torch.distributed.checkpoint reads is what is in the state."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,9 @@ from torch.distributed.device_mesh import init_device_mesh
 import functional_sgd as fs
 from loop import Batches, DataLoaders, Learner, export_dcp, fit, gathering, parallel, shard, unshard
 from tests.comparing import assert_same
-from tests.ranks import Ranks, started
+from tests.ranks import Ranks
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
-
-
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[Ranks]:
-    with started(2) as processes:
-        yield processes
 
 
 def learner(whole: bool) -> Learner:

@@ -2,7 +2,6 @@
 
 import subprocess
 import warnings
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from tests.loop.ranks.learners import numbers
 from tests.loop.ranks.runs import StopAt
 from tests.loop.ranks.test_two_ranks import check_equal, check_near
 from tests.loop.ranks.towers import EACH, started_in_pieces, tower
-from tests.ranks import Ranks, started
+from tests.ranks import Ranks
 
 
 def in_pieces(
@@ -59,12 +58,6 @@ def in_pieces(
         "validated": validate(mine, end),
     }
     return numbers(unshard(end)), facts
-
-
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[Ranks]:
-    with started(2) as processes:
-        yield processes
 
 
 @pytest.mark.parametrize(
@@ -112,12 +105,6 @@ def run_whole(folder: str, stop: int | None, callbacks: str = "average") -> list
     mine = parallel(tower("adamw", callbacks))
     more = [Checkpoint(folder, batches=2), *([] if stop is None else [StopAt(stop)])]
     return numbers(fit(mine, mine.init(seed=3), 3, more, resume=folder, stop="return"))
-
-
-@pytest.fixture(scope="module")
-def three() -> Iterator[Ranks]:
-    with started(3) as processes:
-        yield processes
 
 
 @pytest.mark.parametrize("callbacks", ["average", "accumulation"])

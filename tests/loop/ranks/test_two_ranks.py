@@ -3,7 +3,6 @@
 import random
 import signal
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -49,22 +48,10 @@ from tests.loop.ranks.runs import (
     undisturbed,
     with_a_nan,
 )
-from tests.ranks import Ranks, started
+from tests.ranks import Ranks
 
 pytestmark = pytest.mark.filterwarnings("ignore:Learner. the loss does not depend on 1 parameter")
 """Leaves that no rank uses, or only one, are part of what is tried."""
-
-
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[Ranks]:
-    with started(2) as processes:
-        yield processes
-
-
-@pytest.fixture(scope="module")
-def three() -> Iterator[Ranks]:
-    with started(3) as processes:
-        yield processes
 
 
 def check_near(found: list[Tensor], expected: list[Tensor]) -> None:

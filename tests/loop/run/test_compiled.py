@@ -52,6 +52,17 @@ def _quiet() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def as_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs are run as they are: for what the loop does with them, whatever code is made of them,
+    which takes two seconds.
+    """
+    monkeypatch.setattr(torch._inductor, "compile", lambda graph, inputs: graph)
+
+
+traced = pytest.mark.usefixtures("as_traced")
+
+
 def model(dropout: float = 0.0) -> nn.Sequential:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -115,12 +126,14 @@ def test_mixed_precision_is_part_of_the_graph(dtype: torch.dtype) -> None:
         )
 
 
+@traced
 def test_a_smaller_last_batch_is_one_more_graph() -> None:
     mine = classes(size=16)
     assert_close(fit(mine, mine.init(), 3, compile=True), fit(mine, mine.init(), 3))
     assert len(graphs_of(mine.model)) == 2
 
 
+@traced
 def test_graphs_are_found_again_in_the_next_run_unless_the_model_has_changed() -> None:
     made = model(dropout=0.5)
     mine = classes(made)
@@ -154,6 +167,7 @@ def test_chance_is_a_function_of_the_state() -> None:
     assert not torch.equal(other.params["0.weight"], end.params["0.weight"])
 
 
+@traced
 def test_the_model_and_its_buffers_are_left_alone() -> None:
     made = model()
     untouched = Untouched({**dict(made.named_parameters()), **dict(made.named_buffers())})
@@ -165,12 +179,14 @@ def test_the_model_and_its_buffers_are_left_alone() -> None:
     assert int(state.buffers["4.num_batches_tracked"]) == 4
 
 
+@traced
 def test_events_are_those_of_an_ordinary_run() -> None:
     mine = classes()
     compiled = [event for event, _ in trace(mine, mine.init(), 1, compile=True)]
     assert compiled == [event for event, _ in trace(mine, mine.init(), 1)]
 
 
+@traced
 def test_events_show_what_they_always_show() -> None:
     seen: dict[bool, list[float]] = {True: [], False: []}
 
@@ -191,6 +207,7 @@ def test_events_show_what_they_always_show() -> None:
     assert seen[True] == pytest.approx(seen[False], abs=1e-5)
 
 
+@traced
 def test_gradients_that_a_callback_changes_are_used() -> None:
     def halve(state: State) -> State:
         assert state.grads is not None
@@ -206,6 +223,7 @@ def test_gradients_that_a_callback_changes_are_used() -> None:
         )
 
 
+@traced
 @pytest.mark.parametrize(
     "event", ["before_batch", "after_pred", "after_loss", "before_backward", "before_step"]
 )
@@ -232,6 +250,7 @@ CHANGES: dict[str, Callable[[State], State]] = {
 }
 
 
+@traced
 @pytest.mark.parametrize("event", CHANGES)
 def test_a_change_that_comes_too_late_is_an_error(event: str) -> None:
     mine = classes()
@@ -240,6 +259,7 @@ def test_a_change_that_comes_too_late_is_an_error(event: str) -> None:
         fit(mine, mine.init(), 1, [on(**{event: CHANGES[event]})], compile=True)
 
 
+@traced
 @pytest.mark.parametrize("event", CHANGES)
 def test_a_traceable_change_is_part_of_the_graph(event: str) -> None:
     @dataclass(frozen=True)
@@ -353,6 +373,7 @@ def test_optimizers_are_updated_in_the_graph_or_by_their_kernel(opt: Any) -> Non
         )
 
 
+@traced
 def test_a_tree_of_hypers_is_data_too() -> None:
     mine = classes()
     lr = {name: 0.1 if name.startswith("0") else 0.01 for name in mine.init().params}
@@ -361,6 +382,7 @@ def test_a_tree_of_hypers_is_data_too() -> None:
     assert len(graphs_of(mine.model)) == 1
 
 
+@traced
 def test_train_metrics_and_history_are_complete() -> None:
     mine = classes(callbacks=[Recorder(train_metrics=True)])
     found, expected = fit(mine, mine.init(), 1, compile=True), fit(mine, mine.init(), 1)

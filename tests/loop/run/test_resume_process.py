@@ -2,8 +2,6 @@
 bit for bit.
 """
 
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,22 +9,13 @@ import pytest
 
 from loop import State, load
 from tests.loop.resume_script import PLACES, RUNS, Place, folder_of
-from tests.loop.saving import ROOT, identical
+from tests.loop.saving import identical
+from tests.processes import python
 
 
 def script(*arguments: object) -> None:
     """A new process that runs a function of the script; warnings are errors there too."""
-    command = [
-        sys.executable,
-        "-W",
-        "error",
-        "-m",
-        "tests.loop.resume_script",
-        *map(str, arguments),
-    ]
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, timeout=300, check=False
-    )
+    done = python("-W", "error", "-m", "tests.loop.resume_script", *arguments)
     assert done.returncode == 0, done.stderr
 
 

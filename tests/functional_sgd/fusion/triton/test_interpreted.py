@@ -22,6 +22,7 @@ from tests.functional_sgd.fusion.helpers import (
     tolerance_of,
 )
 from tests.functional_sgd.fusion.triton.helpers import interpreted, odd_sizes  # noqa: F401 (a fixture)
+from tests.turns import in_turns
 
 pytestmark = pytest.mark.usefixtures("interpreted")
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -35,18 +36,17 @@ def made(opt):
 
 
 ALL_DTYPES = {"adamw", "lamb", "clip_norm_adam", "centralize_sgd", "ranger", "rmsprop_centered"}
-"""Recipes that are tried in every dtype; the others in one full and one half precision."""
+"""Recipes that are tried in every dtype; the others in single or in half precision, in turns."""
+
+TRIED = [
+    *[(name, dtype) for name in RECIPES if name in ALL_DTYPES for dtype in DTYPES],
+    *in_turns(
+        [name for name in RECIPES if name not in ALL_DTYPES], [torch.float32, torch.bfloat16]
+    ),
+]
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype"),
-    [
-        (name, dtype)
-        for name in RECIPES
-        for dtype in (DTYPES if name in ALL_DTYPES else (torch.float32, torch.bfloat16))
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("name", "dtype"), TRIED, ids=str)
 def test_an_interpreted_recipe_equals_the_chain(name, dtype):
     opt = RECIPES[name]()
     fused = fuse(opt)
