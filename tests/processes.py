@@ -64,9 +64,12 @@ def python(
 
 
 def take(environment: Mapping[str, str]) -> None:
-    """Make this the environment of the process: the server has that of the first test."""
+    """Make this the environment of the process, since the server has that of the first test; and
+    start others as Python does by default, not as this one was started.
+    """
     os.environ.clear()
     os.environ.update(environment)
+    multiprocessing.set_start_method(None, force=True)  # type: ignore[arg-type]
 
 
 def _interpret(command: list[str], cwd: str, environment: dict[str, str], texts: list[str]) -> None:
