@@ -49,9 +49,13 @@ class LowRank(Wrapper):
     def init(self, params: Tree) -> State:
         """A fresh state: no direction is known yet."""
         leaves, spec = flatten(params)
-        small = unflatten(spec, list(map(self._small, leaves)))
         basis = unflatten(spec, list(map(self._no_basis, leaves)))
-        return {CALLS: no_calls(params), BASIS: basis, INNER: self.opt.init(small)}
+        return {CALLS: no_calls(params), BASIS: basis, INNER: self.opt.init(self.inside(params))}
+
+    def inside(self, params: Tree) -> Tree:
+        """Zeros of low rank in the place of matrices, which a step is added to."""
+        leaves, spec = flatten(params)
+        return unflatten(spec, list(map(self._small, leaves)))
 
     def __call__(
         self,
@@ -76,7 +80,7 @@ class LowRank(Wrapper):
             renew = functools.partial(_first_directions, matrix, self.rank)
             bases[place] = renewed(due[place].to(matrix.device), bases[place], renew)
             seen.append(_down(matrix, bases[place]))
-        small = unflatten(spec, list(map(self._small, leaves)))
+        small = self.inside(params)
         moved, inner = self.opt(small, unflatten(spec, seen), state[INNER], others, **extras)
         results = []
         for leaf, grad, basis, new in zip(leaves, given, bases, flatten(moved)[0], strict=True):
@@ -99,7 +103,6 @@ class LowRank(Wrapper):
         return min(_sides(leaf)) > self.rank
 
     def _small(self, leaf: Tensor) -> Tensor:
-        """What the optimizer inside has in the place of a leaf: zeros, to which it adds a step."""
         if not self._projects(leaf):
             return leaf
         rows, columns = _sides(leaf)

@@ -84,8 +84,12 @@ class Wrapper(Optimizer):
         """The state for more params."""
         own = {name: value for name, value in state.items() if name != INNER}
         fresh = {name: value for name, value in self.init(params).items() if name != INNER}
-        inner = self.opt.extend(state[INNER], before, params)
+        inner = self.opt.extend(state[INNER], self.inside(before), self.inside(params))
         return {**extended(own, fresh, paths(before), paths(params)), INNER: inner}
+
+    def inside(self, params: Tree) -> Tree:
+        """What the optimizer inside has in the place of params: mostly the params."""
+        return params
 
     def perturb(
         self, params: Tree, grads: Tree, state: State, hyper: Mapping[str, Any] | None = None

@@ -284,7 +284,7 @@ def test_root_has_the_derivative_of_the_square_root_elsewhere() -> None:
             lambda grad, *, dot=total(product): {},
             r"'dot' is made of 'param', which is not among its required columns",
         ),
-        (lambda grad, *, length=norm("grads"): {}, "'length' is made of 'grads'.*mean 'grad'"),
+        (lambda grad, *, length=norm("grads"): {}, "'length' is made of 'grads'.*is called grad"),
         (
             lambda grad, *, other=1.0, dot=total(lambda grad, other: grad * other): {},
             "'dot' is made of 'other', which is a keyword: a reduction sees columns only",
