@@ -176,12 +176,14 @@ def take_apart(
         leaves, *columns, grad_leaves = known.columns
         slots = dict(zip(plan.slots, columns, strict=True))
         starts = dict(zip((*trees, "grad"), known.addresses, strict=True))
+        active = [True] * len(leaves)
     else:
         leaves, spec = flatten(params)
         grad_leaves = flatten_like(spec, grads, params, plan.who, "grads")
         cure = "Were the gradients taken of other params?"
         check_like(plan.who, "the gradient", params, leaves, grad_leaves, cure)
         grad_leaves = list(map(_dense, grad_leaves, leaves))
+        active = [grad is not None for grad in grad_leaves]
         slots = {
             name: flatten_like(spec, state[name], params, plan.who, f"state[{name!r}]")
             for name in plan.slots
@@ -203,9 +205,6 @@ def take_apart(
         grad_leaves = _placed(plan.who, "its gradient", params, leaves, grad_leaves)
         for name, column in given.items():
             given[name] = _placed(plan.who, name, params, leaves, column)
-    active = [True] * len(leaves)  # as in all trees that a guard recognises
-    if known is None:
-        active = [grad is not None for grad in grad_leaves]
     if CALLS in numbers and any(active):
         numbers[CALLS] = numbers[CALLS] + 1
     step = _advanced(state[STEP], active)

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-NAMES_ELSEWHERE = {
+NAMES_ELSEWHERE: dict[str, tuple[str, ...]] = {
     "learning_rate": ("lr",),
     "momentum": ("mom",),
     "betas": ("mom", "sqr_mom"),

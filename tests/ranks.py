@@ -76,20 +76,25 @@ def started(world: int) -> Iterator[Ranks]:
             ranks.close()
 
 
-def _serve(
-    rank: int, world: int, store: str, pipe: Connection, environment: Mapping[str, str]
-) -> None:
+def meet(rank: int, world: int, store: str, seconds: float) -> None:
+    """Make this process one of a gloo group that finds itself by a file, and is that patient."""
     import torch.distributed as dist
 
-    take(environment)
-    torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
         init_method=f"file://{store}",
         rank=rank,
         world_size=world,
-        timeout=timedelta(seconds=60),
+        timeout=timedelta(seconds=seconds),
     )
+
+
+def _serve(
+    rank: int, world: int, store: str, pipe: Connection, environment: Mapping[str, str]
+) -> None:
+    take(environment)
+    torch.set_num_threads(1)
+    meet(rank, world, store, 60)
     while True:
         function, args = pipe.recv()
         try:

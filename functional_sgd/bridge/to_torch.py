@@ -14,7 +14,7 @@ from functional_sgd.optimizer import Optimizer, check_optimizer
 from functional_sgd.ranges import check_number
 from functional_sgd.state import State
 
-_OURS: dict[str, tuple[str, ...]] = {"betas": ("mom", "sqr_mom"), "momentum": ("mom",)}
+_OURS = {name: NAMES_ELSEWHERE[name] for name in ("betas", "momentum")}
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from functional_sgd.call import check_like
+from functional_sgd.errors import NAMES_ELSEWHERE
 from functional_sgd.hyper import collect, per_leaf
 from functional_sgd.optimizer import Optimizer
 from functional_sgd.state import State, check_params, check_state, new_calls, owned
@@ -20,11 +21,7 @@ from functional_sgd.wrappers.wrapper import wide
 WHO = "torch_optimizer"
 BEGUN, KEPT = "begun", "kept"
 
-_OURS: dict[str, tuple[str, ...]] = {
-    "momentum": ("mom",),
-    "betas": ("mom", "sqr_mom"),
-    "weight_decay": ("wd",),
-}
+_OURS = {name: NAMES_ELSEWHERE[name] for name in ("momentum", "betas", "weight_decay")}
 """Hypers of torch.optim that have a name here; others keep theirs."""
 
 

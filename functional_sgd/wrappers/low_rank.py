@@ -12,10 +12,10 @@ from functional_sgd.decompositions import renewed, singular_vectors
 from functional_sgd.optimizer import Optimizer
 from functional_sgd.ranges import Range
 from functional_sgd.rules import sgd_step
-from functional_sgd.rules.matrices import as_matrix, is_matrix, like_leaf
+from functional_sgd.rules.matrices import as_matrix, is_matrix
 from functional_sgd.sharded import full, placed
 from functional_sgd.signature import STEP
-from functional_sgd.state import State, check_state
+from functional_sgd.state import State, check_state, working_dtype
 from functional_sgd.tree import Tree, flatten, flatten_like, unflatten
 from functional_sgd.wiring import CALLS
 from functional_sgd.wrappers.wrapper import INNER, Wrapper, no_calls, take_grads, wide
@@ -106,12 +106,10 @@ class LowRank(Wrapper):
         if not self._projects(leaf):
             return leaf
         rows, columns = _sides(leaf)
-        shape = (rows, self.rank) if rows >= columns else (self.rank, columns)
-        return wide(_plain(leaf)).new_zeros(shape)
+        return _zeros(leaf, *((rows, self.rank) if rows >= columns else (self.rank, columns)))
 
     def _no_basis(self, leaf: Tensor) -> Tensor:
-        zeros = wide(_plain(leaf)).new_zeros
-        return zeros(min(_sides(leaf)), self.rank) if self._projects(leaf) else zeros(())
+        return _zeros(leaf, *((min(_sides(leaf)), self.rank) if self._projects(leaf) else ()))
 
     def _moved(self, leaf: Tensor, basis: Tensor, step: Tensor, own: Mapping[str, Any]) -> Tensor:
         """A leaf after a step that was made in few dimensions."""
@@ -120,7 +118,7 @@ class LowRank(Wrapper):
         scale = own["update_scale"]
         if isinstance(scale, Tensor):
             scale = scale.to(whole.device, whole.dtype)
-        change: Tensor = placed(like_leaf(scale * whole, _plain(leaf)), leaf)
+        change: Tensor = placed((scale * whole).reshape(leaf.shape), leaf)
         return (wide(leaf) + change).to(leaf.dtype)
 
 
@@ -140,9 +138,9 @@ def low_rank(
 
     opt is a chain that ends with sgd_step, and reads the params nowhere else, since there are none
     in so few dimensions. Weight decay goes outside, as in `galore`: `chain(low_rank(adam()),
-    weight_decay)`.
-    Where a step is compiled, mapped or on a GPU, singular vectors are taken in every step, and
-    thrown away where they are not due. Half-precision params are computed in float32.
+    weight_decay)`. Where a step is compiled, mapped or on a GPU, singular vectors are taken in
+    every step, and thrown away where they are not due. Half-precision params are computed in
+    float32.
 
     Raises ValueError for a number out of its range or a rule that reads param, TypeError if opt is
     no chain. Source: GaLore (Zhao et al. 2024); the authors' projection "std".
@@ -158,11 +156,11 @@ def low_rank(
     tensor([[1., 0.],
             [1., 1.]])
     """
-    check_reads_no_param(opt)
+    _check_reads_no_param(opt)
     return LowRank(opt, rank, basis_every, update_scale)
 
 
-def check_reads_no_param(opt: Optimizer) -> None:
+def _check_reads_no_param(opt: Optimizer) -> None:
     """Raise an error unless an optimizer is a chain of which only sgd_step sees the params."""
     rules = getattr(getattr(opt, "opt", opt), "rules", None)  # of what is fused, those of the chain
     if rules is None or opt.inner:
@@ -185,9 +183,10 @@ def _sides(leaf: Tensor) -> tuple[int, int]:
     return rows, leaf.numel() // max(rows, 1)
 
 
-def _plain(leaf: Tensor) -> Tensor:
-    """Something of the shape, dtype and device of a leaf, of which this process has all."""
-    return torch.empty(leaf.shape, dtype=leaf.dtype, device=leaf.device)
+def _zeros(leaf: Tensor, *shape: int) -> Tensor:
+    """Zeros of which this process has all, in the dtype in which a leaf is computed."""
+    dtype = leaf.dtype if leaf.is_complex() else working_dtype(leaf)
+    return torch.zeros(shape, dtype=dtype, device=leaf.device)
 
 
 def _down(matrix: Tensor, basis: Tensor) -> Tensor:

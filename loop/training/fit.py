@@ -163,8 +163,7 @@ def begin(
     compile: bool = False,
     donate: bool = False,
 ) -> Run:
-    """A run of `fit` that has not taken its first step; hypers and callbacks are checked here."""
-    check_hypers(learner, hyper)
+    """A run of `fit` that has not taken its first step; callbacks are checked here."""
     everyone = with_recorder([*learner.callbacks, *callbacks])
     now = begun_with(learner, state, everyone, hyper, compile)
     work = None

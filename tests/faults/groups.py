@@ -12,13 +12,13 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 import torch._dynamo  # DTensor imports it when it is first used, which takes seconds
-import torch.distributed as dist
+
+from tests.ranks import meet
 
 PATIENCE = 60.0
 """Seconds after which a rank that should have said something, or ended, is a failure."""
@@ -90,13 +90,7 @@ def _be_rank(
     """What a forked process does; it never comes back."""
     code = 1
     try:
-        dist.init_process_group(
-            "gloo",
-            init_method=f"file://{store}",
-            rank=rank,
-            world_size=world,
-            timeout=timedelta(seconds=PATIENCE / 2),
-        )
+        meet(rank, world, str(store), PATIENCE / 2)
         work(rank, lambda line: os.write(pipe, f"{line}\n".encode()))
         code = 0
     except RuntimeError as error:
@@ -118,10 +112,15 @@ def told(code: int) -> str:
     return words.get(code, f"code {code}")
 
 
-def main(functions: Mapping[str, Callable[..., Any]]) -> None:
-    """Do what the command line says, and print what has become of it."""
+def be_strict() -> None:
+    """One thread, and warnings are errors."""
     warnings.simplefilter("error", UserWarning)
     warnings.filterwarnings("ignore", "Learner: the loss does not depend on")
     torch.set_num_threads(1)
+
+
+def main(functions: Mapping[str, Callable[..., Any]]) -> None:
+    """Do what the command line says, and print what has become of it."""
+    be_strict()
     os.fsync = lambda handle: None  # it is processes that are killed here, not the machine
     print(json.dumps(functions[sys.argv[1]](*sys.argv[2:])))

@@ -2,15 +2,11 @@
 prints what became of it.
 """
 
-import os
 import random
-import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -29,7 +25,7 @@ from loop.layout import in_rows
 from loop.ranks.checkpoint import save_together
 from loop.ranks.group import group_of
 from tests.faults.groups import Group, Say, main, told
-from tests.loop.saving import identical, scratch_in
+from tests.loop.saving import identical, killed_before_line, scratch_in
 
 
 def numbered(count: int) -> State:
@@ -141,22 +137,6 @@ FILES = {
 }
 
 
-def killed_before_line(last: int) -> Callable[[FrameType, str, Any], Any]:
-    """A tracer that kills its process before it runs so many lines of those files."""
-    count = 0
-
-    def trace(frame: FrameType, event: str, argument: Any) -> Any:
-        nonlocal count
-        if frame.f_code.co_filename not in FILES:
-            return None
-        count += event == "line"
-        if count == last:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return trace
-
-    return trace
-
-
 def lines(name: str, every: str) -> dict[str, Any]:
     """Kill one of two ranks before a line that it runs while state 2 is saved: every line, or every
     so many; which state is there then?
@@ -172,7 +152,7 @@ def lines(name: str, every: str) -> dict[str, Any]:
                 save_together(in_pieces(numbered(1), mesh), folder, 2, group)
                 state = in_pieces(numbered(2), mesh)
                 if rank == victim:  # noqa: B023
-                    sys.settrace(killed_before_line(line))
+                    sys.settrace(killed_before_line(FILES, line))
                 save_together(state, folder, 2, group)
 
             codes = Group(2, work).end()

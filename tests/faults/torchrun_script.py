@@ -6,21 +6,18 @@ written into FOLDER/RANK.json.
 import json
 import os
 import sys
-import warnings
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 
 from loop import load_latest
 from loop.disk.store import checkpoints
+from tests.faults.groups import be_strict
 from tests.faults.rank_script import Send, train
 from tests.loop.saving import identical
 
 if __name__ == "__main__":
-    warnings.simplefilter("error", UserWarning)
-    warnings.filterwarnings("ignore", "Learner: the loss does not depend on")
-    torch.set_num_threads(1)
+    be_strict()
     folder, kind, victim, batch, event = Path(sys.argv[1]), *sys.argv[2:]
     dist.init_process_group("gloo")
     rank, again = dist.get_rank(), int(os.environ["TORCHELASTIC_RESTART_COUNT"])

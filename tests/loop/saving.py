@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -163,6 +163,24 @@ def killed_anywhere(name: str) -> dict[str, Any]:
     }
 
 
+def killed_before_line(
+    files: Collection[str | None], last: int
+) -> Callable[[FrameType, str, Any], Any]:
+    """A tracer that kills its process before it runs so many lines of these files."""
+    count = 0
+
+    def trace(frame: FrameType, event: str, argument: Any) -> Any:
+        nonlocal count
+        if frame.f_code.co_filename not in files:
+            return None
+        count += event == "line"
+        if count == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return trace
+
+    return trace
+
+
 def killed_at_every_line(name: str) -> dict[str, Any]:
     """Kill a process that replaces state 1 by state 2 before each line that it runs: which state is
     there then?
@@ -171,18 +189,7 @@ def killed_at_every_line(name: str) -> dict[str, Any]:
     files = {loop.disk.atomic.__file__, loop.disk.store.__file__}
 
     def work(last: int) -> None:
-        count = 0
-
-        def trace(frame: FrameType, event: str, argument: Any) -> Any:
-            nonlocal count
-            if frame.f_code.co_filename not in files:
-                return None
-            count += event == "line"
-            if count == last:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return trace
-
-        sys.settrace(trace)
+        sys.settrace(killed_before_line(files, last))
         save(tiny(2), path, overwrite=True)
 
     code, line = -signal.SIGKILL, 0
