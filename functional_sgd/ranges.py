@@ -44,6 +44,9 @@ NonNegative: TypeAlias = Annotated[float, Range(0)]
 Positive: TypeAlias = Annotated[float, Range(0, open_low=True)]
 """A number above 0."""
 
+AtLeastOne: TypeAlias = Annotated[float, Range(1)]
+"""A number that is not below 1."""
+
 Count: TypeAlias = Annotated[float, Range(1, whole=True)]
 """A whole number, 1 or more."""
 

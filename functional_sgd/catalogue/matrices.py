@@ -1,5 +1,5 @@
 """Optimizers that see a leaf as a matrix: orthogonal updates (Muon and kin), and preconditioners
-for its two sides (Shampoo, SOAP).
+for its two sides (Shampoo, SOAP, Kron).
 
 What they do with leaves of fewer than two axes is seldom what one wants: give those to another
 optimizer, as `muon_with_adamw` does, or `partition`.
@@ -17,8 +17,11 @@ from functional_sgd.catalogue.parts import recipe
 from functional_sgd.chaining import Chain, chain
 from functional_sgd.rule import Rule
 from functional_sgd.rules import (
+    average_grad,
     average_in_eigenbasis,
     average_sqr_grad,
+    clip_rms,
+    debias,
     heavy_ball,
     match_rms_of_adamw,
     normalize_rows,
@@ -31,12 +34,13 @@ from functional_sgd.rules import (
     sgd_step,
     sign_of_average,
     weight_decay,
+    whiten,
 )
 from functional_sgd.trial import rename
 from functional_sgd.wrappers.labels import covers
 from functional_sgd.wrappers.partition import Partition, partition
 
-__all__ = ["adamuon", "muon", "muon_with_adamw", "normuon", "shampoo", "soap"]
+__all__ = ["adamuon", "kron", "muon", "muon_with_adamw", "normuon", "shampoo", "soap"]
 
 Adjust: TypeAlias = Literal["original", "match_rms_adamw"]
 """How updates are scaled by the shape of their matrix, by torch's names for it."""
@@ -202,6 +206,35 @@ def soap(
     """
     parts = (weight_decay, average_in_eigenbasis, sgd_step)
     return chain(*parts, lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd, every=every)
+
+
+@recipe
+def kron(
+    lr: float = 1e-3,
+    mom: float = 0.9,
+    wd: float = 0.0,
+    factor_lr: float = 0.1,
+    factors_every: float = 100 / 3,
+    max_rms: float = 1.1,
+) -> Chain:
+    """Momentum made white by two factors, which are learned: PSGD with a Kronecker product.
+    Decoupled weight decay.
+
+    update = left' left (debiased mean of grad) right' right, clipped to a root mean square
+
+    Kernels of convolutions are flattened, where the authors give every axis a factor; vectors have
+    a number for each entry. How often factors are learned: see `whiten`. The authors add 1e-6 to
+    the root mean square, decay matrices alone, and balance the factors of all leaves at once.
+
+    Source: Li 2018 and 2024; numbers of Walters' Kron and pytorch_optimizer.Kron.
+
+    >>> print(*kron().rules)
+    weight_decay average_grad debias whiten rename(clip_rms, grad='update') sgd_step
+    """
+    clip = rename(clip_rms, grad="update")
+    hypers = dict(lr=lr, mom=mom, wd=wd, max_rms=max_rms)
+    parts = (weight_decay, average_grad, debias, whiten, clip, sgd_step)
+    return chain(*parts, factor_lr=factor_lr, factors_every=factors_every, **hypers)
 
 
 @dataclass(frozen=True)

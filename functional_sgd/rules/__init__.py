@@ -29,6 +29,7 @@ from functional_sgd.rules import (
     travel,
     trust,
     watching,
+    whitening,
 )
 from functional_sgd.rules.averaging import *
 from functional_sgd.rules.certainty import *
@@ -56,6 +57,7 @@ from functional_sgd.rules.stepping import *
 from functional_sgd.rules.travel import *
 from functional_sgd.rules.trust import *
 from functional_sgd.rules.watching import *
+from functional_sgd.rules.whitening import *
 
 NAMES = (
     *averaging.__all__,
@@ -84,6 +86,7 @@ NAMES = (
     *travel.__all__,
     *trust.__all__,
     *watching.__all__,
+    *whitening.__all__,
 )
 
 if not TYPE_CHECKING:  # to type checkers, what a star brings is public

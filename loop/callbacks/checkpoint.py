@@ -1,5 +1,6 @@
 """Keep a run on disk, so that it can go on after whatever ends it."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,9 +10,43 @@ from typing import Any, ClassVar
 
 from loop.callback import Callback
 from loop.disk.files import pack
-from loop.disk.store import probe, save_in
+from loop.disk.store import probe, saving
 from loop.disk.undisturbed import undisturbed
 from loop.state import State
+
+
+class Background:
+    """A thread that does one thing after another; what it raises is raised here, later."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+
+    def start(self, job: Callable[[], Any]) -> None:
+        """Do this, once what came before is done."""
+        self.wait()
+        # A daemon, for it may wait for another rank, which is gone, when the process ends.
+        self._thread = threading.Thread(target=self._do, args=(job,), daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until all is done. Raises what it has raised."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.check()
+
+    def check(self) -> None:
+        """Raise what it has raised, if it has ended."""
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    def _do(self, job: Callable[[], Any]) -> None:
+        try:
+            job()
+        except BaseException as error:
+            self._failure = error
 
 
 @dataclass
@@ -23,20 +58,34 @@ class Saver:
     folder: Path
     keep: int
     at: float  # when the last one was written
-    save: Callable[[State, Path, int], Any] = save_in
+    saving: Callable[[State, Path, int], Callable[[], Any]] = saving
+    background: Background | None = None
     state: State | None = None
     tried: set[Any] = field(default_factory=set)  # places in an epoch where it is known to go well
 
     def write(self, last: bool = False) -> None:
-        """Write the state, unless it is written already.
+        """Write the state, unless it is written already; in the background, if there is one, and it
+        is not the `last`.
 
         That a loader's process has died is an error after it is written; none where it is the
         `last`, since nobody waits for data then.
         """
+        if self.background is None or last:
+            try:
+                if self.background is not None:
+                    self.background.wait()
+            finally:
+                self._write_here(last)
+        elif self.state is not None:
+            self.background.wait()  # so that there is one copy at most
+            state, self.state, self.at = self.state.keep(), None, time.monotonic()
+            self.background.start(self.saving(state, self.folder, self.keep))
+
+    def _write_here(self, last: bool) -> None:
         if self.state is None:
             return
         with undisturbed() as waiting:
-            self.save(self.state, self.folder, self.keep)
+            self.saving(self.state, self.folder, self.keep)()
             self.state, self.at = None, time.monotonic()
             if last:
                 waiting.clear()
@@ -66,6 +115,10 @@ class Checkpoint(Callback):
     since the newest checkpoint in it is where `resume` goes on; one that is complete is not begun
     again.
 
+    With `background`, a thread writes while the run goes on, which needs memory for one more copy
+    of the state until it is written; the last state of a run is waited for. What goes wrong there
+    ends the run at the next state.
+
     Checkpoints of params that are not finite do not push out the newest one that is (see
     `save_in`).
 
@@ -79,6 +132,7 @@ class Checkpoint(Callback):
     epochs: int | None = 1
     seconds: float | None = None
     keep: int = 3
+    background: bool = False
     order: ClassVar[int] = -100  # before others look at a state, after they have closed theirs
     reports: ClassVar[bool] = True
 
@@ -97,7 +151,8 @@ class Checkpoint(Callback):
         """Write what there is when the run ends."""
         folder = Path(self.folder)
         probe(folder)
-        saver = Saver(folder, self.keep, time.monotonic())
+        behind = Background() if self.background else None
+        saver = Saver(folder, self.keep, time.monotonic(), background=behind)
         del state  # its tensors would live as long as the run
         try:
             yield saver
@@ -108,6 +163,8 @@ class Checkpoint(Callback):
         """Write the state if it is time."""
         saver: Saver = state.resources[self.name]
         saver.state = state
+        if saver.background is not None:
+            saver.background.check()
         saver.probe(state)
         if self._due(state, saver):
             saver.write()

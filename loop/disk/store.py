@@ -3,7 +3,7 @@
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +91,22 @@ def save_in(state: State, folder: str | Path, keep: int = 3) -> Path:
     """
     if keep < 1:
         raise ValueError(f"save_in: keep must be at least 1, got {keep}.")
-    folder = Path(folder)
+    return saving(state, Path(folder), keep)()
+
+
+def saving(state: State, folder: Path, keep: int) -> Callable[[], Path]:
+    """`save_in`, as far as it can fail by what the state is: what is left is to write it, which any
+    thread may do.
+    """
     document, tensors = pack(state.at_rest())
-    finite = not not_finite(state.params, state.buffers)
-    with scratch(folder) as new:
-        write(new, document, tensors)
-        return put_newest(new, folder, state.train_iter, finite, keep)
+
+    def saved() -> Path:
+        finite = not not_finite(state.params, state.buffers)
+        with scratch(folder) as new:
+            write(new, document, tensors)
+            return put_newest(new, folder, state.train_iter, finite, keep)
+
+    return saved
 
 
 def put_newest(new: Path, folder: Path, train_iter: int, finite: bool, keep: int) -> Path:

@@ -3,15 +3,17 @@ own.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from functional_sgd.sharded import any_distributed, distributed, local
-from loop.callbacks.checkpoint import Checkpoint, Saver
+from loop.callbacks.checkpoint import Background, Checkpoint, Saver
 from loop.disk.atomic import scratch
 from loop.disk.files import as_stored, pack, write
 from loop.disk.finite import not_finite
@@ -77,13 +79,17 @@ class SharedCheckpoint:
             )
         folder = Path(self.checkpoint.folder)
         probe(folder)
-        save = partial(save_together, group=self.group)
-        saver = Saver(folder, self.checkpoint.keep, time.monotonic(), save)
+        background = Background() if self.checkpoint.background else None
+        # What a thread tells the others must not come between what the run tells them.
+        group = self.group if background is None else self.group.another()
+        together = partial(saving_together, group=group)
+        keep = self.checkpoint.keep
+        saver = Saver(folder, keep, time.monotonic(), together, background)
         try:
             yield saver
         except BaseException as error:
             if not isinstance(error, GeneratorExit):
-                saver.state = None
+                saver.state = saver.background = None
             raise
         finally:
             saver.write(last=True)
@@ -102,14 +108,25 @@ class SharedCheckpoint:
 _NOBODY: Any = None  # the state that Checkpoint.around_fit does not look at
 
 
-def save_together(state: State, folder: Path, keep: int, group: Group) -> None:
-    """`save_in` for a state in pieces, on all ranks at once: each writes its pieces into one
+def saving_together(state: State, folder: Path, keep: int, group: Group) -> Callable[[], None]:
+    """`saving` for a state in pieces, on all ranks at once: each writes its pieces into one
     directory, which appears when all of them are in it.
 
-    Raises OSError on all ranks if one of them cannot write, and RuntimeError if their states are
-    not of one place in the run, for pieces of several states are none.
+    That raises OSError on all ranks if one of them cannot write, and RuntimeError if their states
+    are not of one place in the run, for pieces of several states are none.
     """
     document, tensors = pack(state.at_rest())
+    return partial(_save_together, state, document, tensors, folder, keep, group)
+
+
+def _save_together(
+    state: State,
+    document: dict[str, Any],
+    tensors: dict[str, Tensor],
+    folder: Path,
+    keep: int,
+    group: Group,
+) -> None:
     own = own_pieces(tensors)
     params = {name: local(value) for name, value in state.params.items()}
     with scratch(folder) if group.rank == 0 else nullcontext() as new:

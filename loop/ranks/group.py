@@ -54,6 +54,16 @@ class Group:
         dist.all_gather_object(every, value, self.handle)
         return every
 
+    def another(self) -> "Group":
+        """The same processes, by other connections: what is told there is not mixed up with what is
+        told here. All ranks must ask for it. It is for the CPU.
+        """
+        import torch.distributed as dist
+
+        ranks = dist.get_process_group_ranks(self.handle)
+        handle = dist.new_group(ranks, backend="gloo", use_local_synchronization=True)
+        return Group(handle, self.rank, self.size)
+
     def __deepcopy__(self, known: dict[int, Any]) -> "Group":
         return self  # a copy of a model talks to the same processes
 

@@ -1,8 +1,10 @@
-"""Forward pass, loss and gradients of a training batch as one compiled graph, for `fit(...,
-compile=True)`.
+"""Forward pass, loss and gradients of a training batch as one compiled graph, and the forward pass
+of a validation batch as another, for `fit(..., compile=True)`.
 """
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -57,7 +59,7 @@ class Shape:
 
 class CompiledWork(Work):
     """The stages, of which [predict], [loss] and [gradients] of a training batch, and often
-    [update], are one graph.
+    [update], are one graph. In validation, [predict] is.
 
     It runs at [predict]; the later stages hand its results out, so every event happens as ever.
     What a callback changes between them would come too late and is an error, unless the event is
@@ -71,14 +73,16 @@ class CompiledWork(Work):
         self.results: Results | None = None
         self.updates = False  # whether the graph goes on to the update
         self.learned = Learned((None, None, None), (), LIST)
+        self.evaluated = self.learned  # what validation batches have
+        self.validates = True  # whether a validation batch can be compiled
         self.plain: tuple[Any, Any] = (None, None)  # an optimizer, and what is traced of it
         self.layers = list(model.modules())
         self.has_lstm = any(isinstance(layer, nn.LSTM) for layer in self.layers)
         self.graphs = graphs_of(model)
 
     def join(self, run: "Run") -> None:
-        """Take over the handlers that belong into the graph. In validation, which is not compiled,
-        they are called.
+        """Take over the handlers that belong into the graph. In validation, where the graph ends
+        with the prediction, they are called.
         """
         self.brackets = run.brackets_of
         own = {
@@ -109,10 +113,7 @@ class CompiledWork(Work):
         if learner.model.training != state.training:
             learner.model.train(state.training)
         tensors, fixed = self._inputs(state, device)
-        graph = next((one for one in self.graphs if one.fits(tensors, fixed)), None)
-        if graph is None:
-            graph = self._traced(state, tensors, fixed)
-            self.graphs.append(graph)
+        graph = self._graph(tensors, fixed, lambda: self._traced(state, tensors, fixed))
         seed_torch(batch_key(state), device)
         (parts, shape, shown, loss, grads, buffers, updated), leaves = graph(tensors)
         pred = map_output(parts.__getitem__, shape.tree)
@@ -124,6 +125,53 @@ class CompiledWork(Work):
                 (buffers, *updated), leaves[len(leaves) - count :], self.learned.spec
             )
         return state
+
+    def _predict(self, state: State, params: Mapping[str, Tensor]) -> Any:
+        """The prediction for a validation batch, by its graph if there can be one."""
+        if not self.validates:
+            return super()._predict(state, params)
+        found: Any = (state.buffers, params, None)
+        if any(one is not other for one, other in zip(found, self.evaluated.tree, strict=True)):
+            self.evaluated = Learned(found, *optree.tree_flatten(found))
+        learned = self.evaluated
+        around, spec = flat(state.xb)
+        inputs = [leaf for leaf in around if isinstance(leaf, Tensor)]
+        tensors, constants = [*learned.leaves, *inputs], _constants(around)
+        fixed = ("validation", constants, spec, learned.spec, *self._modes(device_of(state)))
+
+        def batch(*values: Tensor) -> Any:
+            buffers, evaluated, _ = learned.spec.unflatten(values[: len(learned.leaves)])
+            xb = spec.unflatten(_joined(constants, spec, iter(values[len(learned.leaves) :])))
+            work = Work()
+            try:
+                with self._traceable():
+                    pred = work._predict(state.replace(buffers=buffers, xb=xb), evaluated)
+            finally:
+                work.leave()
+            parts: list[Any] = []
+            return parts, Shape(map_output(partial(_taken, parts), pred))
+
+        try:
+            graph = self._graph(tensors, fixed, lambda: self._checked(state, batch, tensors, fixed))
+        except Exception as error:
+            warnings.warn(
+                f"fit(compile=True): validation runs without being compiled: {error}",
+                stacklevel=2,
+            )
+            self.validates = False
+            return super()._predict(state, params)
+        (parts, shape), _ = graph(tensors)
+        return map_output(parts.__getitem__, shape.tree)
+
+    def _graph(
+        self, tensors: list[Tensor], fixed: tuple[Any, ...], make: Callable[[], Traced]
+    ) -> Traced:
+        """The graph for a batch that looks like this, made if there is none."""
+        graph = next((one for one in self.graphs if one.fits(tensors, fixed)), None)
+        if graph is None:
+            graph = make()
+            self.graphs.append(graph)
+        return graph
 
     def loss(self, state: State) -> State:
         """Hand out the loss."""
@@ -175,24 +223,15 @@ class CompiledWork(Work):
             opt, hyper = self._plain(learner.opt), numbers_of({**learner.opt.hyper, **state.hyper})
         learned = self._learned(state)
         around, spec = flat((state.xb, state.yb, learner.loss, memory, hyper))
-        tensors, constants = list(learned.leaves), []
-        for place, leaf in enumerate(around):
-            if isinstance(leaf, Tensor):
-                tensors.append(leaf)
-            else:
-                constants.append((place, leaf))
+        tensors = [*learned.leaves, *[leaf for leaf in around if isinstance(leaf, Tensor)]]
+        modes = self._modes(device)
+        fixed = (_constants(around), spec, learned.spec, state.frozen, *modes, opt, self.always)
+        return tensors, fixed
+
+    def _modes(self, device: torch.device) -> tuple[Any, ...]:
+        """What else a forward pass depends on: the modes of the layers, and autocast."""
         autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
-        flags = tuple([layer.training for layer in self.layers])
-        return tensors, (
-            constants,
-            spec,
-            learned.spec,
-            state.frozen,
-            flags,
-            autocast,
-            opt,
-            self.always,
-        )
+        return tuple([layer.training for layer in self.layers]), autocast
 
     def _plain(self, opt: Any) -> Any:
         if self.plain[0] is not opt:
@@ -208,18 +247,14 @@ class CompiledWork(Work):
 
     def _traced(self, state: State, tensors: list[Tensor], fixed: tuple[Any, ...]) -> Traced:
         """The graph for a batch like this one."""
-        self._check_model(state)
-        constants, spec, learned = dict(fixed[0]), fixed[1], fixed[2]
+        constants, spec, learned = fixed[0], fixed[1], fixed[2]
 
         def batch(*values: Tensor) -> Any:
             rest = iter(values)
             buffers, params, opt_state = learned.unflatten(
                 [next(rest) for _ in range(learned.num_leaves)]
             )
-            leaves = [
-                constants[i] if i in constants else next(rest) for i in range(spec.num_leaves)
-            ]
-            xb, yb, loss, memory, hyper = spec.unflatten(leaves)
+            xb, yb, loss, memory, hyper = spec.unflatten(_joined(constants, spec, rest))
             learner = replace(learner_of(state), loss=loss)
             changes: dict[str, Any] = dict(params=params, buffers=buffers, xb=xb, yb=yb)
             if self.updates:
@@ -228,6 +263,17 @@ class CompiledWork(Work):
             known = {**state.memory, **(memory or {})}
             return self._eagerly(state.replace(**changes, learner=learner, memory=known))
 
+        return self._checked(state, batch, tensors, fixed)
+
+    def _checked(
+        self,
+        state: State,
+        batch: Callable[..., Any],
+        tensors: list[Tensor],
+        fixed: tuple[Any, ...],
+    ) -> Traced:
+        """A graph of a function of tensors, for a model that leaves nothing behind."""
+        self._check_model(state)
         return trace(batch, tensors, fixed, _ADVICE)
 
     def _check_model(self, state: State) -> None:
@@ -251,15 +297,22 @@ class CompiledWork(Work):
     def _eagerly(self, state: State) -> tuple[Any, ...]:
         """The batch, by the ordinary stages and the handlers inside."""
         work = Work()
-        # oneDNN's LSTM fails in Inductor (torch 2.15), so one is traced as what it is made of.
+        try:
+            with self._traceable():
+                return self._by(work, state)
+        finally:
+            work.leave()
+
+    @contextmanager
+    def _traceable(self) -> Iterator[None]:
+        """Trace an LSTM as what it is made of, since oneDNN's fails in Inductor (torch 2.15)."""
         enabled = torch._C._get_mkldnn_enabled()
         if self.has_lstm:
             torch._C._set_mkldnn_enabled(False)
         try:
-            return self._by(work, state)
+            yield
         finally:
             torch._C._set_mkldnn_enabled(enabled)
-            work.leave()
 
     def _by(self, work: Work, state: State) -> tuple[Any, ...]:
         state = self._handled("after_pred", work.predict(state))
@@ -328,6 +381,19 @@ def _late(name: str) -> ValueError:
         f"its handler works on tensors without looking at their values; or fit without "
         f"compile=True."
     )
+
+
+def _constants(around: Sequence[Any]) -> list[tuple[int, Any]]:
+    """What of a batch is no tensor, with its places."""
+    return [(place, leaf) for place, leaf in enumerate(around) if not isinstance(leaf, Tensor)]
+
+
+def _joined(
+    constants: Sequence[tuple[int, Any]], spec: optree.PyTreeSpec, tensors: Iterator[Tensor]
+) -> list[Any]:
+    """The leaves of a batch, from its tensors and what is none."""
+    known = dict(constants)
+    return [known[i] if i in known else next(tensors) for i in range(spec.num_leaves)]
 
 
 def _taken(parts: list[Any], leaf: Any) -> int:

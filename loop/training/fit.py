@@ -74,9 +74,10 @@ def fit(
     with `state` while there is none. Another hyper, seed, length of the run or of the data than it
     was begun with is an error, another optimizer, callback or torch a warning.
 
-    `compile=True` compiles forward pass, loss and gradients of a training batch into one graph (a
-    few seconds for each shape of batch; kept for later runs) and fuses the optimizer. Numbers then
-    differ in their last digits, and dropout draws others. Callbacks that change pred or loss in
+    `compile=True` compiles forward pass, loss and gradients of a training batch into one graph, and
+    the forward pass of a validation batch into another (a few seconds for each shape of batch; kept
+    for later runs), and fuses the optimizer. Numbers then differ in their last digits, and dropout
+    draws others. If the model cannot be compiled for validation, a warning says so. Callbacks that change pred or loss in
     between must be `traceable`.
 
     `donate=True` gives the state away: the optimizer overwrites params and slots in place, which

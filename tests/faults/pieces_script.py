@@ -22,7 +22,7 @@ import loop.ranks.checkpoint
 from loop import State, load_latest, unshard
 from loop.disk.store import checkpoints
 from loop.layout import in_rows
-from loop.ranks.checkpoint import save_together
+from loop.ranks.checkpoint import saving_together
 from loop.ranks.group import group_of
 from tests.faults.groups import Group, Say, main, told
 from tests.loop.saving import identical, killed_before_line, scratch_in
@@ -82,7 +82,7 @@ def save_on(folder: Path, say: Say, times: int) -> None:
     mesh, group = init_device_mesh("cpu", (dist.get_world_size(),)), group_of("test", None)
     last = loaded(folder, say, mesh)
     for count in range(last + 1, last + 1 + times):
-        save_together(in_pieces(numbered(count), mesh), folder, 2, group)
+        saving_together(in_pieces(numbered(count), mesh), folder, 2, group)()
         say(f"saved {count}")
 
 
@@ -149,11 +149,11 @@ def lines(name: str, every: str) -> dict[str, Any]:
 
             def work(rank: int, say: Say, line: int = line, folder: Path = folder) -> None:
                 mesh, group = init_device_mesh("cpu", (2,)), group_of("test", None)
-                save_together(in_pieces(numbered(1), mesh), folder, 2, group)
+                saving_together(in_pieces(numbered(1), mesh), folder, 2, group)()
                 state = in_pieces(numbered(2), mesh)
                 if rank == victim:  # noqa: B023
                     sys.settrace(killed_before_line(FILES, line))
-                save_together(state, folder, 2, group)
+                saving_together(state, folder, 2, group)()
 
             codes = Group(2, work).end()
             ends.update(map(told, codes))

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 import functional_sgd as fs
-from functional_sgd import Chain, Optimizer
+from functional_sgd import Chain, Optimizer, chain
 from functional_sgd.fusion.fused import fuse
+from functional_sgd.randomness import key_of, normal
 
 MATRICES = ((4, 3), (3, 5), (2, 2), (3, 5))
 STEPS = 40
@@ -45,6 +46,21 @@ class Wide:
         return torch.float64 if name == "float32" else getattr(torch, name)
 
 
+class Drawn(Wide):
+    """torch, but it draws what ours draws, leaf after leaf and step after step."""
+
+    def __init__(self, position: int) -> None:
+        self.position, self.drawn = position, 0
+
+    def randn_like(self, like: Tensor, **options: Any) -> Tensor:
+        """As in whiten."""
+        step, leaf = divmod(self.drawn, len(LEAVES))
+        self.drawn += 1
+        seed = fs.kron().init(torch.zeros(1))["seed"]
+        own = key_of(seed, torch.tensor(1 + step), leaf=leaf, position=self.position)
+        return normal(own, like)
+
+
 @pytest.fixture(autouse=True)
 def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     """Theirs do not round to lower precision on the way."""
@@ -53,6 +69,8 @@ def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
         folder = "pytorch_optimizer.optimizer"
         monkeypatch.setattr(f"{folder}.muon.normuon.zero_power_via_newton_schulz_5", newton_schulz)
         monkeypatch.setattr(f"{folder}.soap.torch", Wide())
+        place = [rule.name for rule in fs.kron().rules].index("whiten")
+        monkeypatch.setattr(f"{folder}.psgd.torch", Drawn(place))
 
 
 Make = Callable[[list[Tensor]], torch.optim.Optimizer]
@@ -76,6 +94,12 @@ def nor_muon(**options: Any) -> Make:
         return other("NorMuon", foreach=False, **options)([dict(params=params, use_muon=True)])  # type: ignore[list-item]
 
     return make
+
+
+def their_kron(**options: Any) -> Make:
+    """Theirs learns in every step, as ours does in the first 500."""
+    wide = dict(precondition_dtype=torch.float64, pre_conditioner_update_probability=1.0)
+    return other("Kron", lr=0.01, **wide, **options)
 
 
 def torch_muon(**options: Any) -> Make:
@@ -120,6 +144,18 @@ CASES: dict[str, tuple[Make, Chain, tuple[tuple[int, ...], ...], float]] = {
     "soap, turning": (
         other("SOAP", lr=0.01, weight_decay=0.0, precondition_frequency=3, betas=(0.9, 0.97)),
         fs.soap(lr=0.01, wd=0.0, every=3, mom=0.9, sqr_mom=0.97),
+        LEAVES,
+        1e-9,
+    ),
+    "kron": (
+        their_kron(balance_prob=0.0),
+        chain(fs.kron(lr=0.01), balanced=0.0),
+        LEAVES,
+        1e-9,
+    ),
+    "kron, balanced": (
+        their_kron(balance_prob=1.0, momentum=0.7),
+        chain(fs.kron(lr=0.01, mom=0.7), balanced=1.0),
         LEAVES,
         1e-9,
     ),

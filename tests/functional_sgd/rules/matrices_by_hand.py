@@ -6,9 +6,12 @@ import torch
 
 import functional_sgd as fs
 from functional_sgd import Rule
+from functional_sgd.randomness import TrialKey, normal
 
 T = torch.tensor
-STEP_1, STEP_2 = (T(float(step), dtype=torch.float64) for step in (1, 2))
+STEP_1, STEP_2, STEP_1000 = (T(float(step), dtype=torch.float64) for step in (1, 2, 1000))
+NOISE = float(normal(TrialKey(), torch.zeros(1, dtype=torch.float64)))
+"""What is drawn here, every time."""
 
 
 def quintic(x: float) -> float:
@@ -18,6 +21,9 @@ def quintic(x: float) -> float:
     return x
 
 
+SHRUNK = 0.5 * (144 - NOISE**2 / 36) / (144 + NOISE**2 / 36)
+LARGEST = max(16 + NOISE**2 / 4, NOISE**2)
+VECTOR = [0.5 * (16 - NOISE**2 / 4) / LARGEST, -0.5 * NOISE**2 / LARGEST]
 FOUR = [[2.0], [4.0], [6.0], [8.0]]
 RMS = [0.375, -0.75, 0.75, 0.0]
 ROWS = T([[1.0, 1.0], [1.0, 0.0]]).double()
@@ -108,6 +114,75 @@ CASES: list[tuple[Rule, dict[str, Any], dict[str, Any]]] = [
             right=[[16.0]],
             left_basis=[[0.0, 1.0], [1.0, 0.0]],
             right_basis=[[1.0]],
+        ),
+    ),
+    (
+        fs.whiten,  # not due: after 499 calm steps, once in exp(0.5)
+        dict(
+            update=[[1.0, 0.0], [0.0, 1.0]],
+            left=[[2.0, 1.0], [0.0, 1.0]],
+            right=[[1.0, 0.0], [0.0, 3.0]],
+            waited=0.0,
+            key=TrialKey(),
+            step=STEP_1000,
+            calm_steps=499,
+        ),
+        dict(
+            update=[[4.0, 18.0], [2.0, 18.0]],
+            left=[[2.0, 1.0], [0.0, 1.0]],
+            right=[[1.0, 0.0], [0.0, 3.0]],
+            waited=1.0,
+        ),
+    ),
+    (
+        fs.whiten,  # a = 12 and b = noise / 6: both factors shrink alike
+        dict(
+            update=[[2.0]],
+            left=[[2.0]],
+            right=[[3.0]],
+            waited=1.0,
+            key=TrialKey(),
+            step=STEP_1000,
+            factor_lr=0.5,
+            balanced=0.0,
+        ),
+        dict(
+            update=[[72.0 * (1 - SHRUNK) ** 4]],
+            left=[[2.0 * (1 - SHRUNK)]],
+            right=[[3.0 * (1 - SHRUNK)]],
+            waited=0.0,
+        ),
+    ),
+    (
+        fs.whiten,  # balanced to 1 and 1; a = 0 and b = noise, so both grow by all that they are
+        dict(
+            update=[[0.0]],
+            left=[[0.25]],
+            right=[[4.0]],
+            waited=0.0,
+            key=TrialKey(),
+            step=STEP_1,
+            factor_lr=1.0,
+            balanced=1.0,
+        ),
+        dict(update=[[0.0]], left=[[2.0]], right=[[2.0]], waited=0.0),
+    ),
+    (
+        fs.whiten,  # a vector: 4 and noise / 2; 0 and noise
+        dict(
+            update=[2.0, 0.0],
+            left=[2.0, 1.0],
+            right=1.0,
+            waited=0.0,
+            key=TrialKey(),
+            step=STEP_1,
+            factor_lr=0.5,
+        ),
+        dict(
+            update=[2.0 * (2.0 * (1 - VECTOR[0])) ** 2, 0.0],
+            left=[2.0 * (1 - VECTOR[0]), 1.0 * (1 - VECTOR[1])],
+            right=1.0,
+            waited=0.0,
         ),
     ),
 ]

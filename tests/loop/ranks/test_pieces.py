@@ -94,16 +94,20 @@ def test_pieces_end_where_one_process_ends(
 # Checkpoints.
 
 
-def run_in_pieces(folder: str, stop: int | None, callbacks: str = "average") -> list[Tensor]:
+def run_in_pieces(
+    folder: str, stop: int | None, callbacks: str = "average", background: bool = False
+) -> list[Tensor]:
     mine, start = started_in_pieces(tower("adamw", callbacks), EACH, True)
-    more = [Checkpoint(folder, batches=2), *([] if stop is None else [StopAt(stop)])]
+    keep = Checkpoint(folder, batches=2, background=background)
+    more = [keep, *([] if stop is None else [StopAt(stop)])]
     end = fit(mine, start, 3, more, resume=folder, stop="return")
     return numbers(unshard(end))
 
 
 def run_whole(folder: str, stop: int | None, callbacks: str = "average") -> list[Tensor]:
     mine = parallel(tower("adamw", callbacks))
-    more = [Checkpoint(folder, batches=2), *([] if stop is None else [StopAt(stop)])]
+    keep = Checkpoint(folder, batches=2, background=True)
+    more = [keep, *([] if stop is None else [StopAt(stop)])]
     return numbers(fit(mine, mine.init(seed=3), 3, more, resume=folder, stop="return"))
 
 
@@ -114,7 +118,7 @@ def test_a_run_in_pieces_goes_on_on_any_number_of_ranks(
     one, folder = tower("adamw", callbacks), str(tmp_path / "run")
     end = fit(one, one.init(seed=3), 3)
     ranks(run_in_pieces, folder, 3, callbacks)
-    three(run_in_pieces, folder, 5, callbacks)
+    three(run_in_pieces, folder, 5, callbacks, True)
     three(run_whole, folder, 6, callbacks)
     more = [Checkpoint(folder), StopAt(9)]
     stopped = fit(one, one.init(seed=3), 3, more, resume=folder, stop="return")

@@ -1,0 +1,154 @@
+"""A rule that learns what to multiply a matrix by, from both sides, so that it becomes white."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from functional_sgd.decompositions import renewed
+from functional_sgd.randomness import normal, uniform
+from functional_sgd.ranges import AtLeastOne, NonNegative, Positive, Share
+from functional_sgd.reduction import root
+from functional_sgd.rule import leafwise
+from functional_sgd.rules.matrices import as_matrix, is_matrix, like_leaf
+
+__all__ = ["whiten"]
+
+LONGEST = 8192
+"""A side that is longer has a factor for each of its entries, and no triangle."""
+
+FALL = 1e-3
+"""How fast factors are renewed less often, once the calm steps are over."""
+
+TINY = 2.0**-126
+
+
+def rows_factor(param: Tensor) -> Tensor:
+    """The unit matrix for the rows; for a vector, or too many, a one for each."""
+    return _unit(param, 0)
+
+
+def columns_factor(param: Tensor) -> Tensor:
+    """The unit matrix for the columns; a one for each of too many, a single one for a vector."""
+    return _unit(param, 1) if is_matrix(param) else as_matrix(param).new_ones(())
+
+
+def nothing(param: Tensor) -> Tensor:
+    """A single zero."""
+    return as_matrix(param).new_zeros(())
+
+
+def _unit(param: Tensor, side: int) -> Tensor:
+    matrix = as_matrix(param)
+    if not is_matrix(param) or matrix.shape[side] > LONGEST:
+        return matrix.new_ones(matrix.shape[side] if is_matrix(param) else matrix.numel())
+    return torch.eye(matrix.shape[side], dtype=matrix.dtype, device=matrix.device)
+
+
+@leafwise(left=rows_factor, right=columns_factor, waited=nothing)
+def whiten(
+    update: Tensor,
+    left: Tensor,
+    right: Tensor,
+    waited: Tensor,
+    *,
+    key: Any,
+    step: Tensor,
+    factor_lr: Positive = 0.1,
+    factors_every: AtLeastOne = 100 / 3,
+    calm_steps: NonNegative = 500,
+    balanced: Share = 0.01,
+) -> dict[str, Tensor]:
+    """Multiply a matrix from both sides so that its entries become independent and equally large:
+    by factors that are learned by gradient descent, without a root or an inverse.
+
+    a = left update right';  b = left'**-1 noise right**-1
+    left = left - factor_lr * upper(a a' - b b') left / |a a' + b b'|
+    right = right - factor_lr * upper(a' a - b' b) right / |a' a + b' b|
+    update = (left' left) update (right' right)
+
+    upper() is the upper triangle, and |.| a lower bound of the largest eigenvalue: the length of
+    what the matrix makes of its longest column, twice over. Both factors start as the unit matrix;
+    a side longer than 8,192, and a vector, have a number for each entry, and the largest in place
+    of |.|.
+
+    Reads update, step, key, factor_lr > 0 and three numbers that say when the factors are learned:
+    in each of the first `calm_steps` steps, and then less and less, exp(0.001) times as seldom with
+    each step, until it is once in `factors_every`. Before a share of these steps, `balanced`, both
+    factors are scaled so that their largest entries are equally large.
+
+    What is not due is not computed on the CPU; on other devices, and in programs that are recorded,
+    it is, and thrown away. Source: Li 2018, "Preconditioned stochastic gradient descent", and 2024
+    for the Kronecker product; numbers of the Kron that people train with.
+
+    >>> update, one, none = torch.tensor([[2.0, 0.0], [0.0, 2.0]]), torch.eye(2), torch.tensor(0.0)
+    >>> from functional_sgd.randomness import key_of
+    >>> key = key_of(torch.tensor(0), torch.tensor(1), leaf=0, position=0)
+    >>> made = whiten(update, one, one, none, key=key, step=torch.tensor(1), factor_lr=1e-9)
+    >>> made["update"]
+    tensor([[2., 0.],
+            [0., 2.]])
+    """
+    x = as_matrix(update) if is_matrix(update) else as_matrix(update).reshape(-1, 1)
+    if not x.numel():
+        return dict(update=update, left=left.clone(), right=right.clone(), waited=waited.clone())
+    seldom = torch.exp(FALL * (step - 1 - calm_steps).clamp(max=1e5)).clamp(min=1)
+    due = waited + 1 >= torch.minimum(seldom, step * 0 + factors_every)
+    noise = normal(key, x)
+    if is_matrix(update):
+        even = due & (uniform(key, waited) < balanced)
+        mean = root(left.abs().amax() * right.abs().amax())
+        left = torch.where(even, left * (mean / left.abs().amax()), left)
+        right = torch.where(even, right * (mean / right.abs().amax()), right)
+    a = _times(left, _times(right, x.mT).mT)
+    b = _over(left, _over(right, noise.mT).mT)
+    kept = dict(
+        left=renewed(due, left, lambda: _learned(left, a, b, factor_lr)),
+        right=renewed(due, right, lambda: _learned(right, a.mT, b.mT, factor_lr)),
+        waited=torch.where(due, 0.0, waited + 1),
+    )
+    x = _squared(kept["left"], _squared(kept["right"], x.mT).mT)
+    return dict(update=like_leaf(x, update), **kept)
+
+
+def _times(factor: Tensor, rows: Tensor) -> Tensor:
+    """A factor times a matrix with as many rows; a single number stands for no factor."""
+    if factor.dim() == 0:
+        return rows
+    return factor @ rows if factor.dim() > 1 else factor[:, None] * rows
+
+
+def _over(factor: Tensor, rows: Tensor) -> Tensor:
+    """The inverse of a factor's transpose, times a matrix."""
+    if factor.dim() == 0:
+        return rows
+    if factor.dim() == 1:
+        return rows / factor[:, None]
+    return torch.linalg.solve_triangular(factor.mT, rows, upper=False)
+
+
+def _squared(factor: Tensor, rows: Tensor) -> Tensor:
+    """A factor's transpose times the factor times a matrix."""
+    return _times(factor.mT if factor.dim() > 1 else factor, _times(factor, rows))
+
+
+def _learned(factor: Tensor, a: Tensor, b: Tensor, factor_lr: float | Tensor) -> Tensor:
+    """The factor of the rows of two matrices, after a step towards rows that are alike in both."""
+    if factor.dim() == 0:
+        return factor.clone()
+    if factor.dim() == 1:
+        one, two = a.square().sum(1), b.square().sum(1)
+        return factor - factor_lr * (one - two) * factor / ((one + two).amax() + TINY)
+    one, two = a @ a.mT, b @ b.mT
+    change = factor_lr * (one - two).triu() / (_size(one + two) + TINY)
+    return factor - change @ factor
+
+
+def _size(matrix: Tensor) -> Tensor:
+    """A lower bound of the largest eigenvalue of a symmetric matrix, mostly close to it."""
+    largest = matrix.abs().amax()
+    even = matrix / torch.where(largest > 0, largest, 1.0)
+    longest = even.square().sum(0).argmax()
+    seen = even @ even.index_select(1, longest.reshape(1))
+    length = root(seen.square().sum())
+    return largest * root((even @ (seen / length.clamp(min=TINY))).square().sum())
