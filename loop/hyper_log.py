@@ -93,6 +93,8 @@ def appended(log: Sequence[Any] | None, value: Any) -> Log | HyperLog:
     >>> appended(appended(None, 0.1), {"weight": 0.2})[:]
     [0.1, {'weight': 0.2}]
     """
+    if type(log) is Log and type(value) is float:  # nearly always; the rest takes as long again
+        return log.append(value)
     if isinstance(log, HyperLog):
         return log.append(value)
     before = Log() if log is None else log

@@ -167,7 +167,7 @@ MOVES_ZEROS = {"simplex"}
 
 
 RANDOM: dict[str, Callable[[], Chain]] = {
-    "kron": lambda: fs.kron(lr=0.02, wd=0.1),
+    "kron": lambda: fs.kron(lr=0.02, wd=0.1, max_rms=1e3),
     "noisy_sgd": lambda: fs.noisy_sgd(lr=0.05, noise=0.5),
     "sgld": lambda: fs.sgld(lr=0.05, temperature=0.1),
 }

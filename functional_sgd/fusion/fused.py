@@ -225,7 +225,9 @@ class Fused(Optimizer):
             written = check_apart(leaves.trees["param"], leaves, known)
             leaves.starts = {**leaves.starts, **written}
             self._apart = (guard if leaves.matches_guard else None, written)
-        if not all(_is_number(leaves.shared.get(name, 0.0)) for name in self._scalars):
+        shared = [leaves.shared[name] for name in self._scalars if name in leaves.shared]
+        odd = [value for value in shared if type(value) is not float and not _is_number(value)]
+        if odd:
             result = self._leaf_by_leaf(leaves)  # an extra that is left out, or is no number
             return put_back(leaves, result) if self.donate else result
         with self._lock:

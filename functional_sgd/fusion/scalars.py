@@ -1,9 +1,8 @@
 """The numbers that kernels are called with, by name."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -13,6 +12,11 @@ from functional_sgd.fusion.group import Group
 from functional_sgd.randomness import key_of, words_at
 from functional_sgd.rule import KEY, STEP
 from functional_sgd.wiring import SEED
+
+Numbers: TypeAlias = Sequence[float] | NDArray[Any]
+"""One number, or as many as there are leaves."""
+
+_FEW = 64  # up to which a list is quicker than an array
 
 
 class Value(NamedTuple):
@@ -38,7 +42,7 @@ class Scalars:
         leaves = self.leaves
         if name in self.of_tree:
             return Value(False, self.of_tree[name])
-        if (name, id(group)) in self.of_leaves:
+        if self.of_leaves and (name, id(group)) in self.of_leaves:
             return Value(True, self.of_leaves[name, id(group)])
         if name in leaves.shared:
             return Value(False, leaves.shared[name])
@@ -60,15 +64,11 @@ class Scalars:
             return self.leaves.shared[name]
         return self.numbers[name]
 
-    def rows(self, names: Sequence[str], group: Group) -> NDArray[np.float64]:
-        """The numbers for a kernel on a CPU: one row for all leaves of a group, or one for each."""
-        found = [self.find(name, group) for name in names]
-        columns = [_numbers(one) for one in found]
-        count = max((len(column) for column in columns), default=1)
-        table = np.empty((count, len(names)))
-        for place, column in enumerate(columns):
-            table[:, place] = column
-        return table
+    def columns(self, names: Sequence[str], group: Group) -> list[Numbers]:
+        """The numbers for a kernel on a CPU: of each name, one for all leaves of a group, or one
+        for each of them.
+        """
+        return [_numbers(self.find(name, group)) for name in names]
 
     def _picked(self, vector: Tensor, group: Group) -> Tensor:
         return vector if group.everything else vector[group.on_device("indices", vector.device)]
@@ -90,13 +90,16 @@ class Scalars:
         return torch.as_tensor(self._words[known][word])
 
 
-def _numbers(one: Value) -> Sequence[float] | NDArray[Any]:
+def _numbers(one: Value) -> Numbers:
     """A value as one number, or as a vector if the leaves differ."""
     if not one.each:
         return (float(one.value),)
-    if isinstance(one.value, Tensor):
-        vector = one.value.detach().cpu().numpy()
-        if len(vector) and (vector == vector[0]).all():
-            return (float(vector[0]),)
-        return vector
-    return [float(value) for value in one.value]
+    if not isinstance(one.value, Tensor):
+        return [float(value) for value in one.value]
+    if len(one.value) <= _FEW:
+        few: list[float] = one.value.tolist()
+        return few[:1] if few and few.count(few[0]) == len(few) else few
+    vector = one.value.detach().cpu().numpy()
+    if (vector == vector[0]).all():
+        return (float(vector[0]),)
+    return vector

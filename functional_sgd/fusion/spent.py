@@ -29,7 +29,8 @@ def check_apart(
         name: leaves.starts[name] if name in leaves.starts else _starts(tensors)
         for name, tensors in columns.items()
     }
-    if known is not None and all(np.array_equal(found[name], known[name]) for name in found):
+    # As bytes, since numpy takes ten times as long to say whether a few numbers are equal.
+    if known is not None and all(found[name].tobytes() == known[name].tobytes() for name in found):
         return found
     written = [local(tensor) for column in columns.values() for tensor in column]
     starts = np.concatenate([*found.values()]).tolist()

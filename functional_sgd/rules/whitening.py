@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from functional_sgd.decompositions import renewed
+from functional_sgd.pairs import as_complex, as_real
 from functional_sgd.randomness import normal, uniform
 from functional_sgd.ranges import AtLeastOne, NonNegative, Positive, Share
 from functional_sgd.reduction import root
@@ -89,42 +90,46 @@ def whiten(
     tensor([[2., 0.],
             [0., 2.]])
     """
-    x = as_matrix(update) if is_matrix(update) else as_matrix(update).reshape(-1, 1)
+    x = as_matrix(update)
     if not x.numel():
         return dict(update=update, left=left.clone(), right=right.clone(), waited=waited.clone())
     seldom = torch.exp(FALL * (step - 1 - calm_steps).clamp(max=1e5)).clamp(min=1)
     due = waited + 1 >= torch.minimum(seldom, step * 0 + factors_every)
+    slots = left, right  # a factor as large as its complex leaf comes as complex numbers
+    left, right = as_real(left), as_real(right)
+    two_sided = x.dim() > 1  # as the real pairs of a complex vector are
+    x = x if two_sided else x.reshape(-1, 1)
     noise = normal(key, x)
-    if is_matrix(update):
+    if two_sided:
         even = due & (uniform(key, waited) < balanced)
         mean = root(left.abs().amax() * right.abs().amax())
         left = torch.where(even, left * (mean / left.abs().amax()), left)
         right = torch.where(even, right * (mean / right.abs().amax()), right)
-    a = _times(left, _times(right, x.mT).mT)
-    b = _over(left, _over(right, noise.mT).mT)
-    kept = dict(
-        left=renewed(due, left, lambda: _learned(left, a, b, factor_lr)),
-        right=renewed(due, right, lambda: _learned(right, a.mT, b.mT, factor_lr)),
-        waited=torch.where(due, 0.0, waited + 1),
-    )
-    x = _squared(kept["left"], _squared(kept["right"], x.mT).mT)
-    return dict(update=like_leaf(x, update), **kept)
+    a, b = _times(left, x), _over(left, noise)
+    if two_sided:
+        a, b = _times(right, a.mT).mT, _over(right, b.mT).mT
+        new_right = renewed(due, right, lambda: _learned(right, a.mT, b.mT, factor_lr))
+        x = _squared(new_right, x.mT).mT
+    else:
+        new_right = right.clone()
+    new_left = renewed(due, left, lambda: _learned(left, a, b, factor_lr))
+    update = like_leaf(_squared(new_left, x), update)
+    waited = torch.where(due, 0.0, waited + 1)
+    kept = dict(left=as_complex(new_left, slots[0]), right=as_complex(new_right, slots[1]))
+    return dict(update=update, waited=waited, **kept)
 
 
 def _times(factor: Tensor, rows: Tensor) -> Tensor:
-    """A factor times a matrix with as many rows; a single number stands for no factor."""
-    if factor.dim() == 0:
-        return rows
+    """A factor times a matrix with as many rows."""
     return factor @ rows if factor.dim() > 1 else factor[:, None] * rows
 
 
 def _over(factor: Tensor, rows: Tensor) -> Tensor:
     """The inverse of a factor's transpose, times a matrix."""
-    if factor.dim() == 0:
-        return rows
     if factor.dim() == 1:
         return rows / factor[:, None]
-    return torch.linalg.solve_triangular(factor.mT, rows, upper=False)
+    solved: Tensor = torch.linalg.solve_triangular(factor.mT, rows, upper=False)
+    return solved
 
 
 def _squared(factor: Tensor, rows: Tensor) -> Tensor:
@@ -134,8 +139,6 @@ def _squared(factor: Tensor, rows: Tensor) -> Tensor:
 
 def _learned(factor: Tensor, a: Tensor, b: Tensor, factor_lr: float | Tensor) -> Tensor:
     """The factor of the rows of two matrices, after a step towards rows that are alike in both."""
-    if factor.dim() == 0:
-        return factor.clone()
     if factor.dim() == 1:
         one, two = a.square().sum(1), b.square().sum(1)
         return factor - factor_lr * (one - two) * factor / ((one + two).amax() + TINY)

@@ -89,9 +89,8 @@ class Recorder(Callback):
             if self.train_metrics
             else record.sums
         )
-        record = replace(
-            record, average=average, count=count, debiased=1 - self.beta**count, sums=sums
-        )
+        debiased = 1 - self.beta**count
+        record = Record(average, count, debiased, sums, record.row, record.written)
         history, logs = state.history, state.history.hypers
         hypers = {name: appended(logs.get(name), value) for name, value in state.hyper.items()}
         history = History(history.losses.append(loss), hypers, history.rows)

@@ -140,7 +140,8 @@ class CompiledWork(Work):
         fixed = ("validation", constants, spec, learned.spec, *self._modes(device_of(state)))
 
         def batch(*values: Tensor) -> Any:
-            buffers, evaluated, _ = learned.spec.unflatten(values[: len(learned.leaves)])
+            trees: Any = learned.spec.unflatten(values[: len(learned.leaves)])
+            buffers, evaluated, _ = trees
             xb = spec.unflatten(_joined(constants, spec, iter(values[len(learned.leaves) :])))
             work = Work()
             try:

@@ -99,8 +99,10 @@ class Listener:
 
 def agreement_of(run: Run) -> Agreement | None:
     """What a callback has lent to a run that several processes have together."""
-    lent = run.state.resources.values()
-    return next((one for one in lent if isinstance(one, Agreement)), None)
+    for one in run.state.resources.values():
+        if isinstance(one, Agreement):
+            return one
+    return None
 
 
 @contextmanager

@@ -77,8 +77,8 @@ def fit(
     `compile=True` compiles forward pass, loss and gradients of a training batch into one graph, and
     the forward pass of a validation batch into another (a few seconds for each shape of batch; kept
     for later runs), and fuses the optimizer. Numbers then differ in their last digits, and dropout
-    draws others. If the model cannot be compiled for validation, a warning says so. Callbacks that change pred or loss in
-    between must be `traceable`.
+    draws others. If the model cannot be compiled for validation, a warning says so. Callbacks that
+    change pred or loss in between must be `traceable`.
 
     `donate=True` gives the state away: the optimizer overwrites params and slots in place, which
     takes half of the memory. The state given is spent, and using it again is an error. What fails

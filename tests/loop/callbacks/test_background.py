@@ -32,7 +32,7 @@ def test_it_writes_the_states_that_it_would_write_at_once(donate: bool, tmp_path
         fit(MINE, MINE.init(seed=4), EPOCHS, [keep], donate=donate)
     now, behind = (checkpoints(tmp_path / name) for name in ("now", "behind"))
     assert [path.name for path in behind] == [path.name for path in now]
-    assert len(now) == 7
+    assert len(now) == 8
     assert all(same(load(one), load(other)) for one, other in zip(now, behind, strict=True))
     assert same(fit(MINE, START, EPOCHS, resume=tmp_path / "behind"), fit(MINE, START, EPOCHS))
 
@@ -65,7 +65,7 @@ def test_the_run_goes_on_meanwhile(slow: tuple[threading.Event, list[Any]], tmp_
     end = fit(MINE, START, 1, [keep, on("early", after_step=later)])
     assert [load(path).train_iter for path in checkpoints(tmp_path)] == [1, 2, 3, 3]
     assert threading.main_thread() not in threads
-    assert same(load_latest(tmp_path).replace(done=()), end)
+    assert identical(load_latest(tmp_path).params, end.params)
 
 
 def test_the_last_state_is_waited_for_and_written(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.functional import cross_entropy, mse_loss
 
-from functional_sgd import adamw, lamb, sgd
+from functional_sgd import adamw, lamb, schedule_free_sgd, sgd
 from functional_sgd.schedules import Linear
 from loop import (
     ActivationStats,
@@ -104,14 +104,22 @@ COMBINATIONS: dict[str, list[Any]] = {
 }
 
 
+COMPILED = ("nothing", "mixup and smoothing", "accumulation")
+
+
 @pytest.mark.parametrize("name", COMBINATIONS)
-def test_a_compiled_run_is_the_same_run(name: str) -> None:
+def test_a_compiled_run_is_the_same_run(name: str, request: pytest.FixtureRequest) -> None:
+    if name not in COMPILED:
+        request.getfixturevalue("as_traced")
     mine = classes(callbacks=COMBINATIONS[name])
     start = mine.init(seed=1)
     kept = Kept(start)
-    assert_close(fit(mine, start, 2, compile=True), fit(mine, start, 2))
+    found, expected = fit(mine, start, 2, compile=True), fit(mine, start, 2)
+    assert_close(found, expected)
+    for row, wanted in zip(found.history.rows, expected.history.rows, strict=True):
+        assert row == pytest.approx(wanted, abs=1e-4)
     kept.check()
-    assert len(graphs_of(mine.model)) == 1, "one graph, whatever lr and lambda are"
+    assert len(graphs_of(mine.model)) == 2, "one for each phase, whatever lr and lambda are"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -119,7 +127,7 @@ def test_mixed_precision_is_part_of_the_graph(dtype: torch.dtype) -> None:
     mine = classes(callbacks=[MixedPrecision(dtype, growth_interval=3, init_scale=8.0)])
     found, expected = fit(mine, mine.init(), 2, compile=True), fit(mine, mine.init(), 2)
     assert_close(found, expected, atol=0.02)
-    assert len(graphs_of(mine.model)) == 1
+    assert len(graphs_of(mine.model)) == 2
     if dtype == torch.float16:
         assert float(found.memory["mixed_precision"]["scale"]) == float(
             expected.memory["mixed_precision"]["scale"]
@@ -130,6 +138,32 @@ def test_mixed_precision_is_part_of_the_graph(dtype: torch.dtype) -> None:
 def test_a_smaller_last_batch_is_one_more_graph() -> None:
     mine = classes(size=16)
     assert_close(fit(mine, mine.init(), 3, compile=True), fit(mine, mine.init(), 3))
+    assert len(graphs_of(mine.model)) == 3  # the third one is for validation
+
+
+class OtherInValidation(nn.Sequential):
+    """What it does in validation depends on values."""
+
+    def forward(self, x: Tensor) -> Any:
+        y = super().forward(x)
+        return y if self.training or bool(x.sum() > 1e9) else 2 * y
+
+
+@traced
+def test_validation_that_cannot_be_compiled_is_not_and_says_so() -> None:
+    mine = classes(OtherInValidation(nn.Linear(6, 3)))
+    with pytest.warns(UserWarning, match=r"validation runs without being compiled: .*data-depend"):
+        found = fit(mine, mine.init(), 2, compile=True)
+    assert found.history.rows[-1] == pytest.approx(fit(mine, mine.init(), 2).history.rows[-1])
+    assert len(graphs_of(mine.model)) == 1
+
+
+@traced
+def test_what_the_optimizer_wants_to_be_evaluated_is() -> None:
+    mine = classes(opt=schedule_free_sgd(lr=0.5))
+    found, expected = fit(mine, mine.init(), 2, compile=True), fit(mine, mine.init(), 2)
+    for row, wanted in zip(found.history.rows, expected.history.rows, strict=True):
+        assert row == pytest.approx(wanted, abs=1e-5)
     assert len(graphs_of(mine.model)) == 2
 
 
@@ -379,7 +413,7 @@ def test_a_tree_of_hypers_is_data_too() -> None:
     lr = {name: 0.1 if name.startswith("0") else 0.01 for name in mine.init().params}
     assert_close(fit(mine, mine.init(), 1, lr=lr, compile=True), fit(mine, mine.init(), 1, lr=lr))
     fit(mine, mine.init(), 1, lr={name: 2 * rate for name, rate in lr.items()}, compile=True)
-    assert len(graphs_of(mine.model)) == 1
+    assert len(graphs_of(mine.model)) == 2
 
 
 @traced

@@ -70,6 +70,22 @@ class _Buffer:
         self.address: int = array.ctypes.data
 
 
+class _Buffers:
+    """What a kernel is called with besides columns, for so many leaves: each is used again."""
+
+    def __init__(self, table: tuple[int, int], n_parts: int) -> None:
+        self.table = _Buffer(np.empty(table, dtype=np.int64))
+        self.parts = _Buffer(np.empty(max(n_parts, 1)))
+        self._rows: dict[int, tuple[_Buffer, _Buffer]] = {}
+
+    def rows(self, n_rows: int, n_numbers: int, room: int) -> tuple[_Buffer, _Buffer]:
+        """(rows of numbers, what a kernel computes of each row before it begins)."""
+        if n_rows not in self._rows:
+            rows, scratch = np.empty((n_rows, n_numbers)), np.empty(n_rows * room)
+            self._rows[n_rows] = _Buffer(rows), _Buffer(scratch)
+        return self._rows[n_rows]
+
+
 class _Chunks:
     """How the leaves of a group are cut into chunks."""
 
@@ -84,14 +100,15 @@ class _Chunks:
 
 
 class _Kernel:
-    """A compiled pass. One call at a time: the table of addresses is used again."""
+    """A compiled pass. One call at a time: its buffers are used again."""
 
     def __init__(self, work: Pass, function: Any) -> None:
         self.function = function
         self.scalars, self.n_takes = work.scalars, len(work.takes)
         self.n_columns = len(work.reads) + len(work.outputs)
         self.room = 2 * len(body_of(work).crossing) + 1  # of each row, at most
-        self._tables: dict[int, _Buffer] = {}
+        self.no_totals = _Buffer(np.empty(1))
+        self._buffers: dict[tuple[int, int], _Buffers] = {}
 
     def __call__(
         self, group: Group, reads: Sequence[Column], writes: Sequence[Column], scalars: Scalars
@@ -99,29 +116,38 @@ class _Kernel:
         if "chunks" not in group.prepared:
             group.prepared["chunks"] = _Chunks(group.sizes)
         chunks: _Chunks = group.prepared["chunks"]
-        table = self._table(chunks.n_leaves)
+        buffers = self._buffers_for(chunks)
+        table = buffers.table
         known: dict[int, int] = {}
         for place, column in enumerate((*reads, *writes)):
             # A column that is overwritten is both read and written; its addresses are copied once.
             same = known.setdefault(id(column), place)
             table.array[place] = column.addresses if same == place else table.array[same]
-        rows = _Buffer(scalars.rows(self.scalars, group))
-        n_rows = len(rows.array)
-        scratch = _Buffer(np.empty(n_rows * self.room))
-        parts = _Buffer(np.empty(max(chunks.n_chunks * self.n_takes, 1)))
-        totals = _Buffer(np.empty((chunks.n_leaves, self.n_takes)))
+        numbers = scalars.columns(self.scalars, group)
+        n_rows = max(map(len, numbers), default=1)
+        rows, scratch = buffers.rows(n_rows, len(numbers), self.room)
+        if n_rows == 1:
+            rows.array[0] = [one[0] for one in numbers]
+        else:
+            for place, one in enumerate(numbers):
+                rows.array[:, place] = one
+        totals = self.no_totals
+        if self.n_takes:  # which are handed out, so they are new ones
+            totals = _Buffer(np.empty((chunks.n_leaves, self.n_takes)))
         self.function(
             chunks.n_leaves, table.address, n_rows, rows.address,
             (chunks.one_row if n_rows == 1 else chunks.own_rows).address,
             chunks.n_chunks, chunks.leaf.address, chunks.start.address, chunks.count.address,
-            scratch.address, parts.address, totals.address,
+            scratch.address, buffers.parts.address, totals.address,
             min(torch.get_num_threads(), chunks.threads),
         )  # fmt: skip
         return torch.from_numpy(totals.array) if self.n_takes else None
 
-    def _table(self, n_leaves: int) -> _Buffer:
-        if n_leaves not in self._tables:
-            if len(self._tables) >= 16:
-                self._tables.clear()
-            self._tables[n_leaves] = _Buffer(np.empty((self.n_columns, n_leaves), dtype=np.int64))
-        return self._tables[n_leaves]
+    def _buffers_for(self, chunks: _Chunks) -> _Buffers:
+        key = chunks.n_leaves, chunks.n_chunks
+        if key not in self._buffers:
+            if len(self._buffers) >= 16:
+                self._buffers.clear()
+            table = self.n_columns, chunks.n_leaves
+            self._buffers[key] = _Buffers(table, chunks.n_chunks * self.n_takes)
+        return self._buffers[key]
