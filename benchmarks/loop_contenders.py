@@ -114,11 +114,14 @@ class Restart:
 
 class Plain:
     """PyTorch as everybody writes it, or with the model and its loss compiled; nothing waits for a
-    loss.
+    loss. If it does not record, no loss of the training is kept.
     """
 
-    def __init__(self, task: Task, compiled: bool = False, **form: bool) -> None:
+    def __init__(
+        self, task: Task, compiled: bool = False, records: bool = True, **form: bool
+    ) -> None:
         self.task, self.restart, self.form = task, Restart(task), form
+        self.records = records
         model = self.restart.model
 
         def loss_of(x: Tensor, y: Tensor) -> Tensor:
@@ -139,9 +142,10 @@ class Plain:
                 loss.backward()
                 opt.step()
                 schedule.step()
-                smooth = BETA * smooth + (1 - BETA) * loss.detach()
-                steps += 1
-            rows.append((float(smooth) / (1 - BETA**steps), *self.validate(model)))
+                if self.records:
+                    smooth = BETA * smooth + (1 - BETA) * loss.detach()
+                    steps += 1
+            rows.append((float(smooth) / (1 - BETA ** (steps or 1)), *self.validate(model)))
         return rows[-1][-1]
 
     @torch.no_grad()

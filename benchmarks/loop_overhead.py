@@ -17,6 +17,7 @@ PACKAGES = ("torch", "numpy", "optree", "fastai", "lightning", "pytorch-ignite",
 
 CONTENDERS: dict[str, Callable[[Task], Contender]] = {
     REFERENCE: Plain,
+    "PyTorch, nothing recorded": lambda task: Plain(task, records=False),
     "PyTorch, fused AdamW": lambda task: Plain(task, fused=True),
     "PyTorch, compiled model, fused AdamW": lambda task: Plain(task, compiled=True, fused=True),
     "ours": Ours,
