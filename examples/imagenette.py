@@ -3,6 +3,7 @@ the same weights.
 
 At --size 64 --arch resnet18 --bf16, one run each: after three epochs Adam is at 0.688, momentum at
 0.641; after two of the three, momentum 0.546, Adam 0.535, RMSProp 0.527, SGD 0.497.
+At --size 64 --epochs 1, one run each: Adam 0.503, momentum 0.467, SGD 0.396, RMSProp 0.385.
 """
 
 import time
