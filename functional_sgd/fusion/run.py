@@ -66,14 +66,9 @@ class Run:
         self.started = False  # whether anything of the caller's has been overwritten
         self.tables = [self._table(group) for group in groups]
 
+    @torch.no_grad()
     def __call__(self) -> tuple[dict[str, list[Any]], dict[str, list[Tensor]]]:
         """The results, and the slots, leaf by leaf; numbers of the tree are set in the leaves."""
-        if torch.is_grad_enabled():
-            with torch.no_grad():
-                return self._all()
-        return self._all()
-
-    def _all(self) -> tuple[dict[str, list[Any]], dict[str, list[Tensor]]]:
         if self.groups and self.leaves.separate:
             for call in self.plan.calls:
                 check_tree_scalars(self.plan, call, self.leaves)

@@ -82,13 +82,13 @@ def whiten(
     it is, and thrown away. Source: Li 2018, "Preconditioned stochastic gradient descent", and 2024
     for the Kronecker product; numbers of the Kron that people train with.
 
-    >>> update, one, none = torch.tensor([[2.0, 0.0], [0.0, 2.0]]), torch.eye(2), torch.tensor(0.0)
     >>> from functional_sgd.randomness import key_of
     >>> key = key_of(torch.tensor(0), torch.tensor(1), leaf=0, position=0)
-    >>> made = whiten(update, one, one, none, key=key, step=torch.tensor(1), factor_lr=1e-9)
-    >>> made["update"]
-    tensor([[2., 0.],
-            [0., 2.]])
+    >>> left, right = torch.tensor([[1.0, 0.0], [0.0, 3.0]]), torch.eye(2)
+    >>> later = dict(key=key, step=torch.tensor(2000))  # due in 4 steps
+    >>> whiten(torch.ones(2, 2), left, right, torch.tensor(0.0), **later)["update"]
+    tensor([[1., 1.],
+            [9., 9.]])
     """
     x = as_matrix(update)
     if not x.numel():

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from functional_sgd.compile.step import without_kernels
 from functional_sgd.compile.traced import LIST, Traced, by_name, numbers_of, trace
 from functional_sgd.outputs import map_output
-from loop.learner import Learner
 from loop.run.attributes import attributes_of, changed_attributes
 from loop.run.chance import seed_torch
 from loop.run.graph_cache import Learned, counted, flat, graphs_of
@@ -348,29 +347,6 @@ _ADVICE = (
     "that branches on the values of tensors, or makes shapes of them as x[x > 0] does, cannot: "
     "write torch.where, or fit without compile=True."
 )
-
-
-def check_optimizer_compilable(learner: Learner) -> None:
-    """Raise ValueError for an optimizer that needs more of a batch than a graph of it gives."""
-    opt = learner.opt
-    asked = [name for name in ("value", "value_fn") if name in opt.names]
-    if opt.perturbs or asked:
-        why = "takes the gradient a second time" if opt.perturbs else f"reads {asked[0]!r}"
-        raise ValueError(
-            f"fit(compile=True): {opt!r} {why}, which a compiled batch does not have. "
-            f"Fit without compile=True."
-        )
-
-
-def check_compilable(callbacks: Sequence[Any]) -> None:
-    """Raise ValueError for callbacks that cannot act on a compiled batch."""
-    for callback in callbacks:
-        if getattr(callback, "eager", False):
-            raise ValueError(
-                f"fit(compile=True): {callback!r} must see the layers of the model at work, or "
-                f"changes them, which a "
-                f"compiled batch does not notice. Leave it out, or fit without compile=True."
-            )
 
 
 def _late(name: str) -> ValueError:

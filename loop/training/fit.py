@@ -21,7 +21,8 @@ from loop.callbacks.recorder import RECORDER, recorded
 from loop.callbacks.schedule import put_all_back, with_hypers
 from loop.donation import check_not_spent, taken
 from loop.learner import Learner, hyper_names
-from loop.run.compiled import CompiledWork, check_compilable, check_optimizer_compilable
+from loop.run.compilable import check_compilable, check_optimizer_compilable
+from loop.run.compiled import CompiledWork
 from loop.run.events import VALIDATE
 from loop.run.interrupt import STOPS, run_to_end
 from loop.run.machine import Run, Steps

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.functional import cross_entropy, mse_loss
 
-from functional_sgd import adamw, lamb, schedule_free_sgd, sgd
+from functional_sgd import adamw, lamb, sgd
 from functional_sgd.schedules import Linear
 from loop import (
     ActivationStats,
@@ -50,14 +50,6 @@ def _quiet() -> Iterator[None]:
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=UserWarning)
         yield
-
-
-@pytest.fixture
-def as_traced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Graphs are run as they are: for what the loop does with them, whatever code is made of them,
-    which takes two seconds.
-    """
-    monkeypatch.setattr(torch._inductor, "compile", lambda graph, inputs: graph)
 
 
 traced = pytest.mark.usefixtures("as_traced")
@@ -139,32 +131,6 @@ def test_a_smaller_last_batch_is_one_more_graph() -> None:
     mine = classes(size=16)
     assert_close(fit(mine, mine.init(), 3, compile=True), fit(mine, mine.init(), 3))
     assert len(graphs_of(mine.model)) == 3  # the third one is for validation
-
-
-class OtherInValidation(nn.Sequential):
-    """What it does in validation depends on values."""
-
-    def forward(self, x: Tensor) -> Any:
-        y = super().forward(x)
-        return y if self.training or bool(x.sum() > 1e9) else 2 * y
-
-
-@traced
-def test_validation_that_cannot_be_compiled_is_not_and_says_so() -> None:
-    mine = classes(OtherInValidation(nn.Linear(6, 3)))
-    with pytest.warns(UserWarning, match=r"validation runs without being compiled: .*data-depend"):
-        found = fit(mine, mine.init(), 2, compile=True)
-    assert found.history.rows[-1] == pytest.approx(fit(mine, mine.init(), 2).history.rows[-1])
-    assert len(graphs_of(mine.model)) == 1
-
-
-@traced
-def test_what_the_optimizer_wants_to_be_evaluated_is() -> None:
-    mine = classes(opt=schedule_free_sgd(lr=0.5))
-    found, expected = fit(mine, mine.init(), 2, compile=True), fit(mine, mine.init(), 2)
-    for row, wanted in zip(found.history.rows, expected.history.rows, strict=True):
-        assert row == pytest.approx(wanted, abs=1e-5)
-    assert len(graphs_of(mine.model)) == 2
 
 
 @traced

@@ -116,7 +116,13 @@ class _Kernel:
         if "chunks" not in group.prepared:
             group.prepared["chunks"] = _Chunks(group.sizes)
         chunks: _Chunks = group.prepared["chunks"]
-        buffers = self._buffers_for(chunks)
+        key = chunks.n_leaves, chunks.n_chunks
+        if key not in self._buffers:
+            if len(self._buffers) >= 16:
+                self._buffers.clear()
+            shape = self.n_columns, chunks.n_leaves
+            self._buffers[key] = _Buffers(shape, chunks.n_chunks * self.n_takes)
+        buffers = self._buffers[key]
         table = buffers.table
         known: dict[int, int] = {}
         for place, column in enumerate((*reads, *writes)):
@@ -142,12 +148,3 @@ class _Kernel:
             min(torch.get_num_threads(), chunks.threads),
         )  # fmt: skip
         return torch.from_numpy(totals.array) if self.n_takes else None
-
-    def _buffers_for(self, chunks: _Chunks) -> _Buffers:
-        key = chunks.n_leaves, chunks.n_chunks
-        if key not in self._buffers:
-            if len(self._buffers) >= 16:
-                self._buffers.clear()
-            table = self.n_columns, chunks.n_leaves
-            self._buffers[key] = _Buffers(table, chunks.n_chunks * self.n_takes)
-        return self._buffers[key]
