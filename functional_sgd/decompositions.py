@@ -1,6 +1,6 @@
 """Eigenvectors and orthonormal bases that can be differentiated where theory divides by zero."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -10,10 +10,17 @@ from functional_sgd.tracing import known_for_all
 
 def renewed(due: Tensor, old: Tensor, renew: Callable[[], Tensor]) -> Tensor:
     """What renew() gives if it is due, else the old; not computed where that is known."""
+    return renewed_together(due, [old], lambda: [renew()])[0]
+
+
+def renewed_together(
+    due: Tensor, old: Sequence[Tensor], renew: Callable[[], Sequence[Tensor]]
+) -> list[Tensor]:
+    """`renewed` for tensors that are computed from one another."""
     found = known_for_all(due)
     if found is None:
-        return torch.where(due, renew(), old)
-    return renew() if found else old.clone()
+        return [torch.where(due, *pair) for pair in zip(renew(), old, strict=True)]
+    return [*renew()] if found else [one.clone() for one in old]
 
 
 def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from functional_sgd.decompositions import renewed
+from functional_sgd.decompositions import renewed, renewed_together
 from functional_sgd.pairs import as_complex, as_real
 from functional_sgd.randomness import normal, uniform
 from functional_sgd.ranges import AtLeastOne, NonNegative, Positive, Share
@@ -26,12 +26,14 @@ TINY = 2.0**-126
 
 def rows_factor(param: Tensor) -> Tensor:
     """The unit matrix for the rows; for a vector, or too many, a one for each."""
-    return _unit(param, 0)
+    matrix = as_matrix(param)
+    return _unit(matrix, 0) if is_matrix(param) else matrix.new_ones(matrix.numel())
 
 
 def columns_factor(param: Tensor) -> Tensor:
     """The unit matrix for the columns; a one for each of too many, a single one for a vector."""
-    return _unit(param, 1) if is_matrix(param) else as_matrix(param).new_ones(())
+    matrix = as_matrix(param)
+    return _unit(matrix, 1) if is_matrix(param) else matrix.new_ones(())
 
 
 def nothing(param: Tensor) -> Tensor:
@@ -39,11 +41,11 @@ def nothing(param: Tensor) -> Tensor:
     return as_matrix(param).new_zeros(())
 
 
-def _unit(param: Tensor, side: int) -> Tensor:
-    matrix = as_matrix(param)
-    if not is_matrix(param) or matrix.shape[side] > LONGEST:
-        return matrix.new_ones(matrix.shape[side] if is_matrix(param) else matrix.numel())
-    return torch.eye(matrix.shape[side], dtype=matrix.dtype, device=matrix.device)
+def _unit(matrix: Tensor, side: int) -> Tensor:
+    size = matrix.shape[side]
+    if size > LONGEST:
+        return matrix.new_ones(size)
+    return torch.eye(size, dtype=matrix.dtype, device=matrix.device)
 
 
 @leafwise(left=rows_factor, right=columns_factor, waited=nothing)
@@ -98,25 +100,37 @@ def whiten(
     slots = left, right  # a factor as large as its complex leaf comes as complex numbers
     left, right = as_real(left), as_real(right)
     two_sided = x.dim() > 1  # as the real pairs of a complex vector are
-    x = x if two_sided else x.reshape(-1, 1)
-    noise = normal(key, x)
     if two_sided:
-        even = due & (uniform(key, waited) < balanced)
-        mean = root(left.abs().amax() * right.abs().amax())
-        left = torch.where(even, left * (mean / left.abs().amax()), left)
-        right = torch.where(even, right * (mean / right.abs().amax()), right)
-    a, b = _times(left, x), _over(left, noise)
-    if two_sided:
-        a, b = _times(right, a.mT).mT, _over(right, b.mT).mT
-        new_right = renewed(due, right, lambda: _learned(right, a.mT, b.mT, factor_lr))
-        x = _squared(new_right, x.mT).mT
+        even = uniform(key, waited) < balanced
+        left, right = renewed_together(
+            due,
+            (left, right),
+            lambda: _both_learned(left, right, x, normal(key, x), even, factor_lr),
+        )
+        x = _squared(right, x.mT).mT
     else:
-        new_right = right.clone()
-    new_left = renewed(due, left, lambda: _learned(left, a, b, factor_lr))
-    update = like_leaf(_squared(new_left, x), update)
+        x = x.reshape(-1, 1)
+        left = renewed(
+            due,
+            left,
+            lambda: _learned(left, _times(left, x), _over(left, normal(key, x)), factor_lr),
+        )
+        right = right.clone()
+    update = like_leaf(_squared(left, x), update)
     waited = torch.where(due, 0.0, waited + 1)
-    kept = dict(left=as_complex(new_left, slots[0]), right=as_complex(new_right, slots[1]))
+    kept = dict(left=as_complex(left, slots[0]), right=as_complex(right, slots[1]))
     return dict(update=update, waited=waited, **kept)
+
+
+def _both_learned(
+    left: Tensor, right: Tensor, x: Tensor, noise: Tensor, even: Tensor, factor_lr: float | Tensor
+) -> tuple[Tensor, Tensor]:
+    """Both factors after a step; if it is to be, scaled to equal largest entries before."""
+    mean = root(left.abs().amax() * right.abs().amax())
+    left = torch.where(even, left * (mean / left.abs().amax()), left)
+    right = torch.where(even, right * (mean / right.abs().amax()), right)
+    a, b = _times(right, _times(left, x).mT).mT, _over(right, _over(left, noise).mT).mT
+    return _learned(left, a, b, factor_lr), _learned(right, a.mT, b.mT, factor_lr)
 
 
 def _times(factor: Tensor, rows: Tensor) -> Tensor:

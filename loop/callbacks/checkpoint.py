@@ -16,15 +16,14 @@ from loop.state import State
 
 
 class Background:
-    """A thread that does one thing after another; what it raises is raised here, later."""
+    """A thread for one thing at a time; what that raises is raised here, later."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
 
     def start(self, job: Callable[[], Any]) -> None:
-        """Do this, once what came before is done."""
-        self.wait()
+        """Do this; what came before must be done (`wait`)."""
         # A daemon, for it may wait for another rank, which is gone, when the process ends.
         self._thread = threading.Thread(target=self._do, args=(job,), daemon=True)
         self._thread.start()

@@ -55,6 +55,10 @@ class Shape:
 
     tree: Any
 
+    def filled(self, parts: Sequence[Any]) -> Any:
+        """The prediction, of these parts."""
+        return map_output(parts.__getitem__, self.tree)
+
 
 class CompiledWork(Work):
     """The stages, of which [predict], [loss] and [gradients] of a training batch, and often
@@ -115,8 +119,7 @@ class CompiledWork(Work):
         graph = self._graph(tensors, fixed, lambda: self._traced(state, tensors, fixed))
         seed_torch(batch_key(state), device)
         (parts, shape, shown, loss, grads, buffers, updated), leaves = graph(tensors)
-        pred = map_output(parts.__getitem__, shape.tree)
-        state = state.replace(pred=pred, buffers=buffers)
+        state = state.replace(pred=shape.filled(parts), buffers=buffers)
         self.results = Results(state, shown, loss, grads, updated)
         if updated is not None:
             count = self.learned.spec.num_leaves
@@ -129,10 +132,7 @@ class CompiledWork(Work):
         """The prediction for a validation batch, by its graph if there can be one."""
         if not self.validates:
             return super()._predict(state, params)
-        found: Any = (state.buffers, params, None)
-        if any(one is not other for one, other in zip(found, self.evaluated.tree, strict=True)):
-            self.evaluated = Learned(found, *optree.tree_flatten(found))
-        learned = self.evaluated
+        learned = self.evaluated = self.evaluated.now((state.buffers, params, None))
         around, spec = flat(state.xb)
         inputs = [leaf for leaf in around if isinstance(leaf, Tensor)]
         tensors, constants = [*learned.leaves, *inputs], _constants(around)
@@ -148,8 +148,7 @@ class CompiledWork(Work):
                     pred = work._predict(state.replace(buffers=buffers, xb=xb), evaluated)
             finally:
                 work.leave()
-            parts: list[Any] = []
-            return parts, Shape(map_output(partial(_taken, parts), pred))
+            return _taken_apart(pred)
 
         try:
             graph = self._graph(tensors, fixed, lambda: self._checked(state, batch, tensors, fixed))
@@ -161,7 +160,7 @@ class CompiledWork(Work):
             self.validates = False
             return super()._predict(state, params)
         (parts, shape), _ = graph(tensors)
-        return map_output(parts.__getitem__, shape.tree)
+        return shape.filled(parts)
 
     def _graph(
         self, tensors: list[Tensor], fixed: tuple[Any, ...], make: Callable[[], Traced]
@@ -221,7 +220,8 @@ class CompiledWork(Work):
         opt, hyper = None, None
         if self.updates:
             opt, hyper = self._plain(learner.opt), numbers_of({**learner.opt.hyper, **state.hyper})
-        learned = self._learned(state)
+        opt_state = state.opt_state if self.updates else None
+        learned = self.learned = self.learned.now((state.buffers, state.params, opt_state))
         around, spec = flat((state.xb, state.yb, learner.loss, memory, hyper))
         tensors = [*learned.leaves, *[leaf for leaf in around if isinstance(leaf, Tensor)]]
         modes = self._modes(device)
@@ -237,13 +237,6 @@ class CompiledWork(Work):
         if self.plain[0] is not opt:
             self.plain = (opt, without_kernels(opt))
         return self.plain[1]
-
-    def _learned(self, state: State) -> "Learned":
-        """What the batch starts from; known, if it is what the last one ended with."""
-        found: Any = (state.buffers, state.params, state.opt_state if self.updates else None)
-        if any(one is not other for one, other in zip(found, self.learned.tree, strict=True)):
-            self.learned = Learned(found, *optree.tree_flatten(found))
-        return self.learned
 
     def _traced(self, state: State, tensors: list[Tensor], fixed: tuple[Any, ...]) -> Traced:
         """The graph for a batch like this one."""
@@ -326,8 +319,7 @@ class CompiledWork(Work):
             state = self._handled(event, state)
         after = work.update(state) if self.updates else None
         updated = None if after is None else (after.params, after.opt_state)
-        parts: list[Any] = []
-        shape = Shape(map_output(partial(_taken, parts), state.pred))
+        parts, shape = _taken_apart(state.pred)
         return parts, shape, shown.detach(), state.loss, state.grads, state.buffers, updated
 
     def _handled(self, event: str, state: State) -> State:
@@ -371,6 +363,12 @@ def _joined(
     """The leaves of a batch, from its tensors and what is none."""
     known = dict(constants)
     return [known[i] if i in known else next(tensors) for i in range(spec.num_leaves)]
+
+
+def _taken_apart(pred: Any) -> tuple[list[Any], Shape]:
+    """The parts of a prediction, and how it is built of them."""
+    parts: list[Any] = []
+    return parts, Shape(map_output(partial(_taken, parts), pred))
 
 
 def _taken(parts: list[Any], leaf: Any) -> int:

@@ -67,6 +67,11 @@ def identical(found: Any, expected: Any) -> bool:
     return bool(found == expected)
 
 
+def same(found: State, expected: State) -> bool:
+    """Whether two states are equal in every field, bit for bit."""
+    return identical(vars(found), vars(expected))
+
+
 def tiny(count: int = 0, **fields: Any) -> State:
     """A state that can be told from others."""
     return State(

@@ -12,17 +12,12 @@ import loop.disk.store
 from loop import Checkpoint, State, fit, load, load_latest
 from loop.disk.store import checkpoints
 from tests.loop.helpers import full, on
-from tests.loop.saving import identical
+from tests.loop.saving import identical, same
 
 EPOCHS = 2
 MINE = full()  # 3 training batches and 2 validation batches an epoch
 START = MINE.init(seed=4)
 PATIENCE = 30.0
-
-
-def same(found: State, expected: State) -> bool:
-    """Whether two states are equal in every field, bit for bit."""
-    return identical(vars(found), vars(expected))
 
 
 @pytest.mark.parametrize("donate", [False, True], ids=["pure", "donated"])

@@ -13,7 +13,7 @@ import loop.disk.store
 from loop import CancelFit, Checkpoint, State, fit, load, load_latest, lr_find, predict, validate
 from loop.disk.store import checkpoints
 from tests.loop.helpers import assert_same_run, full, on, raiser
-from tests.loop.saving import identical
+from tests.loop.saving import same
 
 EPOCHS = 2
 MINE = full()  # 3 training batches and 2 validation batches an epoch
@@ -24,11 +24,6 @@ START = MINE.init(seed=4)
 def end() -> State:
     """Of the run that nothing interrupts."""
     return fit(MINE, START, EPOCHS)
-
-
-def same(found: State, expected: State) -> bool:
-    """Whether two states are equal in every field, bit for bit."""
-    return identical(vars(found), vars(expected))
 
 
 def written(folder: Path) -> list[tuple[int, ...]]:
