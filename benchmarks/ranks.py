@@ -1,12 +1,16 @@
 """What does a batch cost on several ranks? `fit` of a parallel learner, beside a loop by hand with
 DistributedDataParallel; both on all ranks at once.
 
-Processes talk through gloo on one machine. Each way trains in turn, several times over, and the
-best is taken, so that what else the machine does counts as little as possible.
+Processes talk through gloo on one machine. Each way trains in turn, several times over. Ranks wait
+for each other, so whenever the machine does something else, all do: medians of single batches are
+taken, which are hardly touched by that.
 """
 
+import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 import torch.distributed as dist
@@ -27,7 +31,21 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def by_hand(make: Callable[[], nn.Module], x: torch.Tensor, y: torch.Tensor) -> Callable[[], None]:
+@dataclass(frozen=True)
+class Clock:
+    """The times at which batches ended. As a callback, it comes last."""
+
+    order = 20_000
+    times: list[float] = field(default_factory=list)
+
+    def after_batch(self, state: object = None) -> None:
+        """Look at the clock."""
+        self.times.append(time.perf_counter())
+
+
+def by_hand(
+    make: Callable[[], nn.Module], x: torch.Tensor, y: torch.Tensor, clock: Clock
+) -> Callable[[], None]:
     """An epoch with DDP and torch's fused AdamW; each rank has its rows of each batch."""
     model = nn.parallel.DistributedDataParallel(make())
     opt = torch.optim.AdamW(model.parameters(), fused=True)
@@ -42,12 +60,18 @@ def by_hand(make: Callable[[], nn.Module], x: torch.Tensor, y: torch.Tensor) -> 
             loss.backward()
             opt.step()
             opt.zero_grad()
+            clock.after_batch()
 
     return epoch
 
 
 def ours(
-    make: Callable[[], nn.Module], x: torch.Tensor, y: torch.Tensor, together: bool, **options: bool
+    make: Callable[[], nn.Module],
+    x: torch.Tensor,
+    y: torch.Tensor,
+    clock: Clock,
+    together: bool,
+    **options: bool,
 ) -> Callable[[], None]:
     """An epoch of `fit`, on all ranks together or on each one alone."""
     world = 1 if together else dist.get_world_size()
@@ -57,39 +81,40 @@ def ours(
     learner = Learner(make(), data, nn.functional.cross_entropy, adamw())
     learner = parallel(learner) if together else learner
     start = learner.init()
-    return lambda: fit(learner, start, 1, **options) and None
+    return lambda: fit(learner, start, 1, [clock], **options) and None
 
 
 def measure(rounds: int) -> dict[str, dict[str, float]]:
-    """Milliseconds a batch of the best epoch of each way, on this process."""
+    """The milliseconds that a batch takes each way, on this process."""
     x, y = torch.randn(BATCHES * BATCH, 64), torch.randint(0, 10, (BATCHES * BATCH,))
-    table = {}
+    table, clock = {}, Clock()
     for name, make in NETWORKS.items():
+        data = (make, x, y, clock)
         ways = {
-            "DDP by hand": by_hand(make, x, y),
-            "parallel": ours(make, x, y, together=True),
-            "parallel, compile=True": ours(make, x, y, together=True, compile=True),
-            "each rank alone": ours(make, x, y, together=False),
+            "DDP by hand": by_hand(*data),
+            "parallel": ours(*data, together=True),
+            "parallel, compile=True": ours(*data, together=True, compile=True),
+            "each rank alone": ours(*data, together=False),
         }
-        best = dict.fromkeys(ways, float("inf"))
+        every: dict[str, list[float]] = {way: [] for way in ways}
         for number in range(1 + rounds):
             for way, epoch in ways.items():
                 dist.barrier()
-                start = time.perf_counter()
+                clock.times.clear()
                 epoch()
                 if number:
-                    best[way] = min(best[way], 1e3 * (time.perf_counter() - start) / BATCHES)
-        table[name] = best
+                    every[way] += [1e3 * (end - start) for start, end in pairwise(clock.times)]
+        table[name] = {way: statistics.median(batches) for way, batches in every.items()}
     return table
 
 
-def main(world: int = 2, rounds: int = 10, save_results: bool = True) -> None:
+def main(world: int = 2, rounds: int = 20, save_results: bool = True) -> None:
     """Measure, print, and write benchmarks/results/<date>-ranks.md."""
     table = on_ranks(world, measure, rounds)
     columns = list(next(iter(table.values())))
-    rows = [[name, *(f"{best[way]:.2f}" for way in columns)] for name, best in table.items()]
+    rows = [[name, *(f"{took[way]:.2f}" for way in columns)] for name, took in table.items()]
     text = say(
-        f"Milliseconds a batch of {BATCH}, the best of {rounds} epochs of {BATCHES}: {world} "
+        f"Milliseconds a batch of {BATCH}, the median of {rounds} epochs of {BATCHES}: {world} "
         f"processes with gloo, one thread each. DDP has torch's fused AdamW and records nothing."
     )
     text += "\n" + show("ranks", ["network", *columns], rows)

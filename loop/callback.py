@@ -216,11 +216,11 @@ def in_order(callbacks: Sequence[Any]) -> list[Any]:
     return [callbacks[index] for index in ordered]
 
 
-def taking_part(callbacks: Sequence[Any]) -> list[Any]:
-    """The callbacks of a run, as far as each has the others with it.
+def taking_part(callbacks: Sequence[Any], compile: bool = False) -> list[Any]:
+    """The callbacks of a run, compiled or not, as far as each has the others with it.
 
     >>> class Alone(Callback):
-    ...     def among(self, callbacks): return [self]
+    ...     def among(self, callbacks, compile): return [self]
     >>> class Other(Callback): pass
     >>> [callback.name for callback in taking_part([Other(), Alone()])]
     ['alone']
@@ -229,7 +229,7 @@ def taking_part(callbacks: Sequence[Any]) -> list[Any]:
     for callback in callbacks:
         choose = getattr(callback, "among", None)
         if choose is not None:
-            chosen = list(choose(chosen))
+            chosen = list(choose(chosen, compile))
     return chosen
 
 

@@ -11,10 +11,9 @@ gradients would be wrong as soon as the parts differ in size.
 
 import functools
 import hashlib
-import signal
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 import optree
@@ -23,16 +22,21 @@ from torch import Tensor
 
 from functional_sgd.outputs import map_output
 from functional_sgd.sharded import any_distributed, distributed
-from loop.callback import Order
 from loop.callbacks.accumulation import SHARED, Weight
 from loop.callbacks.checkpoint import Checkpoint
-from loop.callbacks.precision import scaled_gradient
-from loop.callbacks.recorder import RECORDER, recorded
+from loop.callbacks.recorder import RECORDER, Recorder, recorded
 from loop.metrics import metrics_by_name
 from loop.ranks.checkpoint import SharedCheckpoint
 from loop.ranks.cut import Cut, Cuts
 from loop.ranks.group import Group
-from loop.run.interrupt import Agreement
+from loop.ranks.loss import (
+    Flags,
+    GlobalLoss,
+    LateRecorder,
+    is_awaited,
+    part_of_loss,
+    scaled,
+)
 from loop.run.passes import length
 from loop.run.stages import device_of, learner_of, to_device
 from loop.state import State
@@ -52,20 +56,29 @@ class Ranks:
     weight: Weight | None = None  # of a batch, as the loss counts it; by default its length
     collecting: tuple[str, ...] = ()  # callbacks that remember something of every batch, in order
     counts_training: bool = False  # whether the Recorder measures the training phase too
+    late: bool = False  # whether the loss comes with the gradients
+    recorder: Recorder | None = None  # who writes it down then, if that has not happened
     name: ClassVar[str] = "rank_sums"
     order: ClassVar[int] = -50
     traceable: ClassVar[tuple[str, ...]] = ("after_backward",)
 
-    def among(self, callbacks: Sequence[Any]) -> list[Any]:
+    def among(self, callbacks: Sequence[Any], compile: bool) -> list[Any]:
         """The callbacks of this rank: only the first one reports."""
         every = [getattr(one, "name", "") for one in callbacks if getattr(one, "collects", False)]
         counts = any(getattr(one, "train_metrics", False) for one in callbacks)
-        knowing = _knowing(self, tuple(every), counts)
-        here = [knowing if one is self else self._here(one) for one in callbacks]
+        recorder = next(one for one in callbacks if isinstance(one, Recorder))
+        late = compile or not is_awaited(callbacks, self)
+        told = recorder if late and not compile else None
+        knowing = _knowing(self, tuple(every), counts, late, told)
+        here = [knowing if one is self else self._here(one, late, told) for one in callbacks]
         return [one for one in here if one is not None]
 
-    def _here(self, callback: Any) -> Any:
+    def _here(self, callback: Any, late: bool, told: Recorder | None) -> Any:
         """What a callback is on this rank."""
+        if isinstance(callback, GlobalLoss):
+            return _late(callback, late)
+        if told is not None and callback is told:
+            return LateRecorder(**{one.name: getattr(told, one.name) for one in fields(told)})
         if isinstance(callback, Checkpoint):
             return SharedCheckpoint(callback, self.group)
         if self.group.rank == 0:
@@ -115,7 +128,9 @@ class Ranks:
         return state.remember(SHARED, {"weight": weight, "samples": samples, "share": share})
 
     def after_backward(self, state: State) -> State:
-        """Gradients and buffers as those of the whole batch, in one all-reduce."""
+        """Gradients and buffers as those of the whole batch, in one all-reduce; and its loss, if
+        nobody has asked for that before.
+        """
         assert state.grads is not None
         # Of params in pieces, the derivative of the gather has summed them up already.
         own = {
@@ -123,7 +138,8 @@ class Ranks:
             for name, grad in state.grads.items()
             if name not in state.frozen and not distributed(state.params[name])
         }
-        return self._summed(state, own)
+        state = self._summed(state, own, state.loss if self.late else None)
+        return state if self.recorder is None else self.recorder.after_loss(state)
 
     def after_cancel_backward(self, state: State) -> State:
         """Buffers, where there are no gradients."""
@@ -162,33 +178,45 @@ class Ranks:
             state = state.remember(name, to_device(tuple(whole), device_of(state)))
         return state
 
-    def _summed(self, state: State, grads: Mapping[str, Tensor | None]) -> State:
-        """The state with gradients that are sums over ranks, and buffers that are means.
+    def _summed(
+        self, state: State, grads: Mapping[str, Tensor | None], loss: Tensor | None = None
+    ) -> State:
+        """The state with gradients that are sums over ranks, and buffers that are means; and with
+        the loss of all, if that of this rank is given.
 
         A gradient that is None on some ranks counts as zero there; None on all stays None.
         """
-        params = state.params
         buffers = {name: b for name, b in state.buffers.items() if b.is_floating_point()}
         whole = state.memory.get(SHARED)
         share = 1 / self.group.size if whole is None else whole["share"]
-        filled = [torch.zeros_like(params[n]) if g is None else g for n, g in grads.items()]
-        there = [float(grad is not None) for grad in grads.values()]
-        given = [*filled, *(_scaled(buffer, share) for buffer in buffers.values())]
-        if grads:
-            like = filled[0]
-            given.append(torch.tensor(there, dtype=like.dtype, device=like.device))
+        given = [] if loss is None else [part_of_loss(loss, share)]
+        given += [torch.zeros_like(state.params[n]) if g is None else g for n, g in grads.items()]
+        given += [scaled(buffer, share) for buffer in buffers.values()]
         if not given:
             return state
-        sums = self.group.sums(given)
+        there = [float(grad is not None) for grad in grads.values()]
+        # A graph is made without values, so nobody is told of a signal in one.
+        flags: Flags | None = state.resources[SHARED] if type(loss) is Tensor else None
+        counts = there if flags is None else [*there, *flags.raised()]
+        given.append(torch.tensor(counts, dtype=given[-1].dtype, device=given[-1].device))
+        *sums, counted = self.group.sums(given)
+        if flags is not None:
+            flags.send(counted[len(there) :].clone())
         # A rank that has all gradients need not look, which would wait for the device.
         if not all(there):
-            there = sums[-1].tolist()
-        found = zip(grads, sums, there, strict=False)
-        new = {name: total if some else None for name, total, some in found}
-        means = dict(zip(buffers, sums[len(grads) :], strict=False))
-        if state.grads is not None:
-            state = state.replace(grads={**state.grads, **new})
-        return state.replace(buffers={**state.buffers, **means}) if means else state
+            there = counted.tolist()
+        each, changes = iter(sums), dict[str, Any]()
+        # What outlives the gradients is copied, since the sums are views of all of them.
+        if loss is not None:
+            changes["loss"] = next(each).to(loss.dtype, copy=True)
+        if grads:
+            found = zip(grads, there, each, strict=False)
+            new = {name: total if some else None for name, some, total in found}
+            changes["grads"] = {**(state.grads or {}), **new}
+        if buffers:
+            means = {name: mean.clone() for name, mean in zip(buffers, each, strict=True)}
+            changes["buffers"] = {**state.buffers, **means}
+        return state.replace(**changes)
 
     def _merged(self, state: State) -> State:
         """What the Recorder has counted, over all ranks."""
@@ -208,144 +236,27 @@ class Ranks:
         return state.remember(RECORDER, replace(record, sums=sums))
 
 
+# The same objects in every run, or a compiled batch would be compiled again.
 @functools.lru_cache(maxsize=32)
-def _knowing(ranks: Ranks, collecting: tuple[str, ...], counts_training: bool) -> Ranks:
-    """The same object in every run, or a compiled batch would be compiled again."""
-    return replace(ranks, collecting=collecting, counts_training=counts_training)
+def _knowing(
+    ranks: Ranks,
+    collecting: tuple[str, ...],
+    counts_training: bool,
+    late: bool,
+    recorder: Recorder | None,
+) -> Ranks:
+    return replace(
+        ranks,
+        collecting=collecting,
+        counts_training=counts_training,
+        late=late,
+        recorder=recorder,
+    )
 
 
-@dataclass(frozen=True)
-class GlobalLoss:
-    """The loss of the whole batch, once nobody changes it any more; its derivative is still that of
-    this rank's part. The same all-reduce tells all ranks of a signal that one of them has got.
-    """
-
-    group: Group
-    name: ClassVar[str] = SHARED
-    order: ClassVar[int] = Order.SHARE
-    traceable: ClassVar[tuple[str, ...]] = ("after_loss",)
-
-    @contextmanager
-    def around_fit(self, state: State) -> Iterator["Flags"]:
-        """The stop that all ranks agree on."""
-        yield Flags()
-
-    def after_loss(self, state: State) -> State | None:
-        """The value of all ranks, in training; in validation, tallies add up. Signals in both."""
-        flags: Flags | None = state.resources.get(self.name)
-        if not state.training:
-            if flags is not None:
-                self._tell(flags, state)
-            return None
-        assert state.loss is not None
-        local = state.loss.detach().double()
-        own = _scaled(local, state.memory[SHARED]["share"])
-        if flags is None or type(own) is not Tensor:  # without values: a graph is made of it
-            value = self.group.sums([own])[0]
-        else:
-            flags.read()
-            header = torch.cat([own.reshape(1), flags.raised(own.device)])
-            header = self.group.sums([header])[0]
-            value, flags.sent, flags.told = header[0], header[1:], True
-        return state.replace(loss=with_value(state.loss, value.to(state.loss.dtype)))
-
-    def after_batch(self, state: State) -> None:
-        """Tell all ranks of signals, if that has not come with the loss: in a compiled batch."""
-        flags: Flags | None = state.resources.get(self.name)
-        if flags is not None and not flags.told:
-            self._tell(flags, state)
-        if flags is not None:
-            flags.told = False
-
-    def after_fit(self, state: State) -> None:
-        """Whoever has got a signal in the last batch, all end by it."""
-        flags: Flags = state.resources[self.name]
-        self._tell(flags, state)
-        flags.read()
-
-    def _tell(self, flags: "Flags", state: State) -> None:
-        """Read what was sent before, and send what is known now."""
-        flags.read()
-        flags.sent = self.group.sums([flags.raised(device_of(state))])[0]
-        flags.told = True
-
-
-@dataclass(frozen=True)
-class LocalShare:
-    """Scale the derivative of the loss by this rank's share of the batch.
-
-    Last before the backward pass: so penalties that callbacks have added on every rank count once
-    in the sum.
-    """
-
-    name: ClassVar[str] = "local_share"
-    order: ClassVar[int] = 10_000
-    traceable: ClassVar[tuple[str, ...]] = ("before_backward",)
-
-    def before_backward(self, state: State) -> State:
-        """The same loss, whose derivatives come out scaled."""
-        assert state.loss is not None
-        with torch.enable_grad():
-            share = state.memory[SHARED]["share"]
-            return state.replace(loss=scaled_gradient(state.loss, share))
-
-
-@dataclass
-class Flags(Agreement):
-    """The signals that ranks tell each other of. What was sent is read a batch later, so that
-    nobody waits for a device.
-    """
-
-    sent: Tensor | None = None
-    told: bool = False  # whether this batch has sent them
-
-    def raised(self, device: torch.device) -> Tensor:
-        """A 1.0 at the place of the signal that this process has heard."""
-        heard = [float(self.heard == number) for number in _SIGNALS]
-        return torch.tensor(heard, dtype=torch.float64, device=device)
-
-    def read(self) -> None:
-        """End the run, if any rank has sent a signal."""
-        sent, self.sent = self.sent, None
-        if sent is not None and self.number is None:
-            told = zip(_SIGNALS, sent.tolist(), strict=True)
-            self.number = next((number for number, count in told if count), None)
-
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-class _WithValue(torch.autograd.Function):
-    """Another value; the derivative is that of the tensor."""
-
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, value: Tensor) -> Tensor:
-        """The value."""
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        """Unchanged."""
-        return grad, None
-
-
-def with_value(tensor: Tensor, value: Tensor) -> Tensor:
-    """`value`, whose derivative is that of `tensor`.
-
-    >>> x = torch.tensor(3.0, requires_grad=True)
-    >>> y = with_value(x * x, torch.tensor(7.0))
-    >>> y.item(), torch.autograd.grad(y, x)
-    (7.0, (tensor(6.),))
-    """
-    result: Tensor = _WithValue.apply(tensor, value)
-    return result
-
-
-def _scaled(value: Tensor, share: Any) -> Tensor:
-    """A rank's part of a mean over ranks; zero if it has no share, whatever its value is."""
-    if isinstance(share, Tensor):
-        return torch.where(share == 0, 0.0, value * share.to(value.dtype))
-    return value * share if share else torch.zeros_like(value)
+@functools.lru_cache(maxsize=32)
+def _late(loss: GlobalLoss, late: bool) -> GlobalLoss:
+    return replace(loss, late=late)
 
 
 def _digests(state: State, data: Cuts) -> dict[str, Any]:

@@ -5,9 +5,10 @@ from typing import Any
 
 from loop.callbacks.accumulation import Weight, weight_called
 from loop.learner import Learner
-from loop.ranks.callbacks import GlobalLoss, LocalShare, Ranks
+from loop.ranks.callbacks import Ranks
 from loop.ranks.cut import Cuts
 from loop.ranks.group import group_of
+from loop.ranks.loss import GlobalLoss, LocalShare
 
 
 def parallel(learner: Learner, mesh: Any = None, weight: str | Weight = "samples") -> Learner:
@@ -36,8 +37,9 @@ def parallel(learner: Learner, mesh: Any = None, weight: str | Weight = "samples
     - BatchNorm sees a rank's part of a batch, and its running statistics are means over ranks;
       `global_batch_norm(model)` makes it see the whole batch.
     - Callbacks with `order` <= CHANGE (0) see and change the loss of this rank's part, as they see
-      its inputs; later ones see that of the whole batch. What a callback of your own counts in
-      `state.memory` is of this rank alone.
+      its inputs; later ones see that of the whole batch. If there are none that can see it before
+      after_backward, it comes with the gradients, and `trace` shows it from there on. What a
+      callback of your own counts in `state.memory` is of this rank alone.
     - The model itself goes into the learner, neither in DistributedDataParallel nor in FSDP.
 
     Raises RuntimeError if torch.distributed has not been started; ValueError for a mesh of more

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import optree
@@ -29,7 +30,9 @@ INSIDE = ("after_pred", "after_loss", "before_backward")
 """The events that happen while the graph runs. Handlers that are traceable are part of it."""
 
 BEFORE_UPDATE = ("after_backward", "before_step")
-"""If every handler of these is traceable too, the graph goes on to the update."""
+"""If every handler of these is traceable too, the graph goes on to the update; else it ends before
+the first handler that is not.
+"""
 
 FEW = 16  # leaves that the graph updates; for more, it would take long to compile and gain nothing
 
@@ -97,7 +100,11 @@ class CompiledWork(Work):
         self.updates = few and all(
             len(own.get(event, ())) == len(run.handlers_of(event)) for event in update
         )
-        self.inside = {event: own[event] for event in (_EVENTS if self.updates else INSIDE)}
+        if not self.updates:  # nothing of what comes after a handler that is called
+            every = run.handlers["after_backward"]
+            first = [*takewhile(own["after_backward"].__contains__, every)]
+            own = {event: own[event] for event in INSIDE} | {"after_backward": first}
+        self.inside = own
         for event, taken in self.inside.items():
             run.handlers[event] = tuple(
                 (name, partial(_in_validation, method) if (name, method) in taken else method)
@@ -313,13 +320,16 @@ class CompiledWork(Work):
             state = work.loss(state)
         state = self._handled("after_loss", state)
         shown = state.loss
-        assert shown is not None
         state = work.gradients(self._handled("before_backward", state))
+        differentiated = state.loss
         for event in BEFORE_UPDATE:
             state = self._handled(event, state)
+        if state.loss is not differentiated:  # on several ranks, it is known when gradients are
+            shown = state.loss
         after = work.update(state) if self.updates else None
         updated = None if after is None else (after.params, after.opt_state)
         parts, shape = _taken_apart(state.pred)
+        assert shown is not None
         return parts, shape, shown.detach(), state.loss, state.grads, state.buffers, updated
 
     def _handled(self, event: str, state: State) -> State:

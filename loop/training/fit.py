@@ -166,7 +166,7 @@ def begin(
     donate: bool = False,
 ) -> Run:
     """A run of `fit` that has not taken its first step; callbacks are checked here."""
-    everyone = with_recorder([*learner.callbacks, *callbacks])
+    everyone = with_recorder([*learner.callbacks, *callbacks], compile)
     now = begun_with(learner, state, everyone, hyper, compile)
     work = None
     if compile:
@@ -317,10 +317,10 @@ def check_arguments(
         )
 
 
-def with_recorder(callbacks: Sequence[Any]) -> list[Any]:
-    """The callbacks that take part in a run, with a Recorder among them."""
+def with_recorder(callbacks: Sequence[Any], compile: bool = False) -> list[Any]:
+    """The callbacks that take part in a run, compiled or not, with a Recorder among them."""
     recorded = any(isinstance(callback, Recorder) for callback in callbacks)
-    return taking_part(callbacks if recorded else [Recorder(), *callbacks])
+    return taking_part(callbacks if recorded else [Recorder(), *callbacks], compile)
 
 
 def evaluate(

@@ -3,6 +3,7 @@
 import random
 import signal
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,9 @@ from torch import Tensor
 
 import functional_sgd as fs
 from loop import (
+    Callback,
+    MixedPrecision,
+    TerminateOnNaN,
     fit,
     parallel,
 )
@@ -25,6 +29,7 @@ from tests.loop.ranks.learners import (
     trained,
 )
 from tests.loop.ranks.runs import (
+    Looking,
     as_numbers_of_two_epochs,
     cancelled,
     collectives,
@@ -98,8 +103,11 @@ def test_predict_validate_and_lr_find_are_those_of_one_process(ranks: Ranks) -> 
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
 
 
-def test_a_compiled_batch_has_its_collectives_inside(ranks: Ranks) -> None:
-    every = ranks(compiled)
+@pytest.mark.parametrize("callbacks", [(), (Looking(),), (TerminateOnNaN(),)])
+def test_a_compiled_batch_has_its_collectives_inside(
+    ranks: Ranks, callbacks: Sequence[Callback]
+) -> None:
+    every = ranks(compiled, callbacks)
     check_equal(every)
     check_near(every[0], numbers(fit(dense(), dense().init(), 2)))
 
@@ -253,5 +261,10 @@ def test_without_torch_distributed_the_error_says_how_to_start_it() -> None:
 # Collectives.
 
 
-def test_a_batch_takes_two_collectives(ranks: Ranks) -> None:
-    assert ranks(collectives) == [{"a batch": 2.0}] * 2
+@pytest.mark.parametrize(
+    ("looking", "number"), [((), 1), ((MixedPrecision(),), 1), ((TerminateOnNaN(),), 2)]
+)
+def test_a_batch_takes_one_collective_unless_somebody_looks_at_its_loss(
+    ranks: Ranks, looking: Sequence[Callback], number: int
+) -> None:
+    assert ranks(collectives, looking) == [number] * 2

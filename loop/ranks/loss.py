@@ -1,0 +1,211 @@
+"""The loss of a batch that is cut over ranks, and what ranks tell each other with it.
+
+A rank knows the loss of its own part. That of the whole batch comes in an all-reduce of its own,
+or, if nobody looks at it before, in that of the gradients: one wait less in every batch.
+"""
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from loop.callback import Order, in_order
+from loop.callbacks.accumulation import SHARED
+from loop.callbacks.precision import MixedPrecision, scaled_gradient
+from loop.callbacks.recorder import RECORDER, Recorder
+from loop.callbacks.timing import Profiler, Timer
+from loop.ranks.group import Group
+from loop.run.interrupt import Agreement
+from loop.run.stages import device_of
+from loop.state import State
+
+
+@dataclass(frozen=True)
+class GlobalLoss:
+    """The loss of the whole batch, once nobody changes it any more; its derivative is still that of
+    this rank's part. The same all-reduce tells all ranks of a signal that one of them has got.
+    """
+
+    group: Group
+    late: bool = False  # whether both come with the gradients
+    name: ClassVar[str] = SHARED
+    order: ClassVar[int] = Order.SHARE
+    traceable: ClassVar[tuple[str, ...]] = ("after_loss",)
+
+    @contextmanager
+    def around_fit(self, state: State) -> Iterator["Flags"]:
+        """The stop that all ranks agree on."""
+        yield Flags()
+
+    def after_loss(self, state: State) -> State | None:
+        """The value of all ranks, in training; in validation, tallies add up. Signals in both."""
+        flags: Flags | None = state.resources.get(self.name)
+        if not state.training:
+            if flags is not None:
+                self._tell(flags, state)
+            return None
+        if self.late:
+            return None
+        assert state.loss is not None
+        part = part_of_loss(state.loss, state.memory[SHARED]["share"])
+        if flags is None or type(part) is not Tensor:  # without values: a graph is made of it
+            value = self.group.sums([part])[0]
+        else:
+            raised = torch.tensor(flags.raised(), dtype=part.dtype, device=part.device)
+            sums = self.group.sums([torch.cat([part.reshape(1), raised])])[0]
+            value = sums[0]
+            flags.send(sums[1:])
+        return state.replace(loss=with_value(state.loss, value.to(state.loss.dtype)))
+
+    def after_batch(self, state: State) -> None:
+        """Tell all ranks of signals, if that has not come with the loss: in a compiled batch."""
+        flags: Flags | None = state.resources.get(self.name)
+        if flags is not None and not flags.told:
+            self._tell(flags, state)
+        if flags is not None:
+            flags.told = False
+
+    def after_fit(self, state: State) -> None:
+        """Whoever has got a signal in the last batch, all end by it."""
+        flags: Flags = state.resources[self.name]
+        self._tell(flags, state)
+        flags.read()
+
+    def _tell(self, flags: "Flags", state: State) -> None:
+        """Send what is known now."""
+        raised = torch.tensor(flags.raised(), dtype=torch.float64, device=device_of(state))
+        flags.send(self.group.begun(raised))
+
+
+@dataclass(frozen=True)
+class LocalShare:
+    """Scale the derivative of the loss by this rank's share of the batch.
+
+    Last before the backward pass: so penalties that callbacks have added on every rank count once
+    in the sum.
+    """
+
+    name: ClassVar[str] = "local_share"
+    order: ClassVar[int] = 10_000
+    traceable: ClassVar[tuple[str, ...]] = ("before_backward",)
+
+    def before_backward(self, state: State) -> State:
+        """The same loss, whose derivatives come out scaled."""
+        assert state.loss is not None
+        with torch.enable_grad():
+            share = state.memory[SHARED]["share"]
+            return state.replace(loss=scaled_gradient(state.loss, share))
+
+
+class LateRecorder(Recorder):
+    """A Recorder whom somebody else tells of training batches, when their loss is known."""
+
+    name: ClassVar[str] = RECORDER
+
+    def after_loss(self, state: State) -> State | None:  # type: ignore[override]
+        """Count a validation batch in."""
+        return None if state.training else super().after_loss(state)
+
+    def __repr__(self) -> str:  # what it writes is the same, and a run may go on in one process
+        return super().__repr__().replace(type(self).__name__, Recorder.__name__)
+
+
+def is_awaited(callbacks: Sequence[Any], summing: Any) -> bool:
+    """Whether somebody may look at the loss of a training batch before `summing`, one of the
+    callbacks, has added up the gradients of all ranks.
+    """
+    ordered = in_order(callbacks)
+    places = {id(callback): place for place, callback in enumerate(ordered)}
+    sums = places[id(summing)]
+    known = next(places[id(one)] for one in ordered if isinstance(one, GlobalLoss))
+    for place, callback in enumerate(ordered):
+        between = [
+            *_BETWEEN,
+            *(["after_loss"] if place > known else []),
+            *(["after_backward"] if place < sums else []),
+        ]
+        looks = any(callable(getattr(callback, event, None)) for event in between)
+        if looks and callback is not summing and type(callback) not in _BLIND:
+            return True
+    return False
+
+
+_BETWEEN = ("before_backward", "around_backward", "around_gradients", "after_cancel_backward")
+"""Where the loss is there, and may be that of this rank's part."""
+
+_BLIND = (GlobalLoss, LocalShare, Recorder, MixedPrecision, Timer, Profiler)
+"""Who is there, and does not look at it; or, as the Recorder, can wait."""
+
+
+@dataclass
+class Flags(Agreement):
+    """The signals that ranks tell each other of. What was sent is read when the next is sent, so
+    that nobody waits for it.
+    """
+
+    sent: Tensor | Callable[[], Tensor] | None = None
+    told: bool = False  # whether this batch has sent them
+
+    def raised(self) -> list[float]:
+        """What to send: a 1.0 at the place of the signal that this process has heard. What was sent
+        before is read.
+        """
+        self.read()
+        return [float(self.heard == number) for number in _SIGNALS]
+
+    def send(self, sums: Tensor | Callable[[], Tensor]) -> None:
+        """Keep what came back of it, or a function that waits for that."""
+        self.sent, self.told = sums, True
+
+    def read(self) -> None:
+        """End the run, if any rank has sent a signal."""
+        sent, self.sent = self.sent, None
+        if sent is not None and self.number is None:
+            sums = sent if isinstance(sent, Tensor) else sent()
+            counts = zip(_SIGNALS, sums.tolist(), strict=True)
+            self.number = next((number for number, count in counts if count), None)
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def part_of_loss(loss: Tensor, share: Any) -> Tensor:
+    """This rank's part of the loss of a batch, at least in float32."""
+    return scaled(loss.detach().to(torch.promote_types(loss.dtype, torch.float32)), share)
+
+
+class _WithValue(torch.autograd.Function):
+    """Another value; the derivative is that of the tensor."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, value: Tensor) -> Tensor:
+        """The value."""
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """Unchanged."""
+        return grad, None
+
+
+def with_value(tensor: Tensor, value: Tensor) -> Tensor:
+    """`value`, whose derivative is that of `tensor`.
+
+    >>> x = torch.tensor(3.0, requires_grad=True)
+    >>> y = with_value(x * x, torch.tensor(7.0))
+    >>> y.item(), torch.autograd.grad(y, x)
+    (7.0, (tensor(6.),))
+    """
+    result: Tensor = _WithValue.apply(tensor, value)
+    return result
+
+
+def scaled(value: Tensor, share: Any) -> Tensor:
+    """A rank's part of a mean over ranks; zero if it has no share, whatever its value is."""
+    if isinstance(share, Tensor):
+        return torch.where(share == 0, 0.0, value * share.to(value.dtype))
+    return value * share if share else torch.zeros_like(value)
