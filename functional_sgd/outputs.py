@@ -18,7 +18,7 @@ def map_output(function: Callable[..., Any], first: Any, *others: Any) -> Any:
     >>> map_output(lambda one, other: one + other, {"a": (1, 2)}, {"a": (3, 4)})
     {'a': (4, 6)}
     """
-    if isinstance(first, Tensor):
+    if isinstance(first, (Tensor, int)):
         return function(first, *others)
     if isinstance(first, Mapping):
         parts = {

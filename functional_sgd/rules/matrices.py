@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from functional_sgd.pairs import as_real
+from functional_sgd.products import add_product
 from functional_sgd.ranges import Decay, NonNegative, Positive
 from functional_sgd.reduction import mean, root
 from functional_sgd.rule import elementwise, leafwise
@@ -84,14 +85,14 @@ def orthogonalize(update: Tensor) -> dict[str, Tensor]:
 def orthogonalize_in_bfloat16(update: Tensor) -> dict[str, Tensor]:
     """orthogonalize with iterations in bfloat16, which is faster where the hardware has it.
 
-    Every operation is rounded, as in the code of its authors; torch.optim.Muon rounds a product
-    and the sum that it goes into together. A float64 leaf is iterated in float64.
+    A product and the sum that it goes into are rounded together, as in torch.optim.Muon, with the
+    same bits; the code of its authors rounds both. A float64 leaf is iterated in float64.
 
     Source: Muon (Jordan et al. 2024).
 
     >>> orthogonalize_in_bfloat16(torch.tensor([[3.0, 0.0], [0.0, -3.0]]))
-    {'update': tensor([[ 1.1094,  0.0000],
-            [ 0.0000, -1.1094]])}
+    {'update': tensor([[ 1.1250,  0.0000],
+            [ 0.0000, -1.1250]])}
     """
     if not is_matrix(update):
         return dict(update=update)
@@ -108,8 +109,7 @@ def _newton_schulz(matrix: Tensor) -> Tensor:
     a, b, c = COEFFICIENTS
     for _ in range(ITERATIONS):
         gram = x @ x.mT
-        # addmm would round once less, but not in batches: leaf by leaf must give the same numbers.
-        x = a * x + (b * gram + (c * gram) @ gram) @ x
+        x = add_product(x, add_product(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
 
 
