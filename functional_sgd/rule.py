@@ -173,7 +173,7 @@ class Rule:
         if self is plain:
             return str(self.name)
         if isinstance(plain, Rule) and plain.function is self.function:
-            return renamed, (plain, dict(self.renames))
+            return _variant, (plain, self.starts, self.declared, dict(self.renames))
         return Rule, (self.function, self.scope, self.starts, self.declared, self.renames)
 
 
@@ -319,6 +319,12 @@ def treewise(
     return _decorate(
         "treewise", function, slots, _declared(writes, belongs, before, evaluate, positive)
     )
+
+
+def _variant(
+    rule: Rule, starts: Mapping[str, Slot], declared: Declared, names: Mapping[str, str]
+) -> Rule:
+    return Rule(rule.function, rule.scope, starts, declared, names)
 
 
 def renamed(rule: Rule, names: Mapping[str, str]) -> Rule:

@@ -9,18 +9,23 @@ from functional_sgd.rules import (
     average_sqr_rows,
     clip_rms,
     debias,
+    debias_rate,
+    limit_norm_growth,
     scale_by_axes,
     scale_by_confidence,
     scale_by_factors,
     scale_by_rms,
     scale_by_rms_eps_early,
+    scale_by_sketch,
+    scale_channels_by_sketch,
     sgd_step,
     weight_decay,
 )
+from functional_sgd.rules.sketching import of_rank
 from functional_sgd.trial import rename
 from functional_sgd.wrappers import low_rank
 
-__all__ = ["adam_mini", "came", "galore", "sm3"]
+__all__ = ["adam_mini", "apollo", "apollo_mini", "came", "galore", "sm3"]
 
 
 @recipe
@@ -129,3 +134,65 @@ def galore(
     rules = (average_grad, average_sqr_grad, debias, scale_by_rms_eps_early, sgd_step)
     inner = chain(*rules, lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps)
     return chain(low_rank(inner, rank, basis_every, update_scale), weight_decay, lr=lr, wd=wd)
+
+
+@recipe
+def apollo(
+    lr: float = 1e-2,
+    mom: float = 0.9,
+    sqr_mom: float = 0.999,
+    eps: float = 1e-6,
+    wd: float = 0.0,
+    rank: int = 256,
+    sketch_every: float = 200,
+    growth: float = 1.01,
+) -> Chain:
+    """The gradient, with every row (or column) as long as Adam would make it, which a random sketch
+    of low rank tells; decoupled weight decay, after the step.
+
+    update = grad * |row of Adam on the sketch| / |row of the sketch|, at most `growth` times as
+    long as the last one
+
+    See `scale_channels_by_sketch`. The state of a matrix is rank numbers for each row, twice, and
+    its shorter side times rank. A matrix whose shorter side is at most `rank` is its own sketch;
+    the authors project it all the same. Leaves of more than two axes are matrices too, and vectors
+    get Adam.
+
+    Source: Zhu et al. 2024 (MLSys 2025); numbers of their code.
+
+    >>> print(*apollo().rules)
+    scale_channels_by_sketch limit_norm_growth debias_rate sgd_step weight_decay
+    """
+    hypers = dict(lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
+    parts = (of_rank(scale_channels_by_sketch, rank), limit_norm_growth, debias_rate, sgd_step)
+    return chain(*parts, weight_decay, **hypers, sketch_every=sketch_every, growth=growth)
+
+
+@recipe
+def apollo_mini(
+    lr: float = 1e-2,
+    mom: float = 0.9,
+    sqr_mom: float = 0.999,
+    eps: float = 1e-6,
+    wd: float = 0.0,
+    sketch_every: float = 200,
+    sketch_scale: float = 128**0.5,
+    growth: float = 1.01,
+) -> Chain:
+    """`apollo` with one length for a whole matrix, and a sketch of one row or column: hardly more
+    state than sgd.
+
+    update = sketch_scale * grad * |Adam on the sketch| / |sketch|, at most `growth` times as long
+    as the last one
+
+    The authors multiply by the root of a `scale` of 128 after growth is limited, or before it with
+    `scale_front=True`, as here.
+
+    Source: Zhu et al. 2024 (MLSys 2025); numbers of their code.
+
+    >>> print(*apollo_mini().rules)
+    scale_by_sketch limit_norm_growth debias_rate sgd_step weight_decay
+    """
+    hypers = dict(lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd, growth=growth)
+    parts = (scale_by_sketch, limit_norm_growth, debias_rate, sgd_step, weight_decay)
+    return chain(*parts, **hypers, sketch_every=sketch_every, sketch_scale=sketch_scale)

@@ -24,6 +24,7 @@ from functional_sgd.rules import (
     rounding,
     scaling,
     schedule_free,
+    sketching,
     spikes,
     stepping,
     travel,
@@ -52,6 +53,7 @@ from functional_sgd.rules.rates import *
 from functional_sgd.rules.rounding import *
 from functional_sgd.rules.scaling import *
 from functional_sgd.rules.schedule_free import *
+from functional_sgd.rules.sketching import *
 from functional_sgd.rules.spikes import *
 from functional_sgd.rules.stepping import *
 from functional_sgd.rules.travel import *
@@ -81,6 +83,7 @@ NAMES = (
     *rounding.__all__,
     *scaling.__all__,
     *schedule_free.__all__,
+    *sketching.__all__,
     *spikes.__all__,
     *stepping.__all__,
     *travel.__all__,

@@ -59,6 +59,16 @@ def like_leaf(matrix: Tensor, leaf: Tensor) -> Tensor:
     return matrix.reshape(leaf.shape)
 
 
+def projected(matrix: Tensor, basis: Tensor) -> Tensor:
+    """A matrix in the few dimensions of a basis, whose columns are directions on its shorter side.
+
+    >>> projected(torch.ones(3, 2), torch.tensor([[1.0], [0.0]])).shape
+    torch.Size([3, 1])
+    """
+    rows, columns = matrix.shape
+    return matrix @ basis if rows >= columns else basis.mT @ matrix
+
+
 @leafwise
 def orthogonalize(update: Tensor) -> dict[str, Tensor]:
     """Make all singular values of a matrix about 1, without finding them: the nearest matrix whose

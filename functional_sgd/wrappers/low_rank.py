@@ -12,7 +12,7 @@ from functional_sgd.decompositions import renewed, singular_vectors
 from functional_sgd.optimizer import Optimizer
 from functional_sgd.ranges import Range
 from functional_sgd.rules import sgd_step
-from functional_sgd.rules.matrices import as_matrix, is_matrix
+from functional_sgd.rules.matrices import as_matrix, is_matrix, projected
 from functional_sgd.sharded import full, placed
 from functional_sgd.signature import STEP
 from functional_sgd.state import State, check_state, working_dtype
@@ -79,7 +79,7 @@ class LowRank(Wrapper):
             matrix = as_matrix(wide(full(grad)))
             renew = functools.partial(_first_directions, matrix, self.rank)
             bases[place] = renewed(due[place].to(matrix.device), bases[place], renew)
-            seen.append(_down(matrix, bases[place]))
+            seen.append(projected(matrix, bases[place]))
         small = self.inside(params)
         moved, inner = self.opt(small, unflatten(spec, seen), state[INNER], others, **extras)
         results = []
@@ -187,11 +187,6 @@ def _zeros(leaf: Tensor, *shape: int) -> Tensor:
     """Zeros of which this process has all, in the dtype in which a leaf is computed."""
     dtype = leaf.dtype if leaf.is_complex() else working_dtype(leaf)
     return torch.zeros(shape, dtype=dtype, device=leaf.device)
-
-
-def _down(matrix: Tensor, basis: Tensor) -> Tensor:
-    rows, columns = matrix.shape
-    return matrix @ basis if rows >= columns else basis.mT @ matrix
 
 
 def _first_directions(matrix: Tensor, rank: int) -> Tensor:

@@ -14,7 +14,15 @@ import pytest
 import torch
 
 from functional_sgd import Chain, fuse
-from tests.catalogue import NARROW, RANDOM, WITH_EXTRAS, random_like, sample_tree, small_tree
+from tests.catalogue import (
+    DRAW_FOR_MATRICES,
+    NARROW,
+    RANDOM,
+    WITH_EXTRAS,
+    random_like,
+    sample_tree,
+    small_tree,
+)
 from tests.comparing import Untouched, assert_close, assert_finite, assert_same, member, stack
 from tests.functional_sgd.fusion.helpers import ExactRoots, assert_near, tolerance_of
 from tests.turns import of_turn
@@ -161,7 +169,9 @@ def test_another_seed_draws_other_numbers(name: str) -> None:
         for seed in (0, 1)
     )
     for leaf, another in zip(*map(optree.tree_leaves, (one, other)), strict=True):
-        assert not torch.isclose(leaf, another, rtol=0, atol=1e-6).any()
+        small = leaf.dim() < 2 or min(len(leaf), leaf[0].numel()) < 3
+        if not (small and name in DRAW_FOR_MATRICES):
+            assert not torch.isclose(leaf, another, rtol=0, atol=1e-6).any()
 
 
 @pytest.mark.parametrize("name", WITH_EXTRAS)

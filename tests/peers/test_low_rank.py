@@ -1,10 +1,17 @@
 """galore against pytorch_optimizer's, which finds singular vectors in float32, and anew a step
-earlier than the authors: here only once.
+earlier than the authors: here only once. apollo against its paper, with our random numbers: the
+peers' is another, which takes the step in few dimensions.
 """
 
+import math
+
+import pytest
 import torch
+from torch import Tensor
 
 import functional_sgd as fs
+from functional_sgd import Chain
+from functional_sgd.randomness import key_of, normal
 from tests.peers.peers import peer
 
 SHAPES = ((6, 4), (3, 5), (4,))
@@ -32,3 +39,55 @@ def test_same_params_as_pytorch_optimizer() -> None:
         params, state = opt(params, grads, state)
     for one, other in zip(params, theirs, strict=True):
         torch.testing.assert_close(one, other.detach(), rtol=1e-5, atol=1e-7)
+
+
+class Apollo:
+    """Algorithm 1 of the paper for one leaf, and the code of its authors where that says more."""
+
+    def __init__(self, leaf: int, seed: Tensor, rank: int, whole: bool, scale: float) -> None:
+        self.leaf, self.seed, self.rank, self.whole, self.scale = leaf, seed, rank, whole, scale
+        self.first, self.second, self.length = 0.0, 0.0, 0.0
+
+    def step(self, param: Tensor, grad: Tensor, number: int, lr: float, wd: float) -> Tensor:
+        """The leaf after a step; directions are drawn every fourth."""
+        tall = grad.dim() == 1 or len(grad) >= grad.shape[1]
+        low: Tensor = grad
+        if grad.dim() > 1:
+            if number % 4 == 1:
+                key = key_of(self.seed, torch.tensor(number), self.leaf, position=0)
+                like = torch.zeros(min(grad.shape), self.rank, dtype=torch.float64)
+                self.directions = normal(key, like) / math.sqrt(self.rank)
+            low = grad @ self.directions if tall else self.directions.T @ grad
+        self.first = 0.9 * self.first + 0.1 * low
+        self.second = 0.999 * self.second + 0.001 * low**2
+        change = self.first / (self.second.sqrt() + 1e-6)
+        if grad.dim() > 1:
+            axes = (0, 1) if self.whole else (1 if tall else 0)
+            ratio = change.norm(dim=axes, keepdim=True) / (low.norm(dim=axes, keepdim=True) + 1e-8)
+            change = self.scale * grad * ratio
+            if number > 1:
+                change = change / max(1.0, float(change.norm()) / (self.length + 1e-8) / 1.01)
+            self.length = float(change.norm())
+        rate = lr * math.sqrt(1 - 0.999**number) / (1 - 0.9**number)
+        return (param - rate * change) * (1 - lr * wd)
+
+
+@pytest.mark.parametrize(
+    ("opt", "rank", "scale"),
+    [
+        (fs.apollo(0.1, wd=0.3, rank=2, sketch_every=4), 2, 1.0),
+        (fs.apollo_mini(0.1, wd=0.3, sketch_every=4, sketch_scale=3.0), 1, 3.0),
+    ],
+    ids=["apollo", "mini"],
+)
+def test_apollo_is_that_of_its_paper(opt: Chain, rank: int, scale: float) -> None:
+    params, state = drawn(0), opt.init(drawn(0))
+    theirs = [Apollo(leaf, state["seed"], rank, rank == 1, scale) for leaf in range(len(SHAPES))]
+    expected = drawn(0)
+    for number in range(1, STEPS + 1):
+        grads = [number % 3 * grad for grad in drawn(number)]  # they grow, so they are limited
+        params, state = opt(params, grads, state)
+        together = zip(theirs, expected, grads, strict=True)
+        expected = [one.step(leaf, grad, number, 0.1, 0.3) for one, leaf, grad in together]
+    for one, other in zip(params, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)

@@ -185,4 +185,106 @@ CASES: list[tuple[Rule, dict[str, Any], dict[str, Any]]] = [
             waited=[0.0],
         ),
     ),
+    (
+        fs.scale_channels_by_sketch,  # drawn: the sketch is (7, 2) times the noise
+        dict(
+            grad=[[3.0, 4.0], [0.0, 2.0]],
+            directions=[[9.0], [9.0]],
+            sketch_avg=[[0.0], [0.0]],
+            sketch_sqr_avg=[[0.0], [0.0]],
+            key=TrialKey(),
+            step=STEP_1,
+            mom=0.5,
+            sqr_mom=0.75,
+            eps=0.0,
+        ),
+        dict(
+            update=[[3.0 / 7 / abs(NOISE), 4.0 / 7 / abs(NOISE)], [0.0, 1.0 / abs(NOISE)]],
+            directions=[[NOISE], [NOISE]],
+            sketch_avg=[[3.5 * NOISE], [NOISE]],
+            sketch_sqr_avg=[[12.25 * NOISE**2], [NOISE**2]],
+        ),
+    ),
+    (
+        fs.scale_channels_by_sketch,  # not drawn, and wider than high: columns, of 6 and 8
+        dict(
+            grad=[[3.0, 4.0]],
+            directions=[[2.0]],
+            sketch_avg=[[0.0, 0.0]],
+            sketch_sqr_avg=[[0.0, 0.0]],
+            key=TrialKey(),
+            step=STEP_2,
+            mom=0.0,
+            sqr_mom=0.0,
+            eps=0.0,
+            sketch_scale=2.0,
+        ),
+        dict(
+            update=[[1.0, 1.0]],
+            directions=[[2.0]],
+            sketch_avg=[[6.0, 8.0]],
+            sketch_sqr_avg=[[36.0, 64.0]],
+        ),
+    ),
+    (
+        fs.scale_channels_by_sketch,  # a vector: Adam
+        dict(
+            grad=[3.0, -4.0],
+            directions=[0.0],
+            sketch_avg=[0.0, 0.0],
+            sketch_sqr_avg=[0.0, 0.0],
+            key=TrialKey(),
+            step=STEP_1,
+            mom=0.5,
+            sqr_mom=0.75,
+            eps=0.0,
+        ),
+        dict(
+            update=[1.0, -1.0],
+            directions=[0.0],
+            sketch_avg=[1.5, -2.0],
+            sketch_sqr_avg=[2.25, 4.0],
+        ),
+    ),
+    (
+        fs.scale_by_sketch,  # its own sketch, of length 5
+        dict(
+            grad=[[3.0], [4.0]],
+            directions=[0.0],
+            sketch_avg=[[0.0], [0.0]],
+            sketch_sqr_avg=[[0.0], [0.0]],
+            key=TrialKey(),
+            step=STEP_1,
+            mom=0.0,
+            sqr_mom=0.0,
+            eps=0.0,
+            sketch_scale=5.0,
+        ),
+        dict(
+            update=[[3.0 * 2**0.5], [4.0 * 2**0.5]],
+            directions=[0.0],
+            sketch_avg=[[3.0], [4.0]],
+            sketch_sqr_avg=[[9.0], [16.0]],
+        ),
+    ),
+    (
+        fs.limit_norm_growth,
+        dict(update=[[6.0, 8.0]], last_length=[1.0], step=STEP_2, growth=2.0),
+        dict(update=[[1.2, 1.6]], last_length=[2.0]),
+    ),
+    (
+        fs.limit_norm_growth,  # nothing is known yet
+        dict(update=[[6.0, 8.0]], last_length=[0.0], step=STEP_1, growth=2.0),
+        dict(update=[[6.0, 8.0]], last_length=[10.0]),
+    ),
+    (
+        fs.limit_norm_growth,
+        dict(update=[6.0, 8.0], last_length=[0.0], step=STEP_2, growth=2.0),
+        dict(update=[6.0, 8.0], last_length=[0.0]),
+    ),
+    (
+        fs.debias_rate,  # roots of 7/16 and 3/4
+        dict(update=[3.0], step=STEP_2, mom=0.5, sqr_mom=0.75),
+        dict(update=[4.0 * (7 / 16) ** 0.5]),
+    ),
 ]
