@@ -73,6 +73,11 @@ def laid_out(piece: Tensor, target: Any) -> Tensor:
     return found
 
 
+def in_place(piece: Tensor, target: Tensor) -> Tensor:
+    """This rank's piece of what lies as the target does; a plain tensor is whole."""
+    return laid_out(piece, target) if distributed(target) else piece
+
+
 def gathered(piece: Tensor) -> Tensor:
     """All of a tensor, on every rank; its derivative is the sum over ranks, cut as the piece is."""
     whole: Tensor = _Gathered.apply(piece)

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,12 +48,19 @@ def write_pieces(
     return {name: Piece(number, box_of(tensors[name])) for name in mine}
 
 
-def own_pieces(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The pieces that this rank is to write."""
+def nobody(tensor: Any) -> bool:
+    """False."""
+    return False
+
+
+def own_pieces(
+    tensors: Mapping[str, Any], others: Callable[[Any], bool] = nobody
+) -> dict[str, Tensor]:
+    """The pieces that this rank is to write; not those of which `others` is true."""
     return {
         name: local(tensor).detach()
         for name, tensor in tensors.items()
-        if distributed(tensor) and is_first(tensor)
+        if distributed(tensor) and is_first(tensor) and not others(tensor)
     }
 
 

@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 
 from functional_sgd.outputs import map_output
-from functional_sgd.sharded import any_distributed, distributed
+from functional_sgd.sharded import local, placed
 from loop.callbacks.accumulation import SHARED, Weight
 from loop.callbacks.checkpoint import Checkpoint
 from loop.callbacks.recorder import RECORDER, Recorder, recorded
+from loop.layout import in_place
 from loop.metrics import metrics_by_name
 from loop.ranks.checkpoint import SharedCheckpoint
 from loop.ranks.cut import Cut, Cuts
@@ -53,6 +54,7 @@ class Ranks:
     """
 
     group: Group
+    everyone: Group  # more processes, if params lie on others than the batches
     weight: Weight | None = None  # of a batch, as the loss counts it; by default its length
     collecting: tuple[str, ...] = ()  # callbacks that remember something of every batch, in order
     counts_training: bool = False  # whether the Recorder measures the training phase too
@@ -80,8 +82,8 @@ class Ranks:
         if told is not None and callback is told:
             return LateRecorder(**{one.name: getattr(told, one.name) for one in fields(told)})
         if isinstance(callback, Checkpoint):
-            return SharedCheckpoint(callback, self.group)
-        if self.group.rank == 0:
+            return SharedCheckpoint(callback, self.group, self.everyone)
+        if self.everyone.rank == 0:
             return callback
         if hasattr(callback, "elsewhere"):
             return callback.elsewhere()
@@ -99,15 +101,9 @@ class Ranks:
                 f"parallel: the learner has other data than parallel has cut: {data!r}. Call "
                 f"parallel on the learner that has this data."
             )
-        every = self.group.gathered(_digests(state, data))
-        for what in every[0]:
-            values = [one[what] for one in every]
-            if any(value != values[0] for value in values):
-                raise ValueError(
-                    f"parallel: the ranks begin with another {what} each: {values}. Build model "
-                    f"and data alike on all ranks: torch.manual_seed(0) before the model, one seed "
-                    f"for learner.init, the same files, one folder for all to resume from."
-                )
+        facts = _facts(state, data)
+        _check_alike(self.everyone.gathered(facts))
+        _check_alike(self.group.gathered(facts | {_TENSORS: _digest(state, self.group)}))
         return nullcontext()
 
     def before_batch(self, state: State) -> State | None:
@@ -132,11 +128,10 @@ class Ranks:
         nobody has asked for that before.
         """
         assert state.grads is not None
-        # Of params in pieces, the derivative of the gather has summed them up already.
         own = {
-            name: grad
+            name: None if grad is None else placed(grad, state.params[name])
             for name, grad in state.grads.items()
-            if name not in state.frozen and not distributed(state.params[name])
+            if name not in state.frozen and self.group.adds(state.params[name])
         }
         state = self._summed(state, own, state.loss if self.late else None)
         return state if self.recorder is None else self.recorder.after_loss(state)
@@ -190,13 +185,16 @@ class Ranks:
         whole = state.memory.get(SHARED)
         share = 1 / self.group.size if whole is None else whole["share"]
         given = [] if loss is None else [part_of_loss(loss, share)]
-        given += [torch.zeros_like(state.params[n]) if g is None else g for n, g in grads.items()]
+        pieces = {name: local(state.params[name]) for name in grads}
+        given += [torch.zeros_like(pieces[n]) if g is None else local(g) for n, g in grads.items()]
         given += [scaled(buffer, share) for buffer in buffers.values()]
         if not given:
             return state
         there = [float(grad is not None) for grad in grads.values()]
         # A graph is made without values, so nobody is told of a signal in one.
-        flags: Flags | None = state.resources[SHARED] if type(loss) is Tensor else None
+        flags: Flags | None = None
+        if type(loss) is Tensor and self.everyone == self.group:
+            flags = state.resources[SHARED]
         counts = there if flags is None else [*there, *flags.raised()]
         given.append(torch.tensor(counts, dtype=given[-1].dtype, device=given[-1].device))
         *sums, counted = self.group.sums(given)
@@ -211,7 +209,10 @@ class Ranks:
             changes["loss"] = next(each).to(loss.dtype, copy=True)
         if grads:
             found = zip(grads, there, each, strict=False)
-            new = {name: total if some else None for name, some, total in found}
+            new = {
+                name: in_place(total, state.params[name]) if some else None
+                for name, some, total in found
+            }
             changes["grads"] = {**(state.grads or {}), **new}
         if buffers:
             means = {name: mean.clone() for name, mean in zip(buffers, each, strict=True)}
@@ -259,21 +260,40 @@ def _late(loss: GlobalLoss, late: bool) -> GlobalLoss:
     return replace(loss, late=late)
 
 
-def _digests(state: State, data: Cuts) -> dict[str, Any]:
+def _facts(state: State, data: Cuts) -> dict[str, Any]:
     """What must be equal on all ranks, in a few bytes."""
-    digest = hashlib.sha256()
-    trees: Any = (state.params, state.buffers, state.opt_state)
-    tensors = optree.tree_leaves(trees)
-    if not any_distributed(tensors):
-        for tensor in tensors:
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     loaders = [loader for loader in (data.train, data.valid) if loader is not None]
     return {
         "place in the run": (
             *(state.done, state.train_iter, state.epochs_seen),
             *(state.n_epoch, state.n_step),
         ),
-        "params, buffers or optimizer state (digest)": digest.hexdigest()[:16],
         "seed": state.seed,
         "number of batches": list(map(length, loaders)),
     }
+
+
+_TENSORS = "params, buffers or optimizer state (digest)"
+
+
+def _digest(state: State, group: Group) -> str:
+    """Of all tensors of which the ranks of a group should have the same, whole or in pieces."""
+    digest = hashlib.sha256()
+    trees: Any = (state.params, state.buffers, state.opt_state)
+    for tensor in optree.tree_leaves(trees):
+        if group.adds(tensor):
+            own = local(tensor).detach().cpu().contiguous()
+            digest.update(own.view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def _check_alike(every: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ValueError unless all ranks have said the same."""
+    for what in every[0]:
+        values = [one[what] for one in every]
+        if any(value != values[0] for value in values):
+            raise ValueError(
+                f"parallel: the ranks begin with another {what} each: {values}. Build model "
+                f"and data alike on all ranks: torch.manual_seed(0) before the model, one seed "
+                f"for learner.init, the same files, one folder for all to resume from."
+            )

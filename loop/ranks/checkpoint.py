@@ -17,7 +17,7 @@ from loop.callbacks.checkpoint import Background, Checkpoint, Saver
 from loop.disk.atomic import scratch
 from loop.disk.files import as_stored, pack, write
 from loop.disk.finite import not_finite
-from loop.disk.pieces import Piece, own_pieces, write_pieces
+from loop.disk.pieces import Piece, nobody, own_pieces, write_pieces
 from loop.disk.store import probe, put_newest
 from loop.ranks.group import Group
 from loop.state import State
@@ -28,7 +28,8 @@ class SharedCheckpoint:
     """A Checkpoint, on each of the ranks."""
 
     checkpoint: Checkpoint
-    group: Group
+    group: Group  # which has equal pieces, if params lie on other processes than batches
+    everyone: Group
     order: ClassVar[int] = Checkpoint.order
     reports: ClassVar[bool] = True
 
@@ -46,7 +47,7 @@ class SharedCheckpoint:
         """Rank 0 writes. Where all end alike they wait for it, since the next thing that they do
         may be to read what it has written.
         """
-        own = self.checkpoint.around_fit(_NOBODY) if self.group.rank == 0 else nullcontext()
+        own = self.checkpoint.around_fit(_NOBODY) if self.everyone.rank == 0 else nullcontext()
         alike, failure = False, ""
         try:
             with own as saver:
@@ -63,7 +64,7 @@ class SharedCheckpoint:
             raise
         finally:
             if alike:
-                failures = self.group.gathered(failure)
+                failures = self.everyone.gathered(failure)
                 _check([] if failure else failures)
 
     @contextmanager
@@ -81,8 +82,8 @@ class SharedCheckpoint:
         probe(folder)
         background = Background() if self.checkpoint.background else None
         # What a thread tells the others must not come between what the run tells them.
-        group = self.group if background is None else self.group.another()
-        together = partial(saving_together, group=group)
+        group = self.everyone if background is None else self.everyone.another()
+        together = partial(saving_together, group=group, others=self._others)
         keep = self.checkpoint.keep
         saver = Saver(folder, keep, time.monotonic(), together, background)
         try:
@@ -93,6 +94,10 @@ class SharedCheckpoint:
             raise
         finally:
             saver.write(last=True)
+
+    def _others(self, tensor: Any) -> bool:
+        """Whether another rank, which has this piece too, writes it."""
+        return self.group.rank > 0 and self.group.adds(tensor)
 
     def committed(self, state: State) -> None:
         """Write the state if it is time."""
@@ -108,7 +113,13 @@ class SharedCheckpoint:
 _NOBODY: Any = None  # the state that Checkpoint.around_fit does not look at
 
 
-def saving_together(state: State, folder: Path, keep: int, group: Group) -> Callable[[], None]:
+def saving_together(
+    state: State,
+    folder: Path,
+    keep: int,
+    group: Group,
+    others: Callable[[Any], bool] = nobody,
+) -> Callable[[], None]:
     """`saving` for a state in pieces, on all ranks at once: each writes its pieces into one
     directory, which appears when all of them are in it.
 
@@ -116,18 +127,19 @@ def saving_together(state: State, folder: Path, keep: int, group: Group) -> Call
     are not of one place in the run, for pieces of several states are none.
     """
     document, tensors = pack(state.at_rest())
-    return partial(_save_together, state, document, tensors, folder, keep, group)
+    own = own_pieces(tensors, others)
+    return partial(_save_together, state, document, tensors, own, folder, keep, group)
 
 
 def _save_together(
     state: State,
     document: dict[str, Any],
     tensors: dict[str, Tensor],
+    own: dict[str, Tensor],
     folder: Path,
     keep: int,
     group: Group,
 ) -> None:
-    own = own_pieces(tensors)
     params = {name: local(value) for name, value in state.params.items()}
     with scratch(folder) if group.rank == 0 else nullcontext() as new:
         told = group.gathered((str(new), (state.train_iter, state.done)))

@@ -1,11 +1,13 @@
 """The processes of a run: what they add up, and what they tell each other."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from functional_sgd.sharded import distributed, processes
 
 
 @dataclass(frozen=True, repr=False)
@@ -15,6 +17,21 @@ class Group:
     handle: Any  # a torch.distributed.ProcessGroup
     rank: int
     size: int
+
+    @property
+    def members(self) -> frozenset[int]:
+        """All of them, by their numbers among all processes."""
+        import torch.distributed as dist
+
+        return frozenset(dist.get_process_group_ranks(self.handle))
+
+    def adds(self, param: Tensor) -> bool:
+        """Whether gradients of this param are to be added up over the group.
+
+        Those of one in pieces that lie on its processes are already, by the derivative of what
+        gathers them.
+        """
+        return not distributed(param) or not self.members <= processes(param)
 
     def sums(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The sum of each tensor over all ranks: one all-reduce for each dtype among them.
@@ -83,6 +100,28 @@ class Group:
 
     def __repr__(self) -> str:
         return f"rank {self.rank} of {self.size}"
+
+
+def everyone(who: str, group: Group, params: Iterable[Tensor]) -> Group:
+    """The processes that take part in a run whose batches are cut over a group: those that have
+    pieces of the params as well (tensor parallel).
+
+    Raises ValueError unless one dimension of a mesh of all processes is for the params, and another
+    for the batches.
+    """
+    import torch.distributed as dist
+
+    pieces = {processes(param) for param in params if distributed(param)}
+    if not pieces:
+        return group
+    count, world = max(map(len, pieces)), dist.get_world_size()
+    if any(len(own & group.members) > 1 for own in pieces) or count * group.size != world:
+        raise ValueError(
+            f"{who}: the model's params are cut over {count} processes, and batches over "
+            f"{group.size} of {world}; expected two dimensions of one mesh of all processes: "
+            f"parallelize_module(model, mesh['tensor'], ...) and {who}(learner, mesh['data'])."
+        )
+    return group if count == 1 else Group(dist.group.WORLD, dist.get_rank(), world)
 
 
 def group_of(who: str, mesh: Any) -> Group:

@@ -31,6 +31,7 @@ class GlobalLoss:
     """
 
     group: Group
+    everyone: Group  # more processes, if params lie on others than the batches
     late: bool = False  # whether both come with the gradients
     name: ClassVar[str] = SHARED
     order: ClassVar[int] = Order.SHARE
@@ -52,7 +53,8 @@ class GlobalLoss:
             return None
         assert state.loss is not None
         part = part_of_loss(state.loss, state.memory[SHARED]["share"])
-        if flags is None or type(part) is not Tensor:  # without values: a graph is made of it
+        # A graph is made of tensors without values.
+        if flags is None or self.everyone != self.group or type(part) is not Tensor:
             value = self.group.sums([part])[0]
         else:
             raised = torch.tensor(flags.raised(), dtype=part.dtype, device=part.device)
@@ -62,7 +64,7 @@ class GlobalLoss:
         return state.replace(loss=with_value(state.loss, value.to(state.loss.dtype)))
 
     def after_batch(self, state: State) -> None:
-        """Tell all ranks of signals, if that has not come with the loss: in a compiled batch."""
+        """Tell everyone of signals, if that has not come with the loss."""
         flags: Flags | None = state.resources.get(self.name)
         if flags is not None and not flags.told:
             self._tell(flags, state)
@@ -78,7 +80,7 @@ class GlobalLoss:
     def _tell(self, flags: "Flags", state: State) -> None:
         """Send what is known now."""
         raised = torch.tensor(flags.raised(), dtype=torch.float64, device=device_of(state))
-        flags.send(self.group.begun(raised))
+        flags.send(self.everyone.begun(raised))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from loop.callbacks.accumulation import Weight, weight_called
 from loop.learner import Learner
 from loop.ranks.callbacks import Ranks
 from loop.ranks.cut import Cuts
-from loop.ranks.group import group_of
+from loop.ranks.group import everyone, group_of
 from loop.ranks.loss import GlobalLoss, LocalShare
 
 
@@ -40,10 +40,13 @@ def parallel(learner: Learner, mesh: Any = None, weight: str | Weight = "samples
       its inputs; later ones see that of the whole batch. If there are none that can see it before
       after_backward, it comes with the gradients, and `trace` shows it from there on. What a
       callback of your own counts in `state.memory` is of this rank alone.
-    - The model itself goes into the learner, neither in DistributedDataParallel nor in FSDP.
+    - The model itself goes into the learner, neither in DistributedDataParallel nor in FSDP. Where
+      `parallelize_module` has cut it over another dimension of the mesh, ranks with the same part
+      of a batch draw the same dropout.
 
     Raises RuntimeError if torch.distributed has not been started; ValueError for a mesh of more
-    dimensions, a loader with a DistributedSampler, and an optimizer that takes a second gradient or
+    dimensions, params that are cut over the processes of `mesh`, a loader with a
+    DistributedSampler, and an optimizer that takes a second gradient or
     the loss elsewhere (sam, lbfgs), which would be of this rank's part.
     """
     group = group_of("parallel", mesh)
@@ -57,7 +60,9 @@ def parallel(learner: Learner, mesh: Any = None, weight: str | Weight = "samples
         )
     count = weight_called("parallel", weight)
     known = weight == "samples"  # by every rank, of the batches of all
-    ours = (Ranks(group, None if known else count), GlobalLoss(group), LocalShare())
+    all_of_us = everyone("parallel", group, learner.model.parameters())
+    ranks = Ranks(group, all_of_us, None if known else count)
+    ours = (ranks, GlobalLoss(group, all_of_us), LocalShare())
     return replace(
         learner,
         data=Cuts(learner.data.train, learner.data.valid, group.rank, group.size),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from functional_sgd.autodiff import detached, gradients
 from functional_sgd.placing import Placed, look_again
+from functional_sgd.sharded import full
 from loop.learner import Learner
 from loop.run.attributes import attributes_of, warn_of_attributes
 from loop.run.chance import key, seed_torch
@@ -122,6 +123,7 @@ class Work:
                 loss = self.loss_function.call(
                     lambda yb: function(state.pred, *yb), state.yb or (), state.training
                 )
+            loss = full(loss)  # of a DTensor, not this process's part
         if not isinstance(loss, Tensor) or loss.dim() != 0:
             found = (
                 f"shape {tuple(loss.shape)}"

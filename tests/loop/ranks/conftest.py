@@ -19,3 +19,10 @@ def three() -> Iterator[Ranks]:
     """Three."""
     with started(3) as processes:
         yield processes
+
+
+@pytest.fixture(scope="package")
+def four() -> Iterator[Ranks]:
+    """Four."""
+    with started(4) as processes:
+        yield processes
