@@ -1,6 +1,6 @@
 """The processes of a run: what they add up, and what they tell each other."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,20 +62,6 @@ class Group:
         total = collectives.all_reduce(flat, "sum", self.handle)
         waited: Tensor = collectives.wait_tensor(total)  # type: ignore[no-untyped-call]
         return waited
-
-    def begun(self, flat: Tensor) -> Callable[[], Tensor]:
-        """A sum over ranks that goes on by itself: the function waits for it. `flat` is written
-        to.
-        """
-        import torch.distributed as dist
-
-        work: Any = dist.all_reduce(flat, group=self.handle, async_op=True)
-
-        def ended() -> Tensor:
-            work.wait()
-            return flat
-
-        return ended
 
     def gathered(self, value: Any) -> list[Any]:
         """What every rank has given, in their order; tensors come on the CPU."""

@@ -5,7 +5,7 @@ or, if nobody looks at it before, in that of the gradients: one wait less in eve
 """
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -80,7 +80,7 @@ class GlobalLoss:
     def _tell(self, flags: "Flags", state: State) -> None:
         """Send what is known now."""
         raised = torch.tensor(flags.raised(), dtype=torch.float64, device=device_of(state))
-        flags.send(self.everyone.begun(raised))
+        flags.send(self.everyone.sums([raised])[0])
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class Flags(Agreement):
     that nobody waits for it.
     """
 
-    sent: Tensor | Callable[[], Tensor] | None = None
+    sent: Tensor | None = None
     told: bool = False  # whether this batch has sent them
 
     def raised(self) -> list[float]:
@@ -159,16 +159,15 @@ class Flags(Agreement):
         self.read()
         return [float(self.heard == number) for number in _SIGNALS]
 
-    def send(self, sums: Tensor | Callable[[], Tensor]) -> None:
-        """Keep what came back of it, or a function that waits for that."""
+    def send(self, sums: Tensor) -> None:
+        """Keep what came back of it."""
         self.sent, self.told = sums, True
 
     def read(self) -> None:
         """End the run, if any rank has sent a signal."""
         sent, self.sent = self.sent, None
         if sent is not None and self.number is None:
-            sums = sent if isinstance(sent, Tensor) else sent()
-            counts = zip(_SIGNALS, sums.tolist(), strict=True)
+            counts = zip(_SIGNALS, sent.tolist(), strict=True)
             self.number = next((number for number, count in counts if count), None)
 
 
