@@ -35,6 +35,7 @@ from loop.ranks.loss import (
     GlobalLoss,
     LateRecorder,
     is_awaited,
+    is_first,
     part_of_loss,
     scaled,
 )
@@ -69,7 +70,7 @@ class Ranks:
         every = [getattr(one, "name", "") for one in callbacks if getattr(one, "collects", False)]
         counts = any(getattr(one, "train_metrics", False) for one in callbacks)
         recorder = next(one for one in callbacks if isinstance(one, Recorder))
-        late = compile or not is_awaited(callbacks, self)
+        late = is_first(callbacks, self) if compile else not is_awaited(callbacks, self)
         told = recorder if late and not compile else None
         knowing = _knowing(self, tuple(every), counts, late, told)
         here = [knowing if one is self else self._here(one, late, told) for one in callbacks]
@@ -187,7 +188,7 @@ class Ranks:
         given = [] if loss is None else [part_of_loss(loss, share)]
         pieces = {name: local(state.params[name]) for name in grads}
         given += [torch.zeros_like(pieces[n]) if g is None else local(g) for n, g in grads.items()]
-        given += [scaled(buffer, share) for buffer in buffers.values()]
+        given += [scaled(local(buffer), share) for buffer in buffers.values()]
         if not given:
             return state
         there = [float(grad is not None) for grad in grads.values()]
@@ -215,8 +216,9 @@ class Ranks:
             }
             changes["grads"] = {**(state.grads or {}), **new}
         if buffers:
-            means = {name: mean.clone() for name, mean in zip(buffers, each, strict=True)}
-            changes["buffers"] = {**state.buffers, **means}
+            means = zip(buffers.items(), each, strict=True)
+            new_ones = {name: in_place(mean.clone(), buffer) for (name, buffer), mean in means}
+            changes["buffers"] = {**state.buffers, **new_ones}
         return state.replace(**changes)
 
     def _merged(self, state: State) -> State:

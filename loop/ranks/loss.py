@@ -116,6 +116,15 @@ class LateRecorder(Recorder):
         return super().__repr__().replace(type(self).__name__, Recorder.__name__)
 
 
+def is_first(callbacks: Sequence[Any], summing: Any) -> bool:
+    """Whether nobody handles after_backward before `summing`, so that a compiled batch goes on to
+    it: then the loss that it shows is that of all ranks.
+    """
+    ordered = in_order(callbacks)
+    before = ordered[: next(at for at, one in enumerate(ordered) if one is summing)]
+    return not any(callable(getattr(one, "after_backward", None)) for one in before)
+
+
 def is_awaited(callbacks: Sequence[Any], summing: Any) -> bool:
     """Whether somebody may look at the loss of a training batch before `summing`, one of the
     callbacks, has added up the gradients of all ranks.
