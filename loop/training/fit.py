@@ -14,7 +14,7 @@ from functional_sgd.errors import did_you_mean, meant
 from functional_sgd.outputs import map_output
 from functional_sgd.ranges import check_number
 from functional_sgd.schedules import one_cycle, three_cosines
-from functional_sgd.sharded import any_distributed
+from functional_sgd.sharded import any_distributed, distributed, processes
 from loop.callback import Callback, Order, taking_part
 from loop.callbacks import ParamScheduler, Recorder
 from loop.callbacks.recorder import RECORDER, recorded
@@ -166,6 +166,7 @@ def begin(
     donate: bool = False,
 ) -> Run:
     """A run of `fit` that has not taken its first step; callbacks are checked here."""
+    _check_cut(learner, state)
     everyone = with_recorder([*learner.callbacks, *callbacks], compile)
     now = begun_with(learner, state, everyone, hyper, compile)
     work = None
@@ -187,6 +188,23 @@ def begin(
     state = put_all_back(state)  # a schedule of a run that was stopped, and is not resumed
     start = state.replace(**fresh, hyper=with_hypers(state.hyper, hyper))
     return Run(learner, _owned(start, donate), callbacks=everyone, work=work)
+
+
+def _check_cut(learner: Learner, state: State) -> None:
+    """Raise ValueError for params in pieces without batches in as many.
+
+    The derivative of what gathers them is a sum over their processes. Of gradients of whole batches
+    it would be so many times too long, and of some of the parts it would be nothing.
+    """
+    cut = [value for value in state.params.values() if distributed(value)]
+    if not cut or any_distributed(learner.model.parameters()):  # torch has cut the layers too
+        return
+    pieces, parts = max(len(processes(value)) for value in cut), getattr(learner.data, "parts", 1)
+    if pieces not in (1, parts):
+        raise ValueError(
+            f"fit: the params are cut over {pieces} processes, and batches over {parts}. Fit "
+            f"parallel(learner) of all of these processes, or unshard(state)."
+        )
 
 
 def _owned(state: State, donate: bool) -> State:
