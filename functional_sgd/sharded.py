@@ -43,16 +43,6 @@ def _is_kind(kind: type) -> bool:
     return known is not None and issubclass(kind, known)
 
 
-def processes(value: Any) -> frozenset[int]:
-    """The processes that have a piece of a DTensor, this one among them, by their numbers."""
-    return _on_mesh(value.device_mesh)
-
-
-@functools.lru_cache(maxsize=32)
-def _on_mesh(mesh: Any) -> frozenset[int]:
-    return frozenset(mesh.mesh.flatten().tolist())
-
-
 def local(value: Any) -> Any:
     """This process's piece of a DTensor; anything else as it is."""
     if not distributed(value):

@@ -3,12 +3,23 @@
 What a step does with pieces is in functional_sgd.sharded. These two files alone know DTensor.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from functional_sgd.sharded import distributed
+
+
+def processes(value: Any) -> frozenset[int]:
+    """The processes that have a piece of a DTensor, this one among them, by their numbers."""
+    return _on_mesh(value.device_mesh)
+
+
+@functools.lru_cache(maxsize=32)
+def _on_mesh(mesh: Any) -> frozenset[int]:
+    return frozenset(mesh.mesh.flatten().tolist())
 
 
 class Box(NamedTuple):

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from functional_sgd.sharded import distributed, processes
+from functional_sgd.sharded import distributed
+from loop.layout import processes
 
 
 @dataclass(frozen=True, repr=False)

@@ -14,12 +14,13 @@ from functional_sgd.errors import did_you_mean, meant
 from functional_sgd.outputs import map_output
 from functional_sgd.ranges import check_number
 from functional_sgd.schedules import one_cycle, three_cosines
-from functional_sgd.sharded import any_distributed, distributed, processes
+from functional_sgd.sharded import any_distributed, distributed
 from loop.callback import Callback, Order, taking_part
 from loop.callbacks import ParamScheduler, Recorder
 from loop.callbacks.recorder import RECORDER, recorded
 from loop.callbacks.schedule import put_all_back, with_hypers
 from loop.donation import check_not_spent, taken
+from loop.layout import processes
 from loop.learner import Learner, hyper_names
 from loop.run.compilable import check_compilable, check_optimizer_compilable
 from loop.run.compiled import CompiledWork
