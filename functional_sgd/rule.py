@@ -13,7 +13,7 @@ Its signature says what it reads, its dict what it writes.
 import inspect
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, overload
 
 import torch
@@ -324,12 +324,12 @@ def treewise(
 def _variant(
     rule: Rule, starts: Mapping[str, Slot], declared: Declared, names: Mapping[str, str]
 ) -> Rule:
-    return Rule(rule.function, rule.scope, starts, declared, names)
+    return replace(rule, starts=starts, declared=declared, renames=names)
 
 
 def renamed(rule: Rule, names: Mapping[str, str]) -> Rule:
     """The rule with its function's names replaced; nothing is checked."""
-    return Rule(rule.function, rule.scope, rule.starts, rule.declared, dict(names))
+    return replace(rule, renames=dict(names))
 
 
 def providers(name: str) -> list[str]:

@@ -59,6 +59,11 @@ def like_leaf(matrix: Tensor, leaf: Tensor) -> Tensor:
     return matrix.reshape(leaf.shape)
 
 
+def nothing(param: Tensor) -> Tensor:
+    """A single zero, for a slot of one number, or of none."""
+    return as_matrix(param).new_zeros(())
+
+
 def projected(matrix: Tensor, basis: Tensor) -> Tensor:
     """A matrix in the few dimensions of a basis, whose columns are directions on its shorter side.
 

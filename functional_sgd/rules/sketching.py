@@ -13,7 +13,7 @@ from functional_sgd.randomness import normal
 from functional_sgd.ranges import AtLeastOne, Count, Decay, NonNegative
 from functional_sgd.reduction import root
 from functional_sgd.rule import Rule, elementwise, leafwise
-from functional_sgd.rules.matrices import as_matrix, like_leaf, projected
+from functional_sgd.rules.matrices import as_matrix, like_leaf, nothing, projected
 
 __all__ = ["debias_rate", "limit_norm_growth", "scale_by_sketch", "scale_channels_by_sketch"]
 
@@ -29,8 +29,9 @@ class Directions:
 
     def __call__(self, param: Tensor) -> Tensor:
         matrix = as_matrix(param)
-        sketched = _is_sketched(matrix, self.rank)
-        return matrix.new_zeros((min(matrix.shape), self.rank) if sketched else ())
+        if not _is_sketched(matrix, self.rank):
+            return nothing(param)
+        return matrix.new_zeros(min(matrix.shape), self.rank)
 
 
 @dataclass(frozen=True)
@@ -57,25 +58,22 @@ def _is_sketched(matrix: Tensor, rank: int) -> bool:
     return _has_rows(matrix) and min(matrix.shape) > rank
 
 
+def _slots(rank: int) -> dict[str, Any]:
+    """The first values of what a sketch of so many dimensions needs."""
+    sketch = Sketch(rank)
+    return dict(directions=Directions(rank), sketch_avg=sketch, sketch_sqr_avg=sketch)
+
+
 def of_rank(rule: Rule, rank: int) -> Rule:
     """One of the two rules below, with sketches of so many dimensions.
 
     >>> of_rank(scale_by_sketch, 2).starts["directions"]
     Directions(rank=2)
     """
-    sketch = Sketch(rank)
-    starts: dict[str, Any] = dict(
-        directions=Directions(rank), sketch_avg=sketch, sketch_sqr_avg=sketch
-    )
-    return replace(rule, starts=starts)
+    return replace(rule, starts=_slots(rank))
 
 
-@leafwise(
-    directions=Directions(256),
-    sketch_avg=Sketch(256),
-    sketch_sqr_avg=Sketch(256),
-    positive=("sketch_sqr_avg",),
-)
+@leafwise(**_slots(256), positive=("sketch_sqr_avg",))
 def scale_channels_by_sketch(
     grad: Tensor,
     directions: Tensor,
@@ -120,12 +118,7 @@ def scale_channels_by_sketch(
     )
 
 
-@leafwise(
-    directions=Directions(1),
-    sketch_avg=Sketch(1),
-    sketch_sqr_avg=Sketch(1),
-    positive=("sketch_sqr_avg",),
-)
+@leafwise(**_slots(1), positive=("sketch_sqr_avg",))
 def scale_by_sketch(
     grad: Tensor,
     directions: Tensor,
@@ -193,12 +186,7 @@ def _length(matrix: Tensor, axes: list[int]) -> Tensor:
     return root(matrix.square().sum(axes, keepdim=True))
 
 
-def no_length(param: Tensor) -> Tensor:
-    """A single zero."""
-    return as_real(param).new_zeros(())
-
-
-@leafwise(last_length=no_length)
+@leafwise(last_length=nothing)
 def limit_norm_growth(
     update: Tensor, last_length: Tensor, *, step: Tensor, growth: AtLeastOne = 1.01
 ) -> dict[str, Tensor]:

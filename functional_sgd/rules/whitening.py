@@ -11,7 +11,7 @@ from functional_sgd.randomness import normal, uniform
 from functional_sgd.ranges import AtLeastOne, NonNegative, Positive, Share
 from functional_sgd.reduction import root
 from functional_sgd.rule import leafwise
-from functional_sgd.rules.matrices import as_matrix, is_matrix, like_leaf
+from functional_sgd.rules.matrices import as_matrix, is_matrix, like_leaf, nothing
 
 __all__ = ["whiten"]
 
@@ -34,11 +34,6 @@ def columns_factor(param: Tensor) -> Tensor:
     """The unit matrix for the columns; a one for each of too many, a single one for a vector."""
     matrix = as_matrix(param)
     return _unit(matrix, 1) if is_matrix(param) else matrix.new_ones(())
-
-
-def nothing(param: Tensor) -> Tensor:
-    """A single zero."""
-    return as_matrix(param).new_zeros(())
 
 
 def _unit(matrix: Tensor, side: int) -> Tensor:

@@ -35,9 +35,9 @@ from loop.ranks.loss import (
     GlobalLoss,
     LateRecorder,
     is_awaited,
-    is_first,
     part_of_loss,
     scaled,
+    sums_first,
 )
 from loop.run.passes import length
 from loop.run.stages import device_of, learner_of, to_device
@@ -70,16 +70,18 @@ class Ranks:
         every = [getattr(one, "name", "") for one in callbacks if getattr(one, "collects", False)]
         counts = any(getattr(one, "train_metrics", False) for one in callbacks)
         recorder = next(one for one in callbacks if isinstance(one, Recorder))
-        late = is_first(callbacks, self) if compile else not is_awaited(callbacks, self)
+        late = sums_first(callbacks, self) if compile else not is_awaited(callbacks, self)
         told = recorder if late and not compile else None
-        knowing = _knowing(self, tuple(every), counts, late, told)
+        knowing = _with(
+            self, collecting=tuple(every), counts_training=counts, late=late, recorder=told
+        )
         here = [knowing if one is self else self._here(one, late, told) for one in callbacks]
         return [one for one in here if one is not None]
 
     def _here(self, callback: Any, late: bool, told: Recorder | None) -> Any:
         """What a callback is on this rank."""
         if isinstance(callback, GlobalLoss):
-            return _late(callback, late)
+            return _with(callback, late=late)
         if told is not None and callback is told:
             return LateRecorder(**{one.name: getattr(told, one.name) for one in fields(told)})
         if isinstance(callback, Checkpoint):
@@ -103,7 +105,8 @@ class Ranks:
                 f"parallel on the learner that has this data."
             )
         facts = _facts(state, data)
-        _check_alike(self.everyone.gathered(facts))
+        if self.everyone != self.group:
+            _check_alike(self.everyone.gathered(facts))
         _check_alike(self.group.gathered(facts | {_TENSORS: _digest(state, self.group)}))
         return nullcontext()
 
@@ -186,8 +189,10 @@ class Ranks:
         whole = state.memory.get(SHARED)
         share = 1 / self.group.size if whole is None else whole["share"]
         given = [] if loss is None else [part_of_loss(loss, share)]
-        pieces = {name: local(state.params[name]) for name in grads}
-        given += [torch.zeros_like(pieces[n]) if g is None else local(g) for n, g in grads.items()]
+        given += [
+            torch.zeros_like(local(state.params[name])) if grad is None else local(grad)
+            for name, grad in grads.items()
+        ]
         given += [scaled(local(buffer), share) for buffer in buffers.values()]
         if not given:
             return state
@@ -239,27 +244,10 @@ class Ranks:
         return state.remember(RECORDER, replace(record, sums=sums))
 
 
-# The same objects in every run, or a compiled batch would be compiled again.
-@functools.lru_cache(maxsize=32)
-def _knowing(
-    ranks: Ranks,
-    collecting: tuple[str, ...],
-    counts_training: bool,
-    late: bool,
-    recorder: Recorder | None,
-) -> Ranks:
-    return replace(
-        ranks,
-        collecting=collecting,
-        counts_training=counts_training,
-        late=late,
-        recorder=recorder,
-    )
-
-
-@functools.lru_cache(maxsize=32)
-def _late(loss: GlobalLoss, late: bool) -> GlobalLoss:
-    return replace(loss, late=late)
+@functools.lru_cache(maxsize=64)
+def _with(callback: Any, **changes: Any) -> Any:
+    """The same object in every run, or a compiled batch would be compiled again."""
+    return replace(callback, **changes)
 
 
 def _facts(state: State, data: Cuts) -> dict[str, Any]:

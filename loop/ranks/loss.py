@@ -116,7 +116,7 @@ class LateRecorder(Recorder):
         return super().__repr__().replace(type(self).__name__, Recorder.__name__)
 
 
-def is_first(callbacks: Sequence[Any], summing: Any) -> bool:
+def sums_first(callbacks: Sequence[Any], summing: Any) -> bool:
     """Whether nobody handles after_backward before `summing`, so that a compiled batch goes on to
     it: then the loss that it shows is that of all ranks.
     """
