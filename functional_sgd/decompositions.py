@@ -67,8 +67,8 @@ def _turned(vectors: Tensor, values: Tensor, change: Tensor) -> Tensor:
 
 
 def orthonormal(matrix: Tensor) -> Tensor:
-    """The Q of a QR decomposition; its first derivative is taken as 0 where a column depends on
-    the others.
+    """The Q of a QR decomposition of a matrix that is not wider than high; its first derivative is
+    taken as 0 where a column depends on the others.
     """
     fixed = matrix.detach()
     found, triangle = torch.linalg.qr(fixed)
@@ -77,13 +77,15 @@ def orthonormal(matrix: Tensor) -> Tensor:
         return basis
     diagonal = triangle.diagonal().abs()
     regular = diagonal.amin() > 1e-12 * diagonal.amax()
-    one = torch.eye(len(matrix), dtype=matrix.dtype).to(fixed)
-    change = basis.mT @ (matrix - fixed)
-    lower = torch.linalg.solve_triangular(
-        torch.where(regular, triangle, one), change, upper=True, left=False
-    ).tril(-1)
-    turn: Tensor = torch.where(regular, basis @ (lower - lower.mT), 0.0)
-    return basis + turn
+    one = torch.eye(len(triangle), dtype=matrix.dtype).to(fixed)
+    # 0, but its derivative is not: how the basis leaves its space, and how it turns within it.
+    change = torch.linalg.solve_triangular(
+        torch.where(regular, triangle, one), matrix - fixed, upper=True, left=False
+    )
+    within = basis.mT @ change
+    lower = within.tril(-1)
+    turn: Tensor = change - basis @ within + basis @ (lower - lower.mT)
+    return basis + torch.where(regular, turn, 0.0)
 
 
 def _may_be_tracked(value: Tensor) -> bool:

@@ -169,13 +169,14 @@ MOVES_ZEROS = {"simplex"}
 RANDOM: dict[str, Callable[[], Chain]] = {
     "apollo": lambda: fs.apollo(lr=0.02, wd=0.1, rank=2, sketch_every=3),
     "apollo_mini": lambda: fs.apollo_mini(lr=0.005, wd=0.1, sketch_every=3),
+    "dion": lambda: fs.dion(lr=0.02, wd=0.1, rank_fraction=0.5),
     "kron": lambda: fs.kron(lr=0.02, wd=0.1, max_rms=1e3),
     "noisy_sgd": lambda: fs.noisy_sgd(lr=0.05, noise=0.5),
     "sgld": lambda: fs.sgld(lr=0.05, temperature=0.1),
 }
 """Recipes that draw random numbers: they move without a gradient, and by the place of a leaf."""
 
-DRAW_FOR_MATRICES = {"apollo", "apollo_mini"}
+DRAW_FOR_MATRICES = {"apollo", "apollo_mini", "dion"}
 """Those of them in which nothing is drawn for vectors, and matrices of two rows or columns."""
 
 

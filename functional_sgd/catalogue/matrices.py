@@ -29,6 +29,7 @@ from functional_sgd.rules import (
     orthogonalize_in_bfloat16,
     precondition_sides,
     scale_by_aspect,
+    scale_by_fans,
     scale_by_rms,
     set_rms,
     sgd_step,
@@ -36,11 +37,12 @@ from functional_sgd.rules import (
     weight_decay,
     whiten,
 )
+from functional_sgd.rules.directions import of_fraction
 from functional_sgd.trial import rename
 from functional_sgd.wrappers.labels import covers
 from functional_sgd.wrappers.partition import Partition, partition
 
-__all__ = ["adamuon", "kron", "muon", "muon_with_adamw", "normuon", "shampoo", "soap"]
+__all__ = ["adamuon", "dion", "kron", "muon", "muon_with_adamw", "normuon", "shampoo", "soap"]
 
 Adjust: TypeAlias = Literal["original", "match_rms_adamw"]
 """How updates are scaled by the shape of their matrix, by torch's names for it."""
@@ -111,6 +113,32 @@ def muon_with_adamw(
         "adamw": adamw(lr=adamw_lr, wd=wd),
     }
     return partition(parts, MatricesBut(tuple(others), "muon", "adamw"))
+
+
+@recipe
+def dion(
+    lr: float = 1e-2,
+    mom: float = 0.95,
+    wd: float = 0.01,
+    eps: float = 1e-8,
+    rank_fraction: float = 1.0,
+) -> Chain:
+    """Muon of low rank: updates of matrices are orthonormal along the strongest directions of the
+    momentum, and what they leave out stays in it. Decoupled weight decay.
+
+    See `power_iteration`; the state of a matrix is a velocity, and rank_fraction of the square of
+    its shorter side. For matrices: leaves of fewer than two axes take the momentum's steps, so give
+    them, embeddings and the head to another optimizer by `partition`, as `muon_with_adamw` does.
+    The authors train these with Lion at the same lr, the head's divided by the root of its inputs.
+
+    Source: Ahn et al. 2025; numbers of the authors' code, but that float64 is so throughout, and
+    NaN stays NaN.
+
+    >>> print(*dion(rank_fraction=0.25).rules)
+    weight_decay power_iteration scale_by_fans sgd_step
+    """
+    parts = (of_fraction(rank_fraction), scale_by_fans, sgd_step)
+    return chain(weight_decay, *parts, lr=lr, mom=mom, wd=wd, eps=eps)
 
 
 @recipe

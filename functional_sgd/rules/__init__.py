@@ -9,6 +9,7 @@ from functional_sgd.rules import (
     corrections,
     curvature,
     decay,
+    directions,
     distance,
     extremes,
     factored,
@@ -38,6 +39,7 @@ from functional_sgd.rules.clipping import *
 from functional_sgd.rules.corrections import *
 from functional_sgd.rules.curvature import *
 from functional_sgd.rules.decay import *
+from functional_sgd.rules.directions import *
 from functional_sgd.rules.distance import *
 from functional_sgd.rules.extremes import *
 from functional_sgd.rules.factored import *
@@ -68,6 +70,7 @@ NAMES = (
     *corrections.__all__,
     *curvature.__all__,
     *decay.__all__,
+    *directions.__all__,
     *distance.__all__,
     *extremes.__all__,
     *factored.__all__,

@@ -23,6 +23,7 @@ __all__ = [
     "orthogonalize",
     "orthogonalize_in_bfloat16",
     "scale_by_aspect",
+    "scale_by_fans",
     "set_rms",
 ]
 
@@ -55,7 +56,7 @@ def like_leaf(matrix: Tensor, leaf: Tensor) -> Tensor:
     torch.Size([4, 3, 2, 2])
     """
     if leaf.is_complex():
-        return torch.view_as_complex(matrix.reshape(*leaf.shape, 2))
+        return torch.view_as_complex(matrix.reshape(*leaf.shape, 2).contiguous())
     return matrix.reshape(leaf.shape)
 
 
@@ -144,6 +145,25 @@ def scale_by_aspect(update: Tensor) -> dict[str, Tensor]:
         return dict(update=update)
     rows, columns = as_matrix(update).shape
     return dict(update=update * math.sqrt(max(1.0, rows / columns)))
+
+
+@leafwise
+def scale_by_fans(update: Tensor) -> dict[str, Tensor]:
+    """Let a matrix move further the more outputs it has for each input, so that one lr is good for
+    layers of every size.
+
+    update = update * sqrt(rows / columns)
+
+    Leaves of fewer than two axes stay as they are. Source: Dion (Ahn et al. 2025); the spectral
+    condition of Yang et al. 2023.
+
+    >>> scale_by_fans(torch.ones(1, 4))["update"].flatten()
+    tensor([0.5000, 0.5000, 0.5000, 0.5000])
+    """
+    if not is_matrix(update):
+        return dict(update=update)
+    rows, columns = as_matrix(update).shape
+    return dict(update=update * math.sqrt(rows / columns))
 
 
 @leafwise

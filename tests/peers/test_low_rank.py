@@ -1,6 +1,6 @@
 """galore against pytorch_optimizer's, which finds singular vectors in float32, and anew a step
 earlier than the authors: here only once. apollo against its paper, with our random numbers: the
-peers' is another, which takes the step in few dimensions.
+peers' is another, which takes the step in few dimensions. dion against its paper, in the same way.
 """
 
 import math
@@ -91,3 +91,46 @@ def test_apollo_is_that_of_its_paper(opt: Chain, rank: int, scale: float) -> Non
         expected = [one.step(leaf, grad, number, 0.1, 0.3) for one, leaf, grad in together]
     for one, other in zip(params, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+class Dion:
+    """Algorithm 1 of the paper for one leaf, from a given basis. A vector is its only direction."""
+
+    def __init__(self, leaf: int, seed: Tensor, like: Tensor) -> None:
+        key = key_of(seed, torch.tensor(1), leaf, position=1)
+        shorter = min(like.shape)
+        drawn = torch.zeros(shorter, math.ceil(0.5 * shorter), dtype=torch.float64)
+        self.basis, self.momentum = normal(key, drawn), torch.zeros_like(like)
+
+    def step(self, param: Tensor, grad: Tensor, lr: float, wd: float) -> Tensor:
+        """The leaf after a step."""
+        rows, columns = grad.shape
+        total = self.momentum + grad
+        tall = total if rows >= columns else total.T
+        left = torch.linalg.qr(tall @ self.basis).Q
+        right = tall.T @ left
+        taken = left @ right.T
+        self.momentum = total - 0.05 * (taken if rows >= columns else taken.T)
+        self.basis = right / (right.norm(dim=0) + 1e-8)
+        update = left @ self.basis.T if rows >= columns else self.basis @ left.T
+        return (1 - lr * wd) * param - lr * math.sqrt(rows / columns) * update
+
+
+def test_dion_is_that_of_its_paper() -> None:
+    opt = fs.dion(0.1, wd=0.3, rank_fraction=0.5)
+    params, state = drawn(0)[:2], opt.init(drawn(0)[:2])
+    theirs = [Dion(leaf, state["seed"], param) for leaf, param in enumerate(params)]
+    expected = drawn(0)[:2]
+    for number in range(1, STEPS + 1):
+        grads = drawn(number)[:2]
+        params, state = opt(params, grads, state)
+        together = zip(theirs, expected, grads, strict=True)
+        expected = [one.step(leaf, grad, 0.1, 0.3) for one, leaf, grad in together]
+    for one, other in zip(params, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("rank_fraction", [0.0, 1.5])
+def test_dion_says_which_shares_of_directions_there_are(rank_fraction: float) -> None:
+    with pytest.raises(ValueError, match="rank_fraction must be more than 0 and at most 1"):
+        fs.dion(rank_fraction=rank_fraction)
