@@ -74,7 +74,8 @@ class Callback:
 
     `traceable` names events whose handlers work on tensors without looking at their values: in
     `fit(compile=True)` they become part of the graph (after_pred, after_loss, before_backward,
-    after_backward, before_step). `eager = True` says that a callback cannot be used there at all.
+    after_backward, before_step), and what they remember, tensors and numbers, is there from
+    after_backward on. `eager = True` says that a callback cannot be used there at all.
 
     A callback with `collects = True` remembers, under its name, a tuple with something of every
     batch of a validation: tensors of all samples, which `parallel` joins over the ranks.

@@ -31,11 +31,13 @@ from loop.ranks.checkpoint import SharedCheckpoint
 from loop.ranks.cut import Cut, Cuts
 from loop.ranks.group import Group
 from loop.ranks.loss import (
+    TOLD,
     Flags,
     GlobalLoss,
     LateRecorder,
     is_awaited,
     part_of_loss,
+    raised_in,
     scaled,
     sums_first,
 )
@@ -125,7 +127,12 @@ class Ranks:
             mine = torch.as_tensor(own, dtype=torch.float64, device=device)
             weight = self.group.sums([mine])[0]
             share = torch.where(weight == 0, 0.0, mine / weight)
-        return state.remember(SHARED, {"weight": weight, "samples": samples, "share": share})
+        raised: Tensor | None = None
+        if self.everyone == self.group:
+            flags: Flags = state.resources[SHARED]
+            raised = torch.tensor(flags.raised(), device=device_of(state))
+        said = {"weight": weight, "samples": samples, "share": share, "raised": raised}
+        return state.remember(SHARED, said)
 
     def after_backward(self, state: State) -> State:
         """Gradients and buffers as those of the whole batch, in one all-reduce; and its loss, if
@@ -197,15 +204,11 @@ class Ranks:
         if not given:
             return state
         there = [float(grad is not None) for grad in grads.values()]
-        # A graph is made without values, so nobody is told of a signal in one.
-        flags: Flags | None = None
-        if type(loss) is Tensor and self.everyone == self.group:
-            flags = state.resources[SHARED]
-        counts = there if flags is None else [*there, *flags.raised()]
-        given.append(torch.tensor(counts, dtype=given[-1].dtype, device=given[-1].device))
-        *sums, counted = self.group.sums(given)
-        if flags is not None:
-            flags.send(counted[len(there) :].clone())
+        given.append(torch.tensor(there, dtype=given[-1].dtype, device=given[-1].device))
+        raised = [] if loss is None else raised_in(state, given[-1])
+        sums = self.group.sums([*given, *raised])
+        told = sums.pop() if raised else None
+        counted = sums.pop()
         # A rank that has all gradients need not look, which would wait for the device.
         if not all(there):
             there = counted.tolist()
@@ -224,6 +227,8 @@ class Ranks:
             means = zip(buffers.items(), each, strict=True)
             new_ones = {name: in_place(mean.clone(), buffer) for (name, buffer), mean in means}
             changes["buffers"] = {**state.buffers, **new_ones}
+        if told is not None:
+            changes["memory"] = {**state.memory, TOLD: told.clone()}
         return state.replace(**changes)
 
     def _merged(self, state: State) -> State:

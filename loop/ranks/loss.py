@@ -43,33 +43,25 @@ class GlobalLoss:
         yield Flags()
 
     def after_loss(self, state: State) -> State | None:
-        """The value of all ranks, in training; in validation, tallies add up. Signals in both."""
-        flags: Flags | None = state.resources.get(self.name)
-        if not state.training:
-            if flags is not None:
-                self._tell(flags, state)
-            return None
-        if self.late:
+        """The value of all ranks, in training; in validation, tallies add up."""
+        if not state.training or self.late:
             return None
         assert state.loss is not None
         part = part_of_loss(state.loss, state.memory[SHARED]["share"])
-        # A graph is made of tensors without values.
-        if flags is None or self.everyone != self.group or type(part) is not Tensor:
-            value = self.group.sums([part])[0]
-        else:
-            raised = torch.tensor(flags.raised(), dtype=part.dtype, device=part.device)
-            sums = self.group.sums([torch.cat([part.reshape(1), raised])])[0]
-            value = sums[0]
-            flags.send(sums[1:])
-        return state.replace(loss=with_value(state.loss, value.to(state.loss.dtype)))
+        value, *told = self.group.sums([part, *raised_in(state, part)])
+        state = state.replace(loss=with_value(state.loss, value.to(state.loss.dtype)))
+        return state.remember(TOLD, told[0].clone()) if told else state
 
-    def after_batch(self, state: State) -> None:
+    def after_batch(self, state: State) -> State | None:
         """Tell everyone of signals, if that has not come with the loss."""
         flags: Flags | None = state.resources.get(self.name)
-        if flags is not None and not flags.told:
-            self._tell(flags, state)
+        if TOLD not in state.memory:
+            if flags is not None:
+                self._tell(flags, state)
+            return None
         if flags is not None:
-            flags.told = False
+            flags.sent = state.memory[TOLD]
+        return state.forget(TOLD)
 
     def after_fit(self, state: State) -> None:
         """Whoever has got a signal in the last batch, all end by it."""
@@ -80,7 +72,7 @@ class GlobalLoss:
     def _tell(self, flags: "Flags", state: State) -> None:
         """Send what is known now."""
         raised = torch.tensor(flags.raised(), dtype=torch.float64, device=device_of(state))
-        flags.send(self.everyone.sums([raised])[0])
+        flags.sent = self.everyone.sums([raised])[0]
 
 
 @dataclass(frozen=True)
@@ -159,7 +151,6 @@ class Flags(Agreement):
     """
 
     sent: Tensor | None = None
-    told: bool = False  # whether this batch has sent them
 
     def raised(self) -> list[float]:
         """What to send: a 1.0 at the place of the signal that this process has heard. What was sent
@@ -167,10 +158,6 @@ class Flags(Agreement):
         """
         self.read()
         return [float(self.heard == number) for number in _SIGNALS]
-
-    def send(self, sums: Tensor) -> None:
-        """Keep what came back of it."""
-        self.sent, self.told = sums, True
 
     def read(self) -> None:
         """End the run, if any rank has sent a signal."""
@@ -181,6 +168,21 @@ class Flags(Agreement):
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+TOLD = "told"
+"""Where a batch has how many ranks have got which signal, until it is over."""
+
+
+def raised_in(state: State, like: Tensor) -> list[Tensor]:
+    """The signals that this rank has got, to be sent with other numbers; nothing if they are sent
+    alone. A graph sends those of before the batch.
+    """
+    raised = state.memory[SHARED]["raised"]
+    if raised is not None and type(like) is Tensor:
+        flags: Flags = state.resources[SHARED]
+        raised = torch.tensor(flags.raised(), device=like.device)
+    return [] if raised is None else [raised.to(like.dtype)]
 
 
 def part_of_loss(loss: Tensor, share: Any) -> Tensor:

@@ -3,7 +3,7 @@ of a validation batch as another, for `fit(..., compile=True)`.
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,10 +16,17 @@ from torch import Tensor, nn
 
 from functional_sgd.compile.step import without_kernels
 from functional_sgd.compile.traced import LIST, Traced, by_name, numbers_of, trace
-from functional_sgd.outputs import map_output
 from loop.run.attributes import attributes_of, changed_attributes
 from loop.run.chance import seed_torch
-from loop.run.graph_cache import Learned, counted, flat, graphs_of
+from loop.run.graph_cache import (
+    Learned,
+    constants_in,
+    counted,
+    flat,
+    graphs_of,
+    joined,
+    taken_apart,
+)
 from loop.run.stages import Work, batch_key, device_of, learner_of
 from loop.state import State
 
@@ -49,18 +56,8 @@ class Results:
     shown: Tensor  # the loss after after_loss
     loss: Tensor  # the loss that was differentiated
     grads: dict[str, Tensor | None]
+    remembered: Mapping[str, Any]  # by the handlers inside
     updated: tuple[Any, Any] | None  # params and opt_state
-
-
-@dataclass(frozen=True, eq=False)
-class Shape:
-    """How a prediction is built: the same, with the number of each part instead of it."""
-
-    tree: Any
-
-    def filled(self, parts: Sequence[Any]) -> Any:
-        """The prediction, of these parts."""
-        return map_output(parts.__getitem__, self.tree)
 
 
 class CompiledWork(Work):
@@ -125,9 +122,9 @@ class CompiledWork(Work):
         tensors, fixed = self._inputs(state, device)
         graph = self._graph(tensors, fixed, lambda: self._traced(state, tensors, fixed))
         seed_torch(batch_key(state), device)
-        (parts, shape, shown, loss, grads, buffers, updated), leaves = graph(tensors)
+        (parts, shape, shown, loss, grads, remembered, buffers, updated), leaves = graph(tensors)
         state = state.replace(pred=shape.filled(parts), buffers=buffers)
-        self.results = Results(state, shown, loss, grads, updated)
+        self.results = Results(state, shown, loss, grads, remembered, updated)
         if updated is not None:
             count = self.learned.spec.num_leaves
             self.learned = Learned(
@@ -142,20 +139,20 @@ class CompiledWork(Work):
         learned = self.evaluated = self.evaluated.now((state.buffers, params, None))
         around, spec = flat(state.xb)
         inputs = [leaf for leaf in around if isinstance(leaf, Tensor)]
-        tensors, constants = [*learned.leaves, *inputs], _constants(around)
+        tensors, constants = [*learned.leaves, *inputs], constants_in(around)
         fixed = ("validation", constants, spec, learned.spec, *self._modes(device_of(state)))
 
         def batch(*values: Tensor) -> Any:
             trees: Any = learned.spec.unflatten(values[: len(learned.leaves)])
             buffers, evaluated, _ = trees
-            xb = spec.unflatten(_joined(constants, spec, iter(values[len(learned.leaves) :])))
+            xb = spec.unflatten(joined(constants, spec, iter(values[len(learned.leaves) :])))
             work = Work()
             try:
                 with self._traceable():
                     pred = work._predict(state.replace(buffers=buffers, xb=xb), evaluated)
             finally:
                 work.leave()
-            return _taken_apart(pred)
+            return taken_apart(pred)
 
         try:
             graph = self._graph(tensors, fixed, lambda: self._checked(state, batch, tensors, fixed))
@@ -192,7 +189,10 @@ class CompiledWork(Work):
         if state.loss is not results.shown:
             raise _late("loss")
         self.unused.look(results.grads, state.frozen)
-        return state.replace(grads=results.grads, loss=results.loss)
+        changes: dict[str, Any] = dict(grads=results.grads, loss=results.loss)
+        if results.remembered:
+            changes["memory"] = {**state.memory, **results.remembered}
+        return state.replace(**changes)
 
     def update(self, state: State) -> State:
         """Hand out what the graph has made of params and optimizer state, or call the optimizer."""
@@ -232,7 +232,7 @@ class CompiledWork(Work):
         around, spec = flat((state.xb, state.yb, learner.loss, memory, hyper))
         tensors = [*learned.leaves, *[leaf for leaf in around if isinstance(leaf, Tensor)]]
         modes = self._modes(device)
-        fixed = (_constants(around), spec, learned.spec, state.frozen, *modes, opt, self.always)
+        fixed = (constants_in(around), spec, learned.spec, state.frozen, *modes, opt, self.always)
         return tensors, fixed
 
     def _modes(self, device: torch.device) -> tuple[Any, ...]:
@@ -254,7 +254,7 @@ class CompiledWork(Work):
             buffers, params, opt_state = learned.unflatten(
                 [next(rest) for _ in range(learned.num_leaves)]
             )
-            xb, yb, loss, memory, hyper = spec.unflatten(_joined(constants, spec, rest))
+            xb, yb, loss, memory, hyper = spec.unflatten(joined(constants, spec, rest))
             learner = replace(learner_of(state), loss=loss)
             changes: dict[str, Any] = dict(params=params, buffers=buffers, xb=xb, yb=yb)
             if self.updates:
@@ -315,6 +315,7 @@ class CompiledWork(Work):
             torch._C._set_mkldnn_enabled(enabled)
 
     def _by(self, work: Work, state: State) -> tuple[Any, ...]:
+        known = state.memory
         state = self._handled("after_pred", work.predict(state))
         with self.brackets("loss"):
             state = work.loss(state)
@@ -328,21 +329,38 @@ class CompiledWork(Work):
             shown = state.loss
         after = work.update(state) if self.updates else None
         updated = None if after is None else (after.params, after.opt_state)
-        parts, shape = _taken_apart(state.pred)
+        parts, shape = taken_apart(state.pred)
+        new = {name: own for name, own in state.memory.items() if own is not known.get(name)}
         assert shown is not None
-        return parts, shape, shown.detach(), state.loss, state.grads, state.buffers, updated
+        return parts, shape, shown.detach(), state.loss, state.grads, new, state.buffers, updated
 
     def _handled(self, event: str, state: State) -> State:
         for name, method in self.inside.get(event, ()):
             state = state.replace(event=event)
             result = method(state)
-            if result is not None and result.memory is not state.memory:
-                raise ValueError(
-                    f"callback {name!r} is traceable, so it cannot remember anything in {event}."
-                )
-            state = state if result is None else result
+            if result is not None:
+                self._check_remembered(name, event, state.memory, result.memory)
+                state = result
         return state
 
+    def _check_remembered(
+        self, name: str, event: str, before: Mapping[str, Any], after: Mapping[str, Any]
+    ) -> None:
+        """Raise ValueError if a handler leaves something that cannot come out of a graph."""
+        if before is after:
+            return
+        new: Any = [own for key, own in after.items() if own is not before.get(key)]
+        odd = [leaf for leaf in optree.tree_leaves(new) if not isinstance(leaf, _KEPT)]
+        if odd or before.keys() - after.keys():
+            did = f"remember {odd[0]!r}" if odd else "forget anything"
+            raise ValueError(
+                f"callback {name!r} is traceable, so it cannot {did} in {event}, only remember "
+                f"tensors and numbers, in tuples, lists and dicts. Do it in another event."
+            )
+
+
+_KEPT = (Tensor, int, float, str)
+"""What handlers inside may remember: a graph hands it out."""
 
 _ADVICE = (
     "fit(compile=True): this batch could not be compiled. A model, a loss or a traceable callback "
@@ -360,31 +378,6 @@ def _late(name: str) -> ValueError:
         f"its handler works on tensors without looking at their values; or fit without "
         f"compile=True."
     )
-
-
-def _constants(around: Sequence[Any]) -> list[tuple[int, Any]]:
-    """What of a batch is no tensor, with its places."""
-    return [(place, leaf) for place, leaf in enumerate(around) if not isinstance(leaf, Tensor)]
-
-
-def _joined(
-    constants: Sequence[tuple[int, Any]], spec: optree.PyTreeSpec, tensors: Iterator[Tensor]
-) -> list[Any]:
-    """The leaves of a batch, from its tensors and what is none."""
-    known = dict(constants)
-    return [known[i] if i in known else next(tensors) for i in range(spec.num_leaves)]
-
-
-def _taken_apart(pred: Any) -> tuple[list[Any], Shape]:
-    """The parts of a prediction, and how it is built of them."""
-    parts: list[Any] = []
-    return parts, Shape(map_output(partial(_taken, parts), pred))
-
-
-def _taken(parts: list[Any], leaf: Any) -> int:
-    """The number that a leaf gets among the parts."""
-    parts.append(leaf)
-    return len(parts) - 1
 
 
 def _is_traceable(event: str, method: Any) -> bool:

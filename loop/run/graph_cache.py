@@ -1,6 +1,6 @@
 """Compiled batches: where they are kept, and how states become flat lists of tensors."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -8,9 +8,10 @@ from weakref import WeakKeyDictionary
 
 import optree
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from functional_sgd.compile.traced import Traced
+from functional_sgd.outputs import map_output
 from loop.losses import MixedLoss
 
 _NAMESPACE = "functional_sgd.loop"
@@ -60,6 +61,42 @@ def counted(value: Any) -> Any:
     if type(value) is float:
         return torch.tensor(value, dtype=torch.float64)
     return torch.tensor(value) if type(value) is int else value
+
+
+@dataclass(frozen=True, eq=False)
+class Shape:
+    """How a prediction is built: the same, with the number of each part instead of it."""
+
+    tree: Any
+
+    def filled(self, parts: Sequence[Any]) -> Any:
+        """The prediction, of these parts."""
+        return map_output(parts.__getitem__, self.tree)
+
+
+def constants_in(around: Sequence[Any]) -> list[tuple[int, Any]]:
+    """What of a batch is no tensor, with its places."""
+    return [(place, leaf) for place, leaf in enumerate(around) if not isinstance(leaf, Tensor)]
+
+
+def joined(
+    constants: Sequence[tuple[int, Any]], spec: optree.PyTreeSpec, tensors: Iterator[Tensor]
+) -> list[Any]:
+    """The leaves of a batch, from its tensors and what is none."""
+    known = dict(constants)
+    return [known[i] if i in known else next(tensors) for i in range(spec.num_leaves)]
+
+
+def taken_apart(pred: Any) -> tuple[list[Any], Shape]:
+    """The parts of a prediction, and how it is built of them."""
+    parts: list[Any] = []
+    return parts, Shape(map_output(partial(_taken, parts), pred))
+
+
+def _taken(parts: list[Any], leaf: Any) -> int:
+    """The number that a leaf gets among the parts."""
+    parts.append(leaf)
+    return len(parts) - 1
 
 
 def _look(layer: nn.Module) -> tuple[Any, ...]:

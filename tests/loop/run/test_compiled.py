@@ -275,18 +275,49 @@ def test_a_traceable_change_is_part_of_the_graph(event: str) -> None:
     )
 
 
-def test_a_traceable_handler_that_remembers_is_an_error() -> None:
+@traced
+@pytest.mark.parametrize("event", [*CHANGES, "after_backward"])
+def test_what_a_traceable_handler_remembers_is_there_after_the_gradients(event: str) -> None:
+    @dataclass(frozen=True)
+    class Remembering(Callback):
+        traceable: ClassVar[tuple[str, ...]] = (event,)
+
+        def after_batch(self, state: State) -> State | None:
+            if not state.training:
+                return None
+            seen.append((state.memory[self.name]["sum"], state.memory[self.name]["count"][0]))
+            return state.forget(self.name)
+
+    def remember(self: Callback, state: State) -> State:
+        total = state.pred.detach().sum()
+        return state.remember(self.name, {"sum": total, "count": (3, None)})
+
+    setattr(Remembering, event, remember)
+    seen: list[Any] = []
+    mine = classes(callbacks=[Remembering()])
+    fit(mine, mine.init(), 1)
+    expected, seen = seen, []
+    fit(mine, mine.init(), 1, compile=True)
+    assert len(seen) == len(expected) > 1
+    close(seen, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("what", ["cannot remember <object", "cannot forget anything"])
+def test_a_traceable_handler_cannot_remember_what_no_graph_can_hand_out(what: str) -> None:
     @dataclass(frozen=True)
     class Remembering(Callback):
         traceable: ClassVar[tuple[str, ...]] = ("after_pred",)
 
-        def after_pred(self, state: State) -> State:
+        def before_fit(self, state: State) -> State:
             return state.remember(self.name, 1)
 
+        def after_pred(self, state: State) -> State:
+            if "forget" in what:
+                return state.forget(self.name)
+            return state.remember(self.name, [object()])
+
     mine = classes(callbacks=[Remembering()])
-    with pytest.raises(
-        ValueError, match="'remembering' is traceable, so it cannot remember anything in after_pred"
-    ):
+    with pytest.raises(ValueError, match=f"callback 'remembering' is traceable, so it {what}"):
         fit(mine, mine.init(), 1, compile=True)
 
 
