@@ -64,7 +64,7 @@ docs: .venv/installed-docs
 	@touch $@
 
 bench: .venv/installed-benchmarks
-	for question in optimizer_step build_time memory overhead whole_step loop_overhead matrices bytes; do \
+	for question in optimizer_step build_time memory run_memory overhead whole_step loop_overhead matrices bytes; do \
 		.venv/bin/python benchmarks/$$question.py --save-results || exit 1; \
 	done
 	.venv/bin/python benchmarks/chart.py --save

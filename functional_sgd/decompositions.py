@@ -77,14 +77,14 @@ def orthonormal(matrix: Tensor) -> Tensor:
         return basis
     diagonal = triangle.diagonal().abs()
     regular = diagonal.amin() > 1e-12 * diagonal.amax()
-    one = torch.eye(len(triangle), dtype=matrix.dtype).to(fixed)
-    # 0, but its derivative is not: how the basis leaves its space, and how it turns within it.
-    change = torch.linalg.solve_triangular(
-        torch.where(regular, triangle, one), matrix - fixed, upper=True, left=False
-    )
+    triangle = torch.where(regular, triangle, torch.eye(len(triangle)).to(triangle))
+    change = matrix - fixed  # 0, but its derivative is not
     within = basis.mT @ change
-    lower = within.tril(-1)
-    turn: Tensor = change - basis @ within + basis @ (lower - lower.mT)
+    lower = torch.linalg.solve_triangular(triangle, within, upper=True, left=False).tril(-1)
+    turn = basis @ (lower - lower.mT)
+    if len(basis) > len(triangle):  # it can leave the space of its columns, too
+        outside = change - basis @ within
+        turn = turn + torch.linalg.solve_triangular(triangle, outside, upper=True, left=False)
     return basis + torch.where(regular, turn, 0.0)
 
 

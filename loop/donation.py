@@ -21,7 +21,7 @@ def taken(state: State, who: str) -> State:
     left with NaN, so that whoever uses them finds out. What the state remembers (the best weights,
     an average) stays as it is, so params that lie in the same memory are copied.
     """
-    remembered = {memory_of(tensor) for tensor in _tensors(state.memory)}
+    remembered = {memory_of(tensor) for tensor in tensors_in(state.memory)}
     moved: dict[int, Tensor] = {}
 
     def move(old: Any) -> Any:
@@ -52,17 +52,17 @@ def check_not_spent(who: str, state: State) -> None:
             )
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> Iterator[Tensor]:
     """The tensors in what callbacks remember: containers and records of them."""
     if isinstance(value, Tensor):
         if value.layout is torch.strided:
             yield value
     elif isinstance(value, Mapping):
         for part in value.values():
-            yield from _tensors(part)
+            yield from tensors_in(part)
     elif isinstance(value, (list, tuple)):
         for part in value:
-            yield from _tensors(part)
+            yield from tensors_in(part)
     elif is_dataclass(value) and not isinstance(value, type):
         for entry in fields(value):
-            yield from _tensors(getattr(value, entry.name))
+            yield from tensors_in(getattr(value, entry.name))

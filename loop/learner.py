@@ -106,6 +106,11 @@ class Learner:
         """
         return _donating(self.opt)
 
+    @property
+    def sparing_stepper(self) -> Optimizer:
+        """The same as `stepper`, but for the memory of gradients, which new params take."""
+        return _sparing(self.opt) if self.fused else self.opt
+
     def init(
         self, seed: int = 0, device: torch.device | str | None = None, donate: bool = False
     ) -> State:
@@ -209,6 +214,12 @@ class Learner:
 def _donating(opt: Optimizer) -> Optimizer:
     """The donating optimizer; equal ones share one, with its kernels."""
     return donating(opt)
+
+
+@functools.lru_cache(maxsize=32)
+def _sparing(opt: Optimizer) -> Optimizer:
+    """The fused optimizer that spends gradients; equal ones share one, with its kernels."""
+    return fuse(opt, donate="grads")
 
 
 @functools.lru_cache(maxsize=32)

@@ -12,6 +12,7 @@ import pytest
 
 import functional_sgd
 import loop
+from tests.each import for_each
 
 ROOT = Path(__file__).parent.parent
 
@@ -108,12 +109,12 @@ def points_up(name: str, other: str) -> bool:
 INNER = [name for name in MODULES if "." in name]
 
 
-@pytest.mark.parametrize("name", INNER)
+@for_each("name", INNER)
 def test_every_module_has_a_place_in_the_order(name: str) -> None:
     assert place(name)
 
 
-@pytest.mark.parametrize("name", INNER)
+@for_each("name", INNER)
 def test_imports_point_one_way(name: str) -> None:
     """Within each package; those for types only may point anywhere in loop, since they
     never run.
@@ -127,7 +128,7 @@ def test_imports_point_one_way(name: str) -> None:
     assert not upwards
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("functional_sgd")])
+@for_each("name", [name for name in MODULES if name.startswith("functional_sgd")])
 def test_functional_sgd_never_imports_loop(name: str) -> None:
     assert not {other for other in imports_of(name) if other.split(".")[0] == "loop"}
 
@@ -142,7 +143,7 @@ def test_there_is_no_import_cycle(package: str) -> None:
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which shows the cycle
 
 
-@pytest.mark.parametrize("name", [n for n, f in MODULES.items() if f.name == "__init__.py"])
+@for_each("name", [n for n, f in MODULES.items() if f.name == "__init__.py"])
 def test_every_package_says_what_it_gives(name: str) -> None:
     package = importlib.import_module(name)
     assert all(hasattr(package, one) for one in package.__all__)
@@ -167,7 +168,7 @@ FILES = [
 ]
 
 
-@pytest.mark.parametrize("file", FILES)
+@for_each("file", FILES)
 def test_no_file_is_longer_than_it_may_be(file: str) -> None:
     assert len((ROOT / file).read_text().splitlines()) <= MAX_LINES
 

@@ -21,6 +21,7 @@ import torch
 import functional_sgd
 import loop
 from functional_sgd import Rule
+from tests.each import for_each
 
 ROOT = Path(__file__).parent.parent
 PARSER = doctest.DocTestParser()
@@ -43,7 +44,7 @@ def modules() -> Iterator[ModuleType]:
             yield importlib.import_module(name)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@for_each("name", NAMES)
 def test_every_module_can_be_imported(name: str) -> None:
     importlib.import_module(name)
 
@@ -122,7 +123,7 @@ def examples_of(value: Any) -> str:
     return value.__doc__ or ""
 
 
-@pytest.mark.parametrize(
+@for_each(
     "name",
     [name for name in PUBLIC if not getattr(getattr(functional_sgd, name), "_is_protocol", 0)],
 )

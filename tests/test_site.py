@@ -16,6 +16,7 @@ import torch
 
 import functional_sgd
 import loop
+from tests.each import for_each
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -86,7 +87,7 @@ def test_the_checklist_has_every_row_once() -> None:
     assert sorted(listed) == sorted(ROWS)
 
 
-@pytest.mark.parametrize("row", ROWS)
+@for_each("row", ROWS)
 def test_what_meets_a_row_is_there(row: str) -> None:
     """Tests by file and name, or files; links are tested above."""
     met_by = CHECKLIST[row]
@@ -97,7 +98,7 @@ def test_what_meets_a_row_is_there(row: str) -> None:
         assert not test or f"def {test}(" in (ROOT / file).read_text(), reference
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if row[0] in "QRBLN"])
+@for_each("row", [row for row in ROWS if row[0] in "QRBLN"])
 def test_a_page_of_the_course_speaks_of_a_row(row: str) -> None:
     """By its number; or, the questions and the chapter, by what they have in order."""
     linked = re.findall(r"\]\((course/\w+\.md)\)", CHECKLIST[row])

@@ -126,7 +126,7 @@ def dion(
     """Muon of low rank: updates of matrices are orthonormal along the strongest directions of the
     momentum, and what they leave out stays in it. Decoupled weight decay.
 
-    See `power_iteration`; the state of a matrix is a velocity, and rank_fraction of the square of
+    See `power_iteration`; the state of a matrix is its momentum, and rank_fraction of the square of
     its shorter side. For matrices: leaves of fewer than two axes take the momentum's steps, so give
     them, embeddings and the head to another optimizer by `partition`, as `muon_with_adamw` does.
     The authors train these with Lion at the same lr, the head's divided by the root of its inputs.

@@ -76,6 +76,13 @@ def views(buffer: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     ]
 
 
+def lies_alone(tensor: Tensor) -> bool:
+    """Whether a tensor has all of its memory, and no other tensor shares it."""
+    storage = tensor.untyped_storage()
+    own = tensor.nbytes == storage.nbytes() and not tensor.requires_grad
+    return own and int(torch._C._storage_Use_Count(storage._cdata)) == _ALONE[0]
+
+
 def _outside_inference() -> AbstractContextManager[Any]:
     """Where tensors can be used for training later."""
     return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()

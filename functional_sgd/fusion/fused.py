@@ -27,7 +27,16 @@ from functional_sgd.fusion.kernel import Dtypes
 from functional_sgd.fusion.passes import Pass, Program, make_program
 from functional_sgd.fusion.pieces import lay_out
 from functional_sgd.fusion.run import Resources, Run
-from functional_sgd.fusion.spent import check_apart, merged, put_back, refuse_spent, spend
+from functional_sgd.fusion.spent import (
+    Donate,
+    check_apart,
+    check_donate,
+    merged,
+    only,
+    put_back,
+    refuse_spent,
+    spend,
+)
 from functional_sgd.guard import Guard
 from functional_sgd.optimizer import Optimizer, check_optimizer
 from functional_sgd.sharded import any_distributed
@@ -49,20 +58,20 @@ _KNOWN_TREES = 16  # kinds of trees whose groups an optimizer remembers
 @overload
 def fuse(
     opt: Chain,
-    donate: bool = False,
+    donate: Donate = False,
     debug: bool | None = None,
     backends: Sequence[Backend] = BACKENDS,
 ) -> "Fused": ...
 @overload
 def fuse(
     opt: Wrapped,
-    donate: bool = False,
+    donate: Donate = False,
     debug: bool | None = None,
     backends: Sequence[Backend] = BACKENDS,
 ) -> Wrapped: ...
 def fuse(
     opt: Any,
-    donate: bool = False,
+    donate: Donate = False,
     debug: bool | None = None,
     backends: Sequence[Backend] = BACKENDS,
 ) -> Any:
@@ -88,12 +97,13 @@ def fuse(
     dropped it; all large leaves of params, or of a slot, lie in one buffer (so torch.save of a
     single leaf writes the whole buffer). With `donate` the memory of params and state is
     overwritten and handed back: the trees passed in are spent, no two leaves may share memory, and
-    the step is not differentiated. With `debug` (default: whether the environment has
+    the step is not differentiated. With `donate="grads"` new params take the memory of large
+    gradients, and those alone are spent. With `debug` (default: whether the environment has
     FUNCTIONAL_SGD_DEBUG) using a spent tree raises ValueError.
 
-    A wrapper (partition, accumulate, ...) comes back around its fused optimizers; what is fused is
-    fused anew. Raises TypeError if `opt` is not an optimizer. Without a compiler it warns once, and
-    kernels are replaced by torch's foreach operators.
+    A wrapper (partition, accumulate, ...) comes back around its fused optimizers, which spend no
+    gradients; what is fused is fused anew. Raises TypeError if `opt` is not an optimizer. Without a
+    compiler it warns once, and kernels are replaced by torch's foreach operators.
 
     >>> from functional_sgd import adamw
     >>> opt = fuse(adamw(lr=0.1))
@@ -103,12 +113,14 @@ def fuse(
     {'w': tensor([0.8990, 0.8990, 0.8990])}
     """
     check_optimizer("fuse", opt)
+    check_donate("fuse", donate)
     if isinstance(opt, Fused):
         opt = opt.opt
     if isinstance(opt, (Chain, Front)):
         debug = bool(os.environ.get("FUNCTIONAL_SGD_DEBUG")) if debug is None else debug
         return Fused(opt, donate, debug, tuple(backends))
-    return opt.with_inner(tuple(fuse(one, donate, debug, backends) for one in opt.inner))
+    inner = donate is True
+    return opt.with_inner(tuple(fuse(one, inner, debug, backends) for one in opt.inner))
 
 
 def donating(opt: Optimizer) -> Optimizer:
@@ -129,9 +141,11 @@ class Fused(Optimizer):
     """
 
     def __init__(
-        self, opt: Chain | Front, donate: bool, debug: bool, backends: tuple[Backend, ...]
+        self, opt: Chain | Front, donate: Donate, debug: bool, backends: tuple[Backend, ...]
     ) -> None:
-        self.opt, self.donate, self.debug = opt, donate, debug and donate
+        self.opt, self.gives = opt, donate
+        self.donate = donate is True
+        self.debug = debug and self.donate
         self.backends = list(backends)
         self.programs: dict[frozenset[str], Program] = {}
         self.program = self._program(frozenset())  # of params in full precision
@@ -177,7 +191,7 @@ class Fused(Optimizer):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # For copies, which compile for themselves.
-        return Fused, (self.opt, self.donate, self.debug, tuple(self.backends))
+        return Fused, (self.opt, self.gives, self.debug, tuple(self.backends))
 
     def init(self, params: Tree) -> State:
         """A fresh state, as the chain makes it; detached, if it is to be overwritten."""
@@ -198,7 +212,7 @@ class Fused(Optimizer):
         if recorded():
             return self.opt(params, grads, state, hyper, **extras)
         plan = self.opt.plan
-        # Columns that the caller gives are not among the tensors that a guard recognises.
+        # A guard does not know columns that the caller gives.
         guard = None if plan.given else self._guard
         leaves = take_apart(plan, params, grads, state, hyper, extras, guard)
         if self.debug:
@@ -241,7 +255,7 @@ class Fused(Optimizer):
     def _run(self, leaves: Leaves, groups: list[Group]) -> Any:
         program = self.program_for(groups)
         while True:
-            resources = Resources(self._pool, self.working(), self._unbatched, self.donate)
+            resources = Resources(self._pool, self.working(), self._unbatched, self.gives)
             run = Run(self.opt.plan, program, groups, leaves, resources)
             numbers = dict(leaves.numbers)
             try:
@@ -262,8 +276,8 @@ class Fused(Optimizer):
         All leaves do if a number is made of several of them, or a rule sees the whole tree.
         """
         if groups and self.splits:
-            theirs = replace(leaves, grads=_only(leaves.grads, set(others)))
-            ours = replace(leaves, grads=_only(leaves.grads, {*leaves.active} - {*others}))
+            theirs = replace(leaves, grads=only(leaves.grads, set(others)))
+            ours = replace(leaves, grads=only(leaves.grads, {*leaves.active} - {*others}))
             rest = self._leaf_by_leaf(theirs)
             result = merged(leaves, self._run(ours, groups), rest, others)
         else:
@@ -311,7 +325,7 @@ class Fused(Optimizer):
         explained(self, params).show()
 
     def __repr__(self) -> str:
-        return f"fuse({self.opt!r}{', donate=True' if self.donate else ''})"
+        return f"fuse({self.opt!r}{f', donate={self.gives!r}' if self.gives else ''})"
 
     def working(self) -> list[Backend]:
         """The backends that are there, but for those that have failed a short time ago."""
@@ -379,11 +393,6 @@ class Fused(Optimizer):
 
 
 _warned: set[tuple[str, str]] = set()
-
-
-def _only(grads: Sequence[Tensor | None], chosen: set[int]) -> list[Tensor | None]:
-    """The gradients of some leaves, None for the others."""
-    return [grad if index in chosen else None for index, grad in enumerate(grads)]
 
 
 def _is_number(value: Any) -> bool:

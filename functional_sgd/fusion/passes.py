@@ -123,6 +123,12 @@ class Program:
     results: Mapping[str, str]  # result or slot -> column; those that are not in it stay
     numbers: Mapping[str, Node]  # numbers of the tree -> what they become
 
+    def needed_after(self, step: Step, column: str) -> bool:
+        """Whether a column is among the results, or read by a later step."""
+        later = self.steps[1 + next(n for n, one in enumerate(self.steps) if one is step) :]
+        read = [one.reads if isinstance(one, Pass) else one.inputs.values() for one in later]
+        return column in self.results.values() or any(column in names for names in read)
+
 
 def make_program(plan: Plan, rounded: frozenset[str] = frozenset()) -> Program:
     """The program of a chain. `rounded` are the columns that are stored in less precision than

@@ -18,6 +18,7 @@ from functional_sgd.fusion.group import Group
 from functional_sgd.fusion.kernel import Dtypes
 from functional_sgd.fusion.passes import Pass, Program, TorchRule
 from functional_sgd.fusion.scalars import Scalars
+from functional_sgd.fusion.spent import Donate, spendable
 from functional_sgd.sharded import distributed
 from functional_sgd.state import gradient_for, owned, stored, working
 from functional_sgd.step import (
@@ -40,7 +41,12 @@ class Resources:
     pool: Pool
     backends: Sequence[Backend]
     unbatched: set[int]  # rules, by position, that torch runs leaf by leaf
-    donate: bool
+    gives: Donate
+
+    @property
+    def donate(self) -> bool:
+        """Whether params and state are overwritten."""
+        return self.gives is True
 
 
 class Run:
@@ -172,9 +178,13 @@ class Run:
             column = table.get(name)
             if column is None or not column.writable or column.dtype != dtype:
                 like = table[name if name in work.of_blocks else "param"].tensors
+                spent = self._spent(work, table, dtype) if name == "param" else {}
+                rest = [one for place, one in enumerate(like) if place not in spent]
                 pool, key = self.resources.pool, f"{number}.{name}"
-                tensors = backend.allocate(pool, key, like, dtype)
+                new = iter(backend.allocate(pool, key, rest, dtype) if rest else ())
+                tensors = [spent[n] if n in spent else next(new) for n in range(len(like))]
                 column = Column(dtype, tensors, writable=True)
+                self.started = self.started or bool(spent)
             writes.append(column)
         self.started = self.started or self.resources.donate
         totals = runner(group, reads, writes, self.scalars)
@@ -183,6 +193,14 @@ class Run:
             torch.autograd.graph.increment_version(table["param"].tensors)
         table.update(zip(kept, writes, strict=True))
         return totals
+
+    def _spent(self, work: Pass, table: Table, dtype: torch.dtype) -> dict[int, Tensor]:
+        """The gradients, by their place, whose memory the new params take."""
+        if self.resources.gives != "grads" or table["grad"].dtype != dtype:
+            return {}
+        if self.program.needed_after(work, "grad"):
+            return {}
+        return spendable(table["grad"].tensors, table["param"].tensors)
 
     def _runner(self, backend: Backend, work: Pass, dtypes: Dtypes, group: Group) -> Runner:
         kinds = backend.kinds(work, self.scalars, group)

@@ -1,19 +1,30 @@
 """Donated trees: refuse those that cannot be overwritten, or have been already."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from functional_sgd.call import Leaves
+from functional_sgd.fusion.buffers import LARGE, lies_alone
 from functional_sgd.memory import Addresses, addresses_of, memory_of
 from functional_sgd.sharded import any_distributed, local
 from functional_sgd.tree import Tree, paths, unflatten
 
+Donate: TypeAlias = bool | Literal["grads"]
+"""What may be overwritten: nothing, params and state, or the gradients alone."""
+
 SPENDER = "_spent_by"
 """The attribute of a tensor that was given up."""
+
+
+def check_donate(who: str, donate: object) -> None:
+    """Raise ValueError, on behalf of `who`, for what is none of these."""
+    if donate not in (False, True, "grads"):
+        raise ValueError(f"{who}: donate must be True, False or 'grads', got {donate!r}.")
 
 
 def check_apart(
@@ -93,6 +104,26 @@ def spender_of(tensor: Any) -> str | None:
     """Who has the memory of a tensor that was given up; None if it has its own."""
     found: str | None = getattr(tensor, SPENDER, None)
     return found
+
+
+def spendable(grads: Sequence[Tensor], params: Sequence[Tensor]) -> dict[int, Tensor]:
+    """The gradients, by their place, in whose memory new params can be written: large ones that lie
+    as their params do, and where no other tensor lies.
+    """
+    seen = Counter(map(id, grads))  # autograd may give one tensor to two params
+    return {
+        place: grad
+        for place, (grad, param) in enumerate(zip(grads, params, strict=True))
+        if grad.numel() >= LARGE
+        and grad.stride() == param.stride()
+        and seen[id(grad)] == 1
+        and lies_alone(grad)
+    }
+
+
+def only(grads: Sequence[Tensor | None], chosen: set[int]) -> list[Tensor | None]:
+    """The gradients of some leaves, None for the others."""
+    return [grad if index in chosen else None for index, grad in enumerate(grads)]
 
 
 def merged(leaves: Leaves, ours: Any, theirs: Any, others: Sequence[int]) -> Any:

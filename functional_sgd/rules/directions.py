@@ -50,10 +50,10 @@ def of_fraction(rank_fraction: float) -> Rule:
     )
 
 
-@leafwise(velocity=torch.zeros_like, basis=Basis(1.0))
+@leafwise(momentum=torch.zeros_like, basis=Basis(1.0))
 def power_iteration(
     grad: Tensor,
-    velocity: Tensor,
+    momentum: Tensor,
     basis: Tensor,
     *,
     key: Any,
@@ -64,16 +64,16 @@ def power_iteration(
     """Move equally far along the strongest directions of the momentum of a matrix, and leave the
     others in it for later steps.
 
-    total = velocity + grad;  left = the Q of a QR decomposition of total basis
+    total = momentum + grad;  left = the Q of a QR decomposition of total basis
     right = total' left;  basis = right / (length of each column + eps);  update = left basis'
-    velocity = total - (1 - mom) left right'
+    momentum = total - (1 - mom) left right'
 
     Of a matrix that is wider than high, its transpose. The basis, columns on the shorter side, is
     drawn at the first step; from step to step it turns to the strongest directions, as one power
     iteration a step would. Where total is 0 the update is, too. What is not a matrix gets total,
     and keeps mom * total.
 
-    Reads grad, step, key, mom in [0, 1) and eps >= 0; keeps velocity and basis. Where total has
+    Reads grad, step, key, mom in [0, 1) and eps >= 0; keeps momentum and basis. Where total has
     fewer directions than the basis, those that are left over are made of rounding errors, divided
     by eps. Source: Dion (Ahn et al. 2025).
 
@@ -82,16 +82,15 @@ def power_iteration(
     >>> now = dict(key=key, step=torch.tensor(2), mom=0.9)
     >>> matrix, basis = torch.tensor([[3.0, 0.0], [0.0, 2.0]]), torch.tensor([[1.0], [0.0]])
     >>> found = power_iteration(matrix, torch.zeros(2, 2), basis, **now)
-    >>> found["update"], found["velocity"]
-    (tensor([[1., 0.],
-            [0., 0.]]), tensor([[2.7000, 0.0000],
+    >>> found["update"] @ torch.ones(2), found["momentum"]
+    (tensor([1., 0.]), tensor([[2.7000, 0.0000],
             [0.0000, 2.0000]]))
     """
-    total = as_matrix(grad) + as_real(velocity).reshape(as_matrix(grad).shape)
+    total = as_matrix(grad) + as_real(momentum).reshape(as_matrix(grad).shape)
     if not is_matrix(grad):
         return dict(
             update=like_leaf(total, grad),
-            velocity=like_leaf(mom * total, grad),
+            momentum=like_leaf(mom * total, grad),
             basis=basis.clone(),
         )
     tall = total.shape[0] >= total.shape[1]
@@ -106,4 +105,4 @@ def power_iteration(
     update = left @ basis.mT
     if not tall:
         rest, update = rest.mT, update.mT
-    return dict(update=like_leaf(update, grad), velocity=like_leaf(rest, velocity), basis=basis)
+    return dict(update=like_leaf(update, grad), momentum=like_leaf(rest, momentum), basis=basis)

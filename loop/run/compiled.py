@@ -200,7 +200,8 @@ class CompiledWork(Work):
         if results is None or results.updated is None or not self._as_before(results, state):
             return super().update(state)
         params, opt_state = results.updated
-        return state.replace(params=params, opt_state=opt_state)
+        left = None if self.spend_grads else state.grads
+        return state.replace(params=params, opt_state=opt_state, grads=left)
 
     def _as_before(self, results: Results, state: State) -> bool:
         """Whether the update was made of what is there now."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from functional_sgd.autodiff import detached, gradients
 from functional_sgd.placing import Placed, look_again
 from functional_sgd.sharded import full
+from loop.donation import tensors_in
 from loop.learner import Learner
 from loop.run.attributes import attributes_of, warn_of_attributes
 from loop.run.chance import key, seed_torch
@@ -39,6 +40,7 @@ class Work:
         self.model, self.loss_function = Unharmed("model"), Unharmed("loss")
         self.trained = 0  # batches of this run
         self.unused = Unused()
+        self.spend_grads = False  # whether new params take the memory of gradients
 
     def join(self, run: Any) -> None:
         """Prepare for a run."""
@@ -152,7 +154,8 @@ class Work:
                 "Does the model, or a callback, detach it? Does it run another module, or have all "
                 "parameters requires_grad=False?"
             )
-        each = iter(grads)
+        # A gradient may be a view, which holds the tensor that it is a view of.
+        each = iter(detached(grads) if self.spend_grads else grads)
         by_name = {name: None if name in state.frozen else next(each) for name in self.during}
         self.unused.look(by_name, state.frozen)
         params = state.params
@@ -203,16 +206,21 @@ class Work:
     def update(self, state: State) -> State:
         """One step of the optimizer, which gets the loss if it asks for it."""
         learner = learner_of(state)
-        opt = learner.donating_stepper if state.donated else learner.stepper
+        spending = learner.sparing_stepper if self.spend_grads else learner.stepper
+        opt = learner.donating_stepper if state.donated else spending
         extras: dict[str, Any] = {}
         if "value" in opt.names:
             extras["value"] = state.loss
         if "value_fn" in opt.names:
             extras["value_fn"] = partial(self._value_at, state)
         hyper = {name: value for name, value in state.hyper.items() if name not in extras}
+        # Whoever has a view has a say: a gradient that lies where one of these does is not spent.
+        views = [one.detach() for one in tensors_in(state.memory)] if self.spend_grads else []
         with torch.no_grad():
             params, opt_state = opt(state.params, state.grads, state.opt_state, hyper, **extras)
-        return state.replace(params=params, opt_state=opt_state)
+        del views
+        left = None if self.spend_grads else state.grads
+        return state.replace(params=params, opt_state=opt_state, grads=left)
 
     def _value_at(self, state: State, params: Mapping[str, Tensor]) -> Tensor:
         """The loss of this batch at other params, with the same chance; it is differentiable."""

@@ -11,6 +11,7 @@ import optree
 import torch
 
 from functional_sgd.errors import did_you_mean, meant
+from functional_sgd.fusion.spent import Donate, check_donate
 from functional_sgd.outputs import map_output
 from functional_sgd.ranges import check_number
 from functional_sgd.schedules import one_cycle, three_cosines
@@ -22,6 +23,7 @@ from loop.callbacks.schedule import put_all_back, with_hypers
 from loop.donation import check_not_spent, taken
 from loop.layout import processes
 from loop.learner import Learner, hyper_names
+from loop.run import stages
 from loop.run.compilable import check_compilable, check_optimizer_compilable
 from loop.run.compiled import CompiledWork
 from loop.run.events import VALIDATE
@@ -43,7 +45,7 @@ def fit(
     resume: bool | str | Path = False,
     compile: bool = False,
     stop: Literal["raise", "return"] = "raise",
-    donate: bool = False,
+    donate: Donate = False,
     steps: int | None = None,
     steps_per_epoch: int | None = None,
     **hyper: Any,
@@ -87,6 +89,9 @@ def fit(
     after a step has begun leaves no state to go on from (`error.state` is None), other than the
     last checkpoint; Ctrl-C and SIGTERM wait for the end of the batch. Callbacks keep copies:
     `state.keep()`. With `learner.init(donate=True)` the model gives its tensors away too.
+    `donate="grads"` gives away the gradients alone: new params take the memory of large ones, which
+    saves a copy of the params, and all else is as without it. After a step `state.grads` is None;
+    what a callback keeps of gradients it keeps in `state.remember`, or as a copy.
 
     Raises ValueError for an unknown hyper, a negative number of epochs or steps, both or neither of
     them, or a state that is in no run of this length; and whatever the model, the loss, the loaders
@@ -122,7 +127,7 @@ def trace(
     callbacks: Sequence[Any] = (),
     resume: bool | str | Path = False,
     compile: bool = False,
-    donate: bool = False,
+    donate: Donate = False,
     steps: int | None = None,
     steps_per_epoch: int | None = None,
     **hyper: Any,
@@ -164,13 +169,14 @@ def begin(
     hyper: Mapping[str, Any],
     resume: bool | str | Path = False,
     compile: bool = False,
-    donate: bool = False,
+    donate: Donate = False,
 ) -> Run:
     """A run of `fit` that has not taken its first step; callbacks are checked here."""
+    check_donate("fit", donate)
     _check_cut(learner, state)
     everyone = with_recorder([*learner.callbacks, *callbacks], compile)
     now = begun_with(learner, state, everyone, hyper, compile)
-    work = None
+    work = stages.Work()
     if compile:
         check_compilable(everyone)
         check_optimizer_compilable(learner)
@@ -180,6 +186,7 @@ def begin(
                 "Fit without compile=True."
             )
         work = CompiledWork(learner.model)
+    work.spend_grads = donate == "grads"
     stopped = to_go_on_from(resume, state, length, hyper, now, everyone)
     if stopped is not None:
         return Run(learner, _owned(stopped, donate), callbacks=everyone, work=work)
@@ -208,9 +215,10 @@ def _check_cut(learner: Learner, state: State) -> None:
         )
 
 
-def _owned(state: State, donate: bool) -> State:
+def _owned(state: State, donate: Donate) -> State:
     """The state that a run begins with: if it is donated, nobody else has its tensors."""
-    return taken(state, "fit(donate=True)").replace(donated=True) if donate else state
+    given = donate is True
+    return taken(state, "fit(donate=True)").replace(donated=True) if given else state
 
 
 def fit_one_cycle(

@@ -18,6 +18,7 @@ from tests.catalogue import (
     sample_tree,
 )
 from tests.comparing import assert_close
+from tests.each import for_each
 
 
 def call(rule: Rule, change: Callable[[Tensor], Tensor], step: int) -> dict[str, Tensor]:
@@ -45,7 +46,7 @@ def assert_same_elements(found: dict[str, Tensor], expected: dict[str, Tensor]) 
     assert_close(found, expected, rtol=1e-14, atol=1e-15)
 
 
-@pytest.mark.parametrize("step", [1, 12])
+@for_each("step", [1, 12])
 @pytest.mark.parametrize("rule", ELEMENTWISE_RULES, ids=repr)
 def test_rule_commutes_with_reshape(rule: Rule, step: int) -> None:
     whole = call(rule, lambda values: values, step)
@@ -53,7 +54,7 @@ def test_rule_commutes_with_reshape(rule: Rule, step: int) -> None:
     assert_same_elements(flat, {name: value.reshape(2, 3, 4) for name, value in whole.items()})
 
 
-@pytest.mark.parametrize("step", [1, 12])
+@for_each("step", [1, 12])
 @pytest.mark.parametrize("rule", ELEMENTWISE_RULES, ids=repr)
 def test_rule_commutes_with_permutation(rule: Rule, step: int) -> None:
     order = torch.randperm(4, generator=torch.Generator().manual_seed(1))
@@ -62,7 +63,7 @@ def test_rule_commutes_with_permutation(rule: Rule, step: int) -> None:
     assert_same_elements(turned, {name: value[order].T for name, value in whole.items()})
 
 
-@pytest.mark.parametrize("step", [1, 12])
+@for_each("step", [1, 12])
 @pytest.mark.parametrize("rule", ELEMENTWISE_RULES, ids=repr)
 def test_rule_commutes_with_concatenation(rule: Rule, step: int) -> None:
     whole = call(rule, lambda values: values, step)

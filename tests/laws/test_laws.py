@@ -10,6 +10,7 @@ import torch
 from functional_sgd import Chain, Optimizer, chain, identity, rename, sync_slow_params, weight_decay
 from tests.catalogue import OPTIMIZERS, RECIPES, SEPARABLE_RECIPES, random_like, run, sample_tree
 from tests.comparing import Untouched, assert_close, assert_same, by_path_of, counters, of_params
+from tests.each import for_each
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -54,7 +55,7 @@ def test_recipes_made_twice_are_the_same_optimizer(name: str) -> None:
     assert_same(run(twin, params, 2, state, start=2), run(opt, params, 2, state, start=2))
 
 
-@pytest.mark.parametrize("dtype", [*FLOATS, torch.complex64], ids=str)
+@for_each("dtype", [*FLOATS, torch.complex64])
 def test_params_keep_structure_dtype_and_shape(opt: Optimizer, dtype: torch.dtype) -> None:
     """Law 3, for params."""
     params = sample_tree(dtype=dtype)
@@ -63,7 +64,7 @@ def test_params_keep_structure_dtype_and_shape(opt: Optimizer, dtype: torch.dtyp
     assert _kinds(after) == _kinds(params)
 
 
-@pytest.mark.parametrize("dtype", [*FLOATS, torch.complex64], ids=str)
+@for_each("dtype", [*FLOATS, torch.complex64])
 def test_state_keeps_structure_dtype_and_shape(opt: Optimizer, dtype: torch.dtype) -> None:
     """Law 3, for the state."""
     params = sample_tree(dtype=dtype)
@@ -74,14 +75,14 @@ def test_state_keeps_structure_dtype_and_shape(opt: Optimizer, dtype: torch.dtyp
     assert _kinds(after) == _kinds(before)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@for_each("dtype", [torch.bfloat16, torch.float16])
 def test_slots_of_half_precision_params_are_float32(opt: Optimizer, dtype: torch.dtype) -> None:
     _, state = run(opt, sample_tree(dtype=dtype), steps=1)
     slots = [leaf for path, leaf in by_path_of(state).items() if of_params(path, sample_tree())]
     assert {leaf.dtype for leaf in slots} <= {torch.float32}
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@for_each("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
     "name",
     [
@@ -178,7 +179,7 @@ def test_permuted_leaves_give_a_permuted_result(opt: Optimizer) -> None:
         assert_close(turned_leaves[".".join([*above, turn.get(last, last)])], leaf, rtol=1e-14)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64], ids=str)
+@for_each("dtype", [torch.float32, torch.bfloat16, torch.complex64])
 def test_saved_and_restored_is_never_stopped(name: str, dtype: torch.dtype) -> None:
     """Law 7: save, load with weights_only, build the optimizer anew, go on: the same bits."""
     params, opt = sample_tree(dtype=dtype), OPTIMIZERS[name]()
@@ -212,7 +213,7 @@ def test_leaves_of_new_params_share_no_memory_with_each_other(opt: Optimizer) ->
     assert len(_storages([after, state])) == len(leaves)
 
 
-@pytest.mark.parametrize("params", [{}, [], (), {"a": {}, "b": []}], ids=str)
+@for_each("params", [{}, [], (), {"a": {}, "b": []}])
 def test_empty_trees_are_fine(opt: Optimizer, params: Any) -> None:
     after, state = opt(params, params, opt.init(params))
     assert after == params
@@ -220,7 +221,7 @@ def test_empty_trees_are_fine(opt: Optimizer, params: Any) -> None:
     assert_same(own, torch.ones_like(own))
 
 
-@pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0)], ids=str)
+@for_each("shape", [(0,), (0, 3), (3, 0)])
 def test_empty_leaves_are_fine(opt: Optimizer, shape: tuple[int, ...]) -> None:
     params = {"empty": torch.zeros(shape), "full": torch.ones(2)}
     after, _ = run(opt, params, steps=3)

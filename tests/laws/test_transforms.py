@@ -11,6 +11,7 @@ from torch import Tensor
 from functional_sgd import Optimizer
 from tests.catalogue import OPTIMIZERS, RECIPES, random_like, run, small_tree
 from tests.comparing import assert_close, assert_finite, assert_same, member, stack
+from tests.each import for_each
 from tests.turns import of_turn
 
 MEMBERS = 3
@@ -135,7 +136,7 @@ def test_gradients_through_steps_match_finite_differences(opt: Optimizer) -> Non
     )
 
 
-@pytest.mark.parametrize("start", ["at zero", "elsewhere"])
+@for_each("start", ["at zero", "elsewhere"])
 def test_derivatives_are_finite_where_all_gradients_are_zero(opt: Optimizer, start: str) -> None:
     """Law 9: several steps on a flat loss."""
     leaves = [

@@ -9,6 +9,7 @@ import torch
 from functional_sgd import Optimizer
 from tests.catalogue import MOVES_ZEROS, OPTIMIZERS, random_like, run, sample_tree
 from tests.comparing import assert_finite, assert_same, by_path_of, counters, of_params
+from tests.each import for_each
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -27,7 +28,7 @@ def slots_of(state: Any, params: Any) -> dict[str, torch.Tensor]:
     return {path: leaf for path, leaf in by_path_of(state).items() if of_params(path, params)}
 
 
-@pytest.mark.parametrize("dtype", [*FLOATS, torch.complex64], ids=str)
+@for_each("dtype", [*FLOATS, torch.complex64])
 def test_zero_gradients_never_give_nan(opt: Optimizer, dtype: torch.dtype) -> None:
     params = sample_tree(dtype=dtype)
     state = opt.init(params)
@@ -36,7 +37,7 @@ def test_zero_gradients_never_give_nan(opt: Optimizer, dtype: torch.dtype) -> No
     assert_finite((params, state))
 
 
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@for_each("dtype", FLOATS)
 def test_zero_gradients_of_zero_params_leave_them_zero(
     opt: Optimizer, dtype: torch.dtype, request: pytest.FixtureRequest
 ) -> None:
@@ -47,7 +48,7 @@ def test_zero_gradients_of_zero_params_leave_them_zero(
     assert_same(after, params)
 
 
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@for_each("dtype", FLOATS)
 def test_zero_gradients_after_others_never_give_nan(opt: Optimizer, dtype: torch.dtype) -> None:
     params, state = run(opt, sample_tree(dtype=dtype), steps=2)
     for _ in range(3):
@@ -86,7 +87,7 @@ def test_without_any_gradient_only_calls_are_counted(opt: Optimizer) -> None:
         assert_same(count, before[path] if chains else moved[path])
 
 
-@pytest.mark.parametrize("where", ["first", "last"])
+@for_each("where", ["first", "last"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_leaf_may_get_its_gradient_later(name: str, where: str) -> None:
     """The structure of the state is the same either way, so a leaf can be thawed."""

@@ -13,8 +13,9 @@ from torch.nn.functional import mse_loss
 
 import functional_sgd as fs
 import loop
+from functional_sgd.fusion import spent
 from loop import Learner, State, fit, fit_one_cycle, trace
-from tests.comparing import assert_same
+from tests.comparing import Untouched, assert_same
 from tests.loop.helpers import (
     KINDS,
     assert_same_run,
@@ -143,11 +144,64 @@ def test_a_donated_run_ends_with_the_same_bits(seed: int) -> None:
     assert_same_run(again, expected)
 
 
+@pytest.mark.parametrize("seed", range(25))
+def test_a_run_that_spends_gradients_ends_with_the_same_bits(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spent, "LARGE", 1)
+    mine, callbacks, options = drawn(seed)
+    first = mine.init(seed)
+    before = Untouched(first.params, first.opt_state)
+    expected = fit(mine, first, 3, callbacks, **options)
+    found = fit(mine, first, 3, callbacks, donate="grads", **options)
+    assert_same_run(found, expected)
+    assert_same(tensors_of(found.memory), tensors_of(expected.memory))
+    before.check()
+
+
+def test_gradients_that_were_spent_are_gone_and_what_was_remembered_stays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(spent, "LARGE", 1)
+    seen: list[Any] = []
+    keeper = on("keeper", after_backward=lambda state: state.remember("keeper", state.grads))
+    watch = on("watch", after_step=lambda state: seen.append((state.grads, state.memory["keeper"])))
+    mine = learner(net(), opt=fs.adamw(lr=0.1))
+    expected = fit(mine, mine.init(), 2, [keeper])
+    found = fit(mine, mine.init(), 2, [keeper, watch], donate="grads")
+    assert_same_run(found, expected)
+    assert seen
+    assert all(grads is None for grads, _ in seen)
+    assert_same(found.memory["keeper"], expected.memory["keeper"])
+
+
+def test_an_error_leaves_a_state_to_go_on_from_if_only_gradients_are_spent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(spent, "LARGE", 1)
+    mine = learner(net(), opt=fs.adamw(lr=0.1))
+
+    def fail(state: State) -> None:
+        if state.train_iter == 3:
+            raise RuntimeError("here")
+
+    with pytest.raises(RuntimeError, match="here") as caught:
+        fit(mine, mine.init(), 2, [on("fails", after_step=fail)], donate="grads")
+    expected = fit(mine, mine.init(), steps=3, steps_per_epoch=3)
+    assert_same(caught.value.state.params, expected.params)  # type: ignore[attr-defined]
+
+
+def test_another_word_for_what_is_given_away_is_an_error() -> None:
+    mine = learner(net())
+    with pytest.raises(ValueError, match="fit: donate must be True, False or 'grads', got 'all'"):
+        fit(mine, mine.init(), 1, donate="all")  # type: ignore[arg-type]
+
+
 def tensors_of(value: Any) -> list[Tensor]:
     """The tensors in what callbacks remember, in order."""
-    from loop.donation import _tensors
+    from loop.donation import tensors_in
 
-    return list(_tensors(value))
+    return list(tensors_in(value))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -13,6 +13,7 @@ from functional_sgd.fusion import run
 from functional_sgd.fusion.backends.c import launch
 from tests.catalogue import RECIPES
 from tests.comparing import assert_same, copy_of
+from tests.each import for_each
 from tests.functional_sgd.fusion.helpers import draw
 
 
@@ -85,7 +86,7 @@ def tree(dtype=torch.float32):
     return {"m": draw((4, 3), dtype, 1), "n": [draw((3, 3), dtype, 2), draw((5,), dtype, 3)]}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@for_each("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("donate", [False, True], ids=["pure", "donated"])
 @pytest.mark.parametrize("opt", CHAINS.values(), ids=CHAINS)
 def test_what_runs_is_what_explain_prints(opt, donate, dtype, ran):

@@ -292,7 +292,7 @@ CASES: list[tuple[Rule, dict[str, Any], dict[str, Any]]] = [
         fs.power_iteration,  # the first of two directions
         dict(
             grad=[[3.0, 0.0], [0.0, 2.0]],
-            velocity=[[1.0, 0.0], [0.0, 0.0]],
+            momentum=[[1.0, 0.0], [0.0, 0.0]],
             basis=[[1.0], [0.0]],
             key=TrialKey(),
             step=STEP_2,
@@ -300,54 +300,54 @@ CASES: list[tuple[Rule, dict[str, Any], dict[str, Any]]] = [
             eps=1.0,
         ),
         dict(
-            update=[[0.8, 0.0], [0.0, 0.0]], velocity=[[2.0, 0.0], [0.0, 2.0]], basis=[[0.8], [0.0]]
+            update=[[0.8, 0.0], [0.0, 0.0]], momentum=[[2.0, 0.0], [0.0, 2.0]], basis=[[0.8], [0.0]]
         ),
     ),
     (
         fs.power_iteration,  # wider than high; LAPACK's sign
         dict(
             grad=[[3.0, 4.0]],
-            velocity=[[0.0, 0.0]],
+            momentum=[[0.0, 0.0]],
             basis=[[1.0]],
             key=TrialKey(),
             step=STEP_2,
             mom=0.5,
             eps=0.0,
         ),
-        dict(update=[[0.6, 0.8]], velocity=[[1.5, 2.0]], basis=[[-1.0]]),
+        dict(update=[[0.6, 0.8]], momentum=[[1.5, 2.0]], basis=[[-1.0]]),
     ),
     (
         fs.power_iteration,  # drawn
         dict(
             grad=[[3.0], [4.0]],
-            velocity=[[0.0], [0.0]],
+            momentum=[[0.0], [0.0]],
             basis=[[0.0]],
             key=TrialKey(),
             step=STEP_1,
             mom=0.5,
             eps=0.0,
         ),
-        dict(update=[[0.6], [0.8]], velocity=[[1.5], [2.0]], basis=[[-math.copysign(1.0, NOISE)]]),
+        dict(update=[[0.6], [0.8]], momentum=[[1.5], [2.0]], basis=[[-math.copysign(1.0, NOISE)]]),
     ),
     (
         fs.power_iteration,  # nothing to go by
         dict(
             grad=NONE,
-            velocity=NONE,
+            momentum=NONE,
             basis=[[3.0], [4.0]],
             key=TrialKey(),
             step=STEP_2,
             mom=0.5,
             eps=0.0,
         ),
-        dict(update=NONE, velocity=NONE, basis=[[0.6], [0.8]]),
+        dict(update=NONE, momentum=NONE, basis=[[0.6], [0.8]]),
     ),
     (
         fs.power_iteration,  # a vector
         dict(
-            grad=[3.0, -4.0], velocity=[1.0, 2.0], basis=[0.0], key=TrialKey(), step=STEP_1, mom=0.5
+            grad=[3.0, -4.0], momentum=[1.0, 2.0], basis=[0.0], key=TrialKey(), step=STEP_1, mom=0.5
         ),
-        dict(update=[4.0, -2.0], velocity=[2.0, -1.0], basis=[0.0]),
+        dict(update=[4.0, -2.0], momentum=[2.0, -1.0], basis=[0.0]),
     ),
     (fs.scale_by_fans, dict(update=[[1.0], [2.0], [3.0], [4.0]]), dict(update=FOUR)),
     (fs.scale_by_fans, dict(update=[[1.0, 2.0, 3.0, 4.0]]), dict(update=[[0.5, 1.0, 1.5, 2.0]])),

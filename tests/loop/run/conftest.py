@@ -1,5 +1,8 @@
 """What several tests of the run need."""
 
+import warnings
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -10,3 +13,12 @@ def as_traced(monkeypatch: pytest.MonkeyPatch) -> None:
     which takes two seconds.
     """
     monkeypatch.setattr(torch._inductor, "compile", lambda graph, inputs: graph)
+
+
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    """What the compiler has to say about itself is no concern of these tests."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", category=UserWarning)
+        yield

@@ -36,6 +36,7 @@ import loop
 from functional_sgd import apply
 from loop import Cancel, SignalError, fit, trace, validate
 from tests.comparing import assert_same
+from tests.each import for_each
 from tests.loop.helpers import EVENTS, SCOPES, assert_at_rest, everywhere, learner, loaders
 
 SIGNALS: dict[str, type[Cancel]] = {
@@ -192,7 +193,7 @@ def labels() -> list[str]:
     return names
 
 
-@pytest.mark.parametrize("signal", SCOPES)
+@for_each("signal", SCOPES)
 @pytest.mark.parametrize("position", range(len(NORMAL.events)), ids=labels())
 def test_every_signal_at_every_place(position: int, signal: str) -> None:
     compare({position: signal})

@@ -24,7 +24,9 @@ from tests.functional_sgd.fusion.helpers import (
 from tests.functional_sgd.fusion.test_operators import ALL, rule_of, stay, table
 from tests.functional_sgd.fusion.triton.helpers import odd_sizes
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+if not torch.cuda.is_available():  # a thousand tests, which would be collected one by one
+    pytest.skip("there is no GPU", allow_module_level=True)
+
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 donating = pytest.mark.parametrize("donate", [False, True], ids=["pure", "donated"])
 
