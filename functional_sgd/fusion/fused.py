@@ -255,7 +255,8 @@ class Fused(Optimizer):
     def _run(self, leaves: Leaves, groups: list[Group]) -> Any:
         program = self.program_for(groups)
         while True:
-            resources = Resources(self._pool, self.working(), self._unbatched, self.gives)
+            spends, backends = self.gives == "grads", self.working()
+            resources = Resources(self._pool, backends, self._unbatched, self.donate, spends)
             run = Run(self.opt.plan, program, groups, leaves, resources)
             numbers = dict(leaves.numbers)
             try:

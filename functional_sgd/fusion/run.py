@@ -18,7 +18,7 @@ from functional_sgd.fusion.group import Group
 from functional_sgd.fusion.kernel import Dtypes
 from functional_sgd.fusion.passes import Pass, Program, TorchRule
 from functional_sgd.fusion.scalars import Scalars
-from functional_sgd.fusion.spent import Donate, spendable
+from functional_sgd.fusion.spent import spendable
 from functional_sgd.sharded import distributed
 from functional_sgd.state import gradient_for, owned, stored, working
 from functional_sgd.step import (
@@ -41,12 +41,8 @@ class Resources:
     pool: Pool
     backends: Sequence[Backend]
     unbatched: set[int]  # rules, by position, that torch runs leaf by leaf
-    gives: Donate
-
-    @property
-    def donate(self) -> bool:
-        """Whether params and state are overwritten."""
-        return self.gives is True
+    donate: bool
+    spend_grads: bool  # whether new params take their memory
 
 
 class Run:
@@ -178,7 +174,9 @@ class Run:
             column = table.get(name)
             if column is None or not column.writable or column.dtype != dtype:
                 like = table[name if name in work.of_blocks else "param"].tensors
-                spent = self._spent(work, table, dtype) if name == "param" else {}
+                spent: Mapping[int, Tensor] = {}
+                if name == "param" and self.resources.spend_grads:
+                    spent = self._spent(work, table, dtype)
                 rest = [one for place, one in enumerate(like) if place not in spent]
                 pool, key = self.resources.pool, f"{number}.{name}"
                 new = iter(backend.allocate(pool, key, rest, dtype) if rest else ())
@@ -196,9 +194,7 @@ class Run:
 
     def _spent(self, work: Pass, table: Table, dtype: torch.dtype) -> dict[int, Tensor]:
         """The gradients, by their place, whose memory the new params take."""
-        if self.resources.gives != "grads" or table["grad"].dtype != dtype:
-            return {}
-        if self.program.needed_after(work, "grad"):
+        if table["grad"].dtype != dtype or self.program.needed_after(work, "grad"):
             return {}
         return spendable(table["grad"].tensors, table["param"].tensors)
 
