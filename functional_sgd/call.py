@@ -86,6 +86,7 @@ class Leaves:
         """The hypers, numbers of the tree and step that one leaf sees."""
         device = self.params[index].device
         if self.steps is None:
+            # Metal has no float64. Elsewhere counts must be exact beyond 2**24, where float32 ends.
             wide = torch.float32 if self.step.device.type == "mps" else torch.float64
             self.steps = self.step.to(wide).unbind()
         scalars = dict(self.tree_scalars(device))
@@ -182,6 +183,7 @@ def take_apart(
         grad_leaves = flatten_like(spec, grads, params, plan.who, "grads")
         cure = "Were the gradients taken of other params?"
         check_like(plan.who, "the gradient", params, leaves, grad_leaves, cure)
+        # After the check, so that an error speaks of what the caller has given.
         grad_leaves = list(map(_dense, grad_leaves, leaves))
         active = [grad is not None for grad in grad_leaves]
         slots = {
@@ -205,6 +207,7 @@ def take_apart(
         grad_leaves = _placed(plan.who, "its gradient", params, leaves, grad_leaves)
         for name, column in given.items():
             given[name] = _placed(plan.who, name, params, leaves, column)
+    # A call without any gradient is no step: nothing has been learned, so nothing is counted.
     if CALLS in numbers and any(active):
         numbers[CALLS] = numbers[CALLS] + 1
     step = _advanced(state[STEP], active)

@@ -75,6 +75,7 @@ def orthonormal(matrix: Tensor) -> Tensor:
     basis: Tensor = found.contiguous()
     if not _may_be_tracked(matrix):
         return basis
+    # R is the derivative's divisor; where a column depends on others it is singular.
     diagonal = triangle.diagonal().abs()
     regular = diagonal.amin() > 1e-12 * diagonal.amax()
     triangle = torch.where(regular, triangle, torch.eye(len(triangle)).to(triangle))

@@ -42,6 +42,7 @@ class Placed:
         self.changed: set[str] = set()
         with _LOCK:
             self.places, self.found, self.training = _places(module, given)
+            # Layers, not modules, are compared: two models may share one.
             below = [one for one in _ACTIVE if self.over(one)] if _ACTIVE else []
             if any(one.thread != self.thread for one in below):
                 raise RuntimeError(
@@ -57,6 +58,7 @@ class Placed:
             self.versions = _versions(self.shared)
             for store, key, name, _ in self.places:
                 store[key] = self.tensors[name]
+            # Only now that all are in place: what raises above leaves nothing to put back.
             _ACTIVE.append(self)
 
     def call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -256,6 +258,7 @@ def try_out(
         return
     from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 
+    # The random numbers of the trial must not be missing from the run.
     with disable_proxy_modes_tracing(), torch.no_grad(), torch.random.fork_rng():
         placed = Placed(module, given)
         try:
@@ -278,6 +281,7 @@ def _places(
     first_name: dict[int, str] = {}  # of tied tensors, which are one
     training = False
     for prefix, layer in module.named_modules():
+        # Any layer: a frozen BatchNorm in eval mode writes nothing, its neighbour in training does.
         training = training or layer.training
         buffers = layer._buffers
         for store in (layer._parameters, buffers):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from functional_sgd.pairs import as_real
-from functional_sgd.sharded import Shards, any_distributed, full, local, settled
+from functional_sgd.sharded import IDENTITY, Shards, any_distributed, full, local, settled
 from functional_sgd.tracing import followed
 
 Over: TypeAlias = Literal["leaf", "tree"]
@@ -17,8 +17,6 @@ Over: TypeAlias = Literal["leaf", "tree"]
 
 Combine: TypeAlias = Literal["sum", "max", "all"]
 Finish: TypeAlias = Literal["none", "root", "mean"]
-
-_IDENTITY: Mapping[str, float] = {"sum": 0.0, "max": float("-inf"), "all": 1.0}
 
 
 @dataclass(frozen=True)
@@ -47,6 +45,7 @@ class Reduction:
         """The part of one leaf: a 0-d float64 tensor, not finished yet."""
         # A float32 sum of ten million squares is off by 4e-4; in float64 the order does not matter.
         value = self.expression(*(_wide(columns[name]) for name in self.columns))
+        # Twice: the expression may have made float32 again, of a constant or a comparison.
         value = _wide(value)
         if value.numel() == 0:
             return full(self.of_nothing(value))  # type: ignore[no-any-return]
@@ -54,7 +53,7 @@ class Reduction:
 
     def of_nothing(self, like: Tensor) -> Tensor:
         """The part of a leaf without elements."""
-        return like.new_full((), _IDENTITY[self.combine])
+        return like.new_full((), IDENTITY[self.combine])
 
     def together(self, parts: Sequence[Tensor]) -> Tensor:
         """The parts of several leaves as one, where the first of them is."""
@@ -153,6 +152,7 @@ def root(x: Tensor) -> Tensor:
     >>> root(torch.tensor([0.0, 4.0]))
     tensor([0., 2.])
     """
+    # Two `where`: the derivative of sqrt at 0 is infinite, and 0 * inf is NaN, chosen or not.
     zero = x == 0
     return torch.where(zero, 0.0, torch.where(zero, 1.0, x).sqrt())
 

@@ -25,7 +25,8 @@ Names: TypeAlias = Callable[[], Sequence[str]]
 Rows: TypeAlias = Sequence[int | None]
 """The leaf of each row of a table; None for a row that is finished."""
 
-_IDENTITY: Mapping[str, float] = {"sum": 0.0, "max": float("-inf"), "all": 1.0}
+IDENTITY: Mapping[str, float] = {"sum": 0.0, "max": float("-inf"), "all": 1.0}
+"""What adds nothing to a combination: that of no elements."""
 
 
 def any_distributed(values: Iterable[Any]) -> bool:
@@ -351,7 +352,9 @@ class _Asked(NamedTuple):
             chosen = table if self.rows is None else table[self.rows]
             own = chosen[:, columns].to(self.device)  # a copy
             if self.silent:
-                own[self.silent] = _IDENTITY[kind]
+                # Replicas hold the same piece: one of them speaks, or a sum would count it several
+                # times.
+                own[self.silent] = IDENTITY[kind]
             operation = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
             for group in self.groups:
                 dist.all_reduce(own, op=operation.get(kind, dist.ReduceOp.MIN), group=group)

@@ -317,6 +317,7 @@ def _results(
             results["update"][index] = as_gradient(update, leaf)
         for name, value in kept[index].items():
             value = stored(value, slots[name][index])
+            # A rule may hand on what it was given; a slot in that memory would change with it.
             others = (leaf, leaves.grads[index], results["param"][index])
             slots[name][index] = owned(value, *others)
     return leaves.rebuild(results, slots)

@@ -102,6 +102,7 @@ def wire(rules: Sequence[Rule], given: Mapping[str, Any], results: Sequence[str]
     wires = _Wires(owners, {name for rule in rules for name in rule.numbers})
     for position, rule in enumerate(rules):
         wires.add(rule, position)
+    # A part of a chain may do without a step; a whole one would silently train nothing.
     if rules and tuple(results) == ("param",) and "param" not in wires.writer:
         raise ValueError(
             f"chain: no rule writes 'param', so nothing would move: "
@@ -204,6 +205,8 @@ class _Wires:
                 )
         for inner, default in rule.scalars.items():
             outer = rule.outer(inner)
+            # `update` behind the * is a slip that Python does not see: the rule would wait for a
+            # hyper.
             plain = outer in self.writer and outer not in self.owners  # slots live apart
             if plain and default is REQUIRED and outer not in RESERVED:
                 raise ValueError(
@@ -236,6 +239,8 @@ class _Wires:
         for inner in rule.columns:
             outer = rule.outer(inner)
             if outer == "update" and "update" not in self.writer:
+                # Until a rule writes it the update is the gradient: so sgd_step alone is gradient
+                # descent.
                 reads.append((inner, "grad"))
             elif (
                 outer in FROM_CALLER
@@ -288,6 +293,7 @@ def _check_effects(calls: Sequence[Call], results: Sequence[str]) -> None:
     if "update" in results and not any(o == "update" for call in calls for _, o in call.writes):
         needed.add("grad")  # the update is the gradient until a rule writes it
     dead: list[Call] = []
+    # Backwards: whether a rule has an effect is known once its readers are.
     for call in reversed(calls):
         slots = set(call.rule.slots)
         written = {outer for _, outer in call.writes}

@@ -170,7 +170,9 @@ FILES = [
 
 @for_each("file", FILES)
 def test_no_file_is_longer_than_it_may_be(file: str) -> None:
-    assert len((ROOT / file).read_text().splitlines()) <= MAX_LINES
+    """Lines that say why are free."""
+    lines = (ROOT / file).read_text().splitlines()
+    assert sum(not line.lstrip().startswith("#") for line in lines) <= MAX_LINES
 
 
 def test_the_imports_that_are_checked_are_the_real_ones() -> None:

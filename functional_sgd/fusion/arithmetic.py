@@ -70,6 +70,7 @@ class Node:
     def __float__(self) -> float:
         raise NotPointwise("it turns a value into a Python number")
 
+    # == makes a node, so equality is no longer that of objects, and Python would drop the hash.
     __hash__ = object.__hash__
 
 
@@ -89,6 +90,7 @@ class Graph:
             element = any(arg.element for arg in inputs)
         if stage is None:
             stage = max((arg.stage for arg in inputs), default=0)
+        # By type and repr, since 1, 1.0 and True are equal as keys, and 0.0 and -0.0 too.
         words = [("%", a.index) if isinstance(a, Node) else (type(a), repr(a)) for a in args]
         key = (op, element, *words)
         if key not in self._known:
@@ -242,6 +244,7 @@ def _div(graph: Graph, left: Any, right: Any) -> Node:
 
 def _pow(graph: Graph, base: Any, exponent: Any) -> Node:
     base, exponent = graph.value(base), graph.value(exponent)
+    # As torch does, bit for bit.
     if exponent.op == "constant" and exponent.args[0] == 2.0:
         return graph.node("mul", base, base)
     if exponent.op == "constant" and exponent.args[0] == 0.5:
@@ -266,6 +269,7 @@ def _where(graph: Graph, condition: Any, yes: Any, no: Any) -> Node:
 def _lerp(graph: Graph, start: Any, end: Any, weight: Any) -> Node:
     difference = _sub(graph, end, start)
     near = _add(graph, start, _mul(graph, weight, difference))
+    # The formula of torch.lerp: it ends exactly at `end` for weight 1, which the near one does not.
     far = _sub(graph, end, _mul(graph, difference, _sub(graph, 1.0, weight)))
     return _where(
         graph, graph.node("lt", graph.node("abs", graph.value(weight)), graph.value(0.5)), near, far

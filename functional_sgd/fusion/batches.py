@@ -34,6 +34,7 @@ def run_in_batches(
     made: Written = {name: [None] * len(group.indices) for _, name in (*call.writes, *call.numbers)}
     for places in _batches(call, columns, len(group.indices)):
         written = None
+        # A number of the tree is set by each leaf in turn, so those rules see one leaf at a time.
         if len(places) > 1 and call.position not in unbatched and not call.numbers:
             try:
                 written = _batch(call, leaves, group, columns, of_tree, places)
@@ -51,6 +52,7 @@ def _batches(call: Call, columns: Mapping[str, Sequence[Tensor]], count: int) ->
     """The leaves by the shapes of all columns that the rule reads."""
     alike: dict[tuple[torch.Size, ...], list[int]] = {}
     for place in range(count):
+        # Slots too: two leaves of one shape may have factors of different ranks.
         shapes = tuple(columns[name][place].shape for _, name in call.reads)
         alike.setdefault(shapes, []).append(place)
     return list(alike.values())

@@ -78,9 +78,8 @@ def views(buffer: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
 
 def lies_alone(tensor: Tensor) -> bool:
     """Whether a tensor has all of its memory, and no other tensor shares it."""
-    storage = tensor.untyped_storage()
-    own = tensor.nbytes == storage.nbytes() and not tensor.requires_grad
-    return own and int(torch._C._storage_Use_Count(storage._cdata)) == _ALONE[0]
+    all_of_it = tensor.nbytes == tensor.untyped_storage().nbytes()
+    return all_of_it and not tensor.requires_grad and _users(tensor) == _ALONE
 
 
 def _outside_inference() -> AbstractContextManager[Any]:

@@ -258,6 +258,7 @@ class Fused(Optimizer):
             spends, backends = self.gives == "grads", self.working()
             resources = Resources(self._pool, backends, self._unbatched, self.donate, spends)
             run = Run(self.opt.plan, program, groups, leaves, resources)
+            # As they were: a run that is given up half way may have counted already.
             numbers = dict(leaves.numbers)
             try:
                 results, slots = run()
@@ -365,6 +366,8 @@ class Fused(Optimizer):
     def _grouped(self, leaves: Leaves) -> tuple[list[Group], Sequence[int]]:
         """(the leaves in groups of one kind, those that kernels cannot treat)."""
         needs = self.needs()
+        # By looks, not by identity: new params of every step are new tensors, but the kinds are the
+        # same.
         key = signatures(leaves, needs)
         if key not in self._groups:
             if len(self._groups) >= _KNOWN_TREES:

@@ -68,6 +68,8 @@ def _signature(
         own = [in_blocks.pop(name) for name in needs.columns if name not in needs.in_blocks]
         columns = (param, grad, *own)
     kinds = tuple([(type(value), value.device, value.layout, value.dtype) for value in columns])
+    # A tensor with the negative bit (of x.imag after conj) has other numbers in memory than it
+    # shows.
     plain = _ordinary(kinds, n_slots) and not any(map(Tensor.is_neg, columns)) and _dense(param)
     plain = plain and all(value.shape == param.shape for value in own)
     if needs.order:
@@ -142,6 +144,7 @@ class Group:
         self.indices, self.shapes = list(indices), list(shapes)
         self.sizes = [shape.numel() for shape in shapes]
         self.device, self.dtypes = device, dtypes
+        # Half precision is for keeping numbers: sums of small changes would be lost in it.
         half = dtypes["param"] in (torch.float16, torch.bfloat16)
         self.working = torch.float32 if half else dtypes["param"]  # in which rules calculate
         self.narrow = [n for n, kind in dtypes.items() if kind.itemsize < self.working.itemsize]

@@ -180,6 +180,8 @@ class _Planner:
                 return f"it reads {name!r}, which may have another shape than its leaf"
         columns = {name: self.now[name] for _, name in call.reads}
         try:
+            # On numbers too: a rule may look at types or shapes, and be another function on
+            # symbols.
             check(call)
             scalars: dict[str, object] = {}
             for _, name in call.scalars:
@@ -200,6 +202,7 @@ class _Planner:
                 )
                 scalars[call.key] = SymbolKey(own, for_short, call.position)
             scalars[DTYPE] = None  # whatever it is: a kernel is compiled for one
+            # Equal nodes are made once, so what a later rule repeats counts as the first one's.
             begin = len(self.graph.nodes)
             written = self.graph.run(call, columns, scalars)
         except NotPointwise as problem:
@@ -239,6 +242,9 @@ class _Planner:
 
     def program(self) -> Program:
         """Decide what each pass writes, the last one first: later ones say what they miss."""
+        # Backwards, since only a reader can say whether a value must be in memory at all: to
+        # compute it again from columns that are at hand costs nothing beside a pass that writes it
+        # and another that reads it.
         ends = dict(self.kept)
         ends["param"] = self.now["param"]
         if "update" in self.plan.results:
@@ -249,12 +255,15 @@ class _Planner:
             for name, node in ends.items()
             if node.op != "column" or node.args[0] not in {name, *made_by_torch}
         }
+        # A column is written in place where that is allowed, so not before its last reader has run.
         written_at = {name: self._time_to_write(name, node) for name, node in computed.items()}
         last = max([0, *written_at.values(), *(take.node.stage for take in self.takes)])
         count = max([1 + last, *(left.time for left in self.torch_rules)])
         outputs: list[dict[str, Node]] = [{} for _ in range(count)]
         for name, node in computed.items():
             outputs[written_at[name]][name] = node
+        # What is written in less precision than it was computed in is another number when it is
+        # read again, and truth values are not stored as such: neither stands for the node.
         readable = {
             node.index: (name, written_at[name])
             for name, node in computed.items()
@@ -330,10 +339,13 @@ class _Planner:
         earlier: dict[int, Node] = {}  # values of earlier stages that are in no column
         self._walk(ends, stage, readable, sources, earlier)
         columns = set(sources.values())
+        # The latest first: the columns that it brings in are at hand for the others, which then
+        # cost less.
         for node in sorted(earlier.values(), key=lambda one: -one.index):
             again: Sources = {}
             more: dict[int, Node] = {}
             self._walk([node], node.stage, readable, again, more, inside=True, until=stage)
+            # A column that an earlier pass writes no longer has what the value was made of.
             overwritten = any(
                 self.graph.nodes[index].op == "column" and written_at.get(name, stage) < stage
                 for index, name in again.items()

@@ -142,6 +142,8 @@ class Run:
                     if self.shards is None:
                         sizes = group.on_device("sizes", vector.device)
                     else:
+                        # The sizes of whole leaves: those of the group are of pieces, and differ by
+                        # process.
                         sizes = torch.tensor(self._sizes(group), device=vector.device)
                     vector = vector / sizes.clamp(min=1)
                 elif reduction.finish == "root":
@@ -184,6 +186,7 @@ class Run:
                 column = Column(dtype, tensors, writable=True)
                 self.started = self.started or bool(spent)
             writes.append(column)
+        # Before the kernel and not after it: one that fails half way has overwritten something.
         self.started = self.started or self.resources.donate
         totals = runner(group, reads, writes, self.scalars)
         if self.resources.donate and "param" in kept:
@@ -196,7 +199,8 @@ class Run:
         """The gradients, by their place, whose memory the new params take."""
         if table["grad"].dtype != dtype or self.program.needed_after(work, "grad"):
             return {}
-        return spendable(table["grad"].tensors, table["param"].tensors)
+        others = [column.tensors for name, column in table.items() if name != "grad"]
+        return spendable(table["grad"].tensors, table["param"].tensors, others)
 
     def _runner(self, backend: Backend, work: Pass, dtypes: Dtypes, group: Group) -> Runner:
         kinds = backend.kinds(work, self.scalars, group)

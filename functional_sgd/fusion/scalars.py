@@ -52,6 +52,7 @@ class Scalars:
             return Value(False, self.numbers[name])
         if name in leaves.separate:
             values = group.pick(leaves.separate[name])
+            # A tree prefix gives many leaves one object; comparing tensors would wait for a GPU.
             same = all(value is values[0] for value in values)
             return Value(False, values[0]) if same else Value(True, values)
         return Value(True, self._key_words(name, group))

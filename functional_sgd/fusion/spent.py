@@ -1,5 +1,6 @@
 """Donated trees: refuse those that cannot be overwritten, or have been already."""
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
@@ -48,6 +49,7 @@ def check_apart(
     spans = sorted(
         (start, start + _extent(tensor), place)
         for place, (start, tensor) in enumerate(zip(starts, written, strict=True))
+        # 0 stands for a tensor that is in no one place, such as a sparse one.
         if start and tensor.numel()
     )
     crossed: list[tuple[int, int]] = []  # (end, place) of the spans that are not over
@@ -95,6 +97,7 @@ def spend(
 
 def give_up(tensor: Tensor, spender: str) -> None:
     """Leave a tensor with NaN and without memory of its own, and remember who has that now."""
+    # Its shape stays, so that the error that is raised is the one that tells what happened.
     nothing = torch.full((), torch.nan, device="cpu").to(tensor.device, tensor.dtype)
     tensor.data = nothing.expand(tensor.shape)
     setattr(tensor, SPENDER, spender)
@@ -106,11 +109,14 @@ def spender_of(tensor: Any) -> str | None:
     return found
 
 
-def spendable(grads: Sequence[Tensor], params: Sequence[Tensor]) -> dict[int, Tensor]:
+def spendable(
+    grads: Sequence[Tensor], params: Sequence[Tensor], others: Sequence[Sequence[Tensor]]
+) -> dict[int, Tensor]:
     """The gradients, by their place, in whose memory new params can be written: large ones that lie
     as their params do, and where no other tensor lies.
     """
-    seen = Counter(map(id, grads))  # autograd may give one tensor to two params
+    # Autograd may give one tensor to two params, and a caller params as their own gradients.
+    seen = Counter(map(id, itertools.chain(grads, *others)))
     return {
         place: grad
         for place, (grad, param) in enumerate(zip(grads, params, strict=True))

@@ -167,6 +167,7 @@ class EpochLoader(DataLoader[Any]):
         check_part("EpochLoader", (which, parts))
         if not isinstance(self.plan, EpochSampler):
             raise ValueError("EpochLoader: a stream has no parts. Cut the batches that it gives.")
+        # Processes that are kept belong to the loader that has started them.
         twin, plan = copy.copy(self), copy.copy(self.plan)
         plan.part = (which, parts)
         twin.plan, twin._iterator, twin.generator = plan, None, torch.Generator()

@@ -74,6 +74,8 @@ def load(path: str | Path, like: State | None = None) -> State:
             with undisturbed():  # or what is raised by chance is taken for damage
                 state = read(place, CPU if like is None else home(like), _targets(like))
         except DamagedStateError:
+            # The same files before and after: they are damaged. Others by now: somebody has
+            # replaced them while they were read.
             if before is not None and before == _identity(place):
                 raise
         else:

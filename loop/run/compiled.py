@@ -126,6 +126,7 @@ class CompiledWork(Work):
         state = state.replace(pred=shape.filled(parts), buffers=buffers)
         self.results = Results(state, shown, loss, grads, remembered, updated)
         if updated is not None:
+            # What comes out is what the next batch goes in with, so its leaves are known already.
             count = self.learned.spec.num_leaves
             self.learned = Learned(
                 (buffers, *updated), leaves[len(leaves) - count :], self.learned.spec

@@ -138,6 +138,8 @@ def run_to_end(run: Run, stop: str = "raise") -> State:
         try:
             state = run.to_end(listener.has_heard)
         except BaseException as error:
+            # What the signal has made fail is its doing; all else is the run's own error, signal or
+            # not.
             ended = error is run.failure or error is listener.raised
             if not ended or run.spent:
                 raise

@@ -132,6 +132,8 @@ class Run:
                 yield self._event(scope.after)
         except Cancel as signal:
             # It is for a scope further out, which goes on from the state that it carries.
+            # A scope that had ended when the signal came counts as any other; one that was cut
+            # short says what of it counts.
             state = self.state if signal.state is None else signal.state
             signal.state = left(state if over else border.broken(state))
             raise
@@ -238,6 +240,7 @@ class Run:
                 )
             said = f"callback {name!r} returned from {event}"
             self.state = accepted(said, result, self.state)
+        # The run is a generator, which a StopIteration would end without a word.
         except StopIteration as error:
             raise RuntimeError(f"callback {name!r} raised StopIteration in {event}.") from error
         except Exception as error:
@@ -247,6 +250,7 @@ class Run:
     def _stage(self, stage: Stage) -> None:
         with self.brackets_of(stage.name):
             try:
+                # Said before the step, since it may fail half way.
                 if self.state.donated and stage.name == "update":
                     self._spend()
                 self.state = getattr(self.work, stage.name)(self.state)
@@ -279,6 +283,8 @@ class Run:
 
     def _commit(self) -> None:
         """From here the run can be resumed, if it runs with its own learner."""
+        # Who goes on from a state has the learner of the command: not one that a callback has put
+        # in its place for a while.
         resumable = self.root is FIT and self.state.learner is self.learner
         self.state = self.committed = self.state.replace(done=tuple(self.path) if resumable else ())
         self.spent = False

@@ -39,6 +39,7 @@ class Pass:
 
     def __next__(self) -> Any:
         while True:
+            # Before every batch, since a loader without workers draws its augmentations in here.
             seed_torch(key(self.order, self.index), self.device)
             batch = next(self.iterator, _END)
             if batch is _END:

@@ -21,6 +21,7 @@ def accepted(said: str, result: State, state: State) -> State:
     field, if it has changed what only the machine
     may change, or if a tree has other names, shapes or dtypes than before.
     """
+    # Most states pass here, so the usual case is two comparisons.
     lent = result.resources is state.resources and result.learner is not None
     if not lent or _owned(result) != _owned(state):
         result = _at_this_place(said, result, state)

@@ -79,6 +79,8 @@ class Work:
             return state.replace(pred=pred)
         seed_torch(batch_key(state), device)
         self.before, frozen = state.params, state.frozen
+        # New leaves for every batch: a graph that somebody keeps is then of this batch alone, and
+        # the tensors of the state stay untracked.
         self.during = {
             name: value if name in frozen else value.detach().requires_grad_()
             for name, value in state.params.items()
@@ -148,6 +150,7 @@ class Work:
         grads: list[Tensor | None] = []
         if state.loss is not None:
             grads = gradients(state.loss, tracked, [placed])
+        # One None among many is a parameter that this batch did not use; all of them is a mistake.
         if state.loss is None or all(grad is None for grad in grads):
             raise ValueError(
                 "Learner: the loss does not depend on any parameter, so there is no gradient. "
@@ -396,5 +399,6 @@ def split_batch(
 def to_device(part: Any, device: torch.device) -> Any:
     """All tensors of a tree, on the device."""
     if isinstance(part, Tensor):
+        # From pinned memory the copy then runs beside the work; from any other torch waits anyway.
         return part if part.device == device else part.to(device, non_blocking=True)
     return optree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, part)

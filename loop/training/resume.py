@@ -73,6 +73,7 @@ def to_go_on_from(
     _check_length(stopped, length)
     if begun:
         _warn_of_differences(begun, now)
+        # What it was begun with stays, however often it is resumed.
         now = {**now, "hyper": begun["hyper"]}
     return stopped.replace(stopped="", begun_with=now)
 

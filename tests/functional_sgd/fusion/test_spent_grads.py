@@ -17,7 +17,7 @@ from functional_sgd.fusion import fused, spent
 from functional_sgd.fusion.backends.foreach import ForeachBackend
 from functional_sgd.fusion.buffers import LARGE
 from tests.catalogue import NARROW, RECIPES
-from tests.comparing import Untouched, assert_same
+from tests.comparing import Untouched, assert_same, copy_of
 from tests.functional_sgd.fusion.helpers import draw, grads_for, memory_of, odd_tree, plain_tree
 from tests.functional_sgd.user_rules import add_last
 
@@ -96,6 +96,15 @@ def held_by_a_view(params: Any) -> Any:
     return {"a": one, "b": one.clone()}, one[:3]
 
 
+def held_by_its_storage(params: Any) -> Any:
+    one = draw((LARGE,), torch.float32, 1)
+    storages.append(one.untyped_storage())
+    return {"a": one, "b": one.clone()}, torch.empty(0).set_(storages[-1])
+
+
+storages: list[torch.UntypedStorage] = []
+
+
 def part_of_another(params: Any) -> Any:
     both = draw((2 * LARGE,), torch.float32, 1)
     return {"a": both[:LARGE], "b": both[LARGE:]}, both
@@ -115,15 +124,28 @@ def same_as_param(params: Any) -> Any:
     return {"a": params["b"], "b": params["a"]}, params
 
 
-@pytest.mark.parametrize("grads_of", [two_of_one, held_by_a_view, part_of_another, spread, strided])
+@pytest.mark.parametrize(
+    "grads_of",
+    [
+        two_of_one,
+        held_by_a_view,
+        held_by_its_storage,
+        part_of_another,
+        spread,
+        strided,
+        same_as_param,
+    ],
+)
 def test_memory_that_somebody_else_has_stays(grads_of: Callable[[Any], Any]) -> None:
     opt = fs.adamw(lr=0.1)
     params = {"a": draw((LARGE,), torch.float32, 2), "b": draw((LARGE,), torch.float32, 3)}
     grads, others = grads_of(params)
-    before = Untouched(others)
-    expected = fuse(opt)(params, grads, opt.init(params))
-    assert_same(fuse(opt, donate="grads")(params, grads, opt.init(params)), expected)
-    before.check()
+    before = copy_of(others)  # no views, which would be others that have the memory
+    state = opt.init(params)
+    expected = copy_of(fuse(opt)(params, grads, state))
+    found = fuse(opt, donate="grads")(params, grads, state)
+    assert_same(found, expected)
+    assert_same(others, before)
 
 
 @pytest.mark.parametrize(

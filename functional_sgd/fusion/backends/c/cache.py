@@ -38,6 +38,7 @@ def _chosen_folder() -> Path:
 
 def _make_private(folder: Path) -> None:
     """Make a folder, and those it is in if need be, for this user only, whatever the umask."""
+    # lexists, since a link that leads nowhere is somebody's, and no place for a folder.
     if not os.path.lexists(folder):
         _make_private(folder.parent)
         with suppress(FileExistsError):
