@@ -25,7 +25,7 @@ from tests.catalogue import (
 )
 from tests.comparing import Untouched, assert_close, assert_finite, assert_same, member, stack
 from tests.functional_sgd.fusion.helpers import ExactRoots, assert_near, tolerance_of
-from tests.turns import of_turn
+from tests.turns import LONG, of_turn
 
 Tree = Any
 Extras = Callable[[Tree], dict[str, Any]]
@@ -130,7 +130,7 @@ def test_vmap_over_members_is_a_loop_over_members(case: tuple[Chain, Extras]) ->
 
 
 @pytest.mark.usefixtures("fresh_compiler")
-@pytest.mark.parametrize("case", of_turn(CASES, 0, 3), indirect=True)
+@pytest.mark.parametrize("case", of_turn(CASES, 0, 6), indirect=True)
 def test_compiles_and_gives_the_numbers_of_eager(case: tuple[Chain, Extras]) -> None:
     """Law 6, for torch.compile: three seconds each, so LAWS=long tries all."""
     opt, extras = case
@@ -157,7 +157,9 @@ def test_gradients_through_steps_match_finite_differences(case: tuple[Chain, Ext
 
     lr = torch.tensor(0.01, dtype=torch.float64, requires_grad=True)
     leaves = [leaf.requires_grad_() for leaf in leaves]
-    assert torch.autograd.gradcheck(steps, (lr, *leaves), eps=1e-6, atol=1e-6, rtol=1e-4)
+    assert torch.autograd.gradcheck(
+        steps, (lr, *leaves), eps=1e-6, atol=1e-6, rtol=1e-4, fast_mode=not LONG
+    )
 
 
 @pytest.mark.parametrize("name", RANDOM)

@@ -12,7 +12,7 @@ from functional_sgd import Optimizer
 from tests.catalogue import OPTIMIZERS, RECIPES, random_like, run, small_tree
 from tests.comparing import assert_close, assert_finite, assert_same, member, stack
 from tests.each import for_each
-from tests.turns import of_turn
+from tests.turns import LONG, of_turn
 
 MEMBERS = 3
 
@@ -59,7 +59,7 @@ COMPILED = [name for name in OPTIMIZERS if name not in VARIANTS]
 
 
 @pytest.mark.usefixtures("fresh_compiler")
-@pytest.mark.parametrize("name", of_turn(COMPILED, 0, 3))  # a second and a half each
+@pytest.mark.parametrize("name", of_turn(COMPILED, 0, 6))  # a second and a half each
 def test_compiles_once_and_gives_the_numbers_of_eager(name: str) -> None:
     """Law 10 and part of law 6: fullgraph, three steps, another lr (a 0-d tensor) at each, one
     compilation.
@@ -128,11 +128,18 @@ def trajectory(opt: Optimizer, loss: Callable[[Any], Tensor]) -> Callable[..., t
 
 
 def test_gradients_through_steps_match_finite_differences(opt: Optimizer) -> None:
-    """Law 9, by lr and by initial params. Clips and signs have no kink near this trajectory."""
+    """Law 9, by lr and by initial params, along a random direction; in the long form by each
+    number. Clips and signs have no kink near this trajectory.
+    """
     leaves = [leaf.requires_grad_() for leaf in optree.tree_leaves(small_tree())]
     lr = torch.tensor(0.01, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(
-        trajectory(opt, smooth_loss), (lr, *leaves), eps=1e-6, atol=1e-6, rtol=1e-4
+        trajectory(opt, smooth_loss),
+        (lr, *leaves),
+        eps=1e-6,
+        atol=1e-6,
+        rtol=1e-4,
+        fast_mode=not LONG,
     )
 
 

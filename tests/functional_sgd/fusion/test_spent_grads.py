@@ -20,6 +20,7 @@ from tests.catalogue import NARROW, RECIPES
 from tests.comparing import Untouched, assert_same, copy_of
 from tests.functional_sgd.fusion.helpers import draw, grads_for, memory_of, odd_tree, plain_tree
 from tests.functional_sgd.user_rules import add_last
+from tests.turns import of_turn
 
 EVERYONE = [fused.BACKENDS, (ForeachBackend(),)]
 
@@ -39,7 +40,7 @@ def own_grads(params: Any, seed: int) -> Any:
     )
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", of_turn(RECIPES, 1, 2))
 def test_the_bits_are_those_of_a_pure_step(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spent, "LARGE", 1)
     opt, params = RECIPES[name](), odd_tree(torch.float32)
