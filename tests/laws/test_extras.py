@@ -25,7 +25,7 @@ from tests.catalogue import (
 )
 from tests.comparing import Untouched, assert_close, assert_finite, assert_same, member, stack
 from tests.functional_sgd.fusion.helpers import ExactRoots, assert_near, tolerance_of
-from tests.turns import LONG, of_turn
+from tests.turns import LONG, in_turns, of_turn
 
 Tree = Any
 Extras = Callable[[Tree], dict[str, Any]]
@@ -83,8 +83,9 @@ def test_dtypes_shapes_and_finite_at_zero(case: tuple[Chain, Extras], dtype: tor
         assert kinds[0] == kinds[1]
 
 
-@pytest.mark.parametrize("donate", [False, True], ids=["pure", "donated"])
-@pytest.mark.parametrize("dtype", [*FLOATS, torch.complex64], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "donate"), in_turns([*FLOATS, torch.complex64], [False, True]), ids=str
+)
 def test_a_fused_recipe_equals_the_chain(
     case: tuple[Chain, Extras], dtype: torch.dtype, donate: bool
 ) -> None:

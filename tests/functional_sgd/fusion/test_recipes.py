@@ -38,7 +38,7 @@ WAYS = [
 
 @pytest.mark.parametrize(
     ("name", "way"),
-    in_turns(RECIPES, WAYS, each=2),
+    in_turns(RECIPES, WAYS),
     ids=lambda value: value if type(value) is str else f"{value[0].__name__}-{value[1]}",
 )
 def test_a_fused_recipe_equals_the_chain(name, way):
