@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard
 
+from functional_sgd.fusion import spent
 from functional_sgd.sharded import distributed
 from loop import (
     Checkpoint,
@@ -32,6 +33,22 @@ from tests.loop.ranks.runs import StopAt
 from tests.loop.ranks.test_two_ranks import check_equal, check_near
 from tests.loop.ranks.towers import EACH, started_in_pieces, tower
 from tests.ranks import Ranks
+
+
+def sparing() -> bool:
+    """Whether a run that spends its gradients ends with the bits of one that does not."""
+    ends, large, spent.LARGE = [], spent.LARGE, 1
+    try:
+        for donate in (False, "grads"):
+            mine, start = started_in_pieces(tower("adamw", "none"), EACH, False)
+            ends.append(numbers(unshard(fit(mine, start, 2, donate=donate))))  # type: ignore[arg-type]
+    finally:
+        spent.LARGE = large
+    return all(map(torch.equal, *ends))
+
+
+def test_pieces_of_gradients_can_be_spent(ranks: Ranks) -> None:
+    assert ranks(sparing) == [True, True]
 
 
 def in_pieces(
