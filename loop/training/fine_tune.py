@@ -13,6 +13,7 @@ from loop.layer_groups import Groups, exactly, layer_groups, matching, spread
 from loop.learner import Learner
 from loop.state import State
 from loop.training.fit import fit_one_cycle
+from loop.training.length import length_asked
 from loop.training.resume import latest
 
 MEMORY = "fine_tune"
@@ -24,7 +25,7 @@ _NORMS = (_BatchNorm, _InstanceNorm, nn.LayerNorm)
 def fine_tune(
     learner: Learner,
     state: State,
-    epochs: int,
+    epochs: int | None = None,
     lr: float = 2e-3,
     frozen_epochs: int = 1,
     lr_mult: float = 100.0,
@@ -34,9 +35,12 @@ def fine_tune(
     train_norms: bool = True,
     callbacks: Sequence[Any] = (),
     resume: bool | str | Path = False,
+    steps: int | None = None,
+    frozen_steps: int | None = None,
     **options: Any,
 ) -> State:
-    """Train the head for `frozen_epochs`, then everything for `epochs`, both with one cycle of lr.
+    """Train the head for `frozen_epochs`, then everything for `epochs`, both with one cycle of lr;
+    or for `frozen_steps` and `steps`, in training batches.
 
     The groups are the model's children in their order (`layer_groups`), and the head is the last,
     or what the pattern `head` matches ("fc.*"). While the rest is frozen the maximum is lr (warm-up
@@ -64,6 +68,8 @@ def fine_tune(
     >>> [round(lr["2.bias"], 5) for lr in state.history.hypers["lr"]][::2]
     [0.0004, 0.00528, 0.001, 0.00473, 0.00406, 0.00142]
     """
+    # Before the first half, which would be lost by an error in the second.
+    length_asked(learner.data.train, epochs, steps, options.get("steps_per_epoch"))
     groups = with_head(_params(learner, state), head)
     norms = norm_names(learner.model) if train_norms else ()
     frozen = [name for group in groups[:-1] for name in group if name not in norms]
@@ -76,11 +82,12 @@ def fine_tune(
         state = fit_one_cycle(
             learner,
             state,
-            frozen_epochs,
+            frozen_epochs if frozen_steps is None else None,
             rates,
             pct_start=0.99,
             callbacks=first,
             resume=resume,
+            steps=frozen_steps,
             **options,
         )
         if state.stopped:
@@ -96,6 +103,7 @@ def fine_tune(
         div=div,
         callbacks=callbacks,
         resume=resume,
+        steps=steps,
         **options,
     )
     return state if state.stopped else state.forget(MEMORY)

@@ -39,30 +39,39 @@ def fit_sgdr(
     learner: Learner,
     state: State,
     cycles: int,
-    cycle_length: int,
-    lr: Any,
+    cycle_length: int | None = None,
+    lr: Any = None,
     cycle_mult: int = 2,
     callbacks: Sequence[Any] = (),
+    cycle_steps: int | None = None,
     **options: Any,
 ) -> State:
     """Train in cycles: in each, lr falls along a cosine from its maximum to 0, and starts again at
     the maximum.
 
     The first cycle has `cycle_length` epochs, each other `cycle_mult` times as many as the one
-    before: 1, 2 and 4 make 7 epochs. `lr` is the maximum, a number or a tree prefix of params. The
-    other arguments are those of `fit`. Raises ValueError unless cycles, cycle_length and cycle_mult
-    are whole numbers, 1 or more. Source: SGDR (Loshchilov and Hutter 2017).
+    before: 1, 2 and 4 make 7 epochs. With `cycle_steps` in its place it has so many training
+    batches. `lr` is the maximum, a number or a tree prefix of params; the state's own if None. The
+    other arguments are those of `fit`. Raises ValueError unless there is one of cycle_length and
+    cycle_steps, and these, cycles and cycle_mult are whole numbers, 1 or more. Source: SGDR
+    (Loshchilov and Hutter 2017).
     """
-    for name, value in (
-        ("cycles", cycles),
-        ("cycle_length", cycle_length),
-        ("cycle_mult", cycle_mult),
-    ):
+    if (cycle_length is None) == (cycle_steps is None):
+        raise ValueError(
+            f"fit_sgdr: expected one of cycle_length (epochs) and cycle_steps, got "
+            f"{cycle_length!r} and {cycle_steps!r}. Pass one, such as cycle_length=1."
+        )
+    named = "cycle_length" if cycle_steps is None else "cycle_steps"
+    first: Any = cycle_length if cycle_steps is None else cycle_steps
+    for name, value in (("cycles", cycles), (named, first), ("cycle_mult", cycle_mult)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"fit_sgdr: {name} must be a whole number, 1 or more, got {value!r}.")
-    epochs = sum(cycle_length * cycle_mult**cycle for cycle in range(cycles))
-    schedule = optree.tree_map(lambda top: warm_restarts(float(top), cycles, cycle_mult), lr)
-    return fit(learner, state, epochs, [*callbacks, ParamScheduler({"lr": schedule})], **options)
+    top = highest_lr("fit_sgdr", learner, state, lr)
+    schedule = optree.tree_map(lambda top: warm_restarts(float(top), cycles, cycle_mult), top)
+    whole = sum(first * cycle_mult**cycle for cycle in range(cycles))
+    epochs, steps = (whole, None) if cycle_steps is None else (None, whole)
+    callbacks = [*callbacks, ParamScheduler({"lr": schedule})]
+    return fit(learner, state, epochs, callbacks, steps=steps, **options)
 
 
 def overfit_one_batch(

@@ -256,3 +256,26 @@ def test_other_arguments_go_to_both_halves(tmp_path: Path) -> None:
         learned(fine_tune(mine, mine.init(), 1, resume=tmp_path)),
         learned(fine_tune(mine, mine.init(), 1)),
     )
+
+
+@pytest.mark.parametrize("halves", [(4, 13), (None, 7), (25, 3)])
+def test_either_half_may_be_counted_in_steps(halves: tuple[int | None, int]) -> None:
+    frozen_steps, steps = halves
+    mine, seen = tuned(), []
+    look = on("look", after_step=lambda state: seen.append(bool(state.frozen)))
+    end = fine_tune(mine, mine.init(), steps=steps, frozen_steps=frozen_steps, callbacks=[look])
+    first = 10 if frozen_steps is None else frozen_steps
+    assert seen == [True] * first + [False] * steps
+    assert end.train_iter == first + steps
+    head = rates(end, "head.weight")
+    assert (head[0], head[first]) == pytest.approx((8e-5, 2e-4))  # a cycle each
+    assert head[-1] < max(head[first:])
+
+
+@pytest.mark.parametrize("lengths", [{}, {"epochs": 1, "steps": 5}])
+def test_a_second_half_without_a_length_is_an_error_before_the_first(lengths: Any) -> None:
+    mine, seen = tuned(), []
+    look = on("look", before_fit=lambda state: seen.append(state))
+    with pytest.raises(ValueError, match="expected epochs or steps"):
+        fine_tune(mine, mine.init(), callbacks=[look], **lengths)
+    assert not seen

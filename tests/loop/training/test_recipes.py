@@ -85,6 +85,26 @@ def test_how_many_epochs_warm_restarts_take(
     assert tops == [sum(length * mult**i for i in range(cycle)) for cycle in range(cycles)]
 
 
+@pytest.mark.parametrize(("cycles", "first", "mult"), [(1, 5, 2), (3, 3, 2), (2, 7, 3), (4, 6, 1)])
+def test_cycles_may_be_counted_in_steps(cycles: int, first: int, mult: int) -> None:
+    end = fit_sgdr(FOUR, FOUR.init(), cycles, lr=0.1, cycle_mult=mult, cycle_steps=first)
+    assert end.n_step == end.train_iter == sum(first * mult**cycle for cycle in range(cycles))
+    tops = [index for index, lr in enumerate(lrs(end)) if lr == 0.1]
+    assert tops == [sum(first * mult**i for i in range(cycle)) for cycle in range(cycles)]
+
+
+def test_the_lr_of_warm_restarts_is_by_default_that_of_the_state() -> None:
+    start = FOUR.init()
+    start = start.replace(hyper={**start.hyper, "lr": 0.3})
+    assert lrs(fit_sgdr(FOUR, start, 1, 1))[0] == 0.3
+
+
+@pytest.mark.parametrize(("length", "steps"), [(None, None), (1, 5)])
+def test_cycles_have_one_length(length: int | None, steps: int | None) -> None:
+    with pytest.raises(ValueError, match="fit_sgdr: expected one of cycle_length .* and cycle_st"):
+        fit_sgdr(FOUR, FOUR.init(), 2, length, 0.1, cycle_steps=steps)
+
+
 def test_warm_restarts_of_equal_length() -> None:
     end = fit_sgdr(FOUR, FOUR.init(), 2, 1, lr=0.1, cycle_mult=1)
     assert lrs(end) == pytest.approx([0.1, 0.08535534, 0.05, 0.01464466] * 2, rel=1e-6)
