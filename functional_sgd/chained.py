@@ -163,6 +163,15 @@ class Chained(Optimizer):
         calls = state[CALLS] + 1
         return params, {CALLS: calls, "front": front_state, "inner": inner, "after": after}
 
+    def explain(self, params: Tree = None) -> None:
+        """Print what the rules in front, the optimizer, and the rules after it run; a side without
+        rules is left out.
+        """
+        for one in self.inner:
+            rules = getattr(getattr(one, "opt", one), "rules", None)  # it may have been fused
+            if one is self.opt or rules != ():
+                one.explain(params)
+
     def extend(self, state: State, before: Tree, params: Tree) -> State:
         """The state for more params."""
         names = ("front", "inner", "after")

@@ -9,7 +9,7 @@ from functional_sgd.chained import Chained, Front, Planned, in_words
 from functional_sgd.notebook import html_table, show
 from functional_sgd.optimizer import Optimizer
 from functional_sgd.rule import Rule
-from functional_sgd.signature import REQUIRED
+from functional_sgd.signature import REQUIRED, STEP
 from functional_sgd.state import (
     State,
     like_params,
@@ -196,12 +196,16 @@ def _names(*parts: Any) -> set[str]:
 
 
 def _row(plan: Plan, call: Call) -> tuple[str, ...]:
-    hypers = []
+    hypers, kept = [], []  # numbers that the state keeps are no hypers
     for _, name in call.scalars:
         default = plan.defaults.get(name, REQUIRED)
-        hypers.append(name if default is REQUIRED else f"{name}={default!r}")
+        if name in (*plan.numbers, STEP):
+            kept.append(name)
+        else:
+            hypers.append(name if default is REQUIRED else f"{name}={default!r}")
     hypers += [f"{one.parameter}={_reduction_words(call, one)}" for one in call.reductions]
-    reads, writes = (", ".join(outer for _, outer in names) for names in (call.reads, call.writes))
+    reads = ", ".join([*(outer for _, outer in call.reads), *kept])
+    writes = ", ".join(outer for _, outer in (*call.writes, *call.numbers))
     keeps = ", ".join((*call.rule.slots, *call.rule.numbers))
     return repr(call.rule), call.rule.scope, reads, ", ".join(hypers), writes, keeps
 

@@ -137,6 +137,12 @@ class Rule:
                     named[name] = torch.tensor(
                         float(named[name]), dtype=torch.float64, device="cpu"
                     )
+        if self.signature.random and not hasattr(named.get(KEY), "bits"):
+            raise TypeError(
+                f"rule {self.name}: draws random numbers, so key must be what "
+                f"functional_sgd.randomness.key_of(seed, step, leaf=0, position=0) gives, with two "
+                f"0-d tensors of whole numbers; got {named.get(KEY)!r}."
+            )
         result = self.function(*args, **named)
         return {self.outer(name): value for name, value in result.items()}
 

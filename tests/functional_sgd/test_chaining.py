@@ -25,6 +25,7 @@ from functional_sgd import (
     larc_ratio,
     momentum,
     nesterov,
+    prodigy,
     rename,
     scale_by_rms,
     sgd,
@@ -231,11 +232,11 @@ def test_describe_leaves_out_columns_that_are_not_there(capsys: pytest.CaptureFi
     assert (
         capsys.readouterr().out
         == """\
-rule              scope        reads          hypers                       writes   keeps
-average_sqr_grad  elementwise  grad, sqr_avg  sqr_mom=0.99                 sqr_avg  sqr_avg
-debias            elementwise  grad, sqr_avg  step, mom=0.9, sqr_mom=0.99  sqr_avg
-scale_by_rms      elementwise  grad, sqr_avg  eps=1e-08                    update
-sgd_step          elementwise  param, update  lr                           param
+rule              scope        reads                hypers                 writes   keeps
+average_sqr_grad  elementwise  grad, sqr_avg        sqr_mom=0.99           sqr_avg  sqr_avg
+debias            elementwise  grad, sqr_avg, step  mom=0.9, sqr_mom=0.99  sqr_avg
+scale_by_rms      elementwise  grad, sqr_avg        eps=1e-08              update
+sgd_step          elementwise  param, update        lr                     param
 """
     )
 
@@ -268,6 +269,17 @@ def test_describe_of_identity_prints_the_header(capsys: pytest.CaptureFixture[st
         "writes",
         "keeps",
     ]
+
+
+def test_numbers_that_the_state_keeps_are_read_and_are_no_hypers(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    prodigy().describe()
+    rows = {row.split()[0]: row for row in capsys.readouterr().out.splitlines()}
+    assert rows["rate_by_distance"].split()[2:] == "distance, rate lr=1.0 rate rate".split()
+    adam().describe()
+    rows = {row.split()[0]: row for row in capsys.readouterr().out.splitlines()}
+    assert "update, grad_avg, sqr_avg, step  mom=0.9" in rows["debias"]
 
 
 def test_extras_reach_the_rules_that_read_them() -> None:

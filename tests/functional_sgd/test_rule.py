@@ -10,6 +10,7 @@ from torch import Tensor
 
 from functional_sgd import (
     Rule,
+    add_noise,
     average_grad,
     average_sqr_grad,
     chain,
@@ -335,3 +336,9 @@ def test_a_number_that_is_not_declared_is_refused_with_how_to_declare_it() -> No
 def test_a_default_of_several_numbers_is_refused() -> None:
     with pytest.raises(TypeError, match=r"default of 'betas' must be one number, got \(0\.9, 0"):
         elementwise(lambda grad, *, betas=(0.9, 0.99): dict(grad=grad * betas[0]))
+
+
+@pytest.mark.parametrize("key", [{}, {"key": 0}])
+def test_a_rule_that_draws_says_what_its_key_is(key: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match="rule add_noise: draws random numbers, so key must be"):
+        add_noise(torch.ones(2), step=torch.tensor(1), **key)

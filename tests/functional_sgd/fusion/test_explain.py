@@ -161,6 +161,16 @@ def test_a_donated_slot_that_lies_otherwise_than_its_param_keeps_its_leaf_from_k
 BYTES = {"sgd": 3.0, "sgd_mom": 5.0, "adamw": 7.0, "lamb": 10.0, "clip_norm_adam": 8.0, "lion": 5.0}
 
 
+@pytest.mark.parametrize("whole", [True, False], ids=["fused", "parts fused"])
+def test_a_side_without_rules_is_left_out(whole):
+    inner = fs.accumulate(fs.sgd(lr=0.1), every=2)
+    opt = fuse(chain(fs.clip_norm, inner)) if whole else chain(fs.clip_norm, fuse(inner))
+    lines = explained(opt)
+    assert not [line for line in lines if "nothing to run" in line]
+    assert any("clip_norm" in line for line in lines)
+    assert any("sgd_step" in line for line in lines)
+
+
 @pytest.mark.parametrize("name", BYTES)
 def test_the_bytes_that_are_moved(name):
     """Every column that is read or written counts once a pass."""
