@@ -53,6 +53,7 @@ from loop.data.collate import padding_collate as padding_collate
 from loop.data.loader import dataloaders as dataloaders
 from loop.data.loader import make_loader as make_loader
 from loop.data.prefetch import Prefetch as Prefetch
+from loop.disk.differences import differences as differences
 from loop.disk.encoding import storable as storable
 from loop.disk.store import StateFileError as StateFileError
 from loop.disk.store import load as load
@@ -175,6 +176,7 @@ __all__ = [
     "class_count",
     "count_targets",
     "dataloaders",
+    "differences",
     "error_rate",
     "events",
     "export_dcp",

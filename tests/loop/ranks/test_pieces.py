@@ -16,6 +16,7 @@ from functional_sgd.fusion import spent
 from functional_sgd.sharded import distributed
 from loop import (
     Checkpoint,
+    differences,
     fit,
     gathering,
     load,
@@ -45,6 +46,19 @@ def sparing() -> bool:
     finally:
         spent.LARGE = large
     return all(map(torch.equal, *ends))
+
+
+def compared() -> str:
+    """What is said of states in pieces, and whether they are the same once they are joined."""
+    _, start = started_in_pieces(tower("adamw", "none"), EACH, False)
+    assert differences(unshard(start), unshard(start)) == {}
+    with pytest.raises(TypeError) as caught:
+        differences(start, start)
+    return str(caught.value)
+
+
+def test_states_in_pieces_are_compared_when_they_are_joined(ranks: Ranks) -> None:
+    assert all("Compare unshard(state)" in said for said in ranks(compared))
 
 
 def test_pieces_of_gradients_can_be_spent(ranks: Ranks) -> None:
