@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from functional_sgd import Optimizer, fuse, seeded, split
 from functional_sgd.errors import elsewhere
 from functional_sgd.fusion.fused import donating
+from functional_sgd.fusion.spent import Donate
 from functional_sgd.notebook import html_facts
 from functional_sgd.optimizer import check_optimizer
 from loop.callback import name_of
@@ -104,12 +105,12 @@ class Learner:
         """The same, overwriting params and state, as far as the optimizer can do without the old
         ones.
         """
-        return _donating(self.opt)
+        return _fused(self.opt, True)
 
     @property
     def sparing_stepper(self) -> Optimizer:
         """The same as `stepper`, but for the memory of gradients, which new params take."""
-        return _sparing(self.opt) if self.fused else self.opt
+        return _fused(self.opt, "grads") if self.fused else self.opt
 
     def init(
         self, seed: int = 0, device: torch.device | str | None = None, donate: bool = False
@@ -210,22 +211,10 @@ class Learner:
         }
 
 
-@functools.lru_cache(maxsize=32)
-def _donating(opt: Optimizer) -> Optimizer:
-    """The donating optimizer; equal ones share one, with its kernels."""
-    return donating(opt)
-
-
-@functools.lru_cache(maxsize=32)
-def _sparing(opt: Optimizer) -> Optimizer:
-    """The fused optimizer that spends gradients; equal ones share one, with its kernels."""
-    return fuse(opt, donate="grads")
-
-
-@functools.lru_cache(maxsize=32)
-def _fused(opt: Optimizer) -> Optimizer:
+@functools.lru_cache(maxsize=64)
+def _fused(opt: Optimizer, donate: Donate = False) -> Optimizer:
     """The fused optimizer; equal ones share one, with its kernels and its memory."""
-    return fuse(opt)
+    return donating(opt) if donate is True else fuse(opt, donate)
 
 
 def hyper_names(learner: Learner) -> set[str]:
