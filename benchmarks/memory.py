@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
@@ -77,28 +78,17 @@ def measure(tree_name: TreeName, who: str, steps: int) -> dict[str, float]:
     return {name: value / 2**20 for name, value in extra.items()}
 
 
-def in_new_process(tree_name: str, who: str, steps: int) -> dict[str, float]:
-    """`measure` in a process of its own."""
-    command = [
-        sys.executable,
-        __file__,
-        "--here",
-        who,
-        "--tree-names",
-        tree_name,
-        "--steps",
-        str(steps),
-    ]
-    done = subprocess.run(
-        command, env={**os.environ, **MALLOC}, capture_output=True, text=True, check=True
-    )
-    extra: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return extra
+def in_new_process(script: str, *arguments: str) -> Any:
+    """The JSON that a script prints in a process of its own, where malloc hands blocks back."""
+    command, environment = [sys.executable, script, *arguments], {**os.environ, **MALLOC}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def row(tree_name: str, who: str, steps: int) -> list[str]:
     """MiB, and how many copies of the parameters that is: at the peak, and kept between steps."""
-    extra = in_new_process(tree_name, who, steps)
+    asked = ("--here", who, "--tree-names", tree_name, "--steps", str(steps))
+    extra = in_new_process(__file__, *asked)
     return [
         who,
         *(f"{extra[key]:,.0f} ({extra[key] / extra['params']:.2f})" for key in ("peak", "kept")),

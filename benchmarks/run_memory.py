@@ -6,15 +6,12 @@ the model is made.
 """
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 
 import torch
 import tyro
 from common import save, say, show
-from memory import MALLOC, resident, set_back
+from memory import in_new_process, resident, set_back
 from torch import nn
 from torch.nn.functional import mse_loss
 
@@ -71,15 +68,6 @@ def measure(who: str) -> float:
     return resident("VmHWM") - empty
 
 
-def in_new_process(who: str) -> float:
-    """`measure` in a process of its own."""
-    command = [sys.executable, __file__, "--here", who]
-    environment = {**os.environ, **MALLOC}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    found: float = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
 def main(here: str = "", save_results: bool = False) -> None:
     """Measure the memory of runs.
 
@@ -91,7 +79,7 @@ def main(here: str = "", save_results: bool = False) -> None:
         print(json.dumps(measure(here)))
         return
     params = 4 * sum(param.numel() for param in model(LAYERS, WIDTH).parameters())
-    found = {who: in_new_process(who) for who in RUNS}
+    found: dict[str, float] = {who: in_new_process(__file__, "--here", who) for who in RUNS}
     plain = next(iter(found.values()))
     rows = [
         [who, f"{peak / 2**20:,.0f}", f"{peak / params:.2f}", f"{peak / plain:.2f}"]

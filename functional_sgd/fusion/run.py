@@ -179,12 +179,16 @@ class Run:
                 spent: Mapping[int, Tensor] = {}
                 if name == "param" and self.resources.spend_grads:
                     spent = self._spent(work, table, dtype)
-                rest = [one for place, one in enumerate(like) if place not in spent]
+                rest = like
+                if spent:
+                    self.started = True
+                    rest = [one for place, one in enumerate(like) if place not in spent]
                 pool, key = self.resources.pool, f"{number}.{name}"
-                new = iter(backend.allocate(pool, key, rest, dtype) if rest else ())
-                tensors = [spent[n] if n in spent else next(new) for n in range(len(like))]
+                tensors = backend.allocate(pool, key, rest, dtype) if rest else []
+                if spent:
+                    new = iter(tensors)
+                    tensors = [spent[n] if n in spent else next(new) for n in range(len(like))]
                 column = Column(dtype, tensors, writable=True)
-                self.started = self.started or bool(spent)
             writes.append(column)
         # Before the kernel and not after it: one that fails half way has overwritten something.
         self.started = self.started or self.resources.donate

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from functional_sgd.decompositions import orthonormal, renewed
-from functional_sgd.pairs import as_real
 from functional_sgd.randomness import normal
 from functional_sgd.ranges import Decay, NonNegative
 from functional_sgd.reduction import root
@@ -86,7 +85,7 @@ def power_iteration(
     (tensor([1., 0.]), tensor([[2.7000, 0.0000],
             [0.0000, 2.0000]]))
     """
-    total = as_matrix(grad) + as_real(momentum).reshape(as_matrix(grad).shape)
+    total = as_matrix(grad) + as_matrix(momentum)
     if not is_matrix(grad):
         return dict(
             update=like_leaf(total, grad),

@@ -127,10 +127,8 @@ class Ranks:
             mine = torch.as_tensor(own, dtype=torch.float64, device=device)
             weight = self.group.sums([mine])[0]
             share = torch.where(weight == 0, 0.0, mine / weight)
-        raised: Tensor | None = None
-        if self.everyone == self.group:
-            flags: Flags = state.resources[SHARED]
-            raised = torch.tensor(flags.raised(), device=device_of(state))
+        flags: Flags = state.resources[SHARED]
+        raised = flags.raised() if self.everyone == self.group else None
         said = {"weight": weight, "samples": samples, "share": share, "raised": raised}
         return state.remember(SHARED, said)
 

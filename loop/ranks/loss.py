@@ -60,7 +60,7 @@ class GlobalLoss:
                 self._tell(flags, state)
             return None
         if flags is not None:
-            flags.sent = state.memory[TOLD]
+            flags.send(state.memory[TOLD])
         return state.forget(TOLD)
 
     def after_fit(self, state: State) -> None:
@@ -72,7 +72,7 @@ class GlobalLoss:
     def _tell(self, flags: "Flags", state: State) -> None:
         """Send what is known now."""
         raised = torch.tensor(flags.raised(), dtype=torch.float64, device=device_of(state))
-        flags.sent = self.everyone.sums([raised])[0]
+        flags.send(self.everyone.sums([raised])[0])
 
 
 @dataclass(frozen=True)
@@ -153,11 +153,15 @@ class Flags(Agreement):
     sent: Tensor | None = None
 
     def raised(self) -> list[float]:
-        """What to send: a 1.0 at the place of the signal that this process has heard. What was sent
-        before is read.
+        """What to send: a 1.0 at the place of the signal that this process has heard."""
+        return [float(self.heard == number) for number in _SIGNALS]
+
+    def send(self, sums: Tensor) -> None:
+        """Keep what came back of it. What came of the batch before is read: a device that is at
+        work on this one has long had it.
         """
         self.read()
-        return [float(self.heard == number) for number in _SIGNALS]
+        self.sent = sums
 
     def read(self) -> None:
         """End the run, if any rank has sent a signal."""
@@ -176,13 +180,15 @@ TOLD = "told"
 
 def raised_in(state: State, like: Tensor) -> list[Tensor]:
     """The signals that this rank has got, to be sent with other numbers; nothing if they are sent
-    alone. A graph sends those of before the batch.
+    alone.
     """
     raised = state.memory[SHARED]["raised"]
-    if raised is not None and type(like) is Tensor:
-        flags: Flags = state.resources[SHARED]
-        raised = torch.tensor(flags.raised(), device=like.device)
-    return [] if raised is None else [raised.to(like.dtype)]
+    if raised is None:
+        return []
+    if type(like) is not Tensor:  # in a graph, which is given those of before the batch
+        return [torch.stack(raised).to(like.device, like.dtype)]
+    flags: Flags = state.resources[SHARED]
+    return [torch.tensor(flags.raised(), dtype=like.dtype, device=like.device)]
 
 
 def part_of_loss(loss: Tensor, share: Any) -> Tensor:

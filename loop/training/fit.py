@@ -217,8 +217,9 @@ def _check_cut(learner: Learner, state: State) -> None:
 
 def _owned(state: State, donate: Donate) -> State:
     """The state that a run begins with: if it is donated, nobody else has its tensors."""
-    given = donate is True
-    return taken(state, "fit(donate=True)").replace(donated=True) if given else state
+    if donate is not True:
+        return state
+    return taken(state, "fit(donate=True)").replace(donated=True)
 
 
 def fit_one_cycle(
