@@ -61,6 +61,7 @@ class Node:
 
     def __getattr__(self, name: str) -> Callable[..., "Node"]:
         if name.startswith("__") or name not in FUNCTIONS:
+            # Not an AttributeError: hasattr would hide it, and the rule take another branch.
             raise NotPointwise(f"it uses .{name}, which is not a pointwise operation")
         return lambda *args, **kwargs: _apply(name, (self, *args), kwargs)
 
@@ -167,6 +168,7 @@ class Graph:
                 marked.add(node.index)
                 if node.index not in known:
                     waiting.extend(node.inputs)
+        # Nodes are created after their inputs, so creation order is an order of computation.
         return [node for node in self.nodes if node.index in marked]
 
 
@@ -181,6 +183,7 @@ class SymbolKey:
     def bits(self, like: Node, draw: int) -> tuple[Node, Node]:
         """Two columns of random numbers, as `LeafKey.bits` makes them."""
         graph = self.words[0].graph
+        # The arguments are scalars, but every element draws its own number.
         made = [graph.node(op, *self.words, draw, element=True) for op in ("uniform", "tail")]
         return made[0], made[1]
 
@@ -217,6 +220,7 @@ def _swapped(op: str) -> Callable[..., Node]:
 
 
 def _add(graph: Graph, left: Any, right: Any, *, alpha: Any = 1) -> Node:
+    # torch adds booleans with `or` and multiplies them with `and`.
     left, right = graph.value(left), _times(graph, right, alpha)
     return graph.node("or" if left.op in LOGICAL and right.op in LOGICAL else "add", left, right)
 
@@ -226,6 +230,7 @@ def _sub(graph: Graph, left: Any, right: Any, *, alpha: Any = 1) -> Node:
 
 
 def _times(graph: Graph, value: Any, factor: Any) -> Node:
+    # A factor of 1 must leave a boolean what it is, or `_add` would add numbers.
     return (
         graph.value(value)
         if not isinstance(factor, Node) and factor == 1
@@ -257,6 +262,7 @@ def _square(graph: Graph, value: Any) -> Node:
 
 
 def _clamp(graph: Graph, value: Any, min: Any = None, max: Any = None) -> Node:
+    # The upper bound is applied last: in torch it wins where the bounds cross.
     clamped = graph.value(value)
     clamped = clamped if min is None else graph.node("maximum", clamped, graph.value(min))
     return clamped if max is None else graph.node("minimum", clamped, graph.value(max))
@@ -357,6 +363,7 @@ def _operator(name: str) -> Callable[..., Node]:
     return lambda *args: _apply(name, args, {})
 
 
+# Python looks operators up on the class and does not ask __getattr__.
 for _name in FUNCTIONS:
     if _name.startswith("__"):
         setattr(Node, _name, _operator(_name))

@@ -39,6 +39,7 @@ def run_in_batches(
             try:
                 written = _batch(call, leaves, group, columns, of_tree, places)
             except Exception:  # whatever vmap says of a rule that it cannot map over
+                # If the rule itself is wrong, it raises again below, without vmap in between.
                 unbatched.add(call.position)
         if written is None:
             written = _one_by_one(call, leaves, group, columns, of_tree, places)
@@ -77,6 +78,7 @@ def _batch(
             values = [leaves.separate[name][index] for index in indices]
             numbers[name] = torch.stack([torch.as_tensor(v, dtype=torch.float64) for v in values])
     if call.rule.signature.random:
+        # vmap maps over tensors and not over keys: the words go in, and the key is made inside.
         words = [leaves.key(call, index).common for index in indices]
         for word in (0, 1):
             numbers[f"{call.key}_{word}"] = torch.stack([pair[word] for pair in words])

@@ -31,6 +31,7 @@ class Pool:
         known[:] = [one for one in known if not one.is_shared()]  # type: ignore[no-untyped-call]
         for index, buffer in enumerate(known):
             if buffer.numel() == numel and buffer.dtype == dtype and _users(buffer) == _ALONE:
+                # The last one used goes last, so that the oldest is forgotten first.
                 known.append(known.pop(index))
                 return buffer
         buffer = torch.empty(numel, dtype=dtype, device="cpu")
@@ -58,6 +59,7 @@ def apart(like: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
     Torch's allocator hands out a GPU's memory again by itself, and knows when it may.
     """
     sizes = [tensor.numel() for tensor in like]
+    # 16 elements of one byte make the 16-byte alignment that Triton's wide loads need.
     room = [-size % 16 for size in sizes]
     with _outside_inference():
         buffer = torch.empty(sum(sizes) + sum(room), dtype=dtype, device=like[0].device)
@@ -70,6 +72,8 @@ def apart(like: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
 def views(buffer: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """The buffer, cut into tensors laid out like these; to autograd they do not know each other."""
     pieces = buffer.split_with_sizes([one.numel() for one in like])
+    # `.data`, because views of one base share a version counter: writing to one leaf would
+    # invalidate what autograd has saved of another.
     return [
         piece.data.as_strided(one.shape, one.stride(), piece.storage_offset())
         for piece, one in zip(pieces, like, strict=True)
@@ -93,4 +97,5 @@ def _users(buffer: Tensor) -> tuple[int, int]:
     return int(torch._C._storage_Use_Count(storage._cdata)), sys.getrefcount(storage)
 
 
+# Measured, because counting adds references of its own.
 _ALONE = _users(torch.empty(1, device="cpu"))

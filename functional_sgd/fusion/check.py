@@ -25,6 +25,7 @@ _ROUNDING = {"rounded": rounded, "neighbour": neighbour}
 
 _OF_BLOCKS = {"encoded": encoded, "decode": decode}
 
+# A narrow dtype: rounding to any other changes nothing, and would test nothing.
 _TRIED = torch.bfloat16
 """In what a leaf is kept, where rules are checked."""
 
@@ -45,6 +46,7 @@ def check(call: Call) -> None:
         symbols[reduced.name] = graph.scalar(reduced.name)
         values[reduced.name] = torch.tensor(0.7 + place, dtype=torch.float64, device="cpu")
     if call.rule.signature.random:
+        # A TrialKey draws constants, so one word can stand for all.
         word = graph.word("0")
         symbols[call.key] = SymbolKey((word, word), (word, word), call.position)
         values[call.key] = TrialKey()
@@ -59,6 +61,7 @@ def check(call: Call) -> None:
     for name, result in results.items():
         wanted = torch.as_tensor(result).double()
         got = found[written[name].index].double().broadcast_to(wanted.shape)
+        # Not bit for bit: the graph spells out lerp and addcdiv, which may round differently.
         if not torch.allclose(got, wanted, rtol=1e-9, atol=1e-12, equal_nan=True):
             raise NotPointwise(
                 "on symbols it does something else than on tensors (does it look at types?)"

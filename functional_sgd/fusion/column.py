@@ -36,6 +36,7 @@ class Column:
     @property
     def addresses(self) -> Addresses:
         """Where each tensor begins; its elements follow one another as those of its param do."""
+        # Lazy: backends that work on tensors never ask, and are spared the copies.
         if self._addresses is None:
             if self._like is not None:
                 self.tensors = laid_out(self.tensors, self._like)

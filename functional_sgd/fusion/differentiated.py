@@ -15,6 +15,7 @@ def is_differentiated(leaves: Leaves, guard: Guard | None, donate: bool) -> bool
     A donated step overwrites its arguments, so it has no derivative: tracked params are trained
     where they are, if they are leaves of the autograd graph, and nothing else may be tracked.
     """
+    # Forward-mode tangents do not show in requires_grad.
     if torch.autograd.forward_ad._current_level >= 0:
         return True
     if not torch.is_grad_enabled():
@@ -23,6 +24,7 @@ def is_differentiated(leaves: Leaves, guard: Guard | None, donate: bool) -> bool
     for column in (*leaves.separate.values(), *leaves.given.values()):
         values += column
     params: list[Tensor] = []
+    # Trees that the guard recognises have the same requires_grad as its own.
     if not (leaves.matches_guard and guard is not None and not guard.tracked):
         params = list(filter(_is_tracked, leaves.params))
         values += leaves.grads

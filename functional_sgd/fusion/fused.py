@@ -119,6 +119,7 @@ def fuse(
     if isinstance(opt, (Chain, Front)):
         debug = bool(os.environ.get("FUNCTIONAL_SGD_DEBUG")) if debug is None else debug
         return Fused(opt, donate, debug, tuple(backends))
+    # Gradients that a wrapper passes on are still its own: it may read them after the inner step.
     inner = donate is True
     return opt.with_inner(tuple(fuse(one, inner, debug, backends) for one in opt.inner))
 
@@ -159,6 +160,7 @@ class Fused(Optimizer):
         self._pool = Pool()
         self._unbatched: set[int] = set()
         self._away: dict[str, float] = {}  # backends that failed, and when to try them again
+        # A missing compiler is reported to the caller of fuse, not at the first step.
         for backend in self.backends:
             try:
                 backend.probe()
@@ -209,6 +211,7 @@ class Fused(Optimizer):
         **extras: Any,
     ) -> Any:
         """One step: (new params, new state)."""
+        # Kernels work on memory: stand-ins have none, and a recording would miss the step.
         if recorded():
             return self.opt(params, grads, state, hyper, **extras)
         plan = self.opt.plan
@@ -224,9 +227,11 @@ class Fused(Optimizer):
         leaves = leaves.on_pieces()
         copies = lay_out(leaves)
         columns: list[list[Any]] = [leaves.params, *leaves.slots.values(), leaves.grads]
+        # take_apart compared the DTensors themselves, but the guard was made from local pieces.
         leaves.matches_guard = guard is not None and guard.fits(columns)
         result = self._step(leaves, guard)
         if self.donate and leaves.shards is not None:
+            # Kernels overwrote the copies; the caller holds the originals.
             for copy, original in copies:
                 original.copy_(copy)
             leaves.shards.write_back()
@@ -234,6 +239,8 @@ class Fused(Optimizer):
 
     def _step(self, leaves: Leaves, guard: Guard | None) -> Any:
         if self.donate:
+            # Equal addresses rule out overlap only if shapes and strides are equal too, which the
+            # guard says. Both are one attribute, because threads use it without the lock.
             alike, starts = self._apart
             known = starts if leaves.matches_guard and alike is guard else None
             written = check_apart(leaves.trees["param"], leaves, known)
@@ -244,6 +251,7 @@ class Fused(Optimizer):
         if odd:
             result = self._leaf_by_leaf(leaves)  # an extra that is left out, or is no number
             return put_back(leaves, result) if self.donate else result
+        # Groups, the buffer pool and kernel tables are reused, so calls take turns.
         with self._lock:
             # Another thread may have grouped other trees by now.
             leaves.matches_guard = leaves.matches_guard and guard is self._guard
@@ -264,8 +272,10 @@ class Fused(Optimizer):
                 results, slots = run()
                 break
             except Unavailable as error:
+                # The caller's memory is partly overwritten: another backend cannot start over.
                 if run.started:
                     raise
+                # `common` caches these numbers for each device.
                 leaves.numbers, leaves.common = numbers, {}
                 self._give_up(error)
         if self.debug:
@@ -280,6 +290,7 @@ class Fused(Optimizer):
         if groups and self.splits:
             theirs = replace(leaves, grads=only(leaves.grads, set(others)))
             ours = replace(leaves, grads=only(leaves.grads, {*leaves.active} - {*others}))
+            # This part runs first: if a rule fails in it, kernels have not overwritten anything.
             rest = self._leaf_by_leaf(theirs)
             result = merged(leaves, self._run(ours, groups), rest, others)
         else:
@@ -338,6 +349,7 @@ class Fused(Optimizer):
 
     def program_for(self, groups: Sequence[Group]) -> Program:
         """What runs on these groups."""
+        # All groups share one program: a reduction over the tree needs them in the same pass.
         narrow = [name for group in groups for name in group.narrow]
         if not narrow:
             return self.program
@@ -357,6 +369,7 @@ class Fused(Optimizer):
     def needs(self) -> Needs:
         """What the kernels need of a leaf."""
         passes = [step for step in self.program.steps if isinstance(step, Pass)]
+        # Slots that no kernel touches may have any shape and dtype.
         touched = {name for work in passes for name in (*work.reads, *work.outputs)}
         own = (*self.opt.plan.slots, *self.opt.plan.given)
         columns = tuple(name for name in own if name in touched)
@@ -375,10 +388,13 @@ class Fused(Optimizer):
             self._groups[key] = Group.split(key, needs.columns, leaves)
         groups, others = self._groups[key]
         grads = [grad for grad in leaves.grads if grad is not None]
+        # Only such calls can be recognised: a guard needs a tensor at every leaf, and recognised
+        # calls skip the search for other leaves.
         if len(grads) == len(leaves.params) and not others:
             for group in groups:
                 group.find_alike({"grad": grads, **leaves.slots}, leaves.params)
             columns = [leaves.params, *leaves.slots.values(), grads]
+            # Slots with shapes of their own are still DTensors, whose placement a guard ignores.
             if any(map(any_distributed, columns)):
                 return groups, others
             self._guard, self._guarded = Guard(leaves.spec, columns), groups

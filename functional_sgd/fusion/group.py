@@ -40,6 +40,7 @@ class Signature(NamedTuple):
 def signatures(leaves: Leaves, needs: Needs) -> tuple[Signature, ...]:
     """The signature of every leaf."""
     columns = [leaves.slots[n] if n in leaves.slots else leaves.given[n] for n in needs.columns]
+    # 8-bit slots have dtypes and shapes of their own, which `_encoded` checks.
     usual = needs.columns
     if needs.blocks:
         usual = tuple(name for name in usual if name not in needs.in_blocks)
@@ -71,7 +72,9 @@ def _signature(
     # A tensor with the negative bit (of x.imag after conj) has other numbers in memory than it
     # shows.
     plain = _ordinary(kinds, n_slots) and not any(map(Tensor.is_neg, columns)) and _dense(param)
+    # Strides of other columns are free: kernels get copies that are laid out like the param.
     plain = plain and all(value.shape == param.shape for value in own)
+    # Kernels see elements in memory order; random numbers and blocks follow logical order.
     if needs.order:
         plain = plain and param.is_contiguous()
     if needs.writes:  # a slot that lies otherwise than its param would be written in a copy of it
@@ -92,11 +95,13 @@ def _encoded(param: Tensor, codes: Tensor, scales: Tensor) -> bool:
 
 def _dense(tensor: Tensor) -> bool:
     """Whether its elements fill its memory, in whatever order."""
+    # Contiguous tensors are dense too, and asking for that takes a tenth of the time.
     return tensor.is_contiguous() or torch.ops.aten.is_non_overlapping_and_dense(tensor)
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:
     """Whether the elements of both are in the same order in memory."""
+    # Contiguous tensors may still differ in the strides of axes of length 1.
     return one.stride() == other.stride() or (one.is_contiguous() and other.is_contiguous())
 
 
@@ -115,6 +120,7 @@ def _ordinary(
     Rules see a slot in its own dtype, and kernels in that of the arithmetic; so they must be one,
     but for half precision, which is float32 to both. Other columns come in that of the arithmetic.
     """
+    # Exact types: a subclass may give its memory another meaning.
     known = all(
         kind in (Tensor, torch.nn.Parameter)
         and device == kinds[0][1]

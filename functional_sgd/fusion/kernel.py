@@ -42,6 +42,7 @@ def body_of(work: Pass) -> Body:
     """The body of a pass. Constants are left out, since they are written where they are used."""
     nodes = [node for node in work.nodes if node.op != "constant"]
     elements = [node for node in nodes if node.element]
+    # A source is loaded from memory, so its inputs are not needed.
     used = {arg.index for n in elements if n.index not in work.sources for arg in n.inputs}
     used |= {node.index for node in work.outputs.values()}
     scalars = [node for node in nodes if not node.element]

@@ -224,11 +224,13 @@ class _Planner:
         inputs = {name: self.now[name] for _, name in call.reads}
         time = 0
         for node in inputs.values():
+            # A column is in memory when its stage begins, other values when their pass is done.
             time = max(time, node.stage if node.op == "column" else node.stage + 1)
         numbers = {name: self.numbers[name] for _, name in call.scalars if name in self.numbers}
         time = max([time, *(node.stage for node in numbers.values())])
         outputs = {}
         for _, name in call.writes:
+            # Not the old column: a later pass may recompute values of earlier rules from it.
             outputs[name] = f"{name}_by_{call.position}"
             self.now[name] = self.graph.column(outputs[name], time)
             if name in call.rule.slots:
@@ -306,6 +308,7 @@ class _Planner:
         """The column where a torch rule finds a value; a temporary one if it must be written."""
         if node.op == "column":
             return str(node.args[0])
+        # A result may be written later than it is known, perhaps after the rule has run.
         if node.index in readable and readable[node.index][1] <= node.stage:
             return readable[node.index][0]
         return self._temporary(node, outputs)

@@ -22,6 +22,7 @@ def lay_out(leaves: Leaves) -> list[tuple[Tensor, Tensor]]:
     for index, cut in enumerate(shards.cut):
         if not cut:
             continue
+        # Params come first, so that slots are laid out like the copy of their param.
         for own in columns:
             piece, param = own[index], leaves.params[index]
             if own is leaves.params:

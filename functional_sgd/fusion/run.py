@@ -71,6 +71,7 @@ class Run:
     @torch.no_grad()
     def __call__(self) -> tuple[dict[str, list[Any]], dict[str, list[Tensor]]]:
         """The results, and the slots, leaf by leaf; numbers of the tree are set in the leaves."""
+        # All rules are checked before the first one overwrites anything.
         if self.groups and self.leaves.separate:
             for call in self.plan.calls:
                 check_tree_scalars(self.plan, call, self.leaves)
@@ -87,6 +88,7 @@ class Run:
         params = group.pick(leaves.params)
         alike = group.alike if leaves.matches_guard else frozenset[str]()
         grads = group.pick(leaves.grads)
+        # Known addresses are those of all leaves together.
         starts = leaves.starts if group.everything else {}
         # Where a tensor begins is of use only if its elements lie as those of its param do.
         in_order = "grad" in alike
@@ -145,6 +147,7 @@ class Run:
                         # The sizes of whole leaves: those of the group are of pieces, and differ by
                         # process.
                         sizes = torch.tensor(self._sizes(group), device=vector.device)
+                    # The mean of an empty leaf is 0 and not 0 / 0, as in `Reduction.finished`.
                     vector = vector / sizes.clamp(min=1)
                 elif reduction.finish == "root":
                     vector = vector.sqrt()
@@ -160,6 +163,7 @@ class Run:
         # Whoever reads an address must hold its column until the kernel has run: these lists do.
         reads = [table[name] for name in work.reads]
         results = self.program.results.values()
+        # A temporary keeps the working precision, since it stands for the computed value.
         kept = {
             name: group.dtypes[name] if name in group.dtypes and name in results else group.working
             for name in work.outputs
@@ -181,8 +185,10 @@ class Run:
                     spent = self._spent(work, table, dtype)
                 rest = like
                 if spent:
+                    # The kernel overwrites gradients: from here the step cannot be repeated.
                     self.started = True
                     rest = [one for place, one in enumerate(like) if place not in spent]
+                # The group is part of the name: the pool keeps only two buffers for each name.
                 pool, key = self.resources.pool, f"{number}.{name}"
                 tensors = backend.allocate(pool, key, rest, dtype) if rest else []
                 if spent:
@@ -219,6 +225,7 @@ class Run:
     def _torch_rule(self, step: TorchRule) -> None:
         call = step.call
         seen = [self._seen(group, table, step) for group, table in self._pairs()]
+        # Without leaves, reductions have no value, and these numbers may depend on them.
         numbers = self._evaluated(step.numbers) if self.groups else {}
         made = (self._on_tree if call.treewise else self._on_leaves)(call, seen, numbers)
         for (group, table), written in zip(self._pairs(), made, strict=True):
@@ -259,6 +266,7 @@ class Run:
         scalars = {**self.leaves.scalars(first), **numbers}
         results = run_on_tree(self.plan, call, self.leaves, columns, scalars)
         for _, name in call.numbers:  # which are set in the leaves
+            # The planner's name for the new number, under which later kernels read it.
             self.scalars.of_tree[f"{name}_by_{call.position}"] = self.leaves.numbers[name]
         return [
             {name: group.pick(values) for name, values in results.items()} for group in self.groups
@@ -279,6 +287,7 @@ class Run:
                 for group, own in zip(self.groups, seen, strict=True)
             ]
         for _, name in call.numbers:
+            # Every leaf has set it to the same value.
             values = [value for written in made for value in written.pop(name)]
             if values:
                 self.leaves.set_number(name, values[0])
@@ -338,6 +347,7 @@ class Run:
                     index = group.indices[place]
                     value = self.shards.piece(index, value.expand(self.shards.leaves[index].shape))
                 value = value.to(group.working).expand(seen.shape).reshape(params[place].shape)
+            # A rule may return its own input, which a later kernel may overwrite in place.
             tensors.append(owned(value, *(other[place] for other in taken)))
         return Column(group.working, tensors, kept=False, like=params)
 
@@ -372,9 +382,11 @@ class Run:
             used: set[str] = set()
             for name, values in after.items():
                 key = self.program.results.get(name, name)
+                # Two results may be the same column: the second is a copy, so they share nothing.
                 tensors = self._kept(name, table[key], group, key in used)
                 used.add(key)
                 if group.everything:
+                    # `rebuild` recognises a donated tree by the identity of its list.
                     # A pure step makes trees of its own: nobody sees the list of another.
                     after[name] = tensors if self.resources.donate else list(tensors)
                     continue

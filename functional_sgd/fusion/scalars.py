@@ -85,6 +85,7 @@ class Scalars:
             if seed.device.type == "cpu":  # numpy takes a fifth of the time for so little
                 seed, step, indices = seed.numpy(), step.numpy(), indices.numpy()
             if id(group) not in self._common:
+                # The position does not matter: it is not part of the words that rules share.
                 self._common[id(group)] = key_of(seed, step, indices, 0).common
             words = words_at(self._common[id(group)], position)
             self._words[known] = words[0], words[1]
@@ -97,6 +98,7 @@ def _numbers(one: Value) -> Numbers:
         return (float(one.value),)
     if not isinstance(one.value, Tensor):
         return [float(value) for value in one.value]
+    # Equal numbers become one: a kernel then prepares its scalars once, not for each leaf.
     if len(one.value) <= _FEW:
         few: list[float] = one.value.tolist()
         return few[:1] if few and few.count(few[0]) == len(few) else few

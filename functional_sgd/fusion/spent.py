@@ -52,6 +52,7 @@ def check_apart(
         # 0 stands for a tensor that is in no one place, such as a sparse one.
         if start and tensor.numel()
     )
+    # Sorted by start, a span can only overlap spans that have not ended yet.
     crossed: list[tuple[int, int]] = []  # (end, place) of the spans that are not over
     for start, end, place in spans:
         crossed = [span for span in crossed if span[0] > start]
@@ -88,6 +89,7 @@ def spend(
 
     They keep their shapes, so that the error that the next use gets is the one that tells why.
     """
+    # A detached tensor keeps the memory when the old one loses it.
     new_results = {name: list(map(_moved, values)) for name, values in results.items()}
     new_slots = {name: list(map(_moved, values)) for name, values in slots.items()}
     for one in (*leaves.params, *(leaf for column in leaves.slots.values() for leaf in column)):
@@ -168,6 +170,7 @@ def put_back(leaves: Leaves, result: Any) -> Any:
         for before, after in zip(tensors, values, strict=True):
             if before is not after:  # what was handed from one slot to another must not be lost
                 pairs.append((before, after.clone() if memory_of(after) in given else after))
+    # A second loop, so that all clones exist before anything is overwritten.
     for before, after in pairs:
         before.copy_(after)
     kept = {name: leaves.trees[name] for name in leaves.slots}
@@ -192,6 +195,7 @@ def _starts(tensors: Sequence[Tensor]) -> Addresses:
 def _meet(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors whose spans cross share an element: views may lie between each other."""
     size = one.element_size()
+    # The marks below are one for each element, so different sizes cannot be compared exactly.
     if other.element_size() != size:
         return True
     begin = min(one.data_ptr(), other.data_ptr())
