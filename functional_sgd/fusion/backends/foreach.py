@@ -74,6 +74,7 @@ class _Interpreter:
                 values[node.index] = [one.double() for one in values[node.args[0].index]]
             else:
                 inputs = [values[arg.index] for arg in node.inputs]
+                # `operator_of` decodes to float64, because `check` compares in it.
                 made = _apply(node, inputs, len(group.indices), self.dtypes)
                 values[node.index] = [v.to(working) for v in made] if node.op == "decode" else made
         for node in work.outputs.values():
@@ -92,6 +93,7 @@ class _Interpreter:
         parts = []
         for value in values:
             wide = value.double()
+            # torch refuses the maximum and minimum of no elements.
             if wide.numel() == 0:
                 parts.append(reduction.of_nothing(wide))
             else:
@@ -115,6 +117,7 @@ class _Interpreter:
             values[node.index] = each if count > 1 or isinstance(each[0], Tensor) else each[0]
             if count == 1 and isinstance(each[0], Tensor):
                 values[node.index] = each * len(group.indices)
+        # Words must stay integers; `evaluate` returns floats.
         for index, node in words.items():
             values[index] = found[node.args[0]].value
         return values

@@ -49,6 +49,7 @@ def _check_owned(folder: Path) -> None:
     """Raise OSError if another user could put something into a folder, or in its place."""
     if os.name != "posix":  # there, the user's folders are closed to others
         return
+    # Links are resolved: what matters is who can write where they lead.
     real = folder.resolve()
     _check_closed(real, real.lstat(), _OTHERS)
     for parent in real.parents:

@@ -28,6 +28,8 @@ import torch
 
 from functional_sgd.fusion.backends.c.cache import cache_folder, is_closed, temporary_folder
 
+# -fno-math-errno lets gcc vectorise roots, -fno-trapping-math comparisons. Neither changes a
+# result; without them AdamW and Rprop are scalar code.
 _FLAGS = (
     "-O3",
     "-march=native",
@@ -69,6 +71,7 @@ def load(source: str) -> ctypes.CDLL:
     fails; at once, if it has failed with this source a short time ago.
     """
     here = _surroundings()
+    # None stands for any source: a refused source fails alone, other failures hold for all.
     for key in ((here, source), (here, None)):
         if key in _failed and time.monotonic() < _failed[key].retry_at:
             raise _again(_failed[key])
@@ -77,6 +80,7 @@ def load(source: str) -> ctypes.CDLL:
         return _library(source)
     except NoCompiler as error:
         now = time.monotonic()
+        # However long a try takes, retries cost about a hundredth of the time.
         error.retry_at = now + max(_PAUSE, 100 * (now - start))
         if len(_failed) >= 256:
             _failed.clear()
@@ -168,6 +172,7 @@ def _compile(
         built.chmod(0o700)
         mark.write_text(_sha256(built))
         mark.chmod(0o600)
+        # The digest goes last: until it matches, the library is treated as damaged.
         os.replace(built, library)
         os.replace(mark, digest)
 
@@ -210,6 +215,7 @@ def _run(command: Sequence[str], text: str = "") -> "subprocess.CompletedProcess
             f"the compiler {command[0]} does not come to an end, after {PATIENCE:.0f} s"
         ) from error
     finally:
+        # Ctrl-C interrupts this process and not the compiler, which must not be left running.
         if process.poll() is None:
             _end(process)
     if process.returncode < 0:
@@ -230,6 +236,7 @@ def _end(process: "subprocess.Popen[str]") -> None:
 def _intact(library: Path, digest: Path) -> bool:
     """Whether a library is there, as it was written, and closed to others."""
     try:
+        # lstat, so that links are refused: their targets may belong to somebody else.
         for found in (library.lstat(), digest.lstat()):
             if not stat.S_ISREG(found.st_mode) or not is_closed(found):
                 return False
@@ -250,6 +257,7 @@ def _openmp(compiler: tuple[str, ...]) -> tuple[str, ...]:
     for library in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*")):
         return "-fopenmp", str(library)
     command = [*compiler, "-fopenmp", "-shared", "-fPIC", "-x", "c", "-", "-o", os.devnull]
+    # -fopenmp-simd needs no OpenMP library, and still obeys the simd pragmas.
     return ("-fopenmp",) if _run(command, "int x;").returncode == 0 else ("-fopenmp-simd",)
 
 

@@ -4,6 +4,9 @@ from functional_sgd.blocks import CUT, LARGEST_SCALE
 from functional_sgd.randomness import BLOCK, PARITY, ROTATIONS
 from functional_sgd.rounding import INFINITE, MAGNITUDE
 
+# memcpy and not a pointer cast: to read a float through an integer pointer is undefined in C.
+# to_bfloat16: adding 0x7fff plus the last bit kept rounds to nearest, ties to even.
+# neighbour_float16: below 2**-14 float16 is evenly spaced, so multiples of 2**-24 are rounded.
 FUNCTIONS = """\
 #include <math.h>
 #include <stdint.h>
@@ -94,6 +97,7 @@ def _threefry() -> str:
 RANDOM_FUNCTIONS = _threefry()
 """What a kernel has that draws."""
 
+# reciprocal_of: u - 1 wraps around for 0, so one comparison rules out 0 and too large scales.
 BLOCK_FUNCTIONS = f"""
 static inline float float_of(uint32_t u) {{ float f; memcpy(&f, &u, 4); return f; }}
 static inline uint32_t bits_of(float f) {{ uint32_t u; memcpy(&u, &f, 4); return u; }}

@@ -106,6 +106,7 @@ class _Kernel:
         self.function = function
         self.scalars, self.n_takes = work.scalars, len(work.takes)
         self.n_columns = len(work.reads) + len(work.outputs)
+        # Elements may need a scalar in both precisions.
         self.room = 2 * len(body_of(work).crossing) + 1  # of each row, at most
         self.no_totals = _Buffer(np.empty(1))
         self._buffers: dict[tuple[int, int], _Buffers] = {}
@@ -118,6 +119,7 @@ class _Kernel:
         chunks: _Chunks = group.prepared["chunks"]
         key = chunks.n_leaves, chunks.n_chunks
         if key not in self._buffers:
+            # Bounds the memory kept for trees whose sizes keep changing.
             if len(self._buffers) >= 16:
                 self._buffers.clear()
             shape = self.n_columns, chunks.n_leaves

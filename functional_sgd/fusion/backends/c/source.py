@@ -25,6 +25,8 @@ static void chunk(char *const *pointers, int64_t start, int64_t count, const dou
 {end_takes}
 }}"""
 
+# Whole blocks pass a constant count to an inlined `block`, so that the compiler knows the length
+# of its loops.
 _IN_BLOCKS = """\
 /* A block: elements [start, start + count) of one leaf, at most {block}. What all have in common is
    known after a loop over them; what later loops need of earlier ones is kept meanwhile. */
@@ -113,6 +115,7 @@ _TEMPLATES = {
     "sigmoid": "1 / (1 + exp{f}(-{0}))",
     "remainder": "remainder_{T}({0}, {1})",
     "abs": "fabs{f}({0})",
+    # Ties go to even, as in torch; C's own round moves them away from 0.
     "round": "rint{f}({0})",
     "isnan": "{0} != {0}",
     "isfinite": "fabs{f}({0}) <= {MAX}",
@@ -136,6 +139,7 @@ _OF_BLOCKS = {
     "decode": "decoded({0}, {1}, {limits})",
 }
 _FIRST = {"sum": "0", "max": "-INFINITY", "all": "1"}
+# A maximum must hand NaN on: the second test takes it, and no number is greater than it.
 _MORE = {
     "sum": "{0} += {1};",
     "max": "{0} = ({1} > {0} || {1} != {1}) ? {1} : {0};",
@@ -205,6 +209,7 @@ class _Writer:
         self.work, self.body, self.dtypes, self.precision = work, body, dtypes, precision
         wide = {a.index for n in body.elements if n.wide for a in n.inputs if not a.element}
         plain = {a.index for n in body.elements if not n.wide for a in n.inputs if not a.element}
+        # A scalar that is written to a column is stored in the precision of the elements.
         plain |= {node.index for node in body.writes.values()}
         # (scalar, whether elements need it in double precision)
         self.crossing = [
@@ -303,6 +308,8 @@ class _Writer:
         inner += [f"        {name_of(n)}_[i] = {name_of(n)};" for n in own if n.index in waiting]
         inner += [self._store(*one) for one in written]
         inner += [self._take(k) for k in takes]
+        # Compared as integers: without a sign, bits are ordered as their numbers are, and those of
+        # infinity and NaN are the largest.
         for node in scales:
             value = f"magnitude_of({name_of(node.inputs[0])})"
             name = f"largest_{name_of(node.inputs[0])}"
@@ -334,6 +341,7 @@ class _Writer:
     def _store(self, name: str, node: Node, dtype: torch.dtype) -> str:
         value = self._argument(node, self.precision, element=True)
         if dtype == torch.bfloat16:
+            # Already rounded to bfloat16: the lower half is zero and can be cut off.
             exact = node.op in _ROUNDING and (node.args[-1] or self.dtypes.leaf) == dtype
             value = f"{'high_half' if exact else 'to_bfloat16'}({value})"
         return f"        out_{name}[i] = {value};"
@@ -395,4 +403,5 @@ def _constant(value: float, precision: str) -> str:
         return "NAN"
     if value in (float("inf"), float("-inf")):
         return "INFINITY" if value > 0 else "(-INFINITY)"
+    # repr has all digits of the double, so the cast is the only rounding.
     return f"({precision}){value!r}"

@@ -42,6 +42,7 @@ def short_bits(k0, k1, index):
 RANDOM_FUNCTIONS = _threefry() + _SHORT
 """`randomness.threefry`, and short draws."""
 
+# tl.int32 is signed: -65536 is the mask 0xFFFF0000, and -8192 is 0xFFFFE000.
 ROUNDING_FUNCTIONS = f"""
 
 @triton.jit

@@ -84,9 +84,11 @@ class _Kernel:
         self.function = loaded(triton_source(work, dtypes, tensors), "fused_rules")
         self.combine = loaded(COMBINE, "combine") if work.takes else None
         self.options = _options()
+        # Compiled here and not by the first launch: a failure comes before anything is overwritten.
         if hasattr(self.function, "device_caches"):  # not the interpreter's
             hypers: list[Any] = []
             for kind in kinds.values():
+                # warmup takes a dtype in place of a pointer to it.
                 hypers += [0.0] if kind is None else [kind, 0]
             pointer = torch.int64
             with _current(device):
@@ -116,6 +118,7 @@ class _Kernel:
                 self.function[(programs.count,)](
                     table,
                     self._put(programs.table, programs),
+                    # Without reductions nothing is stored there, but the kernel wants a pointer.
                     table if parts is None else parts,
                     len(group.sizes),
                     *arguments,
@@ -210,6 +213,7 @@ def _current(device: torch.device) -> contextlib.AbstractContextManager[Any]:
 def loaded(source: str, function: str) -> Any:
     """A kernel of a source, as a Triton function; Triton reads its lines again, from linecache."""
     name = f"<functional_sgd kernel {hash(source):x}>"
+    # With mtime None, linecache.checkcache keeps an entry for which there is no file.
     linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
     space: dict[str, Any] = {"__name__": "functional_sgd.fusion.backends.triton.kernel"}
     exec(compile(source, name, "exec"), space)

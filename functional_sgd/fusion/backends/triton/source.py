@@ -24,6 +24,9 @@ from triton.language.extra import libdevice
 # {title}
 """
 
+# Triton uses 16-byte loads only where it can prove that addresses and the end of the mask are
+# multiples of 16. Hence the second version of `elements`, with `count // 16 * 16` for `count`.
+# Numbers of fused_rules are not specialised, since other values would compile it again.
 _FUNCTIONS = """
 
 @triton.jit
@@ -207,6 +210,7 @@ def triton_source(work: Pass, dtypes: Dtypes, tensors: Collection[str]) -> str:
     return header + helpers + text
 
 
+# tl.max ignores NaN, unlike torch.
 _LARGEST = """
 
 @triton.jit
@@ -230,6 +234,7 @@ class _Writer:
         self.places = [f"here_{k}" for k in range(len(self.columns))]
         wide = {a.index for n in body.elements if n.wide for a in n.inputs if not a.element}
         plain = {a.index for n in body.elements if not n.wide for a in n.inputs if not a.element}
+        # A scalar that is written to a column is stored in the precision of the elements.
         plain |= {node.index for node in body.writes.values()}
         self.crossed = [
             (node, is_wide)

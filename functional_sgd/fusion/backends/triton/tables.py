@@ -51,7 +51,9 @@ class Tables:
             if len(self._known) > KEPT:
                 self._known.popitem(last=False)
             alike = sum(known.nbytes == array.nbytes for known in self._known.values())
+            # At least two: the tables of addresses and of chunks may have the same size.
             self._wanted[array.nbytes] = min(max(alike, 2), SPARE)
+        # Also when nothing is sent: a capture may have used the spare memory up.
         self._keep_spare(array.nbytes, device)
         return self._known[key]
 
