@@ -67,6 +67,7 @@ def compile_step(
         constants = {
             place: leaf for place, leaf in enumerate(leaves) if not isinstance(leaf, Tensor)
         }
+        # Leaves that are not tensors are constants of the graph: it is right for equal ones only.
         fixed = (spec, constants)
         graph = next((one for one in graphs if one.fixed == fixed), None)
         if graph is None:

@@ -53,6 +53,7 @@ def trace(function: Callable[..., Any], tensors: list[Tensor], fixed: Any, advic
         make_fx,
     )  # half a second, for those only who compile
 
+    # A graph returns tensors only; the rest of the result is recorded while tracing.
     shape: list[Any] = []
 
     def flat(*values: Tensor) -> list[Tensor]:
@@ -66,6 +67,7 @@ def trace(function: Callable[..., Any], tensors: list[Tensor], fixed: Any, advic
     try:
         # Fake tensors, since models ask whether they are traced by asking for these: those of
         # Hugging Face then do not look whether an attention mask is all ones.
+        # Non-fake inputs are the tensors that the function closes over.
         graph = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*tensors)
         with torch.no_grad():
             run: Any = torch._inductor.compile(graph, [*tensors])
@@ -79,6 +81,7 @@ def numbers_of(hyper: Mapping[str, Any]) -> Any:
     """Hypers as (their structure, all plain numbers in one tensor, the rest)."""
     tree: Any = dict(hyper)
     leaves, spec = optree.tree_flatten(tree, none_is_leaf=True)
+    # A plain number would be a constant of the graph, and a new value would need a new graph.
     numbers = [leaf for leaf in leaves if type(leaf) in (int, float)]
     rest = (
         [None if type(leaf) in (int, float) else leaf for leaf in leaves]
