@@ -90,4 +90,5 @@ if not TYPE_CHECKING:  # to type checkers, what is imported `as` itself or by a 
         *wrappers.__all__,
     ]
 
+# Here, because a hidden package cannot warn about itself.
 _warn_if_hidden()

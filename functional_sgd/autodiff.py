@@ -48,6 +48,7 @@ def value_and_grad(
 
     def compute(params: Tree, *batch: Any) -> tuple[Any, Tree]:
         if transformed():
+            # requires_grad_() fails inside a transform, so the gradient must be a transform too.
             grads, value = torch.func.grad_and_value(loss_fn, has_aux=has_aux)(params, *batch)
             return value, grads
         leaves, spec = flatten(params)
@@ -59,6 +60,8 @@ def value_and_grad(
             else leaf.detach().requires_grad_()
             for leaf in leaves
         ]
+        # Under a caller's no_grad the results are not tracked, but the gradient still needs a
+        # graph.
         with holding() as held, torch.enable_grad():
             result = loss_fn(unflatten(spec, tracked), *batch)
             loss = result[0] if has_aux else result
@@ -79,6 +82,7 @@ def gradients(
 
     `held` are the modules that have the leaves in place, of which code may run once more.
     """
+    # autograd.grad raises an error in both cases.
     if not leaves or not loss.requires_grad:
         return [None] * len(leaves)
     undo = made_ready(held, again=create_graph)
@@ -140,6 +144,8 @@ def apply(
         return _apply_transformed(module, tensors, buffers, args, kwargs)
     if _is_written_down():
         try_out(module, tensors, args, kwargs)
+    # If it is held, `holding` puts it back once the gradient is taken; otherwise it is put back
+    # here.
     placed, held = Placed(module, tensors), False
     try:
         output = placed.call(args, kwargs)
@@ -178,6 +184,7 @@ def _is_written_down() -> bool:
     """Whether make_fx is at work."""
     if not torch._C._len_torch_dispatch_stack():
         return False
+    # Looked up, not imported: if make_fx is running, it has been loaded.
     proxies = sys.modules.get("torch.fx.experimental.proxy_tensor")
     return proxies is not None and proxies.get_proxy_mode() is not None
 

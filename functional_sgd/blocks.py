@@ -46,6 +46,9 @@ def block_scale(value: Tensor) -> Tensor:
     """
     flat = value.detach().to(torch.float32).reshape(-1)
     padded = torch.nn.functional.pad(flat, (0, -flat.shape[0] % BLOCK)).contiguous()
+    # The bits of magnitudes have the order of the magnitudes, so integers can be compared. Without
+    # its mantissa the largest is a power of two. NaN and infinity have the largest exponent and
+    # win.
     sizes = padded.view(torch.int32) & MAGNITUDE
     largest = sizes.reshape(-1, BLOCK).amax(1) & INFINITE
     return largest.view(torch.float32)
@@ -65,7 +68,11 @@ def encode(value: Tensor, scale: Tensor, key: Key, draw: int = 0, signed: bool =
 def encoded(value: Tensor, scale: Tensor, short: Tensor, signed: bool) -> Tensor:
     """The codes that 16 random bits choose: they are added below what is cut off then."""
     value = value.detach().to(torch.float32).contiguous()
+    # Multiplying by the reciprocal is exact for powers of two. In a block of zeros, a division
+    # would give NaN.
     size = value.abs() * _spread(_reciprocal(scale), value) + OFFSET[signed]
+    # The 16 random bits fill the upper part of the 20 bits that are cut off. + binds tighter than
+    # >>.
     code = (size.view(torch.int32) + (short << 4) >> CUT) - (OFFSET_BITS[signed] >> CUT)
     code = code.clamp(max=LARGEST_CODE[signed])  # what is not finite
     if signed:
@@ -89,6 +96,8 @@ def decode(codes: Tensor, scale: Tensor, signed: bool = True) -> Tensor:
 def _reciprocal(scale: Tensor) -> Tensor:
     """1 / scale for powers of two, 0 where there is none."""
     bits = scale.to(torch.float32).view(torch.int32)
+    # The stored exponents of a power of two and of its reciprocal add up to 254, the exponent of
+    # LARGEST_SCALE.
     has_one = (bits > 0) & (bits < LARGEST_SCALE)
     return torch.where(has_one, LARGEST_SCALE - bits, 0).view(torch.float32)
 

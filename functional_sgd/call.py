@@ -144,6 +144,8 @@ class Leaves:
         old = {"param": self.params, **self.slots}
         trees = {}
         for name, values in (*results.items(), *slots.items()):
+            # Executors that overwrite trees pass on the lists that they got: nothing is to be
+            # rebuilt.
             if values is old.get(name):
                 trees[name] = self.trees[name]
                 continue
@@ -177,6 +179,7 @@ def take_apart(
         leaves, *columns, grad_leaves = known.columns
         slots = dict(zip(plan.slots, columns, strict=True))
         starts = dict(zip((*trees, "grad"), known.addresses, strict=True))
+        # A guard only recognises trees without None.
         active = [True] * len(leaves)
     else:
         leaves, spec = flatten(params)
@@ -190,6 +193,7 @@ def take_apart(
             name: flatten_like(spec, state[name], params, plan.who, f"state[{name!r}]")
             for name in plan.slots
         }
+        # Slots of complex leaves are kept as pairs of reals.
         seen = list(map(as_real, leaves))
         cure = "Was it made for other params?"
         for name in plan.shaped:
@@ -202,6 +206,7 @@ def take_apart(
     hypers = {} if hyper is None else hyper
     shared, separate = per_leaf(plan.who, values, hypers, params, spec, plan.ranges)
     numbers = {name: state[name] for name in plan.numbers}
+    # No guard is made of DTensors, so trees that one recognises have none.
     several = known is None and any_distributed((*leaves, *grad_leaves))
     if several:
         grad_leaves = _placed(plan.who, "its gradient", params, leaves, grad_leaves)
@@ -259,6 +264,7 @@ def _placed(
 
 def _advanced(step: Tensor, active: list[bool]) -> Tensor:
     """One more for each leaf that is updated."""
+    # The usual case: no tensor of flags has to be made and moved to the device.
     if all(active):
         return step + 1
     return step + torch.tensor(active, dtype=torch.int64, device=step.device)
@@ -309,14 +315,19 @@ def check_like(
     who: str, what: str, params: Tree, leaves: Sequence[Any], values: Sequence[Any], cure: str
 ) -> None:
     """Raise an error, with the first path, unless each value is None or fits its leaf."""
+    # all_placed compares shapes as well, and caches its answer. The first leaf is asked before,
+    # since trees without DTensors come here at every step.
     if any_distributed(leaves[:1]) and all_placed(leaves, values):
         return
+    # A missing value always fits, so its leaf stands in for it below.
     given = values
     types = set(map(type, values))
     if type(None) in types:
         given = [
             leaf if value is None else value for leaf, value in zip(leaves, values, strict=True)
         ]
+    # map keeps these loops in C, since every step pays for them. The slow loop below only finds the
+    # path to name in the error.
     if all(issubclass(kind, (Tensor, type(None))) for kind in types):
         sizes = all(map(eq, map(Tensor.size, given), map(Tensor.size, leaves)))
         if sizes and all(map(eq, map(Tensor.is_complex, given), map(Tensor.is_complex, leaves))):

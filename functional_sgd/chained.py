@@ -201,6 +201,7 @@ class Chained(Optimizer):
         defaults = {name: value for name, value in self.hyper.items() if name in one.required}
         given = {name: value for name, value in hyper.items() if name in one.names}
         own = {**defaults, **given}
+        # A default of another part must not clash with what is given by keyword.
         for name in extras:
             own.pop(name, None)
         return own, {name: value for name, value in extras.items() if name in one.names}

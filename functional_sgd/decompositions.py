@@ -20,6 +20,7 @@ def renewed_together(
     found = known_for_all(due)
     if found is None:
         return [torch.where(due, *pair) for pair in zip(renew(), old, strict=True)]
+    # A slot that stays as it was must not share memory with the old state.
     return [*renew()] if found else [one.clone() for one in old]
 
 
@@ -34,6 +35,7 @@ def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     finite, one = fixed.isfinite().all(), torch.eye(len(matrix), dtype=matrix.dtype).to(fixed)
     values, vectors = torch.linalg.eigh(torch.where(finite, fixed, one))
     vectors = torch.where(finite, vectors, torch.nan).contiguous()
+    # The rest is for the derivative alone, and costs three matrix products.
     if not _may_be_tracked(matrix):
         return values, vectors
     change = vectors.mT @ (matrix - fixed) @ vectors  # 0, but its derivative is not

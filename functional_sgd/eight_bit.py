@@ -117,6 +117,7 @@ def _needed(rule: Rule, slot: str, before: set[str]) -> str:
 
 def _with_codes(rule: Rule, chosen: tuple[str, ...]) -> Rule:
     """The rule with some slots, by the function's own names, in 8 bits."""
+    # _EightBit calls the function by its own parameter names; the new rule does the renaming.
     plain = renamed(rule, {})
     kept: dict[str, Any] = {
         slot: start for slot, start in rule.starts.items() if slot not in chosen
@@ -138,6 +139,7 @@ def _with_codes(rule: Rule, chosen: tuple[str, ...]) -> Rule:
     return Rule(_EightBit(plain, chosen), "blockwise", kept, declared, names)
 
 
+# Not a closure: rules made with it can be compared and pickled.
 @dataclass(frozen=True)
 class _EightBit:
     """The function of a rule whose slots are decoded before it, and encoded after it."""
@@ -146,6 +148,7 @@ class _EightBit:
     slots: tuple[str, ...]
 
     def __post_init__(self) -> None:
+        # Rule reads these attributes from its function, and an instance has none of its own.
         name = f"eight_bit({self.rule.name})"
         for attribute in ("__name__", "__qualname__"):
             object.__setattr__(self, attribute, name)
@@ -157,6 +160,7 @@ class _EightBit:
         for name, parameter in found.parameters.items():
             endings = (CODES, SCALES) if name in self.slots else ("",)
             parameters += [parameter.replace(name=name + ending) for ending in endings]
+        # Encoding rounds at random, so a key is needed even if the rule does not draw.
         if KEY not in found.parameters:
             parameters.append(inspect.Parameter(KEY, inspect.Parameter.KEYWORD_ONLY))
         return found.replace(parameters=parameters)
@@ -167,6 +171,7 @@ class _EightBit:
         if any(map(distributed, given.values())):
             # Blocks are those of the whole leaf.
             given = {name: full(value) for name, value in given.items()}
+            # So random numbers are drawn for all elements, not for the local piece.
             key = replace(key, leaf=None) if isinstance(key, LeafKey) else key
         columns = [given[name] for name in self.rule.columns if name in given]
         for slot in self.slots:

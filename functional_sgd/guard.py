@@ -31,6 +31,7 @@ class Guard:
     def __init__(self, spec: Spec, columns: Sequence[list[Tensor]]) -> None:
         self.spec = spec
         self.tracked = any(tensor.requires_grad for column in columns for tensor in column)
+        # None in place of the tensors, so that the guard does not keep them alive.
         self._containers = _containers(unflatten(spec, [None] * spec.num_leaves))
         # For each column. Columns that look alike share theirs, since what has been looked at just
         # now is still in the processor's cache.
@@ -44,6 +45,7 @@ class Guard:
         try:
             return self._alike[0](*tensors)
         except (ValueError, TypeError):
+            # torch's check raises TypeError for a different number of tensors.
             return False
 
     def fits(self, columns: Sequence[list[Any]]) -> bool:
@@ -51,6 +53,7 @@ class Guard:
         try:
             return all(alike(*own) for alike, own in zip(self._alike, columns, strict=True))
         except (ValueError, TypeError):
+            # zip raises ValueError for a different number of columns.
             return False
 
     def flatten(self, trees: Sequence[Tree]) -> Recognised | None:
@@ -68,6 +71,7 @@ class Guard:
                 found.columns.append(column)
                 found.addresses.append(addresses_of(column))
         except (ValueError, TypeError, RuntimeError):
+            # RuntimeError comes from a tensor without an address, such as a sparse one.
             return None
         return found
 

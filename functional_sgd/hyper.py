@@ -105,6 +105,7 @@ def collect(
                 f"{who}: {name!r} is given both in hyper and by keyword. Give it once."
             )
         value = hyper[name] if name in hyper else extras[name]
+        # Text is checked too: if given by keyword, per_leaf would pass it on as an extra.
         if isinstance(value, (int, float, str)):
             for allowed in ranges.get(name, (None,)):
                 check_number(who, name, value, allowed)
@@ -139,17 +140,22 @@ def per_leaf(
         if isinstance(value, (int, float)):
             shared[name] = value
         elif isinstance(value, Tensor) and (name in given or value.dim() == 0):
+            # In `hyper` a tensor with axes is a mistake, which scalar names. By keyword it is an
+            # extra.
             shared[name] = scalar(who, name, value)
         elif name not in given and not _is_tree_of_scalars(value):
             shared[name] = value
         elif isinstance(value, (dict, list, tuple)) or flatten(value)[0] != [value]:
+            # Registered pytree nodes are trees as well; only a leaf flattens to itself.
             leaves = broadcast(who, name, value, params, spec)
             separate[name] = [scalar(who, name, leaf) for leaf in leaves]
+            # A set, since a prefix repeats one number for many leaves.
             for number in {leaf for leaf in separate[name] if not isinstance(leaf, Tensor)}:
                 for allowed in ranges.get(name, ()):
                     check_number(who, name, number, allowed)
         else:
             shared[name] = scalar(who, name, value)
+            # collect has not checked this number, which is of another library, such as NumPy.
             for allowed in ranges.get(name, ()):
                 check_number(who, name, shared[name], allowed)
     return shared, separate
@@ -201,6 +207,7 @@ def scalar(who: str, name: str, value: Any) -> Scalar:
                 f"One value for each leaf is a tree (by_path); one for each member of an ensemble "
                 f"is vmap's axis."
             )
+        # Metal has no float64.
         return value if value.device.type == "mps" else value.to(torch.float64)
     if isinstance(value, (int, float)):
         return value

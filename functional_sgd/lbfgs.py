@@ -72,6 +72,7 @@ class LBFGS(Optimizer):
     def init(self, params: Tree) -> State:
         """A fresh state: nothing is remembered."""
         flat = torch.zeros_like(_flat(flatten(params)[0]))
+        # On the CPU, since the host branches on these numbers at every step.
         number = torch.zeros((), dtype=torch.int64, device="cpu")
         return {
             CALLS: no_calls(params),
@@ -121,6 +122,7 @@ class LBFGS(Optimizer):
             return unflatten(spec, leaves), kept
         kept |= self._remembered(state, grad)
         direction = _newton(kept, grad) if int(state["steps"]) else -grad
+        # Remembered curvature would also move a leaf that has no gradient in this step.
         direction = direction * _flat(
             [
                 torch.full_like(one, slope is not None)
@@ -128,7 +130,10 @@ class LBFGS(Optimizer):
             ]
         )
         slope = float(grad.dot(direction))
+        # Without any curvature yet, start with a move whose 1-norm is at most lr, as
+        # torch.optim.LBFGS does.
         length = lr if int(state["steps"]) else min(1.0, 1 / float(grad.abs().sum())) * lr
+        # A length of 0 also keeps the next step from remembering this one.
         if slope > -self.step_tolerance:  # nowhere to go
             length, where = 0.0, unflatten(spec, leaves)
         else:
@@ -148,6 +153,7 @@ class LBFGS(Optimizer):
         """The history with the step before this one, if the loss was curved along it."""
         move = state["direction"] * float(state["length"])
         change = grad - state["last_grad"]
+        # "not >" also rejects NaN.
         if int(state["steps"]) == 0 or not change.dot(move) > LEAST_CURVATURE:
             return {}
         count = int(state["count"])
@@ -173,6 +179,7 @@ class LBFGS(Optimizer):
             return Point(at, float(loss), float(there.dot(line.direction)), there)
 
         start = Point(0.0, float(value), slope, grad)
+        # The tolerance is in units of params, places on the line are in units of the direction.
         least = self.step_tolerance / float(line.direction.abs().max())
         return strong_wolfe(evaluate, start, length, self.max_evals, least).at
 
@@ -245,10 +252,12 @@ def strong_wolfe(
             return point
         if point.slope >= 0:
             break
+        # The bounds of torch.optim.LBFGS, so that the numbers agree.
         low, high = point.at + 0.01 * (point.at - before.at), 10 * point.at
         before, point = point, evaluate(_lowest(before, point, low, high))
         tries += 1
     else:
+        # No bracket within the limit: the better of the start and the last point is returned.
         before = start
     ends = [before, point]
     best = 0 if before.value <= point.value else 1
@@ -264,6 +273,8 @@ def strong_wolfe(
             continue
         if flat_enough(point):
             return point
+        # The line rises towards the far end, so the minimum lies between this point and the old
+        # best.
         if point.slope * (ends[1 - best].at - ends[best].at) >= 0:
             ends[1 - best] = ends[best]
         ends[best] = point
@@ -286,6 +297,7 @@ def _lowest(one: Point, other: Point, low: float, high: float) -> float:
     secant = 3 * (left.value - right.value) / (left.at - right.at)
     middle = left.slope + right.slope - secant
     square = middle * middle - left.slope * right.slope
+    # Without a real root the cubic has no minimum, and the middle is taken.
     if square >= 0:
         width, bend = right.at - left.at, math.sqrt(square)
         below = right.slope - left.slope + 2 * bend
@@ -350,6 +362,7 @@ def _with_zeros(leaves: list[Tensor], slopes: Any) -> list[Tensor]:
 def _flat(leaves: list[Tensor]) -> Tensor:
     """All leaves as one vector, where the first of them is."""
     if not leaves:
+        # torch.cat needs at least one tensor.
         return torch.zeros(0)
     real = list(map(as_real, leaves))
     wide = [leaf.reshape(-1).to(working_dtype(leaf)) for leaf in real]

@@ -63,6 +63,7 @@ def _recipe(name: str) -> Recipe:
     param = torch.zeros(_SIDE, _SIDE)
     state: Any = opt.init(param)
     leaves: list[Any] = optree.tree_leaves(state)
+    # Counters and other single numbers do not grow with the params.
     kept = sum(leaf.numel() * leaf.itemsize for leaf in leaves if leaf.numel() > 1)
     fused = fuse(opt)
     counted = cost(fused, param) if isinstance(fused, Fused) else None

@@ -18,6 +18,7 @@ def by_identity(function: Callable[..., Any], *columns: tuple[Any, ...]) -> Any:
     >>> by_identity(list, column) is by_identity(list, column)
     True
     """
+    # With the sizes, two columns are not taken for one column of the same objects.
     sizes = map(len, columns)
     key = (id(function), *sizes, *(id(one) for column in columns for one in column))
     found = _known.get(key)

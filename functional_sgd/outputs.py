@@ -20,6 +20,7 @@ def map_output(function: Callable[..., Any], first: Any, *others: Any) -> Any:
     """
     if isinstance(first, (Tensor, int)):
         return function(first, *others)
+    # Before dataclasses: a ModelOutput is both, and its values are its items.
     if isinstance(first, Mapping):
         parts = {
             key: map_output(function, value, *[other[key] for other in others])
@@ -54,5 +55,6 @@ def _with_fields(record: Any, parts: dict[str, Any]) -> Any:
     """A dataclass with these values; those that are no tensors are as they were."""
     made = copy(record)
     for name, value in parts.items():
+        # object's own __setattr__ also works on frozen dataclasses.
         object.__setattr__(made, name, value)
     return made

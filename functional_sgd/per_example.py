@@ -49,6 +49,8 @@ def mean_of_clipped(
         wide = leaf if leaf.is_complex() else leaf.to(working_dtype(leaf))
         weights = (factor / examples).to(leaf.device, wide.dtype)
         mean = torch.tensordot(weights, wide, dims=1)
+        # The value of a tensor may not be known here (on a device, in a transform), so it is not
+        # read.
         if isinstance(noise, Tensor) or noise:
             mean = mean + spread * _draw(mean, seed, step, number)
         means.append(mean.to(leaf.dtype))
@@ -60,10 +62,13 @@ def _factors(leaves: list[Tensor], max_norm: float | Tensor) -> Tensor:
     squares = []
     for leaf in leaves:
         real = as_real(leaf)
+        # In float64 like all reductions, except on Metal, which has none.
         wide = real if leaf.device.type == "mps" else real.to(torch.float64)
         squares.append(wide.reshape(len(wide), -1).square().sum(1).to(leaves[0].device))
     size = root(torch.stack(squares).sum(0))
     long = size > max_norm
+    # Two `where`, as in `root`: a division by 0 makes the derivative NaN even where it is not
+    # chosen.
     return torch.where(long, max_norm / torch.where(long, size, 1.0), 1.0)
 
 

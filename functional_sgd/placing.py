@@ -40,6 +40,7 @@ class Placed:
         self.thread = threading.get_ident()
         self.misled = False  # whether a graph of the same gradient has been made with others
         self.changed: set[str] = set()
+        # Looking for others and joining the list must be one step to other threads.
         with _LOCK:
             self.places, self.found, self.training = _places(module, given)
             # Layers, not modules, are compared: two models may share one.
@@ -53,6 +54,7 @@ class Placed:
             self.copied = self._to_be_copied()
             self.tensors = dict(given)
             for name in self.copied:
+                # clone() stays on the graph, so gradients reach the tensor that was given.
                 self.tensors[name] = given[name].clone()
             self.shared = [given[name] for name in given if name not in self.copied]
             self.versions = _versions(self.shared)
@@ -69,8 +71,11 @@ class Placed:
         written = self._written_shared()
         if written and not (first and written <= {*self.spendable}):
             self._refuse_late(written)
+        # Inference mode does not count writes, so a call in it tells nothing.
         if first and not torch.is_inference_mode_enabled():
             self.known[self.training] = {*self._written(), *written}
+            # A first call works on copies. Only what it has written to counts as changed, so
+            # `after` returns the rest as it was given.
             self.copied = self._to_be_copied()
         self.changed = self.copied
         for store, key, name, _ in self.places:
@@ -95,6 +100,7 @@ class Placed:
                 for (store, key, _, _), value in zip(self.places, self.found, strict=True):
                     store[key] = value
                 return
+            # Tensors that others have put over these must stay until the others take them out.
             for place, value in zip(self.places, self.found, strict=True):
                 over = next((one for one in above if one.index(place) is not None), None)
                 if over is None:
@@ -122,6 +128,7 @@ class Placed:
             return {*self.given}
         if known is None:
             return {*self.given}.difference(self.spendable)
+        # In training F.batch_norm writes to buffers without raising their version, see `_written`.
         buffers = [place[2] for place in self.places if place[3]] if self.training else []
         return known.union(buffers)
 
@@ -136,6 +143,7 @@ class Placed:
                 continue
             copy = self.tensors[name]
             in_secret = is_buffer and not self.training
+            # A fresh copy has version 0, so any other means a write.
             if copy._version or (in_secret and not torch.equal(copy, self.given[name])):
                 yield name
 
@@ -153,6 +161,7 @@ class Placed:
     def _refuse_late(self, written: set[str]) -> None:
         """Raise RuntimeError for writing to a tensor that is not a copy."""
         names = sorted(written)
+        # The next call will then work on copies of these.
         self.known.setdefault(self.training, set()).update(names)
         raise RuntimeError(
             f"{type(self.module).__name__} has written to {names} in this forward pass, and not in "
@@ -191,6 +200,7 @@ def hold(placed: Placed) -> bool:
     Those that are there for the same gradient, or for one of a run, learn that a graph has been
     made with other tensors.
     """
+    # Without a graph there is no backward pass in which a layer could run again.
     if not torch.is_grad_enabled():
         return False
     held: list[Placed] | None = getattr(_HERE, "held", None)
@@ -213,6 +223,7 @@ def made_ready(held: Sequence[Placed], again: bool = False) -> list[Callable[[],
     undo: list[Callable[[], Any]] = []
     for one in held:
         if any(other.over(one) for other in later_than(one)):
+            # Other tensors lie over these by now, so they are put on top once more.
             undo.append(Placed(one.module, one.tensors).put_back)
         if one.misled or again:
             undo.append(_refuse_calls(one.module))
@@ -284,12 +295,14 @@ def _places(
         # Any layer: a frozen BatchNorm in eval mode writes nothing, its neighbour in training does.
         training = training or layer.training
         buffers = layer._buffers
+        # The dicts themselves, because setattr refuses a plain tensor in the place of a Parameter.
         for store in (layer._parameters, buffers):
             for key, value in store.items():
                 if value is not None:
                     name = first_name.setdefault(id(value), f"{prefix}.{key}" if prefix else key)
                     places.append((store, key, name, store is buffers))
                     found.append(value)
+    # The usual names need no second walk through the module.
     if given.keys() != set(first_name.values()):
         names = _other_names(module, given, first_name)
         places = [
@@ -348,4 +361,5 @@ def _refuse_calls(module: nn.Module) -> Callable[[], None]:
                 f"of the module (copy.deepcopy) in one place, or leave the checkpointing out."
             )
 
+    # For all modules, since checkpointing calls single layers again and not the module itself.
     return register_module_forward_pre_hook(refuse).remove

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from functional_sgd.sharded import distributed, element_numbers, over_pieces
 
+# Rotations and parity are those of threefry2x32 in Random123.
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+# torch has hardly any arithmetic for unsigned integers, so 32-bit words are kept in int64.
 _MASK = 0xFFFFFFFF
 PARITY = 0x1BD11BDA
 
@@ -158,6 +160,7 @@ def key_of(seed: Tensor, step: Tensor, leaf: int | Tensor, position: int) -> Lea
 
     With a vector of leaf numbers, the words of all these leaves.
     """
+    # step * 0 turns the leaf's number into a tensor like the step: on its device, and in its batch.
     words = threefry((seed & _MASK, (seed >> 32) & _MASK), (step & _MASK, step * 0 + leaf))
     return LeafKey(words, position)
 
@@ -172,8 +175,11 @@ def bits_of(
 ) -> tuple[Tensor, Tensor]:
     """Element i (in logical order) has the bits of threefry2x32 at the counter (i, draw)."""
     index = element_numbers(like, leaf)
+    # Draws are 2**48 counters apart, which is more than a leaf has elements.
     high = (index >> 32) ^ (draw << 16)
     one, two = threefry(tuple(word.to(like.device) for word in words), (index, high))
+    # float32 holds 24 bits exactly, so float32 and float64 get the same numbers. The added half
+    # keeps the tail away from 0, whose quantile is infinite.
     return (one >> 8).to(like.dtype) * 2**-24, ((two >> 1).to(like.dtype) + 0.5) * 2**-32
 
 
@@ -191,6 +197,7 @@ def short_of(words: Sequence[Tensor], like: Tensor, leaf: Tensor | None = None) 
 
 def multiple(short: Tensor, factor: int) -> Tensor:
     """Other short random numbers: the product, mod 2**16."""
+    # The product of two 16-bit numbers does not fit into int32.
     return (short.to(torch.int64) * factor & 0xFFFF).to(torch.int32)
 
 
@@ -248,6 +255,7 @@ def _log(p: Tensor) -> Tensor:
         small = mantissa < 2.0**-power
         mantissa = torch.where(small, mantissa * 2.0**power, mantissa)
         exponent = torch.where(small, exponent - power, exponent)
+    # The loop shifts by 31 bits at most; the smallest p, 2**-33, needs one more.
     small = mantissa < 0.5
     mantissa = torch.where(small, mantissa * 2.0, mantissa)
     exponent = torch.where(small, exponent - 1.0, exponent)

@@ -69,6 +69,7 @@ class Reduction:
         """The number itself, of a total over `count` elements."""
         if self.finish == "root":
             return root(total)
+        # So the mean of a leaf without elements is 0, not NaN.
         return total / max(count, 1) if self.finish == "mean" else total
 
     def of(self, columns: Mapping[str, Tensor]) -> Tensor:
@@ -134,6 +135,7 @@ def global_norm(leaves: Sequence[Tensor]) -> Tensor:
     tensor(5., dtype=torch.float64)
     """
     whole: Reduction = norm("leaf", over="tree")
+    # On local pieces one collective serves all leaves; of_leaf would take one for each DTensor.
     shards = None
     if any_distributed(leaves) and not followed(leaves):
         leaves = list(map(settled, leaves))
@@ -161,6 +163,7 @@ def _wide(column: Tensor) -> Tensor:
     return column if column.device.type == "mps" else column.to(torch.float64)  # it has no float64
 
 
+# Functions with names, not lambdas: chains with these reductions can be pickled.
 def _square(column: Tensor) -> Tensor:
     return column * column
 

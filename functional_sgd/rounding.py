@@ -84,11 +84,16 @@ class _Neighbour(torch.autograd.Function):
         bits = value.to(torch.float32).contiguous().view(torch.int32)
         size, sign = bits & MAGNITUDE, bits & ~MAGNITUDE
         cut = CUT[dtype]
+        # Only as many random bits as are cut off; more would change the bits that stay.
         found = (size + (short >> (16 - cut))) & -(1 << cut)
         if dtype == torch.float16:
+            # Below SMALLEST_HALF float16 has the multiples of 2**-24, so how many bits must be cut
+            # depends on the number.
             few = size.view(torch.float32) * 2.0**24 + short.to(torch.float32) * 2.0**-16
             few = (few.floor() * 2.0**-24).view(torch.int32)
             found = torch.where(size < SMALLEST_HALF, few, found)
+        # NaN keeps its bits: after the cut they could be those of infinity, and the sum could
+        # overflow.
         found = torch.where(size < INFINITE, found | sign, bits)
         return found.view(torch.float32).to(value.dtype)
 

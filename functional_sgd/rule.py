@@ -134,6 +134,8 @@ class Rule:
                 if name not in named:
                     named[name] = reduction.of(columns)
                 elif isinstance(named[name], (int, float)):
+                    # On the CPU whatever the default device is: CPU scalars combine with any
+                    # tensor.
                     named[name] = torch.tensor(
                         float(named[name]), dtype=torch.float64, device="cpu"
                     )
@@ -175,6 +177,8 @@ class Rule:
         return f"rename({self.name}, {names})"
 
     def __reduce__(self) -> str | tuple[Any, ...]:
+        # pickle stores functions by name, but the name now belongs to the rule. So a rule is stored
+        # by name, and a variant of it as that rule and what differs.
         plain = inspect.getattr_static(inspect.getmodule(self.function), self.name, None)
         if self is plain:
             return str(self.name)

@@ -48,6 +48,7 @@ def local(value: Any) -> Any:
     """This process's piece of a DTensor; anything else as it is."""
     if not distributed(value):
         return value
+    # Not to_local(), which autograd records; tracked steps do not run on pieces.
     piece = value._local_tensor
     if type(piece) is Tensor:
         return piece
@@ -187,6 +188,7 @@ def element_numbers(like: Tensor, leaf: Any) -> Tensor:
             if placement.is_shard(axis):
                 if type(placement).__name__ != "Shard":
                     raise ValueError(f"random numbers: {placement} is not supported. Use Shard.")
+                # DTensor splits like torch.chunk, which may leave nothing for the last processes.
                 chunks = own.chunk(mesh.size(dim))
                 mine = coordinate[dim]
                 own = chunks[mine] if mine < len(chunks) else own[:0]
@@ -214,6 +216,7 @@ def _joined(piece: Tensor, leaf: Any, shape: Sequence[int]) -> Any:
     for size in reversed(shape[1:]):
         strides.insert(0, strides[0] * max(size, 1))
     stride = tuple(strides[: len(shape)])
+    # Without a shape, from_local assumes that all pieces are as large as this one.
     return DTensor.from_local(
         piece, mesh, placements, run_check=False, shape=torch.Size(shape), stride=stride
     )
@@ -244,6 +247,7 @@ class Shards:
         """The pieces of a column."""
         if all_placed(self.leaves, values):
             pieces = [value._local_tensor for value in values]
+            # A piece that is still on its way has a type of its own; `local` waits for it.
             if set(map(type, pieces)) == {Tensor}:
                 return pieces
         return [None if value is None else self.piece(k, value) for k, value in enumerate(values)]
@@ -347,6 +351,8 @@ class _Asked(NamedTuple):
         """Replace the parts by totals."""
         import torch.distributed as dist
 
+        # Not a set: its order differs between processes, and all must call the same collectives in
+        # the same order.
         for kind in dict.fromkeys(kinds):
             columns = [place for place, one in enumerate(kinds) if one == kind]
             chosen = table if self.rows is None else table[self.rows]
@@ -379,6 +385,7 @@ def _by_mesh(specs: Sequence[Any]) -> list[_Asked]:
                 f"has no part in a number made of it. Give each process leaves of its own meshes."
             )
         layouts = [specs[row].placements for row in rows]
+        # Along other dimensions all processes hold the same, so nothing has to be combined.
         dims = [dim for dim, own in enumerate(zip(*layouts, strict=True)) if not _replicas(own)]
         # Of pieces that several processes have alike, one counts: so one sum serves all leaves.
         silent = [

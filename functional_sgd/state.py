@@ -54,10 +54,13 @@ def seeded(state: State, seed: int | str) -> State:
     >>> seeded({"step": torch.tensor([0]), "seed": torch.tensor(0)}, 5)["seed"]
     tensor(5)
     """
+    # Not hash(), which differs between processes.
     number = zlib.crc32(seed.encode()) if isinstance(seed, str) else seed
     found: State = {}
     for name, value in state.items():
         if name == SEED and isinstance(value, Tensor):
+            # Added, not set: the parts of a partition begin with different seeds and must keep them
+            # different.
             found[name] = value + number
         else:
             found[name] = seeded(value, number) if type(value) is dict else value
@@ -75,6 +78,7 @@ def extended(state: State, fresh: State, before: list[str], names: list[str]) ->
             kept = [known.get(name, leaf) for name, leaf in zip(names, leaves, strict=True)]
             grown[entry] = unflatten(spec, kept)
         elif first.shape == (len(names),):
+            # One entry for each leaf, like the steps; other tensors belong to the whole tree.
             places = {name: place for place, name in enumerate(before)}
             each = [
                 old[places[name]] if name in places else value
@@ -140,6 +144,7 @@ def working(leaf: Tensor) -> Tensor:
         leaf = torch.view_as_real(leaf)
     if leaf.dtype in _HALVES:
         leaf = leaf.to(torch.float32)
+    # With a 0-d leaf, the float64 scalars would promote results to float64.
     return leaf.reshape(1) if leaf.dim() == 0 else leaf
 
 
@@ -217,6 +222,7 @@ def first_shape(initializer: Initializer, leaf: Tensor) -> torch.Size | None:
 def _first_shape(
     initializer: Initializer, shape: torch.Size, dtype: torch.dtype
 ) -> torch.Size | None:
+    # On the meta device nothing is allocated or computed, however large the leaf.
     seen = torch.empty(shape, dtype=dtype, device="meta")
     seen = torch.view_as_real(seen) if dtype.is_complex else seen
     try:

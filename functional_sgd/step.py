@@ -32,6 +32,7 @@ def leaf_by_leaf(
     Leaves without a gradient come back as they are.
     """
     leaves = take_apart(plan, params, grads, state, hyper, extras)
+    # A step that is tracked or recorded must go through DTensor's own operators.
     if leaves.distributed and not followed(leaves.tensors):
         leaves = leaves.on_pieces()
     return run_leaves(plan, leaves)
@@ -46,6 +47,8 @@ def run_leaves(plan: Plan, leaves: Leaves) -> Any:
         if calls[0].treewise:
             _run_treewise(plan, calls[0], leaves, columns, kept)
             continue
+        # A call that needs or writes numbers of the tree is alone in its stretch, so the first is
+        # asked.
         reduced = reduce_columns(plan, calls[0], leaves, columns)
         for index in columns:
             scalars = {**leaves.scalars(index), **reduced[index]}
@@ -134,10 +137,12 @@ def _parts(
                 read = {name: shards.whole(index, value) for name, value in read.items()}
             parts[place].append(one.reduction.of_leaf(read))
             size = next(iter(read.values())).numel()
+            # A mean divides by the number of elements on all processes.
             whole = shards.size(index) if cut and not apart and shards is not None else size
             counts[place].append(whole)
     if shards is not None and shards.any_cut:
         device = parts[0][0].device
+        # In one table, so that all leaves and all reductions of a kind share one collective.
         table = torch.stack([torch.stack(own).to(device) for own in parts], dim=1)
         shards.combine([table], [rows], [one.reduction.combine for one in needed])
         parts = [list(column.unbind()) for column in table.unbind(1)]
@@ -199,9 +204,11 @@ def run_on_leaf(
     written = run_on_pieces(call, seen, own) if leaves.distributed else call.run(seen, own)
     for name, value in written.items():
         if name in tree_numbers:
+            # The state holds plain numbers, also if they were computed from DTensors.
             kept[name] = full(value)
             continue
         if shards is not None and (seen is not columns):
+            # A rule that was given whole leaves returns whole leaves.
             value = shards.piece(index, value)
         columns[name] = torch.view_as_real(value) if whole and value.is_complex() else value
         if name in call.rule.slots:
@@ -325,5 +332,6 @@ def _results(
 
 def as_gradient(update: Tensor, leaf: Tensor) -> Tensor:
     """An update in the shape that a gradient of the leaf has, in the precision of the rules."""
+    # Not rounded to the leaf's dtype, since the optimizer that gets it rounds the params once.
     value = torch.view_as_complex(update) if leaf.is_complex() else update
     return value.reshape(leaf.shape)

@@ -30,6 +30,7 @@ def followed(values: Iterable[Any]) -> bool:
     >>> followed([torch.zeros(1)]), followed([torch.zeros(1, requires_grad=True)])
     (False, True)
     """
+    # Forward-mode derivatives do not show in requires_grad.
     if recorded() or torch.autograd.forward_ad._current_level >= 0:
         return True
     tensors = (value for value in values if isinstance(value, torch.Tensor))

@@ -47,6 +47,7 @@ def rename(rule: Rule, **names: str) -> Rule:
             )
     renames = {**rule.renames, **{known[old]: new for old, new in names.items()}}
     kept = {inner: outer for inner, outer in renames.items() if inner != outer}
+    # Checked separately, since a rule may read and write the same name, as it does with its slots.
     for group in (read, written):
         outer = [kept.get(name, name) for name in group]
         if len(set(outer)) < len(outer):
@@ -58,6 +59,7 @@ def rename(rule: Rule, **names: str) -> Rule:
     return renamed(rule, kept)
 
 
+# A rule is tried once, not once for every chain that contains it.
 @functools.lru_cache(maxsize=4096)
 def writes_of(rule: Rule, available: frozenset[str]) -> tuple[str, ...]:
     """What the rule writes (its own names) when these of its columns are available.
@@ -68,6 +70,7 @@ def writes_of(rule: Rule, available: frozenset[str]) -> tuple[str, ...]:
     """
     if rule.declared.writes is not None:
         return rule.declared.writes
+    # On the CPU whatever the default device is: on the meta device no result could be checked.
     columns = _columns(rule, available, torch.ones(_SHAPE, device="cpu"))
     result = _run(rule, columns)
     _check_result(rule, columns, result)
@@ -95,6 +98,7 @@ def trial_scalars(rule: Rule) -> dict[str, Any]:
     if rule.signature.random:
         scalars[KEY] = TrialKey()
     if rule.signature.rounds:
+        # Only for a narrow dtype does a rule that rounds do anything.
         scalars[DTYPE] = torch.bfloat16
     return scalars
 
@@ -125,6 +129,7 @@ def _moved_columns(rule: Rule, available: frozenset[str], values: Tensor) -> dic
 
 def _first_value(rule: Rule, slot: str, start: Initializer, values: Tensor) -> Tensor:
     try:
+        # An initializer may return its argument, and every column must be a tensor of its own.
         value = start(values.clone())
     except Exception as error:
         raise TypeError(
@@ -192,6 +197,7 @@ class _Copies:
         """Raise TypeError if one of them has been written to, also unseen, through .data."""
         for name, tensor in self.tensors.items():
             copy = self.copies[name]
+            # NaN never equals its copy, so it counts as unchanged.
             same = tensor.shape == copy.shape and ((tensor == copy) | (tensor != tensor)).all()
             if tensor._version != self.versions[name] or not same:
                 raise TypeError(
@@ -278,6 +284,8 @@ def _check_elementwise(rule: Rule, available: frozenset[str]) -> None:
                 raise TypeError(_not_pointwise(rule, name))
             scalars[name] = reduction.of(whole)
         results = [rule.function(**columns, **scalars) for columns in (whole, part)]
+        # A rule that draws from torch's generator differs even from itself, which is another
+        # mistake.
         again = rule.function(**whole, **scalars)
     for name, value in results[0].items():
         if name not in rule.signature.numbers and not _same_elements(value, results[1][name]):
@@ -320,6 +328,8 @@ def _check_numbers(rule: Rule, available: frozenset[str]) -> None:
         columns = _moved_columns(rule, available, torch.full(shape, factor, device="cpu"))
         with torch.no_grad():
             for name, reduction in rule.signature.reductions.items():
+                # Numbers of the tree stay the same in both runs, since other numbers may be made of
+                # them.
                 if reduction.over == "leaf" or name not in scalars:
                     scalars[name] = reduction.of(columns)
             results.append(rule.function(**columns, **scalars))
@@ -337,6 +347,7 @@ def _check_precision(rule: Rule, available: frozenset[str]) -> None:
     values = torch.tensor(_NUMBERS, dtype=torch.float64, device="cpu")
     columns = _moved_columns(rule, available, values)
     scalars = {
+        # A value such as 0.5 is exact in float32 and would hide the rounding; 0.3 is not.
         name: 0.3 if isinstance(value, float) and _is_exact(value) else value
         for name, value in trial_scalars(rule).items()
     }

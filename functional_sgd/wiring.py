@@ -114,6 +114,7 @@ def wire(rules: Sequence[Rule], given: Mapping[str, Any], results: Sequence[str]
     ranges = _ranges(rules)
     for name, value in defaults.items():
         extra = callable(value) and name not in ranges  # a function that a rule calls
+        # Where no range is declared, None still lets text, booleans and NaN be refused.
         for allowed in () if extra else ranges.get(name, (None,)):
             check_number("chain", name, value, allowed)
     return Wiring(
@@ -256,6 +257,8 @@ class _Wires:
                         f"{self.owners[outer]!r} keeps one number of the whole tree under that "
                         f"name. Write it after the '*'."
                     )
+                # If a known rule keeps this column, that rule was forgotten. Only unknown names
+                # come from the caller.
                 if outer in self.owners or providers(outer):
                     raise ValueError(_missing_column(rule, outer, self.owners))
                 self.given[outer] = None
@@ -280,6 +283,7 @@ class _Wires:
         self, rule: Rule, parameter: str, reduction: Reduction, reads: Mapping[str, str]
     ) -> Reduced:
         name, count = rule.outer(parameter), 2
+        # Executors look reductions up by name, and two rules may use the same one.
         while name in self.taken:
             name, count = f"{rule.outer(parameter)}_{count}", count + 1
         self.taken.add(name)
@@ -300,6 +304,7 @@ def _check_effects(calls: Sequence[Call], results: Sequence[str]) -> None:
         if not (written & needed or slots or call.numbers):
             dead.append(call)
             continue
+        # Earlier writers of these columns matter only if this call reads them as well.
         needed -= written
         needed |= {outer for _, outer in call.reads}
     if dead:

@@ -96,6 +96,7 @@ def into_torch(
     (0.5, (0.8, 0.999))
     """
     kind, named = kind_of("into_torch", optimizer), _by_name("into_torch", optimizer, names)
+    # Which slots there are depends on the switches (amsgrad, say), so the chain is asked.
     slots = [
         slot
         for slot in kind.slots
@@ -113,6 +114,7 @@ def into_torch(
             own["step"] = torch.tensor(float(counts[name]))
         for slot in slots:
             own[kind.slots[slot]] = _theirs(state[slot][name], param, slot in kind.single)
+        # To torch an entry means that the first step is over, and SGD's first step is different.
         if own and counts[name] > 0:
             entries[number] = own
     packed = optimizer.state_dict()["param_groups"]
@@ -125,11 +127,13 @@ def into_torch(
             )
     for group in packed:
         own_names = [order[number] for number in group["params"]]
+        # A group without parameters has no value by parameter, and keeps its own.
         given = {n: v for n, v in (hyper or {}).items() if own_names or not isinstance(v, Mapping)}
         group.update(
             kind.write(group, {n: _of_group(n, value, own_names) for n, value in given.items()})
         )
         for number in group["params"]:
+            # After the group has been updated, since these values follow from its hypers.
             if kind.derived is not None and number in entries:
                 derived = kind.derived(kind.read(group), counts[order[number]])
                 entries[number] |= {n: torch.tensor(value).double() for n, value in derived.items()}
@@ -184,6 +188,7 @@ def _theirs(value: Tensor, param: Tensor, single: bool) -> Tensor:
     elements.
     """
     if single:
+        # A leaf without elements has none to read; the empty product is 1.
         return value.reshape(-1)[0].clone() if value.numel() else value.new_ones(())
     return as_complex(value, param).clone()
 

@@ -71,6 +71,7 @@ class Kind:
         hypers = [self.read(group) for group in groups]
         given = dict(hypers[0])
         for name in self.optional:
+            # One group with this hyper is enough to need the rule; the other groups set it to 0.
             values = [own[name] for own in hypers if own[name] != 0]
             given[name] = values[0] if values else None
         switches = self._switches(who, groups)
@@ -94,6 +95,7 @@ class Kind:
 
 
 def _adam(decoupled_weight_decay: bool, **hypers: Any) -> Chain:
+    # No wd means 0 here, but adamw has a default that is not 0.
     return adamw(**{"wd": 0.0, **hypers}) if decoupled_weight_decay else adam(**hypers)
 
 

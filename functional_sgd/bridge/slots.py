@@ -89,6 +89,7 @@ class Slots(MutableMapping[Tensor, Kept]):
 
         Until the first step, it follows leaves that are moved or converted.
         """
+        # Only until the first step, so that later ones do not pay for the comparison.
         if self.tree is not None and self._stepped:
             return self.tree
         looks = [(leaf.device, leaf.dtype) for leaf in leaves.values()]
@@ -120,6 +121,7 @@ class Slots(MutableMapping[Tensor, Kept]):
                 "same slots, with the same names of parameters and the same shapes. Was to_torch "
                 "given module.named_parameters()?"
             )
+        # Into fresh tensors, which have the dtypes and devices that the parameters need.
         pairs = zip(values, fresh, strict=True)
         copied = [like.detach().clone().copy_(value.detach()) for value, like in pairs]
         self.regroup(self.groups, unflatten(spec, copied))
@@ -231,6 +233,7 @@ def _places(
     opt: Optimizer, state: Any, leaves: Named, above: tuple[Any, ...]
 ) -> Iterator[tuple[tuple[str, ...], Place]]:
     """(names of leaves, a place) for all that is in the state of these leaves, outermost first."""
+    # A chain may have slots with these names.
     inside = {INNER, PARTS} if opt.inner else set()
     for key, value in state.items():
         if key not in inside:

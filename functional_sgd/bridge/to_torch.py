@@ -48,9 +48,11 @@ class TorchOptimizer(torch.optim.Optimizer):
                 "to_torch: expected parameters, got a module. Pass module.named_parameters()."
             )
         defaults = {**opt.hyper, **hyper}
+        # torch's __init__ calls add_param_group, which needs both.
         self._known_aliases: dict[int, dict[str, Any]] = {}
         self._slots = Slots(opt, [])
         super().__init__(params, {**defaults, **aliases_of(defaults)})
+        # torch's __init__ has made a list of groups and a state of its own.
         self._slots.regroup(self.param_groups, None)
         self._show(self._slots)
 
@@ -78,6 +80,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         moved, state = self.stepper(leaves, grads, before, self.hyper(), **extras)
         self._slots.keep(state)
         for name, param in named.items():
+            # Optimizers that cannot donate return new tensors.
             if moved[name].data_ptr() != param.data_ptr():
                 param.copy_(moved[name])
         return loss
@@ -118,6 +121,7 @@ class TorchOptimizer(torch.optim.Optimizer):
                         f"it one."
                     )
                 values += [group[name]] * len(group["params"])
+            # Tensors are compared by identity, since their values may be on a device.
             shared = all(value is values[0] or _same_number(value, values[0]) for value in values)
             found[name] = (
                 values[0]
@@ -141,6 +145,8 @@ class TorchOptimizer(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Train more parameters; what is kept of the others stays."""
+        # A group may have entries of others (a scheduler's initial_lr), so only names that hypers
+        # have elsewhere are checked.
         for name in param_group:
             if name in NAMES_ELSEWHERE:
                 self._check_name(name)
@@ -156,6 +162,7 @@ class TorchOptimizer(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """As torch.optim's: {"state": {number: {slot: tensor}}, "param_groups": [...]}."""
         packed = super().state_dict()
+        # Plain dicts, so that what is saved does not depend on this optimizer.
         return {**packed, "state": {number: dict(own) for number, own in packed["state"].items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -173,6 +180,7 @@ class TorchOptimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         own = {"opt": self.opt, "stepper": self.stepper, "_known_aliases": self._known_aliases}
+        # Pickling should not create a state that nobody has used.
         begun = self._slots.tree is not None
         state = {p: dict(kept) for p, kept in self.state.items()} if begun else {}
         return {**super().__getstate__(), **own, "state": state}
@@ -181,6 +189,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         """Take what was pickled, or what torch has made of a loaded state dict."""
         given = dict(state)
         groups, saved = given["param_groups"], given.pop("state")
+        # Missing when unpickling, present when a state dict is loaded.
         if "_slots" not in self.__dict__:
             self._slots = Slots(given["opt"], groups)
         self._slots.adopt(groups, _opened(saved))

@@ -54,6 +54,7 @@ class TorchOptim(Optimizer):
                 f"needs a closure. "
                 f"Only optimizers that step along a given gradient can be run."
             )
+        # A matrix, since torch.optim.Muon takes nothing else.
         object.__setattr__(
             self, "defaults", _made(self.kind, [torch.zeros(1, 1)], self.options).defaults
         )
@@ -114,12 +115,14 @@ class TorchOptim(Optimizer):
         )
 
         active = [index for index, grad in enumerate(given) if grad is not None]
+        # One transfer from the device for all leaves.
         known = torch.stack([begun[index] for index in active]).tolist() if active else []
         copies = [_copy(leaves[index]) for index in active]
         along = [
             given[index].detach().to(copy.dtype, copy=True)
             for index, copy in zip(active, copies, strict=True)
         ]
+        # An empty state makes torch take the first step of a leaf.
         before = [kept[index] if has else {} for index, has in zip(active, known, strict=True)]
         each = (
             [{name: values[index] for name, values in separate.items()} for index in active]
@@ -195,6 +198,8 @@ class TorchOptim(Optimizer):
             param.grad = grad
             if own:
                 optimizer.state[param] = {name: value.clone() for name, value in own.items()}
+        # What a class keeps anywhere else than in the state of its parameters would be lost between
+        # calls.
         numbers = [_without_params(group) for group in optimizer.param_groups]
         with torch.no_grad():
             optimizer.step()
