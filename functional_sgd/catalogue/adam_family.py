@@ -163,6 +163,7 @@ def ademamix(
     >>> print(*ademamix().rules[2:-2])
     average_grad average_sqr_grad debias rename(add_weighted, other='slow_avg')
     """
+    # In front of the fast average: both write the update, and debias divides it as the fast one.
     slow = rename(average_grad, grad_avg="slow_avg", mom="slow_mom")
     add_slow = rename(add_weighted, other="slow_avg")
     parts = (weight_decay, slow, average_grad, average_sqr_grad, debias, add_slow, scale_by_rms)
@@ -241,6 +242,8 @@ def laprop(
     >>> print(*laprop().rules[4:])
     debias sgd_step weight_decay
     """
+    # The first debias finds the squares alone. The second is for the average; nobody reads what it
+    # does to the squares.
     scaled = (average_sqr_grad, debias, scale_by_rms)
     parts = (*scaled, rename(average_grad, grad="update"), debias, sgd_step, weight_decay)
     return chain(*parts, lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
@@ -294,6 +297,8 @@ def adamp(
     >>> print(*adamp().rules)
     average_grad average_sqr_grad debias scale_by_rms project_radial sgd_step
     """
+    # No weight_decay: how much is decayed depends on what is projected, so project_radial does
+    # both.
     parts = (average_grad, average_sqr_grad, debias, scale_by_rms, project_radial, sgd_step)
     hypers = dict(mom=mom, sqr_mom=sqr_mom, eps=eps, delta=delta, wd_ratio=wd_ratio)
     return chain(*parts, lr=lr, **hypers, wd=wd)
@@ -316,6 +321,7 @@ def stable_adamw(
     >>> print(*stable_adamw().rules[4:])
     rename(l2_reg, grad='update') sqr_ratio limit_by_rms sgd_step
     """
+    # l2_reg of the update is decoupled decay, which limit_by_rms slows down together with the rest.
     moments = (average_grad, average_sqr_grad, debias, scale_by_rms)
     parts = (*moments, rename(l2_reg, grad="update"), sqr_ratio, limit_by_rms, sgd_step)
     return chain(*parts, lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)

@@ -221,6 +221,8 @@ def nadam(
     >>> print(*nadam().rules)
     average_grad nesterov_average average_sqr_grad scale_by_debiased_rms sgd_step
     """
+    # nesterov_average corrects the average by momenta of its own, so debias has only the squares
+    # left.
     parts = (average_grad, nesterov_average, average_sqr_grad, scale_by_debiased_rms, sgd_step)
     hypers = given(lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, mom_decay=mom_decay, wd=wd)
     return chain(*l2(wd), *parts, **hypers)

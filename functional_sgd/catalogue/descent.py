@@ -46,6 +46,8 @@ def sgd(
         return chain(*l2(wd), sgd_step, **given(lr=lr, wd=wd))
     damped = [rules.dampen] if dampening else []
     ahead = [rules.nesterov] if nesterov else []
+    # With dampening = 0 there is no rule that reads it, and a chain refuses a hyper that none
+    # reads.
     hypers = given(lr=lr, mom=mom, dampening=dampening or None, wd=wd)
     return chain(*l2(wd), *damped, heavy_ball, *ahead, sgd_step, **hypers)
 

@@ -37,6 +37,7 @@ def adafactor(
     scale_by_factored_rms rename(clip_rms, grad='update') scale_by_param_rms relative_step
     """
     decay = [] if wd is None else [weight_decay]
+    # The size of a leaf is taken before it is decayed, as in torch.optim.Adafactor.
     parts = (scale_by_factored_rms, rename(clip_rms, grad="update"), scale_by_param_rms, *decay)
     hypers = given(
         lr=lr, sqr_mom_decay=sqr_mom_decay, eps=eps, min_rms=min_rms, max_rms=max_rms, wd=wd

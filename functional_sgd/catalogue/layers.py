@@ -39,6 +39,7 @@ def larc(
     >>> print(*larc().rules)
     weight_decay heavy_ball larc_ratio sgd_step
     """
+    # The decay in front, as in fastai: the ratio is that of params that have been decayed.
     parts = (weight_decay, heavy_ball, larc_ratio, sgd_step)
     return chain(*parts, lr=lr, mom=mom, trust_coeff=trust_coeff, eps=eps, wd=wd)
 

@@ -71,6 +71,7 @@ def came(
     weight_decay scale_by_factors clip_rms average_grad scale_by_confidence sgd_step
     """
     clip = rename(clip_rms, grad="update")
+    # The update stays what is averaged: scale_by_confidence compares the two.
     average = rename(average_grad, grad="update", update="average")
     return chain(
         *(weight_decay, scale_by_factors, clip, average, scale_by_confidence, sgd_step),
@@ -163,6 +164,7 @@ def apollo(
     >>> print(*apollo().rules)
     scale_channels_by_sketch limit_norm_growth debias_rate sgd_step weight_decay
     """
+    # The authors have the bias correction in their step size, so growth is limited without it.
     hypers = dict(lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
     parts = (of_rank(scale_channels_by_sketch, rank), limit_norm_growth, debias_rate, sgd_step)
     return chain(*parts, weight_decay, **hypers, sketch_every=sketch_every, growth=growth)

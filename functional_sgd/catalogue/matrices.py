@@ -265,6 +265,7 @@ def kron(
     return chain(*parts, factor_lr=factor_lr, factors_every=factors_every, **hypers)
 
 
+# A class, as a function made in a recipe could not be pickled.
 @dataclass(frozen=True)
 class MatricesBut:
     """One label for leaves of two or more axes, another for all others and for some paths."""

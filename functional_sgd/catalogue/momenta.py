@@ -80,6 +80,7 @@ def pid(
     >>> print(*[rule.name for rule in pid().rules])
     heavy_ball average_difference add_weighted add_weighted sgd_step
     """
+    # The update stays the gradient, to which the sums are added.
     ball = rename(heavy_ball, update="ball")
     change = rename(average_difference, diff_mom="mom")
     sums = (

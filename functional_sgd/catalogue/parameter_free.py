@@ -98,6 +98,7 @@ def prodigy(
         average_progress,
         compare_with_slope,
         *([] if wd is None else [_DECAY_BY_RATE]),
+        # The slope is of the gradient itself, Adam's averages are of it times the distance.
         rename(scale_by, update="grad", factor="distance"),
         average_grad,
         average_sqr_grad,
@@ -155,6 +156,7 @@ def d_adapt_adam(
         weigh_slope,
         average_sqr_grad,
         *decay,
+        # The squares are of the gradient itself, what follows is of it times the rate.
         _TIMES_RATE,
         average_dot,
         rename(average_grad, grad_avg="slope", mom="slope_mom"),
@@ -334,6 +336,7 @@ def momo(lr: float = 1.0, mom: float = 0.9, wd: float = 0.0, lower_bound: float 
     >>> print(*momo().rules)
     average_grad_from_first average_loss_from_first momo_ratio proximal_decay take_step
     """
+    # The decay does not come last here: the paper does not shrink the step along with the params.
     parts = (average_grad_from_first, average_loss_from_first, momo_ratio)
     return chain(*parts, proximal_decay, take_step, lr=lr, mom=mom, wd=wd, lower_bound=lower_bound)
 

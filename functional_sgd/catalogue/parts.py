@@ -41,6 +41,7 @@ def recipe(make: Callable[Given, Made]) -> Callable[Given, Made]:
 
 def l2(wd: float | None) -> list[Rule]:
     """The L2 penalty, if there is one."""
+    # wd = 0 has its rule: a schedule may raise it later.
     return [] if wd is None else [l2_reg]
 
 

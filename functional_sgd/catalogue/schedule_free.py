@@ -66,6 +66,7 @@ def schedule_free_radam(
     >>> print(*schedule_free_radam().rules[3:5])
     average_sqr_grad scale_by_debiased_rms
     """
+    # Weighed by the rate as well, the steps that do not move anything have no share in the average.
     front = (rectify_lr, rename(weigh_steps, lr="rate"), rename(step_from_fast, lr="rate"))
     inner = (average_sqr_grad, scale_by_debiased_rms, rename(sgd_step, lr="rate"))
     hypers = dict(mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)

@@ -57,6 +57,8 @@ def tiger(lr: float = 1e-3, mom: float = 0.965, wd: float = 0.01, min_rms: float
     >>> print(*tiger().rules)
     average_grad take_sign rename(l2_reg, grad='update') scale_by_param_rms sgd_step
     """
+    # l2_reg of the update is decoupled decay, which is scaled by the size of the leaf like the
+    # rest.
     decay = rename(l2_reg, grad="update")
     parts = (average_grad, take_sign, decay, scale_by_param_rms, sgd_step)
     return chain(*parts, lr=lr, mom=mom, wd=wd, min_rms=min_rms)

@@ -134,6 +134,8 @@ def sum_sqr_grad(
     >>> sum_sqr_grad(torch.tensor([2.0]), torch.tensor([0.0]), step=torch.tensor(1), first_sum=0.5)
     {'sqr_sum': tensor([4.5000])}
     """
+    # first_sum is a hyper, and slots begin before hypers are known: so it comes in at the first
+    # step.
     return dict(sqr_sum=torch.where(step <= 1, sqr_sum + first_sum, sqr_sum) + grad.square())
 
 
@@ -161,6 +163,7 @@ def debias(
     """
     unbiased: dict[str, Tensor] = {}
     if grad_avg is not None:
+        # In float64, as step is: in float32, 1 - 0.999 is off by 1e-5 of its value.
         weight = 1 - mom**step
         unbiased |= dict(grad_avg=grad_avg / weight, update=update / weight)
     if sqr_avg is not None:
@@ -271,6 +274,7 @@ def optimistic(
     >>> optimistic(three, one, step=torch.tensor(2), optimism=0.5)
     {'update': tensor([4.]), 'last_grad': tensor([3.])}
     """
+    # The slot begins as 0: without this the whole first gradient would count as a change.
     last_grad = torch.where(step <= 1, grad, last_grad)
     return dict(update=grad + optimism * (grad - last_grad), last_grad=grad)
 

@@ -61,9 +61,14 @@ def scale_by_signal(
     """
     power = mom**step
     update, sqr_avg = update / (1 - power), sqr_avg / (1 - power)
+    # At the first step rho is 1, and 1 - rho would be a divisor of 0. The bound is that of
+    # pytorch_optimizer.
     rho = ((1 - mom) * (1 + power) / ((1 + mom) * (1 - power))).clamp(max=0.9999)
     square = update.square()
+    # Rounding can make the mean of squares smaller than the square of the mean.
     whole = square + (sqr_avg - square).clamp(min=0) * (rho / (1 - rho))
+    # As a share: in float32 the cube of 1e-16 is 0, its square is not. Where both are 0, 0 / 0 must
+    # not be computed at all: chosen or not, its derivative is NaN.
     still = whole == 0
     share = torch.where(still, 0.0, square / torch.where(still, 1.0, whole))
     return dict(update=share * update)

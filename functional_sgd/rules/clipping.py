@@ -82,6 +82,8 @@ def clip_leaf_norm(
     >>> clip_leaf_norm(torch.tensor([3.0, 4.0]), max_norm=2.5)
     {'grad': tensor([1.5000, 2.0000])}
     """
+    # The larger of the two divides, so a length of 0 never does, and a short gradient is multiplied
+    # by exactly 1. MARS adds no 1e-6 to the length, unlike clip_norm.
     return dict(grad=grad * (max_norm / torch.where(length > max_norm, length, max_norm)))
 
 
@@ -144,6 +146,7 @@ def adaptive_clip(
     """
     slope = _unit_norms(grad)
     longest = max_ratio * _unit_norms(param).clamp(min=eps)
+    # A slope of 0 is never clipped, but the quotient is computed there, too. 1e-6 is optax's.
     return dict(grad=torch.where(slope > longest, grad * (longest / slope.clamp(min=1e-6)), grad))
 
 
@@ -168,4 +171,5 @@ def normalize(
 def _unit_norms(leaf: Tensor) -> Tensor:
     """The length of each output unit's weights, in a shape that spreads over the leaf."""
     axes = tuple(range(1 if leaf.dim() > 1 else 0, leaf.dim()))
+    # abs, since a leafwise rule sees complex numbers, whose squares are no lengths.
     return root(leaf.abs().square().sum(axes, keepdim=True))

@@ -36,6 +36,7 @@ def reduce_variance(
     >>> reduce_variance(three, one, mom=0.5, gamma=0.5)
     {'grad': tensor([4.]), 'last_grad': tensor([3.])}
     """
+    # Not spared at the first step, where last_grad is 0: neither is it in the authors' code.
     corrected = grad + gamma * (mom / (1 - mom)) * (grad - last_grad)
     return dict(grad=corrected, last_grad=grad)
 
@@ -162,6 +163,8 @@ def project_radial(
     """
     if param.dim() < 2 or param.numel() == 0:
         return dict(update=update, param=(1 - lr * wd) * param)
+    # Both projections are computed, and then one is chosen: to look first would make the host wait
+    # for a GPU, and cannot be done under torch.vmap.
     columns = (as_real(param), as_real(grad), as_real(update))
     by_unit, tangent_by_unit = _tangent(*columns, param.shape[0], delta, eps)
     whole, tangent = _tangent(*columns, 1, delta, eps)
@@ -178,6 +181,7 @@ def _tangent(
     weight, slope, move = (one.reshape(rows, -1) for one in (param, grad, update))
     size, steepness = (root(one.square().sum(1, keepdim=True)) for one in (weight, slope))
     dot = (weight * slope).sum(1, keepdim=True)
+    # eps bounds the lengths here and is added to them below: so it is in the authors' code.
     cosine = dot / (size.clamp(min=eps) * steepness.clamp(min=eps))
     unit = weight / (size + eps)
     tangent = move - unit * (unit * move).sum(1, keepdim=True)

@@ -95,6 +95,8 @@ def power_iteration(
     tall = total.shape[0] >= total.shape[1]
     matrix = total if tall else total.mT
     basis = renewed(step == 1, basis, lambda: normal(key, basis))
+    # The Q of zeros is made of unit vectors, which would move the leaf; and a basis that has become
+    # 0 could never turn to anything again.
     anything = (matrix != 0).any()
     left = torch.where(anything, orthonormal(matrix @ basis), 0.0)
     right = matrix.mT @ left

@@ -71,6 +71,7 @@ def estimate_distance(
     >>> estimate_distance(distance=torch.tensor(1.0), estimate=torch.tensor(3.0))
     {'distance': tensor(3.)}
     """
+    # The number of the tree begins as 0: first_distance is a hyper, known only when it is read.
     return dict(distance=distance.clamp(min=estimate).clamp(min=first_distance))
 
 
@@ -93,6 +94,8 @@ def limit_growth(
     >>> limit_growth(distance=nine, slow_distance=one, growth_rate=2.0)
     {'slow_distance': tensor(2.)}
     """
+    # No factor leads away from the 0 that it begins as; and prodigyopt does not limit what follows
+    # first_distance, either.
     grown = (growth_rate * slow_distance).clamp(max=distance)
     return dict(slow_distance=torch.where(slow_distance <= first_distance, distance, grown))
 
@@ -137,6 +140,7 @@ def track_slope(
     {'start': tensor([2.]), 'slope': tensor([3.])}
     """
     weight = lr * distance * distance / first_distance
+    # Whoever owns a slot must write it, so the start is handed on as it is.
     return dict(start=start, slope=slope_mom * slope + weight * grad)
 
 
@@ -190,6 +194,8 @@ def compare_with_slope(
     >>> compare_with_slope(torch.tensor([1.0, -2.0]), estimate=zero, dot_sum=six)
     {'estimate': tensor(2., dtype=torch.float64)}
     """
+    # Two where, as in `root`: where 0 / 0 is computed derivatives are NaN, even if it is not
+    # chosen.
     ratio = distance_coeff * dot_sum / torch.where(size == 0, 1.0, size)
     return dict(estimate=torch.where(size == 0, 0.0, ratio))
 

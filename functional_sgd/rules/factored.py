@@ -55,7 +55,9 @@ def scale_by_factored_rms(
     else:
         rows = rows + share * (_mean(square, -1) - rows)
         columns = columns + share * (_mean(square, -2) - columns)
+        # The bound is eps here and its square below, as in torch.optim.Adafactor.
         sqr_avg = rows * columns / _mean(rows, -2).clamp(min=eps)
+    # Bounded before the root, whose derivative at 0 is infinite.
     return dict(rows=rows, columns=columns, update=grad * sqr_avg.clamp(min=eps * eps).rsqrt())
 
 

@@ -71,6 +71,8 @@ def scale_by_norm_avg(
     >>> scale_by_norm_avg(torch.tensor([3.0, 4.0]), torch.tensor(0.0), step=torch.tensor(1), eps=0)
     {'sqr_norm_avg': tensor(25.), 'update': tensor([0.6000, 0.8000])}
     """
+    # A norm comes as float64, and a slot of one number as one element; the average is to be
+    # neither.
     square = slope.to(sqr_norm_avg.dtype).square()
     average = averaged_from_first(sqr_norm_avg.reshape(()), square, sqr_mom, step)
     return dict(sqr_norm_avg=average, update=grad / (root(average) + eps))
@@ -92,6 +94,7 @@ def average_sqr_rows(
     {'row_sqr_avg': tensor([2.5000]), 'sqr_avg': tensor([[2.5000, 2.5000]])}
     """
     square = as_real(grad).square()
+    # The mean of no elements is NaN.
     if not square.numel():
         return dict(row_sqr_avg=row_sqr_avg.clone(), sqr_avg=square)
     mean = square.flatten(1).mean(1) if square.dim() > 1 else square.mean()
@@ -124,6 +127,7 @@ def scale_by_axes(grad: Tensor, covers: Tensor, *, eps: NonNegative = 0.0) -> di
     ]
     bound = functools.reduce(torch.minimum, parts) + grad.square()
     largest = [bound.amax([other for other in axes if other != axis]) for axis in axes]
+    # A vector has no other axis, and amax over no axes is that over all.
     covers = torch.cat(largest) if grad.dim() > 1 else bound
     known = bound > 0
     update = torch.where(known, grad / root(torch.where(known, bound, 1.0) + eps), 0.0)

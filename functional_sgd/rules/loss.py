@@ -53,6 +53,7 @@ def polyak_ratio(
     {'update': tensor([0.5000, 0.5000])}
     """
     square = square + eps
+    # At a minimum 0 would be divided by 0.
     rate = (value - lower_bound) / torch.where(square == 0, 1.0, square)
     return dict(update=rate.clamp(0.0, max_rate) * grad)
 

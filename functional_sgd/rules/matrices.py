@@ -118,8 +118,10 @@ def orthogonalize_in_bfloat16(update: Tensor) -> dict[str, Tensor]:
 
 
 def _newton_schulz(matrix: Tensor) -> Tensor:
+    # With the shorter side in front, gram is as small as can be.
     tall = matrix.shape[0] > matrix.shape[1]
     wide = matrix.mT if tall else matrix
+    # The norm in bfloat16 is torch.optim.Muon's, bit for bit; root has a derivative at 0.
     length = root(wide.square().sum()) if wide.dtype != torch.bfloat16 else wide.norm()
     x = wide / length.clamp(min=1e-7)
     a, b, c = COEFFICIENTS

@@ -64,6 +64,8 @@ def average_with_inertia(
     >>> average_with_inertia(grad, sqr, zero, zero + 1, looseness=0.5)["grad_avg"]
     tensor([0.5000, 1.5000])
     """
+    # While all gradients are 0, no direction is steep. mom stays below 1 even there: with a product
+    # of momenta that is 1, the debiased average would be 0 / 0.
     steepness = sqr_avg / torch.where(mean_sqr == 0, 1.0, mean_sqr)
     mom = (1 - looseness * steepness).clamp(0.0, 1 - eps)
     mom_product = mom_product * mom

@@ -164,6 +164,8 @@ def scale_by_past_rms(
     >>> scale_by_past_rms(one, two, step=torch.tensor(2), sqr_mom=0.5, eps=0.0)
     {'update': tensor([0.5000])}
     """
+    # 1 - sqr_mom**0 is 0: what is divided by it is not chosen, but would have NaN as its
+    # derivative.
     weight = torch.where(step <= 1, 1.0, 1 - sqr_mom ** (step - 1))
     scaled = grad / (root(sqr_avg / weight) + eps)
     return dict(update=torch.where(step <= 1, grad, scaled))
@@ -283,5 +285,7 @@ def adam_scale(
     sqr_avg: Tensor, step: Tensor, mom: float, sqr_mom: float, eps: float, lr: float = 1.0
 ) -> Tensor:
     """What Adam multiplies its average of the gradient with, both averages not debiased."""
+    # Numbers are brought together first: kernels compute with them once a step, not for each
+    # element.
     weights = lr * (1 - sqr_mom**step).sqrt() / (1 - mom**step)
     return weights / (root(sqr_avg) + eps)

@@ -128,9 +128,12 @@ def average_in_eigenbasis(
     tensor([[0.0000, 1.0000]])
     """
     first = step <= 1
+    # 1 in the first step, too, which does not count: 1 - mom**0 would be a divisor of 0.
     count = torch.where(first, 1, step - 1)
     x, average, squares = (as_matrix(leaf) for leaf in (grad, grad_avg, sqr_avg))
-    sides = (left, right) if is_matrix(grad) else (step, step)  # these are no matrices
+    # Slots of a complex vector are those of a matrix of pairs, which it is not: step, a number,
+    # stands in for them, and is left out of products.
+    sides = (left, right) if is_matrix(grad) else (step, step)
     bases = (left_basis, right_basis) if is_matrix(grad) else sides
     seen = _between(_mirrored(bases[0]), x, bases[1])
     later = (step > 1).to(step.dtype)  # 0 in the first step, which leaves the averages alone
@@ -140,6 +143,8 @@ def average_in_eigenbasis(
     update = weight * average / (root(squares) + eps)
     update = _between(bases[0], update, _mirrored(bases[1]))
     if is_matrix(grad):
+        # After the update, as in the authors' code: no gradient is seen from a basis that it has
+        # helped to find.
         left, right = _add_products(x, left, right, sqr_mom, 1 - sqr_mom)
         due = (step > 1) & (count % every == 0)
         left_basis, order = _turned(first, due, left, bases[0])
@@ -193,6 +198,7 @@ def _inverse_root(matrix: Tensor, eps: float | Tensor) -> Tensor:
     if matrix.dim() < 2:
         return matrix.clone()
     values, vectors = eigh(matrix)
+    # By rounding, eigenvalues of 0 come out slightly negative, and their roots would be NaN.
     return (vectors * (values.clamp(min=0) + eps) ** -0.25) @ vectors.mT
 
 
@@ -206,6 +212,7 @@ def _turned(
     """
     if matrix.dim() < 2:
         return basis.clone(), None
+    # eigh begins with the smallest eigenvalue; the steps to come keep the largest in front.
     basis = renewed(first, basis, lambda: eigh(matrix)[1].flip(1))
     if known_for_all(due) is False:
         return basis, None

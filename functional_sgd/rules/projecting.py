@@ -120,6 +120,8 @@ def _threshold(values: Tensor, mass: float | Tensor) -> Tensor:
     """
     if values.numel() == 0:
         return values.new_zeros(())
+    # The paper looks for the last k whose value is above its threshold. The maximum is the same
+    # number, without an index that depends on values.
     falling = values.reshape(-1).sort(descending=True).values
     counts = torch.arange(1, values.numel() + 1, dtype=values.dtype, device=values.device)
     return ((falling.cumsum(0) - mass) / counts).amax()

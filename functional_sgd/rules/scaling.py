@@ -187,6 +187,8 @@ def rectify_softplus(
     {'update': tensor([4.])}
     """
     divisor = root(sqr_avg) + eps
+    # Bounded first: exp of more than 88 is infinite in float32, and its derivative NaN, chosen or
+    # not. 20 is where torch's softplus, which fastai calls, goes over to x.
     soft = (beta * divisor).clamp(max=20.0).exp().log1p() / beta
     return dict(
         update=_rectified(update, torch.where(beta * divisor > 20, divisor, soft), step, sqr_mom)

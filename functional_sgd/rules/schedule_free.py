@@ -33,6 +33,7 @@ def weigh_steps(
     lr_max = torch.where(lr_max > lr, lr_max, lr)
     weight = lr_max**lr_power
     weight_sum = weight_sum + weight
+    # A warm-up that begins at lr = 0 has no weight yet, and no share.
     share = weight / torch.where(weight_sum == 0, 1.0, weight_sum)
     return dict(lr_max=lr_max, weight_sum=weight_sum, share=share)
 

@@ -208,6 +208,7 @@ def limit_norm_growth(
     x = as_real(update)
     length = root(x.square().sum())
     excess = (length / (last_length + SMALL)).clamp(min=growth) / growth
+    # Where all of these are 0-d, a growth that is a tensor has made float64 of them.
     excess = torch.where(step == 1, 1.0, excess).to(x.dtype)
     return dict(update=as_complex(x / excess, update), last_length=length / excess)
 

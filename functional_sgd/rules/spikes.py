@@ -44,6 +44,8 @@ def average_without_spikes(
     grad_avg = torch.where(age == 0, 0.0, grad_avg)
     sqr_avg = torch.where(age == 0, 0.0, sqr_avg)
     limit = spike * sqr_avg
+    # Chosen by element first and by number then: Triton's interpreter cannot do both in one
+    # condition.
     cut = torch.where(grad.square() > limit, grad.sign() * root(limit), grad)
     grad = torch.where((step >= patience) & (age >= patience), cut, grad)
     grad_avg = mom * grad_avg + (1 - mom) * grad

@@ -110,6 +110,7 @@ def resilient_step(
     {'param': tensor([-0.5000]), 'last_grad': tensor([1.]), 'step_size': tensor([1.5000])}
     """
     agreement = grad * last_grad
+    # lr is a hyper, so the slot cannot begin as it.
     step_size = torch.where(step <= 1, lr, step_size)
     other = torch.where(agreement < 0, shrink * step_size, step_size)
     step_size = torch.where(agreement > 0, grow * step_size, other)
@@ -153,8 +154,11 @@ def dual_average_step(
     (tensor([8.]), tensor([0.9500]))
     """
     start = torch.where(step <= 1, param, start)  # as the authors, who begin at the first gradient
+    # lr = 0 must leave the params alone, although eps is added to it. Times step, since where needs
+    # a tensor to ask, and lr may be a plain number.
     weight = torch.where(lr * step == 0, 0.0, (lr + eps) * step.sqrt())
     grad_sum, sqr_sum = grad_sum + weight * grad, sqr_sum + weight * grad.square()
+    # Where no gradient has been, Halley's method would divide 0 by 0, and eps may be 0.
     flat = sqr_sum == 0
     divisor = _cube_root(torch.where(flat, 1.0, sqr_sum)) + eps
     way = torch.where(flat, 0.0, grad_sum / divisor)
@@ -193,6 +197,7 @@ def follow_leader_step(
     squares = sqr_sum + grad.square()
     length = root(squares)
     slope = slope + grad - (length - root(sqr_sum)) / lr * param
+    # With beta = l2 = 0, bend is 0 where no gradient has been.
     unseen = squares == 0
     bend = (beta + length) / lr + l2
     goal = (slope.sign() * l1 - slope) / torch.where(unseen, 1.0, bend)

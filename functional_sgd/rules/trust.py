@@ -37,6 +37,7 @@ def trust_ratio(
     {'update': tensor([ 2., -2.])}
     """
     ratio = (size / torch.where(length == 0, 1.0, length)).clamp(max=max_trust)
+    # In proportion to its size, a leaf of zeros (a new bias, say) would stay there for ever.
     return dict(update=torch.where((size == 0) | (length == 0), 1.0, ratio) * update)
 
 
@@ -163,6 +164,7 @@ def lars_grad(
     >>> lars_grad(4 * x, x, trust_coeff=0.5)
     {'grad': tensor([2.])}
     """
+    # As in trust_ratio, a leaf of zeros must be able to move.
     still = (size == 0) | (slope + size * wd + eps == 0)
     local = _local_rate(size, torch.where(still, 1.0, slope), trust_coeff, wd, eps)
     return dict(grad=torch.where(still, 1.0, local) * (grad + wd * param))

@@ -21,6 +21,7 @@ LONGEST = 8192
 FALL = 1e-3
 """How fast factors are renewed less often, once the calm steps are over."""
 
+# The smallest normal float32: too small to change a divisor, unless that is 0.
 TINY = 2.0**-126
 
 
@@ -90,7 +91,11 @@ def whiten(
     x = as_matrix(update)
     if not x.numel():
         return dict(update=update, left=left.clone(), right=right.clone(), waited=waited.clone())
+    # Bounded before exp, which is infinite from step 710,000 on: the minimum below would choose the
+    # other, but derivatives would be NaN.
     seldom = torch.exp(FALL * (step - 1 - calm_steps).clamp(max=1e5)).clamp(min=1)
+    # Counted and not drawn, as in the authors' code. step * 0 + factors_every is a tensor, which
+    # minimum needs, where factors_every is a plain number.
     due = waited + 1 >= torch.minimum(seldom, step * 0 + factors_every)
     slots = left, right  # a factor as large as its complex leaf comes as complex numbers
     left, right = as_real(left), as_real(right)
@@ -158,6 +163,7 @@ def _learned(factor: Tensor, a: Tensor, b: Tensor, factor_lr: float | Tensor) ->
 
 def _size(matrix: Tensor) -> Tensor:
     """A lower bound of the largest eigenvalue of a symmetric matrix, mostly close to it."""
+    # Squares of 1e-30 or 1e30 are no numbers of float32.
     largest = matrix.abs().amax()
     even = matrix / torch.where(largest > 0, largest, 1.0)
     longest = even.square().sum(0).argmax()

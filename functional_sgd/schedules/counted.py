@@ -108,6 +108,7 @@ class Piecewise(Counted):
         """The value at this position."""
         value: Any = self.values[0]
         for border, later in zip(self.borders, self.values[1:], strict=True):
+            # A border in shares may be some ulps above the k / n that it stands for.
             value = choose(position >= border - 1e-12, later, value)
         return value
 
@@ -158,6 +159,7 @@ class DecayWarmUp(Counted):
     @property
     def lengths(self) -> tuple[float, ...]:
         """The offset."""
+        # A length in steps, so that `scheduled` refuses to give it shares of the run.
         return (self.offset,)
 
     def __call__(self, position: Position) -> Any:

@@ -51,13 +51,16 @@ class Join(Shape):
     def __call__(self, position: Position) -> Any:
         """The value at this position; beyond the ends, the first and last value."""
         ends = [*accumulate(self.shares)]
+        # Shares sum to 1 up to rounding, and the last part is to end at 1 exactly.
         ends[-1] = 1.0
         value = None
         for end, share, part in zip(ends, self.shares, self.parts, strict=True):
             if share == 0:
                 continue
             start = end - share
+            # Where the position is a tensor every part is computed, also outside of its share.
             local = clamp((position - start) / (end - start), 0.0, 1.0)
+            # A border is a sum, which may be some ulps above the k / n that it stands for.
             value = (
                 part(local)
                 if value is None
@@ -139,6 +142,7 @@ class Sequence(Counted):
         """The value at this position."""
         value = self.parts[0](position)
         for border, part in zip(self.borders, self.parts[1:], strict=True):
+            # Where the position is a tensor it is computed before its border, too.
             later = part(clamp(position - border))
             value = choose(position >= border - 1e-12, later, value)
         return value
@@ -188,6 +192,7 @@ class Restarts(Counted):
             cycle = whole(logarithm(passed * growth + 1) / logarithm(self.mult))
             size = self.mult**cycle
             local = (passed - (size - 1) / growth) / size
+        # Where `whole` has rounded up, local is slightly negative.
         value = self.part(clamp(local, 0.0, 1.0))
         return value if self.factor == 1 else value * self.factor**cycle
 

@@ -148,6 +148,7 @@ def warmup_stable_decay(
     >>> [warmup_stable_decay(1.0, warmup=0.25, decay=0.5)(k / 8) for k in (0, 1, 2, 4, 6, 8)]
     [0.0, 0.5, 1.0, 1.0, 0.5, 0.0]
     """
+    # Without a flat part it may be off by rounding: 1 - 0.8 - 0.2 is -6e-17.
     stable = 1 - warmup - decay
     return Join(
         (warmup, max(stable, 0.0) if stable > -1e-9 else stable, decay),

@@ -22,6 +22,7 @@ __all__ = [
 ]
 
 
+# No Shape, as it has no end: shares and steps are the same to it.
 @dataclass(frozen=True)
 class Constant:
     """Always `value`.

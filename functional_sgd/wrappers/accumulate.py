@@ -61,6 +61,7 @@ class Accumulate(Wrapper):
         own, others, extras = self.take_own(hyper, extras)
         leaves, grads_now, spec = take_grads(self.name, params, grads)
         old = flatten_like(spec, state["grad_sum"], params, self.name, "state['grad_sum']")
+        # In the dtype of the sum: a gradient of higher precision does not widen the state.
         sums = [
             before if grad is None else before + grad.to(before.dtype)
             for before, grad in zip(old, grads_now, strict=True)
@@ -70,10 +71,13 @@ class Accumulate(Wrapper):
         given = state["given"] + here.to(torch.int64)
         gathered = state["gathered"] + 1
         calls = state[CALLS] + 1
+        # Not only when it is equal: `every` may be lower now than when the window began.
         act = gathered >= own["every"]
         acts = known(act, lambda: (*leaves, *grads_now, *flatten(others)[0]))
         if acts is False:  # the optimizer need not be asked
             kept = {"gathered": gathered, "given": given, "grad_sum": unflatten(spec, sums)}
+            # The same tensors in dicts of their own: whoever changes the new state does not change
+            # the old.
             inner = choose(act, state[INNER], state[INNER])
             return unflatten(spec, leaves), {CALLS: calls, **kept, INNER: inner}
         active = given > 0 if acts else here  # while a program is recorded, nobody can look

@@ -50,6 +50,7 @@ class ParamAverage(Wrapper):
         inner = self.opt.init(params)
         leaves, spec = flatten(params)
         average = unflatten(spec, [owned(wide(leaf), leaf) for leaf in leaves])
+        # float64, since with decay = 1 it counts, and float32 stops counting at 2**24.
         weight = torch.zeros(len(leaves), dtype=torch.float64, device=device_of(leaves))
         return {CALLS: no_calls(params), "weight": weight, "average": average, INNER: inner}
 
@@ -85,6 +86,7 @@ class ParamAverage(Wrapper):
         """The share that the params have in the new average, for each leaf."""
         share = 1 / torch.where(weight == 0, 1.0, weight)
         if not self.debias:
+            # Before the first params that count there is no average: they take its place.
             share = torch.where(before == 0, share, 1 - decay)
         return torch.where(counts | (weight == 0), share, 0.0)  # all, until there is an average
 

@@ -17,11 +17,14 @@ params with labels.
 
 def as_patterns(labels: Labels) -> Labels:
     """Labels as a function or a mapping of path patterns: of a tree, the paths of its leaves."""
+    # A flat dict of texts may be meant as a tree; as patterns it says the same.
     if callable(labels) or (
         isinstance(labels, Mapping) and all(map(_is_pattern, labels, labels.values()))
     ):
         return labels
     paths, values, _ = optree.tree_flatten_with_path(labels, none_is_leaf=True)
+    # Escaped, since keys may have a * or a [ of their own. A single label has an empty path, and is
+    # for all leaves.
     return {
         glob.escape(dotted(path)) or "*": label for path, label in zip(paths, values, strict=True)
     }
@@ -35,6 +38,7 @@ def labels_of(who: str, labels: Labels, params: Tree, names: list[str]) -> list[
     """
     if callable(labels):
         return [labels(name, leaf) for name, leaf in zip(names, flatten(params)[0], strict=True)]
+    # Without leaves every pattern would be one that covers none.
     return first_matches(who, names, labels, covers) if names else []
 
 

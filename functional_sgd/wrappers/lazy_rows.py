@@ -31,6 +31,7 @@ class LazyRows(Wrapper):
                 f"lazy_rows: expected a chain of rules, got {self.opt!r}, which keeps the state of "
                 f"others. Put it outside: accumulate(lazy_rows(opt), every=4)."
             )
+        # For no params at all, a slot is an empty tree, and a number of the tree still a tensor.
         empty = self.opt.init({})
         slots = frozenset(name for name, entry in empty.items() if not isinstance(entry, Tensor))
         for name in sorted(slots):

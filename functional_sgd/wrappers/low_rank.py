@@ -76,6 +76,7 @@ class LowRank(Wrapper):
             if grad is None or not self._projects(leaf):
                 seen.append(grad)
                 continue
+            # All of a gradient that is cut over processes: a piece has other singular vectors.
             matrix = as_matrix(wide(full(grad)))
             renew = functools.partial(_first_directions, matrix, self.rank)
             bases[place] = renewed(due[place].to(matrix.device), bases[place], renew)
@@ -87,6 +88,7 @@ class LowRank(Wrapper):
             if not self._projects(leaf):
                 results.append(new)
             elif grad is None:
+                # Without a gradient, new is the zeros that went in.
                 results.append(leaf)
             else:
                 result = self._moved(leaf, basis, new, own)

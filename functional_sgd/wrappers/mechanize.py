@@ -55,6 +55,7 @@ class Mechanize(Wrapper):
 
     def extend(self, state: State, before: Tree, params: Tree) -> State:
         """The state for more params: tuners go on."""
+        # With as many leaves as tuners, `extended` would take them for a number of each leaf.
         tuned = {name: state[name] for name in TUNERS}
         return {**super().extend(state, before, params), **tuned}
 
@@ -77,6 +78,7 @@ class Mechanize(Wrapper):
             unflatten(spec, leaves), unflatten(spec, slopes), state[INNER], others, **extras
         )
         ends, _ = flatten(moved)
+        # The params were made with the rate of the last step, so their way is divided by that one.
         eps, before = own["mechanic_eps"], state["rate"].sum()
         ways = [
             (leaf - start) / _like(before + eps, leaf)

@@ -31,9 +31,8 @@ class Partition(Optimizer):
 
     optimizers: Mapping[str, Optimizer] = field(hash=False)
     labels: Labels = field(hash=False)
-    patterns: Labels = field(
-        init=False, compare=False
-    )  # the labels; a tree as the paths of its leaves
+    # The labels; a tree of them as the paths of its leaves.
+    patterns: Labels = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.optimizers, Mapping):
@@ -219,6 +218,7 @@ class Partition(Optimizer):
                 )
             if label is not None:
                 owned.setdefault(label, []).append(index)
+        # Parts are dicts by path, in which one of two leaves would be lost.
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise ValueError(
@@ -280,6 +280,7 @@ def freeze(opt: Optimizer, chosen: Chosen) -> Partition:
     return Partition({"trained": opt}, labels)
 
 
+# A class, as a function made in `freeze` could not be pickled.
 @dataclass(frozen=True)
 class _Unless:
     """A label for every leaf, but None for those of which `chosen` is true."""
@@ -320,6 +321,7 @@ class _Split:
         """Those of the hypers or extras that one part reads; trees are cut to its leaves."""
         own = {name: values[f"{label}.{name}"] for name in names if f"{label}.{name}" in values}
         shared = {name: values[name] for name in names if name in values}
+        # What is said of one part wins over what is said of all.
         return {name: cut(label, name, value) for name, value in {**shared, **own}.items()}
 
     def cut(self, label: str, name: str, value: Any) -> Any:
@@ -334,6 +336,7 @@ class _Split:
         """
         if not isinstance(value, (dict, list, tuple)):
             return value
+        # Not every list is a tree of params: one that does not fit goes to the rule as it is.
         tree: Any = value
         with contextlib.suppress(ValueError, TypeError):
             return self.part(label, self.spec.flatten_up_to(tree))
@@ -346,9 +349,8 @@ def _agrees(opt: Optimizer, name: str, default: Any) -> bool:
     """Whether an optimizer can be passed the default of another one, and nothing changes."""
     if name in opt.hyper:
         return _same(default, opt.hyper[name])
-    return name not in opt.names or any(
-        own.endswith(f".{name}") for own in opt.hyper
-    )  # whose labels win
+    # Defaults with labels are passed along with the plain name, and win.
+    return name not in opt.names or any(own.endswith(f".{name}") for own in opt.hyper)
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -82,6 +82,7 @@ class Scheduled(Wrapper):
         """One step with the hypers of this step: (new params, new state)."""
         check_state(self.name, state, (CALLS, INNER))
         hyper = check_names(self.name, hyper, extras, self.names)
+        # The optimizer refuses a hyper that comes both in the dict and by keyword.
         values = {n: v for n, v in self.values(state[CALLS]).items() if n not in extras}
         params, inner = self.opt(params, grads, state[INNER], {**values, **hyper}, **extras)
         return params, {CALLS: state[CALLS] + 1, INNER: inner}
@@ -96,12 +97,14 @@ class Scheduled(Wrapper):
 
     def values(self, calls: Tensor) -> dict[str, Any]:
         """The scheduled hypers of the call that follows after `calls` others."""
+        # Metal has no float64.
         position = calls.to(torch.float32 if calls.device.type == "mps" else torch.float64)
         if self.steps is not None:
             position = (position / self.steps).clamp(0, 1)
         return {name: schedule(position) for name, schedule in self.schedules.items()}
 
     def _is_scheduled(self, name: str) -> bool:
+        # A schedule of lr is one of head.lr, too, where a partition has that.
         return any(name == own or name.endswith(f".{own}") for own in self.schedules)
 
     def __repr__(self) -> str:

@@ -117,6 +117,7 @@ class SkipLarge(Skip):
         present = [grad for grad in grads if grad is not None]
         if not present:
             return torch.ones_like(like, dtype=torch.bool)
+        # NaN is not shorter than anything.
         return (global_norm(present) < own["max_norm"]).to(like.device)
 
 

@@ -32,9 +32,8 @@ class Wrapper(Optimizer):
 
     name: ClassVar[str] = "wrapper"
     own_hypers: ClassVar[Mapping[str, Range]] = {}
-    needs_old: ClassVar[bool] = (
-        False  # whether it reads params and state again after the inner step
-    )
+    # Whether it reads params and state again after the inner step, which may have overwritten them.
+    needs_old: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_optimizer(self.name, self.opt)
@@ -150,6 +149,7 @@ def take_grads(
     )
     if any_distributed((*leaves, *given)):
         check_placed(who, "its gradient", lambda: paths(params), leaves, given)
+        # A gradient may be cut otherwise than its leaf, or be a sum that is still to be taken.
         pairs = zip(leaves, given, strict=True)
         given = [None if grad is None else placed(grad, leaf) for leaf, grad in pairs]
     return leaves, given, spec
