@@ -125,6 +125,8 @@ class Callback:
                 raise TypeError(
                     f"callback {cls.__name__}: {name!r} is no event. {did_you_mean(name, places)}"
                 )
+            # Plain functions only: the signature of a partial or a staticmethod says nothing of
+            # `self`.
             if name in places and isinstance(value, FunctionType) and not _takes_state(value):
                 raise TypeError(
                     f"callback {cls.__name__}: {name} is called with the state. Write "
@@ -175,6 +177,7 @@ def snake_case(name: str) -> str:
     >>> snake_case("TerminateOnNaN"), snake_case("ParamScheduler")
     ('terminate_on_nan', 'param_scheduler')
     """
+    # NaN is one word: the last N would begin another (terminate_on_na_n).
     words = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", name.replace("NaN", "Nan"))
     return re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", words).lower()
 
@@ -282,6 +285,7 @@ def _matching(wishes: Wish | Iterable[Wish], callbacks: Sequence[Any]) -> list[i
 
 def _circle(waiting: dict[int, set[int]], callbacks: Sequence[Any]) -> str:
     path = [next(iter(waiting))]
+    # Nobody is ready, so each waits for another that waits: the walk comes back to where it was.
     while len(set(path)) == len(path):
         path.append(min(waiting[path[-1]] & waiting.keys()))
     circle = path[path.index(path[-1]) :]

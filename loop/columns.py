@@ -79,6 +79,7 @@ class Numbers(Run):
 
     def join(self, others: Sequence["Numbers"]) -> "Numbers":
         """One array."""
+        # A copy, since other logs see this run without the others.
         values = self.values[:]
         for other in others:
             values.extend(other.values)
@@ -129,6 +130,7 @@ class Repeated(Run):
     @property
     def kind(self) -> Kind:
         """The very objects."""
+        # Runs that are compared hold their objects, so no number is used twice meanwhile.
         return tuple(map(id, self.choices))
 
     def join(self, others: Sequence["Repeated"]) -> "Repeated":
@@ -208,6 +210,7 @@ def _with_kinds(items: Sequence[Any]) -> Iterator[tuple[Kind, Any]]:
 
 def _kind(item: Any) -> Kind:
     kind = type(item)
+    # By exact type: isinstance takes True for an int, and it would come back as 1.
     if kind is float:
         return "d"
     if kind is int and -(2**63) <= item < 2**63:
@@ -216,6 +219,7 @@ def _kind(item: Any) -> Kind:
         return Scalars, item.dtype, item.device
     if kind in (dict, list, tuple):
         leaves, structure = optree.tree_flatten(item)
+        # Without a leaf there is no column to tell how many trees there are.
         if leaves and all(type(leaf) is float for leaf in leaves):
             return Trees, structure
     return None
@@ -223,6 +227,7 @@ def _kind(item: Any) -> Kind:
 
 def _run(kind: Kind, items: list[Any]) -> Run:
     name, *details = kind if isinstance(kind, tuple) else (kind,)
+    # Before the number of items is asked for: at 600 bytes a tensor, two are worth it.
     if name is Scalars:
         with torch.no_grad():
             return Scalars(torch.stack(items))

@@ -27,6 +27,7 @@ def taken(state: State, who: str) -> State:
     def move(old: Any) -> Any:
         if not isinstance(old, Tensor):
             return old
+        # By identity: leaves that are one tensor stay one.
         if id(old) not in moved:
             moved[id(old)] = old.clone() if memory_of(old) in remembered else old.detach()
             olds.append(old)
@@ -36,6 +37,7 @@ def taken(state: State, who: str) -> State:
     trees: Any = {"params": state.params, "opt_state": state.opt_state}
     new = state.replace(**optree.tree_map(move, trees))
     for old in olds:
+        # What is remembered may be these very objects: the best params, say.
         if memory_of(old) not in remembered:
             give_up(local(old), who)
     return new
@@ -43,6 +45,7 @@ def taken(state: State, who: str) -> State:
 
 def check_not_spent(who: str, state: State) -> None:
     """Raise ValueError, on behalf of `who`, for a state that was given up."""
+    # Params and slots are given up together, so to ask the params is enough.
     for value in state.params.values():
         spender = spender_of(local(value))
         if spender is not None:
@@ -55,6 +58,7 @@ def check_not_spent(who: str, state: State) -> None:
 def tensors_in(value: Any) -> Iterator[Tensor]:
     """The tensors in what callbacks remember: containers and records of them."""
     if isinstance(value, Tensor):
+        # Sparse tensors lie in no one place, so there is nothing to compare.
         if value.layout is torch.strided:
             yield value
     elif isinstance(value, Mapping):

@@ -54,6 +54,7 @@ def fill(
             vars(here).pop(SPENDER, None)
         if alias and value.device == here.device and value.dtype == here.dtype:
             here.data = value
+        # A parameter that was given up is a single NaN, expanded: nothing can be copied into it.
         elif without and isinstance(here, nn.Parameter):
             here.data = value.to(here.device, here.dtype, copy=True)
         else:

@@ -83,6 +83,7 @@ class Log(Sequence[Any]):
         return f"Log({list(self)!r})" if len(self) <= 8 else f"Log of {len(self)} items"
 
     def __reduce__(self) -> Any:
+        # Not the store: its lock cannot be pickled, and it has the items of later logs too.
         return Log.of, (self.runs(),)
 
     @classmethod
@@ -97,6 +98,7 @@ class Log(Sequence[Any]):
         store, left, seen = self._store, self._length, list[Run]()
         with store.lock:
             for run in store.runs:
+                # Packed since this log was made: its last items are those of later logs.
                 if left < len(run):
                     return seen, list(islice(run, left))
                 seen.append(run)

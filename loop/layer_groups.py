@@ -64,6 +64,7 @@ def spread(
         )
     last = len(groups) - 1
     rate_of = {
+        # `high` itself at the end: the power rounds, and a single group would divide by 0.
         name: high if index == last else low * (high / low) ** (index / last)
         for index, group in enumerate(groups)
         for name in group
@@ -79,6 +80,7 @@ def matching(who: str, params: Mapping[str, Tensor], patterns: Sequence[str]) ->
     ['body.0', 'body.1']
     """
     try:
+        # by_path wants a match for every name: the last pattern takes those that match no other.
         matches = by_path(
             params, {**dict.fromkeys(patterns, True), **({} if "*" in patterns else {"*": False})}
         )

@@ -17,6 +17,7 @@ def processes(value: Any) -> frozenset[int]:
     return _on_mesh(value.device_mesh)
 
 
+# Asked for every gradient of every batch, and a mesh never changes.
 @functools.lru_cache(maxsize=32)
 def _on_mesh(mesh: Any) -> frozenset[int]:
     return frozenset(mesh.mesh.flatten().tolist())
@@ -37,6 +38,7 @@ class Box(NamedTuple):
 
 def box_of(tensor: Any) -> Box:
     """What this rank holds of a DTensor."""
+    # Imported where it is needed, here and below, since some builds of torch are without it.
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
     shape, start = compute_local_shape_and_global_offset(
@@ -60,12 +62,14 @@ def in_rows(value: Tensor, mesh: Any) -> Tensor:
 
     last = Shard(0) if value.dim() else Replicate()
     placements = [*[Replicate()] * (mesh.ndim - 1), last]
+    # src_data_rank=None: each rank cuts what it has; by default rank 0 sends all others their part.
     cut: Tensor = distribute_tensor(value.detach(), mesh, placements, src_data_rank=None)
     return cut
 
 
 def cut_like(value: Tensor, target: Any) -> Tensor:
     """A tensor that all ranks have, cut as the target is."""
+    # A copy, for a view would keep the whole tensor in memory.
     return laid_out(value.detach()[box_of(target).slices].clone(), target)
 
 
@@ -73,6 +77,7 @@ def laid_out(piece: Tensor, target: Any) -> Tensor:
     """This rank's piece as a DTensor that lies like the target."""
     from torch.distributed.tensor import DTensor
 
+    # Without shape and stride, torch takes all pieces to be of one size.
     found: Tensor = DTensor.from_local(
         piece.to(target.device),
         target.device_mesh,
@@ -100,6 +105,7 @@ def any_rank(flag: bool, like: Any) -> bool:
     import torch.distributed as dist
 
     found = torch.tensor(float(flag), device=like.device)
+    # A mesh has a group for each dimension and none for all processes: so the maximum of maxima.
     for dimension in range(like.device_mesh.ndim):
         group = like.device_mesh.get_group(dimension)
         dist.all_reduce(found, dist.ReduceOp.MAX, group=group)

@@ -105,6 +105,7 @@ class Learner:
         """The same, overwriting params and state, as far as the optimizer can do without the old
         ones.
         """
+        # Fused even where fused=False: leaf by leaf, no step writes over what it is given.
         return _fused(self.opt, True)
 
     @property
@@ -130,6 +131,7 @@ class Learner:
         if device is not None:
             params = {name: value.to(device) for name, value in params.items()}
             buffers = {name: value.to(device) for name, value in buffers.items()}
+        # After the move, since slots are made where the params are.
         opt_state = seeded(self.opt.init(params), seed)
         return State(params, buffers, opt_state, self.opt.hyper, seed)
 
@@ -176,13 +178,17 @@ class Learner:
                         f"{tuple(value.shape)} there and {tuple(own[name].shape)} in the model. "
                         f"Pass a state of this learner."
                     )
+                # Some buffers grow while a model is trained.
                 own[name].resize_(value.shape)
         if donate:
+            # After all that can be refused, since this cannot be undone. `given` is made again,
+            # because the tensors in it are empty from here on.
             state = taken(state, "Learner.load(donate=True)")
             given = {**self.opt.evaluated(state.params, state.opt_state), **state.buffers}
         fill(self.model, given, own, donate)
         return self.model
 
+    # Hidden from type checkers, which would otherwise accept every misspelt name.
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:

@@ -149,6 +149,7 @@ def unwrapped(loss: Loss) -> tuple[Loss, dict[str, Any]]:
     >>> function is F.huber_loss, options
     (True, {'reduction': 'mean', 'delta': 2.0})
     """
+    # By exact type: a subclass may compute something else.
     if type(loss) in _FUNCTION_OF:
         function = _FUNCTION_OF[type(loss)]
         values = {
@@ -176,6 +177,7 @@ def _of_classes(function: Loss, options: Mapping[str, Any], pred: Tensor, target
     counted, weight = target != options.get("ignore_index", -100), options.get("weight")
     shares = counted.to(values.dtype)
     if weight is not None:
+        # An ignored target (-100, say) is no index. It looks up any weight, since its share is 0.
         shares = shares * weight[torch.where(counted, target, 0)]
     scale: Tensor = values.numel() / shares.sum()
     return _of_rows(values) * scale
@@ -187,6 +189,7 @@ def _of_rows(values: Tensor) -> Tensor:
 
 
 def _one_by_one(loss: Loss, pred: Any, *targets: Any) -> Tensor:
+    # torch.vmap does not look into dataclasses and ModelOutputs, so it gets the tensors one by one.
     columns: list[Tensor] = []
     map_output(lambda leaf: columns.append(leaf) if has_samples(leaf) else None, (pred, targets))
 

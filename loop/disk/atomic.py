@@ -46,6 +46,7 @@ def put(new: Path, path: Path) -> None:
     if path.exists():
         discard(aside(path))
         path.rename(aside(path))
+        # Before the next rename, so that after a loss of power one of the two is there.
         sync(path.parent)
     new.rename(path)
     sync(path.parent)
@@ -111,6 +112,7 @@ def make(folder: Path) -> None:
     if not folder.is_dir():
         make(folder.parent)
         folder.mkdir(exist_ok=True)
+        # Or a loss of power could take the name away, and with it all that is in the folder.
         sync(folder.parent)
 
 
@@ -150,5 +152,6 @@ def _is_alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except OSError:
+        # PermissionError: it is there, and another user's.
         return True
     return True

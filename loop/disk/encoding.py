@@ -62,6 +62,7 @@ def storable(cls: Class) -> Class:
             f"storable: {name} must be a dataclass that is called with all of its fields, and only "
             f"them."
         )
+    # A class that is defined again, as by a cell of a notebook, takes the place of the former.
     known = _STORABLE.get(name, cls)
     if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
         raise ValueError(
@@ -119,10 +120,12 @@ def _value(node: Node, tensors: dict[str, Tensor]) -> Any:
 def _node(value: Any, where: str, tensors: dict[str, Tensor], depth: int) -> Node:
     if depth > DEPTH:
         raise TypeError(f"save: {where} is more than {DEPTH} containers deep. Is it in itself?")
+    # By exact type, here and below: what is read back is never of a subclass.
     if _is_json(value):
         return value
     kind = type(value)
     if kind is int:
+        # Not in decimal, of which Python reads and writes no more than 4,300 digits.
         return {"int": hex(value)}
     if kind is float:
         return {"float": repr(value)}
@@ -134,6 +137,7 @@ def _node(value: Any, where: str, tensors: dict[str, Tensor], depth: int) -> Nod
         ]
     if kind is tuple:
         return {"tuple": _node(list(value), where, tensors, depth)}
+    # As pairs: the keys of a JSON object are text, in which 1 and "1" are the same.
     if kind is dict:
         return {"dict": [_pair(key, part, where, tensors, depth) for key, part in value.items()]}
     if _is_tensor(value):
@@ -225,6 +229,7 @@ def _described(value: Any) -> str:
 def _tensor(name: str, tensors: dict[str, Tensor]) -> Tensor:
     if name not in tensors:
         raise ValueError(f"there is no tensor {name}, or it is used twice.")
+    # Once, so that no file makes more of a tensor than is in it.
     return tensors.pop(name)
 
 

@@ -88,6 +88,7 @@ def write(
     entries = {name: {**_entry(whole[name]), "sha256": digest_of(stored[name])} for name in whole}
     entries |= {name: {**_entry(cut[name]), "pieces": pieces[name]} for name in cut}
     text = json.dumps({**document, "tensors": entries}, allow_nan=False)
+    # `load` would refuse it. JSON is written in ASCII, so characters are bytes.
     if len(text) >= LARGEST:
         raise ValueError(
             f"save: {REST} would have {len(text):,} bytes, expected less than {LARGEST:,}. Keep "
@@ -158,6 +159,7 @@ def as_stored(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
                 f"save: {name}, {shaped(tensor.dtype, tensor.shape)}, cannot be saved: {error}. "
                 f"Convert it."
             ) from error
+        # safetensors refuses tensors that share memory.
         memory = plain.untyped_storage().data_ptr()
         yield name, plain.clone() if memory in memories else plain
         memories.add(memory)
@@ -167,6 +169,7 @@ def plainly(tensor: Tensor) -> Tensor:
     """A tensor on the CPU, its elements one after the other, complex numbers as pairs."""
     plain = tensor.to(CPU).resolve_conj().resolve_neg()
     plain = (torch.view_as_real(plain) if plain.is_complex() else plain).contiguous()
+    # safetensors looks at strides, and with one element or none torch takes any for contiguous.
     if plain.numel() > 1 or plain.stride() == torch.empty(plain.shape, device="meta").stride():
         return plain
     return plain.new_empty(plain.shape).copy_(plain)  # "contiguous" with any stride

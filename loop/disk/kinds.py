@@ -19,6 +19,7 @@ def check_fields(record: type, values: Mapping[str, Any], where: str = "") -> No
     ...
     ValueError: epoch is of type str, expected int.
     """
+    # State imports Learner for type checkers only, so the name is unknown at run time.
     hints = get_type_hints(record, localns={"Learner": object})
     for name, value in values.items():
         _check(value, hints[name], f"{where}{name}")

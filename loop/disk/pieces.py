@@ -41,6 +41,7 @@ def write_pieces(
     they are in the file.
     """
     path = directory / file_name(number)
+    # Ranks may have no row of a small tensor; nobody reads a piece without elements.
     mine = {name: piece for name, piece in stored.items() if piece.numel() or not piece.dim()}
     with told(path):
         save_file(mine, path, metadata={"format": "pt"})
@@ -78,6 +79,7 @@ class Targets:
         What a callback remembers of a param, such as an average, lies as the param does.
         """
         found = self.exact.get(name)
+        # By the end of the name: what is remembered of `w` ends in ['w'], however deep it lies.
         if found is None and name.startswith("memory["):
             found = next((v for end, v in self.params.items() if name.endswith(end)), None)
         return found if found is not None and list(found.shape) == list(shape) else None

@@ -162,10 +162,12 @@ def _read_tensors(
     damaged.
     """
     try:
+        # All of it is read before safetensors maps it, since a bad block in mapped memory is a
+        # crash.
         digest, size = (
             file_digest(path),
             path.stat().st_size,
-        )  # reads it all: a bad disk is an error here, not a crash
+        )
     except OSError as error:
         raise _unreadable(path, error) from None
     try:
@@ -186,6 +188,7 @@ def _read_tensors(
         OSError,
     ) as error:  # torch's own, if the file is removed meanwhile
         raise _damaged(path, f"its {size:,} bytes and its header do not fit: {error}") from None
+    # Only now, since the digest of a leaf says more: which one is damaged.
     if digest != expected:
         raise _disagreeing(path, digest, expected, " (all tensors in it are whole)")
     return tensors
@@ -209,6 +212,7 @@ def _read_pieces(
                 verified.add(number)
             value = read_pieces(directory, name, entry["shape"], dtype, pieces, target)
         except DamagedStateError:
+            # A ValueError too, which says more than the one below.
             raise
         except (SafetensorError, OSError, RuntimeError, TypeError, ValueError) as error:
             raise _damaged(directory, f"{error}") from None

@@ -26,6 +26,7 @@ def run_node(
     if isinstance(run, Numbers):
         return {"numbers": _column(run, span, tensors)}
     if isinstance(run, Repeated):
+        # A bytearray, since torch warns of bytes, which cannot be written to.
         tensors[f"{span}.which"] = torch.frombuffer(bytearray(run.which), dtype=torch.uint8)
         return {"repeated": [[node(choice, span) for choice in run.choices], f"{span}.which"]}
     if isinstance(run, Trees):

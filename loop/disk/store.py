@@ -22,6 +22,7 @@ from loop.disk.undisturbed import undisturbed
 from loop.layout import any_rank
 from loop.state import State
 
+# Said in the name, so that the newest finite checkpoint is found without reading any.
 _NOT_FINITE = "-not-finite"
 _CHECKPOINT = re.compile(rf"(\d+)-train_iter-\d+({_NOT_FINITE})?")
 
@@ -49,6 +50,7 @@ def save(state: State, path: str | Path, overwrite: bool = False) -> Path:
     with scratch(path.parent) as new:
         write(new, document, tensors)
         with locked(path.parent):
+            # Again: somebody else may have saved there meanwhile.
             _check_place(path, overwrite)
             put(new, path)
     return path
@@ -154,6 +156,7 @@ def load_latest(folder: str | Path, like: State | None = None) -> State:
             continue
         except DamagedStateError as error:
             failure = error
+        # Agreed, or ranks would go on from different checkpoints.
         if not _on_any_rank(failure is not None, like):
             return state
         if failure is None:
@@ -209,6 +212,7 @@ def _number(path: Path) -> int:
 
 
 def _check_place(path: Path, overwrite: bool) -> None:
+    # A save that was killed between its renames has left the old state aside.
     for place in (path, aside(path)):
         if place.is_dir() and overwrite and {entry.name for entry in place.iterdir()} <= FILES:
             continue

@@ -33,5 +33,6 @@ def undisturbed() -> Iterator[list[Any]]:
         yield waiting
     finally:
         signal.signal(signal.SIGCHLD, heard)
+    # Once is enough: torch's handler looks at every process of its loaders.
     for number, frame in waiting[:1]:
         heard(number, frame)

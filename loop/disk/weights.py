@@ -26,6 +26,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str,
     Its metadata is `about`, who wrote it, and the SHA-256 of the file (with 64 zeros in the place
     of the digest itself). Raises TypeError for a dtype that such files do not know, and OSError.
     """
+    # Copies, since safetensors refuses tensors that share memory.
     apart = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     try:
         data = safetensors.torch.save(apart, {**about, _WRITER: library(), _DIGEST: _BLANK})
@@ -48,6 +49,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
     Raises DamagedStateError, a ValueError, for a damaged file or one of another kind, and OSError.
     """
+    # Read once, so that what is verified is what is used.
     with regular(path) as file:
         data = file.read()
     try:

@@ -41,13 +41,17 @@ class GlobalBatchNorm(_BatchNorm):
             return super().forward(x)
         axes = [axis for axis in range(x.dim()) if axis != 1]
         shape = [1, -1, *[1] * (x.dim() - 2)]
+        # Sums over a batch are too coarse in half precision.
         wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         length = wide.new_tensor([x.numel() / max(x.shape[1], 1)])
+        # The number of values, which may differ between ranks, travels with the sums.
         sums = _Sum.apply(torch.cat([wide.sum(axes), length]), self.group)
         mean, count = sums[:-1] / sums[-1], sums[-1].detach()
+        # In two steps: the mean of squares minus the square of the mean loses digits.
         centered = wide - mean.view(shape)
         variance = _Sum.apply(centered.square().sum(axes), self.group) / count
         if self.running_mean is not None:
+            # Unbiased, as torch's running variance is; the clamp is for a batch of one sample.
             self._follow(mean.detach(), variance.detach() * count / (count - 1).clamp(min=1))
         normal = centered * (variance + self.eps).rsqrt().view(shape)
         if self.affine:

@@ -73,6 +73,7 @@ class Ranks:
         counts = any(getattr(one, "train_metrics", False) for one in callbacks)
         recorder = next(one for one in callbacks if isinstance(one, Recorder))
         late = sums_first(callbacks, self) if compile else not is_awaited(callbacks, self)
+        # A compiled batch has done all its sums before after_loss, so its Recorder need not wait.
         told = recorder if late and not compile else None
         knowing = _with(
             self, collecting=tuple(every), counts_training=counts, late=late, recorder=told
@@ -100,6 +101,7 @@ class Ranks:
         Raises ValueError if they do not. Ranks at different places would take what the others mean
         for another number: their collectives differ.
         """
+        # In a bracket, since a run that is resumed does not pass before_fit again.
         data = learner_of(state).data
         if not isinstance(data, Cuts):
             raise ValueError(
@@ -107,6 +109,8 @@ class Ranks:
                 f"parallel on the learner that has this data."
             )
         facts = _facts(state, data)
+        # The counters must agree on all processes. The tensors differ where torch has cut the
+        # layers, so their digest is compared within the group only.
         if self.everyone != self.group:
             _check_alike(self.everyone.gathered(facts))
         _check_alike(self.group.gathered(facts | {_TENSORS: _digest(state, self.group)}))
@@ -118,6 +122,7 @@ class Ranks:
             return None
         loader = learner_of(state).data.train
         assert isinstance(loader, Cut), "around_fit has checked it"
+        # `position` is that of the next batch.
         samples = loader.length(state.position[1] - 1)
         if self.weight is None:
             weight: Any = samples
@@ -128,6 +133,7 @@ class Ranks:
             weight = self.group.sums([mine])[0]
             share = torch.where(weight == 0, 0.0, mine / weight)
         flags: Flags = state.resources[SHARED]
+        # The loss is summed over `group`, so a signal can travel with it only if that is everyone.
         raised = flags.raised() if self.everyone == self.group else None
         said = {"weight": weight, "samples": samples, "share": share, "raised": raised}
         return state.remember(SHARED, said)
@@ -190,8 +196,10 @@ class Ranks:
 
         A gradient that is None on some ranks counts as zero there; None on all stays None.
         """
+        # Counters, such as num_batches_tracked, are alike on all ranks.
         buffers = {name: b for name, b in state.buffers.items() if b.is_floating_point()}
         whole = state.memory.get(SHARED)
+        # A batch that was cancelled before before_batch came here has no share yet.
         share = 1 / self.group.size if whole is None else whole["share"]
         given = [] if loss is None else [part_of_loss(loss, share)]
         given += [
@@ -202,6 +210,7 @@ class Ranks:
         if not given:
             return state
         there = [float(grad is not None) for grad in grads.values()]
+        # In the dtype of the others, since every further dtype is a collective of its own.
         given.append(torch.tensor(there, dtype=given[-1].dtype, device=given[-1].device))
         raised = [] if loss is None else raised_in(state, given[-1])
         sums = self.group.sums([*given, *raised])
@@ -215,6 +224,7 @@ class Ranks:
         if loss is not None:
             changes["loss"] = next(each).to(loss.dtype, copy=True)
         if grads:
+            # `grads` first: zip then stops before it takes the first buffer out of `each`.
             found = zip(grads, there, each, strict=False)
             new = {
                 name: in_place(total, state.params[name]) if some else None
@@ -237,6 +247,7 @@ class Ranks:
         named: Mapping[str, Any] = metrics_by_name(learner_of(state).metrics)
         every = self.group.gathered(to_device(dict(record.sums), torch.device("cpu")))
         sums = dict(to_device(every[0], device_of(state)))
+        # In one order on all ranks, so that they have the same bits.
         for counted in every[1:]:
             for name, value in to_device(counted, device_of(state)).items():
                 if isinstance(value, tuple):
@@ -257,6 +268,7 @@ def _facts(state: State, data: Cuts) -> dict[str, Any]:
     """What must be equal on all ranks, in a few bytes."""
     loaders = [loader for loader in (data.train, data.valid) if loader is not None]
     return {
+        # First, since it says most: ranks at different places differ in the rest too.
         "place in the run": (
             *(state.done, state.train_iter, state.epochs_seen),
             *(state.n_epoch, state.n_step),

@@ -48,6 +48,8 @@ class SharedCheckpoint:
         may be to read what it has written.
         """
         own = self.checkpoint.around_fit(_NOBODY) if self.everyone.rank == 0 else nullcontext()
+        # Ranks end alike by themselves, or by an agreed stop, which closes the generator. After an
+        # error or a second signal, another rank may never come to the collective below.
         alike, failure = False, ""
         try:
             with own as saver:
@@ -58,6 +60,7 @@ class SharedCheckpoint:
                     alike = True
                     raise
         except GeneratorExit:
+            # The stop on its way out, and no failure to write.
             raise
         except BaseException as error:
             failure = f"{type(error).__name__}: {error}"
@@ -65,6 +68,7 @@ class SharedCheckpoint:
         finally:
             if alike:
                 failures = self.everyone.gathered(failure)
+                # The rank that failed is raising its own error already.
                 _check([] if failure else failures)
 
     @contextmanager
@@ -90,6 +94,8 @@ class SharedCheckpoint:
             yield saver
         except BaseException as error:
             if not isinstance(error, GeneratorExit):
+                # `write` below then does nothing: not even wait for the thread, which may wait for
+                # a rank that is gone.
                 saver.state = saver.background = None
             raise
         finally:
@@ -142,6 +148,7 @@ def _save_together(
 ) -> None:
     params = {name: local(value) for name, value in state.params.items()}
     with scratch(folder) if group.rank == 0 else nullcontext() as new:
+        # Rank 0 alone knows the name of its scratch directory.
         told = group.gathered((str(new), (state.train_iter, state.done)))
         if any(at != told[0][1] for _, at in told):
             raise RuntimeError(
@@ -155,6 +162,7 @@ def _save_together(
             pieces = write_pieces(place, group.rank, tensors, dict(as_stored(own)))
         except OSError as error:
             failure = f"{error}"
+        # A failure is sent and not raised here, or the other ranks would wait for this one.
         every = group.gathered((pieces, failure, bool(not_finite(params, state.buffers))))
         _check([failure for _, failure, _ in every])
         failure = ""

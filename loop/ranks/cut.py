@@ -39,14 +39,17 @@ class Cut:
         return len(self.loader)  # a TypeError, if it has none, is right
 
     def __getattr__(self, name: str) -> Any:
+        # copy and pickle ask an object without attributes: to look for `whole` would never end.
         if name.startswith("__") or name in ("loader", "whole"):
             raise AttributeError(name)
+        # Asked before the name is looked at: without set_position there, there is none here.
         found = getattr(self.whole, name)
         return self._set_position if name == "set_position" else found
 
     def __iter__(self) -> Iterator[Any]:
         if not self.cuts:
             return iter(self.loader)
+        # A position holds for one pass.
         begin, self.skip = self.skip, 0
         self.lengths = {}
         return self._pieces(begin)
@@ -85,6 +88,7 @@ class Cuts(DataLoaders):
     parts: int = 1
 
     def __post_init__(self) -> None:
+        # dataclasses.replace comes here again, with loaders that are cut already.
         for name in ("train", "valid"):
             loader = getattr(self, name)
             if loader is not None and not isinstance(loader, Cut):

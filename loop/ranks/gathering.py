@@ -37,6 +37,7 @@ def gathering(model: nn.Module, blocks: Iterable[str] = (), again: bool = True) 
         own = [layer for layer in block.modules() if layer not in taken]
         taken |= set(own)
         if own:
+            # Not for what is in no block: to run that again would be the whole forward pass.
             block.forward = _Gathered(block, own, again and name != "")
     return model
 
@@ -48,6 +49,7 @@ class _Gathered:
         self.forward, self.layers, self.again = block.forward, layers, again
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # In every call, since a run puts other tensors in place for every batch.
         places = [
             (layer, name, value)
             for layer in self.layers

@@ -58,6 +58,7 @@ class Group:
 
             dist.all_reduce(flat, group=self.handle)  # half the time of a functional one
             return flat
+        # In a graph the tensor is a stand-in, and only functional collectives can be traced.
         from torch.distributed import _functional_collectives as collectives
 
         total = collectives.all_reduce(flat, "sum", self.handle)
@@ -79,6 +80,7 @@ class Group:
         import torch.distributed as dist
 
         ranks = dist.get_process_group_ranks(self.handle)
+        # Local synchronization, or processes that are not in this group would have to call it too.
         handle = dist.new_group(ranks, backend="gloo", use_local_synchronization=True)
         return Group(handle, self.rank, self.size)
 

@@ -126,12 +126,15 @@ def is_awaited(callbacks: Sequence[Any], summing: Any) -> bool:
     sums = places[id(summing)]
     known = next(places[id(one)] for one in ordered if isinstance(one, GlobalLoss))
     for place, callback in enumerate(ordered):
+        # At after_loss, those before GlobalLoss see this rank's part in any case; at
+        # after_backward, those after `summing` see the loss of all.
         between = [
             *_BETWEEN,
             *(["after_loss"] if place > known else []),
             *(["after_backward"] if place < sums else []),
         ]
         looks = any(callable(getattr(callback, event, None)) for event in between)
+        # By exact type, since a subclass may look at it.
         if looks and callback is not summing and type(callback) not in _BLIND:
             return True
     return False
@@ -224,6 +227,7 @@ def with_value(tensor: Tensor, value: Tensor) -> Tensor:
 
 def scaled(value: Tensor, share: Any) -> Tensor:
     """A rank's part of a mean over ranks; zero if it has no share, whatever its value is."""
+    # The mean over an empty part is NaN, and 0 * NaN is NaN.
     if isinstance(share, Tensor):
         return torch.where(share == 0, 0.0, value * share.to(value.dtype))
     return value * share if share else torch.zeros_like(value)

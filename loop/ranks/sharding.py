@@ -37,6 +37,7 @@ def shard(learner: Learner, state: State, mesh: Any) -> State:
     >>> dist.destroy_process_group()
     """
     params = {name: in_rows(value, mesh) for name, value in state.params.items()}
+    # A fresh state of these params tells which slots are cut, and how.
     template: Any = seeded(learner.opt.init(params), state.seed)
     slots: Any = state.opt_state
     opt_state = optree.tree_map(_like, template, slots)

@@ -22,6 +22,8 @@ def attributes_of(model: nn.Module) -> dict[str, Any]:
             for name, value in vars(layer).items():
                 if name not in _OWN:
                     found[f"{prefix}.{name}" if prefix else name] = _look(value)
+        # A buffer that is None is in no state, so what a forward pass puts there counts as an
+        # attribute.
         for name, value in layer._buffers.items():
             if value is None:
                 found[f"{prefix}.{name}" if prefix else name] = None
@@ -30,6 +32,7 @@ def attributes_of(model: nn.Module) -> dict[str, Any]:
 
 def changed_attributes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """The paths of the attributes that differ."""
+    # The default is not None: a buffer that was None before, and is a tensor now, has changed.
     paths = [*before, *(path for path in after if path not in before)]
     return [path for path in paths if before.get(path, "none") != after.get(path, "none")]
 
@@ -51,6 +54,7 @@ class _Kept:
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
+        # Tensors of inference mode have no version, and asking for it is an error.
         self.version = -1 if tensor.is_inference() else tensor._version
 
     def __eq__(self, other: object) -> bool:

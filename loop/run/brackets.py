@@ -57,6 +57,7 @@ def opened(
             try:
                 manager = method(state)
                 check_manager(owner, place, manager)
+                # Not spared when the run was told to stop: what fails to close may be a checkpoint.
                 closing = partial(explain, where=f"{where}, closing", spare=False)
                 resource = stack.enter_context(Bracket(manager, closing))
             except Exception as error:
@@ -64,6 +65,8 @@ def opened(
                 raise
             if lend:
                 state = state.replace(resources={**state.resources, owner: resource})
+        # All are open, so the caller closes them. If one fails to open, `with` closes those before
+        # it.
         return stack.pop_all(), state
 
 

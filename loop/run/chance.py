@@ -65,6 +65,7 @@ def global_generators_kept(device: torch.device) -> Iterator[None]:
     with _LOCK:
         if not _RUNNING:
             _OUTSIDE.clear()
+        # A device that no open run has used was in its outside state until now.
         for generator, state in found.items():
             _OUTSIDE.setdefault(generator, state)
         elsewhere = any(other != thread for other in _RUNNING)

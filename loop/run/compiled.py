@@ -92,6 +92,7 @@ class CompiledWork(Work):
             event: [one for one in run.handlers[event] if _is_traceable(event, one[1])]
             for event in _EVENTS
         }
+        # A bracket around one of these stages would open when the graph has long been there.
         update = [*BEFORE_UPDATE, "around_gradients", "around_update"]
         few = len(run.state.params) <= FEW and learner_of(run.state).opt.traceable
         self.updates = few and all(
@@ -121,6 +122,7 @@ class CompiledWork(Work):
             learner.model.train(state.training)
         tensors, fixed = self._inputs(state, device)
         graph = self._graph(tensors, fixed, lambda: self._traced(state, tensors, fixed))
+        # After the graph is made, for that runs the model, which draws random numbers.
         seed_torch(batch_key(state), device)
         (parts, shape, shown, loss, grads, remembered, buffers, updated), leaves = graph(tensors)
         state = state.replace(pred=shape.filled(parts), buffers=buffers)
@@ -158,6 +160,8 @@ class CompiledWork(Work):
         try:
             graph = self._graph(tensors, fixed, lambda: self._checked(state, batch, tensors, fixed))
         except Exception as error:
+            # Validation can do without a graph. An error of the model's own comes again in the call
+            # below.
             warnings.warn(
                 f"fit(compile=True): validation runs without being compiled: {error}",
                 stacklevel=2,
@@ -223,6 +227,7 @@ class CompiledWork(Work):
     def _inputs(self, state: State, device: torch.device) -> tuple[list[Tensor], tuple[Any, ...]]:
         """The tensors that the graph is run on, and everything else that it depends on."""
         learner, memory = learner_of(state), None
+        # Of handlers inside only: with what others remember, every value would make another graph.
         if self.names:
             known: Any = {name: value for name, value in state.memory.items() if name in self.names}
             memory = optree.tree_map(counted, known, none_is_leaf=True)
@@ -260,6 +265,7 @@ class CompiledWork(Work):
             learner = replace(learner_of(state), loss=loss)
             changes: dict[str, Any] = dict(params=params, buffers=buffers, xb=xb, yb=yb)
             if self.updates:
+                # Kernels cannot be traced.
                 learner = replace(learner, opt=self._plain(learner.opt), fused=False)
                 changes |= dict(opt_state=opt_state, hyper=by_name(hyper))
             known = {**state.memory, **(memory or {})}
@@ -319,6 +325,7 @@ class CompiledWork(Work):
     def _by(self, work: Work, state: State) -> tuple[Any, ...]:
         known = state.memory
         state = self._handled("after_pred", work.predict(state))
+        # All of this is within the machine's [predict], so the brackets of [loss] are not open yet.
         with self.brackets("loss"):
             state = work.loss(state)
         state = self._handled("after_loss", state)
@@ -334,6 +341,7 @@ class CompiledWork(Work):
         parts, shape = taken_apart(state.pred)
         new = {name: own for name, own in state.memory.items() if own is not known.get(name)}
         assert shown is not None
+        # The buffers and what was updated come last: `predict` takes their leaves from the end.
         return parts, shape, shown.detach(), state.loss, state.grads, new, state.buffers, updated
 
     def _handled(self, event: str, state: State) -> State:

@@ -14,6 +14,7 @@ class ByName(dict[str, Any]):
     """Inputs by name: the model is called with them as keyword arguments."""
 
 
+# In the global namespace, since callbacks map over batches without naming one.
 _register: Any = optree.register_pytree_node
 _register(
     ByName,
@@ -48,12 +49,14 @@ class Unharmed:
             batch = optree.tree_map(_copy, batch)
         if torch.is_inference_mode_enabled():  # which keeps no versions
             return function(batch)
+        # A batch is nearly always a flat tuple, and flattening takes longer than this.
         tensors = [part for part in batch if isinstance(part, Tensor)]
         if len(tensors) < len(batch):
             tensors = [leaf for leaf in optree.tree_leaves(batch) if isinstance(leaf, Tensor)]
         versions = [tensor._version for tensor in tensors]
         result = function(batch)
         written = versions != [tensor._version for tensor in tensors]
+        # A function that has written once gets copies for good, also where it does not write.
         self.writes[training] = written or (copied and training in self.writes)
         if written and not copied:
             raise RuntimeError(

@@ -14,6 +14,8 @@ from functional_sgd.compile.traced import Traced
 from functional_sgd.outputs import map_output
 from loop.losses import MixedLoss
 
+# Losses are taken apart, so that `lam` of each batch goes into the graph as a tensor, and an equal
+# partial does not make another graph. In a namespace of our own: elsewhere a partial is a leaf.
 _NAMESPACE = "functional_sgd.loop"
 _register: Any = optree.register_pytree_node
 _register(
@@ -101,6 +103,7 @@ def _taken(parts: list[Any], leaf: Any) -> int:
 
 def _look(layer: nn.Module) -> tuple[Any, ...]:
     """What of a layer a graph has in it as constants, as far as it is plain."""
+    # Without the mode: it is in the key of every graph, so that one list serves all phases.
     plain = (int, float, bool, str, tuple, type(None))
     values = {
         name: value

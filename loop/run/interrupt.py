@@ -64,6 +64,8 @@ class Listener:
         if callable(child):
             self._before[signal.SIGCHLD] = child
             signal.signal(signal.SIGCHLD, _quiet(child))
+        # On several ranks the others would wait for this one, so the run goes on to the agreed end.
+        # A loader's process, forked while `fetching` was true, leaves it to the main one.
         alone = self.runs and agreement_of(self.runs[-1]) is None
         if alone and self.runs[-1].fetching and os.getpid() == self.process:
             self.raised = _exit_by(number)
@@ -141,6 +143,7 @@ def run_to_end(run: Run, stop: str = "raise") -> State:
             # What the signal has made fail is its doing; all else is the run's own error, signal or
             # not.
             ended = error is run.failure or error is listener.raised
+            # A step that had begun to overwrite the committed state has left none to return.
             if not ended or run.spent:
                 raise
             state = run.committed.at_rest()
@@ -155,6 +158,7 @@ def run_to_end(run: Run, stop: str = "raise") -> State:
                 return state
             listener.raised = _exit_by(number, state)
             raise listener.raised from None
+    # The signal came when the ranks had already agreed on how the run ends: see Agreement.
     if not listener.runs:  # else the fit around this one has heard it, too
         signal.raise_signal(number)
     return state

@@ -71,9 +71,11 @@ class Run:
         )
         self.spent = False  # whether a step has overwritten the committed state
         self.fetching = False  # whether a loader is at work, which may never come back
+        # bool() is False: until `to_end` says otherwise, nothing asks the run to stop.
         self.stop: Callable[[], bool] = bool  # says whether to end at the next event
         self.failure: Exception | None = None  # what failed when it had said so
         self.feed = Feed()
+        # Last, since it reads the tables and the state; a compiled batch takes some handlers over.
         self.work.join(self)
 
     def steps(self) -> Steps:
@@ -90,10 +92,12 @@ class Run:
             if self.spent:
                 error.add_note(_NO_STATE)
             state = None if self.spent else self.committed.at_rest()
+            # KeyboardInterrupt and SystemExit, which do not come here, get theirs in interrupt.py.
             error.state = state  # type: ignore[attr-defined]
             raise
         finally:
             self.feed.close()
+        # The end of a run is in no run: it can be trained further, and not resumed.
         return self.state.at_rest().replace(done=(), frozen=(), begun_with={})
 
     def to_end(self, stop: Callable[[], bool]) -> State:
@@ -126,6 +130,7 @@ class Run:
         try:
             with self.brackets_of(scope.name, lend=True):
                 yield from self._inside(scope)
+                # Before after_x, so that its handlers find the batch, or the epoch, counted.
                 self.state, over = border.over(self.state), True
                 if not scope.whole:
                     self.work.over(scope.name)
@@ -138,6 +143,8 @@ class Run:
             signal.state = left(state if over else border.broken(state))
             raise
         finally:
+            # Scopes that are done as a whole have no entry in the path and are innermost, so this
+            # scope's entry is number `depth`.
             del self.path[depth:]
             if scope.whole:
                 self.work.leave()
@@ -192,12 +199,15 @@ class Run:
                 self.path[-1] = index + 1
                 self._commit()
         else:
+            # The run was stopped within a validation for which there is no data any more.
             self.ahead.clear()
 
     def _each(self, each: Callable[[State, int, Feed], Iterator[Change]]) -> Iterator[Change]:
         """What changes on entering a repeated scope, once for each time; an error in the loader
         says so.
         """
+        # Step by step, not in a for loop: `fetching` must be true while the loader is at work, and
+        # only then.
         changes = each(self.state, self.path[-1], self.feed)
         while True:
             self.fetching = True
@@ -222,6 +232,8 @@ class Run:
     def _event(self, event: str) -> tuple[str, State]:
         """Pass the state through the callbacks."""
         handlers = self.handlers[event]
+        # Without handlers `done` may stay: where it is not empty, nothing has been learned or
+        # counted since the commit.
         if handlers:
             self.state = self.state.replace(event=event, done=())
             for name, handler in handlers:

@@ -10,6 +10,7 @@ from loop.run.chance import key, seed_loader, seed_torch
 
 TRAIN_DATA, VALID_DATA = 0, 1  # what a random number is for; stages.py has the others
 
+# What no loader yields; None could be a batch.
 _END = object()
 
 
@@ -30,6 +31,7 @@ class Pass:
         if loader is not None and hasattr(loader, "set_position"):  # it can begin in the middle
             loader.set_position(key(seed, purpose), number, start)
             self.index = start
+        # Before iter(), in which a torch DataLoader draws the seed of its workers.
         seed_loader(loader, self.order)
         seed_torch(self.order, device)
         self.iterator, self.expected = iter(() if loader is None else loader), length(loader)

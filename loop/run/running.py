@@ -20,6 +20,7 @@ def running(model: nn.Module) -> Iterator[None]:
     """
     thread, layers = threading.get_ident(), list(model.modules())
     with _LOCK:
+        # Layer by layer, since two models may share some.
         if any(other != thread for layer in layers for other in _RUNNING.get(layer, ())):
             raise RuntimeError(
                 f"Learner: another thread is running its {type(model).__name__}, and a model can "

@@ -46,6 +46,7 @@ class Work:
         """Prepare for a run."""
         self.handlers = run.handlers
         model = learner_of(run.state).model
+        # A layer may have been changed since the last run, and with it what the model writes to.
         look_again(model)
         for name, value in model.named_parameters():
             if value._post_accumulate_grad_hooks:
@@ -69,6 +70,8 @@ class Work:
     def predict(self, state: State) -> State:
         """The model's output for xb, and the buffers after it."""
         learner, device = learner_of(state), device_of(state)
+        # Only if it differs, as in a model that a callback has put in place: train() would undo
+        # what callbacks have set layer by layer.
         if learner.model.training != state.training:
             learner.model.train(state.training)
         self.leave()
@@ -88,6 +91,7 @@ class Work:
         self.trained += 1
         # In the second batch, caches are filled, and what still changes is no cache.
         watched = attributes_of(learner.model) if self.trained == 2 else None
+        # The caller of fit may have switched gradients off.
         with torch.enable_grad():
             pred = self._predict(state, self.during)
             assert self.placed is not None
@@ -121,6 +125,7 @@ class Work:
             return state
         function = learner_of(state).loss
         with torch.set_grad_enabled(state.training):
+            # A loss that is known not to write needs no look at the versions of its targets.
             if self.loss_function.writes.get(state.training) is False:
                 loss = function(state.pred, *(state.yb or ()))
             else:
@@ -162,11 +167,13 @@ class Work:
         by_name = {name: None if name in state.frozen else next(each) for name in self.during}
         self.unused.look(by_name, state.frozen)
         params = state.params
+        # Otherwise a callback has put other params in place since [predict], and these stay.
         if params is self.during:
             params = self.before
             if not placed.changed.isdisjoint(params):
                 params = {**params, **placed.after(params.keys() & placed.changed)}
         self.leave()
+        # Let go, or the params from before the step would stay in memory beside the new ones.
         self.during, self.before = {}, {}
         ended = state.replace(
             params=params, grads=by_name, pred=detached(state.pred), loss=state.loss.detach()
@@ -242,6 +249,7 @@ class Work:
 def batch_key(state: State) -> int:
     """The seed of what is random in the forward pass of a training batch, such as dropout."""
     salt = learner_of(state).salt
+    # A salt of 0 adds nothing to the key, so rank 0 draws what a learner without ranks draws.
     return key(state.seed, state.train_iter, _BATCH, *((salt,) if salt else ()))
 
 
@@ -274,6 +282,7 @@ def batches_of_a_pass(state: State, start: int) -> Iterator[Callable[[State], St
     for batch in source:
         xb, yb = split_batch(learner, batch, device)
         changes: dict[str, Any] = dict(position=(number, source.index)) if training else {}
+        # done=(): from here on until the batch is over, there is no place to go on from.
         yield _Enter(iter=source.index - 1, xb=xb, yb=yb, done=(), **changes)
     source.check()
 
