@@ -75,6 +75,7 @@ def fine_tune(
     frozen = [name for group in groups[:-1] for name in group if name not in norms]
     whole = spread(state.params, lr / 2 / lr_mult, lr / 2, groups)
     state, resume = _resumed(state, resume)
+    # A half that is resumed keeps its optimizer state; one that begins gets a fresh one.
     if state.memory.get(MEMORY) != "all":
         state = state if resume else _afresh(learner, state, "head")
         rates = {name: lr if name in groups[-1] else lr / 10 for name in state.params}

@@ -36,6 +36,7 @@ def begun_with(
             one.name: _shown(one) for one in without_reports(callbacks) if isinstance(one, Callback)
         },
         "data": {"train": _lengths(learner.data.train), "valid": _lengths(learner.data.valid)},
+        # Other values of these may change last digits and dropout: a warning, not an error.
         "compile": graph,
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),
