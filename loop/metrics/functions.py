@@ -17,6 +17,7 @@ def accuracy(pred: Tensor, target: Tensor) -> Tensor:
     >>> accuracy(torch.tensor([[2.0, 1.0], [0.0, 3.0]]), torch.tensor([0, 0]))
     tensor(0.5000)
     """
+    # Without `flat`, targets (N, 1) against predictions (N,) would make a table of N x N.
     given, wanted = flat("accuracy", pred.argmax(dim=-1), target)
     return (given == wanted).float().mean()
 
