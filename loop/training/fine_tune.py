@@ -162,6 +162,7 @@ def _resumed(state: State, resume: bool | str | Path) -> tuple[State, bool]:
             "fine_tune: the state is not within a fine_tune, so there is nothing to resume. Leave "
             "resume out to begin."
         )
+    # A run that was stopped before its first event is in no place to go on from, so it begins.
     return found, bool(found.done)
 
 

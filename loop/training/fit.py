@@ -192,6 +192,7 @@ def begin(
     # The hypers of this command were set when the run began; schedules may have moved them since.
     if stopped is not None:
         return Run(learner, _owned(stopped, donate), callbacks=everyone, work=work)
+    # train_iter and epochs_seen go on: two runs of one epoch are one run of two epochs.
     fresh: dict[str, Any] = dict(
         epoch=0, pct_train=0.0, stopped="", done=(), frozen=(), begun_with=now, **length.fields
     )
@@ -321,6 +322,7 @@ class CollectPredictions(Callback):
 
     def after_pred(self, state: State) -> State:
         """Keep one batch's."""
+        # A tuple and not a Log, since that is what `parallel` joins over the ranks.
         return state.remember(self.name, (*state.memory.get(self.name, ()), state.pred))
 
 

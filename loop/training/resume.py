@@ -93,6 +93,7 @@ def latest(folder: Any, like: State) -> State | None:
     if not checkpoints(folder):
         return None
     state = load_latest(folder, like)
+    # The seed is part of the state, so the one given would have no effect.
     if state.seed != like.seed:
         raise ValueError(
             f"fit: the run in {folder} has the seed {state.seed}, but the state given has the seed "
@@ -182,6 +183,7 @@ def _check_same(begun: Mapping[str, Any], hyper: Mapping[str, Any], now: Mapping
             )
     for name, lengths in now["data"].items():
         before = begun["data"][name]
+        # Data that cannot tell its length is noticed later, where it ends too early.
         differing = [what for what in lengths if None not in (lengths[what], before[what])]
         for what in differing:
             if lengths[what] != before[what]:
