@@ -45,6 +45,7 @@ def top_k_accuracy(k: int = 5) -> Callable[[Tensor, Tensor], Tensor]:
 
     def measure(pred: Tensor, target: Tensor) -> Tensor:
         best = pred.topk(k, dim=-1).indices
+        # One of the k has the shape that the targets must have.
         _, wanted = flat(measure.__name__, best[..., 0], target)
         return (best.reshape(-1, k) == wanted[:, None]).any(dim=-1).float().mean()
 

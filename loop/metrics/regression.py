@@ -227,5 +227,6 @@ def _correlation(counted: Accumulator) -> Tensor:
 def _ranks(values: Tensor) -> Tensor:
     """Ranks from 1; equal values share the mean of theirs, and a nan has none."""
     _, place, counts = torch.unique(values, return_inverse=True, return_counts=True)
+    # cumsum is the last rank in a group of equals; their mean is (count - 1) / 2 below it.
     ranks = (wide(counts.cumsum(0)) - (wide(counts) - 1) / 2)[place]
     return torch.where(values.isnan(), torch.nan, ranks)
