@@ -179,6 +179,7 @@ class RaiseLR(Callback):
 
     def before_batch(self, state: State) -> State:
         """Set lr."""
+        # By train_iter, which also counts cancelled batches: such a batch takes its lr with it.
         lr = scaled(self.like, self.schedule((state.train_iter - self.first) / self.iterations))
         return state.replace(hyper=with_hypers(state.hyper, {"lr": lr}))
 

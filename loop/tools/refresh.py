@@ -43,6 +43,7 @@ def refresh_buffers(learner: Learner, state: State, data: Iterable[Any] | None =
     calls = Unharmed("model")
     now = state.at_rest().replace(learner=learner, training=True)
     buffers = {**state.buffers, **_unmeasured(layers, state.buffers)}
+    # As in a run: no other thread has the model, and the caller's generators are put back.
     with (
         running(model),
         global_generators_kept(device_of(state)),
