@@ -139,6 +139,8 @@ class GradientAccumulation(Callback):
     def before_step(self, state: State) -> State | None:
         """Add the batch; let the step happen if the window is full."""
         assert state.grads is not None
+        # On several ranks the gradient is already that of the whole batch, so its weight and length
+        # are too. All ranks then fill a window at the same batch.
         whole = state.memory.get(SHARED)
         weight = self._weight(state) if whole is None else whole["weight"]
         samples = sample_count(state) if whole is None else whole["samples"]
@@ -147,6 +149,7 @@ class GradientAccumulation(Callback):
             raise CancelStep(state.remember(self.name, window))
         if window.batches == 1:  # its own gradient, to the last bit
             return state.replace(grads=zero_without_weight(state.grads, weight))
+        # Forgotten before the step, so a step that a later callback cancels is not tried again.
         return state.forget(self.name).replace(grads=mean_gradient(window))
 
     def after_train(self, state: State) -> State | None:
@@ -159,6 +162,7 @@ class GradientAccumulation(Callback):
 
     def after_fit(self, state: State) -> State | None:
         """Take the step for what a cancelled run has left."""
+        # Schedulers come later in the order, so the hypers are still those of this run.
         return self._flush(state)
 
     def _full(self, window: Window) -> bool:
@@ -183,11 +187,13 @@ class GradientAccumulation(Callback):
         if window is None:
             return None
         state = state.forget(self.name).replace(grads=mean_gradient(window))
+        # No before_step follows, where MixedPrecision would check the gradient.
         for guard in state.resources.values():
             if isinstance(guard, MixedPrecision):
                 state, finite = guard.checked(state)
                 if not finite:
                     return state.replace(grads=None)
+        # The machine's stage picks the fused optimizer and passes the state's hypers.
         return Work().update(state).replace(grads=None)
 
 
@@ -213,6 +219,7 @@ def mean_gradient(window: Window) -> dict[str, Tensor | None]:
     {'w': tensor([1.5000]), 'unused': None}
     """
     total = window.weight
+    # Do not branch on a tensor: reading it would wait for the device.
     divisor = torch.where(total == 0, 1, total) if isinstance(total, Tensor) else total or 1
     return {
         name: None if part is None else part / _like(divisor, part)
@@ -233,6 +240,7 @@ def zero_without_weight(grads: Grads, weight: Any) -> dict[str, Tensor | None]:
 
 
 def _weighted(grad: Tensor, weight: Any) -> Tensor:
+    # In bfloat16, 256 + 1 is 256.
     grad = grad.float() if grad.dtype in _HALVES else grad
     weight = _like(weight, grad)
     return _unless_zero(weight, grad, weight * grad)
@@ -251,6 +259,7 @@ def _like(weight: Any, grad: Tensor) -> Any:
 
 
 def _plus(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    # A parameter that a batch does not use counts as a gradient of zero.
     if one is None or other is None:
         return other if one is None else one
     return one + other

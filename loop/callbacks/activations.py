@@ -58,6 +58,7 @@ class ActivationStats(Callback):
     bins: int = 40
     range: tuple[float, float] = (0.0, 10.0)
     order: ClassVar[int] = Order.MEASURE
+    # In a compiled batch no layer is called, so no hook would run.
     eager: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -92,7 +93,9 @@ class ActivationStats(Callback):
         if not self._measures(state):
             yield
             return
+        # Brackets of stages lend no resource, so the hooks write into the one of around_fit.
         found: dict[str, Measured] = state.resources[self.name]
+        # A forward pass that raised may have left what its first layers gave.
         found.clear()
         with hooked(learner_of(state).model, self._memory(state)["layers"], self._measure, found):
             yield
@@ -121,9 +124,8 @@ class ActivationStats(Callback):
 
     def _memory(self, state: State) -> Mapping[str, Any]:
         memory: Mapping[str, Any] | None = state.memory.get(self.name)
-        return (
-            self._fresh(state) if memory is None else memory
-        )  # a callback went back to a state from before the run
+        # None after a callback went back to a state from before the run.
+        return self._fresh(state) if memory is None else memory
 
     def _fresh(self, state: State) -> dict[str, Any]:
         chosen = layers_of(learner_of(state).model, self.layers)
@@ -216,6 +218,7 @@ def stats_of(output: Tensor) -> Tensor:
     >>> stats_of(torch.tensor([0.0, 1.0, 2.0, 1.0]))
     tensor([1.0000, 0.8165, 0.2500])
     """
+    # With one element the corrected deviation would be NaN.
     std, mean = torch.std_mean(output, correction=1 if output.numel() > 1 else 0)
     return torch.stack([mean, std, (output <= NEAR_ZERO).to(output.dtype).mean()])
 

@@ -159,6 +159,7 @@ class AnnealOnGradRatio(Callback):
     def _compare(self, size: float, reference: float | None) -> tuple[bool, float | None, float]:
         """(whether to cut, the next reference, the ratio)."""
         if reference is None:
+            # Every comparison with NaN is false, so a reference of NaN would never be replaced.
             return False, None if math.isnan(size) else size, 1.0
         cut, following = RULES[self.rule](size, reference, self.threshold)
         return cut, following, size / reference if reference else math.inf

@@ -75,14 +75,17 @@ class AverageParams(Callback):
 
     def before_fit(self, state: State) -> State:
         """Begin with nothing, or with what earlier runs have averaged."""
+        # A state taken in the middle of a validation batch has the average as its params.
         return put_back(state).remember(self.name, self._memory(state))
 
     def before_step(self, state: State) -> State | None:
         """This step will count, unless it is cancelled."""
+        # A signal of an outer scope in after_cancel_step skips after_step, which clears the mark.
         return self._change(state, cancelled=False) if self._memory(state).cancelled else None
 
     def after_cancel_step(self, state: State) -> State:
         """This step does not count."""
+        # after_step also runs after a cancelled step, and must not count it.
         return self._change(state, cancelled=True)
 
     def after_step(self, state: State) -> State | None:
@@ -97,6 +100,7 @@ class AverageParams(Callback):
         if steps % self.every:
             return self._change(state, steps=steps)
         weight = newest_weight(count, self.decay, self.debias)
+        # The first params become the average itself, and the next step may overwrite them.
         params = state.params if memory.average else state.kept(state.params)
         average = moved(memory.average, params, weight)
         buffers = moved(memory.buffers, _continuous(state.buffers), weight) if self.buffers else {}
@@ -106,6 +110,7 @@ class AverageParams(Callback):
         """Validate on the average."""
         if state.training or not self.evaluate or not self._memory(state).count:
             return None
+        # With two averages, the first one has already put the trained tensors aside.
         kept = state.memory.get(TRAINED, {"params": state.params, "buffers": state.buffers})
         return at_average(state, self.name).remember(TRAINED, kept)
 
@@ -113,6 +118,8 @@ class AverageParams(Callback):
         """Put back what was trained."""
         return put_back(state)
 
+    # A bracket closes on every way out but cannot change the state, so all events that may follow a
+    # signal put the params back.
     def after_cancel_validate(self, state: State) -> State:
         """Put back what was trained: the signal has skipped after_batch."""
         return put_back(state)
@@ -210,4 +217,5 @@ def _continuous(tensors: Tensors) -> Tensors:
 
 def _precise(value: Tensor) -> Tensor:
     value = value.detach()
+    # In bfloat16 the average would hardly move: most steps are below half of its last digit.
     return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value

@@ -45,6 +45,7 @@ class Background:
         try:
             job()
         except BaseException as error:
+            # Otherwise the thread would only print it.
             self._failure = error
 
 
@@ -70,6 +71,7 @@ class Saver:
         `last`, since nobody waits for data then.
         """
         if self.background is None or last:
+            # A failure in the background must not stop the last state from being written.
             try:
                 if self.background is not None:
                     self.background.wait()
@@ -77,12 +79,15 @@ class Saver:
                 self._write_here(last)
         elif self.state is not None:
             self.background.wait()  # so that there is one copy at most
+            # In a run that donates, the next step overwrites this state while it is written.
             state, self.state, self.at = self.state.keep(), None, time.monotonic()
+            # `saving` packs the state here, so what cannot be saved is an error at once.
             self.background.start(self.saving(state, self.folder, self.keep))
 
     def _write_here(self, last: bool) -> None:
         if self.state is None:
             return
+        # When a loader's process dies, torch raises an error wherever this process is.
         with undisturbed() as waiting:
             self.saving(self.state, self.folder, self.keep)()
             self.state, self.at = None, time.monotonic()
@@ -93,6 +98,8 @@ class Saver:
         """Find out now what `write` would find out after an epoch: the first time that a run has
         come so far.
         """
+        # Callbacks begin to remember things at different places of an epoch, so each kind of place
+        # is tried once. Later epochs and batches are like the first.
         _, *phase = state.done
         place = (*phase[:1], *(min(batches, 1) for batches in phase[1:]))
         if place not in self.tried:
@@ -174,11 +181,14 @@ class Checkpoint(Callback):
         saver.state = None
 
     def _due(self, state: State, saver: Saver) -> bool:
+        # done is (epochs, parts of the epoch, batches). Epochs alone mean that an epoch has just
+        # ended, or, if they are 0, that the run has begun.
         epochs, *phase = state.done
         if not phase and epochs:
             return epochs == state.n_epoch or (
                 self.epochs is not None and epochs % self.epochs == 0
             )
+        # Part 0 is training. With 0 batches, this is the state after before_train.
         trained = len(phase) == 2 and phase[0] == 0 and phase[1] > 0
         if trained and self.batches is not None and state.train_iter % self.batches == 0:
             return True

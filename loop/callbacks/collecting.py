@@ -10,6 +10,7 @@ from loop.callback import Callback, Order
 from loop.history import Log
 from loop.state import State
 
+# memory would contain itself, and what the run has lent (learner, resources) cannot be saved.
 _KEPT = {"x", "y", *(entry.name for entry in fields(State))} - {
     "history",
     "memory",
@@ -59,6 +60,7 @@ class CollectData(Callback):
         if self.training not in (None, state.training):
             return None
         values = {name: detached(getattr(state, name)) for name in self.what}
+        # There is no log after a callback went back to a state from before the run.
         return state.remember(self.name, state.memory.get(self.name, Log()).append(values))
 
 
@@ -103,6 +105,7 @@ class RecordValues(Callback):
         if not state.training or state.loss is None:
             return None
         logs = state.memory.get(self.name, {})
+        # A function may return params, which a run that donates overwrites.
         values = {
             name: state.kept(detached(function(state))) for name, function in self.functions.items()
         }

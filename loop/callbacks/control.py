@@ -151,6 +151,7 @@ class _Reset(nn.Module):
 def _reset(state: State) -> State:
     params = {f"model.{name}": value for name, value in state.params.items()}
     buffers = {f"model.{name}": value for name, value in state.buffers.items()}
+    # `apply` puts the state's tensors in place only while it calls a forward, hence _Reset.
     _, after = apply(_Reset(learner_of(state).model), params, buffers)
     return state.replace(
         buffers={name.removeprefix("model."): value for name, value in after.items()}

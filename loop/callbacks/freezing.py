@@ -42,6 +42,7 @@ class Freeze(Callback):
 
     def before_fit(self, state: State) -> State:
         """Find the names."""
+        # A second Freeze, under another name, adds to the first.
         names = {*state.frozen, *matching("Freeze", state.params, self.patterns)}
         if len(names) == len(state.params):
             raise ValueError(
@@ -67,6 +68,7 @@ class BnFreeze(Callback):
     def around_train(self, state: State) -> Iterator[tuple[str, ...]]:
         """Find the names of the layers, which are the same for every batch."""
         model, trained = learner_of(state).model, state.params.keys() - {*state.frozen}
+        # Once a phase, since is_trained goes through all parameters for every layer.
         found = tuple(
             name
             for name, layer in model.named_modules()
@@ -79,6 +81,7 @@ class BnFreeze(Callback):
     def around_predict(self, state: State) -> Iterator[None]:
         """Switch the layers to evaluation mode for the forward pass of a training batch."""
         model, names = learner_of(state).model, state.resources[self.name] if state.training else ()
+        # A layer that is already in evaluation mode must not be put into training mode afterwards.
         layers = [layer for layer in map(model.get_submodule, names) if layer.training]
         try:
             for layer in layers:

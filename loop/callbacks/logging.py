@@ -69,6 +69,7 @@ class CSVLogger(Callback):
                     f"CSVLogger: cannot append to {self.path}: {error}. Give another path."
                 ) from error
             table = Table(file, before)
+            # Drop rows that are unknown to this state at once, not when the first epoch ends.
             table.show(state.history.rows)
             del state  # its tensors would live as long as the run
             yield table
@@ -109,6 +110,7 @@ class JSONLLogger(Callback):
         with _opened(self.path) as file:
             try:
                 lines = lines_up_to(io.StringIO(_text(file)), state.train_iter, state.history.rows)
+            # UnicodeDecodeError, for bytes that are no text, is a ValueError too.
             except ValueError as error:
                 raise ValueError(
                     f"JSONLLogger: {self.path} is not its log: {error}. Give another path."
@@ -122,6 +124,7 @@ class JSONLLogger(Callback):
         file: BinaryIO | None = state.resources.get(self.name)
         if file is not None and _due(state, self.every):
             file.write(json_line({"train_iter": state.train_iter, **numbers_of(state)}).encode())
+            # No fsync, which would wait for the disk in every batch. The next row syncs these too.
             file.flush()
 
     def after_epoch(self, state: State) -> None:
@@ -152,11 +155,13 @@ class TensorBoardLogger(Callback):
 
     def __post_init__(self) -> None:
         _check_every("TensorBoardLogger", self.every)
+        # Fail now, not in the run, if tensorboard is missing.
         _summary_writer()
 
     @contextmanager
     def around_fit(self, state: State) -> Iterator[Any]:
         """Open a writer, and close it whatever happens."""
+        # TensorBoard hides this step and later ones. The state has reached train_iter itself.
         writer = _summary_writer()(str(self.log_dir), purge_step=state.train_iter + 1)
         del state  # its tensors would live as long as the run
         try:
@@ -245,6 +250,7 @@ def _summary_writer() -> Any:
 def _opened(path: str | Path) -> BinaryIO:
     """A file to read and to append to, made if need be, with its folders."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
+    # Not w+b, which would empty the file before it is read.
     return Path(path).open("a+b")
 
 
@@ -261,6 +267,7 @@ def _become(file: BinaryIO, text: str) -> None:
         (at for at, (one, other) in enumerate(zip(old, new, strict=False)) if one != other),
         min(len(old), len(new)),
     )
+    # In append mode every write goes to the end, so the end moves to the first difference.
     file.truncate(same)
     file.write(new[same:])
     _sync(file)

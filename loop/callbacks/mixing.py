@@ -54,6 +54,7 @@ class MixUp(Callback):
         _check_inputs("MixUp", state, _is_floating, "floating-point. Convert it to float")
         count, generator = sample_count(state), generator_of(state, _MIXUP)
         lam = beta(self.alpha, count, generator)
+        # At least 1/2: else two samples mixed with each other could give the same mixture twice.
         lam = torch.maximum(lam, 1 - lam)
         order = torch.randperm(count, generator=generator).to(device_of(state))
         state = state.replace(xb=mixup_batch(state.xb, lam, order))
@@ -113,6 +114,7 @@ class LabelSmoothing(Callback):
     """
 
     eps: float = 0.1
+    # `smoothed` needs a cross-entropy, not the MixedLoss that these two make of it.
     run_before: ClassVar[tuple[type, ...]] = (MixUp, CutMix)
 
     def __post_init__(self) -> None:
@@ -202,6 +204,7 @@ def cutmix_batch(batch: Tree, order: Tensor, box: Box) -> Any:
     def mix(leaf: Any) -> Any:
         if not _is_image(leaf):
             return leaf
+        # The batch may be a view of the user's data, or an expanded tensor.
         mixed = leaf.clone()
         mixed[..., top:bottom, left:right] = leaf[..., top:bottom, left:right][order]
         return mixed
@@ -213,6 +216,7 @@ def generator_of(state: State, purpose: int) -> torch.Generator:
     """A generator on the CPU whose numbers are a function of the state's seed and train_iter, and
     of what for.
     """
+    # Draw on the CPU, so that the numbers are the same on every device.
     return torch.Generator().manual_seed(key(state.seed, state.train_iter, purpose))
 
 
@@ -231,6 +235,7 @@ def _mix_targets(who: str, state: State, lam: Tensor, order: Tensor, mix: bool |
         raise ValueError(
             f"{who}: this batch is mixed already, by another callback. Use one of MixUp and CutMix."
         )
+    # The machine puts the learner back at the end of the batch, however it ends.
     return state.replace(learner=replace(learner, loss=MixedLoss(learner.loss, lam, order)))
 
 

@@ -108,6 +108,7 @@ class MixedPrecision(Callback):
 
     def after_pred(self, state: State) -> State:
         """Predictions as float32."""
+        # Handlers run in the grad mode of fit's caller, but this conversion is part of the graph.
         with torch.set_grad_enabled(state.training):
             return state.replace(pred=map_output(_widened, state.pred))
 
@@ -198,12 +199,12 @@ def all_finite(grads: Mapping[str, Tensor | None]) -> bool:
     >>> all_finite({"a": torch.ones(2), "b": None}), all_finite({"a": bad})
     (True, False)
     """
+    # torch raises an error for the infinity norm of an empty tensor.
     leaves = [grad for grad in grads.values() if grad is not None and grad.numel() > 0]
     if not leaves:
         return True
-    largest = torch._foreach_norm(
-        leaves, math.inf
-    )  # the largest absolute value of each leaf; NaN if it has one
+    # The largest absolute value of each leaf; NaN if it has one.
+    largest = torch._foreach_norm(leaves, math.inf)
     return bool(torch.stack([value.to(leaves[0].device) for value in largest]).isfinite().all())
 
 

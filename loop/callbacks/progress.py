@@ -52,6 +52,7 @@ class Progress(Callback):
         """Open the display, and close it whatever happens."""
         del state  # its tensors would live as long as the run
         cell = notebook() if self.file is None else None
+        # Look up sys.stdout now: it may have been redirected since this object was made.
         with lines(self.file or sys.stdout) if cell is None else live_table(cell) as display:
             yield Shown(display)
 
@@ -97,5 +98,6 @@ class Progress(Callback):
             shown.begun = True
 
     def _shown(self, state: State) -> Shown | None:
+        # None in `validate` and `predict`, which do not open around_fit.
         shown: Shown | None = state.resources.get(self.name)
         return shown

@@ -79,6 +79,7 @@ class Recorder(Callback):
             return self._update(state, sums=add_batch(record.sums, state, metrics, "valid_loss"))
         assert state.loss is not None
         loss, count = state.loss.detach(), record.count + 1
+        # One kernel less than beta * average + (1 - beta) * loss.
         average = (
             torch.add(self.beta * record.average, loss, alpha=1 - self.beta)
             if record.count
@@ -90,6 +91,7 @@ class Recorder(Callback):
             else record.sums
         )
         debiased = 1 - self.beta**count
+        # This runs in every batch, and `replace` takes twice as long as the constructor.
         record = Record(average, count, debiased, sums, record.row, record.written)
         history, logs = state.history, state.history.hypers
         hypers = {name: appended(logs.get(name), value) for name, value in state.hyper.items()}
@@ -137,5 +139,6 @@ class Recorder(Callback):
 
 def recorded(state: State) -> Record:
     """What the Recorder remembers in this state."""
+    # get(RECORDER, Record()) would build a record at each call.
     record: Record | None = state.memory.get(RECORDER)
     return Record() if record is None else record

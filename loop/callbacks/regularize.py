@@ -51,6 +51,7 @@ class RNNRegularizer(Callback):
     @contextmanager
     def around_batch(self, state: State) -> Iterator[Held]:
         """A place for the penalty, which is let go when the batch ends, whatever way it ends."""
+        # Not in state.memory, which outlives the batch: the penalty holds the batch's graph.
         held = Held()
         try:
             yield held
@@ -63,6 +64,7 @@ class RNNRegularizer(Callback):
         state = state.replace(pred=output)
         if not state.training:
             return state
+        # Handlers run in the grad mode of fit's caller.
         with torch.enable_grad():
             penalty = self.alpha * activation_penalty(dropped) + self.beta * temporal_penalty(raw)
         state.resources[self.name].penalty = penalty
@@ -73,6 +75,7 @@ class RNNRegularizer(Callback):
         held: Held = state.resources[self.name]
         if held.penalty is None or state.loss is None:
             return None
+        # Kept, because subtracting the penalty again would not give the same bits.
         held.loss = state.loss.detach()
         with torch.enable_grad():
             return state.replace(loss=state.loss + held.penalty)
@@ -101,6 +104,7 @@ def temporal_penalty(activations: Tensor) -> Tensor:
     """
     activations = _widened(activations)
     squares = (activations[:, 1:] - activations[:, :-1]).square()
+    # mean() of an empty tensor is NaN.
     return squares.sum() / max(squares.numel(), 1)
 
 

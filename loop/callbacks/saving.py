@@ -93,6 +93,8 @@ class SaveModel(Callback):
         fails early.
         """
         if self.path is not None:
+            # Only the path before {epoch} is known. The underscore stands for the rest: Path drops
+            # a slash at the end, so `parent` would be one folder too high.
             known = str(Path(self.path).absolute()).partition("{epoch}")[0]
             make(Path(f"{known}_").parent)
             if Path(self.path).is_dir():
@@ -115,6 +117,7 @@ class SaveModel(Callback):
     def after_epoch(self, state: State) -> State | None:
         """Keep this epoch, if it is its turn or if it is the best."""
         if not self.keeps_best:
+            # epochs_seen already counts the epoch that ends here.
             if self.every is not None and state.epochs_seen % self.every == 0:
                 state.resources[self.name](state)
             return None
@@ -130,6 +133,7 @@ class SaveModel(Callback):
         state.resources[self.name](state)
         tensors: dict[str, Any] = {}
         if self.restore_best:
+            # Buffers need no copy: a run that donates overwrites only params and opt_state.
             tensors = {"params": state.kept(kept.params), "buffers": kept.buffers}
         return state.remember(self.name, {"best": value, "epoch": state.epochs_seen, **tensors})
 
@@ -151,6 +155,7 @@ class SaveModel(Callback):
         kept = self.weights(state)
         if _is_refused(kept):
             return
+        # Not str.format, which would stumble over other braces in the path.
         path = Path(str(self.path).replace("{epoch}", str(state.epochs_seen)))
         write_tensors(path, {**kept.params, **kept.buffers}, about)
 

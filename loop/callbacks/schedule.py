@@ -104,6 +104,8 @@ class ParamScheduler(Callback):
     @contextmanager
     def around_train(self, state: State) -> Iterator[dict[str, Attribute]]:
         """Give the model its numbers back."""
+        # During the phase this hides the resource of around_fit, which check_unscheduled looks for.
+        # It does so only in before_fit.
         found = self._find(state)
         del state  # its tensors would live as long as the run
         with attributes_kept(found.values()):
@@ -149,6 +151,8 @@ class ParamScheduler(Callback):
         return put_back(state, self.name)
 
     def _begin(self, state: State) -> State:
+        # Find the groups once, before the run: where schedules cross, two groups have equal values,
+        # and a resumed run could not tell them apart.
         lists = {
             name: part for name, part in self.hypers.items() if isinstance(part, (list, tuple))
         }
@@ -191,9 +195,11 @@ def keep_hypers(state: State, who: str, names: Iterable[str]) -> State:
     sets them.
     """
     sets = tuple(names)
+    # Also keep the values of parts, which `with_hypers` drops when one for all parts is set.
     before = {
         name: value for name, value in state.hyper.items() if name in sets or _replaces(name, sets)
     }
+    # In the state, since a stopped run never reaches after_fit: the next run puts back.
     kept = {**state.memory.get(KEPT, {}), who: {"sets": sets, "before": before}}
     return state.remember(KEPT, kept)
 
@@ -219,6 +225,7 @@ def put_back(state: State, who: str) -> State:
 
 def put_all_back(state: State) -> State:
     """The state with the hypers of before the run that it was stopped in, if it was in one."""
+    # In reverse, since a later scheduler may have found values that an earlier one had set.
     for who in reversed(state.memory.get(KEPT, {})):
         state = put_back(state, who)
     return state

@@ -166,6 +166,7 @@ class Profiler(Callback):
     reports: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        # torch warns about warmup=0, which can skew what is measured.
         for name, least in {"wait": 0, "warmup": 1, "active": 1, "rows": 1}.items():
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
@@ -181,9 +182,8 @@ class Profiler(Callback):
         del state  # its tensors would live as long as the run
 
         def show(profiler: profile) -> None:
-            if (
-                profiler.step_num > self.wait + self.warmup
-            ):  # else it has recorded what came after the last batch
+            # In a shorter run, it has only recorded what came after the last batch.
+            if profiler.step_num > self.wait + self.warmup:
                 shown.append(profiler)
                 self._show(profiler, by)
 
@@ -203,6 +203,7 @@ class Profiler(Callback):
         try:
             yield profiler
         finally:
+            # A batch ended by a signal is a step too, else the batches recorded are later ones.
             if profiler is not None and state.training:
                 profiler.step()
 

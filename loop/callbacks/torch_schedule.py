@@ -82,6 +82,7 @@ class TorchScheduler(Callback):
 
     def before_fit(self, state: State) -> State:
         """Make the scheduler, and set the hypers of the first batch."""
+        # Its own Driver, which around_fit has lent, is a Scheduled too.
         check_unscheduled("TorchScheduler", state, "lr", own=self.name)
         return self._begin(state)
 
@@ -108,6 +109,7 @@ class TorchScheduler(Callback):
                     "TorchScheduler: ReduceLROnPlateau looks at epochs. Pass every='epoch'."
                 )
             check_monitor("TorchScheduler", state, self.monitor)
+        # Which hypers it sets is known only once the scheduler is made.
         kept = driver.kept = Taken(start, tuple(name for name in driver.sets if name in known))
         state = keep_hypers(state, self.name, kept.sets).remember(self.name, kept)
         return _set_hypers(state, driver, kept)
@@ -128,6 +130,8 @@ class TorchScheduler(Callback):
 
     def _driver(self, state: State, kept: Taken) -> "Driver":
         driver: Driver = state.resources[self.name]
+        # By identity: the scheduler has taken the steps of exactly this memory. After a resume, or
+        # when a callback has gone back to an older state, the memory is another object.
         if driver.kept is not kept:
             driver.replay(kept, state)
         return driver
@@ -200,5 +204,6 @@ def _set_hypers(state: State, driver: Driver, kept: Taken) -> State:
 
 
 def _cycles_momentum(scheduler: Any) -> bool:
+    # SequentialLR and ChainedScheduler contain other schedulers.
     inner = getattr(scheduler, "_schedulers", ())
     return bool(getattr(scheduler, "cycle_momentum", False)) or any(map(_cycles_momentum, inner))

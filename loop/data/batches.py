@@ -79,6 +79,7 @@ class Batches:
             )
         check_batch_size("Batches", self.batch_size)
         check_part("Batches", self.part)
+        # A position is for one pass and not part of what the loader is, so it is no field.
         object.__setattr__(self, "_position", None)
 
     def set_position(self, seed: int, epoch: int, skip: int = 0) -> None:
@@ -89,11 +90,13 @@ class Batches:
         return batch_count(len(self.tensors[0]), self.batch_size, self.drop_last)
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        # Not a generator: order and position are taken now, not when the first batch is read.
         position: Position | None = self.__dict__["_position"]
         object.__setattr__(self, "_position", None)
         order, count = None, len(self.tensors[0])
         if self.shuffle:
             order = torch.randperm(count) if position is None else shuffled(count, *position[:2])
+            # Drawn on the CPU, so that the order is the same wherever the tensors are.
             order = order.to(self.tensors[0].device)
         return self._batches(order, 0 if position is None else position[2])
 
@@ -119,6 +122,7 @@ class Batches:
         for index in range(skip, len(self)):
             place = batch_slice(index, count, self.batch_size, self.part)
             if order is None:
+                # Views: where a model writes to its inputs, the machine gives it copies.
                 yield tuple([tensor[place] for tensor in self.tensors])
             else:
                 chosen = order[place]

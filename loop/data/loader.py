@@ -28,7 +28,7 @@ from loop.data.batches import (
 )
 from loop.run.chance import key
 
-_SAMPLE, _STREAM = 1, 2  # what a random number is for; data.py has the other
+_SAMPLE, _STREAM = 1, 2  # what a random number is for; batches.py has the other
 
 Seeded = tuple[int, int]
 """The index of a sample, and the seed of its randomness."""
@@ -94,16 +94,21 @@ def make_loader(
         raise TypeError(
             f"make_loader: dataset must be an object, got the class {dataset.__name__}. Call it."
         )
+    # With a generator of its own, torch does not draw the workers' seed from the global one.
     shared: dict[str, Any] = dict(
         num_workers=workers, collate_fn=collate, generator=torch.Generator()
     )
+    # torch warns about pinned memory where there is no accelerator.
     shared |= dict(pin_memory=pin and torch.accelerator.is_available())
+    # torch refuses some of these options without workers.
     if workers:
         shared |= dict(prefetch_factor=ahead, persistent_workers=keep_workers, timeout=timeout)
         shared |= dict(
             multiprocessing_context=context or _context(), worker_init_fn=ignore_interrupts
         )
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
+        # Each worker would read the whole stream. One that is kept would not learn of a new
+        # position, which it gets with its copy of the stream when it starts.
         if shuffle or workers > 1 or keep_workers:
             raise ValueError(
                 f"make_loader: a stream has its own order and one reader, got shuffle={shuffle}, "
@@ -229,6 +234,7 @@ class SeededDataset(Dataset[Any]):
         return self.__getitems__([which])[0]
 
     def __getitems__(self, which: Iterable[Seeded]) -> list[Any]:
+        # torch asks for a whole batch here, so the generators are read and put back once a batch.
         with generators_kept():
             return [self._sample(index, seed) for index, seed in which]
 
@@ -260,6 +266,7 @@ class SeededStream(IterableDataset[Any]):
         seed, epoch, skip = self.position
         reader = self._read(key(seed, epoch, _STREAM))
         for number in count():
+            # Not around the yield: what the consumer draws between batches is its own.
             with generators_kept():
                 batch = list(islice(reader, self.batch_size))
             if number >= skip:
@@ -268,6 +275,7 @@ class SeededStream(IterableDataset[Any]):
                 return
 
     def _read(self, seed: int) -> Iterator[Any]:
+        # The function that makes the stream may draw as well.
         seed_all(key(seed, 0))
         iterator = iter(self.source())
         for index in count():
@@ -281,8 +289,10 @@ class SeededStream(IterableDataset[Any]):
 
 def seed_all(seed: int) -> None:
     """Seed the global generators of torch (the CPU's), Python and numpy."""
+    # torch.manual_seed would also seed every device.
     torch.default_generator.manual_seed(seed)
     random.seed(seed)
+    # numpy takes seeds of 32 bits.
     np.random.seed(seed % 2**32)
 
 

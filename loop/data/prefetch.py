@@ -30,6 +30,8 @@ class Prefetch:
         return len(self.loader)  # type: ignore[arg-type]  # a TypeError, if it has none, is right
 
     def __getattr__(self, name: str) -> Any:
+        # copy and pickle ask for special methods before there is a `loader`, and looking that up
+        # here would never end.
         if name.startswith("__") or name == "loader":
             raise AttributeError(name)
         return getattr(self.loader, name)
@@ -51,6 +53,7 @@ def one_ahead(
     send b
     ['A', 'B']
     """
+    # The inner loop uses up the iterator, so this one runs at most once.
     for first in items:
         under_way = send(first)
         for item in items:
@@ -63,6 +66,7 @@ class _Copies:
     """Copies to one CUDA device, on a stream of their own."""
 
     def __init__(self, device: torch.device) -> None:
+        # torch.device("cuda") does not equal "cuda:0", the device of a tensor.
         index = torch.cuda.current_device() if device.index is None else device.index
         self.device = torch.device("cuda", index)
         self.stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
@@ -80,13 +84,13 @@ class _Copies:
         present.wait_event(done)
         for leaf in optree.tree_leaves(copied):
             if isinstance(leaf, Tensor) and leaf.is_cuda:
-                leaf.record_stream(
-                    present
-                )  # or its memory could be used again before this stream has read it
+                # Or its memory could be used again before this stream has read it.
+                leaf.record_stream(present)
         return copied
 
     def _send(self, leaf: Any) -> Any:
         if not isinstance(leaf, Tensor) or leaf.device == self.device:
             return leaf
+        # torch keeps the pinned memory until the copy is done, so nothing here has to hold it.
         pinned = leaf if leaf.device.type != "cpu" or leaf.is_pinned() else leaf.pin_memory()
         return pinned.to(self.device, non_blocking=True)

@@ -134,6 +134,7 @@ def decided(
     if ignore_index is None:
         return given, wanted, torch.ones_like(wanted, dtype=torch.bool)
     kept = wanted != ignore_index
+    # Class 0 stands in for -100, say, which is no index. It is added with weight 0.
     return given, torch.where(kept, wanted, 0), kept
 
 

@@ -17,6 +17,7 @@ def accuracy(pred: Tensor, target: Tensor) -> Tensor:
     >>> accuracy(torch.tensor([[2.0, 1.0], [0.0, 3.0]]), torch.tensor([0, 0]))
     tensor(0.5000)
     """
+    # Without `flat`, targets (N, 1) against predictions (N,) would make a table of N x N.
     given, wanted = flat("accuracy", pred.argmax(dim=-1), target)
     return (given == wanted).float().mean()
 
@@ -44,6 +45,7 @@ def top_k_accuracy(k: int = 5) -> Callable[[Tensor, Tensor], Tensor]:
 
     def measure(pred: Tensor, target: Tensor) -> Tensor:
         best = pred.topk(k, dim=-1).indices
+        # One of the k has the shape that the targets must have.
         _, wanted = flat(measure.__name__, best[..., 0], target)
         return (best.reshape(-1, k) == wanted[:, None]).any(dim=-1).float().mean()
 

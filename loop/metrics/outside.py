@@ -99,9 +99,8 @@ class TorchMetric:
         for name, value in _copied(state, _pieces(accumulator)).items():
             setattr(metric, name, value)
         if accumulator:
-            metric._update_count = accumulator[
-                "updates"
-            ]  # or compute() warns that there was no update
+            # Or compute() warns that there was no update.
+            metric._update_count = accumulator["updates"]
         return metric
 
 
@@ -131,6 +130,7 @@ def as_mergeables(metric: Any) -> list[Any]:
 
 def _fresh_copy(metric: Any) -> Any:
     made = deepcopy(metric)
+    # The object in the learner may have counted something already.
     made.reset()
     return made
 
@@ -147,4 +147,5 @@ def _copied(state: Any, shared: Set[int] = frozenset()) -> Any:
 def _pieces(accumulator: Accumulator) -> Set[int]:
     """The ids of what is in the lists of an accumulator."""
     lists = [value for value in accumulator.get("state", {}).values() if isinstance(value, list)]
+    # By id, since == of tensors is elementwise. The accumulator keeps the pieces, and so the ids.
     return {id(piece) for pieces in lists for piece in pieces}

@@ -69,6 +69,7 @@ class Overlap(Tally):
             return divided(*self.ratio(tp.sum(), fp.sum(), fn.sum()))
         each = divided(*self.ratio(tp, fp, fn))
         if self.average == "binary":
+            # Class 1 of two; with a threshold, the only one.
             return each[-1]
         if self.average == "weighted":
             return divided((each * (tp + fn)).sum(), (tp + fn).sum())

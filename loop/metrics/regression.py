@@ -24,9 +24,8 @@ def moments(*values: Tensor) -> Accumulator:
     table = torch.stack([wide(column).reshape(-1) for column in values], dim=1)
     if not len(table):
         return {}
-    moved = (
-        table - table[0]
-    )  # first, so that a constant column has no deviations, not even of rounding
+    # First, so that a constant column has no deviations, not even of rounding.
+    moved = table - table[0]
     gap = moved.mean(dim=0)
     centred = moved - gap
     return {
@@ -97,6 +96,7 @@ class R2(_OfMoments):
 
     def read(self, counted: Accumulator) -> Tensor:
         """One minus the share that is left."""
+        # The sum of squares around 0, not around the mean: a constant error counts.
         squares = counted["products"][0, 0] + counted["count"] * counted["mean"][0].square()
         return _explained(counted, squares)
 
@@ -194,6 +194,7 @@ class Perplexity(Tally):
             ignore_index=self.ignore_index,
             reduction="none",
         )
+        # cross_entropy gives 0 for ignored targets, so they add nothing.
         total = wide(losses).sum()
         return {"total": total, "tokens": (target != self.ignore_index).sum().to(total.dtype)}
 
@@ -219,11 +220,13 @@ def _explained(counted: Accumulator, left: Tensor) -> Tensor:
 def _correlation(counted: Accumulator) -> Tensor:
     products = counted["products"]
     correlation: Tensor = products[0, 1] / (products[0, 0].sqrt() * products[1, 1].sqrt())
+    # Rounding can take it a little beyond.
     return correlation.clamp(-1.0, 1.0)
 
 
 def _ranks(values: Tensor) -> Tensor:
     """Ranks from 1; equal values share the mean of theirs, and a nan has none."""
     _, place, counts = torch.unique(values, return_inverse=True, return_counts=True)
+    # cumsum is the last rank in a group of equals; their mean is (count - 1) / 2 below it.
     ranks = (wide(counts.cumsum(0)) - (wide(counts) - 1) / 2)[place]
     return torch.where(values.isnan(), torch.nan, ranks)

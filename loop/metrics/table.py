@@ -51,6 +51,7 @@ def add_batch(sums: Sums, state: State, metrics: Sequence[Metric], loss_name: st
     added: dict[str, Any] = dict(sums)
     if state.loss is not None:
         added[loss_name] = _weighted(added.get(loss_name), state.loss, count)
+    # A model that computes its own loss may have no targets.
     if not state.yb:
         return added
     with torch.no_grad():

@@ -210,6 +210,8 @@ def columns(counted: Accumulator) -> list[Tensor]:
 
 
 def _tidied(pieces: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    # As in a binary counter: of n equal batches at most log2(n) + 1 pieces are left, and no sample
+    # is copied more often than that.
     while len(pieces) > 1 and len(pieces[-2]) <= len(pieces[-1]):
         pieces = (*pieces[:-2], torch.cat(pieces[-2:]))
     return pieces

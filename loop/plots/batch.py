@@ -57,6 +57,7 @@ def plot_batch(source: Any, classes: Sequence[str] | None = None, count: int = 9
 
 def _parts(source: Any, batch: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """The inputs and the targets of a batch, by their names."""
+    # Only a Learner says what is a target. For a loader, assume what a Learner does by default.
     if isinstance(batch, Mapping):
         names = getattr(source, "targets", ("labels",))
         targets = {name: batch[name] for name in names if name in batch}

@@ -14,6 +14,7 @@ def new_figure(width: float, height: float) -> "Figure":
     """
     from loop.plots.notebook_figure import NotebookFigure
 
+    # Not pyplot, which keeps every figure alive until it is closed.
     return NotebookFigure(figsize=(width, height), layout="constrained")
 
 

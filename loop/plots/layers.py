@@ -85,6 +85,7 @@ def plot_activation_histograms(
             interpolation="nearest",
         )
         axes.set_title(_label(found, index), fontsize=10)
+        # With sharex, matplotlib labels only the last row, which may be empty in this column.
         if index + columns >= len(found.layers):
             axes.set_xlabel("batch")
             axes.xaxis.set_tick_params(labelbottom=True)

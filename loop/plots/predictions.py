@@ -36,6 +36,7 @@ def plot_confusion_matrix(
                 f"and preds."
             )
     counts = confusion_matrix(pred, targets).cpu().numpy()
+    # A class without samples has shares of 0, not of 0 / 0.
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     size = len(counts)
     names = [str(name) for name in (range(size) if classes is None else classes)]

@@ -65,6 +65,7 @@ def plot_schedules(history: History | State, names: Sequence[str] | None = None)
         ]
         names = changed or [name for name in ("lr",) if name in history.hypers]
     figure = new_figure(4.5 * max(len(names), 1), 3.2)
+    # matplotlib returns a single Axes, not an array, for a grid of one.
     for axes, name in zip(
         np.atleast_1d(figure.subplots(1, max(len(names), 1))), names, strict=False
     ):
@@ -150,6 +151,7 @@ def plot_lr_find(found: Curve) -> "Figure":
     suffice for.
     """
     figure, axes = _one(("lr", "loss, smoothed"))
+    # The suggestions leave out the last 5 batches too (LRFind.curve).
     shown = slice(None, -5 if len(found.lrs) > 10 else None)
     lrs, losses = np.array(found.lrs[shown]), np.array(found.losses[shown])
     lrs, losses = lrs[np.isfinite(losses)], losses[np.isfinite(losses)]
@@ -162,6 +164,7 @@ def plot_lr_find(found: Curve) -> "Figure":
     for index, name in enumerate(("valley", "slide", "minimum", "steep")):
         with suppress(ValueError):  # too few points for this one
             lr = getattr(found, name)
+            # The axis is logarithmic, so the drawn curve is straight in log(lr) between points.
             height = np.interp(np.log(lr), np.log(lrs), losses)
             axes.plot(lr, height, "o", color=f"C{index}", label=f"{name}  {lr:.2e}")
     if axes.get_legend_handles_labels()[0]:
@@ -172,6 +175,7 @@ def plot_lr_find(found: Curve) -> "Figure":
 def draw_image(axes: Any, image: Tensor) -> None:
     """An image (1 or 3, H, W), whose darkest and lightest values are the ends of the scale."""
     image = image.detach().cpu().float()
+    # A flat image has no range to divide by.
     image = (image - image.min()) / (image.max() - image.min()).clamp(min=1e-12)
     gray = len(image) == 1
     if gray:

@@ -141,6 +141,7 @@ def _stays(callback: Any, keep: Sequence[Wish]) -> bool:
 
 def _last_row(end: State, start: State, metric: str | None) -> dict[str, float]:
     """The measured columns of the last epoch of a run, as numbers; none if the run had no epoch."""
+    # `run` may have been given stop="return", and half a run must not be compared.
     if end.stopped:
         raise KeyboardInterrupt(f"ablate: a run was ended by {end.stopped}.")
     rows = end.history.rows[len(start.history.rows) :]

@@ -153,6 +153,7 @@ def lr_find(
         if not isinstance(one, Tracker)
     ]
     alone = replace(learner, data=replace(learner.data, valid=None), callbacks=tuple(others))
+    # RaiseLR counts the losses in the history, so it must begin with none.
     fork = state.replace(history=History()).forget(finder.name)
     after = fit(alone, fork, epochs=iterations, callbacks=[finder])  # an epoch has >= 1 batch
     seen = after.memory.get(finder.name, _NOTHING)
@@ -178,6 +179,7 @@ class RaiseLR(Callback):
 
     def before_batch(self, state: State) -> State:
         """Set lr."""
+        # By train_iter, which also counts cancelled batches: such a batch takes its lr with it.
         lr = scaled(self.like, self.schedule((state.train_iter - self.first) / self.iterations))
         return state.replace(hyper=with_hypers(state.hyper, {"lr": lr}))
 
@@ -185,10 +187,12 @@ class RaiseLR(Callback):
         """Remember the batch, if it has a loss, and end the run if that is enough."""
         done = state.train_iter - self.first  # counts this batch already
         seen, exploded = state.memory.get(self.name, _NOTHING), False
+        # The Recorder adds nothing for a batch that was cancelled before its loss.
         if len(state.history.losses) > len(seen["losses"]):
             lr = self.schedule((done - 1) / self.iterations)
             seen = with_loss(seen, lr, float(state.history.losses[-1]), self.beta)
             state = state.remember(self.name, seen)
+            # A NaN is above nothing, so it does not end the search; the curve stops before it.
             exploded = (
                 self.stop_factor is not None
                 and seen["losses"][-1] > self.stop_factor * seen["best"]

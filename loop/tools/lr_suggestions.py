@@ -27,6 +27,7 @@ def valley(lrs: Sequence[float], losses: Sequence[float]) -> float:
             1 + max((lengths[other] for other in range(index) if losses[other] > loss), default=0)
         )
     longest = max(lengths)
+    # An index minus a length is one too low, but this is fastai's rule, and gives its answers.
     start = lengths.index(longest) - longest  # may be -1
     return float(lrs[max(start + longest // 3 + longest // 6, 0)])
 

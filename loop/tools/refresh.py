@@ -43,6 +43,7 @@ def refresh_buffers(learner: Learner, state: State, data: Iterable[Any] | None =
     calls = Unharmed("model")
     now = state.at_rest().replace(learner=learner, training=True)
     buffers = {**state.buffers, **_unmeasured(layers, state.buffers)}
+    # As in a run: no other thread has the model, and the caller's generators are put back.
     with (
         running(model),
         global_generators_kept(device_of(state)),
@@ -68,6 +69,8 @@ def _unmeasured(names: Iterable[str], buffers: Tensors) -> Tensors:
         mean, var, seen = (
             f"{prefix}{key}" for key in ("running_mean", "running_var", "num_batches_tracked")
         )
+        # The first batch multiplies the old values by 0, which leaves a NaN in them. With momentum
+        # None, torch weighs each batch by 1 / num_batches_tracked, so that must start at 0.
         fresh[mean] = torch.zeros_like(buffers[mean])
         fresh[var] = torch.ones_like(buffers[var])
         fresh[seen] = torch.zeros_like(buffers[seen])

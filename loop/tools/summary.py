@@ -28,9 +28,8 @@ class Layer:
 
     name: str
     kind: str
-    shapes: tuple[
-        tuple[int, ...], ...
-    ]  # of the tensors that come out the first time; empty if it was not called
+    # Of the tensors that come out the first time; empty if it was not called.
+    shapes: tuple[tuple[int, ...], ...]
     trained: int  # elements of parameters that are trained
     frozen: int  # elements of parameters that are not
 
@@ -134,9 +133,8 @@ def summary(learner: Learner, state: State) -> Summary:
     """
     xb, _ = first_batch(learner, state)
     with recorded_shapes(learner.model) as found:
-        validate(
-            replace(learner, callbacks=(), metrics=()), state, [xb]
-        )  # without targets: just the model
+        # Without targets, so that only the model is called.
+        validate(replace(learner, callbacks=(), metrics=()), state, [xb])
     return Summary(
         type(learner.model).__name__,
         shapes_of(xb),
@@ -156,7 +154,7 @@ def recorded_shapes(model: nn.Module) -> Iterator[dict[str, tuple[tuple[int, ...
     found: dict[str, tuple[tuple[int, ...], ...]] = {}
     with ExitStack() as stack:
         for name, layer in model.named_modules():
-
+            # The default binds this name; a closure would see the last one.
             def keep(layer: nn.Module, args: Any, output: Any, name: str = name) -> None:
                 found.setdefault(name, shapes_of(output))
 

@@ -25,6 +25,7 @@ def first_batch(learner: Learner, state: State) -> tuple[tuple[Any, ...], tuple[
             [1.]]),), (tensor([[0.],
             [0.]]),))
     """
+    # A run, since it seeds loader and generators as `fit` does, and puts the generators back.
     with closing(trace(replace(learner, callbacks=()), state, epochs=1)) as running:
         found = next(seen for event, seen in running if event == "before_batch")
     return found.xb or (), found.yb or ()

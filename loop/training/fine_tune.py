@@ -75,6 +75,7 @@ def fine_tune(
     frozen = [name for group in groups[:-1] for name in group if name not in norms]
     whole = spread(state.params, lr / 2 / lr_mult, lr / 2, groups)
     state, resume = _resumed(state, resume)
+    # A half that is resumed keeps its optimizer state; one that begins gets a fresh one.
     if state.memory.get(MEMORY) != "all":
         state = state if resume else _afresh(learner, state, "head")
         rates = {name: lr if name in groups[-1] else lr / 10 for name in state.params}
@@ -161,6 +162,7 @@ def _resumed(state: State, resume: bool | str | Path) -> tuple[State, bool]:
             "fine_tune: the state is not within a fine_tune, so there is nothing to resume. Leave "
             "resume out to begin."
         )
+    # A run that was stopped before its first event is in no place to go on from, so it begins.
     return found, bool(found.done)
 
 

@@ -147,6 +147,7 @@ def trace(
     check_hypers(learner, hyper)
     epochs = 1 if epochs is None and steps is None else epochs
     length = length_asked(learner.data.train, epochs, steps, steps_per_epoch)
+    # Begun here and not in a generator, so that mistakes are errors at the call.
     return _named(begin(learner, state, length, callbacks, hyper, resume, compile, donate).steps())
 
 
@@ -188,8 +189,10 @@ def begin(
         work = CompiledWork(learner.model)
     work.spend_grads = donate == "grads"
     stopped = to_go_on_from(resume, state, length, hyper, now, everyone)
+    # The hypers of this command were set when the run began; schedules may have moved them since.
     if stopped is not None:
         return Run(learner, _owned(stopped, donate), callbacks=everyone, work=work)
+    # train_iter and epochs_seen go on: two runs of one epoch are one run of two epochs.
     fresh: dict[str, Any] = dict(
         epoch=0, pct_train=0.0, stopped="", done=(), frozen=(), begun_with=now, **length.fields
     )
@@ -319,6 +322,7 @@ class CollectPredictions(Callback):
 
     def after_pred(self, state: State) -> State:
         """Keep one batch's."""
+        # A tuple and not a Log, since that is what `parallel` joins over the ranks.
         return state.remember(self.name, (*state.memory.get(self.name, ()), state.pred))
 
 
@@ -366,7 +370,10 @@ def evaluate(
             "valid)."
         )
     everyone = with_recorder([*learner.callbacks, *callbacks])
+    # With `done`, the machine would resume the run. n_epoch=0 tells callbacks such as ShortEpoch
+    # that this is not part of one.
     start = state.forget(RECORDER).forget("collect_predictions").replace(n_epoch=0, done=())
+    # Do not stop at a signal: a mean over half of the data would look like one over all of it.
     return Run(learner, start, VALIDATE, everyone).to_end(stop=lambda: False)
 
 
@@ -380,4 +387,5 @@ def _named(running: Steps) -> Steps:
         result: State = end.value
         return result
     finally:
+        # A trace that is closed early closes the brackets of the run at once.
         running.close()

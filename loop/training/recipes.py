@@ -98,5 +98,6 @@ def overfit_one_batch(
             f"overfit_one_batch: steps must be a whole number, 1 or more, got {steps!r}."
         )
     xb, yb = first_batch(learner, state)
+    # The list has the same tensors `steps` times; nothing is copied.
     alone = replace(learner, data=replace(learner.data, train=[(*xb, *yb)] * steps, valid=None))
     return fit(alone, state, 1, callbacks, **options)

@@ -36,6 +36,7 @@ def begun_with(
             one.name: _shown(one) for one in without_reports(callbacks) if isinstance(one, Callback)
         },
         "data": {"train": _lengths(learner.data.train), "valid": _lengths(learner.data.valid)},
+        # Other values of these may change last digits and dropout: a warning, not an error.
         "compile": graph,
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),
@@ -92,6 +93,7 @@ def latest(folder: Any, like: State) -> State | None:
     if not checkpoints(folder):
         return None
     state = load_latest(folder, like)
+    # The seed is part of the state, so the one given would have no effect.
     if state.seed != like.seed:
         raise ValueError(
             f"fit: the run in {folder} has the seed {state.seed}, but the state given has the seed "
@@ -181,6 +183,7 @@ def _check_same(begun: Mapping[str, Any], hyper: Mapping[str, Any], now: Mapping
             )
     for name, lengths in now["data"].items():
         before = begun["data"][name]
+        # Data that cannot tell its length is noticed later, where it ends too early.
         differing = [what for what in lengths if None not in (lengths[what], before[what])]
         for what in differing:
             if lengths[what] != before[what]:

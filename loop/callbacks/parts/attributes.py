@@ -36,6 +36,7 @@ def find_attribute(who: str, model: nn.Module, path: str) -> Attribute:
     'p'
     """
     where, _, name = path.removeprefix(ROOT).rpartition(".")
+    # By default, torch lists a layer that is used twice under its first name only.
     layers = dict(model.named_modules(remove_duplicate=False))
     if where not in layers:
         raise ValueError(
@@ -81,4 +82,5 @@ def attributes_kept(attributes: Iterable[Attribute]) -> Iterator[None]:
 
 
 def _is_number(value: Any) -> bool:
+    # A bool is an int, but flags such as `inplace` are no numbers to schedule.
     return isinstance(value, (int, float)) and not isinstance(value, bool)

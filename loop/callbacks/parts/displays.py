@@ -110,6 +110,7 @@ class LiveTable:
         """The table stays, the bar goes; a run without a row leaves how far it came."""
         self.ended = f"{self.what}, {self.done}/{self.total or '?'}" if self.what else ""
         self.what = ""
+        # Do not open an output for a run that was cancelled before its first bar.
         if self.handle is not None:
             self._draw()
 
@@ -158,6 +159,7 @@ def lines(file: TextIO) -> Iterator[Lines]:
     from rich.progress import Progress as Bar
 
     # In a notebook, rich would show every line in an output of its own, whatever the file.
+    # soft_wrap: else rich breaks long rows at the terminal's width, or at 80 characters.
     console = Console(file=file, highlight=False, soft_wrap=True, force_jupyter=False)
     if not console.is_terminal:
         yield Lines(console)

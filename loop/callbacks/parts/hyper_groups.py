@@ -27,6 +27,7 @@ def hyper_groups(
     spec = flatten(params)[1]
     columns = [broadcast(who, name, hyper[name], params, spec) for name in names]
     rows = (tuple(float(value) for value in row) for row in zip(*columns, strict=True))
+    # Leaves are sorted by name, but groups follow the order of the model.
     row_of = dict(zip(paths(params), rows, strict=True))
     order = {row: index for index, row in enumerate(dict.fromkeys(row_of[name] for name in params))}
     return list(order), {name: order[row_of[name]] for name in params}

@@ -34,6 +34,7 @@ def numbers_of(state: State) -> dict[str, float]:
     {'loss': 2.0, 'lr/0': 0.1, 'lr/1': 0.2, 'mom': 0.9}
     """
     rows = state.history.rows
+    # Between batches a state has no xb.
     if state.xb is not None:
         values = {"loss": state.loss, **state.hyper}
     else:
@@ -94,11 +95,14 @@ def rows_of_others(text: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[st
     [{'epoch': '0', 'loss': '0.3'}]
     """
     found = list(csv.DictReader(io.StringIO(text, newline="")))
+    # The csv module puts cells beyond the header under None.
     if any(None in row for row in found):
         raise ValueError("it has a line with more cells than the header")
     if not rows:
         return found
+    # Ignore empty cells: the file may have columns that this history lacks.
     first = _known(_cells(rows[0]))
+    # Take the last match: an earlier history in the file may have begun with an equal row.
     starts = [index for index, row in enumerate(found) if _known(row) == first]
     return found[: starts[-1]] if starts else found
 
@@ -125,6 +129,8 @@ def lines_up_to(
 
     A line that was cut off, as by a crash, ends it. Raises ValueError for a line of something else.
     """
+    # Count the rows: a run that failed between writing a row and committing it writes the row again
+    # when it is resumed.
     kept, epochs = [], Counter((row.get("epoch"), row.get("train_iter")) for row in rows)
     for line in lines:
         if not line.endswith("\n"):
