@@ -219,28 +219,49 @@ def _swapped(op: str) -> Callable[..., Node]:
     return lambda graph, right, left: graph.node(op, graph.value(left), graph.value(right))
 
 
+def _is_logical(value: Any) -> bool:
+    return isinstance(value, bool) or (isinstance(value, Node) and value.op in LOGICAL)
+
+
+def _logical(graph: Graph, op: str, *args: Any) -> Node:
+    """An operation on truth values, of which some may be Python's."""
+    values = [graph.value(arg) for arg in args]
+    # A constant is a number: backends tell truth values by their operation.
+    truths = [v if v.op in LOGICAL else graph.node("ne", v, graph.value(0.0)) for v in values]
+    return graph.node(op, *truths)
+
+
+def _of_logical(logical: str, op: str) -> Callable[..., Node]:
+    """An operation that has another meaning for two truth values, of which it makes a third: torch
+    adds them with `or`, and multiplies them with `and`.
+    """
+
+    def build(graph: Graph, left: Any, right: Any) -> Node:
+        if _is_logical(left) and _is_logical(right):
+            return _logical(graph, logical, left, right)
+        return graph.node(op, graph.value(left), graph.value(right))
+
+    return build
+
+
+_mul, _largest, _smallest = (
+    _of_logical("and", "mul"), _of_logical("or", "maximum"), _of_logical("and", "minimum"),
+)  # fmt: skip
+
+
 def _add(graph: Graph, left: Any, right: Any, *, alpha: Any = 1) -> Node:
-    # torch adds booleans with `or` and multiplies them with `and`.
-    left, right = graph.value(left), _times(graph, right, alpha)
-    return graph.node("or" if left.op in LOGICAL and right.op in LOGICAL else "add", left, right)
+    return _of_logical("or", "add")(graph, left, _times(graph, right, alpha))
 
 
 def _sub(graph: Graph, left: Any, right: Any, *, alpha: Any = 1) -> Node:
     return graph.node("sub", graph.value(left), _times(graph, right, alpha))
 
 
-def _times(graph: Graph, value: Any, factor: Any) -> Node:
+def _times(graph: Graph, value: Any, factor: Any) -> Any:
     # A factor of 1 must leave a boolean what it is, or `_add` would add numbers.
-    return (
-        graph.value(value)
-        if not isinstance(factor, Node) and factor == 1
-        else _mul(graph, value, factor)
-    )
-
-
-def _mul(graph: Graph, left: Any, right: Any) -> Node:
-    left, right = graph.value(left), graph.value(right)
-    return graph.node("and" if left.op in LOGICAL and right.op in LOGICAL else "mul", left, right)
+    if not isinstance(factor, Node) and factor == 1:
+        return value if isinstance(value, (Node, bool)) else graph.value(value)
+    return _mul(graph, value, factor)
 
 
 def _div(graph: Graph, left: Any, right: Any) -> Node:
@@ -258,6 +279,8 @@ def _pow(graph: Graph, base: Any, exponent: Any) -> Node:
 
 
 def _square(graph: Graph, value: Any) -> Node:
+    if _is_logical(value):
+        return _where(graph, value, 1.0, 0.0)  # to torch, the square of one is a number
     return _mul(graph, value, value)
 
 
@@ -269,6 +292,10 @@ def _clamp(graph: Graph, value: Any, min: Any = None, max: Any = None) -> Node:
 
 
 def _where(graph: Graph, condition: Any, yes: Any, no: Any) -> Node:
+    if _is_logical(yes) and _is_logical(no):
+        chosen = _logical(graph, "and", condition, yes)
+        other = _logical(graph, "and", _logical(graph, "not", condition), no)
+        return _logical(graph, "or", chosen, other)
     return graph.node("where", graph.value(condition), graph.value(yes), graph.value(no))
 
 
@@ -309,7 +336,7 @@ _UNARY = (
     "neg abs sqrt rsqrt exp expm1 log log1p log2 sin cos tanh sigmoid sign floor ceil trunc round "
     "isnan isfinite"
 )
-_BINARY = "maximum minimum eq ne lt le gt ge remainder fmod copysign atan2"
+_BINARY = "eq ne lt le gt ge remainder fmod copysign atan2"
 
 FUNCTIONS: dict[str, Callable[..., Node]] = {
     **{name: _plain(name, 1) for name in _UNARY.split()},
@@ -334,8 +361,8 @@ FUNCTIONS: dict[str, Callable[..., Node]] = {
     "__abs__": _plain("abs", 1),
     "negative": _plain("neg", 1),
     "absolute": _plain("abs", 1),
-    "max": _plain("maximum", 2),
-    "min": _plain("minimum", 2),
+    **dict.fromkeys(("max", "maximum"), _largest),
+    **dict.fromkeys(("min", "minimum"), _smallest),
     "square": _square,
     "reciprocal": lambda graph, value: _div(graph, 1.0, value),
     "relu": lambda graph, value: _clamp(graph, value, min=0.0),

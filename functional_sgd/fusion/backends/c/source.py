@@ -376,6 +376,9 @@ class _Writer:
         if node.op in ("scalar", "word"):
             return f"hyper[{self.body.hypers.index(node.args[0])}]"
         args = [self._argument(arg, precision, node.element, node.wide) for arg in node.inputs]
+        if node.op == "div" and all(arg.op in LOGICAL for arg in node.inputs):
+            # Truth values are ints here, and C cuts the quotient of two ints.
+            args[0] = f"({precision}){args[0]}"
         if node.op in _OPERATORS:
             return f"{args[0]} {_OPERATORS[node.op]} {args[1]}"
         if node.op in _ROUNDING:
