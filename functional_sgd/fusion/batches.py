@@ -38,6 +38,8 @@ def run_in_batches(
         if len(places) > 1 and call.position not in unbatched and not call.numbers:
             try:
                 written = _batch(call, leaves, group, columns, of_tree, places)
+            except torch.OutOfMemoryError:
+                pass  # one leaf at a time needs less; another tree may fit
             except Exception:  # whatever vmap says of a rule that it cannot map over
                 # If the rule itself is wrong, it raises again below, without vmap in between.
                 unbatched.add(call.position)
@@ -76,7 +78,8 @@ def _batch(
     for _, name in call.scalars:
         if name in leaves.separate:
             values = [leaves.separate[name][index] for index in indices]
-            numbers[name] = torch.stack([torch.as_tensor(v, dtype=torch.float64) for v in values])
+            wide = [torch.as_tensor(v, dtype=torch.float64, device=group.device) for v in values]
+            numbers[name] = torch.stack(wide)
     if call.rule.signature.random:
         # vmap maps over tensors and not over keys: the words go in, and the key is made inside.
         words = [leaves.key(call, index).common for index in indices]

@@ -2,8 +2,6 @@
 
 import os
 import threading
-import time
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -17,6 +15,7 @@ from functional_sgd.chained import Front
 from functional_sgd.chaining import Chain
 from functional_sgd.fusion.backends.backend import Backend, Unavailable, treating
 from functional_sgd.fusion.backends.c.launch import CBackend
+from functional_sgd.fusion.backends.choice import Choice
 from functional_sgd.fusion.backends.foreach import ForeachBackend
 from functional_sgd.fusion.backends.triton.launch import TritonBackend
 from functional_sgd.fusion.buffers import Pool
@@ -31,6 +30,7 @@ from functional_sgd.fusion.spent import (
     Donate,
     check_apart,
     check_donate,
+    keep_reads,
     merged,
     only,
     put_back,
@@ -97,9 +97,10 @@ def fuse(
     dropped it; all large leaves of params, or of a slot, lie in one buffer (so torch.save of a
     single leaf writes the whole buffer). With `donate` the memory of params and state is
     overwritten and handed back: the trees passed in are spent, no two leaves may share memory, and
-    the step is not differentiated. With `donate="grads"` new params take the memory of large
-    gradients, and those alone are spent. With `debug` (default: whether the environment has
-    FUNCTIONAL_SGD_DEBUG) using a spent tree raises ValueError.
+    the step is not differentiated (a gradient may lie in the memory of its own param or slot). With
+    `donate="grads"` new params take the memory of large gradients, and those alone are spent. With
+    `debug` (default: whether the environment has FUNCTIONAL_SGD_DEBUG) using what is spent raises
+    ValueError.
 
     A wrapper (partition, accumulate, ...) comes back around its fused optimizers, which spend no
     gradients; what is fused is fused anew. Raises TypeError if `opt` is not an optimizer. Without a
@@ -146,8 +147,8 @@ class Fused(Optimizer):
     ) -> None:
         self.opt, self.gives = opt, donate
         self.donate = donate is True
-        self.debug = debug and self.donate
-        self.backends = list(backends)
+        self.debug = debug and donate is not False
+        self.choice = Choice(backends)
         self.programs: dict[frozenset[str], Program] = {}
         self.program = self._program(frozenset())  # of params in full precision
         passes = [step for step in self.program.steps if isinstance(step, Pass)]
@@ -156,16 +157,10 @@ class Fused(Optimizer):
         self._guard: Guard | None = None  # of the last trees that were grouped
         self._guarded: list[Group] = []
         self._apart: tuple[Guard | None, Mapping[str, Any]] = None, {}  # where donated ones begin
+        self._sizes: tuple[Guard | None, dict[str, Any]] = None, {}  # of the columns, in bytes
         self._lock = threading.Lock()
         self._pool = Pool()
         self._unbatched: set[int] = set()
-        self._away: dict[str, float] = {}  # backends that failed, and when to try them again
-        # A missing compiler is reported to the caller of fuse, not at the first step.
-        for backend in self.backends:
-            try:
-                backend.probe()
-            except Unavailable as error:
-                self._give_up(error)
 
     @property
     def hyper(self) -> dict[str, Any]:
@@ -193,7 +188,7 @@ class Fused(Optimizer):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # For copies, which compile for themselves.
-        return Fused, (self.opt, self.gives, self.debug, tuple(self.backends))
+        return Fused, (self.opt, self.gives, self.debug, tuple(self.choice.every))
 
     def init(self, params: Tree) -> State:
         """A fresh state, as the chain makes it; detached, if it is to be overwritten."""
@@ -222,8 +217,10 @@ class Fused(Optimizer):
             refuse_spent(params, leaves)
         if is_differentiated(leaves, guard, self.donate):
             return run_leaves(plan, leaves)
-        if not leaves.distributed:
-            return self._step(leaves, guard)
+        result = self._on_pieces(leaves, guard) if leaves.distributed else self._step(leaves, guard)
+        return spend(leaves, result, self.donate) if self.debug else result
+
+    def _on_pieces(self, leaves: Leaves, guard: Guard | None) -> Any:
         leaves = leaves.on_pieces()
         copies = lay_out(leaves)
         columns: list[list[Any]] = [leaves.params, *leaves.slots.values(), leaves.grads]
@@ -246,6 +243,12 @@ class Fused(Optimizer):
             written = check_apart(leaves.trees["param"], leaves, known)
             leaves.starts = {**leaves.starts, **written}
             self._apart = (guard if leaves.matches_guard else None, written)
+            if len(self.program.steps) > 1:
+                alike, sizes = self._sizes
+                if not leaves.matches_guard or alike is not guard:
+                    sizes = {}
+                keep_reads(leaves, written, sizes)
+                self._sizes = (guard if leaves.matches_guard else None, sizes)
         shared = [leaves.shared[name] for name in self._scalars if name in leaves.shared]
         odd = [value for value in shared if type(value) is not float and not _is_number(value)]
         if odd:
@@ -263,7 +266,7 @@ class Fused(Optimizer):
     def _run(self, leaves: Leaves, groups: list[Group]) -> Any:
         program = self.program_for(groups)
         while True:
-            spends, backends = self.gives == "grads", self.working()
+            spends, backends = self.gives == "grads", self.choice.working()
             resources = Resources(self._pool, backends, self._unbatched, self.donate, spends)
             run = Run(self.opt.plan, program, groups, leaves, resources)
             # As they were: a run that is given up half way may have counted already.
@@ -277,9 +280,7 @@ class Fused(Optimizer):
                     raise
                 # `common` caches these numbers for each device.
                 leaves.numbers, leaves.common = numbers, {}
-                self._give_up(error)
-        if self.debug:
-            results, slots = spend(leaves, results, slots)
+                self.choice.give_up(error)
         return leaves.rebuild(results, slots)
 
     def _run_mixed(self, leaves: Leaves, groups: list[Group], others: Sequence[int]) -> Any:
@@ -307,7 +308,7 @@ class Fused(Optimizer):
 
         C, or Triton's Python for "cuda"; a GPU's kernel is shown as it is when hypers are numbers.
         """
-        backend = treating(self.backends, torch.device(device))
+        backend = treating(self.choice.every, torch.device(device))
         half = dtype in _HALVES
         working = torch.float32 if half else dtype
         program = self._program(frozenset({"param"}) if half else frozenset())
@@ -342,10 +343,7 @@ class Fused(Optimizer):
 
     def working(self) -> list[Backend]:
         """The backends that are there, but for those that have failed a short time ago."""
-        if not self._away:
-            return self.backends
-        now = time.monotonic()
-        return [one for one in self.backends if self._away.get(one.name, 0.0) <= now]
+        return self.choice.working()
 
     def program_for(self, groups: Sequence[Group]) -> Program:
         """What runs on these groups."""
@@ -399,20 +397,6 @@ class Fused(Optimizer):
                 return groups, others
             self._guard, self._guarded = Guard(leaves.spec, columns), groups
         return groups, others
-
-    def _give_up(self, error: Unavailable) -> None:
-        """Do without a backend for a while, and say once what is lost."""
-        self._away[error.backend.name] = error.retry_at
-        if (error.backend.name, str(error)) not in _warned:
-            _warned.add((error.backend.name, str(error)))
-            warnings.warn(
-                f"fuse: {error}. Optimizers run with foreach operators, several times slower. "
-                f"{error.cure}",
-                stacklevel=4,
-            )
-
-
-_warned: set[tuple[str, str]] = set()
 
 
 def _is_number(value: Any) -> bool:

@@ -1,5 +1,7 @@
 """One call of a fused optimizer: kernels and torch take turns over tables of columns."""
 
+import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,6 +69,10 @@ class Run:
         self.scalars = Scalars(leaves)
         self.started = False  # whether anything of the caller's has been overwritten
         self.tables = [self._table(group) for group in groups]
+        self.holders: Mapping[int, int] = {}  # of each tensor, if gradients may be spent
+        if resources.spend_grads:
+            columns = [column.tensors for table in self.tables for column in table.values()]
+            self.holders = Counter(map(id, itertools.chain(*columns)))
 
     @torch.no_grad()
     def __call__(self) -> tuple[dict[str, list[Any]], dict[str, list[Tensor]]]:
@@ -209,8 +215,7 @@ class Run:
         """The gradients, by their place, whose memory the new params take."""
         if table["grad"].dtype != dtype or self.program.needed_after(work, "grad"):
             return {}
-        others = [column.tensors for name, column in table.items() if name != "grad"]
-        return spendable(table["grad"].tensors, table["param"].tensors, others)
+        return spendable(table["grad"].tensors, table["param"].tensors, self.holders)
 
     def _runner(self, backend: Backend, work: Pass, dtypes: Dtypes, group: Group) -> Runner:
         kinds = backend.kinds(work, self.scalars, group)

@@ -1,7 +1,5 @@
 """Donated trees: refuse those that cannot be overwritten, or have been already."""
 
-import itertools
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -70,11 +68,43 @@ def check_apart(
     return found
 
 
+def keep_reads(
+    leaves: Leaves, written: Mapping[str, Addresses], sizes: dict[str, Addresses]
+) -> None:
+    """Copy gradients, and columns of the caller, that lie where the step will write: a pass after
+    the first would find there what the first has written.
+
+    `written` says where the tensors begin that are overwritten. `sizes` are those of columns that
+    are known, in bytes; the others are added to it.
+    """
+    columns = {"param": leaves.params, **leaves.slots}
+    lengths = [_sizes(columns[name], name, sizes) for name in written]
+    begins = np.concatenate([*written.values()])
+    # Sorted by themselves: a span crosses all that begin before its end, but for those that end
+    # before it begins.
+    begins, ends = np.sort(begins), np.sort(begins + np.concatenate(lengths))
+    read: dict[str, list[Tensor | None]] = {"grad": leaves.grads, **leaves.given}
+    for name, column in read.items():
+        there = [value for value in column if value is not None]
+        known = leaves.starts[name] if name in leaves.starts else _starts(there)
+        stops = known + _sizes(there, name, sizes)
+        crossed = np.searchsorted(begins, stops) > np.searchsorted(ends, known, "right")
+        if crossed.any():
+            shared = {id(there[place]) for place in np.flatnonzero(crossed).tolist()}
+            for place, value in enumerate(column):
+                if value is not None and id(value) in shared:
+                    column[place] = value.clone()
+            leaves.starts = {
+                other: begin for other, begin in leaves.starts.items() if other != name
+            }
+
+
 def refuse_spent(params: Tree, leaves: Leaves) -> None:
     """Raise ValueError if an earlier step has overwritten one of the tensors."""
+    columns = (leaves.params, leaves.grads, *leaves.slots.values())
     for index, path in enumerate(paths(params)):
-        for leaf in (leaves.params[index], *(column[index] for column in leaves.slots.values())):
-            if spender_of(local(leaf)) is not None:
+        for leaf in (column[index] for column in columns):
+            if leaf is not None and spender_of(local(leaf)) is not None:
                 raise ValueError(
                     f"fuse: leaf {path!r} was donated to an earlier step, which has overwritten "
                     f"it. Go on with the params and state that the step returned, or use "
@@ -82,19 +112,24 @@ def refuse_spent(params: Tree, leaves: Leaves) -> None:
                 )
 
 
-def spend(
-    leaves: Leaves, results: Mapping[str, list[Any]], slots: Mapping[str, list[Tensor]]
-) -> tuple[dict[str, list[Any]], dict[str, list[Tensor]]]:
-    """New tensors for the results; those passed in are marked, and made useless.
+def spend(leaves: Leaves, result: Any, donated: bool) -> Any:
+    """New tensors for the results; those passed in whose memory they have are marked, and made
+    useless: params and slots if they were donated, else gradients.
 
     They keep their shapes, so that the error that the next use gets is the one that tells why.
     """
+    *trees, state = result
+    old = leaves.trees if donated else {"grad": unflatten(leaves.spec, leaves.grads)}
+    given = [leaf for tree in old.values() for leaf in leaves.spec.flatten_up_to(tree)]
+    if not donated:
+        taken = set(map(id, leaves.spec.flatten_up_to(trees[0])))
+        given = [grad for grad in given if id(grad) in taken]
     # A detached tensor keeps the memory when the old one loses it.
-    new_results = {name: list(map(_moved, values)) for name, values in results.items()}
-    new_slots = {name: list(map(_moved, values)) for name, values in slots.items()}
-    for one in (*leaves.params, *(leaf for column in leaves.slots.values() for leaf in column)):
+    trees = [_moved(leaves, tree) for tree in trees]
+    state = {**state, **{name: _moved(leaves, state[name]) for name in leaves.slots}}
+    for one in given:
         give_up(local(one), "fuse")
-    return new_results, new_slots
+    return *trees, state
 
 
 def give_up(tensor: Tensor, spender: str) -> None:
@@ -112,19 +147,20 @@ def spender_of(tensor: Any) -> str | None:
 
 
 def spendable(
-    grads: Sequence[Tensor], params: Sequence[Tensor], others: Sequence[Sequence[Tensor]]
+    grads: Sequence[Tensor], params: Sequence[Tensor], holders: Mapping[int, int]
 ) -> dict[int, Tensor]:
     """The gradients, by their place, in whose memory new params can be written: large ones that lie
     as their params do, and where no other tensor lies.
+
+    `holders` says how many columns, of all leaves of the step, have a tensor, by its id: autograd
+    may give one tensor to two params, and a caller params as their own gradients.
     """
-    # Autograd may give one tensor to two params, and a caller params as their own gradients.
-    seen = Counter(map(id, itertools.chain(grads, *others)))
     return {
         place: grad
         for place, (grad, param) in enumerate(zip(grads, params, strict=True))
         if grad.numel() >= LARGE
         and grad.stride() == param.stride()
-        and seen[id(grad)] == 1
+        and holders[id(grad)] == 1
         and lies_alone(grad)
     }
 
@@ -150,8 +186,9 @@ def merged(leaves: Leaves, ours: Any, theirs: Any, others: Sequence[int]) -> Any
 
 def _mixed(leaves: Leaves, one: Tree, other: Tree, others: Sequence[int]) -> Tree:
     values = leaves.spec.flatten_up_to(one)
+    theirs = leaves.spec.flatten_up_to(other)
     for index in others:
-        values[index] = leaves.spec.flatten_up_to(other)[index]
+        values[index] = theirs[index]
     return unflatten(leaves.spec, values)
 
 
@@ -177,8 +214,10 @@ def put_back(leaves: Leaves, result: Any) -> Any:
     return leaves.trees["param"], *update, {**state, **kept}
 
 
-def _moved(leaf: Any) -> Any:
-    return leaf.detach() if isinstance(leaf, Tensor) else leaf
+def _moved(leaves: Leaves, tree: Tree) -> Tree:
+    values: list[Any] = leaves.spec.flatten_up_to(tree)
+    moved = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in values]
+    return unflatten(leaves.spec, moved)
 
 
 def _starts(tensors: Sequence[Tensor]) -> Addresses:
@@ -190,6 +229,15 @@ def _starts(tensors: Sequence[Tensor]) -> Addresses:
     except RuntimeError:
         places = [one.data_ptr() if one.layout is torch.strided else 0 for one in tensors]
         return np.array(places, dtype=np.int64)
+
+
+def _sizes(tensors: Sequence[Tensor], name: str, known: dict[str, Addresses]) -> Addresses:
+    """How many bytes each tensor of a column spans; 0 for those that have no one place."""
+    if name not in known or len(known[name]) != len(tensors):
+        own = [local(one) for one in tensors]
+        spans = [_extent(one) if one.layout is torch.strided and one.numel() else 0 for one in own]
+        known[name] = np.array(spans, dtype=np.int64)
+    return known[name]
 
 
 def _meet(one: Tensor, other: Tensor) -> bool:

@@ -5,8 +5,10 @@ import pytest
 import torch
 
 import functional_sgd as fs
-from functional_sgd import chain, fuse
+from functional_sgd import chain, elementwise, fuse, norm
+from functional_sgd.fusion.buffers import LARGE
 from tests.comparing import Untouched, assert_same, copy_of
+from tests.functional_sgd.fusion.helpers import draw
 
 
 def refused(opt, params, state, match):
@@ -105,6 +107,27 @@ def test_a_spent_tree_is_no_use_to_anybody_else():
     assert params["w"].shape == (2,)
 
 
+def test_a_tree_with_a_leaf_that_no_kernel_treats_is_spent_as_a_whole():
+    fused = fuse(fs.sgd(lr=0.5), donate=True, debug=True)
+    params = {"z": torch.ones(2, dtype=torch.complex64), "w": torch.ones(2)}
+    grads = optree.tree_map(torch.ones_like, params)
+    new, state = fused(params, grads, fused.init(params))
+    assert_same(new["w"], torch.full((2,), 0.5))
+    assert_same(new["z"], torch.full((2,), 0.5, dtype=torch.complex64))
+    with pytest.raises(ValueError, match="leaf 'w' was donated to an earlier step"):
+        fused(params, grads, state)
+    fused(new, grads, state)
+
+
+def test_a_spent_gradient_is_refused_too():
+    fused = fuse(fs.sgd(lr=0.5), donate="grads", debug=True)
+    params, grads = {"w": torch.ones(LARGE)}, {"w": torch.ones(LARGE)}
+    new, state = fused(params, grads, fused.init(params))
+    assert_same((params, new), ({"w": torch.ones(LARGE)}, {"w": torch.full((LARGE,), 0.5)}))
+    with pytest.raises(ValueError, match="leaf 'w' was donated to an earlier step"):
+        fused(new, grads, state)
+
+
 def test_leaves_that_no_kernel_treats_are_not_tracked_either() -> None:
     """Complex leaves run with torch: a donated step is not differentiated, so nothing is kept."""
     opt = fuse(fs.rmsprop(lr=0.1, wd=0.1), donate=True)
@@ -114,3 +137,39 @@ def test_leaves_that_no_kernel_treats_are_not_tracked_either() -> None:
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
         opt(params, grads, state)
     assert not kept
+
+
+@elementwise(seen=torch.zeros_like)
+def look_back(param, grad, seen, *, size=norm("param")):
+    """Reads the gradient in a pass after that which moves the params and takes their norm."""
+    return dict(seen=grad * size)
+
+
+LATE_READ = chain(fs.heavy_ball, fs.sgd_step, look_back, lr=0.1)
+
+
+@pytest.mark.parametrize("part", [slice(0, 4), slice(1, 5)], ids=["the same", "shifted"])
+def test_a_gradient_in_the_memory_of_a_param_is_read_as_it_was(part):
+    """Also by a pass that comes after the one that overwrites the param; and in later steps."""
+    fused = fuse(LATE_READ, donate=True)
+    for number in range(3):
+        memory = draw((5,), torch.float32, number)
+        params, grads = {"w": memory[:4]}, {"w": memory[part]}
+        expected = LATE_READ(params, grads, LATE_READ.init(params))
+        found = fused(params, grads, fused.init(params))
+        torch.testing.assert_close(found, expected)
+
+
+def test_a_gradient_in_the_memory_of_a_slot_is_read_as_it_was():
+    params, slot = {"w": draw((4,), torch.float32, 1)}, draw((4,), torch.float32, 2)
+    state = {**LATE_READ.init(params), "velocity": {"w": slot}}
+    expected = LATE_READ(params, {"w": slot}, state)
+    found = fuse(LATE_READ, donate=True)(params, {"w": slot}, state)
+    torch.testing.assert_close(found, expected)
+
+
+def test_gradients_apart_from_params_are_not_copied(monkeypatch):
+    fused, params = fuse(LATE_READ, donate=True), {"w": torch.ones(4)}
+    state = fused.init(params)
+    monkeypatch.setattr(torch.Tensor, "clone", None)
+    fused(params, {"w": torch.ones(4)}, state)

@@ -92,6 +92,16 @@ def two_of_one(params: Any) -> Any:
     return {"a": one, "b": one}, one
 
 
+def test_a_gradient_of_leaves_of_two_kinds_stays() -> None:
+    """They are in two groups, of which the first would overwrite what the second reads."""
+    one = draw((LARGE,), torch.float32, 1)
+    params = {"a": draw((LARGE,), torch.float32, 2), "b": draw((LARGE,), torch.float64, 3)}
+    opt = fs.sgd(lr=0.1)
+    expected = opt(params, {"a": one, "b": one}, opt.init(params))
+    found = fuse(opt, donate="grads")(params, {"a": one, "b": one}, opt.init(params))
+    torch.testing.assert_close(found, expected)
+
+
 def held_by_a_view(params: Any) -> Any:
     one = draw((LARGE,), torch.float32, 1)
     return {"a": one, "b": one.clone()}, one[:3]

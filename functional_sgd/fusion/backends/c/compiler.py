@@ -2,8 +2,7 @@
 nobody else can write to.
 
 What fuse needs of this: `function_of(source, ...)` is the compiled function, or raises NoCompiler,
-which costs nothing while `error.retry_at` (a time.monotonic) has not come; and `warn(error)` says
-once for each reason what is lost.
+which costs nothing while `error.retry_at` (a time.monotonic) has not come.
 """
 
 import ctypes
@@ -18,7 +17,6 @@ import stat
 import subprocess
 import tempfile
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -96,18 +94,6 @@ def function_of(source: str, *argtypes: Any) -> Any:
     function = load(source).run
     function.argtypes, function.restype = argtypes, None
     return function
-
-
-def warn(error: NoCompiler, stacklevel: int = 2) -> None:
-    """Say what is lost, and why; once for each reason."""
-    reason = str(error)
-    if reason not in _warned:
-        _warned.add(reason)
-        warnings.warn(
-            f"fuse: {reason}. Optimizers run with foreach operators, several times slower. "
-            f"{error.cure}",
-            stacklevel=stacklevel + 1,
-        )
 
 
 def find_compiler() -> tuple[str, ...]:
@@ -286,4 +272,3 @@ def _again(error: NoCompiler) -> NoCompiler:
 
 
 _failed: dict[Any, NoCompiler] = {}
-_warned: set[str] = set()

@@ -36,7 +36,6 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setattr(keeping, "_temporary", None)
     for module, name, empty in (
         (keeping, "_warned", set()),
-        (compiler, "_warned", set()),
         (compiler, "_failed", {}),
     ):
         monkeypatch.setattr(module, name, empty)
@@ -201,7 +200,7 @@ def test_where_nothing_can_be_written_there_is_one_warning_and_foreach(tmp_path,
     compiler.function_of.cache_clear()
     with pytest.raises(compiler.NoCompiler, match="no place for compiled code.*No space left"):
         compiler.load(SOURCE)
-    monkeypatch.setattr("functional_sgd.fusion.fused._warned", set())
+    monkeypatch.setattr("functional_sgd.fusion.backends.choice._warned", set())
     params = {"w": torch.ones(2)}
     with pytest.warns(UserWarning, match="no place for compiled code.*foreach"):
         opt = fuse(fs.sgd(lr=0.5))
@@ -302,10 +301,3 @@ def test_ctrl_c_while_a_kernel_compiles_does_not_reach_the_compiler(tmp_path, mo
         assert process.poll() is None
     os.killpg(process.pid, signal.SIGINT)
     assert process.communicate(timeout=60)[0] == "7 [1]\n"
-
-
-def test_a_warning_is_given_once_for_each_reason():
-    errors = [compiler.NoCompiler(reason) for reason in ("no gcc", "no gcc", "disk full")]
-    with pytest.warns(UserWarning, match="foreach.*Install gcc") as caught:
-        list(map(compiler.warn, errors))
-    assert len(caught) == 2
