@@ -1,5 +1,6 @@
 """compile_step: forward, backward and update as one compiled graph."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,6 +21,15 @@ _ADVICE = (
     "cannot: write torch.where, or take the step without compile_step."
 )
 
+MANY = 8
+"""Graphs of one step, after which it says that there are many."""
+
+_CONSTANTS = (
+    "compile_step: every call so far has had other arguments that are no tensors, {constants} now, "
+    "and each is compiled by itself, for they are constants of a graph. Pass numbers that change "
+    "as 0-d tensors."
+)
+
 
 def compile_step(
     loss_fn: Callable[..., Any], opt: Optimizer, has_aux: bool = False
@@ -30,7 +40,8 @@ def compile_step(
     anything), such as new buffers; so does `value`. Nothing is overwritten. Of `opt` (a chain, a
     wrapper, or one of them fused) the rules become part of the graph.
 
-    Hypers are data, so changing them compiles nothing again. The first batch has a graph of its
+    Hypers are data, so changing them compiles nothing again. Other numbers and texts in a batch are
+    constants of the graph: another one is compiled for each. The first batch has a graph of its
     own; those of other shapes share another, by torch.compile. What `loss_fn` reads besides its
     arguments (numbers, the mode of a module) is as it was at the first call.
 
@@ -67,10 +78,14 @@ def compile_step(
         constants = {
             place: leaf for place, leaf in enumerate(leaves) if not isinstance(leaf, Tensor)
         }
-        # Leaves that are not tensors are constants of the graph: it is right for equal ones only.
-        fixed = (spec, constants)
+        # Leaves that are not tensors are constants of the graph: it is right for equal ones only,
+        # of equal types, since 1, 1.0 and True are equal.
+        fixed = (spec, constants, [*map(type, constants.values())])
         graph = next((one for one in graphs if one.fixed == fixed), None)
         if graph is None:
+            if len(graphs) == MANY:
+                odd = [one for one in constants.values() if isinstance(one, (int, float, str))]
+                warnings.warn(_CONSTANTS.format(constants=odd), stacklevel=2)
             graph = trace(_of_tensors(update, spec, constants), tensors, fixed, _ADVICE)
             graphs.append(graph)
         if graph.guard.holds(tensors):

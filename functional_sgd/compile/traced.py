@@ -77,24 +77,24 @@ def trace(function: Callable[..., Any], tensors: list[Tensor], fixed: Any, advic
     return Traced(fixed, Guard(LIST, [tensors]), run, *shape)
 
 
+_NUMBER = object()
+"""Stands where a number is, among what else is given as hypers; None may be given, and refused."""
+
+
 def numbers_of(hyper: Mapping[str, Any]) -> Any:
     """Hypers as (their structure, all plain numbers in one tensor, the rest)."""
     tree: Any = dict(hyper)
     leaves, spec = optree.tree_flatten(tree, none_is_leaf=True)
     # A plain number would be a constant of the graph, and a new value would need a new graph.
     numbers = [leaf for leaf in leaves if type(leaf) in (int, float)]
-    rest = (
-        [None if type(leaf) in (int, float) else leaf for leaf in leaves]
-        if len(numbers) < len(leaves)
-        else None
-    )
-    return spec, torch.tensor(numbers, dtype=torch.float64), rest
+    rest: list[Any] = [_NUMBER if type(leaf) in (int, float) else leaf for leaf in leaves]
+    values = torch.tensor(numbers, dtype=torch.float64, device="cpu")
+    return spec, values, rest if len(numbers) < len(leaves) else None
 
 
 def by_name(packed: Any) -> Any:
     """The hypers again, their numbers as 0-d tensors."""
     spec, numbers, rest = packed
     each = iter(numbers.unbind())
-    return spec.unflatten(
-        [next(each) if leaf is None else leaf for leaf in rest or [None] * spec.num_leaves]
-    )
+    known = [_NUMBER] * spec.num_leaves if rest is None else rest
+    return spec.unflatten([next(each) if leaf is _NUMBER else leaf for leaf in known])

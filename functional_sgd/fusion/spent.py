@@ -101,7 +101,7 @@ def keep_reads(
 
 def refuse_spent(params: Tree, leaves: Leaves) -> None:
     """Raise ValueError if an earlier step has overwritten one of the tensors."""
-    columns = (leaves.params, leaves.grads, *leaves.slots.values())
+    columns: list[Sequence[Tensor | None]] = [leaves.params, leaves.grads, *leaves.slots.values()]
     for index, path in enumerate(paths(params)):
         for leaf in (column[index] for column in columns):
             if leaf is not None and spender_of(local(leaf)) is not None:

@@ -19,15 +19,15 @@ from functional_sgd.compile.traced import LIST, Traced, by_name, numbers_of, tra
 from loop.run.attributes import attributes_of, changed_attributes
 from loop.run.chance import seed_torch
 from loop.run.graph_cache import (
+    Graphs,
     Learned,
     constants_in,
     counted,
     flat,
-    graphs_of,
     joined,
     taken_apart,
 )
-from loop.run.stages import Work, batch_key, device_of, learner_of
+from loop.run.stages import Work, batch_key, device_of, learner_of, validation_key
 from loop.state import State
 
 if TYPE_CHECKING:
@@ -79,9 +79,7 @@ class CompiledWork(Work):
         self.evaluated = self.learned  # what validation batches have
         self.validates = True  # whether a validation batch can be compiled
         self.plain: tuple[Any, Any] = (None, None)  # an optimizer, and what is traced of it
-        self.layers = list(model.modules())
-        self.has_lstm = any(isinstance(layer, nn.LSTM) for layer in self.layers)
-        self.graphs = graphs_of(model)
+        self.graphs = Graphs(model)
 
     def join(self, run: "Run") -> None:
         """Take over the handlers that belong into the graph. In validation, where the graph ends
@@ -118,10 +116,11 @@ class CompiledWork(Work):
         if not state.training:
             return super().predict(state)
         learner, device = learner_of(state), device_of(state)
+        self.graphs.look_at(learner.model)
         if learner.model.training != state.training:
             learner.model.train(state.training)
         tensors, fixed = self._inputs(state, device)
-        graph = self._graph(tensors, fixed, lambda: self._traced(state, tensors, fixed))
+        graph = self.graphs.find(tensors, fixed, lambda: self._traced(state, tensors, fixed))
         # After the graph is made, for that runs the model, which draws random numbers.
         seed_torch(batch_key(state), device)
         (parts, shape, shown, loss, grads, remembered, buffers, updated), leaves = graph(tensors)
@@ -139,11 +138,13 @@ class CompiledWork(Work):
         """The prediction for a validation batch, by its graph if there can be one."""
         if not self.validates:
             return super()._predict(state, params)
+        self.graphs.look_at(learner_of(state).model)
         learned = self.evaluated = self.evaluated.now((state.buffers, params, None))
         around, spec = flat(state.xb)
         inputs = [leaf for leaf in around if isinstance(leaf, Tensor)]
         tensors, constants = [*learned.leaves, *inputs], constants_in(around)
-        fixed = ("validation", constants, spec, learned.spec, *self._modes(device_of(state)))
+        modes = self._modes(device_of(state))
+        fixed = (constants, "validation", spec, learned.spec, *modes)
 
         def batch(*values: Tensor) -> Any:
             trees: Any = learned.spec.unflatten(values[: len(learned.leaves)])
@@ -158,7 +159,9 @@ class CompiledWork(Work):
             return taken_apart(pred)
 
         try:
-            graph = self._graph(tensors, fixed, lambda: self._checked(state, batch, tensors, fixed))
+            graph = self.graphs.find(
+                tensors, fixed, lambda: self._checked(state, batch, tensors, fixed)
+            )
         except Exception as error:
             # Validation can do without a graph. An error of the model's own comes again in the call
             # below.
@@ -168,18 +171,10 @@ class CompiledWork(Work):
             )
             self.validates = False
             return super()._predict(state, params)
+        # As for a training batch: making the graph has drawn random numbers.
+        seed_torch(validation_key(state), device_of(state))
         (parts, shape), _ = graph(tensors)
         return shape.filled(parts)
-
-    def _graph(
-        self, tensors: list[Tensor], fixed: tuple[Any, ...], make: Callable[[], Traced]
-    ) -> Traced:
-        """The graph for a batch that looks like this, made if there is none."""
-        graph = next((one for one in self.graphs if one.fits(tensors, fixed)), None)
-        if graph is None:
-            graph = make()
-            self.graphs.append(graph)
-        return graph
 
     def loss(self, state: State) -> State:
         """Hand out the loss."""
@@ -245,7 +240,7 @@ class CompiledWork(Work):
     def _modes(self, device: torch.device) -> tuple[Any, ...]:
         """What else a forward pass depends on: the modes of the layers, and autocast."""
         autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
-        return tuple([layer.training for layer in self.layers]), autocast
+        return tuple([layer.training for layer in self.graphs.layers]), autocast
 
     def _plain(self, opt: Any) -> Any:
         if self.plain[0] is not opt:
@@ -315,7 +310,7 @@ class CompiledWork(Work):
     def _traceable(self) -> Iterator[None]:
         """Trace an LSTM as what it is made of, since oneDNN's fails in Inductor (torch 2.15)."""
         enabled = torch._C._get_mkldnn_enabled()
-        if self.has_lstm:
+        if self.graphs.has_lstm:
             torch._C._set_mkldnn_enabled(False)
         try:
             yield

@@ -1,10 +1,12 @@
 """Compiled batches: where they are kept, and how states become flat lists of tensors."""
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MethodType
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakMethod, ref
 
 import optree
 import torch
@@ -76,16 +78,17 @@ class Shape:
         return map_output(parts.__getitem__, self.tree)
 
 
-def constants_in(around: Sequence[Any]) -> list[tuple[int, Any]]:
-    """What of a batch is no tensor, with its places."""
-    return [(place, leaf) for place, leaf in enumerate(around) if not isinstance(leaf, Tensor)]
+def constants_in(around: Sequence[Any]) -> list[tuple[int, type, Any]]:
+    """What of a batch is no tensor, with its places, and types: 1, 1.0 and True are equal."""
+    leaves = enumerate(around)
+    return [(place, type(leaf), leaf) for place, leaf in leaves if not isinstance(leaf, Tensor)]
 
 
 def joined(
-    constants: Sequence[tuple[int, Any]], spec: optree.PyTreeSpec, tensors: Iterator[Tensor]
+    constants: Sequence[tuple[int, type, Any]], spec: optree.PyTreeSpec, tensors: Iterator[Tensor]
 ) -> list[Any]:
     """The leaves of a batch, from its tensors and what is none."""
-    known = dict(constants)
+    known = {place: leaf for place, _, leaf in constants}
     return [known[i] if i in known else next(tensors) for i in range(spec.num_leaves)]
 
 
@@ -101,16 +104,62 @@ def _taken(parts: list[Any], leaf: Any) -> int:
     return len(parts) - 1
 
 
+class _Same:
+    """An object in a key: equal to itself alone, and not kept alive by it.
+
+    A hook may be a method of the model, which has the graphs: held, it would keep both for ever.
+    """
+
+    def __init__(self, value: Any) -> None:
+        self.ref: Callable[[], Any]
+        try:
+            self.ref = WeakMethod(value) if isinstance(value, MethodType) else ref(value)
+        except TypeError:  # such as a dtype, which refers to nothing
+            self.ref = lambda: value
+        self.hash = hash(value) if isinstance(value, MethodType) else id(value)
+
+    def __hash__(self) -> int:
+        return self.hash
+
+    def __eq__(self, other: object) -> bool:
+        one = self.ref()
+        if not isinstance(other, _Same) or one is None:
+            return False
+        # Python makes a method anew whenever one is asked for.
+        return one == other.ref() if isinstance(one, MethodType) else one is other.ref()
+
+
+_PLAIN = (int, float, complex, bool, str, bytes, type(None))
+_HOOKS = tuple(name for name in vars(nn.Module()) if name.endswith("_hooks"))
+_STATE = frozenset(vars(nn.Module())) - {*_HOOKS}
+
+
+def _part(value: Any, depth: int = 3) -> Any:
+    """What tells whether an attribute is the same."""
+    if isinstance(value, _PLAIN):
+        return type(value), repr(value)
+    if isinstance(value, Tensor):
+        return _Same(value), -1 if value.is_inference() else value._version
+    if depth and isinstance(value, Mapping):
+        return tuple([(repr(key), _part(part, depth - 1)) for key, part in value.items()])
+    if depth and isinstance(value, (list, tuple)):
+        return type(value), tuple([_part(part, depth - 1) for part in value])
+    return _Same(value)
+
+
 def _look(layer: nn.Module) -> tuple[Any, ...]:
-    """What of a layer a graph has in it as constants, as far as it is plain."""
-    # Without the mode: it is in the key of every graph, so that one list serves all phases.
-    plain = (int, float, bool, str, tuple, type(None))
-    values = {
-        name: value
-        for name, value in vars(layer).items()
-        if isinstance(value, plain) and name != "training"
-    }
-    return type(layer), tuple(sorted((name, repr(value)) for name, value in values.items()))
+    """What of a layer a graph has in it as constants."""
+    # Without the mode: it is in the key of every graph, so that one list serves all phases. Without
+    # what layers of torch keep for themselves: an LSTM has its parameters in a list, too.
+    of_torch = type(layer).__module__.partition(".")[0] == "torch"
+    found = [type(layer), *layer._modules]
+    for name, value in sorted(vars(layer).items()):
+        kept = of_torch and not isinstance(value, (*_PLAIN, tuple)) and not callable(value)
+        if name in _HOOKS:
+            found.append((name, _part([*value.values()])))  # without their numbers
+        elif name not in _STATE and not kept:
+            found.append((name, _part(value)))
+    return tuple(found)
 
 
 _GRAPHS: WeakKeyDictionary[nn.Module, dict[Any, list[Traced]]] = WeakKeyDictionary()
@@ -121,3 +170,47 @@ def graphs_of(model: nn.Module) -> list[Traced]:
     keeps its code.
     """
     return _GRAPHS.setdefault(model, {}).setdefault(tuple(map(_look, model.modules())), [])
+
+
+MANY = 8
+"""Graphs of a run that differ by what in a batch is no tensor, after which it says so."""
+
+_CONSTANTS = (
+    "fit(compile=True): every batch is compiled by itself, since what is no tensor in it, {odd} "
+    "now, is a constant of its graph. Leave out texts that the model does not read, and give "
+    "numbers as tensors; or fit without compile=True."
+)
+
+
+class Graphs:
+    """The graphs of the model that a run has now: a callback may put another one in its place."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model: nn.Module | None = None
+        self.alike = 0  # graphs of this run that differ by constants in the data alone
+        self.look_at(model)
+
+    def look_at(self, model: nn.Module) -> None:
+        """Be those of this model."""
+        if model is not self.model:
+            self.model, self.known = model, graphs_of(model)
+            self.layers = list(model.modules())
+            self.has_lstm = any(isinstance(layer, nn.LSTM) for layer in self.layers)
+
+    def find(
+        self, tensors: list[Tensor], fixed: tuple[Any, ...], make: Callable[[], Traced]
+    ) -> Traced:
+        """The graph for a batch that looks like this, made if there is none. `fixed` begins with
+        the constants in its data.
+        """
+        graph = next((one for one in self.known if one.fits(tensors, fixed)), None)
+        if graph is None:
+            others = [one for one in self.known if one.guard.holds(tensors)]
+            if any(one.fixed[1:] == fixed[1:] for one in others):
+                self.alike += 1
+                if self.alike == MANY:
+                    odd = [leaf for _, _, leaf in fixed[0] if isinstance(leaf, (int, float, str))]
+                    warnings.warn(_CONSTANTS.format(odd=odd), stacklevel=2)
+            graph = make()
+            self.known.append(graph)
+        return graph

@@ -76,7 +76,7 @@ class Work:
             learner.model.train(state.training)
         self.leave()
         if not state.training:
-            seed_torch(key(state.seed, state.epochs_seen, state.iter, _VALID_BATCH), device)
+            seed_torch(validation_key(state), device)
             with torch.no_grad():
                 pred = self._predict(state, self._evaluated(state))
             return state.replace(pred=pred)
@@ -251,6 +251,11 @@ def batch_key(state: State) -> int:
     salt = learner_of(state).salt
     # A salt of 0 adds nothing to the key, so rank 0 draws what a learner without ranks draws.
     return key(state.seed, state.train_iter, _BATCH, *((salt,) if salt else ()))
+
+
+def validation_key(state: State) -> int:
+    """The seed of what is random in the forward pass of a validation batch."""
+    return key(state.seed, state.epochs_seen, state.iter, _VALID_BATCH)
 
 
 def epochs(state: State, start: int, feed: Feed) -> Iterator[Callable[[State], State]]:

@@ -202,3 +202,37 @@ def test_one_real_compilation(fresh_compiler):
     expected = opt(params, value_and_grad(loss_of)(params, *batch)[1], state)
     _, *found = compile_step(loss_of, opt)(copy_of(params), state, None, *batch)
     assert_close(tuple(found), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_numbers_in_a_batch_are_told_apart_by_their_type(graphs):
+    def loss(params, x, number):
+        return (params["w"] * x).sum() * (5 if isinstance(number, float) else 4)
+
+    opt, params, x = fs.sgd(lr=0.1), {"w": torch.ones(2)}, torch.ones(2)
+    step = compile_step(loss, opt)
+    found = [step(params, opt.init(params), None, x, number)[0].item() for number in (1, 1.0, True)]
+    assert found == [8.0, 10.0, 8.0]
+
+
+def test_many_graphs_of_one_step_warn(graphs):
+    opt, params = fs.sgd(lr=0.1), {"w": torch.ones(2)}
+    step = compile_step(lambda params, x, number: (params["w"] * x).sum() * number, opt)
+
+    def call(number):
+        step(params, opt.init(params), None, torch.ones(2), number)
+
+    for number in range(8):
+        call(number)
+    with pytest.warns(UserWarning, match=r"other arguments that are no tensors, \[8\] now"):
+        call(8)
+    call(9)  # a second warning would be an error
+
+
+def test_a_hyper_of_none_is_refused_as_everywhere(graphs):
+    opt, params = fs.sgd(lr=0.1), {"w": torch.ones(2)}
+    step = compile_step(lambda params: params["w"].sum(), opt)
+    with pytest.raises(ValueError, match="'lr' must be a number") as found:
+        step(params, opt.init(params), dict(lr=None))
+    with pytest.raises(ValueError) as plain:  # noqa: PT011, compared below
+        opt(params, params, opt.init(params), dict(lr=None))
+    assert str(found.value) == str(plain.value)

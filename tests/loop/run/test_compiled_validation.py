@@ -35,3 +35,19 @@ def test_what_the_optimizer_wants_to_be_evaluated_is() -> None:
     for row, wanted in zip(found.history.rows, expected.history.rows, strict=True):
         assert row == pytest.approx(wanted, abs=1e-5)
     assert len(graphs_of(mine.model)) == 2
+
+
+class Noisy(nn.Linear):
+    """Draws in validation too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(nn.functional.dropout(x, 0.5, training=True))
+
+
+@traced
+def test_chance_in_validation_is_a_function_of_the_state() -> None:
+    """In the run that makes the graph, which draws random numbers, as in the next."""
+    mine = classes(Noisy(6, 3))
+    start = mine.init()
+    first, again = (fit(mine, start, 1, compile=True).history.rows for _ in range(2))
+    assert first == again
