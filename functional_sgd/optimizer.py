@@ -100,6 +100,11 @@ class Optimizer(ABC):
         """The same around other optimizers, as many as `inner` has."""
         return self
 
+    def release(self) -> None:
+        """Let go of memory that is kept for the next step, such as a fused optimizer's."""
+        for one in self.inner:
+            one.release()
+
     # What its caller must do for it.
 
     @property

@@ -303,6 +303,11 @@ class Fused(Optimizer):
         with torch.no_grad() if self.donate else nullcontext():
             return run_leaves(self.opt.plan, leaves)
 
+    def release(self) -> None:
+        """Let go of the memory that a pure step keeps for the next one."""
+        with self._lock:
+            self._pool = Pool()
+
     def source(self, dtype: torch.dtype = torch.float32, device: str = "cpu") -> str:
         """The code of every kernel, for leaves and gradients of this dtype.
 

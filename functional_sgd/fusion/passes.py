@@ -21,7 +21,7 @@ from functional_sgd.fusion.arithmetic import LOGICAL, Graph, Node, NotPointwise,
 from functional_sgd.fusion.check import check
 from functional_sgd.randomness import SHORT
 from functional_sgd.reduction import Reduction
-from functional_sgd.signature import DTYPE, KEY
+from functional_sgd.signature import DTYPE, KEY, STEP
 from functional_sgd.wiring import Call
 
 Sources: TypeAlias = dict[int, str]
@@ -110,6 +110,7 @@ class TorchRule:
     outputs: Mapping[str, str]
     logical: frozenset[str]  # inputs that are true or false, stored as numbers
     numbers: Mapping[str, Node]  # the numbers of the tree that it reads, as they are by then
+    sets: Mapping[str, str]  # those that it writes -> the names that they have from then on
 
 
 Step: TypeAlias = Pass | TorchRule
@@ -147,12 +148,14 @@ class _Left:
     inputs: Mapping[str, Node]
     outputs: Mapping[str, str]
     numbers: Mapping[str, Node]
+    sets: Mapping[str, str]
 
 
 class _Planner:
     def __init__(self, plan: Plan, rounded: frozenset[str]) -> None:
         self.plan, self.rounded, self.graph = plan, rounded, Graph()
         first = ("param", "grad", *plan.slots, *plan.given)
+        self.taken = {*first, *plan.defaults, *plan.numbers, STEP}
         of_blocks = set(plan.blocks.values())
         self.now = {  # what rules see
             name: self.graph.column(name, block=name in of_blocks) for name in first
@@ -167,6 +170,13 @@ class _Planner:
             reason = self._trace(call)
             if reason:
                 self._leave_to_torch(call, reason)
+
+    def _fresh(self, name: str) -> str:
+        """This name, or one like it, that no rule has given to anything of its own."""
+        while name in self.taken:
+            name += "_"
+        self.taken.add(name)
+        return name
 
     # Tracing.
 
@@ -192,7 +202,9 @@ class _Planner:
                 node = self.graph.reduced(reduced, columns)
                 # Another rule may have a hyper of this name.
                 known = reduced.name in self.plan.defaults or reduced.name in self.plan.numbers
-                name = f"{reduced.name}_of_{call.position}" if known else reduced.name
+                name = reduced.name
+                if known:
+                    name = self._fresh(f"{name}_of_{call.position}")
                 scalars[reduced.name] = self.graph.scalar(name, node.stage + 1)
                 takes.append(Take(name, node, reduced.reduction, reduced.columns[0][1]))
             if rule.signature.random:
@@ -231,14 +243,16 @@ class _Planner:
         outputs = {}
         for _, name in call.writes:
             # Not the old column: a later pass may recompute values of earlier rules from it.
-            outputs[name] = f"{name}_by_{call.position}"
+            outputs[name] = self._fresh(f"{name}_by_{call.position}")
             self.now[name] = self.graph.column(outputs[name], time)
             if name in call.rule.slots:
                 self.kept[name] = self.now[name]
+        sets = {}
         for _, name in call.numbers:
             # The rule sets it when it runs; a name of its own keeps it apart from the old value.
-            self.numbers[name] = self.graph.scalar(f"{name}_by_{call.position}", time)
-        self.torch_rules.append(_Left(time, call, reason, inputs, outputs, numbers))
+            sets[name] = self._fresh(f"{name}_by_{call.position}")
+            self.numbers[name] = self.graph.scalar(sets[name], time)
+        self.torch_rules.append(_Left(time, call, reason, inputs, outputs, numbers, sets))
 
     # Planning.
 
@@ -315,7 +329,7 @@ class _Planner:
 
     def _temporary(self, node: Node, outputs: list[dict[str, Node]]) -> str:
         if node.index not in self.temporaries:
-            self.temporaries[node.index] = f"temporary_{len(self.temporaries)}"
+            self.temporaries[node.index] = self._fresh(f"temporary_{len(self.temporaries)}")
             outputs[node.stage][self.temporaries[node.index]] = node
         return self.temporaries[node.index]
 
@@ -326,7 +340,9 @@ class _Planner:
             if left.time == stage:
                 logical = frozenset(name for name, n in left.inputs.items() if n.op in LOGICAL)
                 places = inputs[left.call.position]
-                yield TorchRule(left.call, left.reason, places, left.outputs, logical, left.numbers)
+                yield TorchRule(
+                    left.call, left.reason, places, left.outputs, logical, left.numbers, left.sets
+                )
 
     def _pass(
         self,

@@ -232,7 +232,7 @@ class Run:
         seen = [self._seen(group, table, step) for group, table in self._pairs()]
         # Without leaves, reductions have no value, and these numbers may depend on them.
         numbers = self._evaluated(step.numbers) if self.groups else {}
-        made = (self._on_tree if call.treewise else self._on_leaves)(call, seen, numbers)
+        made = (self._on_tree if call.treewise else self._on_leaves)(step, seen, numbers)
         for (group, table), written in zip(self._pairs(), made, strict=True):
             for name, values in written.items():
                 table[step.outputs[name]] = self._made(group, table, call, name, values)
@@ -257,10 +257,11 @@ class Run:
 
     def _on_tree(
         self,
-        call: Call,
+        step: TorchRule,
         seen: Sequence[Mapping[str, Sequence[Tensor]]],
         numbers: Mapping[str, Tensor],
     ) -> list[dict[str, list[Tensor]]]:
+        call = step.call
         columns: dict[str, dict[int, Tensor]] = {outer: {} for _, outer in call.reads}
         for group, own in zip(self.groups, seen, strict=True):
             for name, values in own.items():
@@ -272,17 +273,18 @@ class Run:
         results = run_on_tree(self.plan, call, self.leaves, columns, scalars)
         for _, name in call.numbers:  # which are set in the leaves
             # The planner's name for the new number, under which later kernels read it.
-            self.scalars.of_tree[f"{name}_by_{call.position}"] = self.leaves.numbers[name]
+            self.scalars.of_tree[step.sets[name]] = self.leaves.numbers[name]
         return [
             {name: group.pick(values) for name, values in results.items()} for group in self.groups
         ]
 
     def _on_leaves(
         self,
-        call: Call,
+        step: TorchRule,
         seen: Sequence[Mapping[str, Sequence[Tensor]]],
         numbers: Mapping[str, Tensor],
     ) -> list[dict[str, list[Tensor]]]:
+        call = step.call
         if self.leaves.shards is not None:
             made = self._on_pieces(call, seen, numbers)
         else:
@@ -296,7 +298,7 @@ class Run:
             values = [value for written in made for value in written.pop(name)]
             if values:
                 self.leaves.set_number(name, values[0])
-                self.scalars.of_tree[f"{name}_by_{call.position}"] = self.leaves.numbers[name]
+                self.scalars.of_tree[step.sets[name]] = self.leaves.numbers[name]
         return made
 
     def _on_pieces(

@@ -97,6 +97,7 @@ class Run:
             raise
         finally:
             self.feed.close()
+            self.work.close()
         # The end of a run is in no run: it can be trained further, and not resumed.
         return self.state.at_rest().replace(done=(), frozen=(), begun_with={})
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from functional_sgd.autodiff import detached, gradients
+from functional_sgd.optimizer import Optimizer
 from functional_sgd.placing import Placed, look_again
 from functional_sgd.sharded import full
 from loop.donation import tensors_in
@@ -40,6 +41,7 @@ class Work:
         self.model, self.loss_function = Unharmed("model"), Unharmed("loss")
         self.trained = 0  # batches of this run
         self.unused = Unused()
+        self.stepper: Optimizer | None = None  # who has taken the steps
         self.spend_grads = False  # whether new params take the memory of gradients
 
     def join(self, run: Any) -> None:
@@ -61,6 +63,13 @@ class Work:
         placed, self.placed = self.placed, None
         if placed is not None:
             placed.put_back()
+
+    def close(self) -> None:
+        """The run is over, however it ended."""
+        self.leave()
+        if self.stepper is not None:
+            # A learner's optimizer is kept for its next run, and with it what it keeps.
+            self.stepper.release()
 
     def over(self, scope: str) -> None:
         """A scope that is no batch has come to its end."""
@@ -217,7 +226,7 @@ class Work:
         """One step of the optimizer, which gets the loss if it asks for it."""
         learner = learner_of(state)
         spending = learner.sparing_stepper if self.spend_grads else learner.stepper
-        opt = learner.donating_stepper if state.donated else spending
+        self.stepper = opt = learner.donating_stepper if state.donated else spending
         extras: dict[str, Any] = {}
         if "value" in opt.names:
             extras["value"] = state.loss

@@ -237,6 +237,18 @@ def test_the_memory_is_that_of_the_state_given() -> None:
     assert {value.data_ptr() for value in (*end.params.values(), *slots(end))} == places
 
 
+def test_a_run_that_is_over_keeps_no_memory_for_a_next_step() -> None:
+    """Its learner's optimizer lives on, and so would the spare of a pure step."""
+    wide = nn.Sequential(nn.Linear(2, 20_000), nn.Linear(20_000, 2))
+    mine = learner(wide, opt=fs.adamw())
+    stepper: Any = mine.stepper
+    kept: list[int] = []
+    looker = on("looker", after_batch=lambda state: kept.append(len(stepper._pool._buffers)))
+    fit(mine, mine.init(), 1, [looker])
+    assert min(kept) > 0
+    assert not stepper._pool._buffers
+
+
 def slots(state: State) -> list[Tensor]:
     """Those of Adam."""
     return [value for name in ("grad_avg", "sqr_avg") for value in state.opt_state[name].values()]

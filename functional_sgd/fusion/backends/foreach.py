@@ -170,4 +170,7 @@ def _number(value: Tensor) -> float | Tensor:
 
 
 def _tensor(value: Any) -> Tensor:
-    return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+    if isinstance(value, Tensor):
+        return value
+    # On the CPU whatever the default device is: CPU scalars combine with any tensor.
+    return torch.tensor(value, dtype=torch.float64, device="cpu")

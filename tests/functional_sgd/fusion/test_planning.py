@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import functional_sgd as fs
-from functional_sgd import chain, elementwise, fuse, largest, leafwise, norm, treewise
+from functional_sgd import chain, elementwise, fuse, largest, leafwise, norm, rename, treewise
 from tests.comparing import assert_same
 from tests.functional_sgd.fusion.helpers import check_steps, draw, kinds, plain_tree, then_step
 
@@ -244,3 +244,24 @@ def test_a_given_column_may_change_its_layout_and_dtype_from_call_to_call(donate
             bend=bend,
         )
         assert_same(found, expected)
+
+
+@leafwise(temporary_0=torch.zeros_like, update_by_1=torch.zeros_like)
+def count(grad, temporary_0, update_by_1):
+    """Slots with the names that a planner would give."""
+    return dict(temporary_0=temporary_0 + 1, update_by_1=update_by_1 + 2, update=grad * 1.0)
+
+
+@elementwise
+def double(update):
+    return dict(update=2 * update)
+
+
+def test_slots_may_have_names_that_a_planner_would_give():
+    opt = chain(rename(double, update="grad"), fs.centralize, count, fs.sgd_step, lr=0.1)
+    params = {"w": torch.ones(3)}
+    plain, fused = (params, opt.init(params)), (params, opt.init(params))
+    for number in range(3):
+        grads = {"w": draw((3,), torch.float32, number)}
+        plain, fused = opt(plain[0], grads, plain[1]), fuse(opt)(fused[0], grads, fused[1])
+        torch.testing.assert_close(fused, plain)

@@ -11,6 +11,7 @@ import torch
 
 import functional_sgd as fs
 from functional_sgd import Optimizer, fuse
+from functional_sgd.fusion.backends.foreach import ForeachBackend
 from tests.catalogue import RECIPES, small_tree
 from tests.comparing import Untouched, assert_close, assert_same, copy_of, member, stack
 from tests.functional_sgd.fusion.helpers import check_steps, grads_for, plain_tree
@@ -210,6 +211,14 @@ def test_the_default_device_does_not_matter():
     )
     done = python("-c", code)
     assert done.returncode == 0, f"{done.returncode}: {done.stderr[-500:]}"
+
+
+def test_nor_does_it_where_operators_of_torch_run():
+    opt, params = fs.adamw(lr=0.1), [torch.ones(3)]
+    fused, state = fuse(opt, backends=[ForeachBackend()]), opt.init(params)
+    expected = fused(params, params, state)
+    with torch.device("meta"):
+        assert_same(fused(params, params, state), expected)
 
 
 def test_the_default_dtype_does_not_matter():
