@@ -28,9 +28,9 @@ from functional_sgd.fusion.pieces import lay_out
 from functional_sgd.fusion.run import Resources, Run
 from functional_sgd.fusion.spent import (
     Donate,
+    Reads,
     check_apart,
     check_donate,
-    keep_reads,
     merged,
     only,
     put_back,
@@ -157,7 +157,7 @@ class Fused(Optimizer):
         self._guard: Guard | None = None  # of the last trees that were grouped
         self._guarded: list[Group] = []
         self._apart: tuple[Guard | None, Mapping[str, Any]] = None, {}  # where donated ones begin
-        self._sizes: tuple[Guard | None, dict[str, Any]] = None, {}  # of the columns, in bytes
+        self._reads = Reads()
         self._lock = threading.Lock()
         self._pool = Pool()
         self._unbatched: set[int] = set()
@@ -243,12 +243,6 @@ class Fused(Optimizer):
             written = check_apart(leaves.trees["param"], leaves, known)
             leaves.starts = {**leaves.starts, **written}
             self._apart = (guard if leaves.matches_guard else None, written)
-            if len(self.program.steps) > 1:
-                alike, sizes = self._sizes
-                if not leaves.matches_guard or alike is not guard:
-                    sizes = {}
-                keep_reads(leaves, written, sizes)
-                self._sizes = (guard if leaves.matches_guard else None, sizes)
         shared = [leaves.shared[name] for name in self._scalars if name in leaves.shared]
         odd = [value for value in shared if type(value) is not float and not _is_number(value)]
         if odd:
@@ -258,6 +252,8 @@ class Fused(Optimizer):
         with self._lock:
             # Another thread may have grouped other trees by now.
             leaves.matches_guard = leaves.matches_guard and guard is self._guard
+            if self.donate and len(self.program.steps) > 1:
+                self._reads.keep(leaves, written, guard if leaves.matches_guard else None)
             groups, others = (self._guarded, ()) if leaves.matches_guard else self._grouped(leaves)
             if not others:
                 return self._run(leaves, groups)

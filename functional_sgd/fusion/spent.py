@@ -9,6 +9,7 @@ from torch import Tensor
 
 from functional_sgd.call import Leaves
 from functional_sgd.fusion.buffers import LARGE, lies_alone
+from functional_sgd.guard import Guard
 from functional_sgd.memory import Addresses, addresses_of, memory_of
 from functional_sgd.sharded import any_distributed, local
 from functional_sgd.tree import Tree, paths, unflatten
@@ -28,7 +29,7 @@ def check_donate(who: str, donate: object) -> None:
 
 def check_apart(
     params: Tree, leaves: Leaves, known: Mapping[str, Addresses] | None
-) -> dict[str, Addresses]:
+) -> Mapping[str, Addresses]:
     """Where the tensors begin that are to be overwritten, column by column.
 
     Raises ValueError if two of them share memory; `known` are the beginnings of tensors just like
@@ -41,7 +42,7 @@ def check_apart(
     }
     # As bytes, since numpy takes ten times as long to say whether a few numbers are equal.
     if known is not None and all(found[name].tobytes() == known[name].tobytes() for name in found):
-        return found
+        return known
     written = [local(tensor) for column in columns.values() for tensor in column]
     starts = np.concatenate([*found.values()]).tolist()
     spans = sorted(
@@ -68,35 +69,65 @@ def check_apart(
     return found
 
 
-def keep_reads(
-    leaves: Leaves, written: Mapping[str, Addresses], sizes: dict[str, Addresses]
-) -> None:
-    """Copy gradients, and columns of the caller, that lie where the step will write: a pass after
-    the first would find there what the first has written.
-
-    `written` says where the tensors begin that are overwritten. `sizes` are those of columns that
-    are known, in bytes; the others are added to it.
+class Reads:
+    """Keeps what a donated step reads from what it writes. What is known of trees that a guard
+    recognises serves for later steps.
     """
-    columns = {"param": leaves.params, **leaves.slots}
-    lengths = [_sizes(columns[name], name, sizes) for name in written]
-    begins = np.concatenate([*written.values()])
-    # Sorted by themselves: a span crosses all that begin before its end, but for those that end
-    # before it begins.
-    begins, ends = np.sort(begins), np.sort(begins + np.concatenate(lengths))
-    read: dict[str, list[Tensor | None]] = {"grad": leaves.grads, **leaves.given}
-    for name, column in read.items():
-        there = [value for value in column if value is not None]
-        known = leaves.starts[name] if name in leaves.starts else _starts(there)
-        stops = known + _sizes(there, name, sizes)
-        crossed = np.searchsorted(begins, stops) > np.searchsorted(ends, known, "right")
-        if crossed.any():
+
+    def __init__(self) -> None:
+        self._guard: Guard | None = None
+        self._written: Mapping[str, Addresses] | None = None
+        self._spans: tuple[Addresses, Addresses] = _NOWHERE, _NOWHERE
+        self._sizes: dict[str, Addresses] = {}  # of the tensors of a column, in bytes
+
+    def keep(self, leaves: Leaves, written: Mapping[str, Addresses], guard: Guard | None) -> None:
+        """Copy gradients, and columns of the caller, that lie where the step will write: a pass
+        after the first would find there what the first has written.
+
+        `written` says where the tensors begin that are overwritten.
+        """
+        if guard is None or guard is not self._guard:
+            self._guard, self._written, self._sizes = guard, None, {}
+        if written is not self._written:
+            columns = {"param": leaves.params, **leaves.slots}
+            sizes = np.concatenate([self._sizes_of(columns[name], name) for name in written])
+            begins = np.concatenate([*written.values()])
+            self._spans = np.sort(begins), np.sort(begins + sizes)
+            self._written = written
+        read: dict[str, list[Tensor | None]] = {"grad": leaves.grads, **leaves.given}
+        for name, column in read.items():
+            there = [value for value in column if value is not None]
+            starts = leaves.starts[name] if name in leaves.starts else _starts(there)
+            stops = starts + self._sizes_of(there, name)
+            # Sorted by themselves, the sums are the same, and found in half the time.
+            if not self._crossings(np.sort(starts), np.sort(stops)).sum():
+                continue
+            crossed = self._crossings(starts, stops)
             shared = {id(there[place]) for place in np.flatnonzero(crossed).tolist()}
             for place, value in enumerate(column):
                 if value is not None and id(value) in shared:
                     column[place] = value.clone()
-            leaves.starts = {
-                other: begin for other, begin in leaves.starts.items() if other != name
-            }
+            leaves.starts = {n: begin for n, begin in leaves.starts.items() if n != name}
+
+    def _crossings(self, starts: Addresses, stops: Addresses) -> Addresses:
+        """How many of the written spans each of these has something in common with."""
+        begins, ends = self._spans
+        # All that begin before its end, but for those that end before it begins.
+        return np.searchsorted(begins, stops) - np.searchsorted(ends, starts, "right")
+
+    def _sizes_of(self, tensors: Sequence[Tensor], name: str) -> Addresses:
+        """How many bytes each tensor of a column spans; 0 for those that have no one place."""
+        known = self._sizes.get(name)
+        if known is None or len(known) != len(tensors):
+            own = [local(one) for one in tensors]
+            spans = [
+                _extent(one) if one.layout is torch.strided and one.numel() else 0 for one in own
+            ]
+            known = self._sizes[name] = np.array(spans, dtype=np.int64)
+        return known
+
+
+_NOWHERE: Addresses = np.zeros(0, dtype=np.int64)
 
 
 def refuse_spent(params: Tree, leaves: Leaves) -> None:
@@ -229,15 +260,6 @@ def _starts(tensors: Sequence[Tensor]) -> Addresses:
     except RuntimeError:
         places = [one.data_ptr() if one.layout is torch.strided else 0 for one in tensors]
         return np.array(places, dtype=np.int64)
-
-
-def _sizes(tensors: Sequence[Tensor], name: str, known: dict[str, Addresses]) -> Addresses:
-    """How many bytes each tensor of a column spans; 0 for those that have no one place."""
-    if name not in known or len(known[name]) != len(tensors):
-        own = [local(one) for one in tensors]
-        spans = [_extent(one) if one.layout is torch.strided and one.numel() else 0 for one in own]
-        known[name] = np.array(spans, dtype=np.int64)
-    return known[name]
 
 
 def _meet(one: Tensor, other: Tensor) -> bool:
