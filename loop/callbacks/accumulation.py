@@ -193,8 +193,10 @@ class GradientAccumulation(Callback):
                 state, finite = guard.checked(state)
                 if not finite:
                     return state.replace(grads=None)
-        # The machine's stage picks the fused optimizer and passes the state's hypers.
-        return Work().update(state).replace(grads=None)
+        # The machine's stage picks the fused optimizer and passes the state's hypers. It overwrites
+        # nothing, since here the committed state is still one to go on from.
+        stepped = Work().update(state.replace(donated=False))
+        return stepped.replace(donated=state.donated, grads=None)
 
 
 def add_batch(window: Window | None, grads: Grads, weight: Any, samples: int) -> Window:
