@@ -61,7 +61,7 @@ def plot_schedules(history: History | State, names: Sequence[str] | None = None)
         changed = [
             name
             for name, log in history.hypers.items()
-            if len({_number(value) for value in log}) > 1
+            if len({_number(value) for value in log if value is not None}) > 1
         ]
         names = changed or [name for name in ("lr",) if name in history.hypers]
     figure = new_figure(4.5 * max(len(names), 1), 3.2)
@@ -207,6 +207,8 @@ def clean(axes: Any) -> None:
 
 
 def _number(value: Any) -> float:
-    """A hyper as one number: of a tree, the last leaf (the head, in a list of groups)."""
+    """A hyper as one number: of a tree, the last leaf (the head, in a list of groups); nan, which
+    is a gap in a curve, for none.
+    """
     leaves = optree.tree_leaves(value)
     return float(leaves[-1] if leaves else torch.nan)
