@@ -252,7 +252,7 @@ def test_a_window_is_plain_data() -> None:
     states = [state for event, state in trace(mine, mine.init()) if event == "after_step"]
     window = states[1].memory["gradient_accumulation"]
     assert {name: type(value) for name, value in vars(window).items()} == dict(
-        sum=dict, weight=int, batches=int, samples=int
+        sum=dict, weight=int, batches=int, samples=int, value=type(None)
     )
     assert (window.weight, window.batches, window.samples) == (3, 2, 3)
     assert not window.sum["weight"].requires_grad
