@@ -75,8 +75,10 @@ class RNNRegularizer(Callback):
         held: Held = state.resources[self.name]
         if held.penalty is None or state.loss is None:
             return None
-        # Kept, because subtracting the penalty again would not give the same bits.
-        held.loss = state.loss.detach()
+        # Kept, because subtracting the penalty again would not give the same bits. Only once, since
+        # sam comes here a second time, with the loss at other params.
+        if held.loss is None:
+            held.loss = state.loss.detach()
         with torch.enable_grad():
             return state.replace(loss=state.loss + held.penalty)
 
