@@ -31,6 +31,7 @@ class Taken:
     sets: tuple[str, ...] = ()  # those that the scheduler sets
     steps: int = 0
     metrics: tuple[float, ...] = ()  # what each step was told, of ReduceLROnPlateau
+    first: int = 0  # train_iter when the run began
 
 
 @dataclass(frozen=True)
@@ -86,9 +87,13 @@ class TorchScheduler(Callback):
         check_unscheduled("TorchScheduler", state, "lr", own=self.name)
         return self._begin(state)
 
+    def before_batch(self, state: State) -> State | None:
+        """Catch up with a batch that had no after_batch, since an outer signal had ended it."""
+        return self._catch_up(state)
+
     def after_batch(self, state: State) -> State | None:
         """Step, after a training batch."""
-        return self._step(state) if state.training and self.every == "batch" else None
+        return self._catch_up(state)
 
     def after_epoch(self, state: State) -> State | None:
         """Step, after an epoch."""
@@ -110,9 +115,22 @@ class TorchScheduler(Callback):
                 )
             check_monitor("TorchScheduler", state, self.monitor)
         # Which hypers it sets is known only once the scheduler is made.
-        kept = driver.kept = Taken(start, tuple(name for name in driver.sets if name in known))
+        sets = tuple(name for name in driver.sets if name in known)
+        kept = driver.kept = Taken(start, sets, first=state.train_iter)
         state = keep_hypers(state, self.name, kept.sets).remember(self.name, kept)
         return _set_hypers(state, driver, kept)
+
+    def _catch_up(self, state: State) -> State | None:
+        """As many steps as batches were trained."""
+        if not state.training or self.every != "batch":
+            return None
+        kept = state.memory.get(self.name)
+        if kept is None:  # a callback went back to a state from before the run
+            return self._begin(state)
+        caught_up = None
+        for _ in range(state.train_iter - kept.first - kept.steps):
+            caught_up = self._step(caught_up or state)
+        return caught_up
 
     def _step(self, state: State) -> State | None:
         if self.name not in state.memory:  # a callback went back to a state from before the run

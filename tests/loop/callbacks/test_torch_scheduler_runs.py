@@ -11,7 +11,9 @@ from torch.optim import lr_scheduler as schedulers
 
 from functional_sgd.schedules import Constant
 from loop import (
+    CancelEpoch,
     CancelFit,
+    CancelTrain,
     CancelValidate,
     ParamScheduler,
     RecordValues,
@@ -97,6 +99,20 @@ def test_a_run_can_go_back_to_a_state_from_before_it() -> None:
     assert seen == [0.1, 0.05, 0.1, 0.05, 0.025]
     assert end.hyper == {"lr": LR, "mom": MOM}
     assert "torch_scheduler" not in end.memory
+
+
+@pytest.mark.parametrize("signal", [CancelTrain, CancelEpoch])
+def test_a_batch_that_an_outer_signal_ends_counts(signal: type[Exception]) -> None:
+    """Two batches are trained in every epoch, the second of which has no after_batch."""
+
+    def stop(state: State) -> None:
+        if state.iter == 1:
+            raise signal
+
+    halve = TorchScheduler(partial(schedulers.ExponentialLR, gamma=0.5))
+    end = fit(MINE, MINE.init(), 3, [halve, on(after_step=stop)])
+    lrs = [0.1, 0.05, 0.025, 0.0125, 0.00625, 0.003125]
+    assert list(end.history.hypers["lr"]) == pytest.approx(lrs, rel=1e-12)
 
 
 @pytest.mark.parametrize("order", [0, 100])
