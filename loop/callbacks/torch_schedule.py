@@ -11,7 +11,13 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from loop.callback import Callback, Order
 from loop.callbacks.parts.hyper_groups import hyper_groups
 from loop.callbacks.recorder import Recorder
-from loop.callbacks.schedule import Scheduled, check_unscheduled, keep_hypers, put_back
+from loop.callbacks.schedule import (
+    Scheduled,
+    check_alone,
+    check_unscheduled,
+    keep_hypers,
+    put_back,
+)
 from loop.callbacks.tracking import check_monitor, monitored
 from loop.disk.encoding import storable
 from loop.learner import hyper_names
@@ -53,8 +59,8 @@ class TorchScheduler(Callback):
     3 microseconds each. So `make` must give the same scheduler each time.
 
     Raises TypeError if `make` is no function or makes no scheduler, and ValueError if it is one for
-    another optimizer, if there is no lr, if another callback schedules it, or if there is no such
-    column.
+    another optimizer, if there is no lr, if another callback schedules what it sets, or if there is
+    no such column.
     """
 
     make: Callable[[torch.optim.Optimizer], Any]
@@ -116,6 +122,7 @@ class TorchScheduler(Callback):
             check_monitor("TorchScheduler", state, self.monitor)
         # Which hypers it sets is known only once the scheduler is made.
         sets = tuple(name for name in driver.sets if name in known)
+        check_alone("TorchScheduler", state, sets, own=self.name)
         kept = driver.kept = Taken(start, sets, first=state.train_iter)
         state = keep_hypers(state, self.name, kept.sets).remember(self.name, kept)
         return _set_hypers(state, driver, kept)

@@ -225,9 +225,22 @@ def test_what_cannot_be_scheduled(
         fit(MINE, MINE.init(), 1, [TorchScheduler(**options)])
 
 
+def test_two_schedulers_of_momentum() -> None:
+    """What a scheduler of torch sets is known once it is made."""
+    second = ParamScheduler({"mom": Constant(0.9)})
+    with pytest.raises(ValueError, match="TorchScheduler: 'mom' is scheduled by 'param_scheduler'"):
+        fit(MINE, MINE.init(), 1, [TorchScheduler(ONE_CYCLE), second])
+
+
+def test_momentum_can_be_scheduled_beside_a_scheduler_that_leaves_it_alone() -> None:
+    halve = TorchScheduler(partial(schedulers.ExponentialLR, gamma=0.5))
+    end = fit(MINE, MINE.init(), 1, [halve, ParamScheduler({"mom": Constant(0.5)})])
+    assert set(end.history.hypers["mom"]) == {0.5}
+
+
 def test_two_schedulers_of_lr() -> None:
     with pytest.raises(
-        ValueError, match="TorchScheduler: 'lr' is scheduled by 'param_scheduler' in this run"
+        ValueError, match="ParamScheduler: 'lr' is scheduled by 'torch_scheduler' in this run"
     ):
         fit(
             MINE, MINE.init(), 1, [TorchScheduler(ONE_CYCLE), ParamScheduler({"lr": Constant(0.1)})]
