@@ -3,9 +3,9 @@
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import optree
 import torch
@@ -16,7 +16,7 @@ from functional_sgd.outputs import map_output
 from functional_sgd.ranges import check_number
 from functional_sgd.schedules import one_cycle, three_cosines
 from functional_sgd.sharded import any_distributed, distributed
-from loop.callback import Callback, Order, taking_part
+from loop.callback import taking_part
 from loop.callbacks import ParamScheduler, Recorder
 from loop.callbacks.recorder import RECORDER, recorded
 from loop.callbacks.schedule import put_all_back, with_hypers
@@ -30,6 +30,7 @@ from loop.run.events import VALIDATE
 from loop.run.interrupt import STOPS, run_to_end
 from loop.run.machine import Run, Steps
 from loop.state import State
+from loop.training.collecting import CollectPredictions
 from loop.training.length import Length, length_asked
 from loop.training.resume import begun_with, to_go_on_from
 
@@ -285,8 +286,8 @@ def validate(learner: Learner, state: State, data: Iterable[Any] | None = None) 
 
     Means over all samples, whatever the batch sizes. The state is not touched, and no history is
     written. The learner's callbacks take part, those that were given to `fit` do not: an
-    AverageParams or MixedPrecision among those makes other numbers in the history. Raises
-    ValueError if there is no data.
+    AverageParams or MixedPrecision among those makes other numbers in the history. What a callback
+    of the learner cancels does not count. Raises ValueError if there is no data.
     """
     return dict(recorded(evaluate(learner, state, data, [])).row)
 
@@ -297,7 +298,7 @@ def predict(learner: Learner, state: State, data: Iterable[Any] | None = None) -
 
     Joined are the tensors in an output that is a tuple, a dict, a dataclass or a ModelOutput; of
     what else is in there, there is a tuple with that of each batch. The model is in evaluation
-    mode. Raises ValueError if there is no data.
+    mode. Raises ValueError if there is no data, or a callback of the learner leaves a batch out.
     """
     collected = evaluate(learner, state, data, [CollectPredictions()]).memory["collect_predictions"]
     return map_output(joined, *collected)
@@ -311,19 +312,6 @@ def joined(*parts: Any) -> Any:
     if isinstance(first, torch.Tensor):
         return torch.cat(parts) if first.dim() else torch.stack(parts)
     return None if all(part is None for part in parts) else parts
-
-
-@dataclass(frozen=True)
-class CollectPredictions(Callback):
-    """Remember every prediction of a validation, as the other callbacks leave it."""
-
-    collects: ClassVar[bool] = True
-    order: ClassVar[int] = Order.LAST
-
-    def after_pred(self, state: State) -> State:
-        """Keep one batch's."""
-        # A tuple and not a Log, since that is what `parallel` joins over the ranks.
-        return state.remember(self.name, (*state.memory.get(self.name, ()), state.pred))
 
 
 def check_arguments(
