@@ -53,9 +53,8 @@ def sample_losses(
     tensor([1., 4.])
     """
     collector = CollectSamples()
-    batches = evaluate(learner, state.forget(collector.name), data, [collector]).memory.get(
-        collector.name, ()
-    )
+    after = evaluate("sample_losses", learner, state, data, collector)
+    batches = after.memory.get(collector.name, ())
     if not batches:
         raise ValueError(
             "sample_losses: the data has no targets, so there are no losses. Use predict."

@@ -44,6 +44,15 @@ def test_every_sample_with_prediction_and_loss() -> None:
     torch.testing.assert_close(found.losses, (found.preds - Y).square().mean(dim=1))
 
 
+@for_each("evaluation", [validate, predict, sample_losses])
+def test_mistakes_are_told_on_behalf_of_whom_was_called(evaluation: Any) -> None:
+    with pytest.raises(TypeError, match=f"{evaluation.__name__}: the second argument must be a St"):
+        evaluation(MINE, 3)
+    bare = learner(data=loaders(valid=None))
+    with pytest.raises(ValueError, match=f"{evaluation.__name__}: the learner has no validation"):
+        evaluation(bare, bare.init())
+
+
 @for_each("event", ["before_batch", "after_pred"])
 @for_each("evaluation", [predict, sample_losses])
 def test_a_batch_that_a_callback_cancels_is_an_error(evaluation: Any, event: str) -> None:
