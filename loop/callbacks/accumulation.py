@@ -162,14 +162,15 @@ class GradientAccumulation(Callback):
 
     def before_step(self, state: State) -> State | None:
         """Add the batch; let the step happen if the window is full."""
-        assert state.grads is not None
+        grads = state.grads
+        assert grads is not None
         # On several ranks the gradient is already that of the whole batch, so its weight and length
         # are too. All ranks then fill a window at the same batch.
         whole = state.memory.get(SHARED)
         weight = self._weight(state) if whole is None else whole["weight"]
         samples = sample_count(state) if whole is None else whole["samples"]
         loss = state.loss if "value" in learner_of(state).opt.names else None
-        window = add_batch(state.memory.get(self.name), state.grads, weight, samples, loss)
+        window = add_batch(state.memory.get(self.name), grads, weight, samples, loss)
         if not self._full(window) and not _last(state):
             raise CancelStep(state.remember(self.name, window))
         alone = window.batches == 1  # then its own gradient and loss, to the last bit
@@ -178,7 +179,7 @@ class GradientAccumulation(Callback):
             value = _unless_zero(weight, loss, loss) if alone else mean_value(window)
             state = state.replace(loss=value)
         if alone:
-            return state.replace(grads=zero_without_weight(state.grads, weight))
+            return state.replace(grads=zero_without_weight(grads, weight))
         # Forgotten before the step, so a step that a later callback cancels is not tried again.
         return state.forget(self.name).replace(grads=mean_gradient(window))
 
@@ -302,7 +303,8 @@ def _mean(part: Tensor | None, total: Any) -> Tensor | None:
         return None
     # Do not branch on a tensor: reading it would wait for the device.
     divisor = torch.where(total == 0, 1, total) if isinstance(total, Tensor) else total or 1
-    return part / _like(divisor, part)
+    mean: Tensor = part / _like(divisor, part)
+    return mean
 
 
 def _like(weight: Any, grad: Tensor) -> Any:
