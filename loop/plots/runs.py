@@ -35,7 +35,9 @@ def plot_losses(history: History | State, skip: int = 0) -> "Figure":
     """The training loss of every batch, smoothed and raw, and the validation loss after every
     epoch: of a history, or of a state's.
 
-    `skip` leaves out the first batches, whose losses are large.
+    `skip` leaves out the first batches, whose losses are large. The curves count batches that have
+    a loss, and the validation stands at train_iter: where batches were cancelled before their loss,
+    it stands so many to the right.
     """
     history = _history("plot_losses", history)
     figure, axes = _one(("batch", "loss"))
