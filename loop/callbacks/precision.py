@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from functional_sgd.outputs import map_output
-from loop.callback import Callback
+from loop.callback import Callback, Order
 from loop.run.signals import CancelStep
 from loop.run.stages import device_of
 from loop.state import State
@@ -47,7 +47,7 @@ class MixedPrecision(Callback):
     growth_factor: float = 2.0
     backoff_factor: float = 0.5
     growth_interval: int = 2000
-    order: ClassVar[int] = 10
+    order: ClassVar[int] = Order.UNSCALE
     traceable: ClassVar[tuple[str, ...]] = ("after_pred", "before_backward")
 
     def __post_init__(self) -> None:
