@@ -13,6 +13,7 @@ from loop.callback import Callback, Order
 from loop.callbacks.precision import MixedPrecision
 from loop.disk.encoding import storable
 from loop.metrics import sample_count
+from loop.metrics.tally import widened
 from loop.run.signals import CancelStep
 from loop.run.stages import Work, learner_of
 from loop.state import State
@@ -24,8 +25,6 @@ Weight: TypeAlias = Callable[[State], Any]
 
 SHARED = "ranks"
 """Where a batch that is cut over several processes has its weight and its length, as a whole."""
-
-_HALVES = (torch.float16, torch.bfloat16)
 
 
 def count_targets(ignore_index: int = -100) -> Weight:
@@ -286,7 +285,7 @@ def zero_without_weight(grads: Grads, weight: Any) -> dict[str, Tensor | None]:
 
 def _weighted(grad: Tensor, weight: Any) -> Tensor:
     # In bfloat16, 256 + 1 is 256.
-    grad = grad.float() if grad.dtype in _HALVES else grad
+    grad = widened(grad)
     weight = _like(weight, grad)
     return _unless_zero(weight, grad, weight * grad)
 
