@@ -141,7 +141,8 @@ class History:
     """The table of what happened, written by the Recorder.
 
     `losses` has the loss of every training batch and `hypers[name]` the hyper that it was trained
-    with (0-d tensors or numbers, or trees of them, so that recording never waits for a device);
+    with (0-d tensors or numbers, or trees of them, so that recording never waits for a device), or
+    None if the batch had no such hyper: item k of each is that of losses[k].
     `rows` has a dict for every epoch: epoch, train_iter, train_loss (smoothed), valid_loss and the
     metrics, None where there was nothing to measure.
     """

@@ -1,6 +1,6 @@
 """The log of a hyper that may be a tree, such as a learning rate for every parameter."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,8 +31,8 @@ class Stretch:
 
     def grown(self, value: Any) -> "Stretch | None":
         """The stretch with one more batch; None if the value does not fit into its groups."""
-        leaves, spec = optree.tree_flatten(value)
-        groups, known = optree.tree_flatten(self.group_of)
+        leaves, spec = optree.tree_flatten(value, none_is_leaf=True)
+        groups, known = optree.tree_flatten(self.group_of, none_is_leaf=True)
         if spec != known:
             return None
         of_group = dict(zip(groups, leaves, strict=True))
@@ -99,14 +99,37 @@ def appended(log: Sequence[Any] | None, value: Any) -> Log | HyperLog:
         return log.append(value)
     before = Log() if log is None else log
     assert isinstance(before, Log)
-    if optree.tree_is_leaf(value):
+    if optree.tree_is_leaf(value, none_is_leaf=True):
         return before.append(value)
     return HyperLog((Stretch(0, (before,)),) if before else ()).append(value)
 
 
+def logged(
+    logs: Mapping[str, Sequence[Any]], hyper: Mapping[str, Any], count: int
+) -> dict[str, Log | HyperLog]:
+    """The logs of hypers with one more batch, after `count` of them: None where it has no such
+    hyper, or had none.
+
+    >>> logged({"lr": Log([0.1, 0.2])}, {"mom": 0.9}, 2)
+    {'lr': Log([0.1, 0.2, None]), 'mom': Log([None, None, 0.9])}
+    """
+    names = hyper if hyper.keys() == logs.keys() else dict.fromkeys((*logs, *hyper))
+    return {
+        name: appended(_as_long(logs.get(name, _EMPTY), count), hyper.get(name)) for name in names
+    }
+
+
+def _as_long(log: Sequence[Any], count: int) -> Sequence[Any]:
+    """A log of so many batches; what is missing is missing in front."""
+    return log if len(log) >= count else Log([*(None,) * (count - len(log)), *log])
+
+
+_EMPTY = Log()
+
+
 def _begun(value: Any) -> Stretch:
     """A stretch of one batch: leaves with equal values are a group."""
-    leaves, spec = optree.tree_flatten(value)
+    leaves, spec = optree.tree_flatten(value, none_is_leaf=True)
     firsts: list[Any] = []
     groups: list[int] = []
     place_of: dict[Any, int] = {}

@@ -1,6 +1,7 @@
 """Large batches in small pieces: one step for the gradients of several batches."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeAlias
 
@@ -12,8 +13,9 @@ from loop.callback import Callback, Order
 from loop.callbacks.precision import MixedPrecision
 from loop.disk.encoding import storable
 from loop.metrics import sample_count
+from loop.metrics.tally import widened
 from loop.run.signals import CancelStep
-from loop.run.stages import Work
+from loop.run.stages import Work, learner_of
 from loop.state import State
 
 Grads: TypeAlias = Mapping[str, Tensor | None]
@@ -23,8 +25,6 @@ Weight: TypeAlias = Callable[[State], Any]
 
 SHARED = "ranks"
 """Where a batch that is cut over several processes has its weight and its length, as a whole."""
-
-_HALVES = (torch.float16, torch.bfloat16)
 
 
 def count_targets(ignore_index: int = -100) -> Weight:
@@ -72,6 +72,14 @@ class Window:
     weight: Any = 0
     batches: int = 0
     samples: int = 0
+    value: Tensor | None = None  # of weight * loss, if the optimizer reads it
+
+
+@dataclass
+class Held:
+    """The loss of a batch, while that of its window stands in its place."""
+
+    loss: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -84,7 +92,8 @@ class GradientAccumulation(Callback):
     that are means over samples), "targets" (targets that are not -100: `cross_entropy` over tokens,
     which leaves out padding; `count_targets(0)` for another ignore_index), or a function state ->
     number or 0-d tensor, 0 or more. A batch of weight 0 counts nothing, whatever its gradient.
-    Half-precision gradients are summed, and handed on, as float32.
+    Half-precision gradients are summed, and handed on, as float32. An optimizer that reads `value`
+    gets the mean loss of the window, which is state.loss from before_step to after_step.
 
     Until the window is full the sum is in the state and the step is cancelled, so that callbacks
     which come later (MixedPrecision, GradientClip) see full gradients only. What is left at the end
@@ -98,7 +107,8 @@ class GradientAccumulation(Callback):
     Every batch still has its row of loss and hypers in the history, and schedules advance with
     every batch. Layers such as BatchNorm see the small batches.
 
-    Raises ValueError unless exactly one of `batches` and `samples` is given, 1 or more.
+    Raises ValueError unless exactly one of `batches` and `samples` is given, 1 or more; and, when
+    the run starts, for an optimizer that reads `value_fn`, the loss as a function of the params.
 
     >>> from functional_sgd import sgd
     >>> from loop import Batches, DataLoaders, Learner, fit
@@ -132,25 +142,50 @@ class GradientAccumulation(Callback):
                 )
         weight_called("GradientAccumulation", self.weight)
 
+    @contextmanager
+    def around_step(self, state: State) -> Iterator[Held]:
+        """A place for the loss of the batch."""
+        del state
+        yield Held()
+
     def before_fit(self, state: State) -> State | None:
-        """Forget the window of a run that was stopped and is not resumed."""
+        """Check the optimizer; forget the window of a run that was stopped and is not resumed."""
+        opt = learner_of(state).opt
+        if "value_fn" in opt.names:
+            raise ValueError(
+                f"GradientAccumulation: {opt!r} reads 'value_fn', the loss as a function of the "
+                f"params, which would be that of the last small batch. Leave GradientAccumulation "
+                f"out, or use an optimizer that takes the gradient alone."
+            )
         return state.forget(self.name) if self.name in state.memory else None
 
     def before_step(self, state: State) -> State | None:
         """Add the batch; let the step happen if the window is full."""
-        assert state.grads is not None
+        grads = state.grads
+        assert grads is not None
         # On several ranks the gradient is already that of the whole batch, so its weight and length
         # are too. All ranks then fill a window at the same batch.
         whole = state.memory.get(SHARED)
         weight = self._weight(state) if whole is None else whole["weight"]
         samples = sample_count(state) if whole is None else whole["samples"]
-        window = add_batch(state.memory.get(self.name), state.grads, weight, samples)
+        loss = state.loss if "value" in learner_of(state).opt.names else None
+        window = add_batch(state.memory.get(self.name), grads, weight, samples, loss)
         if not self._full(window) and not _last(state):
             raise CancelStep(state.remember(self.name, window))
-        if window.batches == 1:  # its own gradient, to the last bit
-            return state.replace(grads=zero_without_weight(state.grads, weight))
+        alone = window.batches == 1  # then its own gradient and loss, to the last bit
+        if loss is not None:
+            state.resources[self.name].loss = loss
+            value = _unless_zero(weight, loss, loss) if alone else mean_value(window)
+            state = state.replace(loss=value)
+        if alone:
+            return state.replace(grads=zero_without_weight(grads, weight))
         # Forgotten before the step, so a step that a later callback cancels is not tried again.
         return state.forget(self.name).replace(grads=mean_gradient(window))
+
+    def after_step(self, state: State) -> State | None:
+        """The loss of the batch again."""
+        loss = state.resources[self.name].loss
+        return None if loss is None else state.replace(loss=loss)
 
     def after_train(self, state: State) -> State | None:
         """Take the step for what is left."""
@@ -193,23 +228,29 @@ class GradientAccumulation(Callback):
                 state, finite = guard.checked(state)
                 if not finite:
                     return state.replace(grads=None)
-        # The machine's stage picks the fused optimizer and passes the state's hypers.
-        return Work().update(state).replace(grads=None)
+        # The machine's stage picks the fused optimizer and passes the state's hypers. It overwrites
+        # nothing, since here the committed state is still one to go on from.
+        stepped = Work().update(state.replace(donated=False, loss=mean_value(window)))
+        return stepped.replace(donated=state.donated, grads=None, loss=state.loss)
 
 
-def add_batch(window: Window | None, grads: Grads, weight: Any, samples: int) -> Window:
+def add_batch(
+    window: Window | None, grads: Grads, weight: Any, samples: int, loss: Tensor | None = None
+) -> Window:
     """The window with one more batch; None is the empty window.
 
     >>> add_batch(None, {"w": torch.tensor([2.0])}, 3, samples=3)
-    Window(sum={'w': tensor([6.])}, weight=3, batches=1, samples=3)
+    Window(sum={'w': tensor([6.])}, weight=3, batches=1, samples=3, value=None)
     """
     parts = {
         name: None if grad is None else _weighted(grad, weight) for name, grad in grads.items()
     }
+    value = None if loss is None else _weighted(loss, weight)
     if window is None:
-        return Window(parts, weight, 1, samples)
+        return Window(parts, weight, 1, samples, value)
     total = {name: _plus(window.sum.get(name), part) for name, part in parts.items()}
-    return Window(total, window.weight + weight, window.batches + 1, window.samples + samples)
+    batches, value = window.batches + 1, _plus(window.value, value)
+    return Window(total, window.weight + weight, batches, window.samples + samples, value)
 
 
 def mean_gradient(window: Window) -> dict[str, Tensor | None]:
@@ -218,13 +259,16 @@ def mean_gradient(window: Window) -> dict[str, Tensor | None]:
     >>> mean_gradient(Window({"w": torch.tensor([6.0]), "unused": None}, weight=4))
     {'w': tensor([1.5000]), 'unused': None}
     """
-    total = window.weight
-    # Do not branch on a tensor: reading it would wait for the device.
-    divisor = torch.where(total == 0, 1, total) if isinstance(total, Tensor) else total or 1
-    return {
-        name: None if part is None else part / _like(divisor, part)
-        for name, part in window.sum.items()
-    }
+    return {name: _mean(part, window.weight) for name, part in window.sum.items()}
+
+
+def mean_value(window: Window) -> Tensor | None:
+    """The loss of a window, if it was kept; zero if its weight is.
+
+    >>> mean_value(Window(weight=4, value=torch.tensor(6.0)))
+    tensor(1.5000)
+    """
+    return _mean(window.value, window.weight)
 
 
 def zero_without_weight(grads: Grads, weight: Any) -> dict[str, Tensor | None]:
@@ -241,7 +285,7 @@ def zero_without_weight(grads: Grads, weight: Any) -> dict[str, Tensor | None]:
 
 def _weighted(grad: Tensor, weight: Any) -> Tensor:
     # In bfloat16, 256 + 1 is 256.
-    grad = grad.float() if grad.dtype in _HALVES else grad
+    grad = widened(grad)
     weight = _like(weight, grad)
     return _unless_zero(weight, grad, weight * grad)
 
@@ -251,6 +295,15 @@ def _unless_zero(weight: Any, grad: Tensor, part: Tensor) -> Tensor:
     if isinstance(weight, Tensor):
         return torch.where(_like(weight, grad) == 0, 0.0, part)
     return part if weight else torch.zeros_like(grad)
+
+
+def _mean(part: Tensor | None, total: Any) -> Tensor | None:
+    if part is None:
+        return None
+    # Do not branch on a tensor: reading it would wait for the device.
+    divisor = torch.where(total == 0, 1, total) if isinstance(total, Tensor) else total or 1
+    mean: Tensor = part / _like(divisor, part)
+    return mean
 
 
 def _like(weight: Any, grad: Tensor) -> Any:

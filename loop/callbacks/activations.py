@@ -106,21 +106,16 @@ class ActivationStats(Callback):
             return None
         found: dict[str, Measured] = state.resources[self.name]
         memory, device = self._memory(state), device_of(state)
-        none = Measured(
-            torch.full((3,), torch.nan, device=device), torch.zeros(self.bins, device=device)
-        )
+        nothing = torch.full((3,), torch.nan, device=device)
+        none = Measured(nothing, torch.zeros(self.bins, device=device))
         rows = [found.pop(name, none) for name in memory["layers"]]
-        new: dict[str, Any] = {
-            "train_iter": state.train_iter,
-            "stats": torch.stack([row.stats for row in rows]),
-        }
+        stats = torch.stack([row.stats for row in rows])
+        new: dict[str, Any] = {"train_iter": state.train_iter, "stats": stats}
         if self.hist:
-            new["histograms"] = torch.stack(
-                [row.histogram for row in rows if row.histogram is not None]
-            )
-        return state.remember(
-            self.name, {**memory, **{name: memory[name].append(item) for name, item in new.items()}}
-        )
+            histograms = [row.histogram for row in rows if row.histogram is not None]
+            new["histograms"] = torch.stack(histograms)
+        logs = {name: memory[name].append(item) for name, item in new.items()}
+        return state.remember(self.name, {**memory, **logs})
 
     def _memory(self, state: State) -> Mapping[str, Any]:
         memory: Mapping[str, Any] | None = state.memory.get(self.name)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from loop.callback import Callback, Order
 from loop.disk.encoding import storable
+from loop.metrics.tally import widened
 from loop.state import State, Tensors
 
 TRAINED = "trained_params"
@@ -216,6 +217,5 @@ def _continuous(tensors: Tensors) -> Tensors:
 
 
 def _precise(value: Tensor) -> Tensor:
-    value = value.detach()
     # In bfloat16 the average would hardly move: most steps are below half of its last digit.
-    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+    return widened(value.detach())

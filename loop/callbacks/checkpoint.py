@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from loop.callback import Callback
+from loop.callback import Callback, Order
 from loop.disk.files import pack
 from loop.disk.store import probe, saving
 from loop.disk.undisturbed import undisturbed
@@ -139,7 +139,7 @@ class Checkpoint(Callback):
     seconds: float | None = None
     keep: int = 3
     background: bool = False
-    order: ClassVar[int] = -100  # before others look at a state, after they have closed theirs
+    order: ClassVar[int] = Order.FRAME
     reports: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

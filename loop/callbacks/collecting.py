@@ -59,7 +59,8 @@ class CollectData(Callback):
         """Keep one batch's."""
         if self.training not in (None, state.training):
             return None
-        values = {name: detached(getattr(state, name)) for name in self.what}
+        # A run that donates overwrites params, and whatever else lies in their memory.
+        values = {name: state.kept(detached(getattr(state, name))) for name in self.what}
         # There is no log after a callback went back to a state from before the run.
         return state.remember(self.name, state.memory.get(self.name, Log()).append(values))
 

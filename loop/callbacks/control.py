@@ -82,14 +82,14 @@ class ShortEpoch(Callback):
 
     def after_batch(self, state: State) -> State | None:
         """Enough?"""
-        done = state.iter + 1
         if state.n_epoch == 0:  # an evaluation by itself
             return None
-        if (
-            done < self.batches
-            if self.batches is not None
-            else state.n_iter and done / state.n_iter < self.pct
-        ):
+        done = state.iter + 1
+        if self.batches is not None:
+            enough = done >= self.batches
+        else:
+            enough = not state.n_iter or done / state.n_iter >= self.pct
+        if not enough:
             return None
         if state.training:
             raise CancelTrain(state)

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, ClassVar
 
 from loop.callback import Callback, Order
 from loop.callbacks.parts.written import (
+    common_start,
     csv_text,
     json_line,
     lines_up_to,
@@ -263,10 +264,7 @@ def _become(file: BinaryIO, text: str) -> None:
     """Have this text in a file; what it begins with already is not written again."""
     file.seek(0)
     old, new = file.read(), text.encode()
-    same = next(
-        (at for at, (one, other) in enumerate(zip(old, new, strict=False)) if one != other),
-        min(len(old), len(new)),
-    )
+    same = common_start(old, new)
     # In append mode every write goes to the end, so the end moves to the first difference.
     file.truncate(same)
     file.write(new[same:])

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from functional_sgd.outputs import map_output
-from loop.callback import Callback
+from functional_sgd.rounding import NARROW
+from loop.callback import Callback, Order
+from loop.metrics.tally import widened
 from loop.run.signals import CancelStep
 from loop.run.stages import device_of
 from loop.state import State
-
-_HALVES = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ class MixedPrecision(Callback):
     growth_factor: float = 2.0
     backoff_factor: float = 0.5
     growth_interval: int = 2000
-    order: ClassVar[int] = 10
+    order: ClassVar[int] = Order.UNSCALE
     traceable: ClassVar[tuple[str, ...]] = ("after_pred", "before_backward")
 
     def __post_init__(self) -> None:
-        if self.dtype not in _HALVES:
+        if self.dtype not in NARROW:
             raise ValueError(
                 f"MixedPrecision: dtype must be torch.bfloat16 or torch.float16, got "
                 f"{self.dtype!r}."
@@ -224,7 +224,7 @@ class _ScaledGradient(torch.autograd.Function):
 
 
 def _widened(value: Any) -> Any:
-    return value.float() if isinstance(value, Tensor) and value.dtype in _HALVES else value
+    return widened(value) if isinstance(value, Tensor) else value
 
 
 _SMALLEST, _LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max

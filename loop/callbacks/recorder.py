@@ -9,7 +9,7 @@ from torch import Tensor
 from loop.callback import Callback, Order
 from loop.disk.encoding import storable
 from loop.history import History
-from loop.hyper_log import appended
+from loop.hyper_log import logged
 from loop.metrics import Sums, add_batch, means, metrics_by_name
 from loop.run.stages import learner_of
 from loop.state import State
@@ -93,8 +93,8 @@ class Recorder(Callback):
         debiased = 1 - self.beta**count
         # This runs in every batch, and `replace` takes twice as long as the constructor.
         record = Record(average, count, debiased, sums, record.row, record.written)
-        history, logs = state.history, state.history.hypers
-        hypers = {name: appended(logs.get(name), value) for name, value in state.hyper.items()}
+        history = state.history
+        hypers = logged(history.hypers, state.hyper, len(history.losses))
         history = History(history.losses.append(loss), hypers, history.rows)
         return state.replace(memory={**state.memory, RECORDER: record}, history=history)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from loop.callback import Callback, Order
+from loop.metrics.tally import widened
 from loop.state import State
 
 
@@ -75,8 +76,10 @@ class RNNRegularizer(Callback):
         held: Held = state.resources[self.name]
         if held.penalty is None or state.loss is None:
             return None
-        # Kept, because subtracting the penalty again would not give the same bits.
-        held.loss = state.loss.detach()
+        # Kept, because subtracting the penalty again would not give the same bits. Only once, since
+        # sam comes here a second time, with the loss at other params.
+        if held.loss is None:
+            held.loss = state.loss.detach()
         with torch.enable_grad():
             return state.replace(loss=state.loss + held.penalty)
 
@@ -92,7 +95,7 @@ def activation_penalty(activations: Tensor) -> Tensor:
     >>> activation_penalty(torch.tensor([[[1.0], [3.0]]]))
     tensor(5.)
     """
-    return _widened(activations).square().mean()
+    return widened(activations).square().mean()
 
 
 def temporal_penalty(activations: Tensor) -> Tensor:
@@ -102,7 +105,7 @@ def temporal_penalty(activations: Tensor) -> Tensor:
     >>> temporal_penalty(torch.tensor([[[1.0], [3.0], [4.0]]]))
     tensor(2.5000)
     """
-    activations = _widened(activations)
+    activations = widened(activations)
     squares = (activations[:, 1:] - activations[:, :-1]).square()
     # mean() of an empty tensor is NaN.
     return squares.sum() / max(squares.numel(), 1)
@@ -116,7 +119,3 @@ def rnn_outputs(pred: Any) -> Sequence[Any]:
             f"RNNRegularizer: the model must return (output, raw, dropped), got {found}."
         )
     return [part[-1] if isinstance(part, (tuple, list)) else part for part in pred]
-
-
-def _widened(value: Tensor) -> Tensor:
-    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value

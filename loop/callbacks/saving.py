@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from functional_sgd.errors import did_you_mean
-from loop.callback import Callback
+from loop.callback import Callback, Order
 from loop.callbacks.recorder import Recorder
 from loop.callbacks.tracking import better, check_monitor, check_tracking, mode_of, monitored
 from loop.disk.atomic import make
@@ -65,7 +65,7 @@ class SaveModel(Callback):
     restore_best: bool = True
     reset_on_fit: bool = True
     weights: Callable[[State], State] = as_evaluated
-    order: ClassVar[int] = 61
+    order: ClassVar[int] = Order.KEEP
     reports: ClassVar[bool] = True
     run_after: ClassVar[tuple[type, ...]] = (Recorder,)
 

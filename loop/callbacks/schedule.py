@@ -45,9 +45,8 @@ class ParamScheduler(Callback):
     compiled again for every new value.
 
     Raises ValueError for a schedule that counts steps, and when the run starts if the optimizer
-    reads no such hyper, the model has no
-    such number, a list is not as long as there are groups, or a loader has no length. Source:
-    fastai's ParamScheduler.
+    reads no such hyper, another callback schedules it, the model has no such number, a list is not
+    as long as there are groups, or a loader has no length. Source: fastai's ParamScheduler.
     """
 
     schedules: Mapping[str, Any]
@@ -104,7 +103,7 @@ class ParamScheduler(Callback):
     @contextmanager
     def around_train(self, state: State) -> Iterator[dict[str, Attribute]]:
         """Give the model its numbers back."""
-        # During the phase this hides the resource of around_fit, which check_unscheduled looks for.
+        # During the phase this hides the resource of around_fit, which check_alone looks for.
         # It does so only in before_fit.
         found = self._find(state)
         del state  # its tensors would live as long as the run
@@ -119,6 +118,7 @@ class ParamScheduler(Callback):
                 raise ValueError(
                     f"ParamScheduler: the optimizer reads no {name!r}. {did_you_mean(name, known)}"
                 )
+        check_alone("ParamScheduler", state, self.hypers, own=self.name)
         self._find(state)
         return self._begin(state)
 
@@ -244,13 +244,19 @@ def check_unscheduled(who: str, state: State, hyper: str, own: str = "") -> None
         raise ValueError(
             f"{who}: state.hyper has no {hyper!r} to change. {did_you_mean(hyper, state.hyper)}"
         )
+    check_alone(who, state, [hyper], own)
+
+
+def check_alone(who: str, state: State, hypers: Iterable[str], own: str) -> None:
+    """Raise ValueError if a scheduler of this run (not `own`) sets one of these hypers."""
     for name, resource in state.resources.items():
-        if name != own and isinstance(resource, Scheduled) and hyper in resource.hypers:
-            raise ValueError(
-                f"{who}: {hyper!r} is scheduled by {name!r} in this run, which would overwrite "
-                f"every change at the "
-                f"next batch. Use one of the two."
-            )
+        both = resource.hypers if name != own and isinstance(resource, Scheduled) else ()
+        for hyper in hypers:
+            if hyper in both:
+                raise ValueError(
+                    f"{who}: {hyper!r} is scheduled by {name!r} in this run, which would overwrite "
+                    f"every change at the next batch. Use one of the two."
+                )
 
 
 def _group_of_each(state: State, name: str, count: int) -> dict[str, int]:

@@ -11,7 +11,13 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from loop.callback import Callback, Order
 from loop.callbacks.parts.hyper_groups import hyper_groups
 from loop.callbacks.recorder import Recorder
-from loop.callbacks.schedule import Scheduled, check_unscheduled, keep_hypers, put_back
+from loop.callbacks.schedule import (
+    Scheduled,
+    check_alone,
+    check_unscheduled,
+    keep_hypers,
+    put_back,
+)
 from loop.callbacks.tracking import check_monitor, monitored
 from loop.disk.encoding import storable
 from loop.learner import hyper_names
@@ -31,6 +37,7 @@ class Taken:
     sets: tuple[str, ...] = ()  # those that the scheduler sets
     steps: int = 0
     metrics: tuple[float, ...] = ()  # what each step was told, of ReduceLROnPlateau
+    first: int = 0  # train_iter when the run began
 
 
 @dataclass(frozen=True)
@@ -52,8 +59,8 @@ class TorchScheduler(Callback):
     3 microseconds each. So `make` must give the same scheduler each time.
 
     Raises TypeError if `make` is no function or makes no scheduler, and ValueError if it is one for
-    another optimizer, if there is no lr, if another callback schedules it, or if there is no such
-    column.
+    another optimizer, if there is no lr, if another callback schedules what it sets, or if there is
+    no such column.
     """
 
     make: Callable[[torch.optim.Optimizer], Any]
@@ -86,9 +93,13 @@ class TorchScheduler(Callback):
         check_unscheduled("TorchScheduler", state, "lr", own=self.name)
         return self._begin(state)
 
+    def before_batch(self, state: State) -> State | None:
+        """Catch up with a batch that had no after_batch, since an outer signal had ended it."""
+        return self._catch_up(state)
+
     def after_batch(self, state: State) -> State | None:
         """Step, after a training batch."""
-        return self._step(state) if state.training and self.every == "batch" else None
+        return self._catch_up(state)
 
     def after_epoch(self, state: State) -> State | None:
         """Step, after an epoch."""
@@ -110,9 +121,23 @@ class TorchScheduler(Callback):
                 )
             check_monitor("TorchScheduler", state, self.monitor)
         # Which hypers it sets is known only once the scheduler is made.
-        kept = driver.kept = Taken(start, tuple(name for name in driver.sets if name in known))
+        sets = tuple(name for name in driver.sets if name in known)
+        check_alone("TorchScheduler", state, sets, own=self.name)
+        kept = driver.kept = Taken(start, sets, first=state.train_iter)
         state = keep_hypers(state, self.name, kept.sets).remember(self.name, kept)
         return _set_hypers(state, driver, kept)
+
+    def _catch_up(self, state: State) -> State | None:
+        """As many steps as batches were trained."""
+        if not state.training or self.every != "batch":
+            return None
+        kept = state.memory.get(self.name)
+        if kept is None:  # a callback went back to a state from before the run
+            return self._begin(state)
+        caught_up = None
+        for _ in range(state.train_iter - kept.first - kept.steps):
+            caught_up = self._step(caught_up or state)
+        return caught_up
 
     def _step(self, state: State) -> State | None:
         if self.name not in state.memory:  # a callback went back to a state from before the run

@@ -263,7 +263,12 @@ class SeededStream(IterableDataset[Any]):
             return len(self.source())  # type: ignore[arg-type]  # a TypeError, if it has none, is right
 
     def __iter__(self) -> Iterator[Any]:
-        seed, epoch, skip = self.position
+        # A generator would read the position with its first sample, which may be that of a later
+        # pass.
+        return self.samples(*self.position)
+
+    def samples(self, seed: int, epoch: int, skip: int) -> Iterator[Any]:
+        """The samples of a pass, from batch `skip` on."""
         reader = self._read(key(seed, epoch, _STREAM))
         for number in count():
             # Not around the yield: what the consumer draws between batches is its own.

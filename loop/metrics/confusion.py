@@ -26,8 +26,19 @@ def confusion_matrix(
     return how_often(wanted * classes + given, kept, classes * classes).reshape(classes, classes)
 
 
+class OfMatrix(Tally):
+    """A metric that is read from the confusion matrix; the fields are its subclasses' to order."""
+
+    axis: int
+    ignore_index: int | None
+
+    def count(self, pred: Tensor, target: Tensor) -> Accumulator:
+        """The confusion matrix of a batch."""
+        return {"matrix": confusion_matrix(pred, target, self.axis, self.ignore_index)}
+
+
 @dataclass(frozen=True)
-class ConfusionMatrix(Tally):
+class ConfusionMatrix(OfMatrix):
     """The counts of `confusion_matrix` over all batches, as {"matrix": (C, C)}; their value is the
     accuracy.
 
@@ -42,10 +53,6 @@ class ConfusionMatrix(Tally):
     axis: int = -1
     ignore_index: int | None = None
 
-    def count(self, pred: Tensor, target: Tensor) -> Accumulator:
-        """The matrix of a batch."""
-        return {"matrix": confusion_matrix(pred, target, self.axis, self.ignore_index)}
-
     def matrix(self, counted: Accumulator) -> Tensor:
         """The matrix of all batches."""
         found: Tensor = counted["matrix"]
@@ -58,7 +65,7 @@ class ConfusionMatrix(Tally):
 
 
 @dataclass(frozen=True)
-class CohenKappa(Tally):
+class CohenKappa(OfMatrix):
     """How much better than chance: 1 - sum(w * matrix) / sum(w * expected), 1 if all is right, 0
     for chance.
 
@@ -81,10 +88,6 @@ class CohenKappa(Tally):
                 f"CohenKappa: weights must be None, 'linear' or 'quadratic', got {self.weights!r}."
             )
 
-    def count(self, pred: Tensor, target: Tensor) -> Accumulator:
-        """The confusion matrix."""
-        return {"matrix": confusion_matrix(pred, target, self.axis, self.ignore_index)}
-
     def read(self, counted: Accumulator) -> Tensor:
         """Kappa."""
         matrix = wide(counted["matrix"])
@@ -98,7 +101,7 @@ class CohenKappa(Tally):
 
 
 @dataclass(frozen=True)
-class Matthews(Tally):
+class Matthews(OfMatrix):
     """The correlation of the classes given with the targets, -1 to 1; for two classes Pearson's of
     zeros and ones.
 
@@ -111,10 +114,6 @@ class Matthews(Tally):
 
     axis: int = -1
     ignore_index: int | None = None
-
-    def count(self, pred: Tensor, target: Tensor) -> Accumulator:
-        """The confusion matrix."""
-        return {"matrix": confusion_matrix(pred, target, self.axis, self.ignore_index)}
 
     def read(self, counted: Accumulator) -> Tensor:
         """The correlation."""

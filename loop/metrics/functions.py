@@ -35,7 +35,7 @@ def top_k_accuracy(k: int = 5) -> Callable[[Tensor, Tensor], Tensor]:
     """The metric "the target's score is among the k highest": pred (N, ..., C), target (N, ...).
     Column top_k_accuracy.
 
-    Raises ValueError if k is below 1.
+    Raises ValueError if k is below 1, and, when it measures, if there are fewer classes than k.
 
     >>> top_k_accuracy(2)(torch.tensor([[2.0, 1.0, 0.0], [0.0, 1.0, 3.0]]), torch.tensor([1, 0]))
     tensor(0.5000)
@@ -44,6 +44,11 @@ def top_k_accuracy(k: int = 5) -> Callable[[Tensor, Tensor], Tensor]:
         raise ValueError(f"top_k_accuracy: k must be at least 1, got {k}.")
 
     def measure(pred: Tensor, target: Tensor) -> Tensor:
+        if pred.shape[-1] < k:
+            raise ValueError(
+                f"{measure.__name__}: expected scores of {k} classes or more, got "
+                f"{pred.shape[-1]}. Use top_k_accuracy(k) with a k below that."
+            )
         best = pred.topk(k, dim=-1).indices
         # One of the k has the shape that the targets must have.
         _, wanted = flat(measure.__name__, best[..., 0], target)

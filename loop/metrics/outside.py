@@ -57,6 +57,12 @@ class TorchMetric:
 
     def add(self, accumulator: Accumulator, pred: Tensor, *targets: Tensor) -> Accumulator:
         """The accumulator with one more batch."""
+        if not isinstance(pred, Tensor):
+            raise TypeError(
+                f"TorchMetric: {self.name} expected a tensor as the prediction, got "
+                f"{type(pred).__name__}. Take it out of the model's output in a callback with "
+                f"after_pred, or in a metric of your own: a function (pred, *targets)."
+            )
         metric = self._restored(accumulator, pred.device)
         with torch.no_grad():
             metric.update(pred, *targets)

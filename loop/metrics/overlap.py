@@ -162,7 +162,7 @@ class Recall(Overlap):
 
 
 @dataclass(frozen=True)
-class Dice(Overlap):
+class Dice(F1):
     """F1 of the pixels of images: pred (N, C, H, W), target (N, H, W). The arguments are explained
     at Overlap.
 
@@ -172,10 +172,6 @@ class Dice(Overlap):
 
     _: KW_ONLY
     axis: int = 1
-
-    def ratio(self, tp: Tensor, fp: Tensor, fn: Tensor) -> tuple[Tensor, Tensor]:
-        """F1 of one class."""
-        return 2 * tp, 2 * tp + fp + fn
 
 
 @dataclass(frozen=True)

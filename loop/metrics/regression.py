@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from loop.metrics.tally import Accumulator, Tally, collect, collected, columns, flat, wide
+from loop.metrics.tally import Accumulator, Tally, collect, collected, columns, flat, wide, widened
 
 
 def moments(*values: Tensor) -> Accumulator:
@@ -185,8 +185,7 @@ class Perplexity(Tally):
 
     def count(self, pred: Tensor, target: Tensor) -> Accumulator:
         """The cross entropy of all tokens, and how many they are."""
-        scores = pred.movedim(self.axis, -1)
-        scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+        scores = widened(pred.movedim(self.axis, -1))
         target = target.reshape(-1)
         losses = cross_entropy(
             scores.reshape(-1, scores.shape[-1]),

@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import torch
 from torch import Tensor
 
+from functional_sgd.rounding import NARROW
 from loop.callback import snake_case
 
 Accumulator: TypeAlias = Mapping[str, Any]
@@ -222,6 +223,15 @@ def wide(values: Tensor) -> Tensor:
     device has no other.
     """
     return values.float() if values.device.type == "mps" else values.double()
+
+
+def widened(values: Tensor) -> Tensor:
+    """The values in float32, if they are in half precision.
+
+    >>> [widened(torch.ones(1, dtype=dtype)).dtype for dtype in (torch.float16, torch.float64)]
+    [torch.float32, torch.float64]
+    """
+    return values.float() if values.dtype in NARROW else values
 
 
 def flat(what: str, pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

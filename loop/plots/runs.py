@@ -35,7 +35,9 @@ def plot_losses(history: History | State, skip: int = 0) -> "Figure":
     """The training loss of every batch, smoothed and raw, and the validation loss after every
     epoch: of a history, or of a state's.
 
-    `skip` leaves out the first batches, whose losses are large.
+    `skip` leaves out the first batches, whose losses are large. The curves count batches that have
+    a loss, and the validation stands at train_iter: where batches were cancelled before their loss,
+    it stands so many to the right.
     """
     history = _history("plot_losses", history)
     figure, axes = _one(("batch", "loss"))
@@ -61,7 +63,7 @@ def plot_schedules(history: History | State, names: Sequence[str] | None = None)
         changed = [
             name
             for name, log in history.hypers.items()
-            if len({_number(value) for value in log}) > 1
+            if len({_number(value) for value in log if value is not None}) > 1
         ]
         names = changed or [name for name in ("lr",) if name in history.hypers]
     figure = new_figure(4.5 * max(len(names), 1), 3.2)
@@ -207,6 +209,8 @@ def clean(axes: Any) -> None:
 
 
 def _number(value: Any) -> float:
-    """A hyper as one number: of a tree, the last leaf (the head, in a list of groups)."""
+    """A hyper as one number: of a tree, the last leaf (the head, in a list of groups); nan, which
+    is a gap in a curve, for none.
+    """
     leaves = optree.tree_leaves(value)
     return float(leaves[-1] if leaves else torch.nan)

@@ -36,5 +36,7 @@ def running(model: nn.Module) -> Iterator[None]:
         for layer, training in zip(layers, flags, strict=True):
             layer.training = training
         with _LOCK:
+            # A trace that nobody has closed may end with its model, whose layers are gone then.
             for layer in layers:
-                _RUNNING[layer].remove(thread)
+                if layer in _RUNNING:
+                    _RUNNING[layer].remove(thread)

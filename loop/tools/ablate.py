@@ -48,18 +48,16 @@ class Ablation:
 
     def _rows(self) -> list[list[str]]:
         """The titles, the run with all callbacks, and a row for each that was left out."""
-        rows = [["", *(cell for column in self.full for cell in (column, ""))]]
-        rows.append(
-            ["all", *(cell for values in self.full.values() for cell in (_mean(values), ""))]
-        )
+        titles, everyone = [""], ["all"]  # each column is followed by one for its changes
+        for column, values in self.full.items():
+            titles += [column, ""]
+            everyone += [_mean(values), ""]
+        rows = [titles, everyone]
         for name, scores in self.without.items():
-            changes = self.differences(name)
-            cells = (
-                cell
-                for column in self.full
-                for cell in (_mean(scores[column]), _change(changes[column]))
-            )
-            rows.append([f"without {name}", *cells])
+            changes, row = self.differences(name), [f"without {name}"]
+            for column in self.full:
+                row += [_mean(scores[column]), _change(changes[column])]
+            rows.append(row)
         return rows
 
     def _notes(self) -> list[str]:

@@ -7,11 +7,11 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor
 
 from functional_sgd.outputs import map_output
-from loop.callback import Callback
 from loop.learner import Learner
 from loop.losses import per_sample
 from loop.run.stages import learner_of
 from loop.state import State
+from loop.training.collecting import Collector
 from loop.training.fit import evaluate, joined
 
 
@@ -41,7 +41,8 @@ def sample_losses(
     The samples are in the order of the data, all in memory; the model is in evaluation mode, and
     the state is not touched. What the loss of a sample is, and which losses have one, see
     `loop.losses.per_sample`; the mean of these is the valid_loss. `plot_top_losses` shows the
-    worst. Raises ValueError if there is no data, or it has no targets.
+    worst. Raises ValueError if there is no data, it has no targets, or a callback of the learner
+    leaves a batch out.
 
     >>> from functional_sgd import sgd
     >>> from loop import DataLoaders
@@ -52,9 +53,8 @@ def sample_losses(
     tensor([1., 4.])
     """
     collector = CollectSamples()
-    batches = evaluate(learner, state.forget(collector.name), data, [collector]).memory.get(
-        collector.name, ()
-    )
+    after = evaluate("sample_losses", learner, state, data, collector)
+    batches = after.memory.get(collector.name, ())
     if not batches:
         raise ValueError(
             "sample_losses: the data has no targets, so there are no losses. Use predict."
@@ -64,10 +64,10 @@ def sample_losses(
 
 
 @dataclass(frozen=True)
-class CollectSamples(Callback):
+class CollectSamples(Collector):
     """Remember every batch of a validation: inputs, targets, prediction and losses."""
 
-    collects: ClassVar[bool] = True
+    who: ClassVar[str] = "sample_losses"
 
     def after_loss(self, state: State) -> State | None:
         """Keep one batch's."""

@@ -13,7 +13,7 @@ import optree
 
 from functional_sgd.schedules import Exponential
 from loop.callback import Callback, Order, without_reports
-from loop.callbacks.schedule import with_hypers
+from loop.callbacks.schedule import put_all_back, with_hypers
 from loop.callbacks.tracking import Tracker
 from loop.history import History
 from loop.learner import Learner, hyper_names
@@ -22,7 +22,7 @@ from loop.plots.runs import plot_lr_find
 from loop.run.signals import CancelFit
 from loop.state import State
 from loop.tools import lr_suggestions
-from loop.training.fit import fit
+from loop.training.fit import check_arguments, fit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -142,6 +142,8 @@ def lr_find(
     >>> len(found.lrs), found.lrs[50], found.minimum > found.valley
     (100, 0.001, True)
     """
+    check_arguments("lr_find", learner, state, callbacks)
+    state = put_all_back(state)  # a schedule of a run that was stopped
     _check(learner, state, start, end, iterations, stop_factor, beta)
     schedule = Exponential(float(start), float(end))
     finder = RaiseLR(

@@ -10,10 +10,11 @@ from loop.training.fit import trace
 
 
 def first_batch(learner: Learner, state: State) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """(inputs, targets) of the batch that `fit` would train on first, on the state's device, before
-    any callback.
+    """(inputs, targets) of the batch that `fit(epochs=...)` would train on first, on the state's
+    device, before any callback.
 
-    The caller's random numbers are left alone. Raises ValueError if there is no training data.
+    That is the first of a pass; `fit(steps=...)` may go on in the middle of one, with another. The
+    caller's random numbers are left alone. Raises ValueError if there is no training data.
 
     >>> import torch
     >>> from functional_sgd import sgd

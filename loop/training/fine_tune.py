@@ -154,7 +154,11 @@ def _params(learner: Learner, state: State) -> dict[str, Tensor]:
 
 def _resumed(state: State, resume: bool | str | Path) -> tuple[State, bool]:
     """The state to go on from, and whether it is within a run of `fit`."""
-    found = state if resume is True else None if resume is False else latest(resume, state)
+    found: State | None = state
+    if resume is False:
+        found = None
+    elif resume is not True:
+        found = latest(resume, state)
     if found is None:
         return state.forget(MEMORY), False
     if MEMORY not in found.memory:

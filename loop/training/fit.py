@@ -3,9 +3,9 @@
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import optree
 import torch
@@ -16,7 +16,7 @@ from functional_sgd.outputs import map_output
 from functional_sgd.ranges import check_number
 from functional_sgd.schedules import one_cycle, three_cosines
 from functional_sgd.sharded import any_distributed, distributed
-from loop.callback import Callback, Order, taking_part
+from loop.callback import taking_part
 from loop.callbacks import ParamScheduler, Recorder
 from loop.callbacks.recorder import RECORDER, recorded
 from loop.callbacks.schedule import put_all_back, with_hypers
@@ -30,6 +30,7 @@ from loop.run.events import VALIDATE
 from loop.run.interrupt import STOPS, run_to_end
 from loop.run.machine import Run, Steps
 from loop.state import State
+from loop.training.collecting import Collector, CollectPredictions
 from loop.training.length import Length, length_asked
 from loop.training.resume import begun_with, to_go_on_from
 
@@ -285,10 +286,10 @@ def validate(learner: Learner, state: State, data: Iterable[Any] | None = None) 
 
     Means over all samples, whatever the batch sizes. The state is not touched, and no history is
     written. The learner's callbacks take part, those that were given to `fit` do not: an
-    AverageParams or MixedPrecision among those makes other numbers in the history. Raises
-    ValueError if there is no data.
+    AverageParams or MixedPrecision among those makes other numbers in the history. What a callback
+    of the learner cancels does not count. Raises ValueError if there is no data.
     """
-    return dict(recorded(evaluate(learner, state, data, [])).row)
+    return dict(recorded(evaluate("validate", learner, state, data)).row)
 
 
 def predict(learner: Learner, state: State, data: Iterable[Any] | None = None) -> Any:
@@ -297,10 +298,11 @@ def predict(learner: Learner, state: State, data: Iterable[Any] | None = None) -
 
     Joined are the tensors in an output that is a tuple, a dict, a dataclass or a ModelOutput; of
     what else is in there, there is a tuple with that of each batch. The model is in evaluation
-    mode. Raises ValueError if there is no data.
+    mode. Raises ValueError if there is no data, or a callback of the learner leaves a batch out.
     """
-    collected = evaluate(learner, state, data, [CollectPredictions()]).memory["collect_predictions"]
-    return map_output(joined, *collected)
+    collector = CollectPredictions()
+    after = evaluate("predict", learner, state, data, collector)
+    return map_output(joined, *after.memory[collector.name])
 
 
 def joined(*parts: Any) -> Any:
@@ -311,19 +313,6 @@ def joined(*parts: Any) -> Any:
     if isinstance(first, torch.Tensor):
         return torch.cat(parts) if first.dim() else torch.stack(parts)
     return None if all(part is None for part in parts) else parts
-
-
-@dataclass(frozen=True)
-class CollectPredictions(Callback):
-    """Remember every prediction of a validation, as the other callbacks leave it."""
-
-    collects: ClassVar[bool] = True
-    order: ClassVar[int] = Order.LAST
-
-    def after_pred(self, state: State) -> State:
-        """Keep one batch's."""
-        # A tuple and not a Log, since that is what `parallel` joins over the ranks.
-        return state.remember(self.name, (*state.memory.get(self.name, ()), state.pred))
 
 
 def check_arguments(
@@ -356,23 +345,29 @@ def with_recorder(callbacks: Sequence[Any], compile: bool = False) -> list[Any]:
 
 
 def evaluate(
-    learner: Learner, state: State, data: Iterable[Any] | None, callbacks: Sequence[Any]
+    who: str,
+    learner: Learner,
+    state: State,
+    data: Iterable[Any] | None,
+    *collectors: Collector,
 ) -> State:
-    """The state after the validate scope, run on other data if given; what callbacks have
-    remembered is in it.
+    """The state after the validate scope, run on behalf of `who`, on other data if given; what
+    collectors have remembered is in it.
     """
-    check_arguments("validate", learner, state)
+    check_arguments(who, learner, state)
     if data is not None:
         learner = replace(learner, data=replace(learner.data, valid=data))
     if learner.data.valid is None:
         raise ValueError(
-            "validate: the learner has no validation data. Pass data=..., or DataLoaders(train, "
-            "valid)."
+            f"{who}: the learner has no validation data. Pass data=..., or DataLoaders(train, "
+            f"valid)."
         )
-    everyone = with_recorder([*learner.callbacks, *callbacks])
+    everyone = with_recorder([*learner.callbacks, *collectors])
     # With `done`, the machine would resume the run. n_epoch=0 tells callbacks such as ShortEpoch
     # that this is not part of one.
-    start = state.forget(RECORDER).forget("collect_predictions").replace(n_epoch=0, done=())
+    start = state.forget(RECORDER).replace(n_epoch=0, done=())
+    for collector in collectors:
+        start = start.forget(collector.name)
     # Do not stop at a signal: a mean over half of the data would look like one over all of it.
     return Run(learner, start, VALIDATE, everyone).to_end(stop=lambda: False)
 

@@ -80,7 +80,7 @@ def overfit_one_batch(
     """Train on one batch over and over: a model that can learn at all brings this loss down.
     Nothing is validated.
 
-    The batch is the one that `fit` would train on first. The run is one epoch of so many steps, so
+    The batch is that of `first_batch(learner, state)`. The run is one epoch of so many steps, so
     schedules work as ever; the losses are in the history of the state returned. The other arguments
     are those of `fit`. Raises ValueError if steps is below 1.
 

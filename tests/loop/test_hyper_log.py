@@ -10,7 +10,8 @@ from torch import nn
 from functional_sgd.schedules import Linear
 from loop import DataLoaders, ParamScheduler, fit, load, save
 from loop.disk.encoding import encode
-from loop.hyper_log import HyperLog, appended
+from loop.history import Log
+from loop.hyper_log import HyperLog, appended, logged
 from tests.loop.helpers import batches, learner
 
 
@@ -79,3 +80,17 @@ def test_a_run_with_a_tree_of_rates_is_saved_and_loaded(tmp_path: Path) -> None:
     assert end.history.hypers["lr"][1] == {"weight": pytest.approx(0.125), "bias": 0.2}
     found = load(save(end, tmp_path / "state"), mine.init())
     assert found.history.hypers == end.history.hypers
+
+
+def test_no_value_is_an_item_like_others() -> None:
+    values = [None, 0.1, None, {"a": 0.1}, None, None, {"a": 0.2}]
+    assert list(log_of(*values)) == values
+
+
+def test_logs_that_are_missing_or_too_short_are_filled_in_front() -> None:
+    logs = logged({"a": Log([1.0, 2.0]), "b": Log([3.0])}, {"a": 4.0, "c": 5.0}, 2)
+    assert {name: list(log) for name, log in logs.items()} == {
+        "a": [1.0, 2.0, 4.0],
+        "b": [None, 3.0, None],
+        "c": [None, None, 5.0],
+    }

@@ -26,8 +26,9 @@ def hyper_groups(
     """
     spec = flatten(params)[1]
     columns = [broadcast(who, name, hyper[name], params, spec) for name in names]
-    rows = (tuple(float(value) for value in row) for row in zip(*columns, strict=True))
-    # Leaves are sorted by name, but groups follow the order of the model.
+    rows = (tuple(map(float, row)) for row in zip(*columns, strict=True))
     row_of = dict(zip(paths(params), rows, strict=True))
-    order = {row: index for index, row in enumerate(dict.fromkeys(row_of[name] for name in params))}
-    return list(order), {name: order[row_of[name]] for name in params}
+    # Leaves are sorted by name, but groups follow the order of the model.
+    groups = list(dict.fromkeys(row_of[name] for name in params))
+    number = {row: index for index, row in enumerate(groups)}
+    return groups, {name: number[row_of[name]] for name in params}

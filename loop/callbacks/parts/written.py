@@ -147,6 +147,23 @@ def lines_up_to(
     return kept
 
 
+def common_start(one: bytes, other: bytes) -> int:
+    """How many bytes both begin with.
+
+    >>> common_start(b"abcd", b"abxd"), common_start(b"ab", b"abcd")
+    (2, 2)
+    """
+    # By halves: slices are compared 100 times as fast as bytes one by one, and logs grow long.
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
 def _plain(value: Any) -> Any:
     """A tensor of one element, or a number of numpy's, as a number of Python's."""
     if isinstance(value, Tensor):

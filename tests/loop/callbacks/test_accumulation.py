@@ -214,6 +214,23 @@ def test_a_run_stopped_in_a_window_goes_on_bit_for_bit() -> None:
     kept.check()
 
 
+def test_the_step_after_a_phase_leaves_the_committed_state_of_a_donated_run() -> None:
+    """An error behind that step, and the run goes on from the batch before it, bit for bit."""
+
+    def stop(state: State) -> None:
+        if state.iter == 2:
+            raise CancelTrain
+
+    mine = double(cut(2, 2, 1, 2, 1), sgd(lr=0.1))
+    callbacks = [GradientAccumulation(batches=2), on("stop", after_batch=stop)]
+    whole = fit(mine, mine.init(), 1, callbacks, donate=True)
+    broken = on(order=7, after_train=raise_once(ConnectionError))
+    with pytest.raises(ConnectionError) as caught:
+        fit(mine, mine.init(), 1, [*callbacks, broken], donate=True)
+    committed: State = caught.value.state  # type: ignore[attr-defined]
+    assert_same_run(fit(mine, committed, 1, callbacks, resume=True), whole)
+
+
 def test_a_new_run_forgets_the_window_of_a_stopped_one() -> None:
     mine = double(cut(4, 4))
     with pytest.raises(ConnectionError) as caught:
@@ -235,7 +252,7 @@ def test_a_window_is_plain_data() -> None:
     states = [state for event, state in trace(mine, mine.init()) if event == "after_step"]
     window = states[1].memory["gradient_accumulation"]
     assert {name: type(value) for name, value in vars(window).items()} == dict(
-        sum=dict, weight=int, batches=int, samples=int
+        sum=dict, weight=int, batches=int, samples=int, value=type(None)
     )
     assert (window.weight, window.batches, window.samples) == (3, 2, 3)
     assert not window.sum["weight"].requires_grad

@@ -287,3 +287,11 @@ def test_n47_shapes_are_printed_by_default(capsys: pytest.CaptureFixture[str]) -
 
 def test_no_validation_no_line() -> None:
     assert len(shapes(loaders(valid=None))) == 1
+
+
+def test_params_collected_in_a_donated_run_are_those_of_their_batches() -> None:
+    each, donated = (
+        fit(MINE, MINE.init(), 1, [CollectData(what=("params",), training=True)], donate=donate)
+        for donate in (False, True)
+    )
+    assert_same(list(collected(donated)), list(collected(each)))

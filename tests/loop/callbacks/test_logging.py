@@ -25,7 +25,13 @@ from loop import (
     trace,
     validate,
 )
-from loop.callbacks.parts.written import csv_text, json_line, lines_up_to, rows_of_others
+from loop.callbacks.parts.written import (
+    common_start,
+    csv_text,
+    json_line,
+    lines_up_to,
+    rows_of_others,
+)
 from tests.loop.helpers import (
     Kept,
     assert_same_run,
@@ -335,6 +341,13 @@ def test_lines_up_to_by_hand() -> None:
     assert lines_up_to(lines, train_iter=5, rows=rows) == lines[:3]
     assert lines_up_to([*lines[:2], lines[1]], train_iter=1, rows=rows) == lines[:2]
     assert lines_up_to(lines, train_iter=0, rows=[]) == []
+
+
+def test_what_two_texts_begin_with() -> None:
+    text = bytes(range(9))
+    for size in range(10):
+        assert common_start(text, text[:size]) == common_start(text[:size], text) == size
+        assert common_start(text, text[:size] + b"x" * 9) == size
 
 
 @pytest.mark.parametrize("text", ["epoch,train_iter\n", "[1]\n", '{"epoch": 1}\n', "3\n"])

@@ -1,5 +1,6 @@
 """RNNRegularizer: AR and TAR, by hand and in a run (B32)."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from functional_sgd import sgd, value_and_grad
+from functional_sgd import sam, sgd, value_and_grad
 from loop import (
     CancelBatch,
     DataLoaders,
@@ -109,6 +110,16 @@ def test_recorded_losses_are_without_penalties() -> None:
     assert float(fit(mine, mine.init(), 1, lr=0.0).history.losses[0]) == float(
         state.history.losses[0]
     )
+
+
+def test_the_loss_after_the_backward_pass_is_that_of_the_batch_even_with_sam() -> None:
+    """Whose second pass, at perturbed params, does the handlers once more."""
+    seen: list[float] = []
+    mine = recurrent(
+        RNNRegularizer(5.0, 7.0), on(after_backward=lambda state: seen.append(float(state.loss)))
+    )
+    end = fit(dataclasses.replace(mine, opt=sam(sgd(lr=0.01), rho=0.5)), mine.init(), 1)
+    assert seen == losses(end)
 
 
 def test_validation_and_prediction_see_the_output_only() -> None:

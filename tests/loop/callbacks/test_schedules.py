@@ -230,3 +230,21 @@ def test_what_is_no_schedule_is_refused_before_the_run() -> None:
             ParamScheduler({"lr": schedule})
     with pytest.raises(TypeError, match="fit_one_cycle: hyper 'lr' must be a number, got a funct"):
         fit_one_cycle(FIVE, FIVE.init(), 1, lr=Linear(0.1, 0))
+
+
+class Second(ParamScheduler):
+    """One more, under a name of its own."""
+
+    name = "second"
+
+
+def test_two_schedulers_of_one_hyper_are_refused() -> None:
+    both = [ParamScheduler({"lr": Constant(0.1)}), Second({"lr": Constant(0.2)})]
+    with pytest.raises(ValueError, match="ParamScheduler: 'lr' is scheduled by 'second' in this"):
+        fit(FIVE, FIVE.init(), 1, both)
+
+
+def test_two_schedulers_of_two_hypers_are_none_of_each_others_business() -> None:
+    both = [ParamScheduler({"lr": Constant(0.1)}), Second({"mom": Constant(0.2)})]
+    end = fit(FIVE, FIVE.init(), 1, both)
+    assert (set(end.history.hypers["lr"]), set(end.history.hypers["mom"])) == ({0.1}, {0.2})

@@ -11,7 +11,9 @@ from torch.optim import lr_scheduler as schedulers
 
 from functional_sgd.schedules import Constant
 from loop import (
+    CancelEpoch,
     CancelFit,
+    CancelTrain,
     CancelValidate,
     ParamScheduler,
     RecordValues,
@@ -97,6 +99,20 @@ def test_a_run_can_go_back_to_a_state_from_before_it() -> None:
     assert seen == [0.1, 0.05, 0.1, 0.05, 0.025]
     assert end.hyper == {"lr": LR, "mom": MOM}
     assert "torch_scheduler" not in end.memory
+
+
+@pytest.mark.parametrize("signal", [CancelTrain, CancelEpoch])
+def test_a_batch_that_an_outer_signal_ends_counts(signal: type[Exception]) -> None:
+    """Two batches are trained in every epoch, the second of which has no after_batch."""
+
+    def stop(state: State) -> None:
+        if state.iter == 1:
+            raise signal
+
+    halve = TorchScheduler(partial(schedulers.ExponentialLR, gamma=0.5))
+    end = fit(MINE, MINE.init(), 3, [halve, on(after_step=stop)])
+    lrs = [0.1, 0.05, 0.025, 0.0125, 0.00625, 0.003125]
+    assert list(end.history.hypers["lr"]) == pytest.approx(lrs, rel=1e-12)
 
 
 @pytest.mark.parametrize("order", [0, 100])
@@ -209,9 +225,22 @@ def test_what_cannot_be_scheduled(
         fit(MINE, MINE.init(), 1, [TorchScheduler(**options)])
 
 
+def test_two_schedulers_of_momentum() -> None:
+    """What a scheduler of torch sets is known once it is made."""
+    second = ParamScheduler({"mom": Constant(0.9)})
+    with pytest.raises(ValueError, match="TorchScheduler: 'mom' is scheduled by 'param_scheduler'"):
+        fit(MINE, MINE.init(), 1, [TorchScheduler(ONE_CYCLE), second])
+
+
+def test_momentum_can_be_scheduled_beside_a_scheduler_that_leaves_it_alone() -> None:
+    halve = TorchScheduler(partial(schedulers.ExponentialLR, gamma=0.5))
+    end = fit(MINE, MINE.init(), 1, [halve, ParamScheduler({"mom": Constant(0.5)})])
+    assert set(end.history.hypers["mom"]) == {0.5}
+
+
 def test_two_schedulers_of_lr() -> None:
     with pytest.raises(
-        ValueError, match="TorchScheduler: 'lr' is scheduled by 'param_scheduler' in this run"
+        ValueError, match="ParamScheduler: 'lr' is scheduled by 'torch_scheduler' in this run"
     ):
         fit(
             MINE, MINE.init(), 1, [TorchScheduler(ONE_CYCLE), ParamScheduler({"lr": Constant(0.1)})]

@@ -184,6 +184,18 @@ def test_streams(source: Any, workers: int) -> None:
     assert len(at(make_loader(source, 3, workers=workers, drop_last=True))) == 3
 
 
+@pytest.mark.parametrize("source", [stream, Noisy()], ids=["stream", "data set"])
+def test_two_passes_at_once_have_each_their_own_position(source: Any) -> None:
+    """Also if a pass is asked for its first batch after the other one has begun."""
+    loader = make_loader(source, 3)
+    loader.set_position(0, 0)
+    first = iter(loader)
+    loader.set_position(0, 1)
+    second = iter(loader)
+    fresh = make_loader(source, 3)
+    assert_same([list(first), list(second)], [at(fresh, 0, 0), at(fresh, 0, 1)])
+
+
 def test_a_stream_with_a_length() -> None:
     class Measured(NoisyStream):
         def __len__(self) -> int:

@@ -176,6 +176,12 @@ def test_mistakes_are_named() -> None:
         top_k_accuracy(0)
 
 
+def test_fewer_classes_than_k_are_refused() -> None:
+    message = "top_5_accuracy: expected scores of 5 classes or more, got 3. Use top_k_accuracy"
+    with pytest.raises(ValueError, match=message):
+        top_k_accuracy(5)(torch.zeros(2, 3), torch.tensor([1, 0]))
+
+
 def test_names_of_columns() -> None:
     metrics = [
         accuracy,

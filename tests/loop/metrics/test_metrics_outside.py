@@ -237,3 +237,9 @@ def test_an_object_in_metrics_counts_over_all_batches_and_is_not_changed() -> No
 def test_an_object_that_cannot_be_taken_apart_is_an_error_that_says_what_to_do() -> None:
     with pytest.raises(TypeError, match=r"Collection in metrics.*Wrap it in an object with start"):
         Learner(one_weight(), DataLoaders(batches()), mse, sgd(), [Collection()])
+
+
+def test_a_prediction_that_is_no_tensor_is_refused() -> None:
+    metric = TorchMetric(RootMeanSquare)
+    with pytest.raises(TypeError, match="TorchMetric: root_mean_square expected a tensor .* tuple"):
+        metric((torch.zeros(2), None), torch.zeros(2))  # type: ignore[arg-type]

@@ -102,6 +102,15 @@ def test_the_schedules_of_a_run_without_any() -> None:
     ] == ["lr"]
 
 
+def test_the_schedule_of_later_batches_is_drawn_where_they_are() -> None:
+    there = on(before_batch=lambda state: state.replace(hyper={"lr": 0.1 + state.train_iter}))
+    late = fit(MINE, fit(MINE, MINE.init().replace(hyper={}), 1), 1, [there])
+    (axes,) = plot_schedules(late.history).axes
+    (line,) = axes.lines
+    found = [x for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True) if y == y]
+    assert found == [3, 4, 5]
+
+
 def test_the_schedules_that_are_asked_for() -> None:
     assert [axes.get_ylabel() for axes in plot_schedules(RUN.history, ["mom"]).axes] == ["mom"]
 

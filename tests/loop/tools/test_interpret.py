@@ -12,6 +12,8 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from functional_sgd import sgd
 from loop import (
+    CancelBatch,
+    CancelValidate,
     DataLoaders,
     Learner,
     fit,
@@ -22,7 +24,8 @@ from loop import (
     validate,
 )
 from tests.comparing import assert_same
-from tests.loop.helpers import Kept, X, Y, full, learner, loaders, on
+from tests.each import for_each
+from tests.loop.helpers import Kept, X, Y, full, learner, loaders, on, raise_once
 
 MINE = full()
 
@@ -39,6 +42,37 @@ def test_every_sample_with_prediction_and_loss() -> None:
     assert_same((found.inputs, found.targets), (X, Y))
     assert_same(found.preds, predict(MINE, state))
     torch.testing.assert_close(found.losses, (found.preds - Y).square().mean(dim=1))
+
+
+@for_each("evaluation", [validate, predict, sample_losses])
+def test_mistakes_are_told_on_behalf_of_whom_was_called(evaluation: Any) -> None:
+    with pytest.raises(TypeError, match=f"{evaluation.__name__}: the second argument must be a St"):
+        evaluation(MINE, 3)
+    bare = learner(data=loaders(valid=None))
+    with pytest.raises(ValueError, match=f"{evaluation.__name__}: the learner has no validation"):
+        evaluation(bare, bare.init())
+
+
+@for_each("event", ["before_batch", "after_pred"])
+@for_each("evaluation", [predict, sample_losses])
+def test_a_batch_that_a_callback_cancels_is_an_error(evaluation: Any, event: str) -> None:
+    """Without it, predictions would stand beside the targets of other samples."""
+    mine = learner(callbacks=[on(**{event: raise_once(CancelBatch, at=1)})])
+    message = f"{evaluation.__name__}: expected something of every batch, .* cancelled batch 1"
+    with pytest.raises(ValueError, match=message):
+        evaluation(mine, mine.init())
+
+
+@for_each("evaluation", [predict, sample_losses])
+def test_an_evaluation_that_a_callback_ends_is_an_error(evaluation: Any) -> None:
+    mine = learner(callbacks=[on(after_batch=raise_once(CancelValidate))])
+    with pytest.raises(ValueError, match=f"{evaluation.__name__}: .* ended .* after batch 0"):
+        evaluation(mine, mine.init())
+
+
+def test_a_batch_that_is_cancelled_after_its_prediction_has_one() -> None:
+    mine = learner(callbacks=[on(after_loss=raise_once(CancelBatch, at=1))])
+    assert_same(predict(mine, mine.init()), predict(learner(), mine.init()))
 
 
 def test_their_mean_is_the_validation_loss() -> None:

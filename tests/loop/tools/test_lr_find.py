@@ -218,6 +218,24 @@ def test_a_tree_of_learning_rates_keeps_its_ratios() -> None:
     assert [lr["bias"] / lr["weight"] for lr in used] == pytest.approx([5.0] * 6, rel=1e-12)
 
 
+def test_the_ratios_are_those_of_before_a_schedule_that_was_stopped() -> None:
+    used: list[Any] = []
+    mine = learner(opt=sgd())
+    state = mine.init()
+    start = state.replace(hyper={"lr": by_path(state.params, {"weight": 0.02, "bias": 0.1})})
+    schedule = ParamScheduler({"lr": {"weight": Constant(1.0), "bias": Constant(2.0)}})
+    with pytest.raises(ZeroDivisionError) as caught:
+        fit(mine, start, 1, [schedule, on(after_epoch=raise_once(ZeroDivisionError))])
+    spy = on(order=2000, before_step=lambda state: used.append(state.hyper["lr"]))
+    lr_find(mine, caught.value.state, 1e-3, 1.0, 6, callbacks=[spy])  # type: ignore[attr-defined]
+    assert [lr["bias"] / lr["weight"] for lr in used] == pytest.approx([5.0] * 6, rel=1e-12)
+
+
+def test_a_search_without_a_state_says_so() -> None:
+    with pytest.raises(TypeError, match="lr_find: the second argument must be a State, got int"):
+        lr_find(SLOW, 3)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("at", [None, 0, 3])
 def test_a_state_that_was_trained_already(at: int | None) -> None:
     """Its history and counters have no part in it, whether or not a batch is cancelled."""

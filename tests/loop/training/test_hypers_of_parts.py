@@ -4,7 +4,7 @@ from functional_sgd import partition, sgd
 from functional_sgd.schedules import Constant
 from loop import ParamScheduler, fit, lr_find
 from tests.comparing import assert_close
-from tests.loop.helpers import learner
+from tests.loop.helpers import learner, on
 
 PARTS = partition({"a": sgd(lr=0.1), "b": sgd(lr=0.2)}, {"weight": "a", "bias": "b"})
 MINE = learner(opt=PARTS)
@@ -32,3 +32,21 @@ def test_a_schedule_for_all_parts_is_followed_and_put_back() -> None:
 def test_lr_find_moves_all_parts() -> None:
     found, expected = (lr_find(one, one.init(), iterations=20) for one in (MINE, WHOLE))
     assert_close(found.losses, expected.losses)
+
+
+def test_a_schedule_for_all_parts_leaves_their_logs() -> None:
+    """Every log has an item for each loss: None where the batch had no such hyper."""
+    first = fit(MINE, MINE.init(), 1)
+    cycle = fit(MINE, first, 1, [ParamScheduler({"lr": Constant(0.5)})])
+    hypers = fit(MINE, cycle, 1).history.hypers
+    assert list(hypers["a.lr"]) == [0.1] * 3 + [None] * 3 + [0.1] * 3
+    assert list(hypers["lr"]) == [None] * 3 + [0.5] * 3 + [None] * 3
+
+
+def test_a_tree_that_batches_do_not_have_keeps_its_log() -> None:
+    tree = {"weight": 0.1, "bias": 0.2}
+    there = on(
+        before_batch=lambda state: state.replace(hyper={"lr": tree} if state.iter != 1 else {})
+    )
+    end = fit(WHOLE, WHOLE.init(), 1, [there])
+    assert list(end.history.hypers["lr"]) == [tree, None, tree]

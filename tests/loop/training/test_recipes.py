@@ -162,6 +162,17 @@ def test_the_first_batch_is_the_one_that_a_run_begins_with(kind: str) -> None:
     assert_same(found, seen[0])
 
 
+def test_the_first_batch_is_that_of_epochs_wherever_steps_have_ended() -> None:
+    """A run of epochs begins a pass; one of steps goes on with the pass at hand."""
+    middle = fit(FOUR, FOUR.init(), steps=3)
+    seen: list[Any] = []
+    look = [on(before_batch=lambda state: seen.append((state.xb, state.yb))), SingleBatch()]
+    fit(FOUR, middle, 1, look)
+    fit(FOUR, middle, steps=1, callbacks=look)
+    batches = [((x,), (y,)) for x, y in FOUR.data.train]
+    assert_same([first_batch(FOUR, middle), *seen], [batches[0], batches[0], batches[3]])
+
+
 def test_the_first_batch_is_that_of_the_data() -> None:
     """No callback of the learner is called."""
     mine = learner(callbacks=[on(before_fit=raiser(ValueError))])
