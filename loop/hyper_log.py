@@ -113,18 +113,17 @@ def logged(
     >>> logged({"lr": Log([0.1, 0.2])}, {"mom": 0.9}, 2)
     {'lr': Log([0.1, 0.2, None]), 'mom': Log([None, None, 0.9])}
     """
-    names = hyper if hyper.keys() == logs.keys() else dict.fromkeys((*logs, *hyper))
-    return {
-        name: appended(_as_long(logs.get(name, _EMPTY), count), hyper.get(name)) for name in names
-    }
+    if hyper.keys() == logs.keys():  # in nearly every batch, so that none is too short
+        return {name: appended(logs[name], value) for name, value in hyper.items()}
+    grown = {}
+    for name in dict.fromkeys((*logs, *hyper)):
+        grown[name] = appended(_as_long(logs.get(name, Log()), count), hyper.get(name))
+    return grown
 
 
 def _as_long(log: Sequence[Any], count: int) -> Sequence[Any]:
     """A log of so many batches; what is missing is missing in front."""
     return log if len(log) >= count else Log([*(None,) * (count - len(log)), *log])
-
-
-_EMPTY = Log()
 
 
 def _begun(value: Any) -> Stretch:

@@ -3,6 +3,7 @@ state to state.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -34,6 +35,7 @@ class Work:
 
     def __init__(self) -> None:
         self.handlers: Mapping[str, Sequence[Any]] = {}
+        self.brackets: Callable[[str], AbstractContextManager[Any]] = _no_brackets
         self.placed: Placed | None = None
         self.during: dict[str, Tensor] = {}
         self.before: dict[str, Tensor] = {}
@@ -46,7 +48,7 @@ class Work:
 
     def join(self, run: Any) -> None:
         """Prepare for a run."""
-        self.handlers = run.handlers
+        self.handlers, self.brackets = run.handlers, run.brackets_of
         model = learner_of(run.state).model
         # A layer may have been changed since the last run, and with it what the model writes to.
         look_again(model)
@@ -204,9 +206,13 @@ class Work:
         again.model, again.loss_function = self.model, self.loss_function
         again.trained = self.trained
         try:
-            at = again.predict(state.replace(params=there, grads=None, loss=None, pred=None))
+            # Between the same brackets too: autocast, layers that are to stay in evaluation mode.
+            with self.brackets("predict"):
+                at = again.predict(state.replace(params=there, grads=None, loss=None, pred=None))
             for event in ("after_pred", "after_loss", "before_backward"):
-                at = again.loss(at) if event == "after_loss" else at
+                if event == "after_loss":
+                    with self.brackets("loss"):
+                        at = again.loss(at)
                 for _, handler in self.handlers.get(event, ()):
                     result = handler(at.replace(event=event))
                     at = at if result is None else result
@@ -247,12 +253,18 @@ class Work:
         again.model, again.loss_function = self.model, self.loss_function
         seed_torch(batch_key(state), device_of(state))
         try:
-            pred = again._predict(state, params)
-            loss = again.loss(state.replace(pred=pred, loss=None)).loss
+            with self.brackets("predict"):
+                pred = again._predict(state, params)
+            with self.brackets("loss"):
+                loss = again.loss(state.replace(pred=pred, loss=None)).loss
         finally:
             again.leave()
         assert loss is not None
         return loss
+
+
+def _no_brackets(name: str) -> AbstractContextManager[Any]:
+    return nullcontext()
 
 
 def batch_key(state: State) -> int:

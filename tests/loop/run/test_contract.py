@@ -1,5 +1,7 @@
 """What an optimizer asks of the loop: a second gradient, the loss, an average to be evaluated."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +102,26 @@ def test_clipping_is_that_of_the_second_gradient() -> None:
     moved = [seen[0].params[name] - start.params[name] for name in start.params]
     length = torch.stack([one.square().sum() for one in moved]).sum().sqrt()
     assert float(length) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_the_second_pass_is_between_the_same_brackets() -> None:
+    """Else it would not be in mixed precision, and frozen layers would be trained."""
+    opened: list[str] = []
+
+    class Look(Callback):
+        @contextmanager
+        def around_predict(self, state: State) -> Iterator[None]:
+            opened.append("predict" if state.training else "")
+            yield
+
+        @contextmanager
+        def around_loss(self, state: State) -> Iterator[None]:
+            opened.append("loss" if state.training else "")
+            yield
+
+    mine = learner(opt=sam(sgd(lr=0.1)))
+    fit(mine, mine.init(), 1, [Look()])
+    assert opened[:8] == ["predict", "loss"] * 4
 
 
 def test_buffers_and_history_count_a_batch_once() -> None:
