@@ -76,13 +76,7 @@ class Slots(MutableMapping[Tensor, Kept]):
 
     def named(self) -> dict[str, Tensor]:
         """The parameters of all groups by name. Raises ValueError if two have the same."""
-        every = [param for group in self.groups for param in group["params"]]
-        names = [name for group in self.groups for name in group.get("param_names", ())]
-        named = dict(zip(names or map(str, range(len(every))), every, strict=True))
-        if len(named) < len(every):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise ValueError(f"to_torch: two parameters have the name {twice!r}.")
-        return named
+        return named_in(self.groups)
 
     def state_for(self, leaves: Named) -> State:
         """The state, for these leaves: made if there is none.
@@ -206,6 +200,20 @@ class Slots(MutableMapping[Tensor, Kept]):
         if id(param) not in self._known:
             raise KeyError(f"to_torch: no parameter of this optimizer: {param!r}")
         return self._known[id(param)][1]
+
+
+def named_in(groups: Groups) -> dict[str, Tensor]:
+    """The parameters of groups by name. Raises ValueError if two have the same."""
+    every = [param for group in groups for param in group["params"]]
+    names = [name for group in groups for name in group.get("param_names", ())]
+    named = dict(zip(names or map(str, range(len(every))), every, strict=True))
+    if len(named) < len(every):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(
+            f"to_torch: two parameters have the name {twice!r}, expected one of each. Give them "
+            f"others: (name, parameter) pairs in each group."
+        )
+    return named
 
 
 def detached(named: Named) -> dict[str, Tensor]:

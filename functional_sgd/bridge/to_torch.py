@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from functional_sgd.bridge.slots import Slots, detached
+from functional_sgd.bridge.slots import Slots, detached, named_in
 from functional_sgd.errors import NAMES_ELSEWHERE, did_you_mean
 from functional_sgd.fusion.fused import donating
 from functional_sgd.optimizer import Optimizer, check_optimizer
@@ -138,8 +138,14 @@ class TorchOptimizer(torch.optim.Optimizer):
         for name, before in self._known_aliases[number].items():
             given = group.get(name, before)
             if given != before:
-                given = given if isinstance(given, tuple) else (given,)
-                group.update(zip(_OURS[name], given, strict=True))
+                each = tuple(given) if isinstance(given, (tuple, list)) else (given,)
+                if len(each) != len(_OURS[name]):
+                    raise ValueError(
+                        f"to_torch: {name!r} of group {number} must have a number for each of "
+                        f"{' and '.join(_OURS[name])}, got {given!r}. Write as many, or "
+                        f"group[{_OURS[name][0]!r}]."
+                    )
+                group.update(zip(_OURS[name], each, strict=True))
         self._known_aliases[number] = aliases_of(group)
         group.update(self._known_aliases[number])
 
@@ -152,15 +158,25 @@ class TorchOptimizer(torch.optim.Optimizer):
                 self._check_name(name)
         before = self.named_params() if self._slots.tree is not None else None
         super().add_param_group(param_group)
-        number = len(self.param_groups) - 1
-        self._known_aliases[number] = aliases_of(self.param_groups[number])
-        if before is not None:
-            old, new = detached(before), detached(self.named_params())
-            state = self.opt.extend(self._slots.state_for(old), old, new)
-            self._slots.regroup(self.param_groups, state)
+        number, group = len(self.param_groups) - 1, self.param_groups[-1]
+        try:
+            new = named_in(self.param_groups)
+            if before is not None:
+                old = detached(before)
+                state = self.opt.extend(self._slots.state_for(old), old, detached(new))
+                self._slots.regroup(self.param_groups, state)
+        except Exception:
+            self.param_groups.pop()  # or every later step would fail
+            raise
+        self._known_aliases[number] = aliases_of(group)
+        # torch has filled in its names from the defaults, which the group's own momenta outdo.
+        group.update(self._known_aliases[number])
 
     def state_dict(self) -> dict[str, Any]:
         """As torch.optim's: {"state": {number: {slot: tensor}}, "param_groups": [...]}."""
+        # What is loaded must not show two momenta, of which nobody knows which was written last.
+        for number, group in enumerate(self.param_groups):
+            self._follow_aliases(number, group)
         packed = super().state_dict()
         # Plain dicts, so that what is saved does not depend on this optimizer.
         return {**packed, "state": {number: dict(own) for number, own in packed["state"].items()}}

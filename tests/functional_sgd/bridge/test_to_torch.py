@@ -267,3 +267,44 @@ def test_a_module_or_a_schedule_in_place_of_what_is_wanted_is_an_error() -> None
         to_torch(adamw(), nn.Linear(1, 1))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="to_torch: hyper 'lr' must be a number, got a function"):
         to_torch(adamw(), nn.Linear(1, 1).parameters(), lr=Cosine(0.1, 0.0))
+
+
+def ones() -> nn.Parameter:
+    return nn.Parameter(torch.ones(1))
+
+
+def test_a_momentum_of_a_group_outdoes_the_default() -> None:
+    """Though torch fills in the "betas" of the default."""
+    optimizer = to_torch(adamw(), [{"params": [ones()], "mom": 0.5}, {"params": [ones()]}])
+    assert optimizer.hyper()["mom"] == {"0": 0.5, "1": 0.9}
+    assert [group["betas"] for group in optimizer.param_groups] == [(0.5, 0.999), (0.9, 0.999)]
+
+
+def test_a_momentum_of_a_group_that_is_added_outdoes_the_default() -> None:
+    optimizer = to_torch(sgd(mom=0.9), [ones()])
+    optimizer.add_param_group({"params": [ones()], "mom": 0.5})
+    assert optimizer.hyper()["mom"] == {"0": 0.9, "1": 0.5}
+
+
+def test_betas_may_be_a_list() -> None:
+    optimizer = to_torch(adamw(), [ones()])
+    optimizer.param_groups[0]["betas"] = [0.8, 0.95]
+    assert [optimizer.hyper()[name] for name in ("mom", "sqr_mom")] == [0.8, 0.95]
+
+
+def test_betas_of_the_wrong_number_are_an_error() -> None:
+    optimizer = to_torch(adamw(), [ones()])
+    optimizer.param_groups[0]["betas"] = (0.8,)
+    with pytest.raises(ValueError, match="'betas' of group 0 must have a number for each of mom"):
+        optimizer.hyper()
+
+
+@pytest.mark.parametrize("looked_at", [False, True])
+def test_a_group_with_a_name_that_is_taken_is_not_added(looked_at: bool) -> None:
+    optimizer = to_torch(adamw(lr=0.1), [("w", ones())])
+    if looked_at:
+        assert optimizer.opt_state["step"].tolist() == [0]
+    with pytest.raises(ValueError, match="two parameters have the name 'w'"):
+        optimizer.add_param_group({"params": [("w", ones())]})
+    assert len(optimizer.param_groups) == 1
+    optimizer.step()
