@@ -62,7 +62,15 @@ class TorchOptimizer(torch.optim.Optimizer):
         loss, if there is one.
 
         A parameter without a gradient is left alone. `extras` are what some rules read besides.
+        For `sam` the closure is called twice, the second time at the perturbed params, and must
+        clear the gradients first. Raises ValueError if there is none for it.
         """
+        if closure is None and self.opt.perturbs:
+            raise ValueError(
+                f"to_torch: {self.opt!r} takes the gradient a second time, at other params, which "
+                f"needs a closure; got none. Pass step(closure), a function that clears the "
+                f"gradients, computes the loss, calls backward and returns the loss."
+            )
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -72,12 +80,12 @@ class TorchOptimizer(torch.optim.Optimizer):
             self._show(self._slots)
         named = self.named_params()
         leaves = detached(named)
-        grads = {
-            name: None if param.grad is None else param.grad.detach()
-            for name, param in named.items()
-        }
-        before = self._slots.state_for(leaves)
-        moved, state = self.stepper(leaves, grads, before, self.hyper(), **extras)
+        before, hyper = self._slots.state_for(leaves), self.hyper()
+        grads = _grads(named)
+        if closure is not None and self.opt.perturbs:
+            there = self.opt.perturb(leaves, grads, before, hyper)
+            grads = _grads_at(there, named, closure)
+        moved, state = self.stepper(leaves, grads, before, hyper, **extras)
         self._slots.keep(state)
         for name, param in named.items():
             # Optimizers that cannot donate return new tensors.
@@ -238,7 +246,8 @@ def to_torch(opt: Optimizer, params: Iterable[Any], **hyper: Any) -> TorchOptimi
     The values are those of `opt` on a dict of the parameters, which it overwrites, so it is fused
     and donates by itself. `optimizer.state[param]` has the slots of a parameter, as in torch.optim.
     Momenta are also found under torch's names ("betas", "momentum"), which
-    OneCycleLR and CyclicLR write to. Raises ValueError for a hyper that no rule reads.
+    OneCycleLR and CyclicLR write to. For `sam`, `step` wants a closure. Raises ValueError for a
+    hyper that no rule reads.
 
     >>> import torch
     >>> from functional_sgd import sgd
@@ -279,6 +288,30 @@ def _opened(saved: Mapping[Any, Any]) -> dict[Tensor, Mapping[str, Any]]:
             )
         found[param] = own.own if isinstance(own, Saved) else own
     return found
+
+
+def _grads(named: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
+    return {
+        name: None if param.grad is None else param.grad.detach() for name, param in named.items()
+    }
+
+
+def _grads_at(
+    there: Mapping[str, Tensor], named: Mapping[str, Tensor], closure: Callable[[], Any]
+) -> dict[str, Tensor | None]:
+    """The gradients that the closure makes at other values of the parameters, which are put
+    back.
+    """
+    before = {name: param.detach().clone() for name, param in named.items()}
+    try:
+        for name, param in named.items():
+            param.copy_(there[name])
+        with torch.enable_grad():
+            closure()
+    finally:
+        for name, param in named.items():
+            param.copy_(before[name])
+    return _grads(named)
 
 
 def _same_number(one: Any, other: Any) -> bool:

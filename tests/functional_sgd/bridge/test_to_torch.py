@@ -308,3 +308,47 @@ def test_a_group_with_a_name_that_is_taken_is_not_added(looked_at: bool) -> None
         optimizer.add_param_group({"params": [("w", ones())]})
     assert len(optimizer.param_groups) == 1
     optimizer.step()
+
+
+def by_sam(weight: nn.Parameter) -> Any:
+    """An optimizer that steps by 0.5 along the gradient taken 1 further up."""
+    return to_torch(fs.sam(sgd(lr=0.5), rho=1.0), [weight])
+
+
+def fourth_power(weight: nn.Parameter) -> Any:
+    """A closure: its gradient is the cube."""
+
+    def closure() -> Tensor:
+        weight.grad = None
+        loss = (weight**4).sum() / 4
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    return closure
+
+
+def test_sam_takes_the_gradient_of_the_closure_at_the_perturbed_params() -> None:
+    """1 - 0.5 * 2**3, and the loss at 1."""
+    weight = ones()
+    loss = by_sam(weight).step(fourth_power(weight))
+    assert (weight.item(), loss.item()) == (-3.0, 0.25)
+
+
+def test_sam_without_a_closure_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"needs a closure; got none. Pass step\(closure\)"):
+        by_sam(ones()).step()
+
+
+def test_params_are_put_back_if_the_closure_fails_at_the_perturbed_params() -> None:
+    weight = ones()
+    computed = fourth_power(weight)
+
+    def closure() -> Tensor:
+        if weight.item() != 1.0:
+            raise RuntimeError("not here")
+        loss: Tensor = computed()
+        return loss
+
+    with pytest.raises(RuntimeError, match="not here"):
+        by_sam(weight).step(closure)
+    assert weight.item() == 1.0
