@@ -10,6 +10,7 @@ from torch import Tensor
 
 from functional_sgd.chaining import Chain
 from functional_sgd.fusion.fused import Fused, fuse
+from functional_sgd.memory import same_place
 from functional_sgd.optimizer import Optimizer
 from functional_sgd.signature import STEP
 from functional_sgd.state import State
@@ -43,7 +44,7 @@ class InBackward:
         leaf, grad = {name: param.detach()}, {name: param.grad}
         param.grad = None
         moved, self._states[name] = self._stepper(leaf, grad, self._states[name], hyper)
-        if moved[name].data_ptr() != param.data_ptr():
+        if not same_place(moved[name], leaf[name]):
             param.copy_(moved[name])
 
     @property

@@ -10,6 +10,7 @@ from torch import Tensor
 from functional_sgd.bridge.slots import Slots, detached, named_in
 from functional_sgd.errors import NAMES_ELSEWHERE, did_you_mean
 from functional_sgd.fusion.fused import donating
+from functional_sgd.memory import same_place
 from functional_sgd.optimizer import Optimizer, check_optimizer
 from functional_sgd.ranges import check_number
 from functional_sgd.state import State
@@ -89,7 +90,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         self._slots.keep(state)
         for name, param in named.items():
             # Optimizers that cannot donate return new tensors.
-            if moved[name].data_ptr() != param.data_ptr():
+            if not same_place(moved[name], leaves[name]):
                 param.copy_(moved[name])
         return loss
 
