@@ -58,13 +58,21 @@ def seeded(state: State, seed: int | str) -> State:
     number = zlib.crc32(seed.encode()) if isinstance(seed, str) else seed
     found: State = {}
     for name, value in state.items():
-        if name == SEED and isinstance(value, Tensor):
+        if name == SEED and _is_of_chain(state):
             # Added, not set: the parts of a partition begin with different seeds and must keep them
             # different.
             found[name] = value + number
         else:
             found[name] = seeded(value, number) if type(value) is dict else value
     return found
+
+
+def _is_of_chain(state: Mapping[str, Any]) -> bool:
+    """Whether this is the state of a chain, and not a slot, whose params may have any name."""
+    return all(
+        isinstance(state.get(name), Tensor) and state[name].dtype == torch.int64
+        for name in (STEP, SEED)
+    )
 
 
 def extended(state: State, fresh: State, before: list[str], names: list[str]) -> State:
