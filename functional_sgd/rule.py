@@ -50,7 +50,7 @@ class Rule:
     """A step of an optimizer, as a value: call it like the function it was, or put it into a chain.
 
     Made by `elementwise`, `leafwise` and `treewise`. Two rules are equal when they are the same
-    function with the same scope, slots and names.
+    function with the same scope, slots and names, of which the same has been declared.
 
     >>> from functional_sgd import average_grad
     >>> average_grad, average_grad.scope, average_grad.columns, average_grad.slots
@@ -162,7 +162,7 @@ class Rule:
 
     def _identity(self) -> tuple[Any, ...]:
         starts, renames = tuple(self.starts.items()), tuple(sorted(self.renames.items()))
-        return self.function, self.scope, starts, renames
+        return self.function, self.scope, starts, renames, self.declared
 
     def __eq__(self, other: object) -> bool:
         return self._identity() == other._identity() if isinstance(other, Rule) else NotImplemented
