@@ -83,6 +83,13 @@ def extended(state: State, fresh: State, before: list[str], names: list[str]) ->
         if not isinstance(first, Tensor):
             known = dict(zip(paths(old), flatten(old)[0], strict=True))
             leaves, spec = flatten(first)
+            if len(leaves) != len(names):
+                raise ValueError(
+                    f"extend: expected state[{entry!r}] to be a tensor or a tree like params, got "
+                    f"{len(leaves)} leaves for {len(names)} params. If it is the state of an "
+                    f"optimizer inside, define extend(state, before, params) in your class, which "
+                    f"calls that one's."
+                )
             kept = [known.get(name, leaf) for name, leaf in zip(names, leaves, strict=True)]
             grown[entry] = unflatten(spec, kept)
         elif first.shape == (len(names),):
