@@ -11,6 +11,7 @@ Its signature says what it reads, its dict what it writes.
 """
 
 import inspect
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,7 @@ from functional_sgd.signature import (
 )
 
 _known_rules: weakref.WeakSet["Rule"] = weakref.WeakSet()
+_lock = threading.Lock()  # a thread may make a rule while another one looks through them
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ class Rule:
         for name in ("__name__", "__qualname__", "__module__", "__doc__"):
             object.__setattr__(self, name, getattr(self.function, name))
         object.__setattr__(self, "__signature__", inspect.signature(self.function))
-        _known_rules.add(self)
+        with _lock:
+            _known_rules.add(self)
 
     @property
     def name(self) -> str:
@@ -347,7 +350,9 @@ def providers(name: str) -> list[str]:
 
     Not those of users: what a chain means does not depend on which other rules there are.
     """
-    own = [rule for rule in _known_rules if rule.function.__module__.startswith("functional_sgd.")]
+    with _lock:
+        known = list(_known_rules)
+    own = [rule for rule in known if rule.function.__module__.startswith("functional_sgd.")]
     return sorted({rule.name for rule in own if not rule.renames and name in rule.slots})
 
 
