@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
+from functional_sgd.precision import HALVES
 from functional_sgd.randomness import Key
-
-NARROW = (torch.bfloat16, torch.float16)
-"""The dtypes that are rounded to; values for others stay as they are."""
 
 CUT = {torch.bfloat16: 16, torch.float16: 13}
 """How many bits a number of float32 has more."""
@@ -51,7 +49,7 @@ def rounded(value: Tensor, dtype: torch.dtype) -> Tensor:
     >>> rounded(torch.tensor([1.0, 1.003, 1.006]), torch.bfloat16)
     tensor([1.0000, 1.0000, 1.0078])
     """
-    return value.to(torch.float32).to(dtype).to(value.dtype) if dtype in NARROW else value
+    return value.to(torch.float32).to(dtype).to(value.dtype) if dtype in HALVES else value
 
 
 def rounded_randomly(value: Tensor, dtype: torch.dtype, key: Key, draw: int = 0) -> Tensor:
@@ -76,7 +74,7 @@ def rounded_randomly(value: Tensor, dtype: torch.dtype, key: Key, draw: int = 0)
 @overridable
 def neighbour(value: Tensor, short: Tensor, dtype: torch.dtype) -> Tensor:
     """The neighbour that 16 random bits choose: they are added below what is cut off then."""
-    if dtype not in NARROW:
+    if dtype not in HALVES:
         return value
     found: Tensor = _Neighbour.apply(value, short, dtype)
     return found

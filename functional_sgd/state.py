@@ -10,6 +10,7 @@ from torch import Tensor
 
 from functional_sgd.errors import did_you_mean
 from functional_sgd.pairs import as_real
+from functional_sgd.precision import HALVES, widest
 from functional_sgd.rule import Rule
 from functional_sgd.sharded import check_whole, local, placed
 from functional_sgd.signature import STEP, Initializer
@@ -19,8 +20,6 @@ from functional_sgd.wiring import CALLS, SEED
 
 State: TypeAlias = dict[str, Any]
 """{"step": int64, one entry for each leaf; slot: tree like params; number: 0-d tensor; ...}"""
-
-_HALVES = (torch.float16, torch.bfloat16)
 
 
 def init_state(rules: tuple[Rule, ...], numbers: tuple[str, ...], params: Tree) -> State:
@@ -40,9 +39,10 @@ def init_state(rules: tuple[Rule, ...], numbers: tuple[str, ...], params: Tree) 
     starts = {rule.outer(n): rule.starts[n] for rule in rules for n in rule.signature.numbers}
     for name in numbers:
         whole = name in (CALLS, SEED)
-        kind = torch.int64 if whole else torch.float64
+        device = device_of(leaves)
+        kind = torch.int64 if whole else widest(device)
         start: Any = starts.get(name, 0)
-        state[name] = torch.tensor(start, dtype=kind, device=device_of(leaves))
+        state[name] = torch.tensor(start, dtype=kind, device=device)
     return state
 
 
@@ -157,7 +157,7 @@ def working(leaf: Tensor) -> Tensor:
     """
     if leaf.is_complex():
         leaf = torch.view_as_real(leaf)
-    if leaf.dtype in _HALVES:
+    if leaf.dtype in HALVES:
         leaf = leaf.to(torch.float32)
     # With a 0-d leaf, the float64 scalars would promote results to float64.
     return leaf.reshape(1) if leaf.dim() == 0 else leaf
@@ -202,12 +202,12 @@ def working_dtype(leaf: Tensor) -> torch.dtype:
     """The dtype in which a leaf is computed."""
     if leaf.is_complex():
         return torch.float64 if leaf.dtype == torch.complex128 else torch.float32
-    return torch.float32 if leaf.dtype in _HALVES else leaf.dtype
+    return torch.float32 if leaf.dtype in HALVES else leaf.dtype
 
 
 def _first_value(rule: Rule, initializer: Initializer, leaf: Tensor) -> Tensor:
     seen = as_real(leaf)
-    seen = seen.to(torch.float32) if leaf.dtype in _HALVES else seen
+    seen = seen.to(torch.float32) if leaf.dtype in HALVES else seen
     value = initializer(seen)
     if not isinstance(value, Tensor):
         raise TypeError(
@@ -241,7 +241,7 @@ def _first_shape(
     seen = torch.empty(shape, dtype=dtype, device="meta")
     seen = torch.view_as_real(seen) if dtype.is_complex else seen
     try:
-        value = initializer(seen.to(torch.float32) if dtype in _HALVES else seen)
+        value = initializer(seen.to(torch.float32) if dtype in HALVES else seen)
     except (RuntimeError, NotImplementedError):  # of meta tensors, which have no values
         return None
     return value.shape

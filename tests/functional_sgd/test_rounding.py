@@ -21,13 +21,14 @@ from functional_sgd import (
     treewise,
 )
 from functional_sgd.fusion.backends.foreach import ForeachBackend
+from functional_sgd.precision import HALVES
 from functional_sgd.randomness import BLOCK, key_of
-from functional_sgd.rounding import CUT, NARROW, neighbour, rounded, rounded_randomly
+from functional_sgd.rounding import CUT, neighbour, rounded, rounded_randomly
 from tests.comparing import assert_same
 from tests.functional_sgd.fusion.helpers import ExactRoots, draw
 
 KEY = key_of(torch.tensor(0), torch.tensor(1), leaf=0, position=0)
-halves = pytest.mark.parametrize("dtype", NARROW, ids=str)
+halves = pytest.mark.parametrize("dtype", HALVES, ids=str)
 STOCHASTIC = chain(adamw(lr=1e-3), round_stochastically)
 COMPENSATED = chain(adamw(lr=1e-3), compensate_rounding)
 
