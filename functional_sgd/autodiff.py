@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from functional_sgd.outputs import map_output
 from functional_sgd.placing import Placed, hold, holding, made_ready, try_out
 from functional_sgd.tracing import transformed
-from functional_sgd.tree import Tree, flatten, unflatten
+from functional_sgd.tree import Tree, flatten, paths, unflatten
 
 Tensors = dict[str, Tensor]
 
@@ -27,7 +27,9 @@ def value_and_grad(
 
     `loss_fn(params, *batch)` returns a 0-d tensor; with `has_aux`, a pair (0-d tensor, anything),
     which then comes back as the value. The gradient is a tree like params, with None where the loss
-    does not depend on a leaf. Works eagerly, under torch.func transforms and in torch.compile.
+    does not depend on a leaf. Works eagerly, under torch.func transforms and in torch.compile; in
+    these two torch has zeros in the place of None, so that weight decay moves such a leaf and its
+    steps are counted. `freeze` it, or pass it beside params, where that matters.
 
     Value, aux and gradient are detached, unless params are tracked: if any leaf has requires_grad
     and is no nn.Parameter, as after a step with a tracked lr, then derivatives of all three can be
@@ -38,7 +40,8 @@ def value_and_grad(
     activation checkpointing (`use_reentrant=False`) and backward hooks see the right ones, and
     hooks on the module's own parameters are called with the gradients of these.
 
-    Raises ValueError if the loss is not a 0-d tensor.
+    Raises ValueError if the loss is not a 0-d tensor, and TypeError for a leaf that is no floating
+    or complex tensor, and if `has_aux` finds no pair.
 
     >>> import torch
     >>> compute = value_and_grad(lambda params, x: (params["w"] * x).sum())
@@ -46,26 +49,40 @@ def value_and_grad(
     (tensor(6.), {'w': tensor([2.])})
     """
 
+    def checked(params: Tree, *batch: Any) -> Any:
+        result = loss_fn(params, *batch)
+        if has_aux and not (isinstance(result, (tuple, list)) and len(result) == 2):
+            raise TypeError(
+                f"value_and_grad: with has_aux the function must return a pair (0-d tensor, "
+                f"anything), got {type(result).__name__}. Return both, or leave out has_aux."
+            )
+        _check_loss(result[0] if has_aux else result)
+        return result
+
     def compute(params: Tree, *batch: Any) -> tuple[Any, Tree]:
         if transformed():
+            _check_leaves(params)
             # requires_grad_() fails inside a transform, so the gradient must be a transform too.
-            grads, value = torch.func.grad_and_value(loss_fn, has_aux=has_aux)(params, *batch)
+            grads, value = torch.func.grad_and_value(checked, has_aux=has_aux)(params, *batch)
             return value, grads
         leaves, spec = flatten(params)
         followed = torch.is_grad_enabled() and any(map(_is_followed, leaves))
         # An alias, so that the derivative is by what the loss is given, and by nothing behind it.
-        tracked = [
-            leaf.view_as(leaf)
-            if followed and leaf.requires_grad
-            else leaf.detach().requires_grad_()
-            for leaf in leaves
-        ]
+        try:
+            tracked = [
+                leaf.view_as(leaf)
+                if followed and leaf.requires_grad
+                else leaf.detach().requires_grad_()
+                for leaf in leaves
+            ]
+        except (RuntimeError, AttributeError):
+            _check_leaves(params)
+            raise
         # Under a caller's no_grad the results are not tracked, but the gradient still needs a
         # graph.
         with holding() as held, torch.enable_grad():
-            result = loss_fn(unflatten(spec, tracked), *batch)
+            result = checked(unflatten(spec, tracked), *batch)
             loss = result[0] if has_aux else result
-            _check_loss(loss)
             grads = gradients(loss, tracked, held, create_graph=followed)
         if followed:
             return result, unflatten(spec, grads)
@@ -127,9 +144,12 @@ def apply(
     is touched.
 
     Copies what the module writes to in place: the buffers if any layer is training, and what else
-    the first call has found. A gradient of the output is best taken by `value_and_grad`: taken in
-    another way, layers that are called once more for it (activation checkpointing) find the
-    module's own tensors.
+    the first call has found. Under torch.func transforms and in torch.compile, where this cannot be
+    found, these are all buffers, and the weights of embeddings with a max_norm; a layer of your own
+    must not write to its parameters there.
+
+    A gradient of the output is best taken by `value_and_grad`: taken in another way, layers that
+    are called once more for it (activation checkpointing) find the module's own tensors.
 
     Raises RuntimeError if a tensor of the module is missing or unknown, if another thread has the
     module at work, or if a later call writes where the first one has not.
@@ -160,9 +180,13 @@ def _apply_transformed(
     module: nn.Module, tensors: Tensors, buffers: Mapping[str, Tensor], args: Any, kwargs: Any
 ) -> tuple[Any, Tensors]:
     """`apply` to stand-ins for tensors, of which torch can tell more."""
-    if any(layer.training for layer in module.modules()):
-        written = {name for name, _ in module.named_buffers()}
-        tensors |= {name: value.clone() for name, value in buffers.items() if name in written}
+    # Copied whether in training or not: versions of stand-ins do not tell who has written.
+    written = {name for name, _ in module.named_buffers(remove_duplicate=False)}
+    limited = [one.weight for one in module.modules() if getattr(one, "max_norm", None) is not None]
+    if limited:  # embeddings, which write to their weight in every pass
+        named = module.named_parameters(remove_duplicate=False)
+        written |= {name for name, own in named if any(own is weight for weight in limited)}
+    tensors |= {name: value.clone() for name, value in tensors.items() if name in written}
     output = torch.func.functional_call(module, tensors, args, kwargs, strict=True)
     return output, {name: tensors[name].detach() for name in buffers}
 
@@ -192,6 +216,18 @@ def _is_written_down() -> bool:
 def _is_followed(leaf: Any) -> bool:
     """Whether derivatives by this are meant to be tracked; a module's own parameter always is."""
     return isinstance(leaf, Tensor) and leaf.requires_grad and not isinstance(leaf, nn.Parameter)
+
+
+def _check_leaves(params: Tree) -> None:
+    """Raise TypeError, with the path, for a leaf that has no derivative."""
+    leaves = flatten(params)[0]
+    for place, leaf in enumerate(leaves):
+        if not (isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex())):
+            found = leaf.dtype if isinstance(leaf, Tensor) else type(leaf).__name__
+            raise TypeError(
+                f"value_and_grad: {paths(params)[place]!r} must be a floating or complex tensor, "
+                f"got {found}. Pass it as an argument of its own."
+            )
 
 
 def _check_loss(loss: Any) -> None:

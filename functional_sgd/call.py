@@ -15,6 +15,7 @@ from functional_sgd.guard import Guard
 from functional_sgd.hyper import collect, per_leaf
 from functional_sgd.memory import Addresses
 from functional_sgd.pairs import as_real
+from functional_sgd.precision import widest
 from functional_sgd.randomness import LeafKey, key_of
 from functional_sgd.ranges import Range
 from functional_sgd.sharded import (
@@ -86,9 +87,8 @@ class Leaves:
         """The hypers, numbers of the tree and step that one leaf sees."""
         device = self.params[index].device
         if self.steps is None:
-            # Metal has no float64. Elsewhere counts must be exact beyond 2**24, where float32 ends.
-            wide = torch.float32 if self.step.device.type == "mps" else torch.float64
-            self.steps = self.step.to(wide).unbind()
+            # Counts must be exact beyond 2**24, where float32 ends.
+            self.steps = self.step.to(widest(self.step.device)).unbind()
         scalars = dict(self.tree_scalars(device))
         scalars[STEP] = here(self.steps[index], device)
         for name, values in self.separate.items():
@@ -100,7 +100,7 @@ class Leaves:
         if device not in self.common:
             every = {**self.shared, **self.numbers}
             if CALLS in every:
-                every[CALLS] = every[CALLS].to(torch.float64)
+                every[CALLS] = every[CALLS].to(widest(every[CALLS].device))
             self.common[device] = {name: here(value, device) for name, value in every.items()}
         return self.common[device]
 

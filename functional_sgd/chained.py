@@ -189,7 +189,9 @@ class Chained(Optimizer):
         return self.opt.perturb(params, grads, state["inner"], own)
 
     def evaluated(self, params: Tree, state: State) -> Tree:
-        """What the optimizer wants to be evaluated."""
+        """What the rules after the optimizer want to be evaluated, or else the optimizer."""
+        if self.after.averages:
+            return self.after.evaluated(params, state["after"])
         return self.opt.evaluated(params, state["inner"])
 
     def _split(

@@ -12,7 +12,7 @@ from functional_sgd.blocks import block_scale, count_of, decode, encode
 from functional_sgd.chaining import Chain, Part, chain, part
 from functional_sgd.errors import did_you_mean
 from functional_sgd.randomness import DRAWS, LeafKey
-from functional_sgd.rule import Declared, Rule, renamed
+from functional_sgd.rule import Rule, renamed
 from functional_sgd.sharded import distributed, full
 from functional_sgd.signature import KEY
 from functional_sgd.trial import writes_of
@@ -130,10 +130,10 @@ def _with_codes(rule: Rule, chosen: tuple[str, ...]) -> Rule:
             if rule.outer(slot) != slot:
                 names[slot + ending] = rule.outer(slot) + ending
     written = writes_of(plain, frozenset(plain.columns))
-    declared = Declared(
+    declared = replace(
+        rule.declared,
         writes=(*written, *(slot + ending for slot in chosen for ending in (CODES, SCALES))),
-        belongs=rule.declared.belongs,
-        before=rule.declared.before,
+        positive=tuple(slot for slot in rule.declared.positive if slot not in chosen),
         blocks=tuple((slot + CODES, slot + SCALES) for slot in chosen),
     )
     return Rule(_EightBit(plain, chosen), "blockwise", kept, declared, names)

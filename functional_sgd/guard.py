@@ -58,10 +58,10 @@ class Guard:
 
     def flatten(self, trees: Sequence[Tree]) -> Recognised | None:
         """The leaves of trees that are just like the known ones; None if they are not."""
-        if not _built_alike(trees[0], self._containers):
-            return None  # before optree finds out, which writes all tensors into its message
         found = Recognised([], [])
         try:
+            if not _built_alike(trees[0], self._containers):
+                return None  # before optree finds out, which writes all tensors into its message
             # One tree after the other, while its tensors are in the cache: a thousand small leaves
             # cost more to look at than to update.
             for tree, alike in zip(trees, self._alike, strict=True):
@@ -70,8 +70,9 @@ class Guard:
                     return None
                 found.columns.append(column)
                 found.addresses.append(addresses_of(column))
-        except (ValueError, TypeError, RuntimeError):
-            # RuntimeError comes from a tensor without an address, such as a sparse one.
+        except (KeyError, ValueError, TypeError, RuntimeError):
+            # KeyError comes from a dict with another key between the first and the last one,
+            # RuntimeError from a tensor without an address, such as a sparse one.
             return None
         return found
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from functional_sgd.errors import did_you_mean
+from functional_sgd.precision import widest
 from functional_sgd.ranges import Range, check_number
 from functional_sgd.signature import REQUIRED
 from functional_sgd.tree import Spec, Tree, flatten, paths, prefix_difference, unflatten
@@ -207,8 +208,7 @@ def scalar(who: str, name: str, value: Any) -> Scalar:
                 f"One value for each leaf is a tree (by_path); one for each member of an ensemble "
                 f"is vmap's axis."
             )
-        # Metal has no float64.
-        return value if value.device.type == "mps" else value.to(torch.float64)
+        return value.to(widest(value.device))
     if isinstance(value, (int, float)):
         return value
     try:

@@ -239,7 +239,8 @@ def strong_wolfe(
     """
 
     def too_high(point: Point) -> bool:
-        return point.value > start.value + ENOUGH_DESCENT * point.at * start.slope
+        # "not <=" also holds for NaN, from which the search must come back.
+        return not point.value <= start.value + ENOUGH_DESCENT * point.at * start.slope
 
     def flat_enough(point: Point) -> bool:
         return abs(point.slope) <= -ENOUGH_FLATTER * start.slope
@@ -260,7 +261,7 @@ def strong_wolfe(
         # No bracket within the limit: the better of the start and the last point is returned.
         before = start
     ends = [before, point]
-    best = 0 if before.value <= point.value else 1
+    best = _lower(ends)
     cramped = False
     while tries < limit and abs(ends[1].at - ends[0].at) >= least:
         left, right = sorted(end.at for end in ends)
@@ -269,7 +270,7 @@ def strong_wolfe(
         tries += 1
         if too_high(point) or point.value >= ends[best].value:
             ends[1 - best] = point
-            best = 0 if ends[0].value <= ends[1].value else 1
+            best = _lower(ends)
             continue
         if flat_enough(point):
             return point
@@ -279,6 +280,12 @@ def strong_wolfe(
             ends[1 - best] = ends[best]
         ends[best] = point
     return ends[best]
+
+
+def _lower(ends: list[Point]) -> int:
+    """Which of two points is lower: the first of equal ones, and of a number and NaN the number."""
+    one, other = ends
+    return int(other.value < one.value or math.isnan(one.value))
 
 
 def _inside(at: float, left: float, right: float, cramped: bool) -> tuple[float, bool]:

@@ -23,6 +23,7 @@ class Packing:
     example: Tree
     spec: Spec
     shapes: tuple[torch.Size, ...]
+    dtypes: tuple[torch.dtype, ...]
     groups: dict[str, tuple[int, ...]]  # the leaves in each flat tensor, in order
 
     def __call__(self, tree: Tree) -> dict[str, Tensor]:
@@ -30,12 +31,17 @@ class Packing:
         tree.
         """
         leaves = flatten_like(self.spec, tree, self.example, "pack", "a tree")
-        for leaf, shape in zip(leaves, self.shapes, strict=True):
+        for leaf, shape, dtype in zip(leaves, self.shapes, self.dtypes, strict=True):
             if not isinstance(leaf, Tensor) or leaf.shape != shape:
                 found = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
                 raise ValueError(
                     f"pack: expected a leaf of shape {tuple(shape)}, got {found}. Was it another "
                     f"tree?"
+                )
+            if leaf.dtype != dtype:
+                raise ValueError(
+                    f"pack: expected a leaf of {dtype}, got {leaf.dtype}. Convert it, or pack the "
+                    f"tree anew: flat tensors are named after their dtypes."
                 )
         return {
             name: torch.cat([leaves[index].reshape(-1) for index in group])
@@ -104,5 +110,6 @@ def pack(params: Tree) -> tuple[dict[str, Tensor], Packing]:
         name = dtype if one_device else f"{dtype} on {leaf.device}"
         groups[name] = (*groups.get(name, ()), index)
     example = unflatten(spec, [0] * len(leaves))  # for messages; it keeps no tensor alive
-    packing = Packing(example, spec, tuple(leaf.shape for leaf in leaves), groups)
+    shapes, dtypes = (tuple(leaf.shape for leaf in leaves), tuple(leaf.dtype for leaf in leaves))
+    packing = Packing(example, spec, shapes, dtypes, groups)
     return packing(params), packing

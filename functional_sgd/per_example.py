@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from functional_sgd.pairs import as_real
+from functional_sgd.precision import widest
 from functional_sgd.randomness import key_of, normal
 from functional_sgd.reduction import root
 from functional_sgd.state import working_dtype
@@ -62,8 +63,7 @@ def _factors(leaves: list[Tensor], max_norm: float | Tensor) -> Tensor:
     squares = []
     for leaf in leaves:
         real = as_real(leaf)
-        # In float64 like all reductions, except on Metal, which has none.
-        wide = real if leaf.device.type == "mps" else real.to(torch.float64)
+        wide = real.to(widest(leaf.device))  # like all reductions
         squares.append(wide.reshape(len(wide), -1).square().sum(1).to(leaves[0].device))
     size = root(torch.stack(squares).sum(0))
     long = size > max_norm

@@ -221,14 +221,20 @@ def made_ready(held: Sequence[Placed], again: bool = False) -> list[Callable[[],
     the same places, or if it is to be called `again` when this has ended. Then that is an error.
     """
     undo: list[Callable[[], Any]] = []
-    for one in held:
-        if any(other.over(one) for other in later_than(one)):
-            # Other tensors lie over these by now, so they are put on top once more.
-            undo.append(Placed(one.module, one.tensors).put_back)
-        if one.misled or again:
-            undo.append(_refuse_calls(one.module))
-        if any(own._backward_hooks for own in one.found):
-            undo.extend(_hooked(one))
+    try:
+        for one in held:
+            if any(other.over(one) for other in later_than(one)):
+                # Other tensors lie over these by now, so they are put on top once more.
+                undo.append(Placed(one.module, one.tensors).put_back)
+            if one.misled or again:
+                undo.append(_refuse_calls(one.module))
+            if any(own._backward_hooks for own in one.found):
+                undo.extend(_hooked(one))
+    except BaseException:
+        # A hook on all modules would stay.
+        for function in reversed(undo):
+            function()
+        raise
     return undo
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from functional_sgd.pairs import as_real
+from functional_sgd.precision import widest
 from functional_sgd.sharded import IDENTITY, Shards, any_distributed, full, local, settled
 from functional_sgd.tracing import followed
 
@@ -160,7 +161,7 @@ def root(x: Tensor) -> Tensor:
 
 
 def _wide(column: Tensor) -> Tensor:
-    return column if column.device.type == "mps" else column.to(torch.float64)  # it has no float64
+    return column.to(widest(column.device))
 
 
 # Functions with names, not lambdas: chains with these reductions can be pickled.

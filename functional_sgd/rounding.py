@@ -8,13 +8,17 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
+from functional_sgd.precision import HALVES
 from functional_sgd.randomness import Key
-
-NARROW = (torch.bfloat16, torch.float16)
-"""The dtypes that are rounded to; values for others stay as they are."""
 
 CUT = {torch.bfloat16: 16, torch.float16: 13}
 """How many bits a number of float32 has more."""
+
+LARGEST = {torch.bfloat16: 0x7F7F0000, torch.float16: 0x477FE000}
+"""The bits of the largest finite number."""
+
+OVER = {dtype: bits + (1 << (CUT[dtype] - 1)) for dtype, bits in LARGEST.items()}
+"""The bits of the number half way from that to the next, from which on the nearest is infinity."""
 
 SMALLEST_HALF = 0x38800000
 """The bits of 2**-14, from which on float16 has 11 significant bits; below it counts in 2**-24."""
@@ -45,7 +49,7 @@ def rounded(value: Tensor, dtype: torch.dtype) -> Tensor:
     >>> rounded(torch.tensor([1.0, 1.003, 1.006]), torch.bfloat16)
     tensor([1.0000, 1.0000, 1.0078])
     """
-    return value.to(torch.float32).to(dtype).to(value.dtype) if dtype in NARROW else value
+    return value.to(torch.float32).to(dtype).to(value.dtype) if dtype in HALVES else value
 
 
 def rounded_randomly(value: Tensor, dtype: torch.dtype, key: Key, draw: int = 0) -> Tensor:
@@ -53,6 +57,8 @@ def rounded_randomly(value: Tensor, dtype: torch.dtype, key: Key, draw: int = 0)
     the likelier, so that the mean is the value. For another dtype the value as it is.
 
     The chance is a multiple of 2**-16 (of 2**-13 for float16). What is no number or infinite stays.
+    A number becomes infinite only where `rounded` may: from 65520 on in float16, whose largest
+    number is 65504.
     A second draw in the same rule needs another number. A derivative goes through as if the value
     had not been rounded.
 
@@ -68,7 +74,7 @@ def rounded_randomly(value: Tensor, dtype: torch.dtype, key: Key, draw: int = 0)
 @overridable
 def neighbour(value: Tensor, short: Tensor, dtype: torch.dtype) -> Tensor:
     """The neighbour that 16 random bits choose: they are added below what is cut off then."""
-    if dtype not in NARROW:
+    if dtype not in HALVES:
         return value
     found: Tensor = _Neighbour.apply(value, short, dtype)
     return found
@@ -92,6 +98,8 @@ class _Neighbour(torch.autograd.Function):
             few = size.view(torch.float32) * 2.0**24 + short.to(torch.float32) * 2.0**-16
             few = (few.floor() * 2.0**-24).view(torch.int32)
             found = torch.where(size < SMALLEST_HALF, few, found)
+        # What the nearest number is finite for does not become infinite.
+        found = torch.where(size < OVER[dtype], found.clamp(max=LARGEST[dtype]), found)
         # NaN keeps its bits: after the cut they could be those of infinity, and the sum could
         # overflow.
         found = torch.where(size < INFINITE, found | sign, bits)

@@ -11,6 +11,7 @@ Its signature says what it reads, its dict what it writes.
 """
 
 import inspect
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,7 @@ from functional_sgd.signature import (
 )
 
 _known_rules: weakref.WeakSet["Rule"] = weakref.WeakSet()
+_lock = threading.Lock()  # a thread may make a rule while another one looks through them
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Rule:
     """A step of an optimizer, as a value: call it like the function it was, or put it into a chain.
 
     Made by `elementwise`, `leafwise` and `treewise`. Two rules are equal when they are the same
-    function with the same scope, slots and names.
+    function with the same scope, slots and names, of which the same has been declared.
 
     >>> from functional_sgd import average_grad
     >>> average_grad, average_grad.scope, average_grad.columns, average_grad.slots
@@ -70,7 +72,8 @@ class Rule:
         for name in ("__name__", "__qualname__", "__module__", "__doc__"):
             object.__setattr__(self, name, getattr(self.function, name))
         object.__setattr__(self, "__signature__", inspect.signature(self.function))
-        _known_rules.add(self)
+        with _lock:
+            _known_rules.add(self)
 
     @property
     def name(self) -> str:
@@ -162,7 +165,7 @@ class Rule:
 
     def _identity(self) -> tuple[Any, ...]:
         starts, renames = tuple(self.starts.items()), tuple(sorted(self.renames.items()))
-        return self.function, self.scope, starts, renames
+        return self.function, self.scope, starts, renames, self.declared
 
     def __eq__(self, other: object) -> bool:
         return self._identity() == other._identity() if isinstance(other, Rule) else NotImplemented
@@ -347,7 +350,9 @@ def providers(name: str) -> list[str]:
 
     Not those of users: what a chain means does not depend on which other rules there are.
     """
-    own = [rule for rule in _known_rules if rule.function.__module__.startswith("functional_sgd.")]
+    with _lock:
+        known = list(_known_rules)
+    own = [rule for rule in known if rule.function.__module__.startswith("functional_sgd.")]
     return sorted({rule.name for rule in own if not rule.renames and name in rule.slots})
 
 

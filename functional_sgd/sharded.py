@@ -185,9 +185,10 @@ def element_numbers(like: Tensor, leaf: Any) -> Tensor:
     for axis, size in enumerate(shape):
         own = torch.arange(size, device=like.device)
         for dim, placement in enumerate(leaf.placements):
-            if placement.is_shard(axis):
+            # Not is_shard(axis), which is False for the _StridedShard of torch 2.15.
+            if getattr(placement, "dim", None) == axis:
                 if type(placement).__name__ != "Shard":
-                    raise ValueError(f"random numbers: {placement} is not supported. Use Shard.")
+                    raise ValueError(f"random numbers: expected Shard, got {placement}. Use that.")
                 # DTensor splits like torch.chunk, which may leave nothing for the last processes.
                 chunks = own.chunk(mesh.size(dim))
                 mine = coordinate[dim]

@@ -3,7 +3,8 @@
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from types import SimpleNamespace
+from typing import Any, Literal, TypeAlias, get_type_hints
 
 from torch import Tensor
 
@@ -67,7 +68,7 @@ def read_signature(function: RuleFunction, starts: Mapping[str, Slot], scope: Sc
                 )
             else:
                 scalars[name] = parameter.default
-            allowed = range_of(parameter.annotation)
+            allowed = range_of(_annotation(function, parameter))
             if allowed is not None:
                 ranges[name] = allowed
         elif parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
@@ -97,6 +98,21 @@ def read_signature(function: RuleFunction, starts: Mapping[str, Slot], scope: Sc
         tuple(columns), frozenset(optional), plain, numbers, reductions, ranges,
         KEY in scalars, DTYPE in scalars,
     )  # fmt: skip
+
+
+def _annotation(function: RuleFunction, parameter: inspect.Parameter) -> Any:
+    """What a parameter is annotated with; all are texts after `from __future__ import
+    annotations`.
+    """
+    found = parameter.annotation
+    if not isinstance(found, str):
+        return found
+    known = getattr(inspect.unwrap(function), "__globals__", {})
+    alone = SimpleNamespace(__annotations__={parameter.name: found})
+    try:
+        return get_type_hints(alone, known, include_extras=True)[parameter.name]
+    except Exception:  # a name for type checkers only, which is no range
+        return found
 
 
 def _check_reductions(

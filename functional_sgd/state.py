@@ -10,6 +10,7 @@ from torch import Tensor
 
 from functional_sgd.errors import did_you_mean
 from functional_sgd.pairs import as_real
+from functional_sgd.precision import HALVES, widest
 from functional_sgd.rule import Rule
 from functional_sgd.sharded import check_whole, local, placed
 from functional_sgd.signature import STEP, Initializer
@@ -19,8 +20,6 @@ from functional_sgd.wiring import CALLS, SEED
 
 State: TypeAlias = dict[str, Any]
 """{"step": int64, one entry for each leaf; slot: tree like params; number: 0-d tensor; ...}"""
-
-_HALVES = (torch.float16, torch.bfloat16)
 
 
 def init_state(rules: tuple[Rule, ...], numbers: tuple[str, ...], params: Tree) -> State:
@@ -40,9 +39,10 @@ def init_state(rules: tuple[Rule, ...], numbers: tuple[str, ...], params: Tree) 
     starts = {rule.outer(n): rule.starts[n] for rule in rules for n in rule.signature.numbers}
     for name in numbers:
         whole = name in (CALLS, SEED)
-        kind = torch.int64 if whole else torch.float64
+        device = device_of(leaves)
+        kind = torch.int64 if whole else widest(device)
         start: Any = starts.get(name, 0)
-        state[name] = torch.tensor(start, dtype=kind, device=device_of(leaves))
+        state[name] = torch.tensor(start, dtype=kind, device=device)
     return state
 
 
@@ -58,13 +58,21 @@ def seeded(state: State, seed: int | str) -> State:
     number = zlib.crc32(seed.encode()) if isinstance(seed, str) else seed
     found: State = {}
     for name, value in state.items():
-        if name == SEED and isinstance(value, Tensor):
+        if name == SEED and _is_of_chain(state):
             # Added, not set: the parts of a partition begin with different seeds and must keep them
             # different.
             found[name] = value + number
         else:
             found[name] = seeded(value, number) if type(value) is dict else value
     return found
+
+
+def _is_of_chain(state: Mapping[str, Any]) -> bool:
+    """Whether this is the state of a chain, and not a slot, whose params may have any name."""
+    return all(
+        isinstance(state.get(name), Tensor) and state[name].dtype == torch.int64
+        for name in (STEP, SEED)
+    )
 
 
 def extended(state: State, fresh: State, before: list[str], names: list[str]) -> State:
@@ -75,6 +83,13 @@ def extended(state: State, fresh: State, before: list[str], names: list[str]) ->
         if not isinstance(first, Tensor):
             known = dict(zip(paths(old), flatten(old)[0], strict=True))
             leaves, spec = flatten(first)
+            if len(leaves) != len(names):
+                raise ValueError(
+                    f"extend: expected state[{entry!r}] to be a tensor or a tree like params, got "
+                    f"{len(leaves)} leaves for {len(names)} params. If it is the state of an "
+                    f"optimizer inside, define extend(state, before, params) in your class, which "
+                    f"calls that one's."
+                )
             kept = [known.get(name, leaf) for name, leaf in zip(names, leaves, strict=True)]
             grown[entry] = unflatten(spec, kept)
         elif first.shape == (len(names),):
@@ -142,7 +157,7 @@ def working(leaf: Tensor) -> Tensor:
     """
     if leaf.is_complex():
         leaf = torch.view_as_real(leaf)
-    if leaf.dtype in _HALVES:
+    if leaf.dtype in HALVES:
         leaf = leaf.to(torch.float32)
     # With a 0-d leaf, the float64 scalars would promote results to float64.
     return leaf.reshape(1) if leaf.dim() == 0 else leaf
@@ -187,12 +202,12 @@ def working_dtype(leaf: Tensor) -> torch.dtype:
     """The dtype in which a leaf is computed."""
     if leaf.is_complex():
         return torch.float64 if leaf.dtype == torch.complex128 else torch.float32
-    return torch.float32 if leaf.dtype in _HALVES else leaf.dtype
+    return torch.float32 if leaf.dtype in HALVES else leaf.dtype
 
 
 def _first_value(rule: Rule, initializer: Initializer, leaf: Tensor) -> Tensor:
     seen = as_real(leaf)
-    seen = seen.to(torch.float32) if leaf.dtype in _HALVES else seen
+    seen = seen.to(torch.float32) if leaf.dtype in HALVES else seen
     value = initializer(seen)
     if not isinstance(value, Tensor):
         raise TypeError(
@@ -226,7 +241,7 @@ def _first_shape(
     seen = torch.empty(shape, dtype=dtype, device="meta")
     seen = torch.view_as_real(seen) if dtype.is_complex else seen
     try:
-        value = initializer(seen.to(torch.float32) if dtype in _HALVES else seen)
+        value = initializer(seen.to(torch.float32) if dtype in HALVES else seen)
     except (RuntimeError, NotImplementedError):  # of meta tensors, which have no values
         return None
     return value.shape

@@ -243,11 +243,12 @@ def _is_uneven(value: Any) -> bool:
         return False
     sizes = list(value.shape)
     for dim, placement in enumerate(value.placements):
-        if placement.is_shard():
+        axis = getattr(placement, "dim", None)  # also of a _StridedShard
+        if axis is not None:
             count = value.device_mesh.size(dim)
-            if sizes[placement.dim] % count:
+            if sizes[axis] % count:
                 return True
-            sizes[placement.dim] //= count
+            sizes[axis] //= count
     return False
 
 

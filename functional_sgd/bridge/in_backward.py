@@ -10,9 +10,12 @@ from torch import Tensor
 
 from functional_sgd.chaining import Chain
 from functional_sgd.fusion.fused import Fused, fuse
+from functional_sgd.hyper import collect
+from functional_sgd.memory import same_place
 from functional_sgd.optimizer import Optimizer
 from functional_sgd.signature import STEP
 from functional_sgd.state import State
+from functional_sgd.tree import paths
 
 
 class InBackward:
@@ -22,9 +25,11 @@ class InBackward:
     """
 
     def __init__(self, opt: Chain, params: Mapping[str, Tensor], hyper: Mapping[str, Any]) -> None:
-        self.opt, self.params, self.hyper = opt, dict(params), {**opt.hyper, **hyper}
+        self.opt, self.hyper = opt, {**opt.hyper, **hyper}
+        # In the order of the leaves of a tree, which the steps of a state are in.
+        self.params = {name: params[name] for name in paths(dict(params))}
         self._stepper = fuse(opt, donate=True)
-        self._states = {name: opt.init({name: leaf}) for name, leaf in _plain(params).items()}
+        self._states = {n: opt.init({n: leaf.detach()}) for n, leaf in self.params.items()}
         self._hooks: list[Any] = [self._hook(name) for name in self.params]
 
     def _hook(self, name: str) -> Any:
@@ -36,14 +41,15 @@ class InBackward:
     def _move(self, name: str) -> None:
         """One step of one parameter, whose gradient is let go."""
         param = self.params[name]
-        hyper = {
-            key: value[name] if isinstance(value, Mapping) else value
-            for key, value in self.hyper.items()
-        }
+        hyper = _of_param(name, self.hyper)
         leaf, grad = {name: param.detach()}, {name: param.grad}
         param.grad = None
-        moved, self._states[name] = self._stepper(leaf, grad, self._states[name], hyper)
-        if moved[name].data_ptr() != param.data_ptr():
+        try:
+            moved, self._states[name] = self._stepper(leaf, grad, self._states[name], hyper)
+        except Exception:
+            param.grad = grad[name]  # of a step that was not taken
+            raise
+        if not same_place(moved[name], leaf[name]):
             param.copy_(moved[name])
 
     @property
@@ -86,7 +92,8 @@ def step_in_backward(opt: Optimizer, params: Mapping[str, Tensor], **hyper: Any)
 
     Only chains in which leaves do not matter to each other can do this. Raises TypeError for
     anything else, and ValueError for chains that need all gradients together (the norm of all), the
-    caller's columns or loss, or random numbers, which depend on the place among all leaves.
+    caller's columns or loss, or random numbers, which depend on the place among all leaves, and for
+    a hyper that no rule reads, or that has no value for one of the parameters.
 
     Source: LOMO (Lv et al. 2023); torch's tutorial "optimizer step in backward".
 
@@ -106,6 +113,9 @@ def step_in_backward(opt: Optimizer, params: Mapping[str, Tensor], **hyper: Any)
             f"partition its own parameters, in a call of its own."
         )
     _check_alone(opt, hyper)
+    for name in params:
+        own = _of_param(name, hyper)
+        collect("step_in_backward", opt.plan.defaults, own, {}, opt.plan.ranges)
     for name, param in params.items():
         if not (param.is_leaf and param.requires_grad):
             raise ValueError(
@@ -136,5 +146,15 @@ def _check_alone(opt: Chain, hyper: Mapping[str, Any]) -> None:
         )
 
 
-def _plain(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: param.detach() for name, param in params.items()}
+def _of_param(name: str, hyper: Mapping[str, Any]) -> dict[str, Any]:
+    """The hypers of one parameter. Raises ValueError if one has no value for it."""
+    own = {}
+    for key, value in hyper.items():
+        if isinstance(value, Mapping) and name not in value:
+            raise ValueError(
+                f"step_in_backward: {key!r} has no value for {name!r}, only for "
+                f"{', '.join(map(str, value)) or 'nothing'}. Give one number, or one for each "
+                f"parameter."
+            )
+        own[key] = value[name] if isinstance(value, Mapping) else value
+    return own

@@ -7,11 +7,13 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from functional_sgd.chained import Chained
 from functional_sgd.compile.step import without_kernels
 from functional_sgd.optimizer import Optimizer
 from functional_sgd.state import State
 from functional_sgd.tree import flatten, unflatten
 from functional_sgd.wrappers.partition import PARTS, Partition
+from functional_sgd.wrappers.sam import Sam
 from functional_sgd.wrappers.wrapper import INNER
 
 Named: TypeAlias = Mapping[str, Tensor]
@@ -76,13 +78,7 @@ class Slots(MutableMapping[Tensor, Kept]):
 
     def named(self) -> dict[str, Tensor]:
         """The parameters of all groups by name. Raises ValueError if two have the same."""
-        every = [param for group in self.groups for param in group["params"]]
-        names = [name for group in self.groups for name in group.get("param_names", ())]
-        named = dict(zip(names or map(str, range(len(every))), every, strict=True))
-        if len(named) < len(every):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise ValueError(f"to_torch: two parameters have the name {twice!r}.")
-        return named
+        return named_in(self.groups)
 
     def state_for(self, leaves: Named) -> State:
         """The state, for these leaves: made if there is none.
@@ -208,6 +204,20 @@ class Slots(MutableMapping[Tensor, Kept]):
         return self._known[id(param)][1]
 
 
+def named_in(groups: Groups) -> dict[str, Tensor]:
+    """The parameters of groups by name. Raises ValueError if two have the same."""
+    every = [param for group in groups for param in group["params"]]
+    names = [name for group in groups for name in group.get("param_names", ())]
+    named = dict(zip(names or map(str, range(len(every))), every, strict=True))
+    if len(named) < len(every):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(
+            f"to_torch: two parameters have the name {twice!r}, expected one of each. Give them "
+            f"others: (name, parameter) pairs in each group."
+        )
+    return named
+
+
 def detached(named: Named) -> dict[str, Tensor]:
     """The parameters as tensors that are not tracked."""
     return {name: param.detach() for name, param in named.items()}
@@ -233,19 +243,34 @@ def _places(
     opt: Optimizer, state: Any, leaves: Named, above: tuple[Any, ...]
 ) -> Iterator[tuple[tuple[str, ...], Place]]:
     """(names of leaves, a place) for all that is in the state of these leaves, outermost first."""
-    # A chain may have slots with these names.
-    inside = {INNER, PARTS} if opt.inner else set()
+    while isinstance(opt, Sam):  # whose state is that of the optimizer inside
+        opt = opt.opt
+    # By the optimizer, since a chain may have slots with these names.
+    inside = _inside(opt)
     for key, value in state.items():
         if key not in inside:
             yield from _entry(value, tuple(leaves), (*above, key))
-    if INNER in state and opt.inner:
-        yield from _places(opt.inner[0], state[INNER], leaves, (*above, INNER))
+    for key, one in inside.items():
+        if key in state and one is not None:
+            yield from _places(one, state[key], leaves, (*above, key))
     if PARTS in state and isinstance(opt, Partition):
         owned = opt.owned(leaves)
         for label, part in state[PARTS].items():
             own = {name: leaves[name] for name in owned[label]}
             inner = opt.optimizers[label]
             yield from _places(inner, part, own, (*above, PARTS, label))
+
+
+def _inside(opt: Optimizer) -> dict[str, Optimizer | None]:
+    """The entries of a state that are states of optimizers inside, and of which; None for those of
+    several.
+    """
+    if isinstance(opt, Partition):
+        return {PARTS: None}
+    if isinstance(opt, Chained):
+        front, inner, after = opt.inner
+        return {"front": front, "after": after, INNER: inner}
+    return {INNER: opt.inner[0]} if opt.inner else {}
 
 
 def _entry(
@@ -259,6 +284,9 @@ def _entry(
         # A dict of tensors is flattened in the order of its sorted keys.
         for entry, name in enumerate(sorted(names)):
             yield (name,), Place(keys, entry)
+    elif isinstance(value, dict):  # of several, such as the state of an optimizer
+        for key, inner in value.items():
+            yield from _entry(inner, names, (*keys, key))
     else:
         yield from _all_in(value, names, keys)
 

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from functional_sgd.bridge.slots import Slots, detached
+from functional_sgd.bridge.slots import Slots, detached, named_in
 from functional_sgd.errors import NAMES_ELSEWHERE, did_you_mean
 from functional_sgd.fusion.fused import donating
+from functional_sgd.memory import same_place
 from functional_sgd.optimizer import Optimizer, check_optimizer
 from functional_sgd.ranges import check_number
 from functional_sgd.state import State
@@ -62,7 +63,15 @@ class TorchOptimizer(torch.optim.Optimizer):
         loss, if there is one.
 
         A parameter without a gradient is left alone. `extras` are what some rules read besides.
+        For `sam` the closure is called twice, the second time at the perturbed params, and must
+        clear the gradients first. Raises ValueError if there is none for it.
         """
+        if closure is None and self.opt.perturbs:
+            raise ValueError(
+                f"to_torch: {self.opt!r} takes the gradient a second time, at other params, which "
+                f"needs a closure; got none. Pass step(closure), a function that clears the "
+                f"gradients, computes the loss, calls backward and returns the loss."
+            )
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -72,16 +81,16 @@ class TorchOptimizer(torch.optim.Optimizer):
             self._show(self._slots)
         named = self.named_params()
         leaves = detached(named)
-        grads = {
-            name: None if param.grad is None else param.grad.detach()
-            for name, param in named.items()
-        }
-        before = self._slots.state_for(leaves)
-        moved, state = self.stepper(leaves, grads, before, self.hyper(), **extras)
+        before, hyper = self._slots.state_for(leaves), self.hyper()
+        grads = _grads(named)
+        if closure is not None and self.opt.perturbs:
+            there = self.opt.perturb(leaves, grads, before, hyper)
+            grads = _grads_at(there, named, closure)
+        moved, state = self.stepper(leaves, grads, before, hyper, **extras)
         self._slots.keep(state)
         for name, param in named.items():
             # Optimizers that cannot donate return new tensors.
-            if moved[name].data_ptr() != param.data_ptr():
+            if not same_place(moved[name], leaves[name]):
                 param.copy_(moved[name])
         return loss
 
@@ -138,8 +147,14 @@ class TorchOptimizer(torch.optim.Optimizer):
         for name, before in self._known_aliases[number].items():
             given = group.get(name, before)
             if given != before:
-                given = given if isinstance(given, tuple) else (given,)
-                group.update(zip(_OURS[name], given, strict=True))
+                each = tuple(given) if isinstance(given, (tuple, list)) else (given,)
+                if len(each) != len(_OURS[name]):
+                    raise ValueError(
+                        f"to_torch: {name!r} of group {number} must have a number for each of "
+                        f"{' and '.join(_OURS[name])}, got {given!r}. Write as many, or "
+                        f"group[{_OURS[name][0]!r}]."
+                    )
+                group.update(zip(_OURS[name], each, strict=True))
         self._known_aliases[number] = aliases_of(group)
         group.update(self._known_aliases[number])
 
@@ -152,15 +167,25 @@ class TorchOptimizer(torch.optim.Optimizer):
                 self._check_name(name)
         before = self.named_params() if self._slots.tree is not None else None
         super().add_param_group(param_group)
-        number = len(self.param_groups) - 1
-        self._known_aliases[number] = aliases_of(self.param_groups[number])
-        if before is not None:
-            old, new = detached(before), detached(self.named_params())
-            state = self.opt.extend(self._slots.state_for(old), old, new)
-            self._slots.regroup(self.param_groups, state)
+        number, group = len(self.param_groups) - 1, self.param_groups[-1]
+        try:
+            new = named_in(self.param_groups)
+            if before is not None:
+                old = detached(before)
+                state = self.opt.extend(self._slots.state_for(old), old, detached(new))
+                self._slots.regroup(self.param_groups, state)
+        except Exception:
+            self.param_groups.pop()  # or every later step would fail
+            raise
+        self._known_aliases[number] = aliases_of(group)
+        # torch has filled in its names from the defaults, which the group's own momenta outdo.
+        group.update(self._known_aliases[number])
 
     def state_dict(self) -> dict[str, Any]:
         """As torch.optim's: {"state": {number: {slot: tensor}}, "param_groups": [...]}."""
+        # What is loaded must not show two momenta, of which nobody knows which was written last.
+        for number, group in enumerate(self.param_groups):
+            self._follow_aliases(number, group)
         packed = super().state_dict()
         # Plain dicts, so that what is saved does not depend on this optimizer.
         return {**packed, "state": {number: dict(own) for number, own in packed["state"].items()}}
@@ -222,7 +247,8 @@ def to_torch(opt: Optimizer, params: Iterable[Any], **hyper: Any) -> TorchOptimi
     The values are those of `opt` on a dict of the parameters, which it overwrites, so it is fused
     and donates by itself. `optimizer.state[param]` has the slots of a parameter, as in torch.optim.
     Momenta are also found under torch's names ("betas", "momentum"), which
-    OneCycleLR and CyclicLR write to. Raises ValueError for a hyper that no rule reads.
+    OneCycleLR and CyclicLR write to. For `sam`, `step` wants a closure. Raises ValueError for a
+    hyper that no rule reads.
 
     >>> import torch
     >>> from functional_sgd import sgd
@@ -263,6 +289,30 @@ def _opened(saved: Mapping[Any, Any]) -> dict[Tensor, Mapping[str, Any]]:
             )
         found[param] = own.own if isinstance(own, Saved) else own
     return found
+
+
+def _grads(named: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
+    return {
+        name: None if param.grad is None else param.grad.detach() for name, param in named.items()
+    }
+
+
+def _grads_at(
+    there: Mapping[str, Tensor], named: Mapping[str, Tensor], closure: Callable[[], Any]
+) -> dict[str, Tensor | None]:
+    """The gradients that the closure makes at other values of the parameters, which are put
+    back.
+    """
+    before = {name: param.detach().clone() for name, param in named.items()}
+    try:
+        for name, param in named.items():
+            param.copy_(there[name])
+        with torch.enable_grad():
+            closure()
+    finally:
+        for name, param in named.items():
+            param.copy_(before[name])
+    return _grads(named)
 
 
 def _same_number(one: Any, other: Any) -> bool:

@@ -38,7 +38,8 @@ def compile_step(
 
     `loss_fn(params, *batch)` returns a 0-d tensor or, with `has_aux`, a pair (0-d tensor,
     anything), such as new buffers; so does `value`. Nothing is overwritten. Of `opt` (a chain, a
-    wrapper, or one of them fused) the rules become part of the graph.
+    wrapper, or one of them fused) the rules become part of the graph. For `sam` the gradient is
+    taken a second time, where new random numbers are drawn; `value` is the first one.
 
     Hypers are data, so changing them compiles nothing again. Other numbers and texts in a batch are
     constants of the graph: another one is compiled for each. The first batch has a graph of its
@@ -65,6 +66,10 @@ def compile_step(
         params: Tree, state: State, hyper: Mapping[str, Any], *batch: Any
     ) -> tuple[Any, Tree, State]:
         value, grads = gradient(params, *batch)
+        if plain.perturbs:
+            with torch.no_grad():
+                there = plain.perturb(params, grads, state, dict(hyper))
+            _, grads = gradient(there, *batch)
         with torch.no_grad():
             return value, *plain(params, grads, state, dict(hyper))
 

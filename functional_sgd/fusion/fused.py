@@ -39,6 +39,7 @@ from functional_sgd.fusion.spent import (
 )
 from functional_sgd.guard import Guard
 from functional_sgd.optimizer import Optimizer, check_optimizer
+from functional_sgd.precision import HALVES
 from functional_sgd.sharded import any_distributed
 from functional_sgd.state import State
 from functional_sgd.step import run_leaves
@@ -49,8 +50,6 @@ Wrapped = TypeVar("Wrapped", bound=Optimizer)
 
 BACKENDS: tuple[Backend, ...] = (CBackend(), TritonBackend(), ForeachBackend())
 """Who runs kernels: for each device, the first that treats it and works."""
-
-_HALVES = (torch.float16, torch.bfloat16)
 
 _KNOWN_TREES = 16  # kinds of trees whose groups an optimizer remembers
 
@@ -310,7 +309,7 @@ class Fused(Optimizer):
         C, or Triton's Python for "cuda"; a GPU's kernel is shown as it is when hypers are numbers.
         """
         backend = treating(self.choice.every, torch.device(device))
-        half = dtype in _HALVES
+        half = dtype in HALVES
         working = torch.float32 if half else dtype
         program = self._program(frozenset({"param"}) if half else frozenset())
         parts = []

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from functional_sgd.outputs import map_output
-from functional_sgd.rounding import NARROW
+from functional_sgd.precision import HALVES
 from loop.callback import Callback, Order
 from loop.metrics.tally import widened
 from loop.run.signals import CancelStep
@@ -51,7 +51,7 @@ class MixedPrecision(Callback):
     traceable: ClassVar[tuple[str, ...]] = ("after_pred", "before_backward")
 
     def __post_init__(self) -> None:
-        if self.dtype not in NARROW:
+        if self.dtype not in HALVES:
             raise ValueError(
                 f"MixedPrecision: dtype must be torch.bfloat16 or torch.float16, got "
                 f"{self.dtype!r}."

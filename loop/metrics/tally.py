@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import torch
 from torch import Tensor
 
-from functional_sgd.rounding import NARROW
+from functional_sgd.precision import HALVES
 from loop.callback import snake_case
 
 Accumulator: TypeAlias = Mapping[str, Any]
@@ -231,7 +231,7 @@ def widened(values: Tensor) -> Tensor:
     >>> [widened(torch.ones(1, dtype=dtype)).dtype for dtype in (torch.float16, torch.float64)]
     [torch.float32, torch.float64]
     """
-    return values.float() if values.dtype in NARROW else values
+    return values.float() if values.dtype in HALVES else values
 
 
 def flat(what: str, pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -326,3 +326,60 @@ def test_a_module_is_trained_from_outside() -> None:
         losses.append(float(value))
     assert losses[-1] < losses[0] / 4
     assert_same(dict(module.state_dict()), before)
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_params_of_a_compiled_call_stay_though_an_embedding_limits_its_norms() -> None:
+    layer = nn.Embedding(3, 2, max_norm=0.1)
+    params, buffers = split(layer)
+    before = Untouched(params)
+    fast = torch.compile(
+        lambda params: apply(layer, params, buffers, T([0]))[0], fullgraph=True, backend="eager"
+    )
+    assert fast(params).norm() <= 0.1
+    before.check()
+
+
+class Tally(nn.Module):
+    """Adds to a buffer, also in eval."""
+
+    seen: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.seen.add_(x)
+
+
+def test_buffers_of_a_mapped_call_stay_in_eval() -> None:
+    buffers, layer = {"seen": torch.zeros(2, 1)}, Tally().eval()
+    _, after = torch.func.vmap(lambda b, x: apply(layer, {}, b, x))(buffers, torch.ones(2, 1))
+    assert_same((buffers["seen"], after["seen"]), (torch.zeros(2, 1), torch.ones(2, 1)))
+
+
+def test_leaves_that_do_not_matter_have_zeros_inside_vmap() -> None:
+    """Torch tells no difference there, as the docstring says."""
+    params = {"w": torch.ones(2, 1), "v": torch.ones(2, 1)}
+    grads = torch.func.vmap(value_and_grad(half_square))(params, torch.ones(2, 1))[1]
+    assert_same(grads, {"w": torch.ones(2, 1), "v": torch.zeros(2, 1)})
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, torch.func.vmap], ids=["eager", "vmap"])
+def test_an_aux_that_is_missing_is_an_error(wrap: Any) -> None:
+    compute = wrap(value_and_grad(lambda p: p.sum(), has_aux=True))
+    with pytest.raises(TypeError, match=r"must return a pair \(0-d tensor, anything\), got Tensor"):
+        compute(torch.ones(2, 1))
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, torch.func.vmap], ids=["eager", "vmap"])
+def test_a_leaf_of_integers_is_named(wrap: Any) -> None:
+    params = {"w": torch.ones(2), "inner": {"n": T([1, 2])}}
+    with pytest.raises(TypeError, match=r"'inner.n' must be a floating or complex tensor, got tor"):
+        wrap(value_and_grad(lambda p: p["w"].sum()))(params)
+
+
+def test_a_leaf_that_is_no_tensor_is_named() -> None:
+    with pytest.raises(TypeError, match="'w' must be a floating or complex tensor, got float"):
+        value_and_grad(half_square)({"w": 1.0}, T(1.0))

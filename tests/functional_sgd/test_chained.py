@@ -387,3 +387,16 @@ def test_two_parts_that_disagree_are_decided_by_the_chain() -> None:
 def test_a_part_is_made_of_rules(wrong: Any) -> None:
     with pytest.raises(TypeError, match="expected rules, chains or an optimizer, got"):
         part(wrong)
+
+
+@elementwise(evaluate="average", average=torch.clone)
+def halve_and_average(param: Tensor, average: Tensor) -> dict[str, Tensor]:
+    return dict(param=param / 2, average=(average + param) / 2)
+
+
+def test_what_a_rule_after_an_optimizer_keeps_is_evaluated() -> None:
+    """Frozen at 1, so the average is 1, and the param is halved."""
+    opt, params = chain(freeze(sgd(lr=1.0), "a"), halve_and_average), {"a": torch.ones(1)}
+    moved, state = opt(params, params, opt.init(params))
+    assert opt.averages
+    assert_same((moved, opt.evaluated(moved, state)), ({"a": torch.tensor([0.5])}, params))

@@ -9,7 +9,17 @@ import torch
 from torch import Tensor
 
 import functional_sgd as fs
-from functional_sgd import Chain, adamw, chain, eight_bit, fuse, momentum, norm, sgd_step
+from functional_sgd import (
+    Chain,
+    adamw,
+    chain,
+    eight_bit,
+    elementwise,
+    fuse,
+    momentum,
+    norm,
+    sgd_step,
+)
 from functional_sgd.blocks import OFFSET, block_scale, decode, encode, encoded
 from functional_sgd.fusion.backends.foreach import ForeachBackend
 from functional_sgd.randomness import BLOCK, FACTOR, factor_of, key_of
@@ -302,3 +312,20 @@ def test_torchs_optimizers_show_codes_and_load_them_again() -> None:
     saved = opt.state_dict()
     opt.load_state_dict(saved)
     assert_same(opt.state_dict()["state"], saved["state"])
+
+
+@elementwise(evaluate="average", average=torch.clone, velocity=torch.zeros_like)
+def keep_both(
+    param: Tensor, update: Tensor, average: Tensor, velocity: Tensor
+) -> dict[str, Tensor]:
+    """A rule with a slot that is evaluated and one that begins at zero."""
+    velocity = velocity / 2 + update
+    return dict(param=param - velocity, average=(average + param) / 2, velocity=velocity)
+
+
+def test_what_is_to_be_evaluated_stays_that() -> None:
+    opt = eight_bit(chain(keep_both))
+    assert opt.averages
+    params = torch.ones(2)
+    _, state = opt(params, params, opt.init(params))
+    assert_same(opt.evaluated(2 * params, state), params)

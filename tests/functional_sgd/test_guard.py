@@ -123,3 +123,9 @@ def test_the_tensors_are_not_kept_alive() -> None:
     del leaves
     assert all(ref() is None for ref in refs)
     assert guard.flatten((params(),)) is not None
+
+
+def test_a_tree_with_another_branch_between_the_first_and_the_last_does_not_pass() -> None:
+    x = torch.ones(1)
+    leaves, spec = flatten({"a": x, "b": {"w": x}, "c": x})
+    assert Guard(spec, [leaves]).flatten([{"a": x, "x": {"w": x}, "c": x}]) is None

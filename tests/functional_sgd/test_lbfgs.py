@@ -230,3 +230,18 @@ def test_fit_passes_the_loss() -> None:
     learner = Learner(model, data, nn.functional.mse_loss, lbfgs())
     end = fit(learner, learner.init(seed=0), epochs=6)
     assert_close(end.params["weight"], weight.T, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("start", [3.0, 300.0])
+def test_a_search_comes_back_from_where_the_loss_is_nan(start: float) -> None:
+    """3 x - log x, which is NaN below 0, is lowest at 1/3."""
+
+    def loss(x: Tensor) -> Tensor:
+        return 3 * x - x.log()
+
+    opt, x = lbfgs(), torch.tensor(start, dtype=torch.float64)
+    state = opt.init(x)
+    for _ in range(15):
+        value, grads = value_and_grad(loss)(x)
+        x, state = opt(x, grads, state, value=value, value_fn=loss)
+    assert x.item() == pytest.approx(1 / 3, abs=1e-6)

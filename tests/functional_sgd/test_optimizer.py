@@ -299,3 +299,23 @@ def test_a_class_that_lacks_a_part_of_the_contract_cannot_be_made() -> None:
 def test_what_is_no_optimizer_is_refused(wrap: Any, wrong: Any) -> None:
     with pytest.raises(TypeError, match="expected an optimizer such as adamw.*inherits from"):
         wrap(wrong)
+
+
+class Around(Optimizer):
+    """A wrapper of one's own that does not say how its state is extended."""
+
+    hyper = {}  # noqa: RUF012
+
+    def init(self, params: Any) -> Any:
+        return {"of adamw": adamw().init(params)}
+
+    def __call__(
+        self, params: Any, grads: Any, state: Any, hyper: Any = None, **extras: Any
+    ) -> tuple[Any, Any]:
+        return params, state
+
+
+def test_a_state_that_cannot_be_extended_by_path_is_an_error() -> None:
+    opt, one, two = Around(), {"a": torch.ones(1)}, {"a": torch.ones(1), "b": torch.ones(1)}
+    with pytest.raises(ValueError, match=r"state\['of adamw'\].*define extend"):
+        opt.extend(opt.init(one), one, two)

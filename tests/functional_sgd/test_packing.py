@@ -122,3 +122,10 @@ def test_errors() -> None:
         packing.unpack({"float64": flat["float32"]})
     with pytest.raises(ValueError, match="float32 must have 23 elements in one axis"):
         packing.unpack({"float32": flat["float32"][:5]})
+
+
+def test_a_leaf_of_another_dtype_is_an_error() -> None:
+    """It would lie in the flat tensor called float32."""
+    packing = pack({"w": torch.ones(2)})[1]
+    with pytest.raises(ValueError, match=r"expected a leaf of torch.float32, got torch.float64"):
+        packing({"w": torch.ones(2).double()})

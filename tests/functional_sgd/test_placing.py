@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import batch_norm, linear
 from torch.utils.checkpoint import checkpoint
 
-from functional_sgd import apply, compile_step, sgd, split, value_and_grad
+from functional_sgd import apply, compile_step, placing, sgd, split, value_and_grad
 from tests.comparing import Untouched, assert_close, assert_same
 
 X = torch.randn(5, 3, generator=torch.Generator().manual_seed(1))
@@ -276,3 +276,19 @@ def test_inputs_may_have_names() -> None:
     one, other = torch.ones(1, 2), torch.zeros(1, 2)
     named = apply(module, *split(module), input1=one, input2=other)[0]
     assert_same(named.detach(), module(one, other).detach())
+
+
+def test_preparing_a_gradient_that_fails_leaves_no_hook(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(placed: placing.Placed) -> Any:
+        raise RuntimeError("not now")
+
+    layer = nn.Linear(3, 1)
+    next(iter(layer.parameters())).register_hook(lambda grad: grad)
+    one = placing.Placed(layer, dict(layer.named_parameters()))
+    monkeypatch.setattr(placing, "_hooked", fail)
+    try:
+        with pytest.raises(RuntimeError, match="not now"):
+            placing.made_ready([one], again=True)
+        layer(X)  # a hook that refuses calls would raise
+    finally:
+        one.put_back()

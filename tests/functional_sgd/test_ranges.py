@@ -275,3 +275,14 @@ def test_a_hyper_without_a_range_takes_any_number() -> None:
         return dict(grad=factor * grad)
 
     assert_same(step(chain(scale, sgd_step, lr=1.0), {"factor": -1})["a"], torch.tensor([2.0]))
+
+
+@elementwise
+def divide(grad: Tensor, *, scale: "Positive", other: "Unheard" = 1.0) -> dict[str, Tensor]:  # type: ignore[name-defined]  # noqa: F821
+    return dict(grad=other * grad / scale)
+
+
+def test_a_range_may_be_a_text() -> None:
+    """As all annotations are after `from __future__ import annotations`."""
+    with pytest.raises(ValueError, match="'scale' must be above 0"):
+        step(chain(divide, sgd_step, lr=1.0), {"scale": 0.0})

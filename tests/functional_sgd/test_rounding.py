@@ -21,13 +21,14 @@ from functional_sgd import (
     treewise,
 )
 from functional_sgd.fusion.backends.foreach import ForeachBackend
+from functional_sgd.precision import HALVES
 from functional_sgd.randomness import BLOCK, key_of
-from functional_sgd.rounding import NARROW, neighbour, rounded, rounded_randomly
+from functional_sgd.rounding import CUT, neighbour, rounded, rounded_randomly
 from tests.comparing import assert_same
 from tests.functional_sgd.fusion.helpers import ExactRoots, draw
 
 KEY = key_of(torch.tensor(0), torch.tensor(1), leaf=0, position=0)
-halves = pytest.mark.parametrize("dtype", NARROW, ids=str)
+halves = pytest.mark.parametrize("dtype", HALVES, ids=str)
 STOCHASTIC = chain(adamw(lr=1e-3), round_stochastically)
 COMPENSATED = chain(adamw(lr=1e-3), compensate_rounding)
 
@@ -100,6 +101,37 @@ def test_a_nan_stays_one_whatever_its_bits() -> None:
     for pattern in (0x7F800001, 0x7FFFFFFF, -1):
         found = neighbour(bits(pattern).view(torch.float32), bits(0xFFFF), torch.bfloat16)
         assert found.isnan()
+
+
+@halves
+def test_a_number_becomes_infinite_only_where_the_nearest_is(dtype: torch.dtype) -> None:
+    """From half way between the largest number and the next one on."""
+    largest = torch.tensor(torch.finfo(dtype).max).view(torch.int32).item()
+    half = 1 << (CUT[dtype] - 1)
+    below, at = (bits(int(largest) + place).view(torch.float32) for place in (half - 1, half))
+    for sign in (1.0, -1.0):
+        found = neighbour(sign * below, bits(0xFFFF), dtype)
+        assert_same(found, sign * bits(int(largest)).view(torch.float32))
+        assert_same(found, rounded(sign * below, dtype))
+        assert neighbour(sign * at, bits(0xFFFF), dtype).to(dtype).isinf()
+
+
+@halves
+def test_the_largest_numbers_have_the_same_bits_in_every_executor(dtype: torch.dtype) -> None:
+    """A quarter of a step above the largest number, and three."""
+    most = torch.finfo(dtype).max
+    params = torch.full((1000,), most, dtype=dtype)
+    grads = torch.full((1000,), -most * torch.finfo(dtype).eps / 8, dtype=dtype)
+    grads[500:] *= 3
+    opt = chain(sgd(lr=1.0), round_stochastically)
+    runs = [
+        other(params, grads, other.init(params))[0]
+        for other in (opt, fuse(opt), fuse(opt, backends=[ForeachBackend()]))
+    ]
+    assert runs[0][:500].isfinite().all()
+    assert 0 < runs[0][500:].isfinite().sum() < 500
+    assert_same(runs[1], runs[0])
+    assert_same(runs[2], runs[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64], ids=str)

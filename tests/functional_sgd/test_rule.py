@@ -342,3 +342,18 @@ def test_a_default_of_several_numbers_is_refused() -> None:
 def test_a_rule_that_draws_says_what_its_key_is(key: dict[str, Any]) -> None:
     with pytest.raises(TypeError, match="rule add_noise: draws random numbers, so key must be"):
         add_noise(torch.ones(2), step=torch.tensor(1), **key)
+
+
+def centred(update: Tensor) -> dict[str, Tensor]:
+    """Not elementwise, since it takes a mean."""
+    return dict(update=update - update.mean())
+
+
+def test_a_rule_that_was_declared_otherwise_is_another_one() -> None:
+    assert elementwise(centred) != elementwise(writes=("update",))(centred)
+
+
+def test_a_rule_is_tried_though_one_that_says_what_it_writes_was_not() -> None:
+    chain(elementwise(writes=("update",))(centred), sgd_step, lr=0.1)
+    with pytest.raises(TypeError, match="depends on others"):
+        chain(elementwise(centred), sgd_step, lr=0.1)

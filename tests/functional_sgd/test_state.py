@@ -14,9 +14,12 @@ from functional_sgd import (
     identity,
     lookahead,
     momentum,
+    noisy_sgd,
+    partition,
     sgd,
     sgd_step,
 )
+from functional_sgd.state import seeded
 from tests.comparing import Untouched, assert_same
 from tests.functional_sgd import user_rules
 
@@ -264,3 +267,16 @@ def test_state_can_be_kept_and_stepped_back_to() -> None:
 
 def test_identity_has_a_state_too() -> None:
     assert_same(identity().init(PARAMS), {"step": torch.tensor([0, 0])})
+
+
+def test_slots_of_a_parameter_called_seed_are_not_seeded() -> None:
+    params = {"seed": torch.zeros(1), "step": torch.zeros(1)}
+    state = partition({"a": adam()}, {"*": "a"}).init(params)
+    assert_same(seeded(state, 3)["parts"]["a"]["grad_avg"], params)
+
+
+def test_a_chain_inside_of_wrappers_is_seeded() -> None:
+    """On top of the seed that its part begins with."""
+    state = partition({"a": noisy_sgd()}, {"*": "a"}).init({"seed": torch.zeros(1)})
+    before = state["parts"]["a"]["seed"].item()
+    assert seeded(state, 3)["parts"]["a"]["seed"].item() == before + 3

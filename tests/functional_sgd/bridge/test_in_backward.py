@@ -203,3 +203,48 @@ def test_wrappers_are_refused() -> None:
 def test_parameters_that_are_not_tracked_are_refused() -> None:
     with pytest.raises(ValueError, match="'w' must be a leaf"):
         step_in_backward(fs.sgd(lr=0.1), {"w": torch.ones(1)})
+
+
+def two_ones() -> dict[str, Any]:
+    """Not in the order of their names."""
+    return {name: nn.Parameter(torch.ones(1)) for name in ("w", "b")}
+
+
+def test_step_counts_are_in_the_order_of_the_leaves_of_a_tree() -> None:
+    params = two_ones()
+    running = step_in_backward(fs.adamw(), params)
+    params["w"].sum().backward()
+    assert running.state["step"].tolist() == [0, 1]  # b, w
+
+
+def test_step_counts_are_taken_over_in_the_order_of_the_leaves_of_a_tree() -> None:
+    params, opt = two_ones(), fs.adamw()
+    running = step_in_backward(opt, params)
+    running.state = {**opt.init(params), "step": torch.tensor([0, 5])}
+    params["b"].sum().backward()
+    assert running.state["step"].tolist() == [1, 5]
+
+
+def test_a_hyper_that_no_rule_reads_is_an_error() -> None:
+    with pytest.raises(ValueError, match="step_in_backward: no rule reads 'lrr'"):
+        step_in_backward(fs.adamw(), two_ones(), lrr=0.1)
+
+
+def test_a_hyper_out_of_range_is_an_error() -> None:
+    with pytest.raises(ValueError, match="step_in_backward: hyper 'mom' must be in"):
+        step_in_backward(fs.adamw(), two_ones(), mom={"w": 0.9, "b": 1.5})
+
+
+def test_a_hyper_without_a_value_for_a_parameter_is_an_error() -> None:
+    with pytest.raises(ValueError, match="'lr' has no value for 'b', only for w. Give one number"):
+        step_in_backward(fs.adamw(), two_ones(), lr={"w": 0.1})
+
+
+@pytest.mark.parametrize("wrong", [{"lr": {"w": 0.1}}, {"lrr": 0.1}])
+def test_the_gradient_of_a_step_that_failed_stays(wrong: dict[str, Any]) -> None:
+    params = two_ones()
+    running = step_in_backward(fs.sgd(lr=0.1), params)
+    running.hyper.update(wrong)
+    with pytest.raises(ValueError, match="'lr"):
+        (2 * params["b"]).sum().backward()
+    assert_same(params["b"].grad, torch.tensor([2.0]))

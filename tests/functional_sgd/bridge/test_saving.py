@@ -92,3 +92,18 @@ def test_copies_and_pickles_go_on_by_themselves() -> None:
         other, other_optimizer = clone((model, optimizer))
         expected = train(model, optimizer, 2, start=2)
         assert_same(train(other, other_optimizer, 2, start=2), expected)
+
+
+def test_a_momentum_that_was_written_and_saved_is_loaded() -> None:
+    """Without a step in between, into an optimizer that was made with another."""
+    first, second = (to_torch(adamw(), network().parameters(), mom=mom) for mom in (0.9, 0.7))
+    first.param_groups[0]["mom"] = 0.5
+    second.load_state_dict(first.state_dict())
+    assert second.hyper()["mom"] == 0.5
+
+
+def test_betas_that_were_written_and_saved_are_loaded() -> None:
+    first, second = (to_torch(adamw(), network().parameters(), mom=mom) for mom in (0.9, 0.7))
+    first.param_groups[0]["betas"] = (0.5, 0.999)
+    second.load_state_dict(first.state_dict())
+    assert second.hyper()["mom"] == 0.5

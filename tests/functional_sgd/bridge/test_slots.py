@@ -289,3 +289,44 @@ def test_a_state_of_another_optimizer_or_of_other_names_is_not_taken() -> None:
         with pytest.raises(ValueError, match="to_torch: the state does not fit. .*named_param"):
             given.opt_state = other  # type: ignore[assignment]
     assert_same(given.opt_state, kept)
+
+
+def of_two(opt: Any) -> Any:
+    """After a step of "w" alone, along 1."""
+    params = {name: nn.Parameter(torch.zeros(1)) for name in ("w", "b")}
+    optimizer = to_torch(opt, params.items())
+    params["w"].sum().backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    return optimizer, params
+
+
+AROUND: dict[str, Any] = {
+    "rules after a wrapper": fs.lookahead(fs.average_params(sgd(lr=1.0, mom=0.5))),
+    "rules in front of one": chain(clip_norm, fs.average_params(sgd(lr=1.0, mom=0.5))),
+    "rules in front of parts": chain(clip_norm, fs.partition({"a": sgd(lr=1.0, mom=0.5)}, "a")),
+    "sam": fs.sam(fs.partition({"a": sgd(lr=1.0, mom=0.5)}, "a")),
+}
+
+
+@pytest.mark.parametrize("name", AROUND)
+def test_every_parameter_has_its_own_slots(name: str) -> None:
+    opt = AROUND[name]
+    params = {name: torch.zeros(1) for name in ("w", "b")}
+    own = layout_of(opt, opt.init(params), params)["w"]
+    assert own["velocity"].keys[-1] == "w"
+    assert not any("b" in place.keys for place in own.values())
+
+
+def test_of_rules_around_a_wrapper_a_parameter_has_what_was_kept_of_it() -> None:
+    """Of SGD with momentum 0.5, after one gradient of 1 by w."""
+    optimizer, params = of_two(fs.lookahead(fs.average_params(sgd(lr=1.0, mom=0.5))))
+    assert [optimizer.state[params[name]]["velocity"].item() for name in "wb"] == [1.0, 0.0]
+    assert [optimizer.state[params[name]]["inner.inner.step"].item() for name in "wb"] == [1, 0]
+
+
+def test_of_rules_around_a_wrapper_a_parameter_of_which_nothing_was_saved_begins_afresh() -> None:
+    optimizer, params = of_two(fs.lookahead(fs.average_params(sgd(lr=1.0, mom=0.5))))
+    saved = optimizer.state_dict()
+    del saved["state"][0]
+    optimizer.load_state_dict(saved)
+    assert optimizer.state[params["w"]]["velocity"].item() == 0.0

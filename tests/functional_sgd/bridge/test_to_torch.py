@@ -267,3 +267,88 @@ def test_a_module_or_a_schedule_in_place_of_what_is_wanted_is_an_error() -> None
         to_torch(adamw(), nn.Linear(1, 1))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="to_torch: hyper 'lr' must be a number, got a function"):
         to_torch(adamw(), nn.Linear(1, 1).parameters(), lr=Cosine(0.1, 0.0))
+
+
+def ones() -> nn.Parameter:
+    return nn.Parameter(torch.ones(1))
+
+
+def test_a_momentum_of_a_group_outdoes_the_default() -> None:
+    """Though torch fills in the "betas" of the default."""
+    optimizer = to_torch(adamw(), [{"params": [ones()], "mom": 0.5}, {"params": [ones()]}])
+    assert optimizer.hyper()["mom"] == {"0": 0.5, "1": 0.9}
+    assert [group["betas"] for group in optimizer.param_groups] == [(0.5, 0.999), (0.9, 0.999)]
+
+
+def test_a_momentum_of_a_group_that_is_added_outdoes_the_default() -> None:
+    optimizer = to_torch(sgd(mom=0.9), [ones()])
+    optimizer.add_param_group({"params": [ones()], "mom": 0.5})
+    assert optimizer.hyper()["mom"] == {"0": 0.9, "1": 0.5}
+
+
+def test_betas_may_be_a_list() -> None:
+    optimizer = to_torch(adamw(), [ones()])
+    optimizer.param_groups[0]["betas"] = [0.8, 0.95]
+    assert [optimizer.hyper()[name] for name in ("mom", "sqr_mom")] == [0.8, 0.95]
+
+
+def test_betas_of_the_wrong_number_are_an_error() -> None:
+    optimizer = to_torch(adamw(), [ones()])
+    optimizer.param_groups[0]["betas"] = (0.8,)
+    with pytest.raises(ValueError, match="'betas' of group 0 must have a number for each of mom"):
+        optimizer.hyper()
+
+
+@pytest.mark.parametrize("looked_at", [False, True])
+def test_a_group_with_a_name_that_is_taken_is_not_added(looked_at: bool) -> None:
+    optimizer = to_torch(adamw(lr=0.1), [("w", ones())])
+    if looked_at:
+        assert optimizer.opt_state["step"].tolist() == [0]
+    with pytest.raises(ValueError, match="two parameters have the name 'w'"):
+        optimizer.add_param_group({"params": [("w", ones())]})
+    assert len(optimizer.param_groups) == 1
+    optimizer.step()
+
+
+def by_sam(weight: nn.Parameter) -> Any:
+    """An optimizer that steps by 0.5 along the gradient taken 1 further up."""
+    return to_torch(fs.sam(sgd(lr=0.5), rho=1.0), [weight])
+
+
+def fourth_power(weight: nn.Parameter) -> Any:
+    """A closure: its gradient is the cube."""
+
+    def closure() -> Tensor:
+        weight.grad = None
+        loss = (weight**4).sum() / 4
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    return closure
+
+
+def test_sam_takes_the_gradient_of_the_closure_at_the_perturbed_params() -> None:
+    """1 - 0.5 * 2**3, and the loss at 1."""
+    weight = ones()
+    loss = by_sam(weight).step(fourth_power(weight))
+    assert (weight.item(), loss.item()) == (-3.0, 0.25)
+
+
+def test_sam_without_a_closure_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"needs a closure; got none. Pass step\(closure\)"):
+        by_sam(ones()).step()
+
+
+def test_params_are_put_back_if_the_closure_fails_at_the_perturbed_params() -> None:
+    weight = ones()
+    computed = fourth_power(weight)
+
+    def closure() -> Tensor:
+        if weight.item() != 1.0:
+            raise RuntimeError("not here")
+        loss: Tensor = computed()
+        return loss
+
+    with pytest.raises(RuntimeError, match="not here"):
+        by_sam(weight).step(closure)
+    assert weight.item() == 1.0

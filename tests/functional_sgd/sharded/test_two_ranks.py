@@ -153,3 +153,20 @@ opt(params, params, opt.init(params))
 assert "torch.distributed.tensor" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+
+
+def of_fsdp_over_tensor_parallel() -> str:
+    """What a rule that draws says of rows that are cut twice, the other way round."""
+    from torch.distributed.tensor import Shard, distribute_tensor
+    from torch.distributed.tensor.placement_types import _StridedShard
+
+    mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("data", "model"))
+    cut = [_StridedShard(0, split_factor=1), Shard(0)]
+    params = {"w": distribute_tensor(torch.ones(4, 2), mesh, cut)}
+    opt = fs.noisy_sgd(lr=0.1)
+    return said(lambda: opt(params, params, opt.init(params)))
+
+
+def test_rows_that_are_cut_by_strides_cannot_be_drawn_for(ranks: Ranks) -> None:
+    for message in ranks(of_fsdp_over_tensor_parallel):
+        assert message.startswith("ValueError: random numbers: expected Shard, got")

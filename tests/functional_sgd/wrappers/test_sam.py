@@ -6,7 +6,7 @@ import optree
 import pytest
 import torch
 
-from functional_sgd import adamw, sam, sgd, value_and_grad
+from functional_sgd import adamw, compile_step, sam, sgd, value_and_grad
 from tests.catalogue import random_like, sample_tree, small_tree
 from tests.comparing import Untouched, assert_close, assert_same, stack
 
@@ -105,3 +105,11 @@ def test_a_hyper_that_nobody_reads_is_an_error() -> None:
 def test_a_negative_rho_is_an_error() -> None:
     with pytest.raises(ValueError, match="sam: hyper 'rho' must be at least 0, got -1"):
         sam(sgd(), rho=-1)
+
+
+def test_a_compiled_step_takes_the_gradient_at_the_perturbed_params() -> None:
+    """1 - 0.5 * 2**3, and the loss at 1."""
+    opt, params = sam(sgd(lr=0.5), rho=1.0), torch.tensor([1.0])
+    step = compile_step(lambda params: (params**4).sum() / 4, opt)
+    value, params, _ = step(params, opt.init(params), None)
+    assert_same((value, params), (torch.tensor(0.25), torch.tensor([-3.0])))

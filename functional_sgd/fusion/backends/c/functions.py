@@ -6,6 +6,7 @@ from functional_sgd.rounding import INFINITE, MAGNITUDE
 
 # memcpy and not a pointer cast: to read a float through an integer pointer is undefined in C.
 # to_bfloat16: adding 0x7fff plus the last bit kept rounds to nearest, ties to even.
+# neighbour_bfloat16, neighbour_float16: from the largest number on, half a step leads no further.
 # neighbour_float16: below 2**-14 float16 is evenly spaced, so multiples of 2**-24 are rounded.
 FUNCTIONS = """\
 #include <math.h>
@@ -27,7 +28,8 @@ static inline uint16_t high_half(float f) {
 }
 static inline float neighbour_bfloat16(float f, uint32_t random) {
     uint32_t u; memcpy(&u, &f, 4);
-    uint32_t size = u & 0x7fffffffu, found = ((size + random) & 0xffff0000u) | (u ^ size);
+    uint32_t size = u & 0x7fffffffu, found = (size + random) & 0xffff0000u;
+    found = (size < 0x7f7f8000u && found > 0x7f7f0000u ? 0x7f7f0000u : found) | (u ^ size);
     found = size < 0x7f800000u ? found : u;
     memcpy(&f, &found, 4);
     return f;
@@ -37,7 +39,8 @@ static inline float neighbour_float16(float f, uint32_t random) {
     uint32_t size = u & 0x7fffffffu, found = (size + (random >> 3)) & 0xffffe000u, few;
     float rest = floorf(fabsf(f) * 0x1p24f + (float)(int32_t)random * 0x1p-16f) * 0x1p-24f;
     memcpy(&few, &rest, 4);
-    found = (size < 0x38800000u ? few : found) | (u ^ size);
+    found = size < 0x38800000u ? few : found;
+    found = (size < 0x477ff000u && found > 0x477fe000u ? 0x477fe000u : found) | (u ^ size);
     found = size < 0x7f800000u ? found : u;
     memcpy(&f, &found, 4);
     return f;

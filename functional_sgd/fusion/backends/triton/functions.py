@@ -1,8 +1,10 @@
 """Functions of Triton kernels that draw random numbers and round."""
 
+import torch
+
 from functional_sgd.blocks import CUT, LARGEST_SCALE, SIGN
 from functional_sgd.randomness import BLOCK, PARITY, ROTATIONS
-from functional_sgd.rounding import INFINITE, MAGNITUDE, SMALLEST_HALF
+from functional_sgd.rounding import INFINITE, LARGEST, MAGNITUDE, OVER, SMALLEST_HALF
 
 
 def _threefry() -> str:
@@ -62,7 +64,9 @@ def rounded_float16(value):
 def neighbour_bfloat16(value, random):
     bits = value.to(tl.int32, bitcast=True)
     size = bits & {MAGNITUDE}
-    found = ((size + random) & -65536) | (bits ^ size)
+    found = (size + random) & -65536
+    most = tl.minimum(found, {LARGEST[torch.bfloat16]})
+    found = tl.where(size < {OVER[torch.bfloat16]}, most, found) | (bits ^ size)
     return tl.where(size < {INFINITE}, found, bits).to(tl.float32, bitcast=True)
 
 
@@ -73,7 +77,8 @@ def neighbour_float16(value, random):
     few = size.to(tl.float32, bitcast=True) * 16777216.0 + random.to(tl.float32) * {2.0**-16}
     few = (tl.floor(few) * {2.0**-24}).to(tl.int32, bitcast=True)
     found = tl.where(size < {SMALLEST_HALF}, few, (size + (random >> 3)) & -8192)
-    found = found | (bits ^ size)
+    most = tl.minimum(found, {LARGEST[torch.float16]})
+    found = tl.where(size < {OVER[torch.float16]}, most, found) | (bits ^ size)
     return tl.where(size < {INFINITE}, found, bits).to(tl.float32, bitcast=True)
 """
 """Rounding to nearest, and to one of two neighbours."""

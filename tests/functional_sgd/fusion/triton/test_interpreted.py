@@ -78,6 +78,19 @@ def test_an_interpreted_recipe_rounds_as_the_chain_does(name, dtype):
     assert {type(kernel) for kernel in made(fused)} == {launch._Kernel}
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_the_largest_numbers_are_rounded_as_the_chain_does(dtype):
+    """A quarter of a step above the largest number, where it stays."""
+    most = torch.finfo(dtype).max
+    params = torch.full((100,), most, dtype=dtype)
+    grads = torch.full((100,), -most * torch.finfo(dtype).eps / 8, dtype=dtype)
+    opt = chain(fs.sgd(lr=1.0), fs.round_stochastically)
+    fused = fuse(opt)
+    assert_same(fused(params, grads, opt.init(params))[0], params)
+    assert_same(opt(params, grads, opt.init(params))[0], params)
+    assert {type(kernel) for kernel in made(fused)} == {launch._Kernel}
+
+
 @pytest.mark.parametrize("name", ["adamw", "lamb", "clip_norm_adam", "centralize_sgd"])
 def test_donated_buffers_are_overwritten(name):
     params = odd_tree(torch.float32)
