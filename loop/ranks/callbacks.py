@@ -36,9 +36,8 @@ from loop.ranks.loss import (
     GlobalLoss,
     LateRecorder,
     is_awaited,
-    part_of_loss,
+    part_of_mean,
     raised_in,
-    scaled,
     sums_first,
 )
 from loop.run.passes import length
@@ -95,8 +94,9 @@ class Ranks:
             return callback.elsewhere()
         return None if getattr(callback, "reports", False) else callback
 
-    def around_fit(self, state: State) -> AbstractContextManager[None]:
+    def around_fit(self, state: State) -> AbstractContextManager[frozenset[str]]:
         """Check that all ranks begin, or go on, with the same state and the same amount of data.
+        What is lent are the names of the model's own parameters.
 
         Raises ValueError if they do not. Ranks at different places would take what the others mean
         for another number: their collectives differ.
@@ -114,7 +114,7 @@ class Ranks:
         if self.everyone != self.group:
             _check_alike(self.everyone.gathered(facts))
         _check_alike(self.group.gathered(facts | {_TENSORS: _digest(state, self.group)}))
-        return nullcontext()
+        return nullcontext(frozenset(dict(learner_of(state).model.named_parameters())))
 
     def before_batch(self, state: State) -> State | None:
         """Say what share of a training batch this rank has."""
@@ -138,11 +138,12 @@ class Ranks:
         said = {"weight": weight, "samples": samples, "share": share, "raised": raised}
         return state.remember(SHARED, said)
 
-    def after_backward(self, state: State) -> State:
+    def after_backward(self, state: State) -> State | None:
         """Gradients and buffers as those of the whole batch, in one all-reduce; and its loss, if
         nobody has asked for that before.
         """
-        assert state.grads is not None
+        if state.grads is None:  # after_cancel_backward has come before
+            return None
         own = {
             name: None if grad is None else placed(grad, state.params[name])
             for name, grad in state.grads.items()
@@ -196,17 +197,23 @@ class Ranks:
 
         A gradient that is None on some ranks counts as zero there; None on all stays None.
         """
-        # Counters, such as num_batches_tracked, are alike on all ranks.
-        buffers = {name: b for name, b in state.buffers.items() if b.is_floating_point()}
+        # Counters, such as num_batches_tracked, are alike on all ranks. So are frozen parameters,
+        # and a mean of equal numbers has other bits: shares are rounded.
+        params = state.resources[self.name]
+        buffers = {
+            name: value
+            for name, value in state.buffers.items()
+            if (value.is_floating_point() or value.is_complex()) and name not in params
+        }
         whole = state.memory.get(SHARED)
         # A batch that was cancelled before before_batch came here has no share yet.
         share = 1 / self.group.size if whole is None else whole["share"]
-        given = [] if loss is None else [part_of_loss(loss, share)]
+        given = [] if loss is None else [part_of_mean(loss, share)]
         given += [
             torch.zeros_like(local(state.params[name])) if grad is None else local(grad)
             for name, grad in grads.items()
         ]
-        given += [scaled(local(buffer), share) for buffer in buffers.values()]
+        given += [part_of_mean(local(buffer), share) for buffer in buffers.values()]
         if not given:
             return state
         there = [float(grad is not None) for grad in grads.values()]
@@ -233,7 +240,10 @@ class Ranks:
             changes["grads"] = {**(state.grads or {}), **new}
         if buffers:
             means = zip(buffers.items(), each, strict=True)
-            new_ones = {name: in_place(mean.clone(), buffer) for (name, buffer), mean in means}
+            new_ones = {
+                name: in_place(mean.to(buffer.dtype, copy=True), buffer)
+                for (name, buffer), mean in means
+            }
             changes["buffers"] = {**state.buffers, **new_ones}
         if told is not None:
             changes["memory"] = {**state.memory, TOLD: told.clone()}

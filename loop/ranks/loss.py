@@ -47,7 +47,7 @@ class GlobalLoss:
         if not state.training or self.late:
             return None
         assert state.loss is not None
-        part = part_of_loss(state.loss, state.memory[SHARED]["share"])
+        part = part_of_mean(state.loss, state.memory[SHARED]["share"])
         value, *told = self.group.sums([part, *raised_in(state, part)])
         state = state.replace(loss=with_value(state.loss, value.to(state.loss.dtype)))
         return state.remember(TOLD, told[0].clone()) if told else state
@@ -194,9 +194,9 @@ def raised_in(state: State, like: Tensor) -> list[Tensor]:
     return [torch.tensor(flags.raised(), dtype=like.dtype, device=like.device)]
 
 
-def part_of_loss(loss: Tensor, share: Any) -> Tensor:
-    """This rank's part of the loss of a batch, at least in float32."""
-    return scaled(loss.detach().to(torch.promote_types(loss.dtype, torch.float32)), share)
+def part_of_mean(value: Tensor, share: Any) -> Tensor:
+    """This rank's part of a mean over ranks, such as the loss of a batch, at least in float32."""
+    return scaled(value.detach().to(torch.promote_types(value.dtype, torch.float32)), share)
 
 
 class _WithValue(torch.autograd.Function):
