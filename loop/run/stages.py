@@ -13,8 +13,8 @@ from torch import Tensor
 from functional_sgd.autodiff import detached, gradients
 from functional_sgd.placing import Placed, look_again
 from functional_sgd.sharded import full
-from loop.donation import tensors_in
 from loop.learner import Learner
+from loop.remembered import tensors_in
 from loop.run.attributes import attributes_of, warn_of_attributes
 from loop.run.chance import key, seed_torch
 from loop.run.forward import ByName, Unharmed, called

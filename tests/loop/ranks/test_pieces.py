@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard
@@ -59,6 +60,33 @@ def compared() -> str:
 
 def test_states_in_pieces_are_compared_when_they_are_joined(ranks: Ranks) -> None:
     assert all("Compare unshard(state)" in said for said in ranks(compared))
+
+
+def joined(folder: str, callbacks: str) -> tuple[dict[str, str], list[Tensor]]:
+    """Where a state that was in pieces differs from itself once it is saved and loaded; and the end
+    of the run that goes on from it, cut again.
+    """
+    mine, start = started_in_pieces(tower("adamw", callbacks), EACH, False)
+    stopped = fit(mine, start, 2, [StopAt(2)], stop="return")
+    whole = unshard(stopped)
+    path = Path(folder) / f"{dist.get_rank()}"
+    save(whole, path)
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    again = shard(mine, load(path), mesh)
+    assert differences(unshard(again), whole) == {}
+    end = fit(mine, again, 2, resume=True)
+    return differences(load(path), whole), numbers(unshard(end))
+
+
+@pytest.mark.parametrize("callbacks", ["average", "accumulation"])
+def test_what_callbacks_remember_is_joined_and_cut_too(
+    ranks: Ranks, tmp_path: Path, callbacks: str
+) -> None:
+    one = tower("adamw", callbacks)
+    end = fit(one, one.init(seed=3), 2)
+    for found, after in ranks(joined, str(tmp_path), callbacks):
+        assert found == {}
+        check_near(after, numbers(end))
 
 
 def test_pieces_of_gradients_can_be_spent(ranks: Ranks) -> None:
