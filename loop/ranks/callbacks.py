@@ -11,10 +11,11 @@ gradients would be wrong as soon as the parts differ in size.
 
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import optree
 import torch
@@ -208,45 +209,44 @@ class Ranks:
         whole = state.memory.get(SHARED)
         # A batch that was cancelled before before_batch came here has no share yet.
         share = 1 / self.group.size if whole is None else whole["share"]
-        given = [] if loss is None else [part_of_mean(loss, share)]
-        given += [
-            torch.zeros_like(local(state.params[name])) if grad is None else local(grad)
-            for name, grad in grads.items()
-        ]
-        given += [part_of_mean(local(buffer), share) for buffer in buffers.values()]
-        if not given:
+        own = _Sent(
+            [] if loss is None else [part_of_mean(loss, share)],
+            [
+                torch.zeros_like(local(state.params[name])) if grad is None else local(grad)
+                for name, grad in grads.items()
+            ],
+            [part_of_mean(local(buffer), share) for buffer in buffers.values()],
+        )
+        like = next(own.tensors(), None)
+        if like is None:
             return state
         there = [float(grad is not None) for grad in grads.values()]
         # In the dtype of the others, since every further dtype is a collective of its own.
-        given.append(torch.tensor(there, dtype=given[-1].dtype, device=given[-1].device))
-        raised = [] if loss is None else raised_in(state, given[-1])
-        sums = self.group.sums([*given, *raised])
-        told = sums.pop() if raised else None
-        counted = sums.pop()
-        # A rank that has all gradients need not look, which would wait for the device.
-        if not all(there):
-            there = counted.tolist()
-        each, changes = iter(sums), dict[str, Any]()
+        present = torch.tensor(there, dtype=like.dtype, device=like.device)
+        raised = [] if loss is None else raised_in(state, like)
+        sums = own._replace(present=[present], raised=raised).over(self.group)
+        # A rank that has all gradients need not look, which would wait for the device. A graph
+        # cannot look; but in it a gradient is None by the model, which all ranks have.
+        if not all(there) and type(like) is Tensor:
+            there = sums.present[0].tolist()
+        changes: dict[str, Any] = {}
         # What outlives the gradients is copied, since the sums are views of all of them.
         if loss is not None:
-            changes["loss"] = next(each).to(loss.dtype, copy=True)
+            changes["loss"] = sums.loss[0].to(loss.dtype, copy=True)
         if grads:
-            # `grads` first: zip then stops before it takes the first buffer out of `each`.
-            found = zip(grads, there, each, strict=False)
             new = {
                 name: in_place(total, state.params[name]) if some else None
-                for name, some, total in found
+                for name, some, total in zip(grads, there, sums.grads, strict=True)
             }
             changes["grads"] = {**(state.grads or {}), **new}
         if buffers:
-            means = zip(buffers.items(), each, strict=True)
-            new_ones = {
-                name: in_place(mean.to(buffer.dtype, copy=True), buffer)
-                for (name, buffer), mean in means
+            means = {
+                name: in_place(mean.to(buffers[name].dtype, copy=True), buffers[name])
+                for name, mean in zip(buffers, sums.buffers, strict=True)
             }
-            changes["buffers"] = {**state.buffers, **new_ones}
-        if told is not None:
-            changes["memory"] = {**state.memory, TOLD: told.clone()}
+            changes["buffers"] = {**state.buffers, **means}
+        if raised:
+            changes["memory"] = {**state.memory, TOLD: sums.raised[0].clone()}
         return state.replace(**changes)
 
     def _merged(self, state: State) -> State:
@@ -266,6 +266,25 @@ class Ranks:
                 else:
                     sums[name] = named[name].merge(sums[name], value)
         return state.remember(RECORDER, replace(record, sums=sums))
+
+
+class _Sent(NamedTuple):
+    """What a rank has of a batch, and what all have of it."""
+
+    loss: list[Tensor]
+    grads: list[Tensor]
+    buffers: list[Tensor]
+    present: Sequence[Tensor] = ()  # which of the gradients are not None
+    raised: Sequence[Tensor] = ()  # signals
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All of them, in order."""
+        return itertools.chain.from_iterable(self)
+
+    def over(self, group: Group) -> "_Sent":
+        """The sums over ranks, in one all-reduce for each dtype."""
+        each = iter(group.sums([*self.tensors()]))
+        return _Sent(*([next(each) for _ in part] for part in self))
 
 
 @functools.lru_cache(maxsize=64)
