@@ -150,13 +150,16 @@ def load_latest(folder: str | Path, like: State | None = None) -> State:
         if not waiting:
             break
         failure: DamagedStateError | None = None
+        gone = False
         try:
             state = load(waiting[-1], like)
         except FileNotFoundError:  # removed meanwhile, as there are newer ones
-            continue
+            gone = True
         except DamagedStateError as error:
             failure = error
-        # Agreed, or ranks would go on from different checkpoints.
+        # Agreed, here and below, or ranks would go on from different checkpoints.
+        if _on_any_rank(gone, like):
+            continue
         if not _on_any_rank(failure is not None, like):
             return state
         if failure is None:
