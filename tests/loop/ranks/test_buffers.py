@@ -1,11 +1,25 @@
 """What ranks make of parameters that are not trained, and of buffers."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import functional_sgd as fs
-from loop import Batches, Callback, CancelBackward, DataLoaders, Learner, State, fit, parallel
+from loop import (
+    Batches,
+    Callback,
+    CancelBackward,
+    DataLoaders,
+    Learner,
+    State,
+    fit,
+    global_batch_norm,
+    parallel,
+)
+from tests.loop.ranks.learners import Normed, numbers
+from tests.loop.ranks.learners import learner as whole_learner
 from tests.ranks import Ranks
 
 
@@ -80,3 +94,20 @@ def test_a_complex_buffer_is_the_mean_over_ranks_too(ranks: Ranks) -> None:
     one, other = ranks(turned)
     assert one == other
     assert one in (pytest.approx((1 * 1 + 2 * 8) / 3 * 1j), pytest.approx((2 * 3 + 1 * 6) / 3 * 1j))
+
+
+def untracked(ranks: bool) -> list[Tensor]:
+    """A run with BatchNorm that keeps no statistics, so it is validated by those of the batch."""
+    mine = whole_learner(fs.sgd(lr=0.1, mom=0.9), model=Normed)
+    mine.model.norm = nn.BatchNorm1d(8, track_running_stats=False).double()
+    if ranks:
+        mine = parallel(replace(mine, model=global_batch_norm(mine.model)))
+    return numbers(fit(mine, mine.init(), 2))
+
+
+def test_batch_norm_without_running_statistics_is_validated_by_the_whole_batch(
+    ranks: Ranks,
+) -> None:
+    for found in ranks(untracked, True):
+        for one, other in zip(found, untracked(False), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
