@@ -42,7 +42,7 @@ def write_pieces(
     """
     path = directory / file_name(number)
     # Ranks may have no row of a small tensor; nobody reads a piece without elements.
-    mine = {name: piece for name, piece in stored.items() if piece.numel() or not piece.dim()}
+    mine = {name: piece for name, piece in stored.items() if piece.numel()}
     with told(path):
         save_file(mine, path, metadata={"format": "pt"})
         sync(path)
