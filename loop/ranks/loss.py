@@ -126,16 +126,15 @@ def is_awaited(callbacks: Sequence[Any], summing: Any) -> bool:
     sums = places[id(summing)]
     known = next(places[id(one)] for one in ordered if isinstance(one, GlobalLoss))
     for place, callback in enumerate(ordered):
-        # At after_loss, those before GlobalLoss see this rank's part in any case; at
-        # after_backward, those after `summing` see the loss of all.
-        between = [
-            *_BETWEEN,
-            *(["after_loss"] if place > known else []),
-            *(["after_backward"] if place < sums else []),
-        ]
-        looks = any(callable(getattr(callback, event, None)) for event in between)
         # By exact type, since a subclass may look at it.
-        if looks and callback is not summing and type(callback) not in _BLIND:
+        if callback is summing or type(callback) in _BLIND:
+            continue
+        events = [*_BETWEEN]
+        if place > known:  # those before GlobalLoss see this rank's part in any case
+            events.append("after_loss")
+        if place < sums:  # those after `summing` see the loss of all
+            events.append("after_backward")
+        if any(callable(getattr(callback, event, None)) for event in events):
             return True
     return False
 

@@ -133,14 +133,15 @@ class Work:
                     lambda yb: function(state.pred, *yb), state.yb or (), state.training
                 )
             loss = full(loss)  # of a DTensor, not this process's part
-        if not isinstance(loss, Tensor) or loss.dim() != 0:
-            found = (
-                f"shape {tuple(loss.shape)}"
-                if isinstance(loss, Tensor)
-                else f"type {type(loss).__name__}"
-            )
+        if not isinstance(loss, Tensor):
             raise ValueError(
-                f"Learner: loss must return a 0-d tensor, got one of {found}. Take the mean of it."
+                f"Learner: loss must return a 0-d tensor, got one of type {type(loss).__name__}. "
+                f"Take the mean of it."
+            )
+        if loss.dim() != 0:
+            raise ValueError(
+                f"Learner: loss must return a 0-d tensor, got one of shape {tuple(loss.shape)}. "
+                f"Take the mean of it."
             )
         return state.replace(loss=loss)
 
