@@ -276,11 +276,15 @@ def _matching(wishes: Wish | Iterable[Wish], callbacks: Sequence[Any]) -> list[i
     return [
         index
         for index, callback in enumerate(callbacks)
-        if any(
-            name_of(callback) == wish if isinstance(wish, str) else isinstance(callback, wish)
-            for wish in wishes
-        )
+        if any(_is_meant(callback, wish) for wish in wishes)
     ]
+
+
+def _is_meant(callback: Any, wish: Wish) -> bool:
+    """Whether this is the name, or a class, of the callback."""
+    if isinstance(wish, str):
+        return name_of(callback) == wish
+    return isinstance(callback, wish)
 
 
 def _circle(waiting: dict[int, set[int]], callbacks: Sequence[Any]) -> str:

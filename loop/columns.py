@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, groupby
+from itertools import chain, groupby, repeat
 from typing import Any, TypeAlias
 
 import optree
@@ -122,29 +122,29 @@ class Scalars(Run):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Repeated(Run):
-    """Few objects, each again and again, such as a hyper that nothing changes: a byte each."""
+    """One object again and again, such as a hyper that nothing changes: it takes no room."""
 
-    choices: tuple[Any, ...]
-    which: bytes
+    value: Any
+    count: int
 
     @property
     def kind(self) -> Kind:
-        """The very objects."""
+        """The very object."""
         # Runs that are compared hold their objects, so no number is used twice meanwhile.
-        return tuple(map(id, self.choices))
+        return Repeated, id(self.value)
 
     def join(self, others: Sequence["Repeated"]) -> "Repeated":
-        """The same objects, more often."""
-        return Repeated(self.choices, b"".join([self.which, *(other.which for other in others)]))
+        """The same object, more often."""
+        return Repeated(self.value, self.count + sum(other.count for other in others))
 
     def __len__(self) -> int:
-        return len(self.which)
+        return self.count
 
     def __getitem__(self, index: int) -> Any:
-        return self.choices[self.which[index]]
+        return self.value
 
     def __iter__(self) -> Iterator[Any]:
-        return map(self.choices.__getitem__, self.which)
+        return repeat(self.value, self.count)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -234,7 +234,7 @@ def _run(kind: Kind, items: list[Any]) -> Run:
     if len(items) < _FEWEST:
         return Items(tuple(items))
     if all(item is items[0] for item in items):
-        return Repeated((items[0],), bytes(len(items)))
+        return Repeated(items[0], len(items))
     if name is None:
         return Items(tuple(items))
     if name is Trees:

@@ -1,16 +1,14 @@
 """States that are given up: a run may overwrite their tensors, and nobody can use them again."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
 from typing import Any
 
 import optree
-import torch
 from torch import Tensor
 
 from functional_sgd.fusion.spent import give_up, spender_of
 from functional_sgd.memory import memory_of
 from functional_sgd.sharded import local
+from loop.remembered import tensors_in
 from loop.state import State
 
 
@@ -53,20 +51,3 @@ def check_not_spent(who: str, state: State) -> None:
                 f"{who}: this state was donated to {spender}, which has used its memory. Go on "
                 f"with the state that came back, or leave donate out to keep both."
             )
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """The tensors in what callbacks remember: containers and records of them."""
-    if isinstance(value, Tensor):
-        # Sparse tensors lie in no one place, so there is nothing to compare.
-        if value.layout is torch.strided:
-            yield value
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from tensors_in(part)
-    elif isinstance(value, (list, tuple)):
-        for part in value:
-            yield from tensors_in(part)
-    elif is_dataclass(value) and not isinstance(value, type):
-        for entry in fields(value):
-            yield from tensors_in(getattr(value, entry.name))

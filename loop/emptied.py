@@ -1,16 +1,40 @@
 """Models whose parameters were given to a state, and get others back by `Learner.load`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
-from functional_sgd.fusion.spent import SPENDER, give_up, spender_of
+from functional_sgd.fusion.spent import SPENDER, give_up
 from loop.state import Tensors
 
-_WITHOUT: WeakKeyDictionary[nn.Module, list[Any]] = WeakKeyDictionary()
-"""Models without parameters, and what refuses to let them be used."""
+
+class Refusal:
+    """Hooks of a model without parameters, which refuse to let them be used. A copy of the model
+    has a copy of it: it knows the parameters of that one.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.own = list(module.parameters())
+
+    def call(self, module: nn.Module, args: Any) -> None:
+        """Refuse a call, unless others are in place, as in a run."""
+        if any(value is self.own[0] for value in islice(module.parameters(), 1)):
+            raise _refused(module, "called")
+
+    def state_dict(self, module: nn.Module, prefix: str, keep_vars: bool) -> None:
+        """Refuse to be saved."""
+        raise _refused(module, "asked for its state_dict")
+
+
+def _refusals(module: nn.Module) -> Iterator[tuple[dict[int, Any], int]]:
+    """Where such hooks are: a dict of hooks, and the key in it."""
+    for layer in module.modules():
+        for hooks in (layer._forward_pre_hooks, layer._state_dict_pre_hooks):
+            for key, hook in [*hooks.items()]:
+                if isinstance(getattr(hook, "__self__", None), Refusal):
+                    yield hooks, key
 
 
 def taken_from(module: nn.Module) -> tuple[Tensors, Tensors]:
@@ -24,17 +48,16 @@ def taken_from(module: nn.Module) -> tuple[Tensors, Tensors]:
         (params if own.requires_grad else frozen)[name] = own.detach()
         give_up(own, "Learner.init(donate=True)")
     anything: Any = module  # whose registering of the second hook has no types
-    _WITHOUT[module] = [
-        module.register_forward_pre_hook(_refuse_call),
-        anything.register_state_dict_pre_hook(_refuse_state_dict),
-    ]
+    refusal = Refusal(module)
+    module.register_forward_pre_hook(refusal.call)
+    anything.register_state_dict_pre_hook(refusal.state_dict)
     buffers = {name: own.detach().clone() for name, own in module.named_buffers()}
     return params, {**frozen, **buffers}
 
 
 def check_filled(module: nn.Module) -> None:
-    """Raise ValueError for a model without parameters."""
-    if module in _WITHOUT:
+    """Raise ValueError for a model without parameters, or a copy of one."""
+    if any(_refusals(module)):
         raise ValueError(
             f"Learner.init: the parameters of this {type(module).__name__} were taken by an "
             f"earlier init(donate=True). Give it those of a state first: learner.load(state)."
@@ -47,7 +70,7 @@ def fill(
     """Copy tensors into those of a module, which has parameters from here on; or with `alias`, let
     them be the same memory.
     """
-    without = _WITHOUT.pop(module, [])
+    without = [*_refusals(module)]
     for name, value in given.items():
         here = own[name]
         if without:
@@ -59,17 +82,8 @@ def fill(
             here.data = value.to(here.device, here.dtype, copy=True)
         else:
             here.copy_(value)
-    for handle in without:
-        handle.remove()
-
-
-def _refuse_call(module: nn.Module, args: Any) -> None:
-    if spender_of(next(module.parameters(), None)):  # in a run, others are in place
-        raise _refused(module, "called")
-
-
-def _refuse_state_dict(module: nn.Module, prefix: str, keep_vars: bool) -> None:
-    raise _refused(module, "asked for its state_dict")
+    for hooks, place in without:
+        del hooks[place]
 
 
 def _refused(module: nn.Module, what: str) -> RuntimeError:

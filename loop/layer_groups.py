@@ -63,12 +63,11 @@ def spread(
             f"spread: every parameter must be in one group, which is not so for {', '.join(wrong)}."
         )
     last = len(groups) - 1
-    rate_of = {
+    rate_of: dict[str, float] = {}
+    for index, group in enumerate(groups):
         # `high` itself at the end: the power rounds, and a single group would divide by 0.
-        name: high if index == last else low * (high / low) ** (index / last)
-        for index, group in enumerate(groups)
-        for name in group
-    }
+        rate = high if index == last else low * (high / low) ** (index / last)
+        rate_of |= dict.fromkeys(group, rate)
     return {name: rate_of[name] for name in params}
 
 

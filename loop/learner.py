@@ -38,6 +38,8 @@ class Learner:
     a MetricCollection is all of its metrics.
 
     The optimizer is fused (`fuse`), unless `fused=False`: one pass over memory in place of a dozen.
+    With `fit(donate=True)` it is fused in any case: leaf by leaf, no step overwrites what it is
+    given.
     One that keeps an average to be evaluated (`average_params`, `schedule_free`) is validated with
     it; one that wants the gradient somewhere else (`sam`) gets a second one in every batch.
 

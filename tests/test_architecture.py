@@ -27,9 +27,9 @@ its own folder.
 """
 
 LOOP_ORDER = (
-    "run.events run.signals run.chance columns history state layout donation emptied disk "
-    "hyper_log callback layer_groups layer_stats data losses metrics plots learner run callbacks "
-    "training ranks tools"
+    "run.events run.signals run.chance columns history state layout remembered donation emptied "
+    "disk hyper_log callback layer_groups layer_stats data losses metrics plots learner run "
+    "callbacks training ranks tools"
 ).split()
 """Of loop, the same; a module with a place of its own is not in that of its folder."""
 

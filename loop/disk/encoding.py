@@ -144,7 +144,7 @@ def _node(value: Any, where: str, tensors: dict[str, Tensor], depth: int) -> Nod
         tensors[where] = value.detach()
         return {"tensor": where}
     if kind is torch.dtype:
-        return {"dtype": str(value).removeprefix("torch.")}
+        return {"dtype": text_of(value)}
     if kind is Log:
         return {"log": list(_runs(value, where, tensors, depth))}
     if _STORABLE.get(kind.__name__) is kind:
@@ -211,7 +211,12 @@ def _is_tensor(value: Any) -> bool:
 
 def _is_plain(tensor: Tensor) -> bool:
     dense = tensor.layout == torch.strided and not tensor.is_nested and tensor.device.type != "meta"
-    return dense and DTYPES.get(str(tensor.dtype).removeprefix("torch.")) is tensor.dtype
+    return dense and DTYPES.get(text_of(tensor.dtype)) is tensor.dtype
+
+
+def text_of(dtype: torch.dtype) -> str:
+    """Its name: float32."""
+    return str(dtype).removeprefix("torch.")
 
 
 def _described(value: Any) -> str:

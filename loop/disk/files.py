@@ -15,7 +15,7 @@ from torch import Tensor
 
 from functional_sgd.sharded import distributed
 from loop.disk.atomic import sync
-from loop.disk.encoding import Node, encode
+from loop.disk.encoding import Node, encode, text_of
 from loop.disk.pieces import FILE, Piece
 from loop.disk.plain import regular, told
 from loop.state import State
@@ -121,7 +121,7 @@ def home(state: State) -> torch.device:
 
 def shaped(dtype: torch.dtype, shape: Sequence[int]) -> str:
     """A kind of tensor in words: float32[4, 2]."""
-    return f"{_name(dtype)}{list(shape)}"
+    return f"{text_of(dtype)}{list(shape)}"
 
 
 def saved_fields() -> list[str]:
@@ -139,11 +139,11 @@ def library() -> str:
 
 
 def _entry(tensor: Tensor) -> dict[str, Any]:
-    return {"dtype": _name(tensor.dtype), "shape": list(tensor.shape), "device": str(tensor.device)}
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+    return {
+        "dtype": text_of(tensor.dtype),
+        "shape": list(tensor.shape),
+        "device": str(tensor.device),
+    }
 
 
 def as_stored(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

@@ -42,7 +42,7 @@ def write_pieces(
     """
     path = directory / file_name(number)
     # Ranks may have no row of a small tensor; nobody reads a piece without elements.
-    mine = {name: piece for name, piece in stored.items() if piece.numel() or not piece.dim()}
+    mine = {name: piece for name, piece in stored.items() if piece.numel()}
     with told(path):
         save_file(mine, path, metadata={"format": "pt"})
         sync(path)
@@ -95,13 +95,15 @@ def read_pieces(
 ) -> Tensor:
     """This rank's part of a tensor, where `target` has its; all of it if there is no target.
 
-    Raises ValueError, saying what is wrong, if pieces are missing, or are not what they are said to
-    be.
+    Raises ValueError, saying what is wrong, if pieces are missing, lie over each other, or are not
+    what they are said to be.
     """
     sizes = [math.prod(piece.box.shape) for piece in pieces]
     if sum(sizes) != math.prod(shape):
         raise ValueError(f"{name} has {math.prod(shape)} elements, and {sum(sizes)} are in pieces")
+    _check_apart(name, [piece.box for piece in pieces])
     wanted = Box((0,) * len(shape), tuple(shape)) if target is None else box_of(target)
+    stored, pairs = (dtype.to_real(), [2]) if dtype.is_complex else (dtype, [])
     whole: Tensor | None = None
     filled = 0
     for piece in pieces:
@@ -110,25 +112,41 @@ def read_pieces(
             continue
         with safe_open(directory / file_name(piece.file), framework="pt") as file:
             found = file.get_slice(name)
-            tail = found.get_shape()[len(shape) :]  # pairs
-            if found.get_shape()[: len(shape)] != list(piece.box.shape) or tail not in ([], [2]):
+            expected = [*piece.box.shape, *pairs]
+            if found.get_shape() != expected:
                 raise ValueError(
                     f"{name} has a piece of shape {found.get_shape()} in "
-                    f"{file_name(piece.file)}, expected {list(piece.box.shape)}"
+                    f"{file_name(piece.file)}, expected {expected}"
                 )
             values = found[_slices(part, piece.box)] if shape else file.get_tensor(name)
+        if values.dtype != stored:
+            raise ValueError(
+                f"{name} has a piece of {values.dtype} in {file_name(piece.file)}, expected "
+                f"{stored}"
+            )
         if whole is None:
-            whole = values.new_empty([*wanted.shape, *tail])
+            whole = values.new_empty([*wanted.shape, *pairs])
         whole[_slices(part, wanted)] = values
         filled += math.prod(part.shape)
     if filled != math.prod(wanted.shape):
         raise ValueError(f"{name}: {filled} of {math.prod(wanted.shape)} elements are there")
     if whole is None:  # there are no elements
         return torch.empty(wanted.shape, dtype=dtype)
-    whole = torch.view_as_complex(whole) if dtype.is_complex else whole
-    if whole.dtype != dtype:
-        raise ValueError(f"{name} is {whole.dtype}, expected {dtype}")
-    return whole
+    return torch.view_as_complex(whole) if dtype.is_complex else whole
+
+
+def _check_apart(name: str, boxes: Sequence[Box]) -> None:
+    """Raise ValueError if two boxes have something in common: then elements are in none, since
+    there are as many in boxes as in the tensor.
+    """
+    ordered = sorted(boxes)
+    for place, box in enumerate(ordered):
+        for other in ordered[place + 1 :]:
+            # Sorted by their first rows, those that come after it are all below this one.
+            if box.start and other.start[0] >= box.start[0] + box.shape[0]:
+                break
+            if _overlap(box, other) is not None:
+                raise ValueError(f"{name} has pieces that overlap: {box} and {other}")
 
 
 def files_of(pieces: Sequence[Piece], target: Any) -> set[int]:

@@ -26,9 +26,9 @@ def run_node(
     if isinstance(run, Numbers):
         return {"numbers": _column(run, span, tensors)}
     if isinstance(run, Repeated):
-        # A bytearray, since torch warns of bytes, which cannot be written to.
-        tensors[f"{span}.which"] = torch.frombuffer(bytearray(run.which), dtype=torch.uint8)
-        return {"repeated": [[node(choice, span) for choice in run.choices], f"{span}.which"]}
+        # A byte for each, since the length of a run is that of a tensor: see run_of.
+        tensors[f"{span}.which"] = torch.zeros(run.count, dtype=torch.uint8)
+        return {"repeated": [[node(run.value, span)], f"{span}.which"]}
     if isinstance(run, Trees):
         places = optree.tree_unflatten(run.structure, range(len(run.columns)))
         columns = enumerate(run.columns)
@@ -51,7 +51,7 @@ def run_of(node: Node, take: Callable[[str], Tensor], value: Callable[[Node], An
     if tag == "numbers":
         return _numbers(body, take)
     if tag == "repeated":
-        return _repeated(tuple(value(body[0])), bytes(_flat(body[1], take).byte().numpy()))
+        return _repeated(tuple(value(body[0])), _flat(body[1], take).byte())
     if tag == "trees":
         return _trees(value(body[0]), [_numbers(name, take) for name in body[1]])
     raise ValueError(f"a log has no {tag}.")
@@ -79,10 +79,11 @@ def _numbers(name: str, take: Callable[[str], Tensor]) -> Numbers:
     raise ValueError(f"{name} is {column.dtype}, expected one of {[*_NUMBERS.values()]}.")
 
 
-def _repeated(choices: tuple[Any, ...], which: bytes) -> Repeated:
-    if which and max(which) >= len(choices):
-        raise ValueError(f"a log says {max(which)} where there are {len(choices)} values.")
-    return Repeated(choices, which)
+def _repeated(choices: tuple[Any, ...], which: Tensor) -> Repeated:
+    most = int(which.max()) if len(which) else 0
+    if len(choices) != 1 or most:
+        raise ValueError(f"a log says {most} where there are {len(choices)} values.")
+    return Repeated(choices[0], len(which))
 
 
 def _trees(template: Any, columns: list[Numbers]) -> Trees:

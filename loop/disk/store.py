@@ -150,13 +150,16 @@ def load_latest(folder: str | Path, like: State | None = None) -> State:
         if not waiting:
             break
         failure: DamagedStateError | None = None
+        gone = False
         try:
             state = load(waiting[-1], like)
         except FileNotFoundError:  # removed meanwhile, as there are newer ones
-            continue
+            gone = True
         except DamagedStateError as error:
             failure = error
-        # Agreed, or ranks would go on from different checkpoints.
+        # Agreed, here and below, or ranks would go on from different checkpoints.
+        if _on_any_rank(gone, like):
+            continue
         if not _on_any_rank(failure is not None, like):
             return state
         if failure is None:
@@ -216,15 +219,17 @@ def _check_place(path: Path, overwrite: bool) -> None:
     for place in (path, aside(path)):
         if place.is_dir() and overwrite and {entry.name for entry in place.iterdir()} <= FILES:
             continue
-        if place.exists():
+        if not place.exists():
+            continue
+        if overwrite:
             raise FileExistsError(
                 f"save: there is something at {place} that is no state, expected nothing or a "
-                f"saved state. "
-                f"Choose another path."
-                if overwrite
-                else f"save: there is something at {place} already. "
-                "Choose another path, or pass overwrite=True."
+                f"saved state. Choose another path."
             )
+        raise FileExistsError(
+            f"save: there is something at {place} already. Choose another path, or pass "
+            f"overwrite=True."
+        )
 
 
 def _identity(place: Path) -> tuple[int, int, int] | None:

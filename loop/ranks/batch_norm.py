@@ -16,7 +16,8 @@ def global_batch_norm(model: nn.Module, mesh: Any = None) -> nn.Module:
 
     `mesh` is that of `parallel`. Mean and variance take an all-reduce each, forwards and backwards,
     on any device. So a part of one sample, or of none, is no error. Evaluation takes the running
-    statistics, as ever. Raises what `parallel` raises for the mesh.
+    statistics, as ever; layers without (track_running_stats=False) take those of the batch of all
+    ranks then too, so all ranks must call the model. Raises what `parallel` raises for the mesh.
     """
     group = group_of("global_batch_norm", mesh)
     return _replaced(copy.deepcopy(model), group)
@@ -36,8 +37,10 @@ class GlobalBatchNorm(_BatchNorm):
         self.group = group
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise; in training, by mean and variance over all ranks."""
-        if not self.training:
+        """Normalise; in training, or without running statistics, by mean and variance over all
+        ranks.
+        """
+        if not self.training and self.running_mean is not None:
             return super().forward(x)
         axes = [axis for axis in range(x.dim()) if axis != 1]
         shape = [1, -1, *[1] * (x.dim() - 2)]

@@ -11,10 +11,11 @@ gradients would be wrong as soon as the parts differ in size.
 
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import optree
 import torch
@@ -36,9 +37,8 @@ from loop.ranks.loss import (
     GlobalLoss,
     LateRecorder,
     is_awaited,
-    part_of_loss,
+    part_of_mean,
     raised_in,
-    scaled,
     sums_first,
 )
 from loop.run.passes import length
@@ -95,8 +95,9 @@ class Ranks:
             return callback.elsewhere()
         return None if getattr(callback, "reports", False) else callback
 
-    def around_fit(self, state: State) -> AbstractContextManager[None]:
+    def around_fit(self, state: State) -> AbstractContextManager[frozenset[str]]:
         """Check that all ranks begin, or go on, with the same state and the same amount of data.
+        What is lent are the names of the model's own parameters.
 
         Raises ValueError if they do not. Ranks at different places would take what the others mean
         for another number: their collectives differ.
@@ -114,7 +115,7 @@ class Ranks:
         if self.everyone != self.group:
             _check_alike(self.everyone.gathered(facts))
         _check_alike(self.group.gathered(facts | {_TENSORS: _digest(state, self.group)}))
-        return nullcontext()
+        return nullcontext(frozenset(dict(learner_of(state).model.named_parameters())))
 
     def before_batch(self, state: State) -> State | None:
         """Say what share of a training batch this rank has."""
@@ -138,11 +139,12 @@ class Ranks:
         said = {"weight": weight, "samples": samples, "share": share, "raised": raised}
         return state.remember(SHARED, said)
 
-    def after_backward(self, state: State) -> State:
+    def after_backward(self, state: State) -> State | None:
         """Gradients and buffers as those of the whole batch, in one all-reduce; and its loss, if
         nobody has asked for that before.
         """
-        assert state.grads is not None
+        if state.grads is None:  # after_cancel_backward has come before
+            return None
         own = {
             name: None if grad is None else placed(grad, state.params[name])
             for name, grad in state.grads.items()
@@ -196,47 +198,55 @@ class Ranks:
 
         A gradient that is None on some ranks counts as zero there; None on all stays None.
         """
-        # Counters, such as num_batches_tracked, are alike on all ranks.
-        buffers = {name: b for name, b in state.buffers.items() if b.is_floating_point()}
+        # Counters, such as num_batches_tracked, are alike on all ranks. So are frozen parameters,
+        # and a mean of equal numbers has other bits: shares are rounded.
+        params = state.resources[self.name]
+        buffers = {
+            name: value
+            for name, value in state.buffers.items()
+            if (value.is_floating_point() or value.is_complex()) and name not in params
+        }
         whole = state.memory.get(SHARED)
         # A batch that was cancelled before before_batch came here has no share yet.
         share = 1 / self.group.size if whole is None else whole["share"]
-        given = [] if loss is None else [part_of_loss(loss, share)]
-        given += [
-            torch.zeros_like(local(state.params[name])) if grad is None else local(grad)
-            for name, grad in grads.items()
-        ]
-        given += [scaled(local(buffer), share) for buffer in buffers.values()]
-        if not given:
+        own = _Sent(
+            [] if loss is None else [part_of_mean(loss, share)],
+            [
+                torch.zeros_like(local(state.params[name])) if grad is None else local(grad)
+                for name, grad in grads.items()
+            ],
+            [part_of_mean(local(buffer), share) for buffer in buffers.values()],
+        )
+        like = next(own.tensors(), None)
+        if like is None:
             return state
         there = [float(grad is not None) for grad in grads.values()]
         # In the dtype of the others, since every further dtype is a collective of its own.
-        given.append(torch.tensor(there, dtype=given[-1].dtype, device=given[-1].device))
-        raised = [] if loss is None else raised_in(state, given[-1])
-        sums = self.group.sums([*given, *raised])
-        told = sums.pop() if raised else None
-        counted = sums.pop()
-        # A rank that has all gradients need not look, which would wait for the device.
-        if not all(there):
-            there = counted.tolist()
-        each, changes = iter(sums), dict[str, Any]()
+        present = torch.tensor(there, dtype=like.dtype, device=like.device)
+        raised = [] if loss is None else raised_in(state, like)
+        sums = own._replace(present=[present], raised=raised).over(self.group)
+        # A rank that has all gradients need not look, which would wait for the device. A graph
+        # cannot look; but in it a gradient is None by the model, which all ranks have.
+        if not all(there) and type(like) is Tensor:
+            there = sums.present[0].tolist()
+        changes: dict[str, Any] = {}
         # What outlives the gradients is copied, since the sums are views of all of them.
         if loss is not None:
-            changes["loss"] = next(each).to(loss.dtype, copy=True)
+            changes["loss"] = sums.loss[0].to(loss.dtype, copy=True)
         if grads:
-            # `grads` first: zip then stops before it takes the first buffer out of `each`.
-            found = zip(grads, there, each, strict=False)
             new = {
                 name: in_place(total, state.params[name]) if some else None
-                for name, some, total in found
+                for name, some, total in zip(grads, there, sums.grads, strict=True)
             }
             changes["grads"] = {**(state.grads or {}), **new}
         if buffers:
-            means = zip(buffers.items(), each, strict=True)
-            new_ones = {name: in_place(mean.clone(), buffer) for (name, buffer), mean in means}
-            changes["buffers"] = {**state.buffers, **new_ones}
-        if told is not None:
-            changes["memory"] = {**state.memory, TOLD: told.clone()}
+            means = {
+                name: in_place(mean.to(buffers[name].dtype, copy=True), buffers[name])
+                for name, mean in zip(buffers, sums.buffers, strict=True)
+            }
+            changes["buffers"] = {**state.buffers, **means}
+        if raised:
+            changes["memory"] = {**state.memory, TOLD: sums.raised[0].clone()}
         return state.replace(**changes)
 
     def _merged(self, state: State) -> State:
@@ -256,6 +266,25 @@ class Ranks:
                 else:
                     sums[name] = named[name].merge(sums[name], value)
         return state.remember(RECORDER, replace(record, sums=sums))
+
+
+class _Sent(NamedTuple):
+    """What a rank has of a batch, and what all have of it."""
+
+    loss: list[Tensor]
+    grads: list[Tensor]
+    buffers: list[Tensor]
+    present: Sequence[Tensor] = ()  # which of the gradients are not None
+    raised: Sequence[Tensor] = ()  # signals
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All of them, in order."""
+        return itertools.chain.from_iterable(self)
+
+    def over(self, group: Group) -> "_Sent":
+        """The sums over ranks, in one all-reduce for each dtype."""
+        each = iter(group.sums([*self.tensors()]))
+        return _Sent(*([next(each) for _ in part] for part in self))
 
 
 @functools.lru_cache(maxsize=64)

@@ -4,11 +4,11 @@ own.
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor
 
@@ -21,6 +21,8 @@ from loop.disk.pieces import Piece, nobody, own_pieces, write_pieces
 from loop.disk.store import probe, put_newest
 from loop.ranks.group import Group
 from loop.state import State
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,14 @@ class SharedCheckpoint:
         """Rank 0 writes. Where all end alike they wait for it, since the next thing that they do
         may be to read what it has written.
         """
-        own = self.checkpoint.around_fit(_NOBODY) if self.everyone.rank == 0 else nullcontext()
+        own: Any = self.checkpoint.around_fit(_NOBODY) if self.everyone.rank == 0 else nullcontext()
         # Ranks end alike by themselves, or by an agreed stop, which closes the generator. After an
         # error or a second signal, another rank may never come to the collective below.
         alike, failure = False, ""
         try:
-            with own as saver:
+            with ExitStack() as stack:
+                saver, error = attempted(stack.enter_context, own)
+                _check(self.everyone.gathered(_said(error)), error)
                 try:
                     yield saver
                     alike = True
@@ -83,7 +87,8 @@ class SharedCheckpoint:
                 f"{self.checkpoint.seconds} seconds. Give batches or epochs."
             )
         folder = Path(self.checkpoint.folder)
-        probe(folder)
+        _, error = attempted(probe, folder)
+        _check(self.everyone.gathered(_said(error)), error)
         background = Background() if self.checkpoint.background else None
         # What a thread tells the others must not come between what the run tells them.
         group = self.everyone if background is None else self.everyone.another()
@@ -129,8 +134,9 @@ def saving_together(
     """`saving` for a state in pieces, on all ranks at once: each writes its pieces into one
     directory, which appears when all of them are in it.
 
-    That raises OSError on all ranks if one of them cannot write, and RuntimeError if their states
-    are not of one place in the run, for pieces of several states are none.
+    That raises an error on all ranks if one of them cannot write: there its own, and OSError
+    elsewhere. It raises RuntimeError if their states are not of one place in the run, for pieces of
+    several states are none.
     """
     document, tensors = pack(state.at_rest())
     own = own_pieces(tensors, others)
@@ -147,43 +153,62 @@ def _save_together(
     group: Group,
 ) -> None:
     params = {name: local(value) for name, value in state.params.items()}
-    with scratch(folder) if group.rank == 0 else nullcontext() as new:
+    # Every failure is sent before it is raised, or the other ranks would wait for this one.
+    with ExitStack() as stack:
+
+        def open_scratch() -> Path | None:
+            return stack.enter_context(scratch(folder)) if group.rank == 0 else None
+
+        new, error = attempted(open_scratch)
         # Rank 0 alone knows the name of its scratch directory.
-        told = group.gathered((str(new), (state.train_iter, state.done)))
-        if any(at != told[0][1] for _, at in told):
+        told = group.gathered((str(new), (state.train_iter, state.done), _said(error)))
+        _check([failure for *_, failure in told], error)
+        if any(at != told[0][1] for _, at, _ in told):
             raise RuntimeError(
                 f"Checkpoint: the ranks are at different places in the run, so there is no state "
-                f"to write: (train_iter, done) are {[at for _, at in told]}."
+                f"to write: (train_iter, done) are {[at for _, at, _ in told]}."
             )
         place = Path(told[0][0])
-        pieces: dict[str, Piece] = {}
-        failure = ""
-        try:
-            pieces = write_pieces(place, group.rank, tensors, dict(as_stored(own)))
-        except OSError as error:
-            failure = f"{error}"
-        # A failure is sent and not raised here, or the other ranks would wait for this one.
-        every = group.gathered((pieces, failure, bool(not_finite(params, state.buffers))))
-        _check([failure for _, failure, _ in every])
-        failure = ""
-        if group.rank == 0:
-            assert new is not None
+
+        def write_own() -> tuple[dict[str, Piece], bool]:
+            found = write_pieces(place, group.rank, tensors, dict(as_stored(own)))
+            return found, bool(not_finite(params, state.buffers))
+
+        def write_rest() -> None:
             known: dict[str, list[Piece]] = {
                 n: [] for n, one in tensors.items() if distributed(one)
             }
-            for found, _, _ in every:
+            for (found, _), _ in every:
                 for name, piece in found.items():
                     known[name].append(piece)
-            try:
-                write(new, document, tensors, known)
-                finite = not any(bad for _, _, bad in every)
-                put_newest(new, folder, state.train_iter, finite, keep)
-            except OSError as error:
-                failure = f"{error}"
-        _check(group.gathered(failure))
+            write(place, document, tensors, known)
+            finite = not any(bad for (_, bad), _ in every)
+            put_newest(place, folder, state.train_iter, finite, keep)
+
+        mine, error = attempted(write_own)
+        every = group.gathered((mine, _said(error)))
+        _check([failure for _, failure in every], error)
+        _, error = attempted(write_rest) if group.rank == 0 else (None, None)
+        _check(group.gathered(_said(error)), error)
 
 
-def _check(failures: list[str]) -> None:
+def attempted(work: Callable[..., Result], *args: Any) -> tuple[Result | None, Exception | None]:
+    """What `work(*args)` returns, or what it raises."""
+    try:
+        return work(*args), None
+    except Exception as error:
+        return None, error
+
+
+def _said(error: Exception | None) -> str:
+    """A failure, for the other ranks."""
+    return "" if error is None else f"{type(error).__name__}: {error}"
+
+
+def _check(failures: list[str], own: Exception | None = None) -> None:
+    """Raise this rank's own failure, or OSError for that of another."""
+    if own is not None:
+        raise own
     for rank, failure in enumerate(failures):
         if failure:
             raise OSError(f"Checkpoint: rank {rank} could not write its part: {failure}")

@@ -17,7 +17,8 @@ class Cut:
     sample at most, and one may be empty.
 
     Of Batches and of what `make_loader` makes, only the samples of the part are read; the batches
-    of any other loader are read whole, and cut: every tensor as long as the first, and every list.
+    of any other loader are read whole, and cut: every tensor as long as the first, and every list
+    or tuple of that length with no tensor in it, such as the names that torch's collate makes.
     All other attributes are the loader's.
 
     >>> import torch
@@ -145,14 +146,27 @@ def _piece(batch: Any, place: slice, length: int) -> Any:
     if isinstance(batch, Tensor):
         return batch[place] if batch.dim() > 0 and len(batch) == length else batch
     if isinstance(batch, Mapping):
-        return {name: _piece(part, place, length) for name, part in batch.items()}
-    if isinstance(batch, tuple):
-        pieces = [_piece(part, place, length) for part in batch]
-        return type(batch)(*pieces) if hasattr(batch, "_fields") else tuple(pieces)
-    if isinstance(batch, list):
-        of_samples = len(batch) == length and not any(isinstance(one, Tensor) for one in batch)
-        return batch[place] if of_samples else [_piece(part, place, length) for part in batch]
+        return {name: _part(one, place, length) for name, one in batch.items()}
+    if isinstance(batch, (tuple, list)):
+        named = hasattr(batch, "_fields")
+        pieces = [_part(one, place, length) for one in batch]
+        return type(batch)(*pieces) if named else type(batch)(pieces)
     return batch
+
+
+def _part(one: Any, place: slice, length: int) -> Any:
+    """The piece of one entry of a batch."""
+    return one[place] if _is_of_samples(one, length) else _piece(one, place, length)
+
+
+def _is_of_samples(part: Any, length: int) -> bool:
+    """Whether this is a list or tuple with an entry for each sample."""
+    if not isinstance(part, (list, tuple)) or len(part) != length or hasattr(part, "_fields"):
+        return False
+    # A list may be of dicts of tensors, such as the boxes of each image. A tuple of these, or a
+    # list of tensors, is taken to be several inputs.
+    leaves = part if isinstance(part, list) else optree.tree_leaves(_plain(part))
+    return not any(isinstance(leaf, Tensor) for leaf in leaves)
 
 
 def _plain(batch: Any) -> Any:

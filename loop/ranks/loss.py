@@ -47,7 +47,7 @@ class GlobalLoss:
         if not state.training or self.late:
             return None
         assert state.loss is not None
-        part = part_of_loss(state.loss, state.memory[SHARED]["share"])
+        part = part_of_mean(state.loss, state.memory[SHARED]["share"])
         value, *told = self.group.sums([part, *raised_in(state, part)])
         state = state.replace(loss=with_value(state.loss, value.to(state.loss.dtype)))
         return state.remember(TOLD, told[0].clone()) if told else state
@@ -126,16 +126,15 @@ def is_awaited(callbacks: Sequence[Any], summing: Any) -> bool:
     sums = places[id(summing)]
     known = next(places[id(one)] for one in ordered if isinstance(one, GlobalLoss))
     for place, callback in enumerate(ordered):
-        # At after_loss, those before GlobalLoss see this rank's part in any case; at
-        # after_backward, those after `summing` see the loss of all.
-        between = [
-            *_BETWEEN,
-            *(["after_loss"] if place > known else []),
-            *(["after_backward"] if place < sums else []),
-        ]
-        looks = any(callable(getattr(callback, event, None)) for event in between)
         # By exact type, since a subclass may look at it.
-        if looks and callback is not summing and type(callback) not in _BLIND:
+        if callback is summing or type(callback) in _BLIND:
+            continue
+        events = [*_BETWEEN]
+        if place > known:  # those before GlobalLoss see this rank's part in any case
+            events.append("after_loss")
+        if place < sums:  # those after `summing` see the loss of all
+            events.append("after_backward")
+        if any(callable(getattr(callback, event, None)) for event in events):
             return True
     return False
 
@@ -194,9 +193,9 @@ def raised_in(state: State, like: Tensor) -> list[Tensor]:
     return [torch.tensor(flags.raised(), dtype=like.dtype, device=like.device)]
 
 
-def part_of_loss(loss: Tensor, share: Any) -> Tensor:
-    """This rank's part of the loss of a batch, at least in float32."""
-    return scaled(loss.detach().to(torch.promote_types(loss.dtype, torch.float32)), share)
+def part_of_mean(value: Tensor, share: Any) -> Tensor:
+    """This rank's part of a mean over ranks, such as the loss of a batch, at least in float32."""
+    return scaled(value.detach().to(torch.promote_types(value.dtype, torch.float32)), share)
 
 
 class _WithValue(torch.autograd.Function):

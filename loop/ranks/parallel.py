@@ -35,7 +35,8 @@ def parallel(learner: Learner, mesh: Any = None, weight: str | Weight = "samples
     - Dropout draws other numbers on each rank. Samples are augmented alike on any number of ranks
       (`make_loader`).
     - BatchNorm sees a rank's part of a batch, and its running statistics are means over ranks;
-      `global_batch_norm(model)` makes it see the whole batch.
+      `global_batch_norm(model)` makes it see the whole batch. Every other float buffer is a mean
+      over ranks too, so a constant one may change in its last bits. Frozen params keep theirs.
     - Callbacks with `order` <= CHANGE (0) see and change the loss of this rank's part, as they see
       its inputs; later ones see that of the whole batch. If there are none that can see it before
       after_backward, it comes with the gradients, and `trace` shows it from there on. What a

@@ -9,6 +9,7 @@ from functional_sgd.sharded import distributed, full
 from functional_sgd.state import seeded
 from loop.layout import cut_like, in_rows
 from loop.learner import Learner
+from loop.remembered import with_tensors
 from loop.state import State
 
 
@@ -17,9 +18,9 @@ def shard(learner: Learner, state: State, mesh: Any) -> State:
 
     Params and slots become DTensors on `mesh` (a DeviceMesh of any number of dimensions): their
     first axis is cut over the last dimension of the mesh, and replicated over the others. Numbers
-    and buffers stay as they are; so does what callbacks remember, except trees of tensors by the
-    names of params, such as averages. The learner's model must be `gathering`. Call it on all ranks
-    with equal states; no rank needs the others for it.
+    and buffers stay as they are; so does what callbacks remember, except tensors by the names and
+    in the shapes of params, such as averages. The learner's model must be `gathering`. Call it on
+    all ranks with equal states; no rank needs the others for it.
 
     A process alone has all of them:
 
@@ -41,7 +42,12 @@ def shard(learner: Learner, state: State, mesh: Any) -> State:
     template: Any = seeded(learner.opt.init(params), state.seed)
     slots: Any = state.opt_state
     opt_state = optree.tree_map(_like, template, slots)
-    memory = {name: _by_name(value, params) for name, value in state.memory.items()}
+
+    def cut(tensor: Tensor, name: Any) -> Tensor:
+        of_param = name in params and tensor.shape == params[name].shape
+        return _like(params[name], tensor) if of_param else tensor
+
+    memory = {who: with_tensors(value, cut) for who, value in state.memory.items()}
     return state.replace(params=params, opt_state=opt_state, memory=memory)
 
 
@@ -50,8 +56,12 @@ def unshard(state: State) -> State:
 
     For `learner.load`, `save`, or a run on one process.
     """
-    trees: Any = (dict(state.params), dict(state.opt_state), dict(state.memory))
-    params, opt_state, memory = optree.tree_map(full, trees)
+    trees: Any = (dict(state.params), dict(state.opt_state))
+    params, opt_state = optree.tree_map(full, trees)
+    memory = {
+        who: with_tensors(value, lambda tensor, _: full(tensor))
+        for who, value in state.memory.items()
+    }
     return state.replace(params=params, opt_state=opt_state, memory=memory)
 
 
@@ -60,15 +70,3 @@ def _like(template: Any, value: Any) -> Any:
     if not distributed(template) or distributed(value):
         return value
     return cut_like(value, template)
-
-
-def _by_name(value: Any, params: dict[str, Tensor]) -> Any:
-    """What a callback remembers, with trees like params cut like them."""
-    if not isinstance(value, dict):
-        return value
-    return {
-        name: _like(params[name], one)
-        if name in params and isinstance(one, Tensor) and one.shape == params[name].shape
-        else _by_name(one, params)
-        for name, one in value.items()
-    }

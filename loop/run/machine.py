@@ -28,7 +28,7 @@ from loop.run.events import (
 )
 from loop.run.passes import Feed
 from loop.run.returned import accepted
-from loop.run.running import running
+from loop.run.running import Lent, running
 from loop.run.scopes import BORDERS, Change
 from loop.run.shapes import shapes as shapes_in
 from loop.run.signals import SIGNALS, Cancel, SignalError
@@ -75,6 +75,7 @@ class Run:
         self.stop: Callable[[], bool] = bool  # says whether to end at the next event
         self.failure: Exception | None = None  # what failed when it had said so
         self.feed = Feed()
+        self.lent = Lent()
         # Last, since it reads the tables and the state; a compiled batch takes some handlers over.
         self.work.join(self)
 
@@ -96,6 +97,7 @@ class Run:
             error.state = state  # type: ignore[attr-defined]
             raise
         finally:
+            self.lent.put_back()
             self.feed.close()
             self.work.close()
         # The end of a run is in no run: it can be trained further, and not resumed.
@@ -107,12 +109,12 @@ class Run:
 
         A batch whose step has overwritten the committed state is done to its end first.
         """
-        running, self.stop = self.steps(), stop
+        steps, self.stop = self.steps(), stop
         try:
             while True:
-                next(running)
+                next(steps)
                 if stop() and not self.spent:
-                    running.close()
+                    steps.close()
                     return self.committed.at_rest()
         except StopIteration as end:
             result: State = end.value
@@ -124,6 +126,8 @@ class Run:
         learner, resources = self.state.learner, self.state.resources
 
         def left(state: State) -> State:
+            if state.learner is not learner:
+                self.lent.put_back(None if learner is None else learner.model)
             if state.learner is not learner or state.resources is not resources:
                 state = state.replace(learner=learner, resources=resources)
             return border.left(state)
@@ -252,7 +256,7 @@ class Run:
                     f"State or None. Return state.replace(...), or nothing for no change."
                 )
             said = f"callback {name!r} returned from {event}"
-            self.state = accepted(said, result, self.state)
+            self.state = self._accepted(said, result)
         # The run is a generator, which a StopIteration would end without a word.
         except StopIteration as error:
             raise RuntimeError(f"callback {name!r} raised StopIteration in {event}.") from error
@@ -341,7 +345,16 @@ class Run:
             signal.state = self.state
         else:
             said = f"{type(signal).__name__}, raised {where}, carries"
-            signal.state = accepted(said, carried, self.state)
+            signal.state = self._accepted(said, carried)
+
+    def _accepted(self, said: str, state: State) -> State:
+        """A state that a callback has given. It may be with another learner."""
+        state = accepted(said, state, self.state)
+        if state.learner is not self.state.learner:
+            model = stages.learner_of(state).model
+            if model is not self.learner.model:
+                self.lent.note(model)
+        return state
 
     def _where(self, batch: int | None = None) -> str:
         """Where the run is, for a note."""

@@ -52,12 +52,14 @@ class Pass:
 
     def check(self) -> None:
         """Raise ValueError if a pass that is over was shorter than it can have been."""
-        if self.index < max(self.start, 1):
+        if self.index < self.start:
             raise ValueError(
                 f"Learner: {self.name} yielded {self.index} batches where the run had seen "
                 f"{self.start} already: it is other data."
-                if self.start
-                else f"Learner: {self.name} is empty: it yielded no batch. Check the data set, or "
+            )
+        if self.index == 0:
+            raise ValueError(
+                f"Learner: {self.name} is empty: it yielded no batch. Check the data set, or "
                 f"drop_last."
             )
         if self.expected is not None and self.index < self.expected:

@@ -7,6 +7,27 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
+
+class Lent:
+    """The models that callbacks have put in place of a run's own, and the training flags that each
+    of their layers is to have again.
+    """
+
+    def __init__(self) -> None:
+        self.flags: dict[nn.Module, list[tuple[nn.Module, bool]]] = {}
+
+    def note(self, model: nn.Module) -> None:
+        """Before the run sets its mode."""
+        if model not in self.flags:
+            self.flags[model] = [(layer, layer.training) for layer in model.modules()]
+
+    def put_back(self, but: nn.Module | None = None) -> None:
+        """All but one, which is still in place."""
+        for model in [one for one in self.flags if one is not but]:
+            for layer, training in self.flags.pop(model):
+                layer.training = training
+
+
 _RUNNING: WeakKeyDictionary[nn.Module, list[int]] = WeakKeyDictionary()
 _LOCK = threading.Lock()
 

@@ -15,8 +15,8 @@ from functional_sgd.autodiff import detached, gradients
 from functional_sgd.optimizer import Optimizer
 from functional_sgd.placing import Placed, look_again
 from functional_sgd.sharded import full
-from loop.donation import tensors_in
 from loop.learner import Learner
+from loop.remembered import tensors_in
 from loop.run.attributes import attributes_of, warn_of_attributes
 from loop.run.chance import key, seed_torch
 from loop.run.forward import ByName, Unharmed, called
@@ -144,14 +144,15 @@ class Work:
                     lambda yb: function(state.pred, *yb), state.yb or (), state.training
                 )
             loss = full(loss)  # of a DTensor, not this process's part
-        if not isinstance(loss, Tensor) or loss.dim() != 0:
-            found = (
-                f"shape {tuple(loss.shape)}"
-                if isinstance(loss, Tensor)
-                else f"type {type(loss).__name__}"
-            )
+        if not isinstance(loss, Tensor):
             raise ValueError(
-                f"Learner: loss must return a 0-d tensor, got one of {found}. Take the mean of it."
+                f"Learner: loss must return a 0-d tensor, got one of type {type(loss).__name__}. "
+                f"Take the mean of it."
+            )
+        if loss.dim() != 0:
+            raise ValueError(
+                f"Learner: loss must return a 0-d tensor, got one of shape {tuple(loss.shape)}. "
+                f"Take the mean of it."
             )
         return state.replace(loss=loss)
 

@@ -199,7 +199,7 @@ def test_another_word_for_what_is_given_away_is_an_error() -> None:
 
 def tensors_of(value: Any) -> list[Tensor]:
     """The tensors in what callbacks remember, in order."""
-    from loop.donation import tensors_in
+    from loop.remembered import tensors_in
 
     return list(tensors_in(value))
 

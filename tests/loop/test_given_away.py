@@ -1,7 +1,10 @@
 """What is donated is given away: states, and the tensors of a model; errors and signals say so."""
 
+import copy
+import pickle
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +227,32 @@ def test_a_model_without_tensors_says_so(use: Callable[[Learner], Any]) -> None:
     validate(mine, start)  # which has others in its place
     mine.load(start)
     use(mine)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda mine: mine.model(torch.ones(1, 2)),
+        lambda mine: mine.model.state_dict(),
+        lambda mine: mine.init(),
+        lambda mine: replace(mine, model=nn.Sequential(mine.model)).init(),
+    ],
+    ids=["call", "state_dict", "init", "init of what it is a part of"],
+)
+def test_a_copy_of_a_model_without_tensors_says_so_too(
+    use: Callable[[Learner], Any], copied: Callable[[nn.Module], nn.Module]
+) -> None:
+    mine = learner()
+    start = mine.init(donate=True)
+    other = replace(mine, model=copied(mine.model))
+    with pytest.raises((RuntimeError, ValueError), match=r"init\(donate=True\)"):
+        use(other)
+    assert validate(other, start) == validate(mine, start)
+    assert_same({**other.load(start).state_dict()}, {**start.params})
+    use(other)
+    with pytest.raises((RuntimeError, ValueError), match=r"init\(donate=True\)"):
+        use(mine)
 
 
 def test_a_frozen_part_is_given_away_too() -> None:

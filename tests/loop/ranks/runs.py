@@ -83,9 +83,15 @@ def measured_by(mine: Learner) -> tuple[Any, ...]:
     )
 
 
-def dense(data: DataLoaders | None = None) -> Learner:
-    make = lambda: nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3))  # noqa: E731
-    return learner(fs.sgd(lr=0.1, mom=0.9), data, model=make)
+def dense(data: DataLoaders | None = None, unused: bool = False) -> Learner:
+    def make() -> nn.Module:
+        model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3))
+        if unused:
+            model.register_parameter("unused", nn.Parameter(torch.ones(2)))
+        return model
+
+    # Weight decay would move a parameter whose gradient is zero, and not None.
+    return learner(fs.adamw(lr=0.02) if unused else fs.sgd(lr=0.1, mom=0.9), data, model=make)
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,11 @@ class Looking(Callback):
 def compiled(callbacks: Sequence[Callback]) -> list[Tensor]:
     mine = parallel(dense())
     return numbers(fit(mine, mine.init(), 2, callbacks, compile=True))
+
+
+def compiled_with_an_unused() -> list[Tensor]:
+    mine = parallel(dense(unused=True))
+    return numbers(fit(mine, mine.init(), 2, compile=True))
 
 
 def normed(kind: str) -> list[Tensor]:

@@ -1,13 +1,16 @@
 """States in pieces (FSDP): the numbers of one process, a share of the memory."""
 
+import shutil
 import subprocess
 import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard
@@ -24,10 +27,12 @@ from loop import (
     parallel,
     predict,
     save,
+    save_in,
     shard,
     unshard,
     validate,
 )
+from loop.disk import store
 from loop.disk.store import DamagedStateError
 from tests.loop.ranks.learners import numbers
 from tests.loop.ranks.runs import StopAt
@@ -59,6 +64,33 @@ def compared() -> str:
 
 def test_states_in_pieces_are_compared_when_they_are_joined(ranks: Ranks) -> None:
     assert all("Compare unshard(state)" in said for said in ranks(compared))
+
+
+def joined(folder: str, callbacks: str) -> tuple[dict[str, str], list[Tensor]]:
+    """Where a state that was in pieces differs from itself once it is saved and loaded; and the end
+    of the run that goes on from it, cut again.
+    """
+    mine, start = started_in_pieces(tower("adamw", callbacks), EACH, False)
+    stopped = fit(mine, start, 2, [StopAt(2)], stop="return")
+    whole = unshard(stopped)
+    path = Path(folder) / f"{dist.get_rank()}"
+    save(whole, path)
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    again = shard(mine, load(path), mesh)
+    assert differences(unshard(again), whole) == {}
+    end = fit(mine, again, 2, resume=True)
+    return differences(load(path), whole), numbers(unshard(end))
+
+
+@pytest.mark.parametrize("callbacks", ["average", "accumulation"])
+def test_what_callbacks_remember_is_joined_and_cut_too(
+    ranks: Ranks, tmp_path: Path, callbacks: str
+) -> None:
+    one = tower("adamw", callbacks)
+    end = fit(one, one.init(seed=3), 2)
+    for found, after in ranks(joined, str(tmp_path), callbacks):
+        assert found == {}
+        check_near(after, numbers(end))
 
 
 def test_pieces_of_gradients_can_be_spent(ranks: Ranks) -> None:
@@ -206,6 +238,33 @@ def test_every_rank_finds_out_that_a_piece_is_damaged(ranks: Ranks, tmp_path: Pa
         path.write_bytes(content)
     (newer / "pieces-00001.safetensors").unlink()
     check_equal([whole, *ranks(loaded, str(tmp_path))])
+
+
+def loaded_while_removed(folder: str) -> int:
+    """Rank 1 comes to the newest checkpoint when rank 0 has read it and it is gone."""
+    _, start = started_in_pieces(tower(), EACH, True)
+    read, turns = store.load, iter([True])
+
+    def load_in_turn(path: Path, like: Any) -> Any:
+        first = next(turns, False)
+        if first and dist.get_rank() == 1:
+            dist.barrier()
+            shutil.rmtree(path)
+        state = read(path, like)
+        if first:
+            dist.barrier()
+        return state
+
+    with patch.object(store, "load", load_in_turn):
+        return load_latest(folder, start).train_iter
+
+
+def test_ranks_agree_that_a_checkpoint_is_gone(ranks: Ranks, tmp_path: Path) -> None:
+    ranks(saved, str(tmp_path))
+    mine = tower()
+    newer = save_in(fit(mine, mine.init(), 2), tmp_path)
+    assert newer.name == "000002-train_iter-00000008"
+    assert ranks(loaded_while_removed, str(tmp_path)) == [4, 4]
 
 
 def refused(folder: str) -> list[str]:

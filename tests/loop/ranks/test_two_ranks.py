@@ -34,6 +34,7 @@ from tests.loop.ranks.runs import (
     cancelled,
     collectives,
     compiled,
+    compiled_with_an_unused,
     dense,
     dropped,
     every_commit,
@@ -110,6 +111,13 @@ def test_a_compiled_batch_has_its_collectives_inside(
     every = ranks(compiled, callbacks)
     check_equal(every)
     check_near(every[0], numbers(fit(dense(), dense().init(), 2)))
+
+
+def test_a_compiled_batch_may_leave_a_parameter_unused(ranks: Ranks) -> None:
+    every = ranks(compiled_with_an_unused)
+    check_equal(every)
+    mine = dense(unused=True)
+    check_near(every[0], numbers(fit(mine, mine.init(), 2)))
 
 
 # BatchNorm, dropout.

@@ -3,6 +3,7 @@ effect.
 """
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -189,6 +190,25 @@ def test_the_model() -> None:
         before_fit=lambda state: state.replace(learner=replace(state.learner, model=Negative(2, 2)))
     )
     assert_same(end.params, fit(learner(Negative(2, 2), opt=sgd(lr=0.1)), START, 2).params)
+
+
+@pytest.mark.parametrize("event", ["before_fit", "before_validate", "before_batch"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_model_that_is_lent_gets_its_modes_back(event: str, fails: bool) -> None:
+    """Also where the layers have different ones, and where the run ends in an error."""
+    lent = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)).eval()
+    lent[1].train()
+
+    def fail(state: State) -> None:
+        if fails and state.epoch == 1 and not state.training:
+            raise RuntimeError("boom")
+
+    mine = learner(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)))
+    lend = on("lender", **{event: lambda state: state.replace(learner=replace(mine, model=lent))})
+    with pytest.raises(RuntimeError, match="boom") if fails else nullcontext():
+        fit(mine, mine.init(), 2, [lend, on("failing", after_batch=fail)])
+    assert [layer.training for layer in lent.modules()] == [False, False, True]
+    assert [layer.training for layer in mine.model.modules()] == [True, True, True]
 
 
 def test_the_optimizer() -> None:
