@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from loop.run import stages
+from loop.run import entering
 from loop.run.passes import Feed
 from loop.state import State
 
@@ -26,7 +26,7 @@ def _broken_batch(state: State) -> State:
 
     Else the next batch would have the same number, and would draw the same dropout again.
     """
-    return state if state.pred is None else stages.leave_batch(state)
+    return state if state.pred is None else entering.leave_batch(state)
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,15 @@ class Border:
 
 BORDERS: Mapping[str, Border] = {
     "fit": Border(),
-    "epoch": Border(each=stages.epochs, over=stages.leave_epoch),
-    "train": Border(enter=stages.enter_train, left=stages.left_train),
-    "validate": Border(when=stages.has_validation_data, enter=stages.enter_validate),
+    "epoch": Border(each=entering.epochs, over=entering.leave_epoch),
+    "train": Border(enter=entering.enter_train, left=entering.left_train),
+    "validate": Border(when=entering.has_validation_data, enter=entering.enter_validate),
     "batch": Border(
-        each=stages.batches,
-        over=stages.leave_batch,
+        each=entering.batches,
+        over=entering.leave_batch,
         broken=_broken_batch,
-        left=stages.left_batch,
+        left=entering.left_batch,
     ),
     "backward": Border(),
-    "step": Border(when=stages.has_gradients),
+    "step": Border(when=entering.has_gradients),
 }

@@ -12,9 +12,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from functional_sgd.placing import Placed
 from loop.learner import Learner
 from loop.run.chance import global_generators_kept
+from loop.run.entering import batches_of_a_pass
 from loop.run.forward import Unharmed, called
 from loop.run.running import running
-from loop.run.stages import batches_of_a_pass, device_of
+from loop.run.stages import device_of
 from loop.state import State, Tensors
 
 

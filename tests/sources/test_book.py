@@ -318,6 +318,7 @@ CORE = (
     "run/events",
     "run/signals",
     "run/stages",
+    "run/entering",
     "run/brackets",
     "state",
     "learner",
