@@ -295,3 +295,19 @@ def test_an_unknown_keyword_is_answered_with_the_known_names(name: str) -> None:
 def test_a_keyword_of_torch_is_answered_with_ours() -> None:
     with pytest.raises(TypeError, match="'betas' is called mom and sqr_mom here"):
         fs.adamw(betas=(0.9, 0.95))  # type: ignore[call-arg]
+
+
+def names_of_parts(opt: Any) -> dict[str, list[str]]:
+    parts: dict[str, list[str]]
+    parts = opt.owned({"embed": torch.ones(3, 2), "w": torch.eye(2), "b": torch.ones(2)})
+    return parts
+
+
+def test_a_single_pattern_gives_its_leaf_to_adamw() -> None:
+    opt = fs.muon_with_adamw(others="embed")
+    assert names_of_parts(opt) == {"adamw": ["b", "embed"], "muon": ["w"]}
+
+
+def test_a_pattern_for_adamw_that_matches_no_leaf_is_an_error_at_init() -> None:
+    with pytest.raises(ValueError, match="partition: pattern 'embde' matches no leaf. Leaves: b"):
+        names_of_parts(fs.muon_with_adamw(others=("embde",)))
