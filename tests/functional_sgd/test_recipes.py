@@ -311,3 +311,14 @@ def test_a_single_pattern_gives_its_leaf_to_adamw() -> None:
 def test_a_pattern_for_adamw_that_matches_no_leaf_is_an_error_at_init() -> None:
     with pytest.raises(ValueError, match="partition: pattern 'embde' matches no leaf. Leaves: b"):
         names_of_parts(fs.muon_with_adamw(others=("embde",)))
+
+
+def test_adamc_asks_for_the_largest_rate_of_its_schedule() -> None:
+    """At lr = 0.1 with max_lr = 0.001 it would decay by 10 % a step."""
+    opt = fs.scheduled(fs.adamc(), lr=lambda step: 0.1)
+    with pytest.raises(ValueError, match="'max_lr' has no default, so it must be passed"):
+        opt(T(1.0), T(1.0), opt.init(T(1.0)))
+
+
+def test_adamc_takes_a_rate_of_zero() -> None:
+    assert path(fs.adamc(lr=0.0), [1.0], max_lr=1.0) == [1.0]
