@@ -152,7 +152,7 @@ class Partition(Optimizer):
                 known = old.part(label, old.leaves)
                 states[label] = opt.extend(state[PARTS][label], known, own)
             else:
-                states[label] = opt.init(own)
+                states[label] = seeded(opt.init(own), label)  # as in init
         return {CALLS: state[CALLS], PARTS: states}
 
     def perturb(

@@ -387,3 +387,13 @@ def test_two_parts_that_disagree_are_decided_by_the_chain() -> None:
 def test_a_part_is_made_of_rules(wrong: Any) -> None:
     with pytest.raises(TypeError, match="expected rules, chains or an optimizer, got"):
         part(wrong)
+
+
+def test_the_rules_around_an_optimizer_draw_other_numbers_than_it_does() -> None:
+    """Were they the same, the param would go twice as far in the same direction."""
+    inner = fs.accumulate(chain(fs.add_noise, sgd_step, lr=1.0, noise=1.0), every=1)
+    opt, zeros = chain(fs.add_noise, inner, noise=1.0), torch.zeros(1000)
+    alone = inner(zeros, zeros, inner.init(zeros))[0]
+    both = opt(zeros, zeros, opt.init(zeros))[0]
+    assert 0.9 < float((both - alone).std()) < 1.1
+    assert abs(float((both - alone) @ alone)) / 1000 < 0.1
