@@ -217,8 +217,9 @@ def test_what_is_in_the_range_is_taken(value: float) -> None:
         (lambda: fs.average_params(sgd(), 1.1), r"'decay' must be in \[0, 1\], got 1\.1"),
         (lambda: fs.accumulate(sgd(), 0), r"'every' must be a whole number, at least 1, got 0"),
         (lambda: fs.sam(sgd(), rho=NAN), r"'rho' is NaN"),
+        (lambda: fs.spam(patience=0), r"'patience' must be a whole number, at least 1, got 0"),
     ],
-    ids=range(18),
+    ids=range(19),
 )
 def test_recipes_and_wrappers_refuse_what_makes_no_sense(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
