@@ -322,3 +322,12 @@ def test_adamc_asks_for_the_largest_rate_of_its_schedule() -> None:
 
 def test_adamc_takes_a_rate_of_zero() -> None:
     assert path(fs.adamc(lr=0.0), [1.0], max_lr=1.0) == [1.0]
+
+
+def test_apollo_moves_in_the_step_after_a_gradient_of_zeros() -> None:
+    """So small a matrix is its own sketch: Adam's 0.1 / sqrt(0.001), with the bias of step 2."""
+    opt, params = fs.apollo(lr=1.0, eps=1e-12), torch.zeros(1, 2)
+    params, state = opt(params, torch.zeros(1, 2), opt.init(params))
+    params, state = opt(params, torch.ones(1, 2), state)
+    step = 0.1 / 0.19 * (0.001999 / 0.001) ** 0.5
+    assert_close(params, T([[-step, -step]]), rtol=1e-5)
