@@ -331,3 +331,20 @@ def test_apollo_moves_in_the_step_after_a_gradient_of_zeros() -> None:
     params, state = opt(params, torch.ones(1, 2), state)
     step = 0.1 / 0.19 * (0.001999 / 0.001) ** 0.5
     assert_close(params, T([[-step, -step]]), rtol=1e-5)
+
+
+def test_soap_without_eps_only_finds_its_bases_in_the_first_step() -> None:
+    opt, params = fs.soap(lr=0.5, eps=0.0, wd=0.0), T([[1.0, 2.0], [3.0, 4.0]])
+    assert_same(opt(params, T([[1.0, 2.0], [0.0, 1.0]]), opt.init(params))[0], params)
+
+
+def test_d_adapt_adam_without_eps_counts_nothing_in_the_first_step() -> None:
+    opt, params = fs.d_adapt_adam(eps=0.0), T([1.0, 2.0])
+    _, state = opt(params, T([1.0, -1.0]), opt.init(params))
+    assert_same(state["dot_sum"], T(0.0).double())
+
+
+def test_adai_leaves_an_element_that_has_had_no_gradient() -> None:
+    """1 - 1e-9 is 1 in float32."""
+    opt, params = fs.adai(lr=1.0, eps=1e-9), T([3.0, 3.0])
+    assert_same(opt(params, T([0.0, 1.0]), opt.init(params))[0][0], T(3.0))
