@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from functional_sgd.ranges import Decay, NonNegative, Positive
+from functional_sgd.ranges import AtLeastOne, Decay, NonNegative, Positive
 from functional_sgd.reduction import norm, root, total
 from functional_sgd.rule import elementwise
 
@@ -81,7 +81,7 @@ def limit_growth(
     distance: Tensor,
     slow_distance: Tensor,
     first_distance: Positive = 1e-6,
-    growth_rate: Positive = 1.02,
+    growth_rate: AtLeastOne = 1.02,
 ) -> dict[str, Tensor]:
     """Follow an estimate that grows by no more than a factor at each step: a kind of warm-up.
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from functional_sgd.ranges import Decay, NonNegative, Positive, Share
+from functional_sgd.ranges import Decay, Fraction, NonNegative, Positive, Share
 from functional_sgd.reduction import mean
 from functional_sgd.rule import elementwise
 
@@ -85,7 +85,7 @@ def accelerated_step(
     lr: NonNegative,
     stretch: Positive = 1000.0,
     advantage: NonNegative = 10.0,
-    caution: Positive = 0.7,
+    caution: Fraction = 0.7,
 ) -> dict[str, Tensor]:
     """Take a short step, and pull it towards where long steps are going on average.
 

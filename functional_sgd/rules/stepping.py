@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from functional_sgd.ranges import Count, Decay, NonNegative, Positive, Share
+from functional_sgd.ranges import AboveOne, Count, Decay, Fraction, NonNegative, Positive, Share
 from functional_sgd.reduction import root
 from functional_sgd.rule import elementwise
 
@@ -88,8 +88,8 @@ def resilient_step(
     *,
     step: Tensor,
     lr: NonNegative,
-    shrink: Positive = 0.5,
-    grow: Positive = 1.2,
+    shrink: Fraction = 0.5,
+    grow: AboveOne = 1.2,
     min_size: NonNegative = 1e-6,
     max_size: Positive = 50.0,
 ) -> dict[str, Tensor]:
