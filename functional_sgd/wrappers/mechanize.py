@@ -157,7 +157,9 @@ def mechanize(
     The way is (param - start) / (rate + eps), so `state["start"]` is all that is kept of the
     params. `mechanic_wd` pulls the rate towards 0: decay = mechanic_wd * rate * |grad| / |param| *
     param. Hypers have names of their own, since opt may have an eps and a wd. Leaves without a
-    gradient stay, and do not count. Half-precision params are computed in float32.
+    gradient stay, and do not count. Half-precision params are computed in float32, but lose the
+    first steps, of 1e-6 or so, when they are rounded again: the way stays 0, and they never move.
+    Keep them in float32.
 
     Raises ValueError for a hyper out of its range, or if `opt` overwrites its arguments.
     Source: Cutkosky et al. 2023 (NeurIPS), "Mechanic"; numbers of optax.contrib.mechanize.
