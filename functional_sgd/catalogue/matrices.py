@@ -253,7 +253,9 @@ def kron(
 
     Kernels of convolutions are flattened, where the authors give every axis a factor; vectors have
     a number for each entry. How often factors are learned: see `whiten`. The authors add 1e-6 to
-    the root mean square, decay matrices alone, and balance the factors of all leaves at once.
+    the root mean square, decay matrices alone, and balance the factors of all leaves at once. Their
+    newer code adds noise of sqrt(eps) * mean|grad| to what factors are learned from; here, as in
+    pytorch_optimizer, there is none.
 
     Source: Li 2018 and 2024; numbers of Walters' Kron and pytorch_optimizer.Kron.
 
