@@ -10,7 +10,7 @@ from functional_sgd.rules.moments import adam_scale
 __all__ = ["limit_by_past_rates", "scale_by_signal"]
 
 
-@elementwise(rate_avg=torch.zeros_like)
+@elementwise(rate_avg=torch.zeros_like, positive=("rate_avg",))
 def limit_by_past_rates(
     update: Tensor,
     sqr_avg: Tensor,

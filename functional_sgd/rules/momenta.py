@@ -39,7 +39,7 @@ def average_by_turns(
     return dict(update=update, average=new, last_average=average)
 
 
-@elementwise(grad_avg=torch.zeros_like, mom_product=torch.ones_like)
+@elementwise(grad_avg=torch.zeros_like, mom_product=torch.ones_like, positive=("mom_product",))
 def average_with_inertia(
     grad: Tensor,
     sqr_avg: Tensor,

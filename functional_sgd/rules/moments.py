@@ -91,7 +91,7 @@ def average_sqr_grad_from_first(
     return dict(sqr_avg=averaged_from_first(sqr_avg, grad.square(), sqr_mom, step))
 
 
-@elementwise(sqr_avg=torch.ones_like)
+@elementwise(sqr_avg=torch.ones_like, positive=("sqr_avg",))
 def average_sqr_grad_from_one(
     grad: Tensor, sqr_avg: Tensor, *, sqr_mom: Decay = 0.9
 ) -> dict[str, Tensor]:

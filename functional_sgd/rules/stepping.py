@@ -79,7 +79,7 @@ def average_late(
     return dict(average=torch.where(number <= 1, param, mixed))
 
 
-@elementwise(last_grad=torch.zeros_like, step_size=torch.zeros_like)
+@elementwise(last_grad=torch.zeros_like, step_size=torch.zeros_like, positive=("step_size",))
 def resilient_step(
     param: Tensor,
     grad: Tensor,
@@ -166,7 +166,7 @@ def dual_average_step(
     return dict(param=moved, start=start, grad_sum=grad_sum, sqr_sum=sqr_sum)
 
 
-@elementwise(slope=torch.zeros_like, sqr_sum=torch.zeros_like)
+@elementwise(slope=torch.zeros_like, sqr_sum=torch.zeros_like, positive=("sqr_sum",))
 def follow_leader_step(
     param: Tensor,
     grad: Tensor,

@@ -102,6 +102,7 @@ def dowg_ratio(
     largest_grad=torch.zeros_like,
     abs_sum=torch.zeros_like,
     reward=torch.zeros_like,
+    positive=("largest_grad", "abs_sum", "reward"),
 )
 def bet_coins(
     param: Tensor,

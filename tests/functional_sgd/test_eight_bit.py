@@ -302,3 +302,20 @@ def test_torchs_optimizers_show_codes_and_load_them_again() -> None:
     saved = opt.state_dict()
     opt.load_state_dict(saved)
     assert_same(opt.state_dict()["state"], saved["state"])
+
+
+@pytest.mark.parametrize(
+    ("rule", "slots"),
+    [
+        (fs.average_sqr_grad_from_one, ("sqr_avg",)),
+        (fs.follow_leader_step, ("sqr_sum",)),
+        (fs.resilient_step, ("step_size",)),
+        (fs.limit_by_past_rates, ("rate_avg",)),
+        (fs.nesterov_average, ("mom_product",)),
+        (fs.average_with_inertia, ("mom_product",)),
+        (fs.bet_coins, ("largest_grad", "abs_sum", "reward")),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_slots_that_are_never_negative_need_no_sign(rule: Any, slots: tuple[str, ...]) -> None:
+    assert rule.declared.positive == slots
