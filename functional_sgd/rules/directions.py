@@ -2,13 +2,12 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from functional_sgd.decompositions import orthonormal, renewed
-from functional_sgd.randomness import normal
+from functional_sgd.randomness import Key, normal
 from functional_sgd.ranges import Decay, NonNegative
 from functional_sgd.reduction import root
 from functional_sgd.rule import Rule, leafwise
@@ -55,7 +54,7 @@ def power_iteration(
     momentum: Tensor,
     basis: Tensor,
     *,
-    key: Any,
+    key: Key,
     step: Tensor,
     mom: Decay = 0.95,
     eps: NonNegative = 1e-8,
@@ -76,7 +75,7 @@ def power_iteration(
     fewer directions than the basis, those that are left over are made of rounding errors, divided
     by eps. Source: Dion (Ahn et al. 2025).
 
-    >>> from functional_sgd.randomness import key_of
+    >>> from functional_sgd.randomness import Key, key_of
     >>> key = key_of(torch.tensor(0), torch.tensor(1), leaf=0, position=0)
     >>> now = dict(key=key, step=torch.tensor(2), mom=0.9)
     >>> matrix, basis = torch.tensor([[3.0, 0.0], [0.0, 2.0]]), torch.tensor([[1.0], [0.0]])

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from functional_sgd.decompositions import renewed
 from functional_sgd.pairs import as_complex, as_real
-from functional_sgd.randomness import normal
+from functional_sgd.randomness import Key, normal
 from functional_sgd.ranges import AtLeastOne, Count, Decay, NonNegative
 from functional_sgd.reduction import root
 from functional_sgd.rule import Rule, elementwise, leafwise
@@ -80,7 +80,7 @@ def scale_channels_by_sketch(
     sketch_avg: Tensor,
     sketch_sqr_avg: Tensor,
     *,
-    key: Any,
+    key: Key,
     step: Tensor,
     mom: Decay = 0.9,
     sqr_mom: Decay = 0.999,
@@ -104,7 +104,7 @@ def scale_channels_by_sketch(
     are drawn in every step, and thrown away where they are not due. Source: APOLLO (Zhu et al.
     2024).
 
-    >>> from functional_sgd.randomness import key_of
+    >>> from functional_sgd.randomness import Key, key_of
     >>> key = key_of(torch.tensor(0), torch.tensor(1), leaf=0, position=0)
     >>> grad, none = torch.tensor([[3.0, 4.0], [0.0, 2.0]]), torch.zeros(2, 2)
     >>> now = dict(key=key, step=torch.tensor(1), mom=0.0, sqr_mom=0.0, eps=1e-9)
@@ -125,7 +125,7 @@ def scale_by_sketch(
     sketch_avg: Tensor,
     sketch_sqr_avg: Tensor,
     *,
-    key: Any,
+    key: Key,
     step: Tensor,
     mom: Decay = 0.9,
     sqr_mom: Decay = 0.999,
@@ -138,7 +138,7 @@ def scale_by_sketch(
     As scale_channels_by_sketch, with one number for the matrix in place of one for each row, and a
     sketch of rank 1. Source: APOLLO-Mini (Zhu et al. 2024).
 
-    >>> from functional_sgd.randomness import key_of
+    >>> from functional_sgd.randomness import Key, key_of
     >>> key = key_of(torch.tensor(0), torch.tensor(1), leaf=0, position=0)
     >>> grad, none = torch.tensor([[3.0], [4.0]]), torch.zeros(2, 1)
     >>> now = dict(key=key, step=torch.tensor(1), mom=0.0, sqr_mom=0.0, eps=0.0, sketch_scale=1.0)
@@ -155,7 +155,7 @@ def scale_by_sketch(
 def _scaled(
     grad: Tensor,
     slots: tuple[Tensor, Tensor, Tensor],
-    key: Any,
+    key: Key,
     step: Tensor,
     hypers: tuple[Any, ...],
     by_channel: bool,

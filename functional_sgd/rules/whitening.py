@@ -1,13 +1,11 @@
 """A rule that learns what to multiply a matrix by, from both sides, so that it becomes white."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from functional_sgd.decompositions import renewed, renewed_together
 from functional_sgd.pairs import as_complex, as_real
-from functional_sgd.randomness import normal, uniform
+from functional_sgd.randomness import Key, normal, uniform
 from functional_sgd.ranges import AtLeastOne, NonNegative, Positive, Share
 from functional_sgd.reduction import root
 from functional_sgd.rule import leafwise
@@ -51,7 +49,7 @@ def whiten(
     right: Tensor,
     waited: Tensor,
     *,
-    key: Any,
+    key: Key,
     step: Tensor,
     factor_lr: Positive = 0.1,
     factors_every: AtLeastOne = 100 / 3,
@@ -80,7 +78,7 @@ def whiten(
     it is, and thrown away. Source: Li 2018, "Preconditioned stochastic gradient descent", and 2024
     for the Kronecker product; numbers of the Kron that people train with.
 
-    >>> from functional_sgd.randomness import key_of
+    >>> from functional_sgd.randomness import Key, key_of
     >>> key = key_of(torch.tensor(0), torch.tensor(1), leaf=0, position=0)
     >>> left, right = torch.tensor([[1.0, 0.0], [0.0, 3.0]]), torch.eye(2)
     >>> later = dict(key=key, step=torch.tensor(2000))  # due in 4 steps
