@@ -80,20 +80,19 @@ class Mechanize(Wrapper):
         ends, _ = flatten(moved)
         # The params were made with the rate of the last step, so their way is divided by that one.
         eps, before = own["mechanic_eps"], state["rate"].sum()
-        ways = [
-            (leaf - start) / _like(before + eps, leaf)
-            for leaf, start in zip(leaves, starts, strict=True)
-        ]
+        ways = []
+        for leaf, start in zip(leaves, starts, strict=True):
+            ways.append((leaf - start) / _like(before + eps, leaf))
         tuned = self._tune(state, self._against(leaves, slopes, ways, before, own), own)
         rate = tuned["rate"].sum()
-        results = [
-            leaf
-            if slope is None
-            else (start + _like(rate, here) * (way + (end - here))).to(leaf.dtype)
-            for leaf, here, slope, start, way, end in zip(
-                given, leaves, slopes, starts, ways, ends, strict=True
-            )
-        ]
+        results = []
+        columns = zip(given, leaves, slopes, starts, ways, ends, strict=True)
+        for leaf, here, slope, start, way, end in columns:
+            if slope is None:
+                results.append(leaf)
+                continue
+            now = start + _like(rate, here) * (way + (end - here))
+            results.append(now.to(leaf.dtype))
         return unflatten(spec, results), {
             CALLS: state[CALLS] + 1,
             "start": state["start"],
