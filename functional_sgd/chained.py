@@ -8,7 +8,7 @@ from functional_sgd.call import Plan
 from functional_sgd.optimizer import Optimizer, check_names
 from functional_sgd.rule import Rule
 from functional_sgd.signature import REQUIRED
-from functional_sgd.state import State, check_params, check_state, init_state, new_calls
+from functional_sgd.state import State, check_params, check_state, init_state, new_calls, seeded
 from functional_sgd.step import leaf_by_leaf
 from functional_sgd.tree import Tree, flatten
 from functional_sgd.wiring import CALLS, wire
@@ -140,7 +140,9 @@ class Chained(Optimizer):
         leaves, _ = flatten(params)
         check_params(leaves)
         front, inner, after = (one.init(params) for one in self.inner)
-        return {CALLS: new_calls(leaves), "front": front, "inner": inner, "after": after}
+        # Each numbers its rules from 0, so each draws its random numbers from its own seed.
+        sides = {"front": seeded(front, "front"), "inner": inner, "after": seeded(after, "after")}
+        return {CALLS: new_calls(leaves), **sides}
 
     def __call__(
         self,

@@ -1,7 +1,7 @@
 """Hypers: numbers, 0-d tensors, or tree prefixes of them; checked, and handed to each leaf."""
 
 import fnmatch
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -52,11 +52,7 @@ def first_matches(
     Raises ValueError when a name matches no pattern, or a pattern no name.
     """
     fits = matches if fits is None else fits
-    for pattern in values:
-        if not any(fits(name, pattern) for name in names):
-            raise ValueError(
-                f"{who}: pattern {pattern!r} matches no leaf. Leaves: {', '.join(names)}."
-            )
+    check_patterns(who, names, values, fits)
     chosen = []
     for name in names:
         first = next((pattern for pattern in values if fits(name, pattern)), None)
@@ -66,6 +62,17 @@ def first_matches(
             )
         chosen.append(values[first])
     return chosen
+
+
+def check_patterns(
+    who: str, names: Sequence[str], patterns: Iterable[str], fits: Callable[[str, str], bool]
+) -> None:
+    """Raise ValueError if one of the patterns matches no name."""
+    for pattern in patterns:
+        if not any(fits(name, pattern) for name in names):
+            raise ValueError(
+                f"{who}: pattern {pattern!r} matches no leaf. Leaves: {', '.join(names)}."
+            )
 
 
 def matches(name: str, pattern: str) -> bool:

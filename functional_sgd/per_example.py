@@ -6,6 +6,7 @@ from torch import Tensor
 from functional_sgd.pairs import as_real
 from functional_sgd.precision import widest
 from functional_sgd.randomness import key_of, normal
+from functional_sgd.ranges import Range, check_number
 from functional_sgd.reduction import root
 from functional_sgd.state import working_dtype
 from functional_sgd.tree import Tree, flatten, unflatten
@@ -28,13 +29,16 @@ def mean_of_clipped(
     noise is a function of (seed, step, leaf, element): pass another step every time. Its generator
     is not a cryptographic one.
 
-    Raises ValueError if the leaves have no examples, or not as many. Source: Abadi et al. 2016;
+    Raises ValueError unless max_norm > 0 and noise >= 0, and if the leaves have no examples, or not
+    as many. Source: Abadi et al. 2016;
     optax.contrib.differentially_private_aggregate.
 
     >>> grads = {"w": torch.tensor([[3.0, 4.0], [0.0, 1.0]])}  # of lengths 5 and 1
     >>> mean_of_clipped(grads, max_norm=2.5)
     {'w': tensor([0.7500, 1.5000])}
     """
+    check_number("mean_of_clipped", "max_norm", max_norm, Range(0, open_low=True))
+    check_number("mean_of_clipped", "noise", noise, Range(0))
     leaves, spec = flatten(grads)
     counts = {leaf.shape[0] if leaf.dim() else 0 for leaf in leaves}
     if len(counts) != 1 or 0 in counts:

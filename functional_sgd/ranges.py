@@ -38,6 +38,9 @@ Share: TypeAlias = Annotated[float, Range(0, 1)]
 Decay: TypeAlias = Annotated[float, Range(0, 1, open_high=True)]
 """How much of an average is kept at each step: a number in [0, 1)."""
 
+Fraction: TypeAlias = Annotated[float, Range(0, 1, open_low=True, open_high=True)]
+"""A number above 0 and below 1."""
+
 NonNegative: TypeAlias = Annotated[float, Range(0)]
 """A number that is not below 0."""
 
@@ -46,6 +49,9 @@ Positive: TypeAlias = Annotated[float, Range(0, open_low=True)]
 
 AtLeastOne: TypeAlias = Annotated[float, Range(1)]
 """A number that is not below 1."""
+
+AboveOne: TypeAlias = Annotated[float, Range(1, open_low=True)]
+"""A number above 1."""
 
 Count: TypeAlias = Annotated[float, Range(1, whole=True)]
 """A whole number, 1 or more."""

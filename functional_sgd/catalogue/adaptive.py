@@ -152,17 +152,20 @@ def adamc(
 
     param = (1 - lr**2 / max_lr * wd) * param, and then adam
 
-    `max_lr` is the largest lr of the schedule, lr itself if nothing is said. For layers that a
-    normalization follows; the others get adamw: `partition`.
+    `max_lr` is the largest lr of the schedule; if it is not given here, it must be passed at each
+    call. For layers that a normalization follows; the others get adamw: `partition`.
 
     Source: Defazio 2025 (arXiv 2506.02285); numbers of pytorch_optimizer.AdamC for groups that are
     "normalized" and eps=0, which it adds before the bias is corrected.
 
-    >>> print(*adamc().rules[:3])
+    >>> print(*adamc(max_lr=1e-3).rules[:3])
     weight_decay_by_square average_grad average_sqr_grad
+    >>> adamc().required
+    ('max_lr',)
     """
-    peak = lr if max_lr is None else max_lr
-    return chain(weight_decay_by_square, adam(lr, mom, sqr_mom, eps), max_lr=peak, wd=wd)
+    # Not lr by default: a schedule replaces that, and far above max_lr the decay overshoots.
+    hypers = given(max_lr=max_lr, wd=wd)
+    return chain(weight_decay_by_square, adam(lr, mom, sqr_mom, eps), **hypers)
 
 
 @recipe

@@ -157,7 +157,8 @@ def apollo(
     See `scale_channels_by_sketch`. The state of a matrix is rank numbers for each row, twice, and
     its shorter side times rank. A matrix whose shorter side is at most `rank` is its own sketch;
     the authors project it all the same. Leaves of more than two axes are matrices too, and vectors
-    get Adam.
+    get Adam. After a gradient of zeros growth is free, where the authors let it begin at 1e-8; LoRA
+    has such gradients in its first step.
 
     Source: Zhu et al. 2024 (MLSys 2025); numbers of their code.
 

@@ -39,7 +39,7 @@ from functional_sgd.rules import (
 )
 from functional_sgd.rules.directions import of_fraction
 from functional_sgd.trial import rename
-from functional_sgd.wrappers.labels import covers
+from functional_sgd.wrappers.labels import Patterned, covers
 from functional_sgd.wrappers.partition import Partition, partition
 
 __all__ = ["adamuon", "dion", "kron", "muon", "muon_with_adamw", "normuon", "shampoo", "soap"]
@@ -90,14 +90,14 @@ def muon_with_adamw(
     mom: float = 0.95,
     wd: float = 0.1,
     adjust: Adjust = "original",
-    others: Iterable[str] = (),
+    others: str | Iterable[str] = (),
 ) -> Partition:
     """Muon for matrices, and AdamW for all leaves with fewer than two axes.
 
     `others` are patterns of paths that AdamW gets too, such as the embedding and the head:
-    ("embed", "head"). The numbers of either part can be set by "muon.lr", "adamw.lr", ...
-    AdamW has the same `wd`, and the momenta of its recipe. For other optimizers, or for more
-    parts, write a `partition`.
+    ("embed", "head"), or one of them. The numbers of either part can be set by "muon.lr",
+    "adamw.lr", ... AdamW has the same `wd`, and the momenta of its recipe. For other optimizers, or
+    for more parts, write a `partition`. Raises ValueError, in `init`, if a pattern matches no leaf.
 
     Source: Jordan et al. 2024; numbers of torch.optim.Muon and torch.optim.AdamW.
 
@@ -112,7 +112,8 @@ def muon_with_adamw(
         "muon": muon(lr=lr, mom=mom, wd=wd, adjust=adjust),
         "adamw": adamw(lr=adamw_lr, wd=wd),
     }
-    return partition(parts, MatricesBut(tuple(others), "muon", "adamw"))
+    patterns = (others,) if isinstance(others, str) else tuple(others)
+    return partition(parts, MatricesBut(patterns, "muon", "adamw"))
 
 
 @recipe
@@ -252,7 +253,9 @@ def kron(
 
     Kernels of convolutions are flattened, where the authors give every axis a factor; vectors have
     a number for each entry. How often factors are learned: see `whiten`. The authors add 1e-6 to
-    the root mean square, decay matrices alone, and balance the factors of all leaves at once.
+    the root mean square, decay matrices alone, and balance the factors of all leaves at once. Their
+    newer code adds noise of sqrt(eps) * mean|grad| to what factors are learned from; here, as in
+    pytorch_optimizer, there is none.
 
     Source: Li 2018 and 2024; numbers of Walters' Kron and pytorch_optimizer.Kron.
 
@@ -267,15 +270,15 @@ def kron(
 
 # A class, as a function made in a recipe could not be pickled.
 @dataclass(frozen=True)
-class MatricesBut:
+class MatricesBut(Patterned):
     """One label for leaves of two or more axes, another for all others and for some paths."""
 
-    others: tuple[str, ...]
+    patterns: tuple[str, ...]
     matrix: str
     other: str
 
     def __call__(self, path: str, leaf: Tensor) -> str:
-        other = leaf.dim() < 2 or any(covers(path, pattern) for pattern in self.others)
+        other = leaf.dim() < 2 or any(covers(path, pattern) for pattern in self.patterns)
         return self.other if other else self.matrix
 
 

@@ -1,4 +1,9 @@
-"""Optimizers that find the learning rate themselves: by distances and gradients, or by the loss."""
+"""Optimizers that find the learning rate themselves: by distances and gradients, or by the loss.
+
+Those that measure how far the parameters have come (prodigy, dog, dowg) begin with steps of 1e-6 or
+so, which parameters in bfloat16 lose in rounding: they never move, and no estimate grows. Keep such
+parameters in float32, or end the chain with `round_stochastically`.
+"""
 
 from functional_sgd.catalogue.parts import given, l2, recipe
 from functional_sgd.chaining import Chain, chain
@@ -84,7 +89,8 @@ def prodigy(
     d = max(d, distance_coeff * dot_sum / sum(|slope|)), for the next step
 
     As in the paper, eps is multiplied by the d of this step; prodigyopt takes that of the next one.
-    Adam's bias correction is left out, as in both.
+    Adam's bias correction is left out, as in both. Parameters in bfloat16 lose the first steps in
+    rounding and never move: keep them in float32, or use chain(prodigy(), round_stochastically).
 
     Source: Mishchenko and Defazio 2024 (ICML); numbers of prodigyopt.Prodigy.
 
@@ -251,6 +257,7 @@ def dog(
 
     Leave lr at 1. `first_move` is the length of the first step relative to 1 + |start|: 1e-4 with
     batch norm. `wd` is L2. The authors evaluate an average of the parameters: see `average_params`.
+    Parameters in bfloat16 lose the first steps in rounding and never move: keep them in float32.
 
     param = param - lr * (largest |param - start| so far) / sqrt(sum of all |grad|**2 + eps) * grad
 
@@ -269,7 +276,8 @@ def dowg(
 ) -> Chain:
     """DoG with gradients that are weighed by how far the parameters had gone when they were taken.
 
-    Leave lr at 1. `wd` is L2.
+    Leave lr at 1. `wd` is L2. Parameters in bfloat16 lose the first steps in rounding and never
+    move: keep them in float32, or use chain(dowg(), round_stochastically).
 
     param = param - lr * d / (sqrt(sum of all d * |grad|**2) + eps) * grad;  d is the largest
     |param - start|**2 so far, and at least first_sqr_distance

@@ -30,7 +30,9 @@ def spam(
     warms up after that; decoupled weight decay, after the step.
 
     As in the authors' code, the bias correction goes on through restarts, and eps is added before
-    it. Their random masks of the parameters (density) are left out: a mask of 1 is all of them.
+    it. Their random masks of the parameters (density) are left out: a mask of 1 is all of them. An
+    element that has had no gradient yet is not cut; they cut its first gradient to 0 after the
+    first `patience` steps, and so all later ones.
 
     Source: Huang et al. 2025 (ICLR); numbers of their code. pytorch_optimizer.SPAM warms up along
     another curve, and has warmup=50.

@@ -171,7 +171,7 @@ def debias(
     return unbiased
 
 
-@elementwise(mom_product=torch.ones_like)
+@elementwise(mom_product=torch.ones_like, positive=("mom_product",))
 def nesterov_average(
     grad: Tensor,
     grad_avg: Tensor,

@@ -10,7 +10,7 @@ from functional_sgd.rules.moments import adam_scale
 __all__ = ["limit_by_past_rates", "scale_by_signal"]
 
 
-@elementwise(rate_avg=torch.zeros_like)
+@elementwise(rate_avg=torch.zeros_like, positive=("rate_avg",))
 def limit_by_past_rates(
     update: Tensor,
     sqr_avg: Tensor,
@@ -28,9 +28,9 @@ def limit_by_past_rates(
     rate = lr * sqrt(1 - sqr_mom**step) / (1 - mom**step) / (sqrt(sqr_avg) + eps)
     rate_avg = rate_mom * rate_avg + (1 - rate_mom) * rate;  update = min(rate, rate_avg) * update
 
-    Reads update and sqr_avg (both averages not debiased), step, lr, the momenta in [0, 1) and
-    eps > 0. Keeps rate_avg, which starts at 0: a warm-up. The rate is in the update: `take_step`.
-    Source: AdaMod (Ding et al. 2019).
+    Reads update and sqr_avg (both averages not debiased), step, lr, the momenta in [0, 1) and eps
+    >= 0 (at 0, 0 / 0 is NaN). Keeps rate_avg, which starts at 0: a warm-up. The rate is in the
+    update: `take_step`. Source: AdaMod (Ding et al. 2019).
 
     >>> one, four = torch.tensor([1.0]), torch.tensor([4.0])
     >>> limit_by_past_rates(one, 4 * one, 0 * one, step=torch.tensor(1), lr=1.0, mom=0.5,

@@ -158,7 +158,7 @@ def normalize(
 
     grad = grad / (grad_norm + eps);  grad_norm = sqrt(sum of all squares)
 
-    Reads grad and eps > 0, which keeps a gradient of 0 at 0. For an update:
+    Reads grad and eps >= 0, which, above 0, keeps a gradient of 0 at 0. For an update:
     `rename(normalize, grad="update")`. Source: Hazan et al. 2015; optax.normalize_by_update_norm.
 
     >>> import torch

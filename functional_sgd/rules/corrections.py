@@ -107,7 +107,8 @@ def sqr_ratio(grad: Tensor, sqr_avg: Tensor, *, eps: NonNegative = 1e-8) -> dict
 
     ratio = grad**2 / max(sqr_avg, eps**2)
 
-    Reads grad, sqr_avg (debiased) and eps > 0. Source: StableAdamW (Wortsman et al. 2023).
+    Reads grad, sqr_avg (debiased) and eps >= 0 (at 0, 0 / 0 is NaN). Source: StableAdamW (Wortsman
+    et al. 2023).
 
     >>> sqr_ratio(torch.tensor([4.0]), torch.tensor([8.0]))
     {'ratio': tensor([2.])}
@@ -153,8 +154,8 @@ def project_radial(
 
     param = (1 - lr * wd * (wd_ratio if projected, else 1)) * param
 
-    Reads param, grad, update, lr, wd >= 0, wd_ratio in [0, 1], delta >= 0, eps > 0. Vectors and
-    scalars are only decayed. Source: AdamP (Heo et al. 2021).
+    Reads param, grad, update, lr, wd >= 0, wd_ratio in [0, 1], delta >= 0, eps >= 0 (at 0, 0 / 0 is
+    NaN). Vectors and scalars are only decayed. Source: AdamP (Heo et al. 2021).
 
     >>> param, grad = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 1.0]])  # orthogonal
     >>> made = project_radial(param, grad, torch.tensor([[3.0, 1.0]]), lr=0.5, wd=1.0)

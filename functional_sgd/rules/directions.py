@@ -2,13 +2,12 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from functional_sgd.decompositions import orthonormal, renewed
-from functional_sgd.randomness import normal
+from functional_sgd.randomness import Key, normal
 from functional_sgd.ranges import Decay, NonNegative
 from functional_sgd.reduction import root
 from functional_sgd.rule import Rule, leafwise
@@ -55,7 +54,7 @@ def power_iteration(
     momentum: Tensor,
     basis: Tensor,
     *,
-    key: Any,
+    key: Key,
     step: Tensor,
     mom: Decay = 0.95,
     eps: NonNegative = 1e-8,

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from functional_sgd.ranges import Decay, NonNegative, Positive
+from functional_sgd.ranges import AtLeastOne, Decay, NonNegative, Positive
 from functional_sgd.reduction import norm, root, total
 from functional_sgd.rule import elementwise
 
@@ -81,7 +81,7 @@ def limit_growth(
     distance: Tensor,
     slow_distance: Tensor,
     first_distance: Positive = 1e-6,
-    growth_rate: Positive = 1.02,
+    growth_rate: AtLeastOne = 1.02,
 ) -> dict[str, Tensor]:
     """Follow an estimate that grows by no more than a factor at each step: a kind of warm-up.
 
@@ -222,15 +222,17 @@ def scale_by_distance_rms(
 def weigh_slope(slope: Tensor, sqr_avg: Tensor, *, eps: NonNegative = 1e-8) -> dict[str, Tensor]:
     """The slope of the step before, divided by how steep each direction has been until then.
 
-    weighed_slope = slope / (sqrt(sqr_avg) + eps)
+    weighed_slope = slope / (sqrt(sqr_avg) + eps), 0 where both are 0
 
-    Reads slope and sqr_avg as the step before left them, and eps > 0.
+    Reads slope and sqr_avg as the step before left them, and eps >= 0.
     Source: D-Adaptation (Defazio and Mishchenko 2023).
 
     >>> weigh_slope(torch.tensor([4.0]), torch.tensor([4.0]), eps=0.0)
     {'weighed_slope': tensor([2.])}
     """
-    return dict(weighed_slope=slope / (root(sqr_avg) + eps))
+    divisor = root(sqr_avg) + eps
+    # Both are 0 in the first step; a single NaN would be in the sum of the tree for ever.
+    return dict(weighed_slope=slope / torch.where(divisor == 0, 1.0, divisor))
 
 
 @elementwise(dot_sum=0.0)

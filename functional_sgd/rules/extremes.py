@@ -34,8 +34,9 @@ def keep_max_grad(
 
     max_grad = max(sqr_mom * max_grad, |grad| + eps)
 
-    Reads grad, sqr_mom in [0, 1) and eps > 0; keeps max_grad, which starts at 0 and is at least eps
-    from then on. Source: AdaMax (Kingma and Ba 2015, section 7.1), with eps as in torch.optim.
+    Reads grad, sqr_mom in [0, 1) and eps >= 0 (at 0, 0 / 0 is NaN); keeps max_grad, which starts at
+    0 and is at least eps from then on. Source: AdaMax (Kingma and Ba 2015, section 7.1), with eps
+    as in torch.optim.
 
     >>> keep_max_grad(torch.tensor([-1.0, 3.0]), torch.tensor([4.0, 4.0]), sqr_mom=0.5, eps=0.0)
     {'max_grad': tensor([2., 3.])}

@@ -37,10 +37,11 @@ def scale_by_factored_rms(
     columns likewise;  sqr_avg = rows * columns / max(mean of rows, eps)
     update = grad / max(sqrt(sqr_avg), eps)
 
-    Reads grad, step, sqr_mom_decay >= 0 and eps > 0. Rows and columns are the last two axes of a
-    leaf; leaves of fewer axes keep all their squares, as rows. Complex leaves are real ones with a
-    last axis of 2. Keeps rows and columns, which start at 0 and are replaced by the first step.
-    Source: Adafactor (Shazeer and Stern 2018), in the form of torch.optim.Adafactor.
+    Reads grad, step, sqr_mom_decay >= 0 and eps >= 0 (at 0, 0 / 0 is NaN). Rows and columns are the
+    last two axes of a leaf; leaves of fewer axes keep all their squares, as rows. Complex leaves
+    are real ones with a last axis of 2. Keeps rows and columns, which start at 0 and are replaced
+    by the first step. Source: Adafactor (Shazeer and Stern 2018), in the form of
+    torch.optim.Adafactor.
 
     >>> one = torch.ones(1)
     >>> found = scale_by_factored_rms(torch.tensor([[3.0, 3.0]]), one[None], one[None], step=one)

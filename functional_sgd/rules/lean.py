@@ -65,8 +65,8 @@ def scale_by_norm_avg(
     sqr_norm_avg = slope**2 at step 1, then sqr_mom * sqr_norm_avg + (1 - sqr_mom) * slope**2
     update = grad / (sqrt(sqr_norm_avg) + eps);  slope is the Euclidean norm of the leaf's gradient
 
-    Reads grad, step, sqr_mom in [0, 1) and eps > 0; keeps sqr_norm_avg, one number for each leaf.
-    Source: NovoGrad (Ginsburg et al. 2019).
+    Reads grad, step, sqr_mom in [0, 1) and eps >= 0 (at 0, 0 / 0 is NaN); keeps sqr_norm_avg, one
+    number for each leaf. Source: NovoGrad (Ginsburg et al. 2019).
 
     >>> scale_by_norm_avg(torch.tensor([3.0, 4.0]), torch.tensor(0.0), step=torch.tensor(1), eps=0)
     {'sqr_norm_avg': tensor(25.), 'update': tensor([0.6000, 0.8000])}

@@ -15,7 +15,7 @@ __all__ = [
 ]
 
 
-def _square(grad: Tensor) -> Tensor:
+def square_of_grad(grad: Tensor) -> Tensor:
     return grad.square()
 
 
@@ -36,7 +36,7 @@ def polyak_ratio(
     grad: Tensor,
     *,
     value: Tensor,
-    square: Tensor = total(_square, over="tree"),
+    square: Tensor = total(square_of_grad, over="tree"),
     lower_bound: float = 0.0,
     max_rate: Positive = 1.0,
     eps: NonNegative = 0.0,

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from functional_sgd.ranges import Decay, NonNegative, Positive, Share
+from functional_sgd.ranges import Decay, Fraction, NonNegative, Positive, Share
 from functional_sgd.reduction import mean
 from functional_sgd.rule import elementwise
 
@@ -39,7 +39,7 @@ def average_by_turns(
     return dict(update=update, average=new, last_average=average)
 
 
-@elementwise(grad_avg=torch.zeros_like, mom_product=torch.ones_like)
+@elementwise(grad_avg=torch.zeros_like, mom_product=torch.ones_like, positive=("mom_product",))
 def average_with_inertia(
     grad: Tensor,
     sqr_avg: Tensor,
@@ -54,23 +54,26 @@ def average_with_inertia(
     undo the pull of the average towards zero.
 
     mom = 1 - looseness * sqr_avg / mean_sqr, cut to [0, 1 - eps];  mom_product = mom_product * mom
-    grad_avg = mom * grad_avg + (1 - mom) * grad;  update = grad_avg / (1 - mom_product)
+    grad_avg = mom * grad_avg + (1 - mom) * grad;  update = grad_avg / (1 - mom_product), 0 where
+    both are 0
 
     mean_sqr is the mean of sqr_avg over all leaves. Reads grad, sqr_avg (debiased), looseness >= 0
-    and eps in (0, 1]. Keeps grad_avg, which starts at 0, and mom_product, which starts at 1.
+    and eps in [0, 1]. Keeps grad_avg, which starts at 0, and mom_product, which starts at 1.
     Source: Adai (Xie et al. 2022), where looseness is beta_0.
 
     >>> grad, sqr, zero = torch.tensor([2.0, 2.0]), torch.tensor([5.0, 15.0]), torch.zeros(2)
     >>> average_with_inertia(grad, sqr, zero, zero + 1, looseness=0.5)["grad_avg"]
     tensor([0.5000, 1.5000])
     """
-    # While all gradients are 0, no direction is steep. mom stays below 1 even there: with a product
-    # of momenta that is 1, the debiased average would be 0 / 0.
+    # While all gradients are 0, no direction is steep.
     steepness = sqr_avg / torch.where(mean_sqr == 0, 1.0, mean_sqr)
     mom = (1 - looseness * steepness).clamp(0.0, 1 - eps)
     mom_product = mom_product * mom
     grad_avg = mom * grad_avg + (1 - mom) * grad
-    return dict(update=grad_avg / (1 - mom_product), grad_avg=grad_avg, mom_product=mom_product)
+    # 0 where mom has always been 1, as it is without a gradient if 1 - eps rounds to 1.
+    counted = 1 - mom_product
+    update = grad_avg / torch.where(counted == 0, 1.0, counted)
+    return dict(update=update, grad_avg=grad_avg, mom_product=mom_product)
 
 
 @elementwise(far_param=torch.clone)
@@ -82,7 +85,7 @@ def accelerated_step(
     lr: NonNegative,
     stretch: Positive = 1000.0,
     advantage: NonNegative = 10.0,
-    caution: Positive = 0.7,
+    caution: Fraction = 0.7,
 ) -> dict[str, Tensor]:
     """Take a short step, and pull it towards where long steps are going on average.
 

@@ -91,7 +91,7 @@ def average_sqr_grad_from_first(
     return dict(sqr_avg=averaged_from_first(sqr_avg, grad.square(), sqr_mom, step))
 
 
-@elementwise(sqr_avg=torch.ones_like)
+@elementwise(sqr_avg=torch.ones_like, positive=("sqr_avg",))
 def average_sqr_grad_from_one(
     grad: Tensor, sqr_avg: Tensor, *, sqr_mom: Decay = 0.9
 ) -> dict[str, Tensor]:
@@ -116,7 +116,7 @@ def normalize_by_past_rms(
     update = 0 at step 1, then grad / max(sqrt(sqr_avg), eps)
 
     Reads grad, sqr_avg as the step before left it (so it stands in front of the rule that keeps
-    it), step, eps > 0. Source: ADOPT (Taniguchi et al. 2024).
+    it), step, eps >= 0 (at 0, 0 / 0 is NaN). Source: ADOPT (Taniguchi et al. 2024).
 
     >>> two, four = torch.tensor([2.0]), torch.tensor([4.0])
     >>> normalize_by_past_rms(two, four, step=torch.tensor(2), eps=0.5)
@@ -158,7 +158,8 @@ def scale_by_past_rms(
     update = grad at step 1, then grad / (sqrt(sqr_avg / (1 - sqr_mom**(step - 1))) + eps)
 
     Reads grad, sqr_avg as the step before left it (so it stands in front of the rule that keeps
-    it), step, sqr_mom in [0, 1), eps > 0. Source: ACProp (Zhuang et al. 2021).
+    it), step, sqr_mom in [0, 1), eps >= 0 (at 0, 0 / 0 is NaN). Source: ACProp (Zhuang et al.
+    2021).
 
     >>> one, two = torch.tensor([1.0]), torch.tensor([2.0])
     >>> scale_by_past_rms(one, two, step=torch.tensor(2), sqr_mom=0.5, eps=0.0)
@@ -269,7 +270,7 @@ def bound_rate(
 
     update = scale * update
 
-    Reads update and sqr_avg (both averages not debiased), step, mom and sqr_mom in [0, 1), eps > 0,
+    Reads update and sqr_avg (both averages not debiased), step, mom and sqr_mom in [0, 1), eps and
     final_scale >= 0, gamma > 0. Source: AdaBound (Luo et al. 2019).
 
     >>> one = torch.tensor([1.0])

@@ -1,10 +1,8 @@
 """Rules that add random numbers."""
 
-from typing import Any
-
 from torch import Tensor
 
-from functional_sgd.randomness import normal
+from functional_sgd.randomness import Key, normal
 from functional_sgd.ranges import NonNegative
 from functional_sgd.reduction import root
 from functional_sgd.rule import elementwise
@@ -16,7 +14,7 @@ __all__ = ["add_noise", "langevin_noise"]
 def add_noise(
     grad: Tensor,
     *,
-    key: Any,
+    key: Key,
     step: Tensor,
     noise: NonNegative = 0.01,
     noise_decay: NonNegative = 0.55,
@@ -40,7 +38,7 @@ def add_noise(
 
 @elementwise
 def langevin_noise(
-    param: Tensor, *, key: Any, lr: NonNegative, temperature: NonNegative = 1e-4
+    param: Tensor, *, key: Key, lr: NonNegative, temperature: NonNegative = 1e-4
 ) -> dict[str, Tensor]:
     """Shake the parameters so much that they come to rest nowhere, but go round the minima.
 

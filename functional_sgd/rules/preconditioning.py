@@ -113,8 +113,9 @@ def average_in_eigenbasis(
     them: grad_avg is seen from the new ones, sqr_avg keeps its numbers in their order.
 
     The first step only finds the bases, from the first gradient: its update is 0, and it does not
-    count for the averages. Reads grad, step, mom and sqr_mom in [0, 1), every >= 1 and eps. A side
-    longer than 10,000 has no basis; leaves of fewer than two axes have none, which leaves Adam.
+    count for the averages. Reads grad, step, mom and sqr_mom in [0, 1), every >= 1 and eps >= 0; at
+    eps = 0, what has had no gradient stays. A side longer than 10,000 has no basis; leaves of fewer
+    than two axes have none, which leaves Adam.
 
     What is not due is not computed on the CPU; on other devices, and in programs that are recorded,
     it is, and thrown away. Source: SOAP (Vyas et al. 2024), numbers of its authors.
@@ -140,7 +141,9 @@ def average_in_eigenbasis(
     average = (1 - later * (1 - mom)) * average + later * (1 - mom) * seen
     squares = (1 - later * (1 - sqr_mom)) * squares + later * (1 - sqr_mom) * seen.square()
     weight = torch.where(first, 0.0, (1 - sqr_mom**count).sqrt() / (1 - mom**count))
-    update = weight * average / (root(squares) + eps)
+    divisor = root(squares) + eps
+    # 0 in the first step, if eps is; a single NaN would be in all of the matrix.
+    update = weight * average / torch.where(divisor == 0, 1.0, divisor)
     update = _between(bases[0], update, _mirrored(bases[1]))
     if is_matrix(grad):
         # After the update, as in the authors' code: no gradient is seen from a basis that it has

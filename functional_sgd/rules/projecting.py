@@ -38,7 +38,8 @@ def project_box(param: Tensor, *, low: float = -1.0, high: float = 1.0) -> dict[
 
     param = min(max(param, low), high)
 
-    Reads param, low and high, which may be trees. Source: optax.projections.projection_box.
+    Reads param, low and high, which may be trees. Where low is above high, all becomes high: a rule
+    knows the range of one hyper, not of two. Source: optax.projections.projection_box.
 
     >>> project_box(torch.tensor([-3.0, 0.5, 2.0]), low=0.0, high=1.0)
     {'param': tensor([0.0000, 0.5000, 1.0000])}

@@ -1,10 +1,9 @@
 """Rules that decide how params of half precision are rounded when they are stored."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from functional_sgd.randomness import Key
 from functional_sgd.rounding import rounded, rounded_randomly
 from functional_sgd.rule import elementwise
 
@@ -12,7 +11,7 @@ __all__ = ["compensate_rounding", "round_stochastically"]
 
 
 @elementwise
-def round_stochastically(param: Tensor, *, key: Any, dtype: torch.dtype) -> dict[str, Tensor]:
+def round_stochastically(param: Tensor, *, key: Key, dtype: torch.dtype) -> dict[str, Tensor]:
     """Round the new parameters up or down by chance, so that steps too small to be stored are not
     lost: their mean arrives.
 

@@ -27,8 +27,9 @@ def scale_by_rms(update: Tensor, sqr_avg: Tensor, *, eps: NonNegative = 1e-8) ->
 
     update = update / (sqrt(sqr_avg) + eps)
 
-    Reads update, sqr_avg and eps > 0, which bounds the step: |update| <= |update| / eps.
-    Source: Hinton, lecture 6e (RMSProp); eps outside the root as in torch.optim.
+    Reads update, sqr_avg and eps >= 0, which bounds the step: |update| <= |update| / eps. At eps =
+    0, an element that has had no gradient becomes NaN: 0 / 0. Source: Hinton, lecture 6e (RMSProp);
+    eps outside the root as in torch.optim.
 
     >>> scale_by_rms(torch.tensor([4.0]), torch.tensor([4.0]), eps=0.0)
     {'update': tensor([2.])}
@@ -44,7 +45,7 @@ def scale_by_rms_eps_inside(
 
     update = update / sqrt(sqr_avg + eps)
 
-    Reads update, sqr_avg and eps > 0. Source: fastbook chapter 16.
+    Reads update, sqr_avg and eps >= 0 (at 0, 0 / 0 is NaN). Source: fastbook chapter 16.
 
     >>> scale_by_rms_eps_inside(torch.tensor([4.0]), torch.tensor([3.0]), eps=1.0)
     {'update': tensor([2.])}
@@ -61,8 +62,9 @@ def scale_by_rms_eps_early(
 
     update = update / (sqrt(sqr_avg) + eps / sqrt(1 - sqr_mom**step))
 
-    Reads update, the debiased sqr_avg, step, sqr_mom in [0, 1) and eps > 0. Source: the faster form
-    in section 2 of Kingma and Ba 2015 (their eps hat); torch.optim.SparseAdam.
+    Reads update, the debiased sqr_avg, step, sqr_mom in [0, 1) and eps >= 0 (at 0, 0 / 0 is NaN).
+    Source: the faster form in section 2 of Kingma and Ba 2015 (their eps hat);
+    torch.optim.SparseAdam.
 
     >>> step = torch.tensor(1)  # the root of 1 - 0.75 is a half
     >>> scale_by_rms_eps_early(torch.tensor([4.0]), torch.tensor([4.0]), step=step, sqr_mom=0.75,
@@ -101,7 +103,7 @@ def scale_by_past_updates(
     update = update * sqrt(sqr_update_avg + eps)
     sqr_update_avg = sqr_mom * sqr_update_avg + (1 - sqr_mom) * update**2
 
-    Reads update, sqr_mom in [0, 1) and eps > 0, without which nothing would begin to move. Keeps
+    Reads update, sqr_mom in [0, 1) and eps >= 0; at 0 nothing would begin to move. Keeps
     sqr_update_avg, which starts at 0. Source: Adadelta (Zeiler 2012), its correction of units.
 
     >>> scale_by_past_updates(torch.tensor([2.0]), torch.tensor([3.0]), sqr_mom=0.5, eps=1.0)
@@ -140,8 +142,8 @@ def rectify(
     update = nu * update / (sqrt(sqr_avg) + eps) where r > 5, else update;  r and nu as in
     `rectification`
 
-    Reads update, the debiased sqr_avg, step, sqr_mom in [0, 1), eps > 0 (added to the debiased
-    root, as fastai does). Source: RAdam (Liu et al. 2020).
+    Reads update, the debiased sqr_avg, step, sqr_mom in [0, 1), eps >= 0 (added to the
+    debiased root, as fastai does; at 0, 0 / 0 is NaN). Source: RAdam (Liu et al. 2020).
 
     >>> early = torch.tensor(1)  # too early: unchanged
     >>> rectify(torch.tensor([4.0]), torch.tensor([4.0]), step=early)

@@ -23,18 +23,19 @@ def average_without_spikes(
     sqr_mom: Decay = 0.999,
     spike: Positive = 5000.0,
     restart_every: Count = 500,
-    patience: NonNegative = 20,
+    patience: Count = 20,
 ) -> dict[str, Tensor]:
     """Keep Adam's two averages of gradients that are cut where they are far too large, and forget
     them every now and then.
 
     age = step % restart_every;  at age 0 both averages are 0 before they go on
-    grad = sign(grad) * sqrt(spike * sqr_avg) where that is smaller, once age and step are at least
-    patience;  then as average_grad and average_sqr_grad
+    grad = sign(grad) * sqrt(spike * sqr_avg) where that is smaller and sqr_avg > 0, once age is at
+    least patience;  then as average_grad and average_sqr_grad
 
     Reads grad, step, mom and sqr_mom in [0, 1), spike > 0 (how many mean squares a square may be),
-    restart_every >= 1 and patience >= 0; keeps grad_avg and sqr_avg, which start at 0.
-    Source: SPAM (Huang et al. 2025).
+    restart_every >= 1 and patience >= 1; keeps grad_avg and sqr_avg, which start at 0.
+    Source: SPAM (Huang et al. 2025), whose code cuts to 0 where sqr_avg is 0, so that elements
+    whose first gradient comes late never move.
 
     >>> ten, one, late = torch.tensor([10.0]), torch.tensor([1.0]), torch.tensor(30)
     >>> average_without_spikes(ten, one, one, step=late, mom=0.5, sqr_mom=0.5, spike=4.0)
@@ -46,8 +47,9 @@ def average_without_spikes(
     limit = spike * sqr_avg
     # Chosen by element first and by number then: Triton's interpreter cannot do both in one
     # condition.
-    cut = torch.where(grad.square() > limit, grad.sign() * root(limit), grad)
-    grad = torch.where((step >= patience) & (age >= patience), cut, grad)
+    spiked = (grad.square() > limit) & (sqr_avg > 0)
+    cut = torch.where(spiked, grad.sign() * root(limit), grad)
+    grad = torch.where(age >= patience, cut, grad)
     grad_avg = mom * grad_avg + (1 - mom) * grad
     sqr_avg = sqr_mom * sqr_avg + (1 - sqr_mom) * grad.square()
     return dict(grad_avg=grad_avg, sqr_avg=sqr_avg, update=grad_avg)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from functional_sgd.ranges import Count, Decay, NonNegative, Positive, Share
+from functional_sgd.ranges import AboveOne, Count, Decay, Fraction, NonNegative, Positive, Share
 from functional_sgd.reduction import root
 from functional_sgd.rule import elementwise
 
@@ -79,7 +79,7 @@ def average_late(
     return dict(average=torch.where(number <= 1, param, mixed))
 
 
-@elementwise(last_grad=torch.zeros_like, step_size=torch.zeros_like)
+@elementwise(last_grad=torch.zeros_like, step_size=torch.zeros_like, positive=("step_size",))
 def resilient_step(
     param: Tensor,
     grad: Tensor,
@@ -88,8 +88,8 @@ def resilient_step(
     *,
     step: Tensor,
     lr: NonNegative,
-    shrink: Positive = 0.5,
-    grow: Positive = 1.2,
+    shrink: Fraction = 0.5,
+    grow: AboveOne = 1.2,
     min_size: NonNegative = 1e-6,
     max_size: Positive = 50.0,
 ) -> dict[str, Tensor]:
@@ -166,7 +166,7 @@ def dual_average_step(
     return dict(param=moved, start=start, grad_sum=grad_sum, sqr_sum=sqr_sum)
 
 
-@elementwise(slope=torch.zeros_like, sqr_sum=torch.zeros_like)
+@elementwise(slope=torch.zeros_like, sqr_sum=torch.zeros_like, positive=("sqr_sum",))
 def follow_leader_step(
     param: Tensor,
     grad: Tensor,

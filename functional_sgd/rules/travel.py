@@ -6,6 +6,7 @@ from torch import Tensor
 from functional_sgd.ranges import Positive
 from functional_sgd.reduction import norm, root, total
 from functional_sgd.rule import elementwise
+from functional_sgd.rules.loss import square_of_grad
 
 __all__ = [
     "bet_coins",
@@ -18,10 +19,6 @@ def _square_away(param: Tensor, start: Tensor) -> Tensor:
     return (param - start).square()
 
 
-def _square(grad: Tensor) -> Tensor:
-    return grad.square()
-
-
 @elementwise(start=torch.clone, distance=0.0, grad_squares=0.0)
 def dog_ratio(
     param: Tensor,
@@ -32,7 +29,7 @@ def dog_ratio(
     grad_squares: Tensor,
     size: Tensor = norm("start", over="tree"),
     sqr_away: Tensor = total(_square_away, over="tree"),
-    sqr_norm: Tensor = total(_square, over="tree"),
+    sqr_norm: Tensor = total(square_of_grad, over="tree"),
     first_move: Positive = 1e-6,
     eps: Positive = 1e-8,
 ) -> dict[str, Tensor]:
@@ -68,7 +65,7 @@ def dowg_ratio(
     sqr_distance: Tensor,
     grad_squares: Tensor,
     sqr_away: Tensor = total(_square_away, over="tree"),
-    sqr_norm: Tensor = total(_square, over="tree"),
+    sqr_norm: Tensor = total(square_of_grad, over="tree"),
     first_sqr_distance: Positive = 1e-4,
     eps: Positive = 1e-4,
 ) -> dict[str, Tensor]:
@@ -102,6 +99,7 @@ def dowg_ratio(
     largest_grad=torch.zeros_like,
     abs_sum=torch.zeros_like,
     reward=torch.zeros_like,
+    positive=("largest_grad", "abs_sum", "reward"),
 )
 def bet_coins(
     param: Tensor,

@@ -55,8 +55,8 @@ def larc_ratio(
 ) -> dict[str, Tensor]:
     """Slow down the leaves that would move far for their size; never speed one up.
 
-    update = update * min(1, local);  local = trust_coeff * size / (slope + wd * size + eps), with
-    the Euclidean norms of param and grad, of each leaf
+    update = update * min(1, local);  local = trust_coeff * size / (slope + wd * size + eps), 1 if
+    the divisor is 0;  size and slope are the Euclidean norms of param and grad, of each leaf
 
     Reads param, grad, update, trust_coeff > 0, wd >= 0, eps >= 0.
     Source: LARC (NVIDIA apex), numbers of fastai.
@@ -116,7 +116,9 @@ def scale_by_param_rms(
 
 
 def _local_rate(size: Tensor, slope: Tensor, trust_coeff: float, wd: float, eps: float) -> Tensor:
-    return trust_coeff * size / (slope + size * wd + eps)
+    divisor = slope + size * wd + eps
+    still = divisor == 0
+    return torch.where(still, 1.0, trust_coeff * size / torch.where(still, 1.0, divisor))
 
 
 @elementwise
@@ -165,6 +167,5 @@ def lars_grad(
     {'grad': tensor([2.])}
     """
     # As in trust_ratio, a leaf of zeros must be able to move.
-    still = (size == 0) | (slope + size * wd + eps == 0)
-    local = _local_rate(size, torch.where(still, 1.0, slope), trust_coeff, wd, eps)
-    return dict(grad=torch.where(still, 1.0, local) * (grad + wd * param))
+    local = _local_rate(size, slope, trust_coeff, wd, eps)
+    return dict(grad=torch.where(size == 0, 1.0, local) * (grad + wd * param))

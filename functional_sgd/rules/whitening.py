@@ -1,13 +1,11 @@
 """A rule that learns what to multiply a matrix by, from both sides, so that it becomes white."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from functional_sgd.decompositions import renewed, renewed_together
 from functional_sgd.pairs import as_complex, as_real
-from functional_sgd.randomness import normal, uniform
+from functional_sgd.randomness import Key, normal, uniform
 from functional_sgd.ranges import AtLeastOne, NonNegative, Positive, Share
 from functional_sgd.reduction import root
 from functional_sgd.rule import leafwise
@@ -51,7 +49,7 @@ def whiten(
     right: Tensor,
     waited: Tensor,
     *,
-    key: Any,
+    key: Key,
     step: Tensor,
     factor_lr: Positive = 0.1,
     factors_every: AtLeastOne = 100 / 3,

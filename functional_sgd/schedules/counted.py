@@ -197,8 +197,8 @@ def interpolate(
     """Through a value at each of the points, along a shape from each to the next, and flat outside.
 
     `shape(start, end)` makes the pieces: Linear, Cosine, Exponential. Raises ValueError if there
-    are fewer than 2 points, or not one value for each; the points rise, from 0 or above.
-    Source: optax.piecewise_interpolate_schedule; torch.optim.lr_scheduler.LinearLR is
+    are fewer than 2 points, or not one value for each, or if the points do not rise from 0 or
+    above. Source: optax.piecewise_interpolate_schedule; torch.optim.lr_scheduler.LinearLR is
     `interpolate((0, total_iters), (start_factor * lr, end_factor * lr))`.
 
     >>> [interpolate((0, 2, 4), (0.0, 1.0, 0.5))(step) for step in range(6)]
@@ -209,6 +209,11 @@ def interpolate(
         raise ValueError(
             f"interpolate: needs 2 points or more and a value for each, got {len(points)} points "
             f"and {len(values)} values."
+        )
+    if points[0] < 0 or any(not later > earlier for earlier, later in pairwise(points)):
+        raise ValueError(
+            f"interpolate: points must rise, from 0 or above, got {points}. Nothing comes before "
+            f"position 0: let the first be 0, with the value there."
         )
     pieces: list[Schedule] = []
     for place, (point, following) in enumerate(pairwise(points)):

@@ -15,7 +15,7 @@ from functional_sgd.schedules.position import (
     whole,
 )
 
-__all__ = ["Join", "Product", "Restarts", "Sequence", "Stretch", "Sum"]
+__all__ = ["Join", "Product", "Restarts", "Reverse", "Sequence", "Stretch", "Sum"]
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,9 @@ class Join(Shape):
     """Schedules one after the other: `parts[i]` runs over `shares[i]` of the way. At a border the
     later one counts.
 
-    Raises ValueError if the shares are negative, do not sum to 1 (within 1e-9), or are not as many
-    as the parts.
+    Parts get positions from 0 to 1; lengths that they have are shares of their part. Raises
+    ValueError if the shares are negative, do not sum to 1 (within 1e-9), or are not as many as the
+    parts, and for a part that counts steps: that goes into a Sequence.
 
     >>> from functional_sgd.schedules import Cosine
     >>> Join((0.3, 0.7), (Cosine(0.3, 0.6), Cosine(0.6, 0.2)))(0.3)
@@ -47,6 +48,8 @@ class Join(Shape):
                 f"Join: shares must be at least 0 and sum to 1, got {self.shares}. A length in "
                 f"steps is a share of the run: 100 steps of 1000 are 100 / 1000."
             )
+        for part in self.parts:
+            check_shares("Join", part)
 
     def __call__(self, position: Position) -> Any:
         """The value at this position; beyond the ends, the first and last value."""
@@ -74,7 +77,7 @@ class Stretch(Counted):
     """A shape over another length than 1, after which its last value stays.
 
     part(min(position / length, 1)): so it is in steps, for `scheduled(opt, lr=...)` without
-    `steps`. Raises ValueError unless length > 0.
+    `steps`. Raises ValueError unless length > 0, and for a part that counts steps already.
 
     >>> from functional_sgd.schedules import Linear
     >>> warm = Stretch(Linear(0.0, 1.0), 4)
@@ -88,6 +91,7 @@ class Stretch(Counted):
     def __post_init__(self) -> None:
         if not self.length > 0:
             raise ValueError(f"Stretch: length must be above 0, got {self.length}.")
+        check_shares("Stretch", self.part)
 
     @property
     def lengths(self) -> tuple[float, ...]:
@@ -154,8 +158,9 @@ class Restarts(Counted):
 
     cycle i begins at length * (mult**i - 1) / (mult - 1), or i * length if mult is 1
 
-    There is no end. Raises ValueError unless length > 0 and mult >= 1. Source: SGDR (Loshchilov and
-    Hutter 2017); torch.optim.lr_scheduler.CosineAnnealingWarmRestarts is
+    There is no end. Raises ValueError unless length > 0 and mult >= 1, and for a part that counts
+    steps itself. Source: SGDR (Loshchilov and Hutter 2017);
+    torch.optim.lr_scheduler.CosineAnnealingWarmRestarts is
     `Restarts(Cosine(lr, eta_min), T_0, T_mult)`.
 
     >>> from functional_sgd.schedules import Linear
@@ -175,6 +180,7 @@ class Restarts(Counted):
                 f"Restarts: length must be above 0 and mult at least 1, got {self.length} and "
                 f"{self.mult}."
             )
+        check_shares("Restarts", self.part)
 
     @property
     def lengths(self) -> tuple[float, ...]:
@@ -195,6 +201,25 @@ class Restarts(Counted):
         # Where `whole` has rounded up, local is slightly negative.
         value = self.part(clamp(local, 0.0, 1.0))
         return value if self.factor == 1 else value * self.factor**cycle
+
+
+@dataclass(frozen=True)
+class Reverse(Shape):
+    """A shape backwards: part(1 - position). Raises ValueError for a part that counts steps.
+
+    >>> from functional_sgd.schedules import Linear, Polynomial
+    >>> Reverse(Polynomial(0.0, 4.0, power=2))(0.5), Reverse(Linear(1.0, 3.0))(0.0)
+    (1.0, 3.0)
+    """
+
+    part: Schedule
+
+    def __post_init__(self) -> None:
+        check_shares("Reverse", self.part)
+
+    def __call__(self, position: Position) -> Any:
+        """The value at this position."""
+        return self.part(1 - position)
 
 
 @dataclass(frozen=True)
@@ -260,6 +285,16 @@ def counts_steps(schedule: Schedule) -> bool:
     (True, False)
     """
     return any(length > 1 for length in lengths_of((schedule,)))
+
+
+def check_shares(who: str, part: Schedule) -> None:
+    """Raise ValueError for a part that counts steps, where it would get positions from 0 to 1."""
+    if counts_steps(part):
+        raise ValueError(
+            f"{who}: expected a shape, got {part!r}, which counts steps; here it would get "
+            f"positions from 0 to 1. Leave out its Stretch, give its lengths as shares, or use "
+            f"Sequence."
+        )
 
 
 def lengths_of(parts: tuple[Schedule, ...]) -> tuple[float, ...]:

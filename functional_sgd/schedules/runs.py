@@ -100,13 +100,20 @@ def one_cycle_in_steps(
 
     `shape` is Cosine or Linear. Over steps, for `scheduled(opt, lr=...)`. Source:
     torch.optim.lr_scheduler.OneCycleLR, whose final_div_factor is div_final / div. Its momentum is
-    `Stretch(three_cosines(top / end, 0.95, 0.85, 0.95), end)`.
+    `Stretch(three_cosines(top / end, 0.95, 0.85, 0.95), end)`. Raises ValueError where the top, or
+    the end of the second phase, is not one of the steps.
 
     >>> schedule = one_cycle_in_steps(1.0, steps=5, div=2.0, pct_start=0.6)
     >>> [round(schedule(step), 3) for step in range(5)]
     [0.5, 0.75, 1.0, 0.5, 0.0]
     """
     top, end = pct_start * steps - 1, steps - 1
+    if steps < 2 or not 0 <= top <= (end / 2 if three_phase else end):
+        raise ValueError(
+            f"one_cycle_in_steps: expected phases within the steps, got steps={steps} and "
+            f"pct_start={pct_start}, which put the top at step {top:g} of 0 to {end}. Give at "
+            f"least 1 / pct_start steps, or another pct_start."
+        )
     low, last = maximum / div, maximum / div_final
     if three_phase:
         shares: tuple[float, ...] = (top / end, top / end, 1 - 2 * top / end)

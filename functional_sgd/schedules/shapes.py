@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from functional_sgd.schedules.position import Position, Schedule, Shape
+from functional_sgd.schedules.joining import Reverse
+from functional_sgd.schedules.position import Position, Shape
 
 __all__ = [
     "Constant",
@@ -15,7 +16,6 @@ __all__ = [
     "Exponential",
     "Linear",
     "Polynomial",
-    "Reverse",
     "Rex",
     "one_minus_sqrt",
     "polynomial_decay",
@@ -137,21 +137,6 @@ class Rex(Shape):
     def __call__(self, position: Position) -> Any:
         """The value at this position."""
         return self.end + (self.start - self.end) * (1 - position) / (1 - position / 2)
-
-
-@dataclass(frozen=True)
-class Reverse(Shape):
-    """A shape backwards: part(1 - position).
-
-    >>> Reverse(Polynomial(0.0, 4.0, power=2))(0.5), Reverse(Linear(1.0, 3.0))(0.0)
-    (1.0, 3.0)
-    """
-
-    part: Schedule
-
-    def __call__(self, position: Position) -> Any:
-        """The value at this position."""
-        return self.part(1 - position)
 
 
 def polynomial_decay(start: float, end: float = 0.0, power: float = 1.0) -> Reverse:

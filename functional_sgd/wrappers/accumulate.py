@@ -62,10 +62,9 @@ class Accumulate(Wrapper):
         leaves, grads_now, spec = take_grads(self.name, params, grads)
         old = flatten_like(spec, state["grad_sum"], params, self.name, "state['grad_sum']")
         # In the dtype of the sum: a gradient of higher precision does not widen the state.
-        sums = [
-            before if grad is None else before + grad.to(before.dtype)
-            for before, grad in zip(old, grads_now, strict=True)
-        ]
+        sums = []
+        for before, grad in zip(old, grads_now, strict=True):
+            sums.append(before if grad is None else before + grad.to(before.dtype))
         present = [grad is not None for grad in grads_now]
         here = torch.tensor(present, dtype=torch.bool, device="cpu")
         given = state["given"] + here.to(torch.int64)
@@ -83,15 +82,14 @@ class Accumulate(Wrapper):
         active = given > 0 if acts else here  # while a program is recorded, nobody can look
         taken = active.tolist() if acts else present
         window = torch.maximum(gathered, given).unbind()  # longer for a leaf that had to wait
-        means = [
-            total / count if is_taken else None
-            for total, count, is_taken in zip(sums, window, taken, strict=True)
-        ]
+        means = []
+        for total, count, is_taken in zip(sums, window, taken, strict=True):
+            means.append(total / count if is_taken else None)
         moved, inner = self.opt(params, unflatten(spec, means), state[INNER], others, **extras)
-        kept_sums = [
-            choose_leaf(act, torch.zeros_like(total), total) if is_taken else total
-            for total, is_taken in zip(sums, taken, strict=True)
-        ]
+        kept_sums = []
+        for total, is_taken in zip(sums, taken, strict=True):
+            emptied = choose_leaf(act, torch.zeros_like(total), total) if is_taken else total
+            kept_sums.append(emptied)
         return choose(act, moved, params), {
             CALLS: calls,
             "gathered": torch.where(act, 0, gathered),

@@ -6,13 +6,19 @@ from typing import Any, TypeAlias
 
 import optree
 
-from functional_sgd.hyper import first_matches, matches
+from functional_sgd.hyper import check_patterns, first_matches, matches
 from functional_sgd.tree import Tree, dotted, flatten
 
 Labels: TypeAlias = Any
 """A function (path, leaf) -> label, a mapping of path patterns to labels, or a tree prefix of
 params with labels.
 """
+
+
+class Patterned:
+    """A function (path, leaf) -> label that goes by patterns, of which each must cover a leaf."""
+
+    patterns: tuple[str, ...]
 
 
 def as_patterns(labels: Labels) -> Labels:
@@ -37,6 +43,8 @@ def labels_of(who: str, labels: Labels, params: Tree, names: list[str]) -> list[
     Raises ValueError if no pattern covers a leaf, or if a pattern covers none.
     """
     if callable(labels):
+        if isinstance(labels, Patterned) and names:
+            check_patterns(who, names, labels.patterns, covers)
         return [labels(name, leaf) for name, leaf in zip(names, flatten(params)[0], strict=True)]
     # Without leaves every pattern would be one that covers none.
     return first_matches(who, names, labels, covers) if names else []

@@ -14,12 +14,19 @@ from functional_sgd.tree import Tree, flatten, unflatten
 from functional_sgd.wiring import CALLS
 from functional_sgd.wrappers.wrapper import INNER, Wrapper, choose_leaf, no_calls, take_grads
 
+PROBES = {"vector": (7,), "wide": (7, 11), "tall": (11, 7), "block": (7, 11, 3)}
+"""Shapes of leaves whose slots show by their shapes what they have an entry for."""
+
+MOST = 3
+"""Leaves with more axes than this have slots as those with so many."""
+
 
 @dataclass(frozen=True, repr=False)
 class LazyRows(Wrapper):
     """An optimizer that leaves rows without a gradient alone; `lazy_rows` makes one."""
 
-    slots: frozenset[str] = field(init=False, repr=False, compare=False)  # of each leaf
+    # The slots of each leaf -> for leaves of how many axes they have an entry for each row.
+    by_row: Mapping[str, frozenset[int]] = field(init=False, repr=False, compare=False)
 
     name: ClassVar[str] = "lazy_rows"
     needs_old: ClassVar[bool] = True
@@ -31,17 +38,7 @@ class LazyRows(Wrapper):
                 f"lazy_rows: expected a chain of rules, got {self.opt!r}, which keeps the state of "
                 f"others. Put it outside: accumulate(lazy_rows(opt), every=4)."
             )
-        # For no params at all, a slot is an empty tree, and a number of the tree still a tensor.
-        empty = self.opt.init({})
-        slots = frozenset(name for name, entry in empty.items() if not isinstance(entry, Tensor))
-        for name in sorted(slots):
-            plain = name.removesuffix(CODES)
-            if plain != name and plain + SCALES in slots:
-                raise ValueError(
-                    f"lazy_rows: {plain!r} is kept in 8 bits, with a scale for each block; rows "
-                    f"of one block may be left alone while its scale changes. Leave out eight_bit."
-                )
-        object.__setattr__(self, "slots", slots)
+        object.__setattr__(self, "by_row", _slots_by_row(self.opt))
 
     def init(self, params: Tree) -> State:
         """A fresh state of the optimizer."""
@@ -58,18 +55,24 @@ class LazyRows(Wrapper):
         """One step of the rows that have a gradient: (new params, new state)."""
         check_state(self.name, state, (CALLS, INNER))
         hyper = check_names(self.name, hyper, extras, self.names)
-        _, given, spec = take_grads(self.name, params, grads)
-        touched = [None if grad is None else rows_with_gradient(grad) for grad in given]
-        dense = [
-            grad if grad is None or grad.layout == torch.strided else grad.to_dense()
-            for grad in given
-        ]
+        leaves, given, spec = take_grads(self.name, params, grads)
+        touched: list[Tensor | None] = []
+        dense: list[Tensor | None] = []
+        for grad in given:
+            touched.append(None if grad is None else rows_with_gradient(grad))
+            dense.append(grad if grad is None or grad.layout == torch.strided else grad.to_dense())
         old = state[INNER]
         moved, inner = self.opt(params, unflatten(spec, dense), old, hyper, **extras)
-        kept = {
-            name: _by_row(touched, entry, old[name]) if name in self.slots else entry
-            for name, entry in inner.items()
-        }
+        kept = {}
+        for name, entry in inner.items():
+            if name not in self.by_row:
+                kept[name] = entry
+                continue
+            rows = [
+                one if min(leaf.dim(), MOST) in self.by_row[name] else None
+                for one, leaf in zip(touched, leaves, strict=True)
+            ]
+            kept[name] = _by_row(rows, entry, old[name])
         return _by_row(touched, moved, params), {CALLS: state[CALLS] + 1, INNER: kept}
 
     def __repr__(self) -> str:
@@ -87,7 +90,8 @@ def lazy_rows(opt: Optimizer) -> LazyRows:
     step is taken for all rows, and then chosen from.
 
     Raises TypeError if `opt` is an optimizer around others, and ValueError if it overwrites its
-    arguments or keeps slots in 8 bits. Source: torch.optim.SparseAdam, for any chain.
+    arguments, keeps slots in 8 bits, or has slots in which rows are mixed, as soap, shampoo, kron
+    and dion do. Source: torch.optim.SparseAdam, for any chain.
 
     >>> import torch
     >>> from functional_sgd import momentum
@@ -116,6 +120,34 @@ def rows_with_gradient(grad: Tensor) -> Tensor:
     dense = grad if grad.layout == torch.strided else grad.to_dense()
     there = dense != 0
     return there.flatten(1).any(1) if there.dim() > 1 else there
+
+
+def _slots_by_row(opt: Optimizer) -> dict[str, frozenset[int]]:
+    """The slots of each leaf, and for leaves of how many axes they have an entry for each row.
+
+    Raises ValueError for slots that cannot be chosen from row by row.
+    """
+    fresh = opt.init({name: torch.zeros(shape, device="cpu") for name, shape in PROBES.items()})
+    slots = {name: entry for name, entry in fresh.items() if not isinstance(entry, Tensor)}
+    found = {}
+    for name in sorted(slots):
+        plain = name.removesuffix(CODES)
+        if plain != name and plain + SCALES in slots:
+            raise ValueError(
+                f"lazy_rows: {plain!r} is kept in 8 bits, with a scale for each block; rows "
+                f"of one block may be left alone while its scale changes. Leave out eight_bit."
+            )
+        shapes = {probe: slots[name][probe].shape for probe in PROBES}
+        follows = {probe: shapes[probe][:1] == shape[:1] for probe, shape in PROBES.items()}
+        again = any(shape[0] in shapes[probe][1:] for probe, shape in PROBES.items())
+        if again or follows["wide"] != follows["tall"]:
+            raise ValueError(
+                f"lazy_rows: expected rules that treat each row by itself, but {name!r} of {opt!r} "
+                f"mixes rows. Give the leaves with rows an optimizer like adamw, by partition."
+            )
+        axes = {len(shape) for probe, shape in PROBES.items() if follows[probe]}
+        found[name] = frozenset({0, *axes})  # a leaf without axes is a row
+    return found
 
 
 def _by_row(touched: list[Tensor | None], new: Tree, old: Tree) -> Tree:

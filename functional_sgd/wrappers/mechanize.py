@@ -80,20 +80,19 @@ class Mechanize(Wrapper):
         ends, _ = flatten(moved)
         # The params were made with the rate of the last step, so their way is divided by that one.
         eps, before = own["mechanic_eps"], state["rate"].sum()
-        ways = [
-            (leaf - start) / _like(before + eps, leaf)
-            for leaf, start in zip(leaves, starts, strict=True)
-        ]
+        ways = []
+        for leaf, start in zip(leaves, starts, strict=True):
+            ways.append((leaf - start) / _like(before + eps, leaf))
         tuned = self._tune(state, self._against(leaves, slopes, ways, before, own), own)
         rate = tuned["rate"].sum()
-        results = [
-            leaf
-            if slope is None
-            else (start + _like(rate, here) * (way + (end - here))).to(leaf.dtype)
-            for leaf, here, slope, start, way, end in zip(
-                given, leaves, slopes, starts, ways, ends, strict=True
-            )
-        ]
+        results = []
+        columns = zip(given, leaves, slopes, starts, ways, ends, strict=True)
+        for leaf, here, slope, start, way, end in columns:
+            if slope is None:
+                results.append(leaf)
+                continue
+            now = start + _like(rate, here) * (way + (end - here))
+            results.append(now.to(leaf.dtype))
         return unflatten(spec, results), {
             CALLS: state[CALLS] + 1,
             "start": state["start"],
@@ -157,7 +156,9 @@ def mechanize(
     The way is (param - start) / (rate + eps), so `state["start"]` is all that is kept of the
     params. `mechanic_wd` pulls the rate towards 0: decay = mechanic_wd * rate * |grad| / |param| *
     param. Hypers have names of their own, since opt may have an eps and a wd. Leaves without a
-    gradient stay, and do not count. Half-precision params are computed in float32.
+    gradient stay, and do not count. Half-precision params are computed in float32, but lose the
+    first steps, of 1e-6 or so, when they are rounded again: the way stays 0, and they never move.
+    Keep them in float32.
 
     Raises ValueError for a hyper out of its range, or if `opt` overwrites its arguments.
     Source: Cutkosky et al. 2023 (NeurIPS), "Mechanic"; numbers of optax.contrib.mechanize.

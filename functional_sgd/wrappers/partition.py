@@ -70,23 +70,23 @@ class Partition(Optimizer):
         """The hypers and extras without a default: `lr` if no part that has it has one, else
         `label.lr`.
         """
-        return tuple(
-            dict.fromkeys(
-                name
-                if not any(name in other.hyper for other in self.optimizers.values())
-                else f"{label}.{name}"
-                for label, opt in self.optimizers.items()
-                for name in opt.required
-            )
-        )
+        with_default = {name for opt in self.optimizers.values() for name in opt.hyper}
+        found: dict[str, None] = {}
+        for label, opt in self.optimizers.items():
+            for name in opt.required:
+                found[f"{label}.{name}" if name in with_default else name] = None
+        return tuple(found)
 
     @property
     def names(self) -> frozenset[str]:
         """Every hyper and extra that is understood: `lr` for all parts that have one, `label.lr`
         for one part.
         """
-        every = [(label, name) for label, opt in self.optimizers.items() for name in opt.names]
-        return frozenset(text for label, name in every for text in (name, f"{label}.{name}"))
+        found: set[str] = set()
+        for label, opt in self.optimizers.items():
+            for name in opt.names:
+                found |= {name, f"{label}.{name}"}
+        return frozenset(found)
 
     @property
     def donates(self) -> bool:
@@ -152,7 +152,7 @@ class Partition(Optimizer):
                 known = old.part(label, old.leaves)
                 states[label] = opt.extend(state[PARTS][label], known, own)
             else:
-                states[label] = opt.init(own)
+                states[label] = seeded(opt.init(own), label)  # as in init
         return {CALLS: state[CALLS], PARTS: states}
 
     def perturb(

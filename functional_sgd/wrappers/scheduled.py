@@ -1,6 +1,6 @@
 """Hypers that are functions of the step."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -9,13 +9,11 @@ from torch import Tensor
 
 from functional_sgd.errors import did_you_mean
 from functional_sgd.optimizer import Optimizer, check_names
-from functional_sgd.schedules import counts_steps, is_shape
+from functional_sgd.schedules import Schedule, counts_steps, is_shape
 from functional_sgd.state import State, check_state
 from functional_sgd.tree import Tree
 from functional_sgd.wiring import CALLS
 from functional_sgd.wrappers.wrapper import INNER, Wrapper, no_calls
-
-Schedule = Callable[[Tensor], Any]
 
 
 @dataclass(frozen=True, repr=False)

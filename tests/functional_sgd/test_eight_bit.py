@@ -329,3 +329,20 @@ def test_what_is_to_be_evaluated_stays_that() -> None:
     params = torch.ones(2)
     _, state = opt(params, params, opt.init(params))
     assert_same(opt.evaluated(2 * params, state), params)
+
+
+@pytest.mark.parametrize(
+    ("rule", "slots"),
+    [
+        (fs.average_sqr_grad_from_one, ("sqr_avg",)),
+        (fs.follow_leader_step, ("sqr_sum",)),
+        (fs.resilient_step, ("step_size",)),
+        (fs.limit_by_past_rates, ("rate_avg",)),
+        (fs.nesterov_average, ("mom_product",)),
+        (fs.average_with_inertia, ("mom_product",)),
+        (fs.bet_coins, ("largest_grad", "abs_sum", "reward")),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_slots_that_are_never_negative_need_no_sign(rule: Any, slots: tuple[str, ...]) -> None:
+    assert rule.declared.positive == slots

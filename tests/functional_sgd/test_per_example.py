@@ -86,3 +86,15 @@ def test_it_maps_and_differentiates() -> None:
 def test_gradients_without_examples_are_an_error(grads: Any) -> None:
     with pytest.raises(ValueError, match="every gradient needs a first axis, of the examples"):
         mean_of_clipped(grads, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ((-2.5,), "'max_norm' must be above 0, got -2.5"),
+        ((1.0, -1.0), "'noise' must be at least 0"),
+    ],
+)
+def test_numbers_out_of_range_are_errors(numbers: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"mean_of_clipped: hyper {message}"):
+        mean_of_clipped(GRADS, *numbers)

@@ -11,8 +11,10 @@ from torch import Tensor
 import functional_sgd as fs
 from functional_sgd import chain, elementwise, partition, rename, scheduled, sgd, sgd_step
 from functional_sgd.ranges import (
+    AboveOne,
     Count,
     Decay,
+    Fraction,
     NonNegative,
     Positive,
     Range,
@@ -33,9 +35,11 @@ PARAMS = {"a": torch.ones(1), "b": torch.ones(1)}
         (Decay, (0.0, 0.999), (1.0, 1, -0.1)),
         (NonNegative, (0, 1e9, INF), (-1e-30, -INF)),
         (Positive, (1e-30, INF), (0, 0.0, -1.0)),
+        (Fraction, (1e-30, 0.999), (0, 0.0, 1.0)),
+        (AboveOne, (1.001, INF), (1, 1.0, 0.5)),
         (Count, (1, 2.0, 10**9), (0, 1.5, -3, INF)),
     ],
-    ids=["Share", "Decay", "NonNegative", "Positive", "Count"],
+    ids=["Share", "Decay", "NonNegative", "Positive", "Fraction", "AboveOne", "Count"],
 )
 def test_what_lies_in_a_range(kind: Any, inside: Any, outside: Any) -> None:
     allowed = range_of(kind)
@@ -217,8 +221,13 @@ def test_what_is_in_the_range_is_taken(value: float) -> None:
         (lambda: fs.average_params(sgd(), 1.1), r"'decay' must be in \[0, 1\], got 1\.1"),
         (lambda: fs.accumulate(sgd(), 0), r"'every' must be a whole number, at least 1, got 0"),
         (lambda: fs.sam(sgd(), rho=NAN), r"'rho' is NaN"),
+        (lambda: fs.spam(patience=0), r"'patience' must be a whole number, at least 1, got 0"),
+        (lambda: fs.prodigy(growth_rate=0.9), r"'growth_rate' must be at least 1, got 0\.9"),
+        (lambda: fs.rprop(shrink=1.0), r"'shrink' must be in \(0, 1\), got 1\.0"),
+        (lambda: fs.rprop(grow=1.0), r"'grow' must be above 1, got 1\.0"),
+        (lambda: fs.accsgd(caution=1.0), r"'caution' must be in \(0, 1\), got 1\.0"),
     ],
-    ids=range(18),
+    ids=range(23),
 )
 def test_recipes_and_wrappers_refuse_what_makes_no_sense(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -295,3 +295,56 @@ def test_an_unknown_keyword_is_answered_with_the_known_names(name: str) -> None:
 def test_a_keyword_of_torch_is_answered_with_ours() -> None:
     with pytest.raises(TypeError, match="'betas' is called mom and sqr_mom here"):
         fs.adamw(betas=(0.9, 0.95))  # type: ignore[call-arg]
+
+
+def names_of_parts(opt: Any) -> dict[str, list[str]]:
+    parts: dict[str, list[str]]
+    parts = opt.owned({"embed": torch.ones(3, 2), "w": torch.eye(2), "b": torch.ones(2)})
+    return parts
+
+
+def test_a_single_pattern_gives_its_leaf_to_adamw() -> None:
+    opt = fs.muon_with_adamw(others="embed")
+    assert names_of_parts(opt) == {"adamw": ["b", "embed"], "muon": ["w"]}
+
+
+def test_a_pattern_for_adamw_that_matches_no_leaf_is_an_error_at_init() -> None:
+    with pytest.raises(ValueError, match="partition: pattern 'embde' matches no leaf. Leaves: b"):
+        names_of_parts(fs.muon_with_adamw(others=("embde",)))
+
+
+def test_adamc_asks_for_the_largest_rate_of_its_schedule() -> None:
+    """At lr = 0.1 with max_lr = 0.001 it would decay by 10 % a step."""
+    opt = fs.scheduled(fs.adamc(), lr=lambda step: 0.1)
+    with pytest.raises(ValueError, match="'max_lr' has no default, so it must be passed"):
+        opt(T(1.0), T(1.0), opt.init(T(1.0)))
+
+
+def test_adamc_takes_a_rate_of_zero() -> None:
+    assert path(fs.adamc(lr=0.0), [1.0], max_lr=1.0) == [1.0]
+
+
+def test_apollo_moves_in_the_step_after_a_gradient_of_zeros() -> None:
+    """So small a matrix is its own sketch: Adam's 0.1 / sqrt(0.001), with the bias of step 2."""
+    opt, params = fs.apollo(lr=1.0, eps=1e-12), torch.zeros(1, 2)
+    params, state = opt(params, torch.zeros(1, 2), opt.init(params))
+    params, state = opt(params, torch.ones(1, 2), state)
+    step = 0.1 / 0.19 * (0.001999 / 0.001) ** 0.5
+    assert_close(params, T([[-step, -step]]), rtol=1e-5)
+
+
+def test_soap_without_eps_only_finds_its_bases_in_the_first_step() -> None:
+    opt, params = fs.soap(lr=0.5, eps=0.0, wd=0.0), T([[1.0, 2.0], [3.0, 4.0]])
+    assert_same(opt(params, T([[1.0, 2.0], [0.0, 1.0]]), opt.init(params))[0], params)
+
+
+def test_d_adapt_adam_without_eps_counts_nothing_in_the_first_step() -> None:
+    opt, params = fs.d_adapt_adam(eps=0.0), T([1.0, 2.0])
+    _, state = opt(params, T([1.0, -1.0]), opt.init(params))
+    assert_same(state["dot_sum"], T(0.0).double())
+
+
+def test_adai_leaves_an_element_that_has_had_no_gradient() -> None:
+    """1 - 1e-9 is 1 in float32."""
+    opt, params = fs.adai(lr=1.0, eps=1e-9), T([3.0, 3.0])
+    assert_same(opt(params, T([0.0, 1.0]), opt.init(params))[0][0], T(3.0))

@@ -214,6 +214,28 @@ def test_derivatives_by_the_position_are_finite_at_the_borders(name: str) -> Non
         (lambda: Piecewise((2, 1), (1.0,) * 3), "Piecewise: borders must be above 0 and rise"),
         (lambda: InverseSqrt(1.0, 0), "InverseSqrt: length must be above 0"),
         (lambda: interpolate((0,), (1.0,)), "interpolate: needs 2 points or more"),
+        (lambda: interpolate((-5, 5), (0.0, 1.0)), r"interpolate: points must rise, from 0 or abo"),
+        (lambda: interpolate((0, 2, 2), (0.0,) * 3), r"points must rise, .*got \(0, 2, 2\)"),
+        (
+            lambda: Join((0.1, 0.9), (Stretch(Linear(0, 1), 100), Cosine(1, 0))),
+            r"Join: expected a shape, got Stretch\(.* counts steps; .*Leave out its Stretch",
+        ),
+        (lambda: Restarts(Stretch(Linear(1, 0), 100), 100), r"Restarts: .*Stretch\(.* counts ste"),
+        (lambda: Reverse(Stretch(Linear(1, 0), 100)), r"Reverse: .*Stretch\(.* counts steps"),
+        (
+            lambda: Stretch(step_decay(1.0, every=30), 100),
+            "Stretch: .*ExponentialDecay.* counts st",
+        ),
+        (
+            lambda: Join((1.0,), (Sum((Constant(1.0), Stretch(Linear(1, 0), 9))),)),
+            r"Join: .*Sum\(.* counts steps",
+        ),
+        (lambda: one_cycle_in_steps(1.0, steps=1), "one_cycle_in_steps: .*got steps=1 and pct_sta"),
+        (lambda: one_cycle_in_steps(1.0, steps=3), r"the top at step -0\.1 of 0 to 2\. Give at le"),
+        (
+            lambda: one_cycle_in_steps(1.0, steps=10, pct_start=0.6, three_phase=True),
+            "the top at step 5 of 0 to 9",
+        ),
         (lambda: warm_up(10, one_cycle(1.0)), "Sequence: Join"),
         (lambda: warmup_stable_decay(1.0, 0.6, 0.6), "Join: shares must be at least 0"),
         (
@@ -234,3 +256,9 @@ def test_schedules_that_cannot_be_are_refused(make: Callable[[], object], messag
 def test_parts_may_be_lists() -> None:
     parts = [Stretch(Exponential(1.0, 2.0), 2), Stretch(Polynomial(2.0, 1.0, 2), 2)]
     assert Sequence([2], parts) == Sequence((2,), tuple(parts))  # type: ignore[arg-type]
+
+
+def test_a_length_in_shares_is_one_of_its_part() -> None:
+    """Half of a half: the first part has fallen after a quarter of the way."""
+    joined = Join((0.5, 0.5), (step_decay(1.0, 0.5, every=0.5), Constant(0.1)))
+    assert [joined(k / 8) for k in range(6)] == [1.0, 1.0, 0.5, 0.5, 0.1, 0.1]

@@ -65,7 +65,7 @@ class Apollo:
             axes = (0, 1) if self.whole else (1 if tall else 0)
             ratio = change.norm(dim=axes, keepdim=True) / (low.norm(dim=axes, keepdim=True) + 1e-8)
             change = self.scale * grad * ratio
-            if number > 1:
+            if self.length > 0:  # theirs: number > 1
                 change = change / max(1.0, float(change.norm()) / (self.length + 1e-8) / 1.01)
             self.length = float(change.norm())
         rate = lr * math.sqrt(1 - 0.999**number) / (1 - 0.9**number)

@@ -132,7 +132,7 @@ def test_adamc_while_the_rate_falls() -> None:
         groups = [dict(params=params, normalized=True)]
         return po.AdamC(groups, 2 * LR, (0.8, 0.95), weight_decay=0.3, eps=0.0)
 
-    opt = fs.adamc(2 * LR, 0.8, 0.95, eps=0.0, wd=0.3)
+    opt = fs.adamc(2 * LR, 0.8, 0.95, eps=0.0, max_lr=2 * LR, wd=0.3)
     assert gap(opt, normalized, hyper=lambda step: 2 * LR * (1 - step / STEPS)) <= WITHIN
 
 

@@ -270,17 +270,17 @@ CASES: list[tuple[Rule, dict[str, Any], dict[str, Any]]] = [
     ),
     (
         fs.limit_norm_growth,
-        dict(update=[[6.0, 8.0]], last_length=[1.0], step=STEP_2, growth=2.0),
+        dict(update=[[6.0, 8.0]], last_length=[1.0], growth=2.0),
         dict(update=[[1.2, 1.6]], last_length=[2.0]),
     ),
     (
-        fs.limit_norm_growth,  # nothing is known yet
-        dict(update=[[6.0, 8.0]], last_length=[0.0], step=STEP_1, growth=2.0),
+        fs.limit_norm_growth,  # nothing is known yet, or the last update was 0
+        dict(update=[[6.0, 8.0]], last_length=[0.0], growth=2.0),
         dict(update=[[6.0, 8.0]], last_length=[10.0]),
     ),
     (
         fs.limit_norm_growth,
-        dict(update=[6.0, 8.0], last_length=[0.0], step=STEP_2, growth=2.0),
+        dict(update=[6.0, 8.0], last_length=[0.0], growth=2.0),
         dict(update=[6.0, 8.0], last_length=[0.0]),
     ),
     (

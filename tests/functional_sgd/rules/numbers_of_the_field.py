@@ -133,6 +133,12 @@ CASES: list[tuple[Rule, dict[str, Any], dict[str, Any]]] = [
         dict(grad_avg=[-3.0], sqr_avg=[50.5], update=[-3.0]),
     ),
     (
+        fs.average_without_spikes,  # there is no mean square yet, so nothing is a spike
+        dict(grad=[-10.0], grad_avg=[0.0], sqr_avg=[0.0], step=at(7), mom=0.5, sqr_mom=0.5,
+             spike=4.0, restart_every=5, patience=2),
+        dict(grad_avg=[-5.0], sqr_avg=[50.0], update=[-5.0]),
+    ),
+    (
         fs.average_without_spikes,  # a restart
         dict(grad=[-10.0], grad_avg=[4.0], sqr_avg=[1.0], step=at(5), mom=0.5, sqr_mom=0.5,
              spike=4.0, restart_every=5, patience=2),

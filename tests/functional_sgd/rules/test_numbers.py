@@ -292,6 +292,12 @@ CASES: list[tuple[Rule, dict[str, Any], dict[str, Any]]] = [
         dict(update=[8.0, 0.0]),
     ),
     (
+        fs.larc_ratio,  # the divisor is 0
+        dict(param=[0.0], grad=[0.0], update=[3.0], eps=0.0),
+        dict(update=[3.0]),
+    ),
+    (fs.lars_ratio, dict(param=[5.0], grad=[0.0], update=[3.0], eps=0.0), dict(update=[3.0])),
+    (
         fs.lars_ratio,
         dict(param=[3.0, 4.0], grad=[0.0, 1.0], update=[8.0, 0.0], trust_coeff=2.0, eps=0.0),
         dict(update=[80.0, 0.0]),

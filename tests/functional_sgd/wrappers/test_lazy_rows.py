@@ -82,6 +82,29 @@ def test_slots_without_an_entry_for_each_row_are_kept_as_ever() -> None:
     assert_close(columns, torch.full((1, 3), 0.25))
 
 
+def test_slots_with_an_entry_for_each_column_are_kept_as_ever_in_a_square_leaf_too() -> None:
+    """came: sqr_columns of both columns, the mean of (1, 0) and of (2, 0) squared."""
+    opt = lazy_rows(fs.came(lr=0.1, sqr_mom=0.0))
+    words = torch.ones(2, 2)
+    _, after = opt(words, T([[1.0, 2.0], [0.0, 0.0]]), opt.init(words))
+    assert_close(after["inner"]["sqr_columns"], T([0.5, 2.0]))
+
+
+@pytest.mark.parametrize(
+    ("opt", "slot"),
+    [
+        (fs.soap(every=1), "left"),
+        (fs.shampoo(), "left"),
+        (fs.kron(), "left"),
+        (fs.dion(rank_fraction=0.5), "basis"),
+    ],
+    ids=["soap", "shampoo", "kron", "dion"],
+)
+def test_slots_that_mix_rows_are_refused(opt: Any, slot: str) -> None:
+    with pytest.raises(ValueError, match=f"lazy_rows: expected rules .*{slot}'.* mixes rows. Give"):
+        lazy_rows(opt)
+
+
 def test_numbers_of_the_tree_are_kept_as_ever() -> None:
     opt, params = lazy_rows(fs.schedule_free_sgd(lr=0.5)), torch.zeros(2, 1)
     _, state = opt(params, T([[1.0], [0.0]]), opt.init(params))

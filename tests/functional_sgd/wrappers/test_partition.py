@@ -22,6 +22,7 @@ from functional_sgd import (
     partition,
     sgd,
     sgd_step,
+    sgld,
 )
 from tests.catalogue import random_like
 from tests.comparing import Untouched, assert_same
@@ -338,3 +339,10 @@ def test_what_is_no_optimizer_is_an_error() -> None:
         partition(adamw(), "a")
     with pytest.raises(TypeError, match="labels must be strings, got 0"):
         partition({0: adamw()}, 0)
+
+
+def test_parts_that_join_later_draw_numbers_of_their_own() -> None:
+    opt = partition({"a": sgld(lr=1.0), "b": sgld(lr=1.0)}, {"a": "a", "b": "b"})
+    both = {"a": torch.zeros(4), "b": torch.zeros(4)}
+    grown = opt.extend({"calls": torch.tensor(0), "parts": {}}, {}, both)
+    assert_same(grown["parts"], opt.init(both)["parts"])
