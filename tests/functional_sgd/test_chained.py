@@ -400,13 +400,3 @@ def test_what_a_rule_after_an_optimizer_keeps_is_evaluated() -> None:
     moved, state = opt(params, params, opt.init(params))
     assert opt.averages
     assert_same((moved, opt.evaluated(moved, state)), ({"a": torch.tensor([0.5])}, params))
-
-
-def test_the_rules_around_an_optimizer_draw_other_numbers_than_it_does() -> None:
-    """Were they the same, the param would go twice as far in the same direction."""
-    inner = fs.accumulate(chain(fs.add_noise, sgd_step, lr=1.0, noise=1.0), every=1)
-    opt, zeros = chain(fs.add_noise, inner, noise=1.0), torch.zeros(1000)
-    alone = inner(zeros, zeros, inner.init(zeros))[0]
-    both = opt(zeros, zeros, opt.init(zeros))[0]
-    assert 0.9 < float((both - alone).std()) < 1.1
-    assert abs(float((both - alone) @ alone)) / 1000 < 0.1

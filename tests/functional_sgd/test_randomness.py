@@ -10,6 +10,8 @@ from torch import Tensor
 
 from functional_sgd import (
     Chain,
+    accumulate,
+    add_noise,
     average_params,
     chain,
     elementwise,
@@ -298,3 +300,13 @@ def test_a_seed_reaches_what_is_inside_of_wrappers() -> None:
     params = {"w": torch.zeros(4)}
     first, second = (opt(params, params, seeded(opt.init(params), seed))[0]["w"] for seed in (1, 2))
     assert not torch.equal(first, second)
+
+
+def test_the_rules_around_an_optimizer_draw_other_numbers_than_it_does() -> None:
+    """Were they the same, the param would go twice as far in the same direction."""
+    inner = accumulate(chain(add_noise, sgd_step, lr=1.0, noise=1.0), every=1)
+    opt, zeros = chain(add_noise, inner, noise=1.0), torch.zeros(1000)
+    alone = inner(zeros, zeros, inner.init(zeros))[0]
+    both = opt(zeros, zeros, opt.init(zeros))[0]
+    assert 0.9 < float((both - alone).std()) < 1.1
+    assert abs(float((both - alone) @ alone)) / 1000 < 0.1
