@@ -11,7 +11,6 @@ from torch import Tensor
 from functional_sgd import (
     Chain,
     accumulate,
-    add_noise,
     average_params,
     chain,
     elementwise,
@@ -20,6 +19,7 @@ from functional_sgd import (
     normal,
     partition,
     rename,
+    rules,
     seeded,
     sgd_step,
     treewise,
@@ -304,8 +304,8 @@ def test_a_seed_reaches_what_is_inside_of_wrappers() -> None:
 
 def test_the_rules_around_an_optimizer_draw_other_numbers_than_it_does() -> None:
     """Were they the same, the param would go twice as far in the same direction."""
-    inner = accumulate(chain(add_noise, sgd_step, lr=1.0, noise=1.0), every=1)
-    opt, zeros = chain(add_noise, inner, noise=1.0), torch.zeros(1000)
+    inner = accumulate(chain(rules.add_noise, sgd_step, lr=1.0, noise=1.0), every=1)
+    opt, zeros = chain(rules.add_noise, inner, noise=1.0), torch.zeros(1000)
     alone = inner(zeros, zeros, inner.init(zeros))[0]
     both = opt(zeros, zeros, opt.init(zeros))[0]
     assert 0.9 < float((both - alone).std()) < 1.1
