@@ -25,6 +25,7 @@ from functional_sgd.fusion.backends.foreach import ForeachBackend
 from functional_sgd.randomness import BLOCK, FACTOR, factor_of, key_of
 from tests.comparing import assert_same
 from tests.functional_sgd.fusion.helpers import ExactRoots, draw, kinds
+from tests.turns import LONG
 
 KEY = key_of(torch.tensor(0), torch.tensor(1), leaf=0, position=0)
 NOTHING = torch.zeros(1, dtype=torch.int32)
@@ -57,6 +58,9 @@ def test_what_a_code_stands_for_has_that_code(signed: bool) -> None:
         assert_same(encoded(values, scale, short, signed), codes)
 
 
+STEPS = 2000 if LONG else 500
+
+
 @signs
 def test_the_mean_of_what_is_decoded_is_the_value(signed: bool) -> None:
     """Down to the smallest code: without a sign, a ten thousand millionth of the largest."""
@@ -65,12 +69,12 @@ def test_the_mean_of_what_is_decoded_is_the_value(signed: bool) -> None:
     values = torch.randn(BLOCK, generator=generator) * sizes
     values = values if signed else values.abs().clamp(min=3e-9)
     total = torch.zeros(BLOCK, dtype=torch.float64)
-    for step in range(2000):
+    for step in range(STEPS):
         key = key_of(torch.tensor(1), torch.tensor(step), leaf=0, position=0)
         scale = block_scale(values)
         total += decode(encode(values, scale, key, 0, signed), scale, signed)
     spacing = (values.abs() + OFFSET[signed] * scale).double() / 8
-    assert ((total / 2000 - values).abs() / spacing).max() < 5 * 0.5 / 2000**0.5
+    assert ((total / STEPS - values).abs() / spacing).max() < 5 * 0.5 / STEPS**0.5
 
 
 def test_without_a_sign_what_is_not_zero_never_becomes_zero() -> None:

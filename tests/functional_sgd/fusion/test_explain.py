@@ -13,8 +13,8 @@ from functional_sgd.fusion import run
 from functional_sgd.fusion.backends.c import launch
 from tests.catalogue import RECIPES
 from tests.comparing import assert_same, copy_of
-from tests.each import for_each
 from tests.functional_sgd.fusion.helpers import draw
+from tests.turns import in_turns
 
 
 def explained(opt, params=None):
@@ -86,11 +86,14 @@ def tree(dtype=torch.float32):
     return {"m": draw((4, 3), dtype, 1), "n": [draw((3, 3), dtype, 2), draw((5,), dtype, 3)]}
 
 
-@for_each("dtype", [torch.float32, torch.float64, torch.bfloat16])
+# Those of test_recipes.py in the same order, so that both have the same kernels.
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float32]
+
+
 @pytest.mark.parametrize("donate", [False, True], ids=["pure", "donated"])
-@pytest.mark.parametrize("opt", CHAINS.values(), ids=CHAINS)
-def test_what_runs_is_what_explain_prints(opt, donate, dtype, ran):
-    fused, params = fuse(opt, donate=donate), tree(dtype)
+@pytest.mark.parametrize(("name", "dtype"), in_turns(CHAINS, DTYPES), ids=str)
+def test_what_runs_is_what_explain_prints(name, dtype, donate, ran):
+    fused, params = fuse(CHAINS[name], donate=donate), tree(dtype)
     lines = explained(fused, params)
     table = lines[: lines.index("")]
     state, grads = fused.init(params), tree(dtype)
