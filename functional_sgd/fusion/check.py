@@ -64,7 +64,8 @@ def check(call: Call) -> None:
         # Not bit for bit: the graph spells out lerp and addcdiv, which may round differently.
         if not torch.allclose(got, wanted, rtol=1e-9, atol=1e-12, equal_nan=True):
             raise NotPointwise(
-                "on symbols it does something else than on tensors (does it look at types?)"
+                "on symbols it does something else than on tensors (does it look at types, or make "
+                "a tensor of Python numbers alone, which has the default dtype?)"
             )
 
 
@@ -72,13 +73,10 @@ def evaluate(
     nodes: Iterable[Node],
     columns: Mapping[str, Tensor],
     scalars: Mapping[str, Any],
-    known: Mapping[int, Tensor] | None = None,
 ) -> dict[int, Tensor]:
-    """The values of nodes, by their index, computed with torch. `known` values are taken as is."""
-    values: dict[int, Tensor] = dict(known or {})
+    """The values of nodes, by their index, computed with torch."""
+    values: dict[int, Tensor] = {}
     for node in nodes:
-        if node.index in values:
-            continue
         if node.op == "column":
             values[node.index] = columns[node.args[0]]
         elif node.op in ("scalar", "constant"):

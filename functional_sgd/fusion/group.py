@@ -9,8 +9,8 @@ from torch import Tensor
 
 from functional_sgd.blocks import count_of
 from functional_sgd.call import Leaves
-from functional_sgd.fusion.buffers import LARGE
 from functional_sgd.fusion.kernel import SUPPORTED_DTYPES
+from functional_sgd.precision import HALVES
 
 
 class Needs(NamedTuple):
@@ -133,7 +133,7 @@ def _ordinary(
 
 
 def _seen_as(dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+    return torch.float32 if dtype in HALVES else dtype
 
 
 class Group:
@@ -147,15 +147,13 @@ class Group:
         dtypes: dict[str, torch.dtype],
         everything: bool,
     ) -> None:
-        self.indices, self.shapes = list(indices), list(shapes)
+        self.indices = list(indices)
         self.sizes = [shape.numel() for shape in shapes]
         self.device, self.dtypes = device, dtypes
         # Half precision is for keeping numbers: sums of small changes would be lost in it.
-        half = dtypes["param"] in (torch.float16, torch.bfloat16)
-        self.working = torch.float32 if half else dtypes["param"]  # in which rules calculate
+        self.working = _seen_as(dtypes["param"])  # in which rules calculate
         self.narrow = [n for n, kind in dtypes.items() if kind.itemsize < self.working.itemsize]
         self.everything = everything  # whether these are all leaves, in order
-        self.large = any(size >= LARGE for size in self.sizes)
         self.alike: frozenset[str] = frozenset()  # of recognised trees: what lies as params do
         self.prepared: dict[Any, Any] = {}  # what backends keep for it: how it is cut into chunks
 

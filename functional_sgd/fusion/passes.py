@@ -41,7 +41,6 @@ class Take:
     name: str  # of the number, among the scalars of later passes
     node: Node  # what is combined
     reduction: Reduction
-    column: str  # one that it is made of
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,7 +205,7 @@ class _Planner:
                 if known:
                     name = self._fresh(f"{name}_of_{call.position}")
                 scalars[reduced.name] = self.graph.scalar(name, node.stage + 1)
-                takes.append(Take(name, node, reduced.reduction, reduced.columns[0][1]))
+                takes.append(Take(name, node, reduced.reduction))
             if rule.signature.random:
                 own, for_short = (
                     (self.graph.word(f"{key}_0"), self.graph.word(f"{key}_1"))
@@ -305,13 +304,14 @@ class _Planner:
 
     def _time_to_write(self, name: str, node: Node) -> int:
         """The stage that writes a result: when it is known, and nobody reads the old one."""
-        readers = [n.stage for n in self.graph.nodes if any(_is(name, a) for a in n.inputs)]
-        readers += [
-            left.time
-            for left in self.torch_rules
-            if any(_is(name, one) for one in left.inputs.values())
-        ]
-        return max([node.stage, *readers])
+        time = node.stage
+        for one in self.graph.nodes:
+            if any(_is(name, argument) for argument in one.inputs):
+                time = max(time, one.stage)
+        for left in self.torch_rules:
+            if any(_is(name, argument) for argument in left.inputs.values()):
+                time = max(time, left.time)
+        return time
 
     def _place(
         self,

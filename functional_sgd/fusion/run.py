@@ -319,7 +319,11 @@ class Run:
             run_on_leaf(call, self.leaves, index, own_columns, scalars, kept[index])
             kept[index] = {**own_columns, **kept[index]}
         names = [name for _, name in (*call.writes, *call.numbers)]
-        return [{n: [kept[i][n] for i in group.indices] for n in names} for group in self.groups]
+        made = []
+        for group in self.groups:
+            written = {name: [kept[index][name] for index in group.indices] for name in names}
+            made.append(written)
+        return made
 
     def _reduced_over_tree(
         self, call: Call, seen: Sequence[Mapping[str, Sequence[Tensor]]]
