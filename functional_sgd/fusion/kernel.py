@@ -32,7 +32,7 @@ class Body:
     writes: Mapping[str, Node]
     hypers: tuple[str, ...]  # the numbers that the kernel is called with
     scalars: Sequence[Node]  # computed once a step
-    crossing: Sequence[Node]  # the scalars that elements are made of
+    crossing: Sequence[tuple[Node, bool]]  # scalars that elements read; whether in double precision
     elements: Sequence[Node]  # computed or read for each element
     takes: Sequence[Node]  # combined over the elements
     phases: Mapping[int, int]  # element (by its index) -> after so many rounds through its block
@@ -42,20 +42,34 @@ def body_of(work: Pass) -> Body:
     """The body of a pass. Constants are left out, since they are written where they are used."""
     nodes = [node for node in work.nodes if node.op != "constant"]
     elements = [node for node in nodes if node.element]
-    # A source is loaded from memory, so its inputs are not needed.
-    used = {arg.index for n in elements if n.index not in work.sources for arg in n.inputs}
-    used |= {node.index for node in work.outputs.values()}
     scalars = [node for node in nodes if not node.element]
     return Body(
         work.reads,
         work.outputs,
         work.scalars,
         scalars,
-        [node for node in scalars if node.index in used],
+        _crossing(work, scalars, elements),
         elements,
         [take.node for take in work.takes],
         _phases(work, elements),
     )
+
+
+def _crossing(
+    work: Pass, scalars: Sequence[Node], elements: Sequence[Node]
+) -> list[tuple[Node, bool]]:
+    """The scalars that elements read: once in their precision, and once in double precision, as far
+    as some of them need each.
+    """
+    # What is written to a column as it is, is stored in the precision of the elements.
+    used = {False: {node.index for node in work.outputs.values()}, True: set[int]()}
+    for node in elements:
+        if node.index not in work.sources:  # else it is loaded from memory, and not computed
+            used[node.wide].update(argument.index for argument in node.inputs)
+    crossing = []
+    for node in scalars:
+        crossing += [(node, wide) for wide in (False, True) if node.index in used[wide]]
+    return crossing
 
 
 def _phases(work: Pass, elements: Sequence[Node]) -> dict[int, int]:

@@ -106,8 +106,7 @@ class _Kernel:
         self.function = function
         self.scalars, self.n_takes = work.scalars, len(work.takes)
         self.n_columns = len(work.reads) + len(work.outputs)
-        # Elements may need a scalar in both precisions.
-        self.room = 2 * len(body_of(work).crossing) + 1  # of each row, at most
+        self.room = len(body_of(work).crossing) + 1  # of each row
         self.no_totals = _Buffer(np.empty(1))
         self._buffers: dict[tuple[int, int], _Buffers] = {}
 

@@ -185,8 +185,8 @@ def c_source(work: Pass, dtypes: Dtypes) -> str:
     text = _FUNCTION.format(
         title=work.title,
         n_hypers=len(body.hypers),
-        n_scalars=len(writer.crossing),
-        stride=max(len(writer.crossing), 1),
+        n_scalars=len(body.crossing),
+        stride=max(len(body.crossing), 1),
         n_columns=len(body.reads) + len(body.writes),
         n_takes=n_takes,
         prepare="\n".join(writer.prepare()),
@@ -207,17 +207,6 @@ class _Writer:
 
     def __init__(self, work: Pass, body: Body, dtypes: Dtypes, precision: str) -> None:
         self.work, self.body, self.dtypes, self.precision = work, body, dtypes, precision
-        wide = {a.index for n in body.elements if n.wide for a in n.inputs if not a.element}
-        plain = {a.index for n in body.elements if not n.wide for a in n.inputs if not a.element}
-        # A scalar that is written to a column is stored in the precision of the elements.
-        plain |= {node.index for node in body.writes.values()}
-        # (scalar, whether elements need it in double precision)
-        self.crossing = [
-            (node, is_wide)
-            for node in body.crossing
-            for is_wide, used in ((False, plain), (True, wide))
-            if node.index in used
-        ]
 
     def prepare(self) -> list[str]:
         lines = []
@@ -225,13 +214,13 @@ class _Writer:
             note = f"  /* {node.args[0]} */" if node.op in ("scalar", "word") else ""
             value = self._expression(node, "double")
             lines.append(f"    const double {name_of(node)} = {value};{note}")
-        for place, (node, _) in enumerate(self.crossing):
+        for place, (node, _) in enumerate(self.body.crossing):
             lines.append(f"    s[{place}] = {name_of(node)};")
         return lines
 
     def scalars(self) -> list[str]:
         lines = []
-        for place, (node, is_wide) in enumerate(self.crossing):
+        for place, (node, is_wide) in enumerate(self.body.crossing):
             kind = "double" if is_wide else self._type(node)
             lines.append(f"    const {kind} {name_of(node, True, is_wide)} = ({kind})s[{place}];")
         return lines

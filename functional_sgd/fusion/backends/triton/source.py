@@ -232,17 +232,7 @@ class _Writer:
         self.columns = [(f"{way}_{name}", dtype) for way, name, dtype in (*reads, *writes)]
         self.of_blocks = [name in work.of_blocks for _, name, _ in (*reads, *writes)]
         self.places = [f"here_{k}" for k in range(len(self.columns))]
-        wide = {a.index for n in body.elements if n.wide for a in n.inputs if not a.element}
-        plain = {a.index for n in body.elements if not n.wide for a in n.inputs if not a.element}
-        # A scalar that is written to a column is stored in the precision of the elements.
-        plain |= {node.index for node in body.writes.values()}
-        self.crossed = [
-            (node, is_wide)
-            for node in body.crossing
-            for is_wide, used in ((False, plain), (True, wide))
-            if node.index in used
-        ]
-        self.crossing = [name_of(node, True, is_wide) for node, is_wide in self.crossed]
+        self.crossing = [name_of(node, True, is_wide) for node, is_wide in body.crossing]
 
     def bind(self) -> list[str]:
         return [
@@ -269,7 +259,7 @@ class _Writer:
         lines = [
             f"    {name_of(node)} = {self._value(node, 'tl.float64')}" for node in self.body.scalars
         ]
-        for node, is_wide in self.crossed:
+        for node, is_wide in self.body.crossing:
             kind = "tl.float64" if is_wide else self.precision
             if node.op == "word":
                 kind = "tl.uint32"
