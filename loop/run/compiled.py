@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import optree
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from functional_sgd.compile.step import without_kernels
 from functional_sgd.compile.traced import LIST, Traced, by_name, numbers_of, trace
@@ -70,7 +70,7 @@ class CompiledWork(Work):
     tensors without looking at their values.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.inside: Handlers = {}
         self.results: Results | None = None
@@ -79,7 +79,7 @@ class CompiledWork(Work):
         self.evaluated = self.learned  # what validation batches have
         self.validates = True  # whether a validation batch can be compiled
         self.plain: tuple[Any, Any] = (None, None)  # an optimizer, and what is traced of it
-        self.graphs = Graphs(model)
+        self.graphs = Graphs()
 
     def join(self, run: "Run") -> None:
         """Take over the handlers that belong into the graph. In validation, where the graph ends
@@ -110,6 +110,11 @@ class CompiledWork(Work):
         self.always = tuple(
             (event, name, method) for event, taken in self.inside.items() for name, method in taken
         )
+
+    def over(self, scope: str) -> None:
+        """A scope that is no batch has come to its end."""
+        super().over(scope)
+        self.graphs.look_again()
 
     def predict(self, state: State) -> State:
         """Run the graph of a training batch."""

@@ -183,12 +183,17 @@ _CONSTANTS = (
 
 
 class Graphs:
-    """The graphs of the model that a run has now: a callback may put another one in its place."""
+    """The graphs of the model that a run has now: a callback may put another one in its place, or
+    change it between two phases.
+    """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self) -> None:
         self.model: nn.Module | None = None
         self.alike = 0  # graphs of this run that differ by constants in the data alone
-        self.look_at(model)
+
+    def look_again(self) -> None:
+        """Look at the model before its next batch."""
+        self.model = None
 
     def look_at(self, model: nn.Module) -> None:
         """Be those of this model."""

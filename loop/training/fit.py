@@ -83,7 +83,8 @@ def fit(
     the forward pass of a validation batch into another (a few seconds for each shape of batch; kept
     for later runs), and fuses the optimizer. Numbers then differ in their last digits, and dropout
     draws others. If the model cannot be compiled for validation, a warning says so. Callbacks that
-    change pred or loss in between must be `traceable`.
+    change pred or loss in between must be `traceable`; what they change of the model itself counts
+    from the next phase on.
 
     `donate=True` gives the state away: the optimizer overwrites params and slots in place, which
     takes half of the memory. The state given is spent, and using it again is an error. What fails
@@ -187,7 +188,7 @@ def begin(
                 "fit(compile=True): the params are DTensors, which a compiled batch does not take. "
                 "Fit without compile=True."
             )
-        work = CompiledWork(learner.model)
+        work = CompiledWork()
     work.spend_grads = donate == "grads"
     stopped = to_go_on_from(resume, state, length, hyper, now, everyone)
     # The hypers of this command were set when the run began; schedules may have moved them since.

@@ -373,6 +373,24 @@ def test_a_model_that_a_callback_puts_in_place_has_graphs_of_its_own() -> None:
 
 
 @traced
+@pytest.mark.parametrize("event", ["before_fit", "before_epoch"])
+def test_a_callback_may_change_the_model_between_phases(event: str) -> None:
+    """And a run without it has what is there then."""
+    made = Changing()
+    mine = classes(made)
+    start = mine.init()
+
+    def change(state: State) -> None:
+        made.act = torch.tanh if state.epoch else torch.relu
+
+    changing = on("changing", **{event: change})
+    found = fit(mine, start, 2, [changing], compile=True)
+    assert_close(found, fit(mine, start, 2, [changing]))
+    made.act = torch.sigmoid
+    assert_close(fit(mine, start, 1, compile=True), fit(mine, start, 1))
+
+
+@traced
 def test_numbers_in_a_batch_are_told_apart_by_their_type_and_many_of_them_warn() -> None:
     def loss(pred: Tensor, target: Tensor, number: Any) -> Tensor:
         return mse_loss(pred[:, 0], target) * (2 if isinstance(number, float) else 1)
