@@ -128,7 +128,7 @@ class Runs:
         for one, other in zip(found, expected, strict=True):
             if one is not None and other is not None:
                 bound = 64 * torch.finfo(other.dtype).eps
-                torch.testing.assert_close(one, other, rtol=bound, atol=bound)
+                torch.testing.assert_close(one, other, rtol=bound, atol=bound, equal_nan=True)
 
     def _keeps(self, grads: Tree) -> bool:
         """Whether results may hold what came: leaves that nothing happens to, and in wrappers."""
