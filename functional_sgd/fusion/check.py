@@ -73,10 +73,15 @@ def evaluate(
     nodes: Iterable[Node],
     columns: Mapping[str, Tensor],
     scalars: Mapping[str, Any],
+    known: Mapping[int, Tensor] | None = None,
 ) -> dict[int, Tensor]:
-    """The values of nodes, by their index, computed with torch."""
-    values: dict[int, Tensor] = {}
+    """The values of nodes, by their index, computed with torch. `known` values, such as those of
+    nodes that a pass reads from memory, are taken as they are.
+    """
+    values: dict[int, Tensor] = dict(known or {})
     for node in nodes:
+        if node.index in values:
+            continue
         if node.op == "column":
             values[node.index] = columns[node.args[0]]
         elif node.op in ("scalar", "constant"):

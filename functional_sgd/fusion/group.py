@@ -151,7 +151,8 @@ class Group:
         self.sizes = [shape.numel() for shape in shapes]
         self.device, self.dtypes = device, dtypes
         # Half precision is for keeping numbers: sums of small changes would be lost in it.
-        self.working = _seen_as(dtypes["param"])  # in which rules calculate
+        half = dtypes["param"] in HALVES
+        self.working = torch.float32 if half else dtypes["param"]  # in which rules calculate
         self.narrow = [n for n, kind in dtypes.items() if kind.itemsize < self.working.itemsize]
         self.everything = everything  # whether these are all leaves, in order
         self.alike: frozenset[str] = frozenset()  # of recognised trees: what lies as params do
