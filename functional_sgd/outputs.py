@@ -26,22 +26,24 @@ def map_output(function: Callable[..., Any], first: Any, *others: Any) -> Any:
             key: map_output(function, value, *[other[key] for other in others])
             for key, value in first.items()
         }
-        return parts if type(first) is dict else _with_items(first, parts)
+        return with_items(first, parts)
     if is_dataclass(first) and not isinstance(first, type):
         parts = {}
         for name in [field.name for field in fields(first)]:
             parts[name] = map_output(
                 function, getattr(first, name), *[getattr(other, name) for other in others]
             )
-        return _with_fields(first, parts)
+        return with_fields(first, parts)
     if isinstance(first, (tuple, list)):
         items = [map_output(function, *each) for each in zip(first, *others, strict=True)]
         return type(first)(*items) if hasattr(first, "_fields") else type(first)(items)
     return optree.tree_map(function, first, *others, none_is_leaf=True)
 
 
-def _with_items(mapping: Any, parts: dict[Any, Any]) -> Any:
-    """A mapping of the same class with these values."""
+def with_items(mapping: Any, parts: dict[Any, Any]) -> Any:
+    """A mapping of the same class with these values; a dict, if there can be none."""
+    if type(mapping) is dict:
+        return parts
     made = copy(mapping)
     try:
         for key, value in parts.items():
@@ -51,8 +53,8 @@ def _with_items(mapping: Any, parts: dict[Any, Any]) -> Any:
     return made
 
 
-def _with_fields(record: Any, parts: dict[str, Any]) -> Any:
-    """A dataclass with these values; those that are no tensors are as they were."""
+def with_fields(record: Any, parts: dict[str, Any]) -> Any:
+    """A dataclass of the same class with these values."""
     made = copy(record)
     for name, value in parts.items():
         # object's own __setattr__ also works on frozen dataclasses.

@@ -30,8 +30,7 @@ def mean_of_clipped(
     is not a cryptographic one.
 
     Raises ValueError unless max_norm > 0 and noise >= 0, and if the leaves have no examples, or not
-    as many. Source: Abadi et al. 2016;
-    optax.contrib.differentially_private_aggregate.
+    as many. Source: Abadi et al. 2016; optax.contrib.differentially_private_aggregate.
 
     >>> grads = {"w": torch.tensor([[3.0, 4.0], [0.0, 1.0]])}  # of lengths 5 and 1
     >>> mean_of_clipped(grads, max_norm=2.5)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from functional_sgd.errors import did_you_mean
 from functional_sgd.pairs import as_real
-from functional_sgd.precision import HALVES, widest
+from functional_sgd.precision import HALVES, computed_in, widest
 from functional_sgd.rule import Rule
 from functional_sgd.sharded import check_whole, local, placed
 from functional_sgd.signature import STEP, Initializer
@@ -202,7 +202,7 @@ def working_dtype(leaf: Tensor) -> torch.dtype:
     """The dtype in which a leaf is computed."""
     if leaf.is_complex():
         return torch.float64 if leaf.dtype == torch.complex128 else torch.float32
-    return torch.float32 if leaf.dtype in HALVES else leaf.dtype
+    return computed_in(leaf.dtype)
 
 
 def _first_value(rule: Rule, initializer: Initializer, leaf: Tensor) -> Tensor:

@@ -39,9 +39,9 @@ class Learner:
 
     The optimizer is fused (`fuse`), unless `fused=False`: one pass over memory in place of a dozen.
     With `fit(donate=True)` it is fused in any case: leaf by leaf, no step overwrites what it is
-    given.
-    One that keeps an average to be evaluated (`average_params`, `schedule_free`) is validated with
-    it; one that wants the gradient somewhere else (`sam`) gets a second one in every batch.
+    given. One that keeps an average to be evaluated (`average_params`, `schedule_free`) is
+    validated with it; one that wants the gradient somewhere else (`sam`) gets a second one in every
+    batch.
 
     The model is never changed: its tensors are copied by `init`, trained in the state, and put in
     place while a batch is at work. `learner.load(state)` puts those of a state into the model.

@@ -1,12 +1,13 @@
 """The tensors in what callbacks remember, however deep they lie in containers and records."""
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from functional_sgd.outputs import with_fields, with_items
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -37,20 +38,16 @@ def with_tensors(value: Any, change: Callable[[Tensor, Any], Tensor], key: Any =
         return change(value, key)
     if isinstance(value, Mapping):
         parts = {name: with_tensors(part, change, name) for name, part in value.items()}
-        if not isinstance(value, dict):
-            return parts
-        new = copy.copy(value)  # of the same class, such as defaultdict
-        new.update(parts)
-        return new
+        # What is no dict may share what it keeps with its copy, which would then change it.
+        return with_items(value, parts) if isinstance(value, dict) else parts
     if isinstance(value, (list, tuple)):
         each = [with_tensors(part, change, key) for part in value]
         return type(value)(*each) if hasattr(value, "_fields") else type(value)(each)
     if _is_record(value):
-        record = copy.copy(value)
-        for entry in fields(value):
-            part = with_tensors(getattr(value, entry.name), change, key)
-            object.__setattr__(record, entry.name, part)  # it may be frozen
-        return record
+        names = [entry.name for entry in fields(value)]
+        return with_fields(
+            value, {name: with_tensors(getattr(value, name), change, key) for name in names}
+        )
     return value
 
 

@@ -9,7 +9,17 @@ import torch
 from torch import Tensor
 
 from functional_sgd.autodiff import value_and_grad
-from functional_sgd.compile.traced import Traced, by_name, numbers_of, trace
+from functional_sgd.compile.traced import (
+    MANY,
+    Constants,
+    Traced,
+    by_name,
+    constants_in,
+    joined,
+    numbers_of,
+    plain_constants,
+    trace,
+)
 from functional_sgd.fusion.fused import Fused
 from functional_sgd.optimizer import Optimizer, check_optimizer
 from functional_sgd.state import State
@@ -20,9 +30,6 @@ _ADVICE = (
     "values of tensors "
     "cannot: write torch.where, or take the step without compile_step."
 )
-
-MANY = 8
-"""Graphs of one step, after which it says that there are many."""
 
 _CONSTANTS = (
     "compile_step: every call so far has had other arguments that are no tensors, {constants} now, "
@@ -80,16 +87,12 @@ def compile_step(
         arguments: Any = (params, state, numbers_of({**plain.hyper, **(hyper or {})}), batch)
         leaves, spec = optree.tree_flatten(arguments, none_is_leaf=True)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        constants = {
-            place: leaf for place, leaf in enumerate(leaves) if not isinstance(leaf, Tensor)
-        }
-        # Leaves that are not tensors are constants of the graph: it is right for equal ones only,
-        # of equal types, since 1, 1.0 and True are equal.
-        fixed = (spec, constants, [*map(type, constants.values())])
+        constants = constants_in(leaves)
+        fixed = (spec, constants)
         graph = next((one for one in graphs if one.fixed == fixed), None)
         if graph is None:
             if len(graphs) == MANY:
-                odd = [one for one in constants.values() if isinstance(one, (int, float, str))]
+                odd = plain_constants(constants)
                 warnings.warn(_CONSTANTS.format(constants=odd), stacklevel=2)
             graph = trace(_of_tensors(update, spec, constants), tensors, fixed, _ADVICE)
             graphs.append(graph)
@@ -102,17 +105,12 @@ def compile_step(
 
 
 def _of_tensors(
-    update: Callable[..., Any], spec: optree.PyTreeSpec, constants: Mapping[int, Any]
+    update: Callable[..., Any], spec: optree.PyTreeSpec, constants: Constants
 ) -> Callable[..., Any]:
     """The step as a function of the tensors among its arguments."""
 
     def step(*tensors: Tensor) -> Any:
-        each = iter(tensors)
-        leaves = [
-            constants[place] if place in constants else next(each)
-            for place in range(spec.num_leaves)
-        ]
-        arguments: Any = spec.unflatten(leaves)
+        arguments: Any = spec.unflatten(joined(constants, spec, iter(tensors)))
         params, state, hyper, batch = arguments
         return update(params, state, by_name(hyper), *batch)
 

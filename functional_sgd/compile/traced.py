@@ -2,9 +2,9 @@
 traced.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import optree
 import torch
@@ -75,6 +75,31 @@ def trace(function: Callable[..., Any], tensors: list[Tensor], fixed: Any, advic
         error.add_note(advice)
         raise
     return Traced(fixed, Guard(LIST, [tensors]), run, *shape)
+
+
+MANY = 8
+"""Graphs that differ by constants alone, after which it is said that there are many."""
+
+Constants: TypeAlias = list[tuple[int, type, Any]]
+
+
+def constants_in(leaves: Sequence[Any]) -> Constants:
+    """The leaves that are no tensors, with their places, and types: 1, 1.0 and True are equal. They
+    are constants of a graph, which is right for equal ones only.
+    """
+    each = enumerate(leaves)
+    return [(place, type(leaf), leaf) for place, leaf in each if not isinstance(leaf, Tensor)]
+
+
+def plain_constants(constants: Constants) -> list[Any]:
+    """The numbers and texts among them, which are what differs from batch to batch."""
+    return [leaf for _, _, leaf in constants if isinstance(leaf, (int, float, str))]
+
+
+def joined(constants: Constants, spec: optree.PyTreeSpec, tensors: Iterator[Tensor]) -> list[Any]:
+    """The leaves again, of their constants and the tensors in order."""
+    known = {place: leaf for place, _, leaf in constants}
+    return [known[i] if i in known else next(tensors) for i in range(spec.num_leaves)]
 
 
 _NUMBER = object()

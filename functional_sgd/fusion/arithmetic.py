@@ -244,23 +244,24 @@ def _of_logical(logical: str, op: str) -> Callable[..., Node]:
     return build
 
 
-_mul, _largest, _smallest = (
-    _of_logical("and", "mul"), _of_logical("or", "maximum"), _of_logical("and", "minimum"),
-)  # fmt: skip
+_sum = _of_logical("or", "add")
+_mul = _of_logical("and", "mul")
+_largest = _of_logical("or", "maximum")
+_smallest = _of_logical("and", "minimum")
 
 
 def _add(graph: Graph, left: Any, right: Any, *, alpha: Any = 1) -> Node:
-    return _of_logical("or", "add")(graph, left, _times(graph, right, alpha))
+    return _sum(graph, left, _times(graph, right, alpha))
 
 
 def _sub(graph: Graph, left: Any, right: Any, *, alpha: Any = 1) -> Node:
-    return graph.node("sub", graph.value(left), _times(graph, right, alpha))
+    return graph.node("sub", graph.value(left), graph.value(_times(graph, right, alpha)))
 
 
 def _times(graph: Graph, value: Any, factor: Any) -> Any:
     # A factor of 1 must leave a boolean what it is, or `_add` would add numbers.
     if not isinstance(factor, Node) and factor == 1:
-        return value if isinstance(value, (Node, bool)) else graph.value(value)
+        return value
     return _mul(graph, value, factor)
 
 

@@ -39,7 +39,7 @@ from functional_sgd.fusion.spent import (
 )
 from functional_sgd.guard import Guard
 from functional_sgd.optimizer import Optimizer, check_optimizer
-from functional_sgd.precision import HALVES
+from functional_sgd.precision import computed_in
 from functional_sgd.sharded import any_distributed
 from functional_sgd.state import State
 from functional_sgd.step import run_leaves
@@ -309,9 +309,8 @@ class Fused(Optimizer):
         C, or Triton's Python for "cuda"; a GPU's kernel is shown as it is when hypers are numbers.
         """
         backend = treating(self.choice.every, torch.device(device))
-        half = dtype in HALVES
-        working = torch.float32 if half else dtype
-        program = self._program(frozenset({"param"}) if half else frozenset())
+        working = computed_in(dtype)
+        program = self._program(frozenset({"param"}) if dtype != working else frozenset())
         parts = []
         for work in program.steps:
             if isinstance(work, Pass):

@@ -10,7 +10,7 @@ from torch import Tensor
 from functional_sgd.blocks import count_of
 from functional_sgd.call import Leaves
 from functional_sgd.fusion.kernel import SUPPORTED_DTYPES
-from functional_sgd.precision import HALVES
+from functional_sgd.precision import computed_in
 
 
 class Needs(NamedTuple):
@@ -129,11 +129,7 @@ def _ordinary(
         for kind, device, layout, dtype in kinds
     )
     param, slots = kinds[0][3], [kind[3] for kind in kinds[2 : 2 + n_slots]]
-    return known and all(_seen_as(slot) == _seen_as(param) for slot in slots)
-
-
-def _seen_as(dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if dtype in HALVES else dtype
+    return known and all(computed_in(slot) == computed_in(param) for slot in slots)
 
 
 class Group:
@@ -151,8 +147,7 @@ class Group:
         self.sizes = [shape.numel() for shape in shapes]
         self.device, self.dtypes = device, dtypes
         # Half precision is for keeping numbers: sums of small changes would be lost in it.
-        half = dtypes["param"] in HALVES
-        self.working = torch.float32 if half else dtypes["param"]  # in which rules calculate
+        self.working = computed_in(dtypes["param"])
         self.narrow = [n for n, kind in dtypes.items() if kind.itemsize < self.working.itemsize]
         self.everything = everything  # whether these are all leaves, in order
         self.alike: frozenset[str] = frozenset()  # of recognised trees: what lies as params do

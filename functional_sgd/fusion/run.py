@@ -68,10 +68,10 @@ class Run:
         self.shards = leaves.shards if some_cut else None  # if numbers need all processes
         self.scalars = Scalars(leaves)
         self.started = False  # whether anything of the caller's has been overwritten
-        self.tables = [self._table(group) for group in groups]
+        self.pairs = [(group, self._table(group)) for group in groups]
         self.holders: Mapping[int, int] = {}  # of each tensor, if gradients may be spent
         if resources.spend_grads:
-            columns = [column.tensors for table in self.tables for column in table.values()]
+            columns = [column.tensors for _, table in self.pairs for column in table.values()]
             self.holders = Counter(map(id, itertools.chain(*columns)))
 
     @torch.no_grad()
@@ -127,7 +127,7 @@ class Run:
     def _pass(self, work: Pass) -> None:
         """Run a pass over all groups, and finish what it takes."""
         parts = []
-        for number, (group, table) in enumerate(zip(self.groups, self.tables, strict=True)):
+        for number, (group, table) in enumerate(self.pairs):
             totals = self._kernel(work, number, group, table)
             if totals is not None:
                 parts.append((group, totals))
@@ -229,16 +229,13 @@ class Run:
 
     def _torch_rule(self, step: TorchRule) -> None:
         call = step.call
-        seen = [self._seen(group, table, step) for group, table in self._pairs()]
+        seen = [self._seen(group, table, step) for group, table in self.pairs]
         # Without leaves, reductions have no value, and these numbers may depend on them.
         numbers = self._evaluated(step.numbers) if self.groups else {}
         made = (self._on_tree if call.treewise else self._on_leaves)(step, seen, numbers)
-        for (group, table), written in zip(self._pairs(), made, strict=True):
+        for (group, table), written in zip(self.pairs, made, strict=True):
             for name, values in written.items():
                 table[step.outputs[name]] = self._made(group, table, call, name, values)
-
-    def _pairs(self) -> list[tuple[Group, Table]]:
-        return list(zip(self.groups, self.tables, strict=True))
 
     def _seen(self, group: Group, table: Table, step: TorchRule) -> dict[str, list[Tensor]]:
         """The columns that a rule reads, as rules see them."""
@@ -389,7 +386,7 @@ class Run:
         after: dict[str, list[Any]] = {name: list(values) for name, values in before.items()}
         if "update" in self.plan.results:
             after["update"] = [None] * len(self.leaves.params)
-        for group, table in self._pairs():
+        for group, table in self.pairs:
             used: set[str] = set()
             for name, values in after.items():
                 key = self.program.results.get(name, name)

@@ -7,6 +7,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from functional_sgd.precision import widest
+
 Position: TypeAlias = Any
 """How far the run has come, as a number or a 0-d tensor: a share from 0 to 1, or steps."""
 
@@ -40,7 +42,7 @@ def choose(condition: Any, yes: Any, no: Any) -> Any:
     if not isinstance(condition, Tensor):
         return yes if condition else no
     if not isinstance(yes, Tensor) and not isinstance(no, Tensor):  # torch would make it float32
-        no = torch.full_like(condition, no, dtype=_widest(condition))
+        no = torch.full_like(condition, no, dtype=widest(condition.device))
     return torch.where(condition, yes, no)
 
 
@@ -54,7 +56,3 @@ def whole(number: Position) -> Position:
 def logarithm(number: Position) -> Position:
     """The natural logarithm."""
     return number.log() if isinstance(number, Tensor) else math.log(number)
-
-
-def _widest(like: Tensor) -> torch.dtype:
-    return torch.float32 if like.device.type == "mps" else torch.float64

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from functional_sgd.errors import did_you_mean
 from functional_sgd.optimizer import Optimizer, check_names
+from functional_sgd.precision import widest
 from functional_sgd.schedules import Schedule, counts_steps, is_shape
 from functional_sgd.state import State, check_state
 from functional_sgd.tree import Tree
@@ -95,8 +95,7 @@ class Scheduled(Wrapper):
 
     def values(self, calls: Tensor) -> dict[str, Any]:
         """The scheduled hypers of the call that follows after `calls` others."""
-        # Metal has no float64.
-        position = calls.to(torch.float32 if calls.device.type == "mps" else torch.float64)
+        position = calls.to(widest(calls.device))
         if self.steps is not None:
             position = (position / self.steps).clamp(0, 1)
         return {name: schedule(position) for name, schedule in self.schedules.items()}

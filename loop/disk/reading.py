@@ -164,10 +164,7 @@ def _read_tensors(
     try:
         # All of it is read before safetensors maps it, since a bad block in mapped memory is a
         # crash.
-        digest, size = (
-            file_digest(path),
-            path.stat().st_size,
-        )
+        digest, size = file_digest(path), path.stat().st_size
     except OSError as error:
         raise _unreadable(path, error) from None
     try:

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import torch
 from torch import Tensor
 
-from functional_sgd.precision import HALVES
+from functional_sgd.precision import HALVES, widest
 from loop.callback import snake_case
 
 Accumulator: TypeAlias = Mapping[str, Any]
@@ -222,7 +222,7 @@ def wide(values: Tensor) -> Tensor:
     """The values in float64, so that sums over a data set are exact enough; in float32 where a
     device has no other.
     """
-    return values.float() if values.device.type == "mps" else values.double()
+    return values.to(widest(values.device))
 
 
 def widened(values: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from loop.metrics.tally import widened
 from loop.ranks.group import Group, group_of
 
 
@@ -45,7 +46,7 @@ class GlobalBatchNorm(_BatchNorm):
         axes = [axis for axis in range(x.dim()) if axis != 1]
         shape = [1, -1, *[1] * (x.dim() - 2)]
         # Sums over a batch are too coarse in half precision.
-        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        wide = widened(x)
         length = wide.new_tensor([x.numel() / max(x.shape[1], 1)])
         # The number of values, which may differ between ranks, travels with the sums.
         sums = _Sum.apply(torch.cat([wide.sum(axes), length]), self.group)

@@ -55,8 +55,7 @@ class SharedCheckpoint:
         alike, failure = False, ""
         try:
             with ExitStack() as stack:
-                saver, error = attempted(stack.enter_context, own)
-                _check(self.everyone.gathered(_said(error)), error)
+                saver = on_all(self.everyone, stack.enter_context, own)
                 try:
                     yield saver
                     alike = True
@@ -87,8 +86,7 @@ class SharedCheckpoint:
                 f"{self.checkpoint.seconds} seconds. Give batches or epochs."
             )
         folder = Path(self.checkpoint.folder)
-        _, error = attempted(probe, folder)
-        _check(self.everyone.gathered(_said(error)), error)
+        on_all(self.everyone, probe, folder)
         background = Background() if self.checkpoint.background else None
         # What a thread tells the others must not come between what the run tells them.
         group = self.everyone if background is None else self.everyone.another()
@@ -175,6 +173,8 @@ def _save_together(
             return found, bool(not_finite(params, state.buffers))
 
         def write_rest() -> None:
+            if group.rank:
+                return
             known: dict[str, list[Piece]] = {
                 n: [] for n, one in tensors.items() if distributed(one)
             }
@@ -188,8 +188,16 @@ def _save_together(
         mine, error = attempted(write_own)
         every = group.gathered((mine, _said(error)))
         _check([failure for _, failure in every], error)
-        _, error = attempted(write_rest) if group.rank == 0 else (None, None)
-        _check(group.gathered(_said(error)), error)
+        on_all(group, write_rest)
+
+
+def on_all(group: Group, work: Callable[..., Result], *args: Any) -> Result | None:
+    """What `work(*args)` returns on this rank, once all ranks have done theirs. Raises what it
+    raises, and OSError where another rank has failed.
+    """
+    result, error = attempted(work, *args)
+    _check(group.gathered(_said(error)), error)
+    return result
 
 
 def attempted(work: Callable[..., Result], *args: Any) -> tuple[Result | None, Exception | None]:

@@ -6,8 +6,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-_PLAIN = (int, float, bool, str, bytes, complex, type(None))
-_OWN = frozenset(vars(nn.Module()))  # what every module has: its parameters, hooks, mode
+PLAIN = (int, float, bool, str, bytes, complex, type(None))
+"""What is compared by its value."""
+
+OF_ANY = frozenset(vars(nn.Module()))
+"""The attributes that every module has: its parameters, hooks, mode."""
+
+
+def is_of_torch(layer: nn.Module) -> bool:
+    """Whether torch has defined its class."""
+    return type(layer).__module__.partition(".")[0] == "torch"
 
 
 def attributes_of(model: nn.Module) -> dict[str, Any]:
@@ -18,9 +26,9 @@ def attributes_of(model: nn.Module) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for prefix, layer in model.named_modules():
-        if type(layer).__module__.partition(".")[0] != "torch":
+        if not is_of_torch(layer):
             for name, value in vars(layer).items():
-                if name not in _OWN:
+                if name not in OF_ANY:
                     found[f"{prefix}.{name}" if prefix else name] = _look(value)
         # A buffer that is None is in no state, so what a forward pass puts there counts as an
         # attribute.
@@ -68,7 +76,7 @@ class _Kept:
 def _look(value: Any, depth: int = 3) -> Any:
     if isinstance(value, Tensor):
         return _Kept(value)
-    if isinstance(value, _PLAIN):
+    if isinstance(value, PLAIN):
         return value
     if depth and isinstance(value, Mapping):
         return {str(key): _look(part, depth - 1) for key, part in value.items()}

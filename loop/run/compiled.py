@@ -15,16 +15,22 @@ import torch
 from torch import Tensor
 
 from functional_sgd.compile.step import without_kernels
-from functional_sgd.compile.traced import LIST, Traced, by_name, numbers_of, trace
+from functional_sgd.compile.traced import (
+    LIST,
+    Traced,
+    by_name,
+    constants_in,
+    joined,
+    numbers_of,
+    trace,
+)
 from loop.run.attributes import attributes_of, changed_attributes
 from loop.run.chance import seed_torch
 from loop.run.graph_cache import (
     Graphs,
     Learned,
-    constants_in,
     counted,
     flat,
-    joined,
     taken_apart,
 )
 from loop.run.stages import Work, batch_key, device_of, learner_of, validation_key

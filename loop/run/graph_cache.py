@@ -1,7 +1,7 @@
 """Compiled batches: where they are kept, and how states become flat lists of tensors."""
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import MethodType
@@ -12,9 +12,10 @@ import optree
 import torch
 from torch import Tensor, nn
 
-from functional_sgd.compile.traced import Traced
+from functional_sgd.compile.traced import MANY, Traced, plain_constants
 from functional_sgd.outputs import map_output
 from loop.losses import MixedLoss
+from loop.run.attributes import OF_ANY, PLAIN, is_of_torch
 
 # Losses are taken apart, so that `lam` of each batch goes into the graph as a tensor, and an equal
 # partial does not make another graph. In a namespace of our own: elsewhere a partial is a leaf.
@@ -78,20 +79,6 @@ class Shape:
         return map_output(parts.__getitem__, self.tree)
 
 
-def constants_in(around: Sequence[Any]) -> list[tuple[int, type, Any]]:
-    """What of a batch is no tensor, with its places, and types: 1, 1.0 and True are equal."""
-    leaves = enumerate(around)
-    return [(place, type(leaf), leaf) for place, leaf in leaves if not isinstance(leaf, Tensor)]
-
-
-def joined(
-    constants: Sequence[tuple[int, type, Any]], spec: optree.PyTreeSpec, tensors: Iterator[Tensor]
-) -> list[Any]:
-    """The leaves of a batch, from its tensors and what is none."""
-    known = {place: leaf for place, _, leaf in constants}
-    return [known[i] if i in known else next(tensors) for i in range(spec.num_leaves)]
-
-
 def taken_apart(pred: Any) -> tuple[list[Any], Shape]:
     """The parts of a prediction, and how it is built of them."""
     parts: list[Any] = []
@@ -129,14 +116,12 @@ class _Same:
         return one == other.ref() if isinstance(one, MethodType) else one is other.ref()
 
 
-_PLAIN = (int, float, complex, bool, str, bytes, type(None))
-_HOOKS = tuple(name for name in vars(nn.Module()) if name.endswith("_hooks"))
-_STATE = frozenset(vars(nn.Module())) - {*_HOOKS}
+_HOOKS = frozenset(name for name in OF_ANY if name.endswith("_hooks"))
 
 
 def _part(value: Any, depth: int = 3) -> Any:
     """What tells whether an attribute is the same."""
-    if isinstance(value, _PLAIN):
+    if isinstance(value, PLAIN):
         return type(value), repr(value)
     if isinstance(value, Tensor):
         return _Same(value), -1 if value.is_inference() else value._version
@@ -151,13 +136,14 @@ def _look(layer: nn.Module) -> tuple[Any, ...]:
     """What of a layer a graph has in it as constants."""
     # Without the mode: it is in the key of every graph, so that one list serves all phases. Without
     # what layers of torch keep for themselves: an LSTM has its parameters in a list, too.
-    of_torch = type(layer).__module__.partition(".")[0] == "torch"
+    constant = (*PLAIN, tuple)
     found = [type(layer), *layer._modules]
     for name, value in sorted(vars(layer).items()):
-        kept = of_torch and not isinstance(value, (*_PLAIN, tuple)) and not callable(value)
         if name in _HOOKS:
             found.append((name, _part([*value.values()])))  # without their numbers
-        elif name not in _STATE and not kept:
+        elif name in OF_ANY:
+            continue
+        elif not is_of_torch(layer) or isinstance(value, constant) or callable(value):
             found.append((name, _part(value)))
     return tuple(found)
 
@@ -171,9 +157,6 @@ def graphs_of(model: nn.Module) -> list[Traced]:
     """
     return _GRAPHS.setdefault(model, {}).setdefault(tuple(map(_look, model.modules())), [])
 
-
-MANY = 8
-"""Graphs of a run that differ by what in a batch is no tensor, after which it says so."""
 
 _CONSTANTS = (
     "fit(compile=True): every batch is compiled by itself, since what is no tensor in it, {odd} "
@@ -214,7 +197,7 @@ class Graphs:
             if any(one.fixed[1:] == fixed[1:] for one in others):
                 self.alike += 1
                 if self.alike == MANY:
-                    odd = [leaf for _, _, leaf in fixed[0] if isinstance(leaf, (int, float, str))]
+                    odd = plain_constants(fixed[0])
                     warnings.warn(_CONSTANTS.format(odd=odd), stacklevel=2)
             graph = make()
             self.known.append(graph)

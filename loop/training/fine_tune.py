@@ -154,10 +154,10 @@ def _params(learner: Learner, state: State) -> dict[str, Tensor]:
 
 def _resumed(state: State, resume: bool | str | Path) -> tuple[State, bool]:
     """The state to go on from, and whether it is within a run of `fit`."""
-    found: State | None = state
-    if resume is False:
-        found = None
-    elif resume is not True:
+    found: State | None = None
+    if resume is True:
+        found = state
+    elif resume is not False:
         found = latest(resume, state)
     if found is None:
         return state.forget(MEMORY), False
