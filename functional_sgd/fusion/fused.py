@@ -13,9 +13,9 @@ from torch import Tensor
 from functional_sgd.call import Leaves, take_apart
 from functional_sgd.chained import Front
 from functional_sgd.chaining import Chain
+from functional_sgd.fusion.backends.available import AvailableBackends
 from functional_sgd.fusion.backends.backend import Backend, Unavailable, treating
 from functional_sgd.fusion.backends.c.launch import CBackend
-from functional_sgd.fusion.backends.choice import Choice
 from functional_sgd.fusion.backends.foreach import ForeachBackend
 from functional_sgd.fusion.backends.triton.launch import TritonBackend
 from functional_sgd.fusion.buffers import Pool
@@ -27,8 +27,8 @@ from functional_sgd.fusion.passes import Pass, Program, make_program
 from functional_sgd.fusion.pieces import lay_out
 from functional_sgd.fusion.run import Resources, Run
 from functional_sgd.fusion.spent import (
+    AliasedReads,
     Donate,
-    Reads,
     check_apart,
     check_donate,
     merged,
@@ -147,7 +147,7 @@ class Fused(Optimizer):
         self.opt, self.gives = opt, donate
         self.donate = donate is True
         self.debug = debug and donate is not False
-        self.choice = Choice(backends)
+        self.backends = AvailableBackends(backends)
         self.programs: dict[frozenset[str], Program] = {}
         self.program = self._program(frozenset())  # of params in full precision
         passes = [step for step in self.program.steps if isinstance(step, Pass)]
@@ -156,7 +156,7 @@ class Fused(Optimizer):
         self._guard: Guard | None = None  # of the last trees that were grouped
         self._guarded: list[Group] = []
         self._apart: tuple[Guard | None, Mapping[str, Any]] = None, {}  # where donated ones begin
-        self._reads = Reads()
+        self._aliased_reads = AliasedReads()
         self._lock = threading.Lock()
         self._pool = Pool()
         self._unbatched: set[int] = set()
@@ -187,7 +187,7 @@ class Fused(Optimizer):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # For copies, which compile for themselves.
-        return Fused, (self.opt, self.gives, self.debug, tuple(self.choice.every))
+        return Fused, (self.opt, self.gives, self.debug, tuple(self.backends.every))
 
     def init(self, params: Tree) -> State:
         """A fresh state, as the chain makes it; detached, if it is to be overwritten."""
@@ -252,7 +252,7 @@ class Fused(Optimizer):
             # Another thread may have grouped other trees by now.
             leaves.matches_guard = leaves.matches_guard and guard is self._guard
             if self.donate and len(self.program.steps) > 1:
-                self._reads.keep(leaves, written, guard if leaves.matches_guard else None)
+                self._aliased_reads.copy(leaves, written, guard if leaves.matches_guard else None)
             groups, others = (self._guarded, ()) if leaves.matches_guard else self._grouped(leaves)
             if not others:
                 return self._run(leaves, groups)
@@ -261,7 +261,7 @@ class Fused(Optimizer):
     def _run(self, leaves: Leaves, groups: list[Group]) -> Any:
         program = self.program_for(groups)
         while True:
-            spends, backends = self.gives == "grads", self.choice.working()
+            spends, backends = self.gives == "grads", self.backends.working()
             resources = Resources(self._pool, backends, self._unbatched, self.donate, spends)
             run = Run(self.opt.plan, program, groups, leaves, resources)
             # As they were: a run that is given up half way may have counted already.
@@ -275,7 +275,7 @@ class Fused(Optimizer):
                     raise
                 # `common` caches these numbers for each device.
                 leaves.numbers, leaves.common = numbers, {}
-                self.choice.give_up(error)
+                self.backends.give_up(error)
         return leaves.rebuild(results, slots)
 
     def _run_mixed(self, leaves: Leaves, groups: list[Group], others: Sequence[int]) -> Any:
@@ -308,7 +308,7 @@ class Fused(Optimizer):
 
         C, or Triton's Python for "cuda"; a GPU's kernel is shown as it is when hypers are numbers.
         """
-        backend = treating(self.choice.every, torch.device(device))
+        backend = treating(self.backends.every, torch.device(device))
         working = computed_in(dtype)
         program = self._program(frozenset({"param"}) if dtype != working else frozenset())
         parts = []
@@ -342,7 +342,7 @@ class Fused(Optimizer):
 
     def working(self) -> list[Backend]:
         """The backends that are there, but for those that have failed a short time ago."""
-        return self.choice.working()
+        return self.backends.working()
 
     def program_for(self, groups: Sequence[Group]) -> Program:
         """What runs on these groups."""

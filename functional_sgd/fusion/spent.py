@@ -69,8 +69,8 @@ def check_apart(
     return found
 
 
-class Reads:
-    """Keeps what a donated step reads from what it writes. What is known of trees that a guard
+class AliasedReads:
+    """Finds what a donated step reads where it writes. What is known of trees that a guard
     recognises serves for later steps.
     """
 
@@ -80,7 +80,7 @@ class Reads:
         self._spans: tuple[Addresses, Addresses] = _NOWHERE, _NOWHERE
         self._sizes: dict[str, Addresses] = {}  # of the tensors of a column, in bytes
 
-    def keep(self, leaves: Leaves, written: Mapping[str, Addresses], guard: Guard | None) -> None:
+    def copy(self, leaves: Leaves, written: Mapping[str, Addresses], guard: Guard | None) -> None:
         """Copy gradients, and columns of the caller, that lie where the step will write: a pass
         after the first would find there what the first has written.
 

@@ -209,7 +209,7 @@ class Ranks:
         whole = state.memory.get(SHARED)
         # A batch that was cancelled before before_batch came here has no share yet.
         share = 1 / self.group.size if whole is None else whole["share"]
-        own = _Sent(
+        own = _Bucket(
             [] if loss is None else [part_of_mean(loss, share)],
             [
                 torch.zeros_like(local(state.params[name])) if grad is None else local(grad)
@@ -268,7 +268,7 @@ class Ranks:
         return state.remember(RECORDER, replace(record, sums=sums))
 
 
-class _Sent(NamedTuple):
+class _Bucket(NamedTuple):
     """What a rank has of a batch, and what all have of it."""
 
     loss: list[Tensor]
@@ -281,10 +281,10 @@ class _Sent(NamedTuple):
         """All of them, in order."""
         return itertools.chain.from_iterable(self)
 
-    def over(self, group: Group) -> "_Sent":
+    def over(self, group: Group) -> "_Bucket":
         """The sums over ranks, in one all-reduce for each dtype."""
         each = iter(group.sums([*self.tensors()]))
-        return _Sent(*([next(each) for _ in part] for part in self))
+        return _Bucket(*([next(each) for _ in part] for part in self))
 
 
 @functools.lru_cache(maxsize=64)

@@ -91,7 +91,7 @@ def _taken(parts: list[Any], leaf: Any) -> int:
     return len(parts) - 1
 
 
-class _Same:
+class _Identity:
     """An object in a key: equal to itself alone, and not kept alive by it.
 
     A hook may be a method of the model, which has the graphs: held, it would keep both for ever.
@@ -110,7 +110,7 @@ class _Same:
 
     def __eq__(self, other: object) -> bool:
         one = self.ref()
-        if not isinstance(other, _Same) or one is None:
+        if not isinstance(other, _Identity) or one is None:
             return False
         # Python makes a method anew whenever one is asked for.
         return one == other.ref() if isinstance(one, MethodType) else one is other.ref()
@@ -119,20 +119,20 @@ class _Same:
 _HOOKS = frozenset(name for name in OF_ANY if name.endswith("_hooks"))
 
 
-def _part(value: Any, depth: int = 3) -> Any:
+def _fingerprint(value: Any, depth: int = 3) -> Any:
     """What tells whether an attribute is the same."""
     if isinstance(value, PLAIN):
         return type(value), repr(value)
     if isinstance(value, Tensor):
-        return _Same(value), -1 if value.is_inference() else value._version
+        return _Identity(value), -1 if value.is_inference() else value._version
     if depth and isinstance(value, Mapping):
-        return tuple([(repr(key), _part(part, depth - 1)) for key, part in value.items()])
+        return tuple([(repr(key), _fingerprint(part, depth - 1)) for key, part in value.items()])
     if depth and isinstance(value, (list, tuple)):
-        return type(value), tuple([_part(part, depth - 1) for part in value])
-    return _Same(value)
+        return type(value), tuple([_fingerprint(part, depth - 1) for part in value])
+    return _Identity(value)
 
 
-def _look(layer: nn.Module) -> tuple[Any, ...]:
+def _fingerprint_of_layer(layer: nn.Module) -> tuple[Any, ...]:
     """What of a layer a graph has in it as constants."""
     # Without the mode: it is in the key of every graph, so that one list serves all phases. Without
     # what layers of torch keep for themselves: an LSTM has its parameters in a list, too.
@@ -140,11 +140,11 @@ def _look(layer: nn.Module) -> tuple[Any, ...]:
     found = [type(layer), *layer._modules]
     for name, value in sorted(vars(layer).items()):
         if name in _HOOKS:
-            found.append((name, _part([*value.values()])))  # without their numbers
+            found.append((name, _fingerprint([*value.values()])))  # without their numbers
         elif name in OF_ANY:
             continue
         elif not is_of_torch(layer) or isinstance(value, constant) or callable(value):
-            found.append((name, _part(value)))
+            found.append((name, _fingerprint(value)))
     return tuple(found)
 
 
@@ -155,7 +155,9 @@ def graphs_of(model: nn.Module) -> list[Traced]:
     """The graphs of a model as it looks now, to find them in and to add to: kept as torch.compile
     keeps its code.
     """
-    return _GRAPHS.setdefault(model, {}).setdefault(tuple(map(_look, model.modules())), [])
+    return _GRAPHS.setdefault(model, {}).setdefault(
+        tuple(map(_fingerprint_of_layer, model.modules())), []
+    )
 
 
 _CONSTANTS = (

@@ -28,7 +28,7 @@ from loop.run.events import (
 )
 from loop.run.passes import Feed
 from loop.run.returned import accepted
-from loop.run.running import Lent, running
+from loop.run.running import LentModels, running
 from loop.run.scopes import BORDERS, Change
 from loop.run.shapes import shapes as shapes_in
 from loop.run.signals import SIGNALS, Cancel, SignalError
@@ -75,7 +75,7 @@ class Run:
         self.stop: Callable[[], bool] = bool  # says whether to end at the next event
         self.failure: Exception | None = None  # what failed when it had said so
         self.feed = Feed()
-        self.lent = Lent()
+        self.lent = LentModels()
         # Last, since it reads the tables and the state; a compiled batch takes some handlers over.
         self.work.join(self)
 

@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 
-class Lent:
+class LentModels:
     """The models that callbacks have put in place of a run's own, and the training flags that each
     of their layers is to have again.
     """

@@ -8,7 +8,7 @@ import torch
 
 import functional_sgd as fs
 from functional_sgd import chain, fuse
-from functional_sgd.fusion.backends import choice
+from functional_sgd.fusion.backends import available
 from functional_sgd.fusion.backends.backend import Backend, Unavailable
 from functional_sgd.fusion.backends.c.launch import CBackend
 from functional_sgd.fusion.backends.foreach import ForeachBackend
@@ -137,7 +137,7 @@ class Broken(DoubleBackend):
 @pytest.mark.parametrize("opt", [fs.adamw(), chain(fs.clip_norm, fs.lamb())], ids=["one", "more"])
 @pytest.mark.parametrize("other", [CBackend(), ForeachBackend()], ids=lambda one: one.name)
 def test_where_a_backend_is_not_available_the_next_one_runs(other, opt, donate, monkeypatch):
-    monkeypatch.setattr(choice, "_warned", set())
+    monkeypatch.setattr(available, "_warned", set())
     one = fuse(opt, donate=donate, backends=[Broken(), other])
     params = {"w": draw((3, 4), torch.float32, 1)}
     with pytest.warns(UserWarning, match="it is broken.* Mend it.") as caught:
@@ -147,7 +147,7 @@ def test_where_a_backend_is_not_available_the_next_one_runs(other, opt, donate, 
 
 def test_a_backend_that_fails_is_named_once_for_each_reason_and_where_it_was_asked(monkeypatch):
     """The warning points at the caller's line, of fuse or of a step; and says what is left."""
-    monkeypatch.setattr(choice, "_warned", set())
+    monkeypatch.setattr(available, "_warned", set())
     params = [torch.ones(2)]
     broken = [Broken(), CBackend(), ForeachBackend()]
     one, other = (fuse(fs.sgd(lr=0.1), backends=broken) for _ in range(2))
@@ -158,7 +158,7 @@ def test_a_backend_that_fails_is_named_once_for_each_reason_and_where_it_was_ask
 
 
 def test_without_any_backend_the_error_says_why(monkeypatch):
-    monkeypatch.setattr(choice, "_warned", set())
+    monkeypatch.setattr(available, "_warned", set())
     broken, none = (fuse(fs.sgd(), backends=own) for own in ([Broken()], []))
     params = [torch.ones(2)]
     with pytest.warns(UserWarning, match="it is broken"), pytest.raises(RuntimeError) as left:

@@ -200,7 +200,7 @@ def test_where_nothing_can_be_written_there_is_one_warning_and_foreach(tmp_path,
     compiler.function_of.cache_clear()
     with pytest.raises(compiler.NoCompiler, match="no place for compiled code.*No space left"):
         compiler.load(SOURCE)
-    monkeypatch.setattr("functional_sgd.fusion.backends.choice._warned", set())
+    monkeypatch.setattr("functional_sgd.fusion.backends.available._warned", set())
     params = {"w": torch.ones(2)}
     with pytest.warns(UserWarning, match="no place for compiled code.*foreach"):
         opt = fuse(fs.sgd(lr=0.5))

@@ -13,7 +13,7 @@ import torch
 
 import functional_sgd as fs
 from functional_sgd import fuse
-from functional_sgd.fusion.backends import choice
+from functional_sgd.fusion.backends import available
 from functional_sgd.fusion.backends.c import cache as keeping
 from functional_sgd.fusion.backends.c import compiler
 from functional_sgd.fusion.backends.foreach import ForeachBackend
@@ -30,7 +30,7 @@ def cache(tmp_path, monkeypatch):
     folder = tmp_path / "deep" / "cache"
     monkeypatch.setenv("FUNCTIONAL_SGD_CACHE", str(folder))
     compiler.function_of.cache_clear()
-    monkeypatch.setattr(choice, "_warned", set())
+    monkeypatch.setattr(available, "_warned", set())
     yield folder
     compiler.function_of.cache_clear()
 

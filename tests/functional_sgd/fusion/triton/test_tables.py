@@ -13,7 +13,7 @@ import torch
 import functional_sgd as fs
 from functional_sgd import by_path, fuse
 from functional_sgd.call import take_apart
-from functional_sgd.fusion.backends import choice
+from functional_sgd.fusion.backends import available
 from functional_sgd.fusion.backends.c.launch import CBackend
 from functional_sgd.fusion.backends.foreach import ForeachBackend
 from functional_sgd.fusion.backends.triton import launch, tables
@@ -313,7 +313,7 @@ def test_without_triton_there_is_one_warning_and_foreach(monkeypatch):
     monkeypatch.setattr(TritonBackend, "treats", lambda self, device: True)
     monkeypatch.setattr(CBackend, "treats", lambda self, device: False)
     monkeypatch.setattr(launch, "loaded", missing)
-    monkeypatch.setattr(choice, "_warned", set())
+    monkeypatch.setattr(available, "_warned", set())
     opt, params = (
         fuse(fs.adamw()),
         {"a": draw((5,), torch.float32, 1), "b": draw((3, 3), torch.float32, 2)},

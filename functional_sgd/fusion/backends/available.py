@@ -10,7 +10,7 @@ from functional_sgd.fusion.backends.backend import Backend, Unavailable
 _PACKAGE = __name__.partition(".")[0]
 
 
-class Choice:
+class AvailableBackends:
     """The backends of an optimizer, best first, but for those that have failed a short time ago."""
 
     def __init__(self, backends: Sequence[Backend]) -> None:
