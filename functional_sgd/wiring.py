@@ -190,43 +190,29 @@ class _Wires:
         reads = self._reads(rule)
         available = frozenset(inner for inner, _ in reads)
         self._check_belonging(rule, available)
-        names = writes_of(rule, available)
-        numbers = tuple((n, rule.outer(n)) for n in names if n in rule.signature.numbers)
-        writes = tuple((n, rule.outer(n)) for n in names if n not in rule.signature.numbers)
-        for _, outer in writes:
-            owner = self.owners.get(outer)
-            if outer in self.numbers:
-                raise ValueError(
-                    f"chain: rule {rule!r} writes the column {outer!r}, but {owner!r} keeps a "
-                    f"number of the tree under that name. Rename one."
-                )
-            if owner is not None and outer not in self.writer and owner is not rule:
-                raise ValueError(
-                    f"chain: rule {rule!r} writes {outer!r} before its owner {owner!r} has run."
-                )
-        for inner, default in rule.scalars.items():
-            outer = rule.outer(inner)
-            # `update` behind the * is a slip that Python does not see: the rule would wait for a
-            # hyper.
-            plain = outer in self.writer and outer not in self.owners  # slots live apart
-            if plain and default is REQUIRED and outer not in RESERVED:
-                raise ValueError(
-                    f"chain: rule {rule!r} reads {outer!r} as a hyper, but "
-                    f"{self.calls[self.writer[outer]].rule!r} writes a column of that name. "
-                    f"Write it before the '*' to read the column, or rename one."
-                )
-        inner_scalars = (*rule.scalars, *rule.signature.numbers)
-        scalars = tuple((inner, rule.outer(inner)) for inner in inner_scalars)
-        if rule.numbers or rule.scope == "treewise":
-            # What is of the whole tree belongs to no leaf, so neither does its step.
-            scalars = tuple((inner, CALLS if o == STEP else o) for inner, o in scalars)
-        reductions = tuple(
-            self._reduced(rule, name, reduction, dict(reads))
-            for name, reduction in rule.signature.reductions.items()
-        )
+        writes: list[tuple[str, str]] = []
+        numbers: list[tuple[str, str]] = []
+        for inner in writes_of(rule, available):
+            written = numbers if inner in rule.signature.numbers else writes
+            written.append((inner, rule.outer(inner)))
+        self._check_writes(rule, writes)
+        self._check_hypers(rule)
+        columns = dict(reads)
+        reductions = []
+        for parameter, reduction in rule.signature.reductions.items():
+            reductions.append(self._reduced(rule, parameter, reduction, columns))
         for _, outer in writes:
             self.writer[outer] = position
-        self.calls.append(Call(rule, position, reads, scalars, reductions, writes, numbers))
+        call = Call(
+            rule,
+            position,
+            reads,
+            self._scalars(rule),
+            tuple(reductions),
+            tuple(writes),
+            tuple(numbers),
+        )
+        self.calls.append(call)
 
     def all_numbers(self) -> tuple[str, ...]:
         """The numbers of the tree that the state has, in order."""
@@ -264,6 +250,44 @@ class _Wires:
                 self.given[outer] = None
                 reads.append((inner, outer))
         return tuple(reads)
+
+    def _scalars(self, rule: Rule) -> tuple[tuple[str, str], ...]:
+        """The hypers and numbers that a rule reads, and whose step."""
+        # What is of the whole tree belongs to no leaf, so neither does its step.
+        step = CALLS if rule.numbers or rule.scope == "treewise" else STEP
+        scalars = []
+        for inner in (*rule.scalars, *rule.signature.numbers):
+            outer = rule.outer(inner)
+            scalars.append((inner, step if outer == STEP else outer))
+        return tuple(scalars)
+
+    def _check_writes(self, rule: Rule, writes: Iterable[tuple[str, str]]) -> None:
+        """Raise ValueError for a number of the tree, or a slot whose owner has not run yet."""
+        for _, outer in writes:
+            owner = self.owners.get(outer)
+            if outer in self.numbers:
+                raise ValueError(
+                    f"chain: rule {rule!r} writes the column {outer!r}, but {owner!r} keeps a "
+                    f"number of the tree under that name. Rename one."
+                )
+            if owner is not None and outer not in self.writer and owner is not rule:
+                raise ValueError(
+                    f"chain: rule {rule!r} writes {outer!r} before its owner {owner!r} has run."
+                )
+
+    def _check_hypers(self, rule: Rule) -> None:
+        """Raise ValueError if a hyper has the name of a column that an earlier rule writes."""
+        for inner, default in rule.scalars.items():
+            outer = rule.outer(inner)
+            # `update` behind the * is a slip that Python does not see: the rule would wait for a
+            # hyper. A slot may share its name with a hyper: the two are never mixed up.
+            is_column = outer in self.writer and outer not in self.owners
+            if is_column and default is REQUIRED and outer not in RESERVED:
+                raise ValueError(
+                    f"chain: rule {rule!r} reads {outer!r} as a hyper, but "
+                    f"{self.calls[self.writer[outer]].rule!r} writes a column of that name. "
+                    f"Write it before the '*' to read the column, or rename one."
+                )
 
     def _check_belonging(self, rule: Rule, available: frozenset[str]) -> None:
         """Raise ValueError if a column was not written last by the owner of the slot it must be."""

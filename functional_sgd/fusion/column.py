@@ -1,10 +1,12 @@
-"""A column of a group: its tensors, and where they lie."""
+"""The columns of a group: their tensors, and where they lie."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from functional_sgd.fusion.group import Group
 from functional_sgd.memory import Addresses, addresses_of
 
 
@@ -43,6 +45,14 @@ class Column:
                 self._like = None
             self._addresses = addresses_of(self.tensors)
         return self._addresses
+
+
+class Table(NamedTuple):
+    """A group, and what its leaves have under each name as the program goes on."""
+
+    number: int  # of the group, in this call
+    group: Group
+    columns: dict[str, Column]
 
 
 def laid_out(tensors: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:

@@ -23,8 +23,9 @@ from functional_sgd.fusion.differentiated import is_differentiated
 from functional_sgd.fusion.explain import explained
 from functional_sgd.fusion.group import Group, Needs, Signature, signatures
 from functional_sgd.fusion.kernel import Dtypes
-from functional_sgd.fusion.passes import Pass, Program, make_program
+from functional_sgd.fusion.passes import Pass, Program
 from functional_sgd.fusion.pieces import lay_out
+from functional_sgd.fusion.planning import make_program
 from functional_sgd.fusion.run import Resources, Run
 from functional_sgd.fusion.spent import (
     AliasedReads,

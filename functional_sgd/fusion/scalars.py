@@ -1,6 +1,6 @@
 """The numbers that kernels are called with, by name."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from functional_sgd.call import Leaves
+from functional_sgd.fusion.arithmetic import Node
+from functional_sgd.fusion.check import evaluate
 from functional_sgd.fusion.group import Group
 from functional_sgd.randomness import key_of, words_at
 from functional_sgd.rule import KEY, STEP
@@ -64,6 +66,15 @@ class Scalars:
         if name in self.leaves.shared:
             return self.leaves.shared[name]
         return self.numbers[name]
+
+    def evaluate(self, nodes: Mapping[str, Node]) -> dict[str, Tensor]:
+        """Numbers of the tree that are made of others."""
+        values = {}
+        for name, node in nodes.items():
+            needed = node.graph.needed([node])
+            named = {n.args[0]: self.tree(n.args[0]) for n in needed if n.op == "scalar"}
+            values[name] = evaluate(needed, {}, named)[node.index]
+        return values
 
     def columns(self, names: Sequence[str], group: Group) -> list[Numbers]:
         """The numbers for a kernel on a CPU: of each name, one for all leaves of a group, or one

@@ -9,7 +9,7 @@ import torch
 
 import functional_sgd as fs
 from functional_sgd import chain, elementwise, fuse, leafwise, rename
-from functional_sgd.fusion import run
+from functional_sgd.fusion import torch_rules
 from functional_sgd.fusion.backends.c import launch
 from tests.catalogue import RECIPES
 from tests.comparing import assert_same, copy_of
@@ -27,7 +27,7 @@ def explained(opt, params=None):
 def ran(monkeypatch):
     """A list that grows with everything that runs: kernels, and rules by torch."""
     done = []
-    real = {name: getattr(run, name) for name in ("run_in_batches", "run_on_tree")}
+    real = {name: getattr(torch_rules, name) for name in ("run_in_batches", "run_on_tree")}
     kernel = launch._Kernel.__call__
 
     def counted(self, *args):
@@ -42,8 +42,8 @@ def ran(monkeypatch):
         return note
 
     monkeypatch.setattr(launch._Kernel, "__call__", counted)
-    monkeypatch.setattr(run, "run_in_batches", noted("run_in_batches", 0))
-    monkeypatch.setattr(run, "run_on_tree", noted("run_on_tree", 1))
+    monkeypatch.setattr(torch_rules, "run_in_batches", noted("run_in_batches", 0))
+    monkeypatch.setattr(torch_rules, "run_on_tree", noted("run_on_tree", 1))
     return done
 
 

@@ -28,7 +28,8 @@ from functional_sgd.fusion.backends.foreach import ForeachBackend
 from functional_sgd.fusion.column import Column
 from functional_sgd.fusion.group import Group, Needs, signatures
 from functional_sgd.fusion.kernel import SUPPORTED_DTYPES, Dtypes
-from functional_sgd.fusion.passes import Pass, make_program
+from functional_sgd.fusion.passes import Pass
+from functional_sgd.fusion.planning import make_program
 from functional_sgd.fusion.scalars import Scalars
 from functional_sgd.state import working_dtype
 from tests.catalogue import RECIPES
