@@ -6,9 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
-from itertools import takewhile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import optree
 import torch
@@ -28,42 +26,51 @@ from loop.run.attributes import attributes_of, changed_attributes
 from loop.run.chance import seed_torch
 from loop.run.graph_cache import (
     Graphs,
+    Key,
     Learned,
+    Modes,
+    Shape,
     counted,
     flat,
     taken_apart,
 )
-from loop.run.stages import Work, batch_key, device_of, learner_of, validation_key
+from loop.run.inside import BEFORE_UPDATE, NOBODY, inside_of, take_over
+from loop.run.stages import (
+    Work,
+    batch_key,
+    device_of,
+    learner_of,
+    set_mode,
+    validation_key,
+)
 from loop.state import State
 
 if TYPE_CHECKING:
     from loop.run.machine import Run
 
-INSIDE = ("after_pred", "after_loss", "before_backward")
-"""The events that happen while the graph runs. Handlers that are traceable are part of it."""
-
-BEFORE_UPDATE = ("after_backward", "before_step")
-"""If every handler of these is traceable too, the graph goes on to the update; else it ends before
-the first handler that is not.
-"""
-
 FEW = 16  # leaves that the graph updates; for more, it would take long to compile and gain nothing
 
-Handlers = dict[str, list[tuple[str, Callable[[State], Any]]]]
+
+class Outputs(NamedTuple):
+    """What the graph of a training batch hands out."""
+
+    parts: list[Any]  # of the prediction
+    shape: Shape
+    shown: Tensor  # the loss after after_loss
+    loss: Tensor  # the loss that was differentiated
+    grads: Mapping[str, Tensor | None]
+    remembered: Mapping[str, Any]  # by the handlers inside
+    # The last ones, in this order: `predict` takes their leaves from the end.
+    buffers: Mapping[str, Tensor]
+    updated: tuple[Any, Any] | None  # params and optimizer state
 
 
 @dataclass(frozen=True, eq=False)
 class Results:
-    """What a graph has computed, to be handed out stage by stage, and the state that it was
-    computed from.
-    """
+    """What a graph has computed, to be handed out stage by stage, and of which state."""
 
     state: State
-    shown: Tensor  # the loss after after_loss
-    loss: Tensor  # the loss that was differentiated
-    grads: dict[str, Tensor | None]
-    remembered: Mapping[str, Any]  # by the handlers inside
-    updated: tuple[Any, Any] | None  # params and opt_state
+    outputs: Outputs
 
 
 class CompiledWork(Work):
@@ -78,7 +85,7 @@ class CompiledWork(Work):
 
     def __init__(self) -> None:
         super().__init__()
-        self.inside: Handlers = {}
+        self.inside = NOBODY
         self.results: Results | None = None
         self.updates = False  # whether the graph goes on to the update
         self.learned = Learned((None, None, None), (), LIST)
@@ -88,34 +95,12 @@ class CompiledWork(Work):
         self.graphs = Graphs()
 
     def join(self, run: "Run") -> None:
-        """Take over the handlers that belong into the graph. In validation, where the graph ends
-        with the prediction, they are called.
-        """
+        """Take over the handlers that belong into the graph."""
         self.brackets = run.brackets_of
-        own = {
-            event: [one for one in run.handlers[event] if _is_traceable(event, one[1])]
-            for event in _EVENTS
-        }
-        # A bracket around one of these stages would open when the graph has long been there.
-        update = [*BEFORE_UPDATE, "around_gradients", "around_update"]
         few = len(run.state.params) <= FEW and learner_of(run.state).opt.traceable
-        self.updates = few and all(
-            len(own.get(event, ())) == len(run.handlers_of(event)) for event in update
-        )
-        if not self.updates:  # nothing of what comes after a handler that is called
-            every = run.handlers["after_backward"]
-            first = [*takewhile(own["after_backward"].__contains__, every)]
-            own = {event: own[event] for event in INSIDE} | {"after_backward": first}
-        self.inside = own
-        for event, taken in self.inside.items():
-            run.handlers[event] = tuple(
-                (name, partial(_in_validation, method) if (name, method) in taken else method)
-                for name, method in run.handlers[event]
-            )
-        self.names = {name for taken in self.inside.values() for name, _ in taken}
-        self.always = tuple(
-            (event, name, method) for event, taken in self.inside.items() for name, method in taken
-        )
+        self.inside = inside_of(run, few)
+        self.updates = self.inside.goes_on
+        take_over(run, self.inside)
 
     def over(self, scope: str) -> None:
         """A scope that is no batch has come to its end."""
@@ -128,21 +113,21 @@ class CompiledWork(Work):
             return super().predict(state)
         learner, device = learner_of(state), device_of(state)
         self.graphs.look_at(learner.model)
-        if learner.model.training != state.training:
-            learner.model.train(state.training)
-        tensors, fixed = self._inputs(state, device)
-        graph = self.graphs.find(tensors, fixed, lambda: self._traced(state, tensors, fixed))
+        set_mode(state)
+        tensors, key = self._inputs(state, device)
+        graph = self.graphs.find(tensors, key, lambda: self._traced(state, tensors, key))
         # After the graph is made, for that runs the model, which draws random numbers.
         seed_torch(batch_key(state), device)
-        (parts, shape, shown, loss, grads, remembered, buffers, updated), leaves = graph(tensors)
-        state = state.replace(pred=shape.filled(parts), buffers=buffers)
-        self.results = Results(state, shown, loss, grads, remembered, updated)
-        if updated is not None:
+        made, leaves = graph(tensors)
+        outputs: Outputs = made
+        pred = outputs.shape.filled(outputs.parts)
+        state = state.replace(pred=pred, buffers=outputs.buffers)
+        self.results = Results(state, outputs)
+        if outputs.updated is not None:
             # What comes out is what the next batch goes in with, so its leaves are known already.
-            count = self.learned.spec.num_leaves
-            self.learned = Learned(
-                (buffers, *updated), leaves[len(leaves) - count :], self.learned.spec
-            )
+            spec = self.learned.spec
+            new = leaves[len(leaves) - spec.num_leaves :]
+            self.learned = Learned((outputs.buffers, *outputs.updated), new, spec)
         return state
 
     def _predict(self, state: State, params: Mapping[str, Tensor]) -> Any:
@@ -154,8 +139,7 @@ class CompiledWork(Work):
         around, spec = flat(state.xb)
         inputs = [leaf for leaf in around if isinstance(leaf, Tensor)]
         tensors, constants = [*learned.leaves, *inputs], constants_in(around)
-        modes = self._modes(device_of(state))
-        fixed = (constants, "validation", spec, learned.spec, *modes)
+        key = Key(constants, "validation", spec, learned.spec, self._modes(device_of(state)))
 
         def batch(*values: Tensor) -> Any:
             trees: Any = learned.spec.unflatten(values[: len(learned.leaves)])
@@ -171,7 +155,7 @@ class CompiledWork(Work):
 
         try:
             graph = self.graphs.find(
-                tensors, fixed, lambda: self._checked(state, batch, tensors, fixed)
+                tensors, key, lambda: self._checked(state, batch, tensors, key)
             )
         except Exception as error:
             # Validation can do without a graph. An error of the model's own comes again in the call
@@ -192,25 +176,25 @@ class CompiledWork(Work):
         if not state.training:
             return super().loss(state)
         results = self._unchanged(state, "pred", "yb", "params", "learner")
-        return state.replace(loss=results.shown)
+        return state.replace(loss=results.outputs.shown)
 
     def gradients(self, state: State) -> State:
         """Hand out the gradients."""
-        results = self._unchanged(state, "pred", "yb", "params", "learner")
-        if state.loss is not results.shown:
+        outputs = self._unchanged(state, "pred", "yb", "params", "learner").outputs
+        if state.loss is not outputs.shown:
             raise _late("loss")
-        self.unused.look(results.grads, state.frozen)
-        changes: dict[str, Any] = dict(grads=results.grads, loss=results.loss)
-        if results.remembered:
-            changes["memory"] = {**state.memory, **results.remembered}
-        return state.replace(**changes)
+        self.unused.look(outputs.grads, state.frozen)
+        if outputs.remembered:
+            state = state.replace(memory={**state.memory, **outputs.remembered})
+        return state.replace(grads=outputs.grads, loss=outputs.loss)
 
     def update(self, state: State) -> State:
         """Hand out what the graph has made of params and optimizer state, or call the optimizer."""
         results, self.results = self.results, None
-        if results is None or results.updated is None or not self._as_before(results, state):
+        updated = None if results is None else results.outputs.updated
+        if results is None or updated is None or not self._as_before(results, state):
             return super().update(state)
-        params, opt_state = results.updated
+        params, opt_state = updated
         left = None if self.spend_grads else state.grads
         return state.replace(params=params, opt_state=opt_state, grads=left)
 
@@ -220,7 +204,8 @@ class CompiledWork(Work):
             getattr(state, name) is getattr(results.state, name)
             for name in ("params", "opt_state", "hyper")
         )
-        return same and state.grads is results.grads and state.learner is results.state.learner
+        same = same and state.learner is results.state.learner
+        return same and state.grads is results.outputs.grads
 
     def _unchanged(self, state: State, *names: str) -> Results:
         results = self.results
@@ -230,44 +215,53 @@ class CompiledWork(Work):
                 raise _late(name)
         return results
 
-    def _inputs(self, state: State, device: torch.device) -> tuple[list[Tensor], tuple[Any, ...]]:
+    def _inputs(self, state: State, device: torch.device) -> tuple[list[Tensor], Key]:
         """The tensors that the graph is run on, and everything else that it depends on."""
-        learner, memory = learner_of(state), None
+        learner, names = learner_of(state), self.inside.names
+        opt, hyper, opt_state, memory = None, None, None, None
         # Of handlers inside only: with what others remember, every value would make another graph.
-        if self.names:
-            known: Any = {name: value for name, value in state.memory.items() if name in self.names}
+        if names:
+            known: Any = {name: value for name, value in state.memory.items() if name in names}
             memory = optree.tree_map(counted, known, none_is_leaf=True)
-        opt, hyper = None, None
         if self.updates:
             opt, hyper = self._plain(learner.opt), numbers_of({**learner.opt.hyper, **state.hyper})
-        opt_state = state.opt_state if self.updates else None
+            opt_state = state.opt_state
         learned = self.learned = self.learned.now((state.buffers, state.params, opt_state))
         around, spec = flat((state.xb, state.yb, learner.loss, memory, hyper))
-        tensors = [*learned.leaves, *[leaf for leaf in around if isinstance(leaf, Tensor)]]
-        modes = self._modes(device)
-        fixed = (constants_in(around), spec, learned.spec, state.frozen, *modes, opt, self.always)
-        return tensors, fixed
+        inputs = [leaf for leaf in around if isinstance(leaf, Tensor)]
+        key = Key(
+            constants_in(around),
+            "training",
+            spec,
+            learned.spec,
+            self._modes(device),
+            state.frozen,
+            opt,
+            self.inside.listed,
+        )
+        return [*learned.leaves, *inputs], key
 
-    def _modes(self, device: torch.device) -> tuple[Any, ...]:
-        """What else a forward pass depends on: the modes of the layers, and autocast."""
-        autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
-        return tuple([layer.training for layer in self.graphs.layers]), autocast
+    def _modes(self, device: torch.device) -> Modes:
+        """What a forward pass depends on besides tensors."""
+        autocast = None
+        if torch.is_autocast_enabled(device.type):
+            autocast = torch.get_autocast_dtype(device.type)
+        return Modes(tuple([layer.training for layer in self.graphs.layers]), autocast)
 
     def _plain(self, opt: Any) -> Any:
         if self.plain[0] is not opt:
             self.plain = (opt, without_kernels(opt))
         return self.plain[1]
 
-    def _traced(self, state: State, tensors: list[Tensor], fixed: tuple[Any, ...]) -> Traced:
+    def _traced(self, state: State, tensors: list[Tensor], key: Key) -> Traced:
         """The graph for a batch like this one."""
-        constants, spec, learned = fixed[0], fixed[1], fixed[2]
+        count = key.learned.num_leaves
 
-        def batch(*values: Tensor) -> Any:
-            rest = iter(values)
-            buffers, params, opt_state = learned.unflatten(
-                [next(rest) for _ in range(learned.num_leaves)]
-            )
-            xb, yb, loss, memory, hyper = spec.unflatten(joined(constants, spec, rest))
+        def batch(*values: Tensor) -> Outputs:
+            learned: Any = key.learned.unflatten(values[:count])
+            around: Any = key.data.unflatten(joined(key.constants, key.data, iter(values[count:])))
+            buffers, params, opt_state = learned
+            xb, yb, loss, memory, hyper = around
             learner = replace(learner_of(state), loss=loss)
             changes: dict[str, Any] = dict(params=params, buffers=buffers, xb=xb, yb=yb)
             if self.updates:
@@ -277,18 +271,18 @@ class CompiledWork(Work):
             known = {**state.memory, **(memory or {})}
             return self._eagerly(state.replace(**changes, learner=learner, memory=known))
 
-        return self._checked(state, batch, tensors, fixed)
+        return self._checked(state, batch, tensors, key)
 
     def _checked(
         self,
         state: State,
         batch: Callable[..., Any],
         tensors: list[Tensor],
-        fixed: tuple[Any, ...],
+        key: Key,
     ) -> Traced:
         """A graph of a function of tensors, for a model that leaves nothing behind."""
         self._check_model(state)
-        return trace(batch, tensors, fixed, _ADVICE)
+        return trace(batch, tensors, key, _ADVICE)
 
     def _check_model(self, state: State) -> None:
         """Raise ValueError if the model leaves behind what a graph would not. Runs it twice."""
@@ -308,7 +302,7 @@ class CompiledWork(Work):
                 f"or fit without compile=True."
             )
 
-    def _eagerly(self, state: State) -> tuple[Any, ...]:
+    def _eagerly(self, state: State) -> Outputs:
         """The batch, by the ordinary stages and the handlers inside."""
         work = Work()
         try:
@@ -328,18 +322,18 @@ class CompiledWork(Work):
         finally:
             torch._C._set_mkldnn_enabled(enabled)
 
-    def _by(self, work: Work, state: State) -> tuple[Any, ...]:
+    def _by(self, work: Work, state: State) -> Outputs:
         known = state.memory
-        state = self._handled("after_pred", work.predict(state))
+        state = self.inside.call("after_pred", work.predict(state))
         # All of this is within the machine's [predict], so the brackets of [loss] are not open yet.
         with self.brackets("loss"):
             state = work.loss(state)
-        state = self._handled("after_loss", state)
+        state = self.inside.call("after_loss", state)
         shown = state.loss
-        state = work.gradients(self._handled("before_backward", state))
+        state = work.gradients(self.inside.call("before_backward", state))
         differentiated = state.loss
         for event in BEFORE_UPDATE:
-            state = self._handled(event, state)
+            state = self.inside.call(event, state)
         if state.loss is not differentiated:  # on several ranks, it is known when gradients are
             shown = state.loss
         after = work.update(state) if self.updates else None
@@ -347,36 +341,12 @@ class CompiledWork(Work):
         parts, shape = taken_apart(state.pred)
         new = {name: own for name, own in state.memory.items() if own is not known.get(name)}
         assert shown is not None
-        # The buffers and what was updated come last: `predict` takes their leaves from the end.
-        return parts, shape, shown.detach(), state.loss, state.grads, new, state.buffers, updated
+        assert state.loss is not None
+        assert state.grads is not None
+        return Outputs(
+            parts, shape, shown.detach(), state.loss, state.grads, new, state.buffers, updated
+        )
 
-    def _handled(self, event: str, state: State) -> State:
-        for name, method in self.inside.get(event, ()):
-            state = state.replace(event=event)
-            result = method(state)
-            if result is not None:
-                self._check_remembered(name, event, state.memory, result.memory)
-                state = result
-        return state
-
-    def _check_remembered(
-        self, name: str, event: str, before: Mapping[str, Any], after: Mapping[str, Any]
-    ) -> None:
-        """Raise ValueError if a handler leaves something that cannot come out of a graph."""
-        if before is after:
-            return
-        new: Any = [own for key, own in after.items() if own is not before.get(key)]
-        odd = [leaf for leaf in optree.tree_leaves(new) if not isinstance(leaf, _KEPT)]
-        if odd or before.keys() - after.keys():
-            did = f"remember {odd[0]!r}" if odd else "forget anything"
-            raise ValueError(
-                f"callback {name!r} is traceable, so it cannot {did} in {event}, only remember "
-                f"tensors and numbers, in tuples, lists and dicts. Do it in another event."
-            )
-
-
-_KEPT = (Tensor, int, float, str)
-"""What handlers inside may remember: a graph hands it out."""
 
 _ADVICE = (
     "fit(compile=True): this batch could not be compiled. A model, a loss or a traceable callback "
@@ -394,14 +364,3 @@ def _late(name: str) -> ValueError:
         f"its handler works on tensors without looking at their values; or fit without "
         f"compile=True."
     )
-
-
-def _is_traceable(event: str, method: Any) -> bool:
-    return event in getattr(getattr(method, "__self__", None), "traceable", ())
-
-
-def _in_validation(method: Callable[[State], Any], state: State) -> Any:
-    return None if state.training else method(state)
-
-
-_EVENTS = (*INSIDE, *BEFORE_UPDATE)

@@ -5,14 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import MethodType
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, WeakMethod, ref
 
 import optree
 import torch
 from torch import Tensor, nn
 
-from functional_sgd.compile.traced import MANY, Traced, plain_constants
+from functional_sgd.compile.traced import MANY, Constants, Traced, plain_constants
 from functional_sgd.outputs import map_output
 from loop.losses import MixedLoss
 from loop.run.attributes import OF_ANY, PLAIN, is_of_torch
@@ -148,6 +148,26 @@ def _fingerprint_of_layer(layer: nn.Module) -> tuple[Any, ...]:
     return tuple(found)
 
 
+class Modes(NamedTuple):
+    """What a forward pass depends on besides tensors."""
+
+    training: tuple[bool, ...]  # of every layer
+    autocast: torch.dtype | None
+
+
+class Key(NamedTuple):
+    """Everything that a graph depends on, but for the looks of its tensors."""
+
+    constants: Constants  # in the data
+    phase: str
+    data: optree.PyTreeSpec
+    learned: optree.PyTreeSpec
+    modes: Modes
+    frozen: tuple[str, ...] = ()
+    opt: Any = None  # if the graph goes on to the update
+    handlers: tuple[Any, ...] = ()  # of callbacks, that are called inside
+
+
 _GRAPHS: WeakKeyDictionary[nn.Module, dict[Any, list[Traced]]] = WeakKeyDictionary()
 
 
@@ -187,20 +207,22 @@ class Graphs:
             self.layers = list(model.modules())
             self.has_lstm = any(isinstance(layer, nn.LSTM) for layer in self.layers)
 
-    def find(
-        self, tensors: list[Tensor], fixed: tuple[Any, ...], make: Callable[[], Traced]
-    ) -> Traced:
-        """The graph for a batch that looks like this, made if there is none. `fixed` begins with
-        the constants in its data.
-        """
-        graph = next((one for one in self.known if one.fits(tensors, fixed)), None)
-        if graph is None:
-            others = [one for one in self.known if one.guard.holds(tensors)]
-            if any(one.fixed[1:] == fixed[1:] for one in others):
+    def find(self, tensors: list[Tensor], key: Key, make: Callable[[], Traced]) -> Traced:
+        """The graph for a batch that looks like this, made if there is none."""
+        for one in self.known:
+            if one.fits(tensors, key):
+                return one
+        self._count(tensors, key)
+        graph = make()
+        self.known.append(graph)
+        return graph
+
+    def _count(self, tensors: list[Tensor], key: Key) -> None:
+        """Warn of many graphs that differ by constants in the data alone."""
+        for one in self.known:
+            if one.fixed._replace(constants=key.constants) == key and one.guard.holds(tensors):
                 self.alike += 1
                 if self.alike == MANY:
-                    odd = plain_constants(fixed[0])
+                    odd = plain_constants(key.constants)
                     warnings.warn(_CONSTANTS.format(odd=odd), stacklevel=2)
-            graph = make()
-            self.known.append(graph)
-        return graph
+                return

@@ -80,10 +80,7 @@ class Work:
     def predict(self, state: State) -> State:
         """The model's output for xb, and the buffers after it."""
         learner, device = learner_of(state), device_of(state)
-        # Only if it differs, as in a model that a callback has put in place: train() would undo
-        # what callbacks have set layer by layer.
-        if learner.model.training != state.training:
-            learner.model.train(state.training)
+        set_mode(state)
         self.leave()
         if not state.training:
             seed_torch(validation_key(state), device)
@@ -265,6 +262,15 @@ class Work:
 
 def _no_brackets(name: str) -> AbstractContextManager[Any]:
     return nullcontext()
+
+
+def set_mode(state: State) -> None:
+    """Put the model into the mode of the state, if it is in the other."""
+    # Only then, as in a model that a callback has put in place: train() would undo what callbacks
+    # have set layer by layer.
+    model = learner_of(state).model
+    if model.training != state.training:
+        model.train(state.training)
 
 
 def batch_key(state: State) -> int:
