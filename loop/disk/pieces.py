@@ -49,7 +49,7 @@ def write_pieces(
     return {name: Piece(number, box_of(tensors[name])) for name in mine}
 
 
-def nobody(tensor: Any) -> bool:
+def nobody(tensor: Tensor) -> bool:
     """False."""
     return False
 
