@@ -157,7 +157,8 @@ class Ranks:
             param = state.params[name]
             if name not in state.frozen and self.group.adds(param):
                 own[name] = None if grad is None else placed(grad, param)
-        state = self._summed(state, own, state.loss if self.late else None)
+        loss = state.loss if self.late else None
+        state = self._summed(state, own, loss)
         if self.recorder is None:
             return state
         return self.recorder.after_loss(state)
@@ -208,19 +209,7 @@ class Ranks:
         A gradient that is None on some ranks counts as zero there; None on all stays None.
         """
         buffers = self._averaged(state)
-        whole = state.memory.get(SHARED)
-        # A batch that was cancelled before before_batch came here has no share yet.
-        share = 1 / self.group.size if whole is None else whole["share"]
-        own = _Bucket([], [], [])
-        if loss is not None:
-            own.loss.append(part_of_mean(loss, share))
-        for name, grad in grads.items():
-            if grad is None:
-                own.grads.append(torch.zeros_like(local(state.params[name])))
-            else:
-                own.grads.append(local(grad))
-        for buffer in buffers.values():
-            own.buffers.append(part_of_mean(local(buffer), share))
+        own = self._own(state, grads, buffers, loss)
         like = next(own.tensors(), None)
         if like is None:
             return state
@@ -251,6 +240,29 @@ class Ranks:
         if raised:
             changes["memory"] = {**state.memory, TOLD: sums.raised[0].clone()}
         return state.replace(**changes)
+
+    def _own(
+        self,
+        state: State,
+        grads: Mapping[str, Tensor | None],
+        buffers: Mapping[str, Tensor],
+        loss: Tensor | None,
+    ) -> "_Bucket":
+        """What this rank adds to the sums."""
+        whole = state.memory.get(SHARED)
+        # A batch that was cancelled before before_batch came here has no share yet.
+        share = 1 / self.group.size if whole is None else whole["share"]
+        own = _Bucket([], [], [])
+        if loss is not None:
+            own.loss.append(part_of_mean(loss, share))
+        for name, grad in grads.items():
+            if grad is None:
+                own.grads.append(torch.zeros_like(local(state.params[name])))
+            else:
+                own.grads.append(local(grad))
+        for buffer in buffers.values():
+            own.buffers.append(part_of_mean(local(buffer), share))
+        return own
 
     def _averaged(self, state: State) -> dict[str, Tensor]:
         """The buffers that become means over ranks."""

@@ -72,7 +72,8 @@ class SharedCheckpoint:
             if alike:
                 failures = self.everyone.gathered(failure)
                 # The rank that failed is raising its own error already.
-                _check([] if failure else failures)
+                if not failure:
+                    _check(failures)
 
     @contextmanager
     def _pieces(self) -> Iterator[Saver]:
@@ -158,7 +159,7 @@ def saving_together(
 
 def _save_together(
     state: State,
-    document: dict[str, Any],
+    document: dict[str, object],
     tensors: dict[str, Tensor],
     own: dict[str, Tensor],
     folder: Path,
@@ -205,9 +206,10 @@ def _by_tensor(
     tensors: Mapping[str, Tensor], written: Sequence[_Written]
 ) -> dict[str, list[Piece]]:
     """The pieces of all ranks; an empty list for a tensor in pieces of which nobody wrote any."""
-    pieces: dict[str, list[Piece]] = {
-        name: [] for name, tensor in tensors.items() if distributed(tensor)
-    }
+    pieces: dict[str, list[Piece]] = {}
+    for name, tensor in tensors.items():
+        if distributed(tensor):
+            pieces[name] = []
     for one in written:
         for name, piece in one.pieces.items():
             pieces[name].append(piece)

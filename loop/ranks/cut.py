@@ -27,7 +27,7 @@ class Cut:
     [[2, 3, 4], [1]]
     """
 
-    def __init__(self, loader: Iterable[Any], which: int, parts: int) -> None:
+    def __init__(self, loader: Iterable[Tree], which: int, parts: int) -> None:
         _check_uncut(loader)
         self.whole: Any = loader
         self.which, self.parts = which, parts
@@ -48,7 +48,7 @@ class Cut:
         found = getattr(self.whole, name)
         return self._set_position if name == "set_position" else found
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Tree]:
         if not self.cuts:
             return iter(self.loader)
         # A position holds for one pass.
@@ -97,7 +97,7 @@ class Cuts(DataLoaders):
                 object.__setattr__(self, name, Cut(loader, self.which, self.parts))
 
 
-def _reading_part(loader: object, which: int, parts: int) -> Iterable[Any] | None:
+def _reading_part(loader: object, which: int, parts: int) -> Iterable[Tree] | None:
     """A loader that reads no more than the part; None where there is no such."""
     if isinstance(loader, Batches):
         return replace(loader, part=(which, parts))
