@@ -94,7 +94,7 @@ class State:
         object.__setattr__(new, "__dict__", values)
         return new
 
-    def remember(self, name: str, value: Any) -> "State":
+    def remember(self, name: str, value: object) -> "State":
         """The state in which the callback of this name remembers this value.
 
         >>> State({}, {}, {}, {}).remember("counter", 1).memory

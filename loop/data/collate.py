@@ -31,7 +31,8 @@ def padding_collate(
     rows: list[tuple[Any, ...]] = []
     for sample in samples:
         has_targets = isinstance(sample, (tuple, list))
-        rows.append(tuple(sample) if has_targets else (sample,))
+        row = tuple(sample) if has_targets else (sample,)
+        rows.append(row)
     alike = len({len(row) for row in rows}) == 1  # of no samples there is no length
     if not alike or not all(isinstance(row[0], Tensor) for row in rows):
         raise ValueError(

@@ -81,7 +81,7 @@ def _takes_its_fields(cls: type) -> bool:
 storable(History)
 
 
-def encode(value: Any, where: str) -> tuple[Node, dict[str, Tensor]]:
+def encode(value: object, where: str) -> tuple[Node, dict[str, Tensor]]:
     """A value as JSON, and the tensors in it by where they are, which begins with `where`.
 
     Raises TypeError, saying where, for anything that `decode` could not give back equal in type and
@@ -180,7 +180,7 @@ def _text(value: str) -> Node:
     return value
 
 
-def _pair(key: object, value: Any, where: str, tensors: dict[str, Tensor], depth: int) -> Node:
+def _pair(key: object, value: object, where: str, tensors: dict[str, Tensor], depth: int) -> Node:
     if type(key) not in (str, int):
         raise TypeError(
             f"save: {where} has the key {key!r}, which is {_described(key)}. Keys must be str or "
@@ -193,7 +193,7 @@ def _pair(key: object, value: Any, where: str, tensors: dict[str, Tensor], depth
 
 
 def _runs(log: Log, where: str, tensors: dict[str, Tensor], depth: int) -> Iterator[Node]:
-    def node(part: Any, place: str) -> Node:
+    def node(part: object, place: str) -> Node:
         return _node(part, place, tensors, depth + 1)
 
     start = 0

@@ -69,12 +69,13 @@ def load(path: str | Path, like: State | None = None) -> State:
     Raises DamagedStateError, which says what is damaged; StateFileError for another version, class
     or model; and FileNotFoundError if there is nothing at `path`.
     """
+    device = CPU if like is None else home(like)
     while True:
         place = find(Path(path))
         before = _identity(place)
         try:
             with undisturbed():  # or what is raised by chance is taken for damage
-                state = read(place, CPU if like is None else home(like), _targets(like))
+                state = read(place, device, _targets(like))
         except DamagedStateError:
             # The same files before and after: they are damaged. Others by now: somebody has
             # replaced them while they were read.
@@ -118,6 +119,7 @@ def put_newest(new: Path, folder: Path, train_iter: int, finite: bool, keep: int
     old.
     """
     mark = "" if finite else _NOT_FINITE
+    # Or two processes could take the same number.
     with locked(folder):
         number = max(map(_number, checkpoints(folder)), default=0) + 1
         path = folder / f"{number:06d}-train_iter-{train_iter:08d}{mark}"

@@ -125,7 +125,8 @@ def with_head(params: Mapping[str, Tensor], head: str | None = None) -> Groups:
     >>> with_head(dict.fromkeys(["head.weight", "body.weight", "body.bias"], 0), "head.*")
     [['body.weight', 'body.bias'], ['head.weight']]
     """
-    chosen = matching("fine_tune", params, () if head is None else (head,))
+    patterns = () if head is None else (head,)
+    chosen = matching("fine_tune", params, patterns)
     groups: list[list[str]] = []
     for group in layer_groups(params):
         rest = [name for name in group if name not in chosen]

@@ -349,8 +349,9 @@ def check_arguments(
 
 def with_recorder(callbacks: Sequence[object], compile: bool = False) -> list[object]:
     """The callbacks that take part in a run, compiled or not, with a Recorder among them."""
-    recorded = any(isinstance(callback, Recorder) for callback in callbacks)
-    return taking_part(callbacks if recorded else [Recorder(), *callbacks], compile)
+    if not any(isinstance(callback, Recorder) for callback in callbacks):
+        callbacks = [Recorder(), *callbacks]
+    return taking_part(callbacks, compile)
 
 
 def evaluate(

@@ -131,7 +131,7 @@ def _warn_of_another_folder(folder: Path, callbacks: Sequence[object]) -> None:
             f"it will write into {', '.join(others)}. Give both the same folder, or the same "
             f"command will begin anew every time.",
             UserWarning,
-            stacklevel=5,
+            stacklevel=5,  # the line that calls fit, here and below
         )
 
 
