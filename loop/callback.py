@@ -3,16 +3,19 @@
 import functools
 import inspect
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from enum import IntEnum
 from types import FunctionType
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 from functional_sgd.errors import did_you_mean
 from loop.run.events import BRACKETS, EVENTS
 
 Wish: TypeAlias = type | str
 """Another callback, by class or by name."""
+
+AnyCallback = TypeVar("AnyCallback")
+"""A Callback, or any other object with handlers: nothing can be said of its type."""
 
 
 class Order(IntEnum):
@@ -182,12 +185,12 @@ def snake_case(name: str) -> str:
     return re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", words).lower()
 
 
-def name_of(callback: Any) -> str:
+def name_of(callback: object) -> str:
     """The name of a callback, of whatever class."""
     return str(getattr(callback, "name", snake_case(type(callback).__name__)))
 
 
-def in_order(callbacks: Sequence[Any]) -> list[Any]:
+def in_order(callbacks: Sequence[AnyCallback]) -> list[AnyCallback]:
     """The callbacks in the order in which every event calls them.
 
     Wishes (`run_before`, `run_after`) hold; among those who may go next, the lowest `order` goes
@@ -220,7 +223,7 @@ def in_order(callbacks: Sequence[Any]) -> list[Any]:
     return [callbacks[index] for index in ordered]
 
 
-def taking_part(callbacks: Sequence[Any], compile: bool = False) -> list[Any]:
+def taking_part(callbacks: Sequence[object], compile: bool = False) -> list[object]:
     """The callbacks of a run, compiled or not, as far as each has the others with it.
 
     >>> class Alone(Callback):
@@ -237,7 +240,7 @@ def taking_part(callbacks: Sequence[Any], compile: bool = False) -> list[Any]:
     return chosen
 
 
-def without_reports(callbacks: Iterable[Any]) -> list[Any]:
+def without_reports(callbacks: Iterable[AnyCallback]) -> list[AnyCallback]:
     """The callbacks that have a say in the training.
 
     >>> class Say(Callback): pass
@@ -248,17 +251,14 @@ def without_reports(callbacks: Iterable[Any]) -> list[Any]:
     return [callback for callback in callbacks if not getattr(callback, "reports", False)]
 
 
-def _check(callbacks: Sequence[Any]) -> None:
-    seen: dict[str, Any] = {}
-    places = (*EVENTS, *BRACKETS, COMMITTED, OVERWRITTEN)
+def _check(callbacks: Sequence[object]) -> None:
+    seen: dict[str, object] = {}
     for callback in callbacks:
         if isinstance(callback, type):
             raise TypeError(
                 f"callbacks must be objects, got the class {callback.__name__}. Call it."
             )
-        if not isinstance(callback, Callback) and not any(
-            callable(getattr(callback, place, None)) for place in places
-        ):
+        if not isinstance(callback, Callback) and not _has_handler(callback):
             raise TypeError(
                 f"callback {callback!r} has no handler: no method is named after an event."
             )
@@ -271,23 +271,28 @@ def _check(callbacks: Sequence[Any]) -> None:
         seen[name] = callback
 
 
-def _matching(wishes: Wish | Iterable[Wish], callbacks: Sequence[Any]) -> list[int]:
+def _has_handler(callback: object) -> bool:
+    """Whether anything would call it."""
+    places = (*EVENTS, *BRACKETS, COMMITTED, OVERWRITTEN)
+    return any(callable(getattr(callback, place, None)) for place in places)
+
+
+def _matching(wishes: Wish | Iterable[Wish], callbacks: Sequence[object]) -> Iterator[int]:
+    """The places of the callbacks that are meant by any of the wishes."""
     wishes = (wishes,) if isinstance(wishes, (type, str)) else tuple(wishes)
-    return [
-        index
-        for index, callback in enumerate(callbacks)
-        if any(_is_meant(callback, wish) for wish in wishes)
-    ]
+    for index, callback in enumerate(callbacks):
+        if any(_is_meant(callback, wish) for wish in wishes):
+            yield index
 
 
-def _is_meant(callback: Any, wish: Wish) -> bool:
+def _is_meant(callback: object, wish: Wish) -> bool:
     """Whether this is the name, or a class, of the callback."""
     if isinstance(wish, str):
         return name_of(callback) == wish
     return isinstance(callback, wish)
 
 
-def _circle(waiting: dict[int, set[int]], callbacks: Sequence[Any]) -> str:
+def _circle(waiting: dict[int, set[int]], callbacks: Sequence[object]) -> str:
     path = [next(iter(waiting))]
     # Nobody is ready, so each waits for another that waits: the walk comes back to where it was.
     while len(set(path)) == len(path):

@@ -1,13 +1,12 @@
 """States that are given up: a run may overwrite their tensors, and nobody can use them again."""
 
-from typing import Any
-
 import optree
 from torch import Tensor
 
 from functional_sgd.fusion.spent import give_up, spender_of
 from functional_sgd.memory import memory_of
 from functional_sgd.sharded import local
+from functional_sgd.tree import Tree
 from loop.remembered import tensors_in
 from loop.state import State
 
@@ -22,7 +21,9 @@ def taken(state: State, who: str) -> State:
     remembered = {memory_of(tensor) for tensor in tensors_in(state.memory)}
     moved: dict[int, Tensor] = {}
 
-    def move(old: Any) -> Any:
+    olds: list[Tensor] = []
+
+    def move(old: object) -> object:
         if not isinstance(old, Tensor):
             return old
         # By identity: leaves that are one tensor stay one.
@@ -31,8 +32,7 @@ def taken(state: State, who: str) -> State:
             olds.append(old)
         return moved[id(old)]
 
-    olds: list[Tensor] = []
-    trees: Any = {"params": state.params, "opt_state": state.opt_state}
+    trees: Tree = {"params": state.params, "opt_state": state.opt_state}
     new = state.replace(**optree.tree_map(move, trees))
     for old in olds:
         # What is remembered may be these very objects: the best params, say.

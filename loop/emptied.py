@@ -1,7 +1,6 @@
 """Models whose parameters were given to a state, and get others back by `Learner.load`."""
 
-from collections.abc import Iterator, Mapping
-from itertools import islice
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,9 +17,10 @@ class Refusal:
     def __init__(self, module: nn.Module) -> None:
         self.own = list(module.parameters())
 
-    def call(self, module: nn.Module, args: Any) -> None:
+    def call(self, module: nn.Module, args: object) -> None:
         """Refuse a call, unless others are in place, as in a run."""
-        if any(value is self.own[0] for value in islice(module.parameters(), 1)):
+        first = next(module.parameters(), None)
+        if first is not None and first is self.own[0]:
             raise _refused(module, "called")
 
     def state_dict(self, module: nn.Module, prefix: str, keep_vars: bool) -> None:
@@ -28,7 +28,7 @@ class Refusal:
         raise _refused(module, "asked for its state_dict")
 
 
-def _refusals(module: nn.Module) -> Iterator[tuple[dict[int, Any], int]]:
+def _refusals(module: nn.Module) -> Iterator[tuple[dict[int, Callable[..., object]], int]]:
     """Where such hooks are: a dict of hooks, and the key in it."""
     for layer in module.modules():
         for hooks in (layer._forward_pre_hooks, layer._state_dict_pre_hooks):
@@ -45,7 +45,8 @@ def taken_from(module: nn.Module) -> tuple[Tensors, Tensors]:
     params: Tensors = {}
     frozen: Tensors = {}
     for name, own in module.named_parameters():
-        (params if own.requires_grad else frozen)[name] = own.detach()
+        group = params if own.requires_grad else frozen
+        group[name] = own.detach()
         give_up(own, "Learner.init(donate=True)")
     anything: Any = module  # whose registering of the second hook has no types
     refusal = Refusal(module)

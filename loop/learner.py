@@ -2,7 +2,7 @@
 
 import functools
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -89,8 +89,9 @@ class Learner:
                 f"yours as it was. "
                 f"Use fuse(opt) without donate: it uses memory again once you have dropped it."
             )
-        given = _listed("metrics", self.metrics)
-        metrics = [one for metric in given for one in as_mergeables(metric)]
+        metrics: list[Metric] = []
+        for metric in _listed("metrics", self.metrics):
+            metrics += as_mergeables(metric)
         object.__setattr__(self, "metrics", _functions("metrics", metrics))
         names = (self.targets,) if isinstance(self.targets, str) else tuple(self.targets)
         object.__setattr__(self, "targets", names)
@@ -164,13 +165,7 @@ class Learner:
         }
         check_not_spent("Learner.load", state)
         given = {**self.opt.evaluated(state.params, state.opt_state), **state.buffers}
-        for name in (*own, *given):
-            if name not in own or name not in given:
-                where = "the model" if name in own else "the state"
-                raise ValueError(
-                    f"Learner.load: the state is of another model: only {where} has {name!r}. Pass "
-                    f"a state of this learner."
-                )
+        _check_names(own, given)
         parameters = dict(self.model.named_parameters())
         for name, value in given.items():
             if value.shape != own[name].shape:
@@ -230,6 +225,17 @@ def hyper_names(learner: Learner) -> set[str]:
     return {*learner.opt.names}
 
 
+def _check_names(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless a model and a state have tensors of the same names."""
+    for name in (*own, *given):
+        if name not in own or name not in given:
+            where = "the model" if name in own else "the state"
+            raise ValueError(
+                f"Learner.load: the state is of another model: only {where} has {name!r}. Pass "
+                f"a state of this learner."
+            )
+
+
 def _check_not_distributed(model: nn.Module) -> None:
     """Raise ValueError for layers that work through hooks on parameters of their own."""
     fsdp: Any = sys.modules.get("torch.distributed.fsdp")  # without it, there is no such layer
@@ -248,7 +254,7 @@ def _check_not_distributed(model: nn.Module) -> None:
             )
 
 
-def _listed(what: str, values: Any) -> Iterable[Any]:
+def _listed(what: str, values: object) -> Iterable[Any]:
     if not isinstance(values, Iterable):
         raise TypeError(
             f"Learner: {what} must be a list, got {values!r}. Put it in one: [{values!r}]."
@@ -256,8 +262,8 @@ def _listed(what: str, values: Any) -> Iterable[Any]:
     return values
 
 
-def _functions(what: str, values: Iterable[Any]) -> tuple[Any, ...]:
-    for value in _listed(what, values):
+def _functions(what: str, values: Iterable[object]) -> tuple[object, ...]:
+    for value in values:
         if not callable(value):
             raise TypeError(
                 f"Learner: {what} must be functions (pred, *targets) -> 0-d tensor, got {value!r}."

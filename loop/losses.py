@@ -66,9 +66,8 @@ def per_sample(loss: Loss) -> Loss:
         )
     if reduction == "mean" and function in _OF_CLASSES:
         return partial(_of_classes, function, options)
-    if reduction == "mean" and (
-        function in _OF_ELEMENTS or (function in _OF_NUMBERS and "weight" not in options)
-    ):
+    unweighted = function in _OF_NUMBERS and "weight" not in options
+    if reduction == "mean" and (function in _OF_ELEMENTS or unweighted):
         return partial(_of_elements, function, options)
     return partial(_one_by_one, loss)
 
@@ -119,14 +118,14 @@ class MixedLoss:
     lam: Tensor
     order: Tensor
 
-    def __call__(self, pred: Any, *targets: Any) -> Tensor:
+    def __call__(self, pred: Tree, *targets: Tree) -> Tensor:
         """The mean over the batch."""
         loss = per_sample(self.loss) if self.lam.dim() else self.loss
         own, other = loss(pred, *targets), loss(pred, *permuted(targets, self.order))
         return torch.lerp(other, own, self.lam.to(own)).mean()
 
 
-def permuted(tree: Tree, order: Tensor) -> Any:
+def permuted(tree: Tree, order: Tensor) -> Tree:
     """The tree with the samples of its tensors in another order; 0-d tensors and what is no tensor
     stay.
 
@@ -136,7 +135,7 @@ def permuted(tree: Tree, order: Tensor) -> Any:
     return optree.tree_map(lambda leaf: leaf[order] if has_samples(leaf) else leaf, tree)
 
 
-def has_samples(leaf: Any) -> bool:
+def has_samples(leaf: object) -> bool:
     """Whether this is a tensor with a first axis."""
     return isinstance(leaf, Tensor) and leaf.dim() > 0
 
@@ -152,15 +151,13 @@ def unwrapped(loss: Loss) -> tuple[Loss, dict[str, Any]]:
     # By exact type: a subclass may compute something else.
     if type(loss) in _FUNCTION_OF:
         function = _FUNCTION_OF[type(loss)]
-        values = {
-            name: getattr(loss, name, None) for name in inspect.signature(function).parameters
-        }
-        return function, {name: value for name, value in values.items() if value is not None}
-    if isinstance(loss, partial) and not loss.args:
-        return loss.func, {
-            name: value for name, value in loss.keywords.items() if value is not None
-        }
-    return loss, {}
+        names = inspect.signature(function).parameters
+        options = {name: getattr(loss, name, None) for name in names}
+    elif isinstance(loss, partial) and not loss.args:
+        function, options = loss.func, loss.keywords
+    else:
+        return loss, {}
+    return function, {name: value for name, value in options.items() if value is not None}
 
 
 def _of_elements(
@@ -188,16 +185,24 @@ def _of_rows(values: Tensor) -> Tensor:
     return values.reshape(len(values), -1).mean(dim=1)
 
 
-def _one_by_one(loss: Loss, pred: Any, *targets: Any) -> Tensor:
+def _one_by_one(loss: Loss, pred: Tree, *targets: Tree) -> Tensor:
     # torch.vmap does not look into dataclasses and ModelOutputs, so it gets the tensors one by one.
     columns: list[Tensor] = []
-    map_output(lambda leaf: columns.append(leaf) if has_samples(leaf) else None, (pred, targets))
+
+    def take(leaf: Any) -> None:
+        if has_samples(leaf):
+            columns.append(leaf)
+
+    map_output(take, (pred, targets))
 
     def of_one(*sample: Tensor) -> Tensor:
         each = iter(sample)
-        pred_of_one, targets_of_one = map_output(
-            lambda leaf: next(each).unsqueeze(0) if has_samples(leaf) else leaf, (pred, targets)
-        )
+
+        def put_back(leaf: Any) -> Any:
+            # As a batch of one sample, which is what the loss knows.
+            return next(each).unsqueeze(0) if has_samples(leaf) else leaf
+
+        pred_of_one, targets_of_one = map_output(put_back, (pred, targets))
         return loss(pred_of_one, *targets_of_one)
 
     try:

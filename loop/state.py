@@ -11,6 +11,7 @@ from torch import Tensor
 
 from functional_sgd.errors import did_you_mean, elsewhere
 from functional_sgd.notebook import html_facts
+from functional_sgd.tree import Tree
 from loop.history import History
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ class State:
     # added to the loss, has a gradient.
     params: Tensors
     buffers: Tensors
-    opt_state: dict[str, Any]
-    hyper: Mapping[str, Any]  # overrides the optimizer's defaults; schedules write here
+    opt_state: dict[str, Tree]
+    hyper: Mapping[str, Tree]  # overrides the optimizer's defaults; schedules write here
 
     # Chance: all randomness is a function of this and of the counters below.
     seed: int = 0
@@ -65,9 +66,9 @@ class State:
     memory: Mapping[str, Any] = field(default_factory=dict)
 
     # Transient: only while a batch is at work, None outside it.
-    xb: tuple[Any, ...] | None = None
-    yb: tuple[Any, ...] | None = None
-    pred: Any = None
+    xb: tuple[Tree, ...] | None = None
+    yb: tuple[Tree, ...] | None = None
+    pred: Tree = None
     loss: Tensor | None = None
     grads: dict[str, Tensor | None] | None = None
 
@@ -93,7 +94,7 @@ class State:
         object.__setattr__(new, "__dict__", values)
         return new
 
-    def remember(self, name: str, value: Any) -> "State":
+    def remember(self, name: str, value: object) -> "State":
         """The state in which the callback of this name remembers this value.
 
         >>> State({}, {}, {}, {}).remember("counter", 1).memory
@@ -107,9 +108,8 @@ class State:
         >>> State({}, {}, {}, {}, memory={"counter": 1}).forget("counter").memory
         {}
         """
-        return self.replace(
-            memory={key: value for key, value in self.memory.items() if key != name}
-        )
+        others = {key: value for key, value in self.memory.items() if key != name}
+        return self.replace(memory=others)
 
     def back_to(self, earlier: "State") -> "State":
         """Undo: what `earlier` has learned, kept and counted, at the place where this run is now.
@@ -139,7 +139,7 @@ class State:
         # Buffers are never overwritten: in training, a forward pass writes to copies of them.
         return self.replace(params=self.kept(self.params), opt_state=self.kept(self.opt_state))
 
-    def kept(self, tensors: Any) -> Any:
+    def kept(self, tensors: Tree) -> Tree:
         """Tensors of this state, to be kept beyond this event: copies where the run overwrites it.
 
         >>> state = State({"w": torch.ones(1)}, {}, {}, {})
@@ -163,18 +163,23 @@ class State:
 
     def at_rest(self) -> "State":
         """The state as it is between runs."""
-        rest: dict[str, Any] = dict(learner=None, resources={}, donated=False)
-        return self.without_batch().replace(**rest, event="", training=False)
+        return self.without_batch().replace(
+            learner=None, resources={}, donated=False, event="", training=False
+        )
 
     @property
-    def x(self) -> Any:
+    def x(self) -> Tree:
         """The input, if there is just one; else the tuple of inputs."""
-        return self.xb[0] if self.xb is not None and len(self.xb) == 1 else self.xb
+        if self.xb is not None and len(self.xb) == 1:
+            return self.xb[0]
+        return self.xb
 
     @property
-    def y(self) -> Any:
+    def y(self) -> Tree:
         """The target, if there is just one; else the tuple of targets."""
-        return self.yb[0] if self.yb is not None and len(self.yb) == 1 else self.yb
+        if self.yb is not None and len(self.yb) == 1:
+            return self.yb[0]
+        return self.yb
 
     # Hidden from type checkers, which would otherwise accept every misspelt name.
     if not TYPE_CHECKING:
@@ -231,7 +236,7 @@ _ELSEWHERE = {
 """What a state has, under names that others have for it."""
 
 
-def _copied(leaf: Any) -> Any:
+def _copied(leaf: object) -> object:
     return leaf.detach().clone() if isinstance(leaf, Tensor) else leaf
 
 
@@ -242,7 +247,7 @@ def _size(tensors: Tensors) -> str:
     return f"{len(tensors)} tensors, {sum(value.numel() for value in tensors.values()):,} elements"
 
 
-def _shown(hyper: Any) -> str:
+def _shown(hyper: Tree) -> str:
     """A hyper for a line of text: of a tree, how many values it has, and between what they are."""
     leaves = optree.tree_leaves(hyper)
     if isinstance(hyper, Tensor):

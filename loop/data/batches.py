@@ -3,18 +3,23 @@
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from functional_sgd.notebook import html_table
+from functional_sgd.tree import Tree
 from loop.run.chance import key
 
-Position: TypeAlias = tuple[int, int, int]
-"""(seed, epoch, skip): which pass over the data, and how many of its batches to leave out at the
-beginning.
-"""
+
+class Position(NamedTuple):
+    """Where a pass over the data begins."""
+
+    seed: int
+    epoch: int  # which pass it is
+    skip: int  # how many batches to leave out at the beginning
+
 
 Part: TypeAlias = tuple[int, int]
 """(k, n): the k-th of n parts of every batch, counted from 0."""
@@ -37,8 +42,8 @@ class DataLoaders:
     since the machine seeds that, and the batches to be left out are read and dropped.
     """
 
-    train: Iterable[Any]
-    valid: Iterable[Any] | None = None
+    train: Iterable[Tree]
+    valid: Iterable[Tree] | None = None
 
     def __repr__(self) -> str:
         return f"DataLoaders(train={loader_text(self.train)}, valid={loader_text(self.valid)})"
@@ -84,7 +89,7 @@ class Batches:
 
     def set_position(self, seed: int, epoch: int, skip: int = 0) -> None:
         """Let the next pass be that of (seed, epoch), from batch `skip` on."""
-        object.__setattr__(self, "_position", (seed, epoch, skip))
+        object.__setattr__(self, "_position", Position(seed, epoch, skip))
 
     def __len__(self) -> int:
         return batch_count(len(self.tensors[0]), self.batch_size, self.drop_last)
@@ -95,24 +100,26 @@ class Batches:
         object.__setattr__(self, "_position", None)
         order, count = None, len(self.tensors[0])
         if self.shuffle:
-            order = torch.randperm(count) if position is None else shuffled(count, *position[:2])
+            if position is None:
+                order = torch.randperm(count)
+            else:
+                order = shuffled(count, position.seed, position.epoch)
             # Drawn on the CPU, so that the order is the same wherever the tensors are.
             order = order.to(self.tensors[0].device)
-        return self._batches(order, 0 if position is None else position[2])
+        skip = 0 if position is None else position.skip
+        return self._batches(order, skip)
 
     def __repr__(self) -> str:
         parts = ", ".join(f"{_dtype(tensor)} {_shape(tensor)}" for tensor in self.tensors)
         flags = [name for name in ("shuffle", "drop_last") if getattr(self, name)]
         options = "".join(f", {name}=True" for name in flags)
-        options += "" if self.part == WHOLE else f", part={self.part}"
+        if self.part != WHOLE:
+            options += f", part={self.part}"
         return f"Batches(({parts}), batch_size={self.batch_size}{options})"
 
     def _repr_html_(self) -> str:
         """The tensors, a row for each."""
-        rows = [
-            [f"{index}", _shape(tensor), _dtype(tensor), f"{tensor.device}"]
-            for index, tensor in enumerate(self.tensors)
-        ]
+        rows = [_tensor_row(index, tensor) for index, tensor in enumerate(self.tensors)]
         order = "shuffled" if self.shuffle else "in order"
         caption = f"Batches: {len(self)} of {self.batch_size}, {order}"
         return html_table(rows, ("tensor", "shape", "dtype", "device"), caption=caption)
@@ -129,7 +136,7 @@ class Batches:
                 yield tuple([tensor.index_select(0, chosen) for tensor in self.tensors])
 
 
-def loader_text(loader: Any) -> str:
+def loader_text(loader: object) -> str:
     """A loader in a few words, without its tensors: what Batches say, else the class and length.
 
     >>> loader_text([torch.zeros(5)])
@@ -137,21 +144,31 @@ def loader_text(loader: Any) -> str:
     """
     if loader is None or isinstance(loader, Batches):
         return repr(loader)
-    count = _length(loader)
-    batches = "" if count is None else f" of {count} batch{'' if count == 1 else 'es'}"
-    return f"{type(loader).__name__}{batches}"
+    name, count = type(loader).__name__, _length(loader)
+    if count is None:
+        return name
+    batches = "batch" if count == 1 else "batches"
+    return f"{name} of {count} {batches}"
 
 
-def _loader_row(name: str, loader: Any) -> tuple[str, str, str, str]:
+def _loader_row(name: str, loader: object) -> tuple[str, str, str, str]:
+    """A row of the table of DataLoaders: name, loader, samples and batches."""
     if loader is None:
         return name, "-", "", ""
-    ours = isinstance(loader, Batches)
-    samples = loader.tensors[0] if ours else getattr(loader, "dataset", None)
-    shown = repr(loader) if ours else type(loader).__name__
+    samples: object
+    if isinstance(loader, Batches):
+        shown, samples = repr(loader), loader.tensors[0]
+    else:
+        shown, samples = type(loader).__name__, getattr(loader, "dataset", None)
     return name, shown, _count(samples), _count(loader)
 
 
-def _count(value: Any) -> str:
+def _tensor_row(index: int, tensor: Tensor) -> tuple[str, str, str, str]:
+    """A row of the table of Batches: number, shape, dtype and device."""
+    return f"{index}", _shape(tensor), _dtype(tensor), f"{tensor.device}"
+
+
+def _count(value: object) -> str:
     length = _length(value)
     return "-" if length is None else f"{length:,}"
 
@@ -215,7 +232,7 @@ def check_batch_size(what: str, batch_size: int) -> None:
         raise ValueError(f"{what}: batch_size must be at least 1, got {batch_size}.")
 
 
-def one_batch(source: Any) -> Any:
+def one_batch(source: Any) -> Tree:
     """The first batch of a loader, or of the training data of a Learner or DataLoaders: to look at.
 
     Raises ValueError if there is none.
@@ -223,10 +240,16 @@ def one_batch(source: Any) -> Any:
     >>> one_batch(Batches((torch.arange(5),), batch_size=2))
     (tensor([0, 1]),)
     """
-    data = getattr(source, "data", source)
-    for batch in data.train if isinstance(data, DataLoaders) else source:
+    for batch in _loader_in(source):
         return batch
     raise ValueError("one_batch: the loader is empty. Check the data set, or drop_last.")
+
+
+def _loader_in(source: Any) -> Iterable[Tree]:
+    """The loader itself; that of the training data of a Learner or DataLoaders."""
+    data = getattr(source, "data", source)
+    loader: Iterable[Tree] = data.train if isinstance(data, DataLoaders) else source
+    return loader
 
 
 def class_count(source: Any) -> int:
@@ -239,9 +262,8 @@ def class_count(source: Any) -> int:
     >>> class_count([(x, torch.tensor([0, 4])), (x[:1], torch.tensor([3]))])
     5
     """
-    data = getattr(source, "data", source)
     largest = -1
-    for batch in data.train if isinstance(data, DataLoaders) else source:
+    for batch in _loader_in(source):
         target = batch.get("labels") if isinstance(batch, Mapping) else batch[-1]
         if not isinstance(target, Tensor) or target.is_floating_point() or target.is_complex():
             found = str(target.dtype) if isinstance(target, Tensor) else type(target).__name__

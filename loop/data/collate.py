@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from functional_sgd.tree import Tree
+
 
 def padding_collate(
     samples: Sequence[Any], value: float = 0, target_value: float = -100
@@ -26,12 +28,13 @@ def padding_collate(
     >>> padded.tolist(), mask.tolist(), target.tolist()
     ([[1, 2], [3, 0]], [[True, True], [True, False]], [0, 1])
     """
-    rows = [tuple(sample) if isinstance(sample, (tuple, list)) else (sample,) for sample in samples]
-    if (
-        not rows
-        or len({len(row) for row in rows}) != 1
-        or not all(isinstance(row[0], Tensor) for row in rows)
-    ):
+    rows: list[tuple[Any, ...]] = []
+    for sample in samples:
+        has_targets = isinstance(sample, (tuple, list))
+        row = tuple(sample) if has_targets else (sample,)
+        rows.append(row)
+    alike = len({len(row) for row in rows}) == 1  # of no samples there is no length
+    if not alike or not all(isinstance(row[0], Tensor) for row in rows):
         raise ValueError(
             "padding_collate: samples must be tensors, or tuples of one length that begin with a "
             "tensor."
@@ -42,7 +45,7 @@ def padding_collate(
     return _padded(first, value), mask, *(_joined(column, target_value) for column in rest)
 
 
-def _joined(column: Sequence[Any], value: float) -> Any:
+def _joined(column: Sequence[Any], value: float) -> Tree:
     sequences = all(isinstance(entry, Tensor) and entry.dim() > 0 for entry in column)
     return _padded(column, value) if sequences else default_collate(list(column))
 

@@ -9,12 +9,13 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count, islice
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
+from functional_sgd.tree import Tree
 from loop.data.batches import (
     WHOLE,
     DataLoaders,
@@ -30,8 +31,11 @@ from loop.run.chance import key
 
 _SAMPLE, _STREAM = 1, 2  # what a random number is for; batches.py has the other
 
-Seeded = tuple[int, int]
+Seeded: TypeAlias = tuple[int, int]
 """The index of a sample, and the seed of its randomness."""
+
+Sample: TypeAlias = Any
+"""What a data set or a stream is made of; usually a tuple (inputs..., targets...)."""
 
 
 def make_loader(
@@ -40,7 +44,7 @@ def make_loader(
     shuffle: bool = False,
     *,
     workers: int = 0,
-    collate: Callable[[list[Any]], Any] | None = None,
+    collate: Callable[[list[Sample]], Tree] | None = None,
     drop_last: bool = False,
     ahead: int = 2,
     keep_workers: bool = False,
@@ -94,27 +98,25 @@ def make_loader(
         raise TypeError(
             f"make_loader: dataset must be an object, got the class {dataset.__name__}. Call it."
         )
-    # With a generator of its own, torch does not draw the workers' seed from the global one.
     shared: dict[str, Any] = dict(
-        num_workers=workers, collate_fn=collate, generator=torch.Generator()
+        num_workers=workers,
+        collate_fn=collate,
+        # With a generator of its own, torch does not draw the workers' seed from the global one.
+        generator=torch.Generator(),
+        # torch warns about pinned memory where there is no accelerator.
+        pin_memory=pin and torch.accelerator.is_available(),
     )
-    # torch warns about pinned memory where there is no accelerator.
-    shared |= dict(pin_memory=pin and torch.accelerator.is_available())
     # torch refuses some of these options without workers.
     if workers:
-        shared |= dict(prefetch_factor=ahead, persistent_workers=keep_workers, timeout=timeout)
         shared |= dict(
-            multiprocessing_context=context or _context(), worker_init_fn=ignore_interrupts
+            prefetch_factor=ahead,
+            persistent_workers=keep_workers,
+            timeout=timeout,
+            multiprocessing_context=context or _context(),
+            worker_init_fn=ignore_interrupts,
         )
-    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
-        # Each worker would read the whole stream. One that is kept would not learn of a new
-        # position, which it gets with its copy of the stream when it starts.
-        if shuffle or workers > 1 or keep_workers:
-            raise ValueError(
-                f"make_loader: a stream has its own order and one reader, got shuffle={shuffle}, "
-                f"workers={workers}, "
-                f"keep_workers={keep_workers}. Leave them out, or use workers=1."
-            )
+    if _is_stream(dataset):
+        _check_stream(shuffle, workers, keep_workers)
         stream = SeededStream(_source(dataset), batch_size)
         return EpochLoader(stream, stream, batch_size=batch_size, drop_last=drop_last, **shared)
     sampler = EpochSampler(len(dataset), batch_size, shuffle, drop_last)
@@ -132,22 +134,35 @@ def dataloaders(train: Any, valid: Any = None, batch_size: int = 64, **options: 
     >>> len(data.train), len(data.valid)
     (5, 2)
     """
-    stream = isinstance(train, IterableDataset) or not hasattr(train, "__getitem__")
-    options = {"shuffle": not stream, **options}
+    options = {"shuffle": not _is_stream(train), **options}
     loader = make_loader(train, batch_size, **options)
     if valid is None:
         return DataLoaders(loader)
-    return DataLoaders(
-        loader,
-        make_loader(valid, 2 * batch_size, **{**options, "shuffle": False, "drop_last": False}),
-    )
+    whole = {**options, "shuffle": False, "drop_last": False}
+    return DataLoaders(loader, make_loader(valid, 2 * batch_size, **whole))
 
 
-class EpochLoader(DataLoader[Any]):
+def _is_stream(dataset: object) -> bool:
+    return isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__")
+
+
+def _check_stream(shuffle: bool, workers: int, keep_workers: bool) -> None:
+    """Raise ValueError for what streams cannot do."""
+    # Each worker would read the whole stream. One that is kept would not learn of a new position,
+    # which it gets with its copy of the stream when it starts.
+    if shuffle or workers > 1 or keep_workers:
+        raise ValueError(
+            f"make_loader: a stream has its own order and one reader, got shuffle={shuffle}, "
+            f"workers={workers}, "
+            f"keep_workers={keep_workers}. Leave them out, or use workers=1."
+        )
+
+
+class EpochLoader(DataLoader[Sample]):
     """torch's DataLoader, with a position. `make_loader` makes it."""
 
     def __init__(
-        self, plan: "EpochSampler | SeededStream", dataset: Dataset[Any], **options: Any
+        self, plan: "EpochSampler | SeededStream", dataset: Dataset[Sample], **options: Any
     ) -> None:
         super().__init__(dataset, **options)
         self.plan = plan
@@ -157,7 +172,7 @@ class EpochLoader(DataLoader[Any]):
         """Let the next pass be that of (seed, epoch), from batch `skip` on; the length stays that
         of a whole pass.
         """
-        self.position = (seed, epoch, skip)
+        self.position = Position(seed, epoch, skip)
 
     def part(self, which: int, parts: int) -> "EpochLoader":
         """A loader of the `which`-th of so many parts of every batch, counted from 0; samples of
@@ -172,16 +187,19 @@ class EpochLoader(DataLoader[Any]):
         check_part("EpochLoader", (which, parts))
         if not isinstance(self.plan, EpochSampler):
             raise ValueError("EpochLoader: a stream has no parts. Cut the batches that it gives.")
-        # Processes that are kept belong to the loader that has started them.
         twin, plan = copy.copy(self), copy.copy(self.plan)
         plan.part = (which, parts)
-        twin.plan, twin._iterator, twin.generator = plan, None, torch.Generator()
+        twin.plan = plan
+        twin._iterator = None  # processes that are kept belong to the loader that has started them
+        twin.generator = torch.Generator()
         vars(twin)["batch_sampler"] = plan  # which DataLoader lets nobody set
         return twin
 
     def __iter__(self) -> Any:
-        self.plan.position = self.position or (int(torch.randint(2**62, ())), 0, 0)
-        self.position = None
+        position, self.position = self.position, None
+        if position is None:
+            position = Position(seed=int(torch.randint(2**62, ())), epoch=0, skip=0)
+        self.plan.position = position
         return super().__iter__()
 
 
@@ -193,13 +211,9 @@ class EpochSampler(Sampler[list[Seeded]]):
     def __init__(
         self, size: int, batch_size: int, shuffle: bool = False, drop_last: bool = False
     ) -> None:
-        self.size, self.batch_size, self.shuffle, self.drop_last = (
-            size,
-            batch_size,
-            shuffle,
-            drop_last,
-        )
-        self.position: Position = (0, 0, 0)
+        self.size, self.batch_size = size, batch_size
+        self.shuffle, self.drop_last = shuffle, drop_last
+        self.position = Position(0, 0, 0)
         self.part: Part = WHOLE
 
     def __len__(self) -> int:
@@ -210,16 +224,16 @@ class EpochSampler(Sampler[list[Seeded]]):
 
     def batches(self, seed: int, epoch: int, skip: int) -> Iterator[list[Seeded]]:
         """The batches of a pass, from number `skip` on."""
-        order: Sequence[int] = (
-            shuffled(self.size, seed, epoch).tolist() if self.shuffle else range(self.size)
-        )
+        order: Sequence[int] = range(self.size)
+        if self.shuffle:
+            order = shuffled(self.size, seed, epoch).tolist()
         samples = key(seed, epoch, _SAMPLE)
         for number in range(skip, len(self)):
             place = batch_slice(number, self.size, self.batch_size, self.part)
             yield [(index, key(samples, index)) for index in order[place]]
 
 
-class SeededDataset(Dataset[Any]):
+class SeededDataset(Dataset[Sample]):
     """A data set asked by (index, seed): the global generators are seeded before, and put back
     after.
     """
@@ -230,15 +244,15 @@ class SeededDataset(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, which: Seeded) -> Any:
+    def __getitem__(self, which: Seeded) -> Sample:
         return self.__getitems__([which])[0]
 
-    def __getitems__(self, which: Iterable[Seeded]) -> list[Any]:
+    def __getitems__(self, which: Iterable[Seeded]) -> list[Sample]:
         # torch asks for a whole batch here, so the generators are read and put back once a batch.
         with generators_kept():
             return [self._sample(index, seed) for index, seed in which]
 
-    def _sample(self, index: int, seed: int) -> Any:
+    def _sample(self, index: int, seed: int) -> Sample:
         seed_all(seed)
         try:
             return self.dataset[index]
@@ -249,25 +263,25 @@ class SeededDataset(Dataset[Any]):
             raise
 
 
-class SeededStream(IterableDataset[Any]):
+class SeededStream(IterableDataset[Sample]):
     """A stream from its beginning; what it draws before its n-th sample is a function of (seed,
     epoch, n).
     """
 
-    def __init__(self, source: Callable[[], Iterable[Any]], batch_size: int) -> None:
+    def __init__(self, source: Callable[[], Iterable[Sample]], batch_size: int) -> None:
         self.source, self.batch_size = source, batch_size
-        self.position: Position = (0, 0, 0)
+        self.position = Position(0, 0, 0)
 
     def __len__(self) -> int:
         with generators_kept():  # a function may draw before it returns a stream
             return len(self.source())  # type: ignore[arg-type]  # a TypeError, if it has none, is right
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Sample]:
         # A generator would read the position with its first sample, which may be that of a later
         # pass.
         return self.samples(*self.position)
 
-    def samples(self, seed: int, epoch: int, skip: int) -> Iterator[Any]:
+    def samples(self, seed: int, epoch: int, skip: int) -> Iterator[Sample]:
         """The samples of a pass, from batch `skip` on."""
         reader = self._read(key(seed, epoch, _STREAM))
         for number in count():
@@ -279,7 +293,7 @@ class SeededStream(IterableDataset[Any]):
             if len(batch) < self.batch_size:
                 return
 
-    def _read(self, seed: int) -> Iterator[Any]:
+    def _read(self, seed: int) -> Iterator[Sample]:
         # The function that makes the stream may draw as well.
         seed_all(key(seed, 0))
         iterator = iter(self.source())
@@ -304,13 +318,15 @@ def seed_all(seed: int) -> None:
 @contextmanager
 def generators_kept() -> Iterator[None]:
     """Give the global generators of torch (the CPU's), Python and numpy back as they were."""
-    before = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    of_torch = torch.get_rng_state()
+    of_python = random.getstate()
+    of_numpy = np.random.get_state()
     try:
         yield
     finally:
-        torch.set_rng_state(before[0])
-        random.setstate(before[1])
-        np.random.set_state(before[2])
+        torch.set_rng_state(of_torch)
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)
 
 
 def ignore_interrupts(worker: int = 0) -> None:
@@ -325,14 +341,14 @@ class _Same:
     sent it.
     """
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: Iterable[Sample]) -> None:
         self.stream = stream
 
-    def __call__(self) -> Any:
+    def __call__(self) -> Iterable[Sample]:
         return self.stream
 
 
-def _source(stream: Any) -> Callable[[], Iterable[Any]]:
+def _source(stream: object) -> Callable[[], Iterable[Sample]]:
     """A function that returns something to iterate over."""
     if isinstance(stream, Iterator):
         raise ValueError(
@@ -343,7 +359,7 @@ def _source(stream: Any) -> Callable[[], Iterable[Any]]:
     if isinstance(stream, Iterable):
         return _Same(stream)
     if callable(stream):
-        return stream  # type: ignore[no-any-return]
+        return stream
     raise TypeError(
         f"make_loader: dataset must have dataset[index], or be a stream, got "
         f"{type(stream).__name__}."

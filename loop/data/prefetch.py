@@ -7,7 +7,11 @@ import optree
 import torch
 from torch import Tensor
 
-T = TypeVar("T")
+from functional_sgd.tree import Tree
+
+Item = TypeVar("Item")
+Sent = TypeVar("Sent")
+Received = TypeVar("Received")
 
 
 class Prefetch:
@@ -23,7 +27,7 @@ class Prefetch:
     [[1], [2]]
     """
 
-    def __init__(self, loader: Iterable[Any], device: torch.device | str) -> None:
+    def __init__(self, loader: Iterable[Tree], device: torch.device | str) -> None:
         self.loader, self.device = loader, torch.device(device)
 
     def __len__(self) -> int:
@@ -36,7 +40,7 @@ class Prefetch:
             raise AttributeError(name)
         return getattr(self.loader, name)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Tree]:
         if self.device.type != "cuda":
             return iter(self.loader)
         copies = _Copies(self.device)
@@ -44,8 +48,8 @@ class Prefetch:
 
 
 def one_ahead(
-    items: Iterator[Any], send: Callable[[Any], T], receive: Callable[[T], Any]
-) -> Iterator[Any]:
+    items: Iterator[Item], send: Callable[[Item], Sent], receive: Callable[[Sent], Received]
+) -> Iterator[Received]:
     """receive(send(item)) of every item; each is sent before the one in front of it is received.
 
     >>> list(one_ahead(iter("ab"), lambda item: print("send", item) or item, str.upper))
@@ -71,13 +75,13 @@ class _Copies:
         self.device = torch.device("cuda", index)
         self.stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
 
-    def send(self, batch: Any) -> tuple[Any, torch.cuda.Event]:
+    def send(self, batch: Tree) -> tuple[Tree, torch.cuda.Event]:
         """Begin to copy; the event says when it is done."""
         with torch.cuda.stream(self.stream):
             copied = optree.tree_map(self._send, batch)
             return copied, self.stream.record_event()
 
-    def receive(self, sent: tuple[Any, torch.cuda.Event]) -> Any:
+    def receive(self, sent: tuple[Tree, torch.cuda.Event]) -> Tree:
         """The copies, for the present stream, which waits for them; the caller does not."""
         copied, done = sent
         present = torch.cuda.current_stream(self.device)
@@ -88,9 +92,10 @@ class _Copies:
                 leaf.record_stream(present)
         return copied
 
-    def _send(self, leaf: Any) -> Any:
+    def _send(self, leaf: object) -> object:
         if not isinstance(leaf, Tensor) or leaf.device == self.device:
             return leaf
-        # torch keeps the pinned memory until the copy is done, so nothing here has to hold it.
-        pinned = leaf if leaf.device.type != "cpu" or leaf.is_pinned() else leaf.pin_memory()
-        return pinned.to(self.device, non_blocking=True)
+        if leaf.device.type == "cpu" and not leaf.is_pinned():
+            # torch keeps the pinned memory until the copy is done, so nothing here has to hold it.
+            leaf = leaf.pin_memory()
+        return leaf.to(self.device, non_blocking=True)

@@ -100,7 +100,9 @@ def sync(path: Path) -> None:
     """Wait until a file, or the list of names in a directory, is on the disk."""
     if path.is_dir() and os.name != "posix":  # there, directories cannot be opened
         return
-    handle = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    # Windows brings to the disk only what is open for writing.
+    flags = os.O_RDONLY if os.name == "posix" else os.O_RDWR
+    handle = os.open(path, flags)
     try:
         os.fsync(handle)
     finally:

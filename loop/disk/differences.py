@@ -28,11 +28,10 @@ def differences(one: State, other: State) -> dict[str, str]:
     >>> differences(state, state)
     {}
     """
-    return {
-        place: how
-        for name in saved_fields()
-        for place, how in _between(name, getattr(one, name), getattr(other, name))
-    }
+    found: dict[str, str] = {}
+    for name in saved_fields():
+        found.update(_between(name, getattr(one, name), getattr(other, name)))
+    return found
 
 
 def _between(where: str, one: Any, other: Any) -> Iterator[tuple[str, str]]:
@@ -48,8 +47,10 @@ def _between(where: str, one: Any, other: Any) -> Iterator[tuple[str, str]]:
     elif _is_container(one):
         mine, theirs = _parts(where, one), _parts(where, other)
         for place in dict.fromkeys((*mine, *theirs)):
-            if place not in mine or place not in theirs:
-                yield place, f"only in the {'first' if place in mine else 'second'}"
+            if place not in theirs:
+                yield place, "only in the first"
+            elif place not in mine:
+                yield place, "only in the second"
             else:
                 yield from _between(place, mine[place], theirs[place])
     elif not (one == other or (one != one and other != other)):  # NaN is like NaN
@@ -77,7 +78,9 @@ def _of_tensors(where: str, one: Tensor, other: Tensor) -> str:
 
 def _of_logs(where: str, one: Log, other: Log) -> Iterator[tuple[str, str]]:
     """The differences of two columns of the history, in a line: they may have thousands."""
-    said = [] if len(one) == len(other) else [f"{len(one)} and {len(other)} entries"]
+    said: list[str] = []
+    if len(one) != len(other):
+        said.append(f"{len(one)} and {len(other)} entries")
     pairs = enumerate(zip(one, other, strict=False))
     found = [place for place, pair in pairs if any(_between("", *pair))]
     if found:
@@ -88,7 +91,7 @@ def _of_logs(where: str, one: Log, other: Log) -> Iterator[tuple[str, str]]:
         yield where, "; ".join(said)
 
 
-def _is_container(value: Any) -> bool:
+def _is_container(value: object) -> bool:
     return isinstance(value, (Mapping, tuple, list)) or is_dataclass(value)
 
 
@@ -101,7 +104,7 @@ def _parts(where: str, value: Any) -> dict[str, Any]:
     return {f"{where}.{entry.name}": getattr(value, entry.name) for entry in fields(value)}
 
 
-def _shown(value: Any, most: int = 60) -> str:
+def _shown(value: object, most: int = 60) -> str:
     """A value in a few characters."""
     text = shaped(value.dtype, value.shape) if isinstance(value, Tensor) else repr(value)
     return text if len(text) <= most else f"{text[:most]}..."

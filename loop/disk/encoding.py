@@ -55,9 +55,7 @@ def storable(cls: Class) -> Class:
     Counted(total=3)
     """
     name = cls.__name__
-    if not is_dataclass(cls) or set(inspect.signature(cls).parameters) != {
-        entry.name for entry in fields(cls)
-    }:
+    if not is_dataclass(cls) or not _takes_its_fields(cls):
         raise TypeError(
             f"storable: {name} must be a dataclass that is called with all of its fields, and only "
             f"them."
@@ -74,10 +72,16 @@ def storable(cls: Class) -> Class:
     return cls
 
 
+def _takes_its_fields(cls: type) -> bool:
+    """Whether a dataclass is called with all of its fields, and only them."""
+    arguments = set(inspect.signature(cls).parameters)
+    return arguments == {entry.name for entry in fields(cls)}
+
+
 storable(History)
 
 
-def encode(value: Any, where: str) -> tuple[Node, dict[str, Tensor]]:
+def encode(value: object, where: str) -> tuple[Node, dict[str, Tensor]]:
     """A value as JSON, and the tensors in it by where they are, which begins with `where`.
 
     Raises TypeError, saying where, for anything that `decode` could not give back equal in type and
@@ -123,7 +127,7 @@ def _node(value: Any, where: str, tensors: dict[str, Tensor], depth: int) -> Nod
     # By exact type, here and below: what is read back is never of a subclass.
     if _is_json(value):
         return value
-    kind = type(value)
+    kind, inner = type(value), depth + 1
     if kind is int:
         # Not in decimal, of which Python reads and writes no more than 4,300 digits.
         return {"int": hex(value)}
@@ -132,9 +136,7 @@ def _node(value: Any, where: str, tensors: dict[str, Tensor], depth: int) -> Nod
     if kind is str:
         return _text(value)
     if kind is list:
-        return [
-            _node(part, f"{where}[{index}]", tensors, depth + 1) for index, part in enumerate(value)
-        ]
+        return [_node(part, f"{where}[{at}]", tensors, inner) for at, part in enumerate(value)]
     if kind is tuple:
         return {"tuple": _node(list(value), where, tensors, depth)}
     # As pairs: the keys of a JSON object are text, in which 1 and "1" are the same.
@@ -148,8 +150,9 @@ def _node(value: Any, where: str, tensors: dict[str, Tensor], depth: int) -> Nod
     if kind is Log:
         return {"log": list(_runs(value, where, tensors, depth))}
     if _STORABLE.get(kind.__name__) is kind:
-        parts = [(entry.name, getattr(value, entry.name)) for entry in fields(kind)]
-        nodes = {name: _node(part, f"{where}.{name}", tensors, depth + 1) for name, part in parts}
+        nodes: dict[str, Node] = {}
+        for name in [entry.name for entry in fields(kind)]:
+            nodes[name] = _node(getattr(value, name), f"{where}.{name}", tensors, inner)
         return {"object": [kind.__name__, kind.__module__, nodes]}
     raise TypeError(
         f"save: {where} is {_described(value)}, which cannot be saved. A state may hold None, "
@@ -177,7 +180,7 @@ def _text(value: str) -> Node:
     return value
 
 
-def _pair(key: Any, value: Any, where: str, tensors: dict[str, Tensor], depth: int) -> Node:
+def _pair(key: object, value: object, where: str, tensors: dict[str, Tensor], depth: int) -> Node:
     if type(key) not in (str, int):
         raise TypeError(
             f"save: {where} has the key {key!r}, which is {_described(key)}. Keys must be str or "
@@ -190,7 +193,7 @@ def _pair(key: Any, value: Any, where: str, tensors: dict[str, Tensor], depth: i
 
 
 def _runs(log: Log, where: str, tensors: dict[str, Tensor], depth: int) -> Iterator[Node]:
-    def node(part: Any, place: str) -> Node:
+    def node(part: object, place: str) -> Node:
         return _node(part, place, tensors, depth + 1)
 
     start = 0
@@ -219,13 +222,11 @@ def text_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _described(value: Any) -> str:
+def _described(value: object) -> str:
     kind = type(value)
-    name = (
-        kind.__qualname__
-        if kind.__module__ == "builtins"
-        else f"{kind.__module__}.{kind.__qualname__}"
-    )
+    name = kind.__qualname__
+    if kind.__module__ != "builtins":
+        name = f"{kind.__module__}.{name}"
     if isinstance(value, Tensor):
         return f"a {name} ({value.dtype}, {value.layout}, on {value.device})"
     return f"of type {name}"
@@ -238,14 +239,14 @@ def _tensor(name: str, tensors: dict[str, Tensor]) -> Tensor:
     return tensors.pop(name)
 
 
-def _dtype(name: str, _: Any) -> torch.dtype:
+def _dtype(name: str, _: object) -> torch.dtype:
     found = vars(torch).get(name)
     if not isinstance(found, torch.dtype):
         raise ValueError(f"there is no dtype {name}.")
     return found
 
 
-def _dict(body: list[Any], tensors: dict[str, Tensor]) -> dict[Any, Any]:
+def _dict(body: list[Node], tensors: dict[str, Tensor]) -> dict[str | int, Any]:
     pairs = [(_value(key, tensors), _value(part, tensors)) for key, part in body]
     for key, _ in pairs:
         if type(key) not in (str, int):
@@ -264,7 +265,7 @@ def _log(nodes: list[Node], tensors: dict[str, Tensor]) -> Log:
     return Log.of([run for run in runs if len(run)])
 
 
-def _object(body: list[Any], tensors: dict[str, Tensor]) -> Any:
+def _object(body: list[Node], tensors: dict[str, Tensor]) -> Any:
     name, module, nodes = body
     cls = _STORABLE.get(name)
     if cls is None:
@@ -283,7 +284,7 @@ def _object(body: list[Any], tensors: dict[str, Tensor]) -> Any:
     return cls(**{key: _value(node, tensors) for key, node in nodes.items()})
 
 
-_DECODERS: Mapping[str, Callable[[Any, dict[str, Tensor]], Any]] = {
+_DECODERS: Mapping[str, Callable[[Node, dict[str, Tensor]], Any]] = {
     "int": lambda body, _: int(body, 16),
     "float": lambda body, _: float(body),
     "str": lambda body, _: bytes.fromhex(body).decode("utf-8", "surrogatepass"),

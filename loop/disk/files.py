@@ -7,7 +7,6 @@ from dataclasses import fields
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -43,7 +42,7 @@ class DamagedStateError(StateFileError):
     """What is on the disk is not what was written there."""
 
 
-def pack(state: State) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def pack(state: State) -> tuple[dict[str, object], dict[str, Tensor]]:
     """A state as what goes into state.json, and the tensors by name. Raises TypeError for what
     cannot be saved.
     """
@@ -65,7 +64,7 @@ def pack(state: State) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def write(
     directory: Path,
-    document: Mapping[str, Any],
+    document: Mapping[str, object],
     tensors: Mapping[str, Tensor],
     pieces: Mapping[str, Sequence[Piece]] | None = None,
 ) -> None:
@@ -85,8 +84,11 @@ def write(
     pieces = {} if pieces is None else pieces
     whole = {name: tensor for name, tensor in tensors.items() if name not in cut}
     stored = dict(as_stored(whole))
-    entries = {name: {**_entry(whole[name]), "sha256": digest_of(stored[name])} for name in whole}
-    entries |= {name: {**_entry(cut[name]), "pieces": pieces[name]} for name in cut}
+    entries: dict[str, dict[str, object]] = {}
+    for name, tensor in whole.items():
+        entries[name] = {**_entry(tensor), "sha256": digest_of(stored[name])}
+    for name, tensor in cut.items():
+        entries[name] = {**_entry(tensor), "pieces": pieces[name]}
     text = json.dumps({**document, "tensors": entries}, allow_nan=False)
     # `load` would refuse it. JSON is written in ASCII, so characters are bytes.
     if len(text) >= LARGEST:
@@ -138,7 +140,7 @@ def library() -> str:
         return "functional-sgd of unknown version"
 
 
-def _entry(tensor: Tensor) -> dict[str, Any]:
+def _entry(tensor: Tensor) -> dict[str, object]:
     return {
         "dtype": text_of(tensor.dtype),
         "shape": list(tensor.shape),
@@ -161,18 +163,25 @@ def as_stored(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
             ) from error
         # safetensors refuses tensors that share memory.
         memory = plain.untyped_storage().data_ptr()
-        yield name, plain.clone() if memory in memories else plain
+        if memory in memories:
+            plain = plain.clone()
+        yield name, plain
         memories.add(memory)
 
 
 def plainly(tensor: Tensor) -> Tensor:
     """A tensor on the CPU, its elements one after the other, complex numbers as pairs."""
     plain = tensor.to(CPU).resolve_conj().resolve_neg()
-    plain = (torch.view_as_real(plain) if plain.is_complex() else plain).contiguous()
-    # safetensors looks at strides, and with one element or none torch takes any for contiguous.
-    if plain.numel() > 1 or plain.stride() == torch.empty(plain.shape, device="meta").stride():
+    if plain.is_complex():
+        plain = torch.view_as_real(plain)
+    plain = plain.contiguous()
+    if plain.numel() > 1:
         return plain
-    return plain.new_empty(plain.shape).copy_(plain)  # "contiguous" with any stride
+    # safetensors looks at strides, and with one element or none torch takes any for contiguous.
+    usual = torch.empty(plain.shape, device="meta").stride()
+    if plain.stride() == usual:
+        return plain
+    return plain.new_empty(plain.shape).copy_(plain)
 
 
 def digest_of(stored: Tensor) -> str:

@@ -6,7 +6,7 @@ from dataclasses import is_dataclass
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 
-def check_fields(record: type, values: Mapping[str, Any], where: str = "") -> None:
+def check_fields(record: type, values: Mapping[str, object], where: str = "") -> None:
     """Raise ValueError, naming the first, for values that are not of the types of the record's
     fields.
 
@@ -25,7 +25,7 @@ def check_fields(record: type, values: Mapping[str, Any], where: str = "") -> No
         _check(value, hints[name], f"{where}{name}")
 
 
-def _check(value: Any, hint: Any, where: str) -> None:
+def _check(value: object, hint: Any, where: str) -> None:
     if hint is Any:
         return
     origin, arguments = get_origin(hint), get_args(hint)
@@ -45,7 +45,7 @@ def _check(value: Any, hint: Any, where: str) -> None:
         check_fields(type(value), vars(value), f"{where}.")
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def _fits(value: object, hint: Any) -> bool:
     try:
         _check(value, hint, "")
     except ValueError:
@@ -53,13 +53,13 @@ def _fits(value: Any, hint: Any) -> bool:
     return True
 
 
-def _is(value: Any, kind: Any) -> bool:
+def _is(value: object, kind: Any) -> bool:
     """isinstance, but True is no number, and a whole number will do for a float."""
     if kind in (int, float):
         return type(value) is int or (kind is float and type(value) is float)
     return isinstance(value, kind)
 
 
-def _other(value: Any, hint: Any, where: str) -> ValueError:
+def _other(value: object, hint: Any, where: str) -> ValueError:
     expected = hint.__name__ if isinstance(hint, type) and not get_args(hint) else hint
     return ValueError(f"{where} is of type {type(value).__name__}, expected {expected}.")

@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -35,7 +35,7 @@ FILE = re.compile(r"pieces-(\d{5})\.safetensors")
 
 
 def write_pieces(
-    directory: Path, number: int, tensors: Mapping[str, Any], stored: Mapping[str, Tensor]
+    directory: Path, number: int, tensors: Mapping[str, Tensor], stored: Mapping[str, Tensor]
 ) -> dict[str, Piece]:
     """Write this rank's pieces, onto the disk; where each of them lies. `stored` are the pieces as
     they are in the file.
@@ -49,40 +49,48 @@ def write_pieces(
     return {name: Piece(number, box_of(tensors[name])) for name in mine}
 
 
-def nobody(tensor: Any) -> bool:
+def nobody(tensor: Tensor) -> bool:
     """False."""
     return False
 
 
 def own_pieces(
-    tensors: Mapping[str, Any], others: Callable[[Any], bool] = nobody
+    tensors: Mapping[str, Tensor], others: Callable[[Tensor], bool] = nobody
 ) -> dict[str, Tensor]:
     """The pieces that this rank is to write; not those of which `others` is true."""
-    return {
-        name: local(tensor).detach()
-        for name, tensor in tensors.items()
-        if distributed(tensor) and is_first(tensor) and not others(tensor)
-    }
+    own: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if distributed(tensor) and is_first(tensor) and not others(tensor):
+            own[name] = local(tensor).detach()
+    return own
 
 
 class Targets:
     """Where the tensors of a state are to lie: as they do in another one, `like`."""
 
-    def __init__(self, like: State | None, tensors: Mapping[str, Any]) -> None:
+    def __init__(self, like: State | None, tensors: Mapping[str, Tensor]) -> None:
         self.exact = {name: tensor for name, tensor in tensors.items() if distributed(tensor)}
         params = {} if like is None else like.params
         self.params = {f"[{name!r}]": value for name, value in params.items() if distributed(value)}
 
-    def of(self, name: str, shape: Sequence[int]) -> Any:
+    def of(self, name: str, shape: Sequence[int]) -> Tensor | None:
         """The DTensor that this one is to lie like; None for a plain tensor.
 
         What a callback remembers of a param, such as an average, lies as the param does.
         """
         found = self.exact.get(name)
-        # By the end of the name: what is remembered of `w` ends in ['w'], however deep it lies.
         if found is None and name.startswith("memory["):
-            found = next((v for end, v in self.params.items() if name.endswith(end)), None)
-        return found if found is not None and list(found.shape) == list(shape) else None
+            found = self._param_at_end(name)
+        if found is None or list(found.shape) != list(shape):
+            return None
+        return found
+
+    def _param_at_end(self, name: str) -> Tensor | None:
+        # By the end of the name: what is remembered of `w` ends in ['w'], however deep it lies.
+        for end, param in self.params.items():
+            if name.endswith(end):
+                return param
+        return None
 
 
 def read_pieces(
@@ -91,7 +99,7 @@ def read_pieces(
     shape: Sequence[int],
     dtype: torch.dtype,
     pieces: Sequence[Piece],
-    target: Any,
+    target: Tensor | None,
 ) -> Tensor:
     """This rank's part of a tensor, where `target` has its; all of it if there is no target.
 
@@ -110,19 +118,11 @@ def read_pieces(
         part = _overlap(wanted, piece.box)
         if part is None:
             continue
-        with safe_open(directory / file_name(piece.file), framework="pt") as file:
-            found = file.get_slice(name)
-            expected = [*piece.box.shape, *pairs]
-            if found.get_shape() != expected:
-                raise ValueError(
-                    f"{name} has a piece of shape {found.get_shape()} in "
-                    f"{file_name(piece.file)}, expected {expected}"
-                )
-            values = found[_slices(part, piece.box)] if shape else file.get_tensor(name)
+        path = directory / file_name(piece.file)
+        values = _read_part(path, name, part, piece.box, pairs)
         if values.dtype != stored:
             raise ValueError(
-                f"{name} has a piece of {values.dtype} in {file_name(piece.file)}, expected "
-                f"{stored}"
+                f"{name} has a piece of {values.dtype} in {path.name}, expected {stored}"
             )
         if whole is None:
             whole = values.new_empty([*wanted.shape, *pairs])
@@ -133,6 +133,23 @@ def read_pieces(
     if whole is None:  # there are no elements
         return torch.empty(wanted.shape, dtype=dtype)
     return torch.view_as_complex(whole) if dtype.is_complex else whole
+
+
+def _read_part(path: Path, name: str, part: Box, box: Box, pairs: list[int]) -> Tensor:
+    """A part of the piece that lies in `box`; `pairs` are the dimensions that complex numbers have
+    more in a file.
+    """
+    with safe_open(path, framework="pt") as file:
+        found = file.get_slice(name)
+        expected = [*box.shape, *pairs]
+        if found.get_shape() != expected:
+            raise ValueError(
+                f"{name} has a piece of shape {found.get_shape()} in {path.name}, expected "
+                f"{expected}"
+            )
+        # Of a 0-d tensor there are no slices.
+        values: Tensor = found[_slices(part, box)] if box.shape else file.get_tensor(name)
+    return values
 
 
 def _check_apart(name: str, boxes: Sequence[Box]) -> None:
@@ -149,7 +166,7 @@ def _check_apart(name: str, boxes: Sequence[Box]) -> None:
                 raise ValueError(f"{name} has pieces that overlap: {box} and {other}")
 
 
-def files_of(pieces: Sequence[Piece], target: Any) -> set[int]:
+def files_of(pieces: Sequence[Piece], target: Tensor | None) -> set[int]:
     """The files that are read for a tensor."""
     if target is None:
         return {piece.file for piece in pieces}
@@ -159,13 +176,15 @@ def files_of(pieces: Sequence[Piece], target: Any) -> set[int]:
 
 def _overlap(one: Box, other: Box) -> Box | None:
     """What two boxes have in common."""
-    start = tuple(map(max, one.start, other.start))
-    ends = [
-        min(a + n, b + m)
-        for a, n, b, m in zip(one.start, one.shape, other.start, other.shape, strict=True)
-    ]
-    shape = tuple(end - at for at, end in zip(start, ends, strict=True))
-    return None if any(size <= 0 for size in shape) else Box(start, shape)
+    starts: list[int] = []
+    sizes: list[int] = []
+    for a, n, b, m in zip(one.start, one.shape, other.start, other.shape, strict=True):
+        start, end = max(a, b), min(a + n, b + m)
+        starts.append(start)
+        sizes.append(end - start)
+    if any(size <= 0 for size in sizes):
+        return None
+    return Box(tuple(starts), tuple(sizes))
 
 
 def _slices(part: Box, inside: Box) -> tuple[slice, ...]:

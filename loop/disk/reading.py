@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -42,7 +42,10 @@ from loop.disk.plain import content
 from loop.layout import Box, cut_like, laid_out
 from loop.state import State
 
-_ENTRY = frozenset({"dtype", "shape", "device", "sha256"})  # what state.json says of a tensor
+Entry: TypeAlias = Mapping[str, Any]
+"""What state.json says of a tensor."""
+
+_ENTRY = frozenset({"dtype", "shape", "device", "sha256"})
 _IN_PIECES = frozenset({"dtype", "shape", "device", "pieces"})
 
 LONGEST_SUMS = 2**23
@@ -95,8 +98,10 @@ def _read_sums(path: Path) -> dict[str, str]:
     """File name -> SHA-256."""
     text = _bytes(path, LONGEST_SUMS).decode("utf-8", "replace")
     names = rf"{re.escape(REST)}|{re.escape(TENSORS)}|{FILE.pattern}"
-    lines = [re.fullmatch(rf"([0-9a-f]{{64}})  ({names})", line) for line in text.split("\n")[:-1]]
-    sums = {line[2]: line[1] for line in lines if line is not None}
+    form = rf"(?P<digest>[0-9a-f]{{64}})  (?P<name>{names})"
+    lines = [re.fullmatch(form, line) for line in text.split("\n")[:-1]]
+    sums = {line["name"]: line["digest"] for line in lines if line is not None}
+    # As many as lines: every line is of this form, and no name is there twice.
     if not text.endswith("\n") or len(sums) != len(lines) or [*sums][:2] != [REST, TENSORS]:
         raise _damaged(
             path,
@@ -117,6 +122,27 @@ def _read_rest(path: Path, expected: str) -> dict[str, Any]:
         raise StateFileError(
             f"load: {path} is not JSON: {error}. Was it written by save?"
         ) from None
+    _check_format(path, document)
+    for name, entry in document["tensors"].items():
+        if not _is_entry(entry):
+            raise StateFileError(
+                f"load: {path} does not describe {name}: expected {', '.join(sorted(_ENTRY))}, the "
+                f"dtype one of "
+                f"{', '.join(DTYPES)}, got {entry}. Was it written by save?"
+            )
+    expected_fields = saved_fields()
+    if document["fields"].keys() != set(expected_fields):
+        raise StateFileError(
+            f"load: {path}, written by {document.get('library')}, has the fields "
+            f"{', '.join(document['fields'])}; "
+            f"expected {', '.join(expected_fields)}. Load it with the library that wrote it."
+        )
+    rest: dict[str, Any] = document
+    return rest
+
+
+def _check_format(path: Path, document: Any) -> None:
+    """Raise StateFileError for JSON of another format or version."""
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise StateFileError(
             f"load: {path} does not hold a state: expected the format {FORMAT!r} in it. Check the "
@@ -134,30 +160,17 @@ def _read_rest(path: Path, expected: str) -> dict[str, Any]:
             raise StateFileError(
                 f"load: {path} has no {name} in it, or of another type. Was it written by save?"
             )
-    for name, entry in document["tensors"].items():
-        if (
-            not isinstance(entry, dict)
-            or not (entry.keys() >= _ENTRY or entry.keys() >= _IN_PIECES)
-            or str(entry["dtype"]) not in DTYPES
-        ):
-            raise StateFileError(
-                f"load: {path} does not describe {name}: expected {', '.join(sorted(_ENTRY))}, the "
-                f"dtype one of "
-                f"{', '.join(DTYPES)}, got {entry}. Was it written by save?"
-            )
-    expected_fields = saved_fields()
-    if document["fields"].keys() != set(expected_fields):
-        raise StateFileError(
-            f"load: {path}, written by {document.get('library')}, has the fields "
-            f"{', '.join(document['fields'])}; "
-            f"expected {', '.join(expected_fields)}. Load it with the library that wrote it."
-        )
-    return document
 
 
-def _read_tensors(
-    path: Path, expected: str, entries: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Tensor]:
+def _is_entry(entry: object) -> bool:
+    """Whether this is what state.json says of a tensor, whole or in pieces."""
+    if not isinstance(entry, dict):
+        return False
+    complete = entry.keys() >= _ENTRY or entry.keys() >= _IN_PIECES
+    return complete and str(entry["dtype"]) in DTYPES
+
+
+def _read_tensors(path: Path, expected: str, entries: Mapping[str, Entry]) -> dict[str, Tensor]:
     """The tensors, in memory of their own; of a damaged file, the error names the first that is
     damaged.
     """
@@ -171,19 +184,15 @@ def _read_tensors(
         with safe_open(path, framework="pt") as file:
             names = set(file.keys())
             for name in [*entries, *names]:
-                if name not in names or name not in entries:
-                    raise _damaged(
-                        path, f"{name} is {'missing' if name in entries else 'not in ' + REST}"
-                    )
-            tensors = {
-                name: _read_leaf(path, name, file.get_tensor(name), entry)
-                for name, entry in entries.items()
-            }
-    except (
-        SafetensorError,
-        RuntimeError,
-        OSError,
-    ) as error:  # torch's own, if the file is removed meanwhile
+                if name not in names:
+                    raise _damaged(path, f"{name} is missing")
+                if name not in entries:
+                    raise _damaged(path, f"{name} is not in {REST}")
+            tensors: dict[str, Tensor] = {}
+            for name, entry in entries.items():
+                tensors[name] = _read_leaf(path, name, file.get_tensor(name), entry)
+    # RuntimeError is torch's own, if the file is removed meanwhile.
+    except (SafetensorError, RuntimeError, OSError) as error:
         raise _damaged(path, f"its {size:,} bytes and its header do not fit: {error}") from None
     # Only now, since the digest of a leaf says more: which one is damaged.
     if digest != expected:
@@ -194,7 +203,7 @@ def _read_tensors(
 def _read_pieces(
     directory: Path,
     sums: Mapping[str, str],
-    entries: Mapping[str, Mapping[str, Any]],
+    entries: Mapping[str, Entry],
     targets: Targets,
 ) -> dict[str, Tensor]:
     """The tensors that ranks have written piece by piece; every file that is read is verified."""
@@ -226,7 +235,7 @@ def _verify(path: Path, sums: Mapping[str, str]) -> None:
         raise _disagreeing(path, digest, f"{sums.get(path.name)}")
 
 
-def _read_leaf(path: Path, name: str, found: Tensor, entry: Mapping[str, Any]) -> Tensor:
+def _read_leaf(path: Path, name: str, found: Tensor, entry: Entry) -> Tensor:
     """A tensor as it was. It is verified after it has been copied, so that what was verified is
     what is used.
     """

@@ -8,6 +8,7 @@ import optree
 import torch
 from torch import Tensor
 
+from functional_sgd.tree import Tree
 from loop.columns import Items, Numbers, Repeated, Run, Scalars, Trees
 
 Node: TypeAlias = Any
@@ -16,7 +17,11 @@ _NUMBERS = {"d": torch.float64, "q": torch.int64}
 
 
 def run_node(
-    run: Run, where: str, start: int, tensors: dict[str, Tensor], node: Callable[[Any, str], Node]
+    run: Run,
+    where: str,
+    start: int,
+    tensors: dict[str, Tensor],
+    node: Callable[[object, str], Node],
 ) -> Node:
     """A run that begins at item `start` of the log at `where`; `node` encodes what is no array."""
     span = f"{where}[{start}:{start + len(run)}]"
@@ -79,14 +84,14 @@ def _numbers(name: str, take: Callable[[str], Tensor]) -> Numbers:
     raise ValueError(f"{name} is {column.dtype}, expected one of {[*_NUMBERS.values()]}.")
 
 
-def _repeated(choices: tuple[Any, ...], which: Tensor) -> Repeated:
+def _repeated(choices: tuple[object, ...], which: Tensor) -> Repeated:
     most = int(which.max()) if len(which) else 0
     if len(choices) != 1 or most:
         raise ValueError(f"a log says {most} where there are {len(choices)} values.")
     return Repeated(choices[0], len(which))
 
 
-def _trees(template: Any, columns: list[Numbers]) -> Trees:
+def _trees(template: Tree, columns: list[Numbers]) -> Trees:
     places, structure = optree.tree_flatten(template)
     if places != [*range(len(columns))] or len({len(column) for column in columns}) != 1:
         raise ValueError("the columns of a log of trees do not fit together.")

@@ -5,11 +5,11 @@ import re
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from functional_sgd.sharded import any_distributed, distributed
+from functional_sgd.tree import Tree
 from loop.disk.atomic import aside, discard, find, locked, put, scratch, sync
 from loop.disk.files import CPU, FILES, REST, home, pack, shaped, write
 from loop.disk.files import DamagedStateError as DamagedStateError
@@ -69,12 +69,13 @@ def load(path: str | Path, like: State | None = None) -> State:
     Raises DamagedStateError, which says what is damaged; StateFileError for another version, class
     or model; and FileNotFoundError if there is nothing at `path`.
     """
+    device = CPU if like is None else home(like)
     while True:
         place = find(Path(path))
         before = _identity(place)
         try:
             with undisturbed():  # or what is raised by chance is taken for damage
-                state = read(place, CPU if like is None else home(like), _targets(like))
+                state = read(place, device, _targets(like))
         except DamagedStateError:
             # The same files before and after: they are damaged. Others by now: somebody has
             # replaced them while they were read.
@@ -118,6 +119,7 @@ def put_newest(new: Path, folder: Path, train_iter: int, finite: bool, keep: int
     old.
     """
     mark = "" if finite else _NOT_FINITE
+    # Or two processes could take the same number.
     with locked(folder):
         number = max(map(_number, checkpoints(folder)), default=0) + 1
         path = folder / f"{number:06d}-train_iter-{train_iter:08d}{mark}"
@@ -181,10 +183,8 @@ def checkpoints(folder: str | Path) -> list[Path]:
     """The checkpoints in a folder, oldest first; none if there is no such folder."""
     folder = Path(folder)
     paths = folder.iterdir() if folder.is_dir() else ()
-    return sorted(
-        (path for path in paths if _CHECKPOINT.fullmatch(path.name) and not _is_other(path)),
-        key=_number,
-    )
+    named = [path for path in paths if _CHECKPOINT.fullmatch(path.name)]
+    return sorted((path for path in named if not _is_other(path)), key=_number)
 
 
 def is_checkpoint(path: str | Path) -> bool:
@@ -217,8 +217,10 @@ def _number(path: Path) -> int:
 def _check_place(path: Path, overwrite: bool) -> None:
     # A save that was killed between its renames has left the old state aside.
     for place in (path, aside(path)):
-        if place.is_dir() and overwrite and {entry.name for entry in place.iterdir()} <= FILES:
-            continue
+        if place.is_dir() and overwrite:
+            names = {entry.name for entry in place.iterdir()}
+            if names <= FILES:
+                continue
         if not place.exists():
             continue
         if overwrite:
@@ -245,22 +247,22 @@ def _fitted(state: State, like: State, place: Path) -> State:
     """The state with what was learned on the devices of `like`. Raises StateFileError if it is
     built otherwise; buffers may have other shapes, for some grow while a model is at work.
     """
-    groups = {
-        name: (getattr(state, name), getattr(like, name))
-        for name in ("params", "buffers", "opt_state")
-    }
+    fitted: dict[str, Tree] = {}
     try:
-        return state.replace(**{name: _built_like(*trees, name) for name, trees in groups.items()})
+        for name in ("params", "buffers", "opt_state"):
+            fitted[name] = _built_like(getattr(state, name), getattr(like, name), name)
     except ValueError as error:
         raise StateFileError(
             f"load: {place} is of another model or optimizer: {error}. Load it with the learner it "
             f"was saved with."
         ) from None
+    return state.replace(**fitted)
 
 
-def _built_like(found: Any, expected: Any, where: str) -> Any:
+def _built_like(found: Tree, expected: Tree, where: str) -> Tree:
     """The same tree on other devices. Raises ValueError, saying where, for another tree."""
-    if isinstance(found, Tensor) and isinstance(expected, Tensor) and where.startswith("buffers["):
+    both_tensors = isinstance(found, Tensor) and isinstance(expected, Tensor)
+    if both_tensors and where.startswith("buffers["):
         expected = expected.new_empty(found.shape)
     if _built(found) != _built(expected):
         raise ValueError(f"expected {where} to be {_built(expected)}, got {_built(found)}")
@@ -268,19 +270,20 @@ def _built_like(found: Any, expected: Any, where: str) -> Any:
         return found if distributed(found) else found.to(expected.device)
     if isinstance(found, Mapping):
         for key in [*expected, *found]:
-            if key not in found or key not in expected:
-                raise ValueError(
-                    f"{where}[{key!r}] is {'missing' if key in expected else 'not expected'}"
-                )
-        return {
-            key: _built_like(part, expected[key], f"{where}[{key!r}]")
-            for key, part in found.items()
-        }
+            if key not in found:
+                raise ValueError(f"{where}[{key!r}] is missing")
+            if key not in expected:
+                raise ValueError(f"{where}[{key!r}] is not expected")
+        built: dict[str | int, Tree] = {}
+        for key, part in found.items():
+            built[key] = _built_like(part, expected[key], f"{where}[{key!r}]")
+        return built
     if isinstance(found, (list, tuple)):
-        pairs = enumerate(zip(found, expected, strict=True))
-        return type(found)(
-            _built_like(part, other, f"{where}[{index}]") for index, (part, other) in pairs
-        )
+        parts: list[Tree] = []
+        for index, (part, other) in enumerate(zip(found, expected, strict=True)):
+            place = f"{where}[{index}]"
+            parts.append(_built_like(part, other, place))
+        return type(found)(parts)
     return found
 
 
@@ -298,7 +301,7 @@ def _targets(like: State | None) -> Targets:
     return Targets(like, pack(like.at_rest())[1])
 
 
-def _built(value: Any) -> str:
+def _built(value: object) -> str:
     """A leaf or the outermost container in words: float32[4, 2], dict, tuple of 3."""
     if isinstance(value, Tensor):
         return shaped(value.dtype, value.shape)

@@ -3,7 +3,7 @@ correlation.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -94,9 +94,11 @@ class CohenKappa(OfMatrix):
         expected = torch.outer(matrix.sum(dim=1), matrix.sum(dim=0)) / matrix.sum()
         index = torch.arange(len(matrix), device=matrix.device)
         distance = (index[:, None] - index).abs()
-        weights = {None: distance > 0, "linear": distance, "quadratic": distance.square()}[
-            self.weights
-        ]
+        weights = distance > 0
+        if self.weights == "linear":
+            weights = distance
+        elif self.weights == "quadratic":
+            weights = distance.square()
         return 1 - (weights * matrix).sum() / (weights * expected).sum()
 
 
@@ -123,18 +125,24 @@ class Matthews(OfMatrix):
         return divided(both, ((total**2 - wanted @ wanted) * (total**2 - given @ given)).sqrt())
 
 
+class Decided(NamedTuple):
+    """What was decided of every sample."""
+
+    given: Tensor  # the class of the prediction
+    wanted: Tensor  # that of the target; 0 where the sample does not count
+    kept: Tensor  # whether it counts
+
+
 def decided(
     what: str, pred: Tensor, target: Tensor, axis: int, ignore_index: int | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(class given, class wanted, whether it counts) of every sample; the classes of those that do
-    not count are 0.
-    """
+) -> Decided:
+    """The classes of every sample. Raises ValueError for predictions of another shape."""
     given, wanted = flat(what, pred.argmax(dim=axis), target.long())
     if ignore_index is None:
-        return given, wanted, torch.ones_like(wanted, dtype=torch.bool)
+        return Decided(given, wanted, torch.ones_like(wanted, dtype=torch.bool))
     kept = wanted != ignore_index
     # Class 0 stands in for -100, say, which is no index. It is added with weight 0.
-    return given, torch.where(kept, wanted, 0), kept
+    return Decided(given, torch.where(kept, wanted, 0), kept)
 
 
 def how_often(values: Tensor, kept: Tensor, size: int) -> Tensor:

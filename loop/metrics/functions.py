@@ -74,7 +74,8 @@ def accuracy_multi(
 
     def measure(pred: Tensor, target: Tensor) -> Tensor:
         pred, target = flat("accuracy_multi", pred, target)
-        return ((pred.sigmoid() if sigmoid else pred).gt(threshold) == target.bool()).float().mean()
+        scores = pred.sigmoid() if sigmoid else pred
+        return (scores.gt(threshold) == target.bool()).float().mean()
 
     measure.__name__ = "accuracy_multi"
     return measure

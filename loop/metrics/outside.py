@@ -10,8 +10,9 @@ import optree
 import torch
 from torch import Tensor
 
+from functional_sgd.tree import Tree
 from loop.callback import snake_case
-from loop.metrics.tally import Accumulator, Mergeable
+from loop.metrics.tally import Accumulator, Mergeable, Metric
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,8 @@ class TorchMetric:
 
     def __post_init__(self) -> None:
         made = self.make()
-        missing = [
-            part for part in ("update", "compute", "metric_state") if not hasattr(made, part)
-        ]
+        needed = ("update", "compute", "metric_state")
+        missing = [part for part in needed if not hasattr(made, part)]
         if missing or isinstance(made, type):
             raise TypeError(
                 f"TorchMetric: make must return a metric of torchmetrics, got {made!r}, without "
@@ -98,7 +98,7 @@ class TorchMetric:
         metric = deepcopy(self.__dict__["_fresh"])
         state = accumulator.get("state", {})
         if device is None:
-            leaves: list[Any] = optree.tree_leaves(state)
+            leaves: list[object] = optree.tree_leaves(state)
             device = next((leaf.device for leaf in leaves if isinstance(leaf, Tensor)), None)
         if device is not None and hasattr(metric, "to"):
             metric = metric.to(device)
@@ -110,7 +110,7 @@ class TorchMetric:
         return metric
 
 
-def as_mergeables(metric: Any) -> list[Any]:
+def as_mergeables(metric: Any) -> list[Metric]:
     """A metric, in a list; one of torchmetrics, which would be changed, as a TorchMetric of a copy,
     and a collection of these as all of them, under the names that they have in it.
 
@@ -141,17 +141,23 @@ def _fresh_copy(metric: Any) -> Any:
     return made
 
 
-def _copied(state: Any, shared: Set[int] = frozenset()) -> Any:
+def _copied(state: Tree, shared: Set[int] = frozenset()) -> Tree:
     """The state with tensors of its own, but for those of these ids, and no graph."""
     if isinstance(state, Tensor):
         return state if id(state) in shared else state.detach().clone()
     if isinstance(state, dict):
         return {name: _copied(value, shared) for name, value in state.items()}
-    return [_copied(value, shared) for value in state] if isinstance(state, list) else state
+    if isinstance(state, list):
+        return [_copied(value, shared) for value in state]
+    return state
 
 
 def _pieces(accumulator: Accumulator) -> Set[int]:
     """The ids of what is in the lists of an accumulator."""
-    lists = [value for value in accumulator.get("state", {}).values() if isinstance(value, list)]
-    # By id, since == of tensors is elementwise. The accumulator keeps the pieces, and so the ids.
-    return {id(piece) for pieces in lists for piece in pieces}
+    found: set[int] = set()
+    for value in accumulator.get("state", {}).values():
+        if isinstance(value, list):
+            # By id, since == of tensors is elementwise. The accumulator keeps the pieces, and so
+            # the ids.
+            found.update(map(id, value))
+    return found

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from dataclasses import KW_ONLY, dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +12,14 @@ from loop.metrics.tally import Accumulator, Tally, flat, wide
 
 Average = Literal["binary", "macro", "micro", "weighted"]
 AVERAGES: tuple[str, ...] = ("binary", "macro", "micro", "weighted")
+
+
+class _Counts(NamedTuple):
+    """How often each class was rightly given, given, and wanted."""
+
+    right: Tensor
+    given: Tensor
+    wanted: Tensor
 
 
 @dataclass(frozen=True)
@@ -57,10 +65,13 @@ class Overlap(Tally):
 
     def count(self, pred: Tensor, target: Tensor) -> Accumulator:
         """tp, fp and fn of every class, as int64."""
-        right, given, wanted = (
-            self._by_class(pred, target) if self.threshold is None else self._by_entry(pred, target)
-        )
-        return {"tp": right, "fp": given - right, "fn": wanted - right}
+        by_class = self.threshold is None
+        found = self._by_class(pred, target) if by_class else self._by_entry(pred, target)
+        return {
+            "tp": found.right,
+            "fp": found.given - found.right,
+            "fn": found.wanted - found.right,
+        }
 
     def read(self, counted: Accumulator) -> Tensor:
         """The average."""
@@ -76,7 +87,7 @@ class Overlap(Tally):
         counts = torch.ones_like(tp) if self.threshold is not None else (tp + fp + fn > 0).to(tp)
         return divided((each * counts).sum(), counts.sum())
 
-    def _by_class(self, pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _by_class(self, pred: Tensor, target: Tensor) -> _Counts:
         classes = pred.shape[self.axis]
         if self.average == "binary" and classes != 2:
             raise ValueError(
@@ -88,13 +99,13 @@ class Overlap(Tally):
             type(self).__name__, pred, target, self.axis, self.ignore_index
         )
         right = kept & (given == wanted)
-        return (
-            how_often(wanted, right, classes),
-            how_often(given, kept, classes),
-            how_often(wanted, kept, classes),
+        return _Counts(
+            right=how_often(wanted, right, classes),
+            given=how_often(given, kept, classes),
+            wanted=how_often(wanted, kept, classes),
         )
 
-    def _by_entry(self, pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _by_entry(self, pred: Tensor, target: Tensor) -> _Counts:
         if self.average != "binary" and pred.dim() < 2:
             raise ValueError(
                 f"{type(self).__name__}: average={self.average!r} with a threshold needs samples "
@@ -106,17 +117,18 @@ class Overlap(Tally):
         if labels > 1:
             pred, target = pred.movedim(self.axis, -1), target.movedim(self.axis, -1)
         pred, target = flat(type(self).__name__, pred, target)
-        kept = (
-            torch.ones_like(target, dtype=torch.bool)
-            if self.ignore_index is None
-            else target != self.ignore_index
-        )
-        given = (pred.sigmoid() if self.sigmoid else pred).gt(self.threshold or 0.0) & kept
+        if self.ignore_index is None:
+            kept = torch.ones_like(target, dtype=torch.bool)
+        else:
+            kept = target != self.ignore_index
+        scores = pred.sigmoid() if self.sigmoid else pred
+        given = scores.gt(self.threshold or 0.0) & kept
         wanted = target.bool() & kept
-        right, given, wanted = (
-            part.reshape(-1, labels).sum(dim=0) for part in (given & wanted, given, wanted)
+        return _Counts(
+            right=(given & wanted).reshape(-1, labels).sum(dim=0),
+            given=given.reshape(-1, labels).sum(dim=0),
+            wanted=wanted.reshape(-1, labels).sum(dim=0),
         )
-        return right, given, wanted
 
 
 @dataclass(frozen=True)

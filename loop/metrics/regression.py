@@ -162,11 +162,9 @@ class Spearman(Tally):
     def read(self, counted: Accumulator) -> Tensor:
         """The correlation of the ranks."""
         pred, target = columns(counted)
-        return (
-            _correlation(moments(_ranks(pred), _ranks(target)))
-            if len(pred)
-            else torch.tensor(torch.nan)
-        )
+        if not len(pred):
+            return torch.tensor(torch.nan)
+        return _correlation(moments(_ranks(pred), _ranks(target)))
 
 
 @dataclass(frozen=True)

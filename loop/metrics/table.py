@@ -10,6 +10,7 @@ import optree
 import torch
 from torch import Tensor
 
+from functional_sgd.tree import Tree
 from loop.metrics.tally import Accumulator, Mergeable, Metric, metric_name, wide
 from loop.state import State
 
@@ -87,14 +88,15 @@ def means(sums: Sums, metrics: Sequence[Metric] = ()) -> dict[str, float]:
 
 def sample_count(state: State) -> int:
     """How many samples the batch has: the length of its first tensor, targets first."""
-    batch: Any = (state.yb, state.xb)
+    batch: Tree = (state.yb, state.xb)
     for leaf in optree.tree_leaves(batch):
         if isinstance(leaf, Tensor) and leaf.dim() > 0:
             return len(leaf)
     return 1
 
 
-def _weighted(before: tuple[Any, int] | None, value: Any, count: int) -> tuple[Any, int]:
+def _weighted(before: tuple[Any, int] | None, value: object, count: int) -> tuple[Any, int]:
+    """The sum and the number of samples, with the mean over `count` more counted in."""
     total, weight = before or (0.0, 0)
     if not count:  # its mean is nan
         return total, weight

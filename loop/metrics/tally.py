@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from functional_sgd.precision import HALVES, widest
+from functional_sgd.tree import Tree
 from loop.callback import snake_case
 
 Accumulator: TypeAlias = Mapping[str, Any]
@@ -29,7 +30,7 @@ class Mergeable(Protocol):
     def start(self) -> Accumulator:
         """The accumulator of no data."""
 
-    def add(self, accumulator: Accumulator, pred: Any, *targets: Any) -> Accumulator:
+    def add(self, accumulator: Accumulator, pred: Tree, *targets: Tree) -> Accumulator:
         """The accumulator with one more batch."""
 
     def merge(self, left: Accumulator, right: Accumulator) -> Accumulator:
@@ -43,7 +44,7 @@ Metric: TypeAlias = Callable[..., Tensor] | Mergeable
 """A function (pred, *targets) -> 0-d tensor, a mean over the batch's samples; or a Mergeable."""
 
 
-def metric_name(metric: Callable[..., Any] | Mergeable) -> str:
+def metric_name(metric: Callable[..., object] | Mergeable) -> str:
     """The column of a metric: its name, the function's, or the class's."""
     return str(getattr(metric, "name", None) or getattr(metric, "__name__", type(metric).__name__))
 
@@ -74,7 +75,7 @@ class Tally(ABC):
         return snake_case(type(self).__name__)
 
     @abstractmethod
-    def count(self, pred: Any, *targets: Any) -> Accumulator:
+    def count(self, pred: Tree, *targets: Tree) -> Accumulator:
         """What one batch adds; an empty dict if it has nothing to add."""
 
     @abstractmethod
@@ -91,7 +92,7 @@ class Tally(ABC):
         """
         return {}
 
-    def add(self, accumulator: Accumulator, pred: Any, *targets: Any) -> Accumulator:
+    def add(self, accumulator: Accumulator, pred: Tree, *targets: Tree) -> Accumulator:
         """The accumulator with one more batch."""
         with torch.no_grad():
             return self.merge(accumulator, self.count(pred, *targets))
@@ -104,7 +105,7 @@ class Tally(ABC):
         """The metric of the data counted; nan for none. Waits for the device."""
         return float(self.read(accumulator)) if accumulator else float("nan")
 
-    def __call__(self, pred: Any, *targets: Any) -> float:
+    def __call__(self, pred: Tree, *targets: Tree) -> float:
         """The value for one batch alone."""
         return self.value(self.add(self.start(), pred, *targets))
 
@@ -143,7 +144,7 @@ class Weighted(Tally):
         """The column: that of the function."""
         return metric_name(self.metric)
 
-    def count(self, pred: Any, *targets: Any) -> Accumulator:
+    def count(self, pred: Tree, *targets: Tree) -> Accumulator:
         """The weighted measure, and the weight."""
         measured = wide(torch.as_tensor(self.metric(pred, *targets)))
         weight = torch.as_tensor(
@@ -180,7 +181,7 @@ class Collected(Tally):
         """The column: that of the function."""
         return metric_name(self.function)
 
-    def count(self, pred: Any, *targets: Any) -> Accumulator:
+    def count(self, pred: Tree, *targets: Tree) -> Accumulator:
         """The batch itself."""
         return collect(pred, *targets)
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from functional_sgd.outputs import map_output
 from functional_sgd.sharded import local, placed
+from functional_sgd.tree import Tree
 from loop.callbacks.accumulation import SHARED, Weight
 from loop.callbacks.checkpoint import Checkpoint
 from loop.callbacks.recorder import RECORDER, Recorder, recorded
@@ -36,6 +37,7 @@ from loop.ranks.loss import (
     Flags,
     GlobalLoss,
     LateRecorder,
+    Share,
     is_awaited,
     part_of_mean,
     raised_in,
@@ -67,7 +69,7 @@ class Ranks:
     order: ClassVar[int] = -50
     traceable: ClassVar[tuple[str, ...]] = ("after_backward",)
 
-    def among(self, callbacks: Sequence[Any], compile: bool) -> list[Any]:
+    def among(self, callbacks: Sequence[object], compile: bool) -> list[object]:
         """The callbacks of this rank: only the first one reports."""
         every = [getattr(one, "name", "") for one in callbacks if getattr(one, "collects", False)]
         counts = any(getattr(one, "train_metrics", False) for one in callbacks)
@@ -78,15 +80,20 @@ class Ranks:
         knowing = _with(
             self, collecting=tuple(every), counts_training=counts, late=late, recorder=told
         )
-        here = [knowing if one is self else self._here(one, late, told) for one in callbacks]
-        return [one for one in here if one is not None]
+        here: list[object] = []
+        for one in callbacks:
+            own = knowing if one is self else self._here(one, late, told)
+            if own is not None:
+                here.append(own)
+        return here
 
-    def _here(self, callback: Any, late: bool, told: Recorder | None) -> Any:
-        """What a callback is on this rank."""
+    def _here(self, callback: object, late: bool, told: Recorder | None) -> object:
+        """What a callback is on this rank; None if it is left out."""
         if isinstance(callback, GlobalLoss):
             return _with(callback, late=late)
         if told is not None and callback is told:
-            return LateRecorder(**{one.name: getattr(told, one.name) for one in fields(told)})
+            settings = {field.name: getattr(told, field.name) for field in fields(told)}
+            return LateRecorder(**settings)
         if isinstance(callback, Checkpoint):
             return SharedCheckpoint(callback, self.group, self.everyone)
         if self.everyone.rank == 0:
@@ -126,8 +133,8 @@ class Ranks:
         # `position` is that of the next batch.
         samples = loader.length(state.position[1] - 1)
         if self.weight is None:
-            weight: Any = samples
-            share: Any = loader.length_of_part(samples) / samples if samples else 0.0
+            weight: int | Tensor = samples
+            share: Share = loader.length_of_part(samples) / samples if samples else 0.0
         else:
             own, device = self.weight(state), device_of(state)
             mine = torch.as_tensor(own, dtype=torch.float64, device=device)
@@ -145,13 +152,16 @@ class Ranks:
         """
         if state.grads is None:  # after_cancel_backward has come before
             return None
-        own = {
-            name: None if grad is None else placed(grad, state.params[name])
-            for name, grad in state.grads.items()
-            if name not in state.frozen and self.group.adds(state.params[name])
-        }
-        state = self._summed(state, own, state.loss if self.late else None)
-        return state if self.recorder is None else self.recorder.after_loss(state)
+        own: dict[str, Tensor | None] = {}
+        for name, grad in state.grads.items():
+            param = state.params[name]
+            if name not in state.frozen and self.group.adds(param):
+                own[name] = None if grad is None else placed(grad, param)
+        loss = state.loss if self.late else None
+        state = self._summed(state, own, loss)
+        if self.recorder is None:
+            return state
+        return self.recorder.after_loss(state)
 
     def after_cancel_backward(self, state: State) -> State:
         """Buffers, where there are no gradients."""
@@ -198,25 +208,8 @@ class Ranks:
 
         A gradient that is None on some ranks counts as zero there; None on all stays None.
         """
-        # Counters, such as num_batches_tracked, are alike on all ranks. So are frozen parameters,
-        # and a mean of equal numbers has other bits: shares are rounded.
-        params = state.resources[self.name]
-        buffers = {
-            name: value
-            for name, value in state.buffers.items()
-            if (value.is_floating_point() or value.is_complex()) and name not in params
-        }
-        whole = state.memory.get(SHARED)
-        # A batch that was cancelled before before_batch came here has no share yet.
-        share = 1 / self.group.size if whole is None else whole["share"]
-        own = _Bucket(
-            [] if loss is None else [part_of_mean(loss, share)],
-            [
-                torch.zeros_like(local(state.params[name])) if grad is None else local(grad)
-                for name, grad in grads.items()
-            ],
-            [part_of_mean(local(buffer), share) for buffer in buffers.values()],
-        )
+        buffers = self._averaged(state)
+        own = self._own(state, grads, buffers, loss)
         like = next(own.tensors(), None)
         if like is None:
             return state
@@ -229,31 +222,66 @@ class Ranks:
         # cannot look; but in it a gradient is None by the model, which all ranks have.
         if not all(there) and type(like) is Tensor:
             there = sums.present[0].tolist()
-        changes: dict[str, Any] = {}
+        changes: dict[str, object] = {}
         # What outlives the gradients is copied, since the sums are views of all of them.
         if loss is not None:
             changes["loss"] = sums.loss[0].to(loss.dtype, copy=True)
         if grads:
-            new = {
-                name: in_place(total, state.params[name]) if some else None
-                for name, some, total in zip(grads, there, sums.grads, strict=True)
-            }
-            changes["grads"] = {**(state.grads or {}), **new}
+            new = dict(state.grads or {})
+            for name, some, total in zip(grads, there, sums.grads, strict=True):
+                new[name] = in_place(total, state.params[name]) if some else None
+            changes["grads"] = new
         if buffers:
-            means = {
-                name: in_place(mean.to(buffers[name].dtype, copy=True), buffers[name])
-                for name, mean in zip(buffers, sums.buffers, strict=True)
-            }
-            changes["buffers"] = {**state.buffers, **means}
+            means = dict(state.buffers)
+            for name, mean in zip(buffers, sums.buffers, strict=True):
+                before = buffers[name]
+                means[name] = in_place(mean.to(before.dtype, copy=True), before)
+            changes["buffers"] = means
         if raised:
             changes["memory"] = {**state.memory, TOLD: sums.raised[0].clone()}
         return state.replace(**changes)
+
+    def _own(
+        self,
+        state: State,
+        grads: Mapping[str, Tensor | None],
+        buffers: Mapping[str, Tensor],
+        loss: Tensor | None,
+    ) -> "_Bucket":
+        """What this rank adds to the sums."""
+        whole = state.memory.get(SHARED)
+        # A batch that was cancelled before before_batch came here has no share yet.
+        share = 1 / self.group.size if whole is None else whole["share"]
+        own = _Bucket([], [], [])
+        if loss is not None:
+            own.loss.append(part_of_mean(loss, share))
+        for name, grad in grads.items():
+            if grad is None:
+                own.grads.append(torch.zeros_like(local(state.params[name])))
+            else:
+                own.grads.append(local(grad))
+        for buffer in buffers.values():
+            own.buffers.append(part_of_mean(local(buffer), share))
+        return own
+
+    def _averaged(self, state: State) -> dict[str, Tensor]:
+        """The buffers that become means over ranks."""
+        params = state.resources[self.name]
+        averaged: dict[str, Tensor] = {}
+        for name, value in state.buffers.items():
+            # Counters, such as num_batches_tracked, are alike on all ranks. So are frozen
+            # parameters, and a mean of equal numbers has other bits: shares are rounded.
+            counter = not (value.is_floating_point() or value.is_complex())
+            if not counter and name not in params:
+                averaged[name] = value
+        return averaged
 
     def _merged(self, state: State) -> State:
         """What the Recorder has counted, over all ranks."""
         record = recorded(state)
         if not record.sums:
             return state
+        # A metric that is not Mergeable has sums that are tuples.
         named: Mapping[str, Any] = metrics_by_name(learner_of(state).metrics)
         every = self.group.gathered(to_device(dict(record.sums), torch.device("cpu")))
         sums = dict(to_device(every[0], device_of(state)))
@@ -283,17 +311,18 @@ class _Bucket(NamedTuple):
 
     def over(self, group: Group) -> "_Bucket":
         """The sums over ranks, in one all-reduce for each dtype."""
-        each = iter(group.sums([*self.tensors()]))
-        return _Bucket(*([next(each) for _ in part] for part in self))
+        sums = iter(group.sums([*self.tensors()]))
+        parts = [list(itertools.islice(sums, len(part))) for part in self]
+        return _Bucket(*parts)
 
 
 @functools.lru_cache(maxsize=64)
-def _with(callback: Any, **changes: Any) -> Any:
+def _with(callback: Ranks | GlobalLoss, **changes: Any) -> Ranks | GlobalLoss:
     """The same object in every run, or a compiled batch would be compiled again."""
     return replace(callback, **changes)
 
 
-def _facts(state: State, data: Cuts) -> dict[str, Any]:
+def _facts(state: State, data: Cuts) -> dict[str, object]:
     """What must be equal on all ranks, in a few bytes."""
     loaders = [loader for loader in (data.train, data.valid) if loader is not None]
     return {
@@ -313,7 +342,7 @@ _TENSORS = "params, buffers or optimizer state (digest)"
 def _digest(state: State, group: Group) -> str:
     """Of all tensors of which the ranks of a group should have the same, whole or in pieces."""
     digest = hashlib.sha256()
-    trees: Any = (state.params, state.buffers, state.opt_state)
+    trees: Tree = (state.params, state.buffers, state.opt_state)
     for tensor in optree.tree_leaves(trees):
         if group.adds(tensor):
             own = local(tensor).detach().cpu().contiguous()
@@ -321,7 +350,7 @@ def _digest(state: State, group: Group) -> str:
     return digest.hexdigest()[:16]
 
 
-def _check_alike(every: Sequence[Mapping[str, Any]]) -> None:
+def _check_alike(every: Sequence[Mapping[str, object]]) -> None:
     """Raise ValueError unless all ranks have said the same."""
     for what in every[0]:
         values = [one[what] for one in every]

@@ -3,12 +3,12 @@ own.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from torch import Tensor
 
@@ -72,7 +72,8 @@ class SharedCheckpoint:
             if alike:
                 failures = self.everyone.gathered(failure)
                 # The rank that failed is raising its own error already.
-                _check([] if failure else failures)
+                if not failure:
+                    _check(failures)
 
     @contextmanager
     def _pieces(self) -> Iterator[Saver]:
@@ -104,7 +105,7 @@ class SharedCheckpoint:
         finally:
             saver.write(last=True)
 
-    def _others(self, tensor: Any) -> bool:
+    def _others(self, tensor: Tensor) -> bool:
         """Whether another rank, which has this piece too, writes it."""
         return self.group.rank > 0 and self.group.adds(tensor)
 
@@ -122,12 +123,27 @@ class SharedCheckpoint:
 _NOBODY: Any = None  # the state that Checkpoint.around_fit does not look at
 
 
+class _Begun(NamedTuple):
+    """What a rank says before it writes."""
+
+    scratch: str  # the directory that all write into, whose name only rank 0 knows
+    place: tuple[int, tuple[int, ...]]  # (train_iter, done)
+    failure: str
+
+
+class _Written(NamedTuple):
+    """What a rank says of what it has written."""
+
+    pieces: dict[str, Piece]
+    finite: bool
+
+
 def saving_together(
     state: State,
     folder: Path,
     keep: int,
     group: Group,
-    others: Callable[[Any], bool] = nobody,
+    others: Callable[[Tensor], bool] = nobody,
 ) -> Callable[[], None]:
     """`saving` for a state in pieces, on all ranks at once: each writes its pieces into one
     directory, which appears when all of them are in it.
@@ -143,7 +159,7 @@ def saving_together(
 
 def _save_together(
     state: State,
-    document: dict[str, Any],
+    document: dict[str, object],
     tensors: dict[str, Tensor],
     own: dict[str, Tensor],
     folder: Path,
@@ -158,37 +174,46 @@ def _save_together(
             return stack.enter_context(scratch(folder)) if group.rank == 0 else None
 
         new, error = attempted(open_scratch)
-        # Rank 0 alone knows the name of its scratch directory.
-        told = group.gathered((str(new), (state.train_iter, state.done), _said(error)))
-        _check([failure for *_, failure in told], error)
-        if any(at != told[0][1] for _, at, _ in told):
+        begun = group.gathered(_Begun(str(new), (state.train_iter, state.done), _said(error)))
+        _check([one.failure for one in begun], error)
+        places = [one.place for one in begun]
+        if any(place != places[0] for place in places):
             raise RuntimeError(
                 f"Checkpoint: the ranks are at different places in the run, so there is no state "
-                f"to write: (train_iter, done) are {[at for _, at, _ in told]}."
+                f"to write: (train_iter, done) are {places}."
             )
-        place = Path(told[0][0])
+        directory = Path(begun[0].scratch)
 
-        def write_own() -> tuple[dict[str, Piece], bool]:
-            found = write_pieces(place, group.rank, tensors, dict(as_stored(own)))
-            return found, bool(not_finite(params, state.buffers))
-
-        def write_rest() -> None:
-            if group.rank:
-                return
-            known: dict[str, list[Piece]] = {
-                n: [] for n, one in tensors.items() if distributed(one)
-            }
-            for (found, _), _ in every:
-                for name, piece in found.items():
-                    known[name].append(piece)
-            write(place, document, tensors, known)
-            finite = not any(bad for (_, bad), _ in every)
-            put_newest(place, folder, state.train_iter, finite, keep)
+        def write_own() -> _Written:
+            pieces = write_pieces(directory, group.rank, tensors, dict(as_stored(own)))
+            return _Written(pieces, finite=not not_finite(params, state.buffers))
 
         mine, error = attempted(write_own)
-        every = group.gathered((mine, _said(error)))
-        _check([failure for _, failure in every], error)
+        told = group.gathered((mine, _said(error)))
+        _check([failure for _, failure in told], error)
+        written = [one for one, _ in told if one is not None]
+
+        def write_rest() -> None:
+            if group.rank == 0:
+                write(directory, document, tensors, _by_tensor(tensors, written))
+                finite = all(one.finite for one in written)
+                put_newest(directory, folder, state.train_iter, finite, keep)
+
         on_all(group, write_rest)
+
+
+def _by_tensor(
+    tensors: Mapping[str, Tensor], written: Sequence[_Written]
+) -> dict[str, list[Piece]]:
+    """The pieces of all ranks; an empty list for a tensor in pieces of which nobody wrote any."""
+    pieces: dict[str, list[Piece]] = {}
+    for name, tensor in tensors.items():
+        if distributed(tensor):
+            pieces[name] = []
+    for one in written:
+        for name, piece in one.pieces.items():
+            pieces[name].append(piece)
+    return pieces
 
 
 def on_all(group: Group, work: Callable[..., Result], *args: Any) -> Result | None:

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import optree
 from torch import Tensor
 
+from functional_sgd.tree import Tree
 from loop.data.batches import WHOLE, Batches, DataLoaders, batch_slice
 from loop.data.loader import EpochLoader, EpochSampler
 from loop.data.prefetch import Prefetch
@@ -26,7 +27,7 @@ class Cut:
     [[2, 3, 4], [1]]
     """
 
-    def __init__(self, loader: Iterable[Any], which: int, parts: int) -> None:
+    def __init__(self, loader: Iterable[Tree], which: int, parts: int) -> None:
         _check_uncut(loader)
         self.whole: Any = loader
         self.which, self.parts = which, parts
@@ -47,7 +48,7 @@ class Cut:
         found = getattr(self.whole, name)
         return self._set_position if name == "set_position" else found
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Tree]:
         if not self.cuts:
             return iter(self.loader)
         # A position holds for one pass.
@@ -59,8 +60,8 @@ class Cut:
         """How many samples the whole batch has; of one that is cut when it is read, when it is."""
         if index in self.lengths:
             return self.lengths[index]
-        count, size = _sizes(self.whole)
-        return min(size, count - index * size)
+        sizes = _sizes(self.whole)
+        return min(sizes.batch, sizes.samples - index * sizes.batch)
 
     def length_of_part(self, length: int) -> int:
         """How many of so many samples are in this part."""
@@ -74,7 +75,7 @@ class Cut:
         self.skip = skip
         self.loader.set_position(seed, epoch, skip)
 
-    def _pieces(self, begin: int) -> Iterator[Any]:
+    def _pieces(self, begin: int) -> Iterator[Tree]:
         for index, batch in enumerate(self.loader, begin):
             length = _length(batch)
             self.lengths[index] = length
@@ -96,7 +97,7 @@ class Cuts(DataLoaders):
                 object.__setattr__(self, name, Cut(loader, self.which, self.parts))
 
 
-def _reading_part(loader: Any, which: int, parts: int) -> Any:
+def _reading_part(loader: object, which: int, parts: int) -> Iterable[Tree] | None:
     """A loader that reads no more than the part; None where there is no such."""
     if isinstance(loader, Batches):
         return replace(loader, part=(which, parts))
@@ -108,17 +109,24 @@ def _reading_part(loader: Any, which: int, parts: int) -> Any:
     return None
 
 
-def _sizes(loader: Any) -> tuple[int, int]:
-    """(how many samples, how many in a batch) of a loader that can read a part."""
+class _Sizes(NamedTuple):
+    """How much data a loader has, whole."""
+
+    samples: int  # in a pass
+    batch: int  # samples in a batch; the last may have fewer
+
+
+def _sizes(loader: Any) -> _Sizes:
+    """Those of a loader that can read a part."""
     if isinstance(loader, Prefetch):
         return _sizes(loader.loader)
     if isinstance(loader, Batches):
-        return len(loader.tensors[0]), loader.batch_size
+        return _Sizes(len(loader.tensors[0]), loader.batch_size)
     plan: EpochSampler = loader.plan
-    return plan.size, plan.batch_size
+    return _Sizes(plan.size, plan.batch_size)
 
 
-def _check_uncut(loader: Any) -> None:
+def _check_uncut(loader: object) -> None:
     sampler = getattr(loader, "sampler", None)
     if getattr(sampler, "num_replicas", 1) > 1:
         raise ValueError(
@@ -131,7 +139,7 @@ def _check_uncut(loader: Any) -> None:
         )
 
 
-def _length(batch: Any) -> int:
+def _length(batch: Tree) -> int:
     """How many samples a batch has: as many as its first tensor is long."""
     for leaf in optree.tree_leaves(_plain(batch)):
         if isinstance(leaf, Tensor) and leaf.dim() > 0:
@@ -142,24 +150,28 @@ def _length(batch: Any) -> int:
     )
 
 
-def _piece(batch: Any, place: slice, length: int) -> Any:
+def _piece(batch: Tree, place: slice, length: int) -> Tree:
     if isinstance(batch, Tensor):
-        return batch[place] if batch.dim() > 0 and len(batch) == length else batch
+        of_samples = batch.dim() > 0 and len(batch) == length
+        return batch[place] if of_samples else batch
     if isinstance(batch, Mapping):
         return {name: _part(one, place, length) for name, one in batch.items()}
     if isinstance(batch, (tuple, list)):
-        named = hasattr(batch, "_fields")
         pieces = [_part(one, place, length) for one in batch]
-        return type(batch)(*pieces) if named else type(batch)(pieces)
+        if hasattr(batch, "_fields"):  # a namedtuple, which takes its fields one by one
+            return type(batch)(*pieces)
+        return type(batch)(pieces)
     return batch
 
 
-def _part(one: Any, place: slice, length: int) -> Any:
+def _part(one: Tree, place: slice, length: int) -> Tree:
     """The piece of one entry of a batch."""
-    return one[place] if _is_of_samples(one, length) else _piece(one, place, length)
+    if _is_of_samples(one, length):
+        return one[place]
+    return _piece(one, place, length)
 
 
-def _is_of_samples(part: Any, length: int) -> bool:
+def _is_of_samples(part: Tree, length: int) -> bool:
     """Whether this is a list or tuple with an entry for each sample."""
     if not isinstance(part, (list, tuple)) or len(part) != length or hasattr(part, "_fields"):
         return False
@@ -169,6 +181,6 @@ def _is_of_samples(part: Any, length: int) -> bool:
     return not any(isinstance(leaf, Tensor) for leaf in leaves)
 
 
-def _plain(batch: Any) -> Any:
+def _plain(batch: Tree) -> Tree:
     """Mappings of other classes, such as Hugging Face's, as dicts."""
     return dict(batch) if isinstance(batch, Mapping) else batch

@@ -1,11 +1,11 @@
 """Modules that put their parameters together when they run, and drop them afterwards (FSDP)."""
 
 import copy
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from functional_sgd.sharded import distributed
@@ -42,6 +42,21 @@ def gathering(model: nn.Module, blocks: Iterable[str] = (), again: bool = True) 
     return model
 
 
+class _Place(NamedTuple):
+    """Where a param in pieces belongs."""
+
+    layer: nn.Module
+    name: str
+    piece: Tensor
+
+
+def _places(layers: Iterable[nn.Module]) -> Iterator[_Place]:
+    for layer in layers:
+        for name, value in layer._parameters.items():
+            if value is not None and distributed(value):
+                yield _Place(layer, name, value)
+
+
 class _Gathered:
     """The forward pass of a block, with whole params in place while it runs."""
 
@@ -50,27 +65,23 @@ class _Gathered:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # In every call, since a run puts other tensors in place for every batch.
-        places = [
-            (layer, name, value)
-            for layer in self.layers
-            for name, value in layer._parameters.items()
-            if distributed(value)
-        ]
-        pieces = list({id(value): value for _, _, value in places}.values())  # tied ones once
+        places = list(_places(self.layers))
+        tied_once = {id(place.piece): place.piece for place in places}
+        pieces = list(tied_once.values())
         if not pieces:
             return self.forward(*args, **kwargs)
 
         def run(*inputs: Any) -> Any:
             whole: dict[int, Any] = {id(piece): gathered(piece) for piece in inputs[: len(pieces)]}
             # Within a recomputation, other tensors may be in place than in the first pass.
-            before = [layer._parameters[name] for layer, name, _ in places]
+            before = [place.layer._parameters[place.name] for place in places]
             try:
-                for layer, name, value in places:
-                    layer._parameters[name] = whole[id(value)]
+                for place in places:
+                    place.layer._parameters[place.name] = whole[id(place.piece)]
                 return self.forward(*inputs[len(pieces) :], **kwargs)
             finally:
-                for (layer, name, _), value in zip(places, before, strict=True):
-                    layer._parameters[name] = value
+                for place, value in zip(places, before, strict=True):
+                    place.layer._parameters[place.name] = value
 
         if self.again and torch.is_grad_enabled():
             return checkpoint(run, *pieces, *args, use_reentrant=False)

@@ -2,13 +2,15 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from functional_sgd.sharded import distributed
 from loop.layout import processes
+
+Said = TypeVar("Said")
 
 
 @dataclass(frozen=True, repr=False)
@@ -45,8 +47,8 @@ class Group:
             places.setdefault(tensor.dtype, []).append(place)
         for chosen in places.values():
             flat = torch.cat([tensors[place].reshape(-1) for place in chosen])
-            total: Any = self._sum(flat)
-            pieces = total.split([tensors[place].numel() for place in chosen])
+            sizes = [tensors[place].numel() for place in chosen]
+            pieces: Sequence[Tensor] = self._sum(flat).split(sizes)  # type: ignore[no-untyped-call]
             for place, piece in zip(chosen, pieces, strict=True):
                 found[place] = piece.view(tensors[place].shape)
         return found
@@ -65,7 +67,7 @@ class Group:
         waited: Tensor = collectives.wait_tensor(total)  # type: ignore[no-untyped-call]
         return waited
 
-    def gathered(self, value: Any) -> list[Any]:
+    def gathered(self, value: Said) -> list[Said]:
         """What every rank has given, in their order; tensors come on the CPU."""
         import torch.distributed as dist
 
@@ -84,7 +86,7 @@ class Group:
         handle = dist.new_group(ranks, backend="gloo", use_local_synchronization=True)
         return Group(handle, self.rank, self.size)
 
-    def __deepcopy__(self, known: dict[int, Any]) -> "Group":
+    def __deepcopy__(self, known: dict[int, object]) -> "Group":
         return self  # a copy of a model talks to the same processes
 
     def __repr__(self) -> str:
@@ -129,9 +131,11 @@ def group_of(who: str, mesh: Any) -> Group:
     dimensions = getattr(mesh, "ndim", 1)
     if dimensions != 1:
         names = getattr(mesh, "mesh_dim_names", None) or ()
+        called = f", {names}" if names else ""
+        example = names[0] if names else "data"
         raise ValueError(
-            f"{who}: the mesh has {dimensions} dimensions{f', {names}' if names else ''}; expected "
-            f"the one over which batches are cut. Pass it alone: mesh[{(*names, 'data')[0]!r}]."
+            f"{who}: the mesh has {dimensions} dimensions{called}; expected the one over which "
+            f"batches are cut. Pass it alone: mesh[{example!r}]."
         )
     handle = mesh.get_group() if hasattr(mesh, "get_group") else mesh or dist.group.WORLD
     return Group(handle, dist.get_rank(handle), dist.get_world_size(handle))

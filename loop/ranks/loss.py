@@ -8,7 +8,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
@@ -22,6 +22,11 @@ from loop.ranks.group import Group
 from loop.run.interrupt import Agreement
 from loop.run.stages import device_of
 from loop.state import State
+
+Share: TypeAlias = float | Tensor
+"""How much of the whole batch a rank has; a 0-d tensor, in float64, where that depends on the
+batch.
+"""
 
 
 @dataclass(frozen=True)
@@ -108,16 +113,20 @@ class LateRecorder(Recorder):
         return super().__repr__().replace(type(self).__name__, Recorder.__name__)
 
 
-def sums_first(callbacks: Sequence[Any], summing: Any) -> bool:
+def sums_first(callbacks: Sequence[object], summing: object) -> bool:
     """Whether nobody handles after_backward before `summing`, so that a compiled batch goes on to
     it: then the loss that it shows is that of all ranks.
     """
     ordered = in_order(callbacks)
-    before = ordered[: next(at for at, one in enumerate(ordered) if one is summing)]
-    return not any(callable(getattr(one, "after_backward", None)) for one in before)
+    for callback in ordered:
+        if callback is summing:
+            return True
+        if callable(getattr(callback, "after_backward", None)):
+            return False
+    raise AssertionError("summing is one of the callbacks")
 
 
-def is_awaited(callbacks: Sequence[Any], summing: Any) -> bool:
+def is_awaited(callbacks: Sequence[object], summing: object) -> bool:
     """Whether somebody may look at the loss of a training batch before `summing`, one of the
     callbacks, has added up the gradients of all ranks.
     """
@@ -169,8 +178,10 @@ class Flags(Agreement):
         """End the run, if any rank has sent a signal."""
         sent, self.sent = self.sent, None
         if sent is not None and self.number is None:
-            counts = zip(_SIGNALS, sent.tolist(), strict=True)
-            self.number = next((number for number, count in counts if count), None)
+            for number, count in zip(_SIGNALS, sent.tolist(), strict=True):
+                if count:
+                    self.number = number
+                    return
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -193,9 +204,10 @@ def raised_in(state: State, like: Tensor) -> list[Tensor]:
     return [torch.tensor(flags.raised(), dtype=like.dtype, device=like.device)]
 
 
-def part_of_mean(value: Tensor, share: Any) -> Tensor:
+def part_of_mean(value: Tensor, share: Share) -> Tensor:
     """This rank's part of a mean over ranks, such as the loss of a batch, at least in float32."""
-    return scaled(value.detach().to(torch.promote_types(value.dtype, torch.float32)), share)
+    wide = torch.promote_types(value.dtype, torch.float32)
+    return scaled(value.detach().to(wide), share)
 
 
 class _WithValue(torch.autograd.Function):
@@ -224,7 +236,7 @@ def with_value(tensor: Tensor, value: Tensor) -> Tensor:
     return result
 
 
-def scaled(value: Tensor, share: Any) -> Tensor:
+def scaled(value: Tensor, share: Share) -> Tensor:
     """A rank's part of a mean over ranks; zero if it has no share, whatever its value is."""
     # The mean over an empty part is NaN, and 0 * NaN is NaN.
     if isinstance(share, Tensor):

@@ -59,10 +59,11 @@ def parallel(learner: Learner, mesh: Any = None, weight: str | Weight = "samples
             f"parallel: {learner.opt!r} takes {why}, which would be of this rank's part of the "
             f"batch. Use an optimizer that takes one gradient."
         )
-    count = weight_called("parallel", weight)
-    known = weight == "samples"  # by every rank, of the batches of all
+    counted: Weight | None = weight_called("parallel", weight)
+    if weight == "samples":
+        counted = None  # every rank knows how many samples the batches of all have
     all_of_us = everyone("parallel", group, learner.model.parameters())
-    ranks = Ranks(group, all_of_us, None if known else count)
+    ranks = Ranks(group, all_of_us, counted)
     ours = (ranks, GlobalLoss(group, all_of_us), LocalShare())
     return replace(
         learner,

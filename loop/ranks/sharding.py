@@ -7,6 +7,7 @@ from torch import Tensor
 
 from functional_sgd.sharded import distributed, full
 from functional_sgd.state import seeded
+from functional_sgd.tree import Tree
 from loop.layout import cut_like, in_rows
 from loop.learner import Learner
 from loop.remembered import with_tensors
@@ -39,13 +40,14 @@ def shard(learner: Learner, state: State, mesh: Any) -> State:
     """
     params = {name: in_rows(value, mesh) for name, value in state.params.items()}
     # A fresh state of these params tells which slots are cut, and how.
-    template: Any = seeded(learner.opt.init(params), state.seed)
-    slots: Any = state.opt_state
+    template: Tree = seeded(learner.opt.init(params), state.seed)
+    slots: Tree = state.opt_state
     opt_state = optree.tree_map(_like, template, slots)
 
     def cut(tensor: Tensor, name: Any) -> Tensor:
-        of_param = name in params and tensor.shape == params[name].shape
-        return _like(params[name], tensor) if of_param else tensor
+        if name in params and tensor.shape == params[name].shape:
+            tensor = _like(params[name], tensor)
+        return tensor
 
     memory = {who: with_tensors(value, cut) for who, value in state.memory.items()}
     return state.replace(params=params, opt_state=opt_state, memory=memory)
@@ -56,12 +58,12 @@ def unshard(state: State) -> State:
 
     For `learner.load`, `save`, or a run on one process.
     """
-    trees: Any = (dict(state.params), dict(state.opt_state))
+    trees: Tree = (dict(state.params), dict(state.opt_state))
     params, opt_state = optree.tree_map(full, trees)
-    memory = {
-        who: with_tensors(value, lambda tensor, _: full(tensor))
-        for who, value in state.memory.items()
-    }
+
+    memory: dict[str, Any] = {}
+    for who, value in state.memory.items():
+        memory[who] = with_tensors(value, lambda tensor, name: full(tensor))
     return state.replace(params=params, opt_state=opt_state, memory=memory)
 
 

@@ -33,7 +33,7 @@ def fine_tune(
     div: float = 5.0,
     head: str | None = None,
     train_norms: bool = True,
-    callbacks: Sequence[Any] = (),
+    callbacks: Sequence[object] = (),
     resume: bool | str | Path = False,
     steps: int | None = None,
     frozen_steps: int | None = None,
@@ -72,18 +72,23 @@ def fine_tune(
     length_asked(learner.data.train, epochs, steps, options.get("steps_per_epoch"))
     groups = with_head(_params(learner, state), head)
     norms = norm_names(learner.model) if train_norms else ()
-    frozen = [name for group in groups[:-1] for name in group if name not in norms]
+    frozen: list[str] = []
+    for group in groups[:-1]:
+        frozen += [name for name in group if name not in norms]
     whole = spread(state.params, lr / 2 / lr_mult, lr / 2, groups)
     state, resume = _resumed(state, resume)
     # A half that is resumed keeps its optimizer state; one that begins gets a fresh one.
     if state.memory.get(MEMORY) != "all":
-        state = state if resume else _afresh(learner, state, "head")
-        rates = {name: lr if name in groups[-1] else lr / 10 for name in state.params}
+        if not resume:
+            state = _afresh(learner, state, "head")
+        rates = dict.fromkeys(state.params, lr / 10) | dict.fromkeys(groups[-1], lr)
         first = [Freeze(exactly(frozen)), *callbacks] if frozen else callbacks
+        # fit takes epochs or steps, not both.
+        first_epochs = frozen_epochs if frozen_steps is None else None
         state = fit_one_cycle(
             learner,
             state,
-            frozen_epochs if frozen_steps is None else None,
+            first_epochs,
             rates,
             pct_start=0.99,
             callbacks=first,
@@ -94,7 +99,8 @@ def fine_tune(
         if state.stopped:
             return state
         resume = False
-    state = state if resume else _afresh(learner, state, "all")
+    if not resume:
+        state = _afresh(learner, state, "all")
     state = fit_one_cycle(
         learner,
         state,
@@ -119,9 +125,16 @@ def with_head(params: Mapping[str, Tensor], head: str | None = None) -> Groups:
     >>> with_head(dict.fromkeys(["head.weight", "body.weight", "body.bias"], 0), "head.*")
     [['body.weight', 'body.bias'], ['head.weight']]
     """
-    chosen = matching("fine_tune", params, () if head is None else (head,))
-    rest = [[name for name in group if name not in chosen] for group in layer_groups(params)]
-    groups = [group for group in [*rest, [name for name in params if name in chosen]] if group]
+    patterns = () if head is None else (head,)
+    chosen = matching("fine_tune", params, patterns)
+    groups: list[list[str]] = []
+    for group in layer_groups(params):
+        rest = [name for name in group if name not in chosen]
+        if rest:
+            groups.append(rest)
+    last = [name for name in params if name in chosen]
+    if last:
+        groups.append(last)
     if len(groups) < 2:
         raise ValueError(
             f"fine_tune: nothing is left to freeze: all parameters are in the head, "
@@ -137,19 +150,15 @@ def norm_names(model: nn.Module) -> set[str]:
     >>> sorted(norm_names(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))))
     ['1.bias', '1.weight']
     """
-    prefixes = tuple(
-        f"{path}." for path, layer in model.named_modules() if isinstance(layer, _NORMS) and path
-    )
+    paths = [path for path, layer in model.named_modules() if isinstance(layer, _NORMS)]
+    prefixes = tuple(f"{path}." for path in paths if path)
     return {name for name, _ in model.named_parameters() if name.startswith(prefixes)}
 
 
 def _params(learner: Learner, state: State) -> dict[str, Tensor]:
     """The state's params in the order of the model."""
-    return {
-        name: state.params[name]
-        for name, _ in learner.model.named_parameters()
-        if name in state.params
-    }
+    names = [name for name, _ in learner.model.named_parameters()]
+    return {name: state.params[name] for name in names if name in state.params}
 
 
 def _resumed(state: State, resume: bool | str | Path) -> tuple[State, bool]:

@@ -16,6 +16,7 @@ from functional_sgd.outputs import map_output
 from functional_sgd.ranges import check_number
 from functional_sgd.schedules import one_cycle, three_cosines
 from functional_sgd.sharded import any_distributed, distributed
+from functional_sgd.tree import Tree
 from loop.callback import taking_part
 from loop.callbacks import ParamScheduler, Recorder
 from loop.callbacks.recorder import RECORDER, recorded
@@ -42,14 +43,14 @@ def fit(
     learner: Learner,
     state: State,
     epochs: int | None = None,
-    callbacks: Sequence[Any] = (),
+    callbacks: Sequence[object] = (),
     resume: bool | str | Path = False,
     compile: bool = False,
     stop: Literal["raise", "return"] = "raise",
     donate: Donate = False,
     steps: int | None = None,
     steps_per_epoch: int | None = None,
-    **hyper: Any,
+    **hyper: Tree,
 ) -> State:
     """Train for some epochs, or steps: state -> state. The state given is not touched and can be
     used again, unless you `donate` it.
@@ -126,13 +127,13 @@ def trace(
     learner: Learner,
     state: State,
     epochs: int | None = None,
-    callbacks: Sequence[Any] = (),
+    callbacks: Sequence[object] = (),
     resume: bool | str | Path = False,
     compile: bool = False,
     donate: Donate = False,
     steps: int | None = None,
     steps_per_epoch: int | None = None,
-    **hyper: Any,
+    **hyper: Tree,
 ) -> Steps:
     """`fit`, one transition at a time: yields (event, state) after every event; the last state is
     its return value. One epoch, if nothing says how long.
@@ -153,11 +154,12 @@ def trace(
     return _named(begin(learner, state, length, callbacks, hyper, resume, compile, donate).steps())
 
 
-def check_hypers(learner: Learner, hyper: Mapping[str, Any]) -> None:
+def check_hypers(learner: Learner, hyper: Mapping[str, Tree]) -> None:
     """Raise ValueError for a keyword that is neither a hyper nor an argument of `fit`."""
     known = hyper_names(learner)
     for name in hyper:
         if name not in known:
+            # A hyper of nearly this name is more likely than an argument.
             hint = "" if meant(name, known) else meant(name, _COUNTED)
             raise ValueError(
                 f"fit: the optimizer reads no {name!r}. {hint}{did_you_mean(name, known)}"
@@ -168,8 +170,8 @@ def begin(
     learner: Learner,
     state: State,
     length: Length,
-    callbacks: Sequence[Any],
-    hyper: Mapping[str, Any],
+    callbacks: Sequence[object],
+    hyper: Mapping[str, Tree],
     resume: bool | str | Path = False,
     compile: bool = False,
     donate: Donate = False,
@@ -179,16 +181,7 @@ def begin(
     _check_cut(learner, state)
     everyone = with_recorder([*learner.callbacks, *callbacks], compile)
     now = begun_with(learner, state, everyone, hyper, compile)
-    work = stages.Work()
-    if compile:
-        check_compilable(everyone)
-        check_optimizer_compilable(learner)
-        if any_distributed(state.params.values()):
-            raise ValueError(
-                "fit(compile=True): the params are DTensors, which a compiled batch does not take. "
-                "Fit without compile=True."
-            )
-        work = CompiledWork()
+    work = _compiled(learner, state, everyone) if compile else stages.Work()
     work.spend_grads = donate == "grads"
     stopped = to_go_on_from(resume, state, length, hyper, now, everyone)
     # The hypers of this command were set when the run began; schedules may have moved them since.
@@ -203,6 +196,18 @@ def begin(
     return Run(learner, _owned(start, donate), callbacks=everyone, work=work)
 
 
+def _compiled(learner: Learner, state: State, callbacks: Sequence[object]) -> CompiledWork:
+    """The work of compiled batches. Raises an error for what cannot be in one."""
+    check_compilable(callbacks)
+    check_optimizer_compilable(learner)
+    if any_distributed(state.params.values()):
+        raise ValueError(
+            "fit(compile=True): the params are DTensors, which a compiled batch does not take. "
+            "Fit without compile=True."
+        )
+    return CompiledWork()
+
+
 def _check_cut(learner: Learner, state: State) -> None:
     """Raise ValueError for params in pieces without batches in as many.
 
@@ -212,7 +217,8 @@ def _check_cut(learner: Learner, state: State) -> None:
     cut = [value for value in state.params.values() if distributed(value)]
     if not cut or any_distributed(learner.model.parameters()):  # torch has cut the layers too
         return
-    pieces, parts = max(len(processes(value)) for value in cut), getattr(learner.data, "parts", 1)
+    pieces = max(len(processes(value)) for value in cut)
+    parts = getattr(learner.data, "parts", 1)
     if pieces not in (1, parts):
         raise ValueError(
             f"fit: the params are cut over {pieces} processes, and batches over {parts}. Fit "
@@ -231,12 +237,12 @@ def fit_one_cycle(
     learner: Learner,
     state: State,
     epochs: int | None = None,
-    lr: Any = None,
+    lr: Tree = None,
     moms: tuple[float, float, float] | None = (0.95, 0.85, 0.95),
     div: float = 25.0,
     div_final: float = 1e5,
     pct_start: float = 0.25,
-    callbacks: Sequence[Any] = (),
+    callbacks: Sequence[object] = (),
     **options: Any,
 ) -> State:
     """Train while lr rises to its maximum and falls again, and momentum does the opposite.
@@ -256,7 +262,7 @@ def fit_one_cycle(
     [0.004, 0.1, 0.075, 0.025]
     """
     top = highest_lr("fit_one_cycle", learner, state, lr)
-    schedules: dict[str, Any] = {
+    schedules: dict[str, Tree] = {
         "lr": optree.tree_map(lambda top: one_cycle(float(top), div, div_final, pct_start), top)
     }
     if moms is not None and "mom" in learner.opt.hyper:
@@ -264,7 +270,7 @@ def fit_one_cycle(
     return fit(learner, state, epochs, [*callbacks, ParamScheduler(schedules)], **options)
 
 
-def highest_lr(who: str, learner: Learner, state: State, lr: Any) -> Any:
+def highest_lr(who: str, learner: Learner, state: State, lr: Tree) -> Tree:
     """The lr itself, or that of the state before any schedule. Raises ValueError, on behalf of
     `who`, if it has none.
     """
@@ -281,7 +287,9 @@ def highest_lr(who: str, learner: Learner, state: State, lr: Any) -> Any:
     return own
 
 
-def validate(learner: Learner, state: State, data: Iterable[Any] | None = None) -> dict[str, float]:
+def validate(
+    learner: Learner, state: State, data: Iterable[Tree] | None = None
+) -> dict[str, float]:
     """The loss and metrics on the validation data (or on other data): {"valid_loss": ..., metric:
     ...}.
 
@@ -293,7 +301,7 @@ def validate(learner: Learner, state: State, data: Iterable[Any] | None = None) 
     return dict(recorded(evaluate("validate", learner, state, data)).row)
 
 
-def predict(learner: Learner, state: State, data: Iterable[Any] | None = None) -> Any:
+def predict(learner: Learner, state: State, data: Iterable[Tree] | None = None) -> Tree:
     """The model's outputs on the validation data (or on other data, with or without targets), all
     batches joined.
 
@@ -317,7 +325,7 @@ def joined(*parts: Any) -> Any:
 
 
 def check_arguments(
-    who: str, learner: Learner, state: State, callbacks: Sequence[Any] = ()
+    who: str, learner: Learner, state: State, callbacks: Sequence[object] = ()
 ) -> None:
     """Raise TypeError, on behalf of `who`, for arguments of the wrong kind, or in the
     wrong order.
@@ -339,17 +347,18 @@ def check_arguments(
         )
 
 
-def with_recorder(callbacks: Sequence[Any], compile: bool = False) -> list[Any]:
+def with_recorder(callbacks: Sequence[object], compile: bool = False) -> list[object]:
     """The callbacks that take part in a run, compiled or not, with a Recorder among them."""
-    recorded = any(isinstance(callback, Recorder) for callback in callbacks)
-    return taking_part(callbacks if recorded else [Recorder(), *callbacks], compile)
+    if not any(isinstance(callback, Recorder) for callback in callbacks):
+        callbacks = [Recorder(), *callbacks]
+    return taking_part(callbacks, compile)
 
 
 def evaluate(
     who: str,
     learner: Learner,
     state: State,
-    data: Iterable[Any] | None,
+    data: Iterable[Tree] | None,
     *collectors: Collector,
 ) -> State:
     """The state after the validate scope, run on behalf of `who`, on other data if given; what

@@ -31,7 +31,7 @@ class Length:
         return f"steps={self.steps}, steps_per_epoch={self.steps_per_epoch}"
 
     @property
-    def fields(self) -> dict[str, Any]:
+    def fields(self) -> dict[str, int | None]:
         """What a state says of it."""
         return dict(n_epoch=self.epochs, n_step=self.steps, steps_per_epoch=self.steps_per_epoch)
 
@@ -75,6 +75,6 @@ def length_asked(
     return Length(-(-steps // size), steps, size)
 
 
-def _check(name: str, value: Any, least: int) -> None:
+def _check(name: str, value: object, least: int) -> None:
     if value is not None and (not isinstance(value, int) or value < least):
         raise ValueError(f"fit: {name} must be a whole number, {least} or more, got {value!r}.")

@@ -7,6 +7,7 @@ from typing import Any
 import optree
 
 from functional_sgd.schedules import flat_cosine, warm_restarts
+from functional_sgd.tree import Tree
 from loop.callbacks import ParamScheduler
 from loop.learner import Learner
 from loop.state import State
@@ -18,10 +19,10 @@ def fit_flat_cos(
     learner: Learner,
     state: State,
     epochs: int | None = None,
-    lr: Any = None,
+    lr: Tree = None,
     div_final: float = 1e5,
     pct_start: float = 0.75,
-    callbacks: Sequence[Any] = (),
+    callbacks: Sequence[object] = (),
     **options: Any,
 ) -> State:
     """Train with lr for `pct_start` of the run, and then along a cosine down to lr / div_final.
@@ -40,9 +41,9 @@ def fit_sgdr(
     state: State,
     cycles: int,
     cycle_length: int | None = None,
-    lr: Any = None,
+    lr: Tree = None,
     cycle_mult: int = 2,
-    callbacks: Sequence[Any] = (),
+    callbacks: Sequence[object] = (),
     cycle_steps: int | None = None,
     **options: Any,
 ) -> State:
@@ -61,21 +62,27 @@ def fit_sgdr(
             f"fit_sgdr: expected one of cycle_length (epochs) and cycle_steps, got "
             f"{cycle_length!r} and {cycle_steps!r}. Pass one, such as cycle_length=1."
         )
-    named = "cycle_length" if cycle_steps is None else "cycle_steps"
-    first: Any = cycle_length if cycle_steps is None else cycle_steps
+    in_epochs = cycle_steps is None
+    named = "cycle_length" if in_epochs else "cycle_steps"
+    first: Any = cycle_length if in_epochs else cycle_steps
     for name, value in (("cycles", cycles), (named, first), ("cycle_mult", cycle_mult)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"fit_sgdr: {name} must be a whole number, 1 or more, got {value!r}.")
     top = highest_lr("fit_sgdr", learner, state, lr)
     schedule = optree.tree_map(lambda top: warm_restarts(float(top), cycles, cycle_mult), top)
     whole = sum(first * cycle_mult**cycle for cycle in range(cycles))
-    epochs, steps = (whole, None) if cycle_steps is None else (None, whole)
+    epochs = whole if in_epochs else None
+    steps = None if in_epochs else whole
     callbacks = [*callbacks, ParamScheduler({"lr": schedule})]
     return fit(learner, state, epochs, callbacks, steps=steps, **options)
 
 
 def overfit_one_batch(
-    learner: Learner, state: State, steps: int = 100, callbacks: Sequence[Any] = (), **options: Any
+    learner: Learner,
+    state: State,
+    steps: int = 100,
+    callbacks: Sequence[object] = (),
+    **options: Any,
 ) -> State:
     """Train on one batch over and over: a model that can learn at all brings this loss down.
     Nothing is validated.
@@ -99,5 +106,6 @@ def overfit_one_batch(
         )
     xb, yb = first_batch(learner, state)
     # The list has the same tensors `steps` times; nothing is copied.
-    alone = replace(learner, data=replace(learner.data, train=[(*xb, *yb)] * steps, valid=None))
+    data = replace(learner.data, train=[(*xb, *yb)] * steps, valid=None)
+    alone = replace(learner, data=data)
     return fit(alone, state, 1, callbacks, **options)

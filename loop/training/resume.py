@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import optree
 import torch
 from torch import Tensor
 
+from functional_sgd.tree import Tree
 from loop.callback import Callback, without_reports
 from loop.callbacks import Checkpoint
 from loop.disk.store import checkpoints, is_checkpoint, is_finite, load_latest
@@ -22,19 +23,22 @@ _LONGEST = 1_000  # characters of a repr that are kept: some show whole data set
 
 
 def begun_with(
-    learner: Learner, state: State, callbacks: Sequence[Any], hyper: Mapping[str, Any], graph: bool
+    learner: Learner,
+    state: State,
+    callbacks: Sequence[object],
+    hyper: Mapping[str, Tree],
+    graph: bool,
 ) -> dict[str, Any]:
     """What a run of `fit` is begun with, apart from the state, as plain data that is kept in it.
 
     Callbacks that only report are left out, for the run is the same without them; and so is what is
     no Callback by class, which is made for the occasion.
     """
+    deciding = [one for one in without_reports(callbacks) if isinstance(one, Callback)]
     return {
         "hyper": {**state.hyper, **hyper},
         "optimizer": _shown(learner.opt),
-        "callbacks": {
-            one.name: _shown(one) for one in without_reports(callbacks) if isinstance(one, Callback)
-        },
+        "callbacks": {one.name: _shown(one) for one in deciding},
         "data": {"train": _lengths(learner.data.train), "valid": _lengths(learner.data.valid)},
         # Other values of these may change last digits and dropout: a warning, not an error.
         "compile": graph,
@@ -47,9 +51,9 @@ def to_go_on_from(
     resume: bool | str | Path,
     state: State,
     length: Length,
-    hyper: Mapping[str, Any],
+    hyper: Mapping[str, Tree],
     now: Mapping[str, Any],
-    callbacks: Sequence[Any],
+    callbacks: Sequence[object],
 ) -> State | None:
     """The state that a run goes on from, None if it is to be begun. `now` is what `begun_with` says
     of this command.
@@ -79,7 +83,7 @@ def to_go_on_from(
     return stopped.replace(stopped="", begun_with=now)
 
 
-def latest(folder: Any, like: State) -> State | None:
+def latest(folder: object, like: State) -> State | None:
     """The state of the newest checkpoint that can be read, None if there is no checkpoint.
 
     Raises TypeError or ValueError for what is no folder of checkpoints, and for a run with another
@@ -118,19 +122,16 @@ def _check_folder(folder: Path) -> None:
         )
 
 
-def _warn_of_another_folder(folder: Path, callbacks: Sequence[Any]) -> None:
-    others = [
-        str(one.folder)
-        for one in callbacks
-        if isinstance(one, Checkpoint) and Path(one.folder).absolute() != folder.absolute()
-    ]
+def _warn_of_another_folder(folder: Path, callbacks: Sequence[object]) -> None:
+    folders = [str(one.folder) for one in callbacks if isinstance(one, Checkpoint)]
+    others = [other for other in folders if Path(other).absolute() != folder.absolute()]
     if others:
         warnings.warn(
             f"fit: there is no checkpoint in resume={str(folder)!r}, so the run begins anew; but "
             f"it will write into {', '.join(others)}. Give both the same folder, or the same "
             f"command will begin anew every time.",
             UserWarning,
-            stacklevel=5,
+            stacklevel=5,  # the line that calls fit, here and below
         )
 
 
@@ -139,12 +140,13 @@ def _warn_of_what_is_not_finite(folder: Path, state: State) -> None:
     good = [path for path in checkpoints(folder) if is_finite(path)]
     if is_finite(newest):
         return
-    advice = (
-        f"The newest whose params are finite is {good[-1]}: fit(learner, load({str(good[-1])!r}), "
-        f"..., resume=True) goes on from there."
-        if good
-        else "Begin a new run, with a lower lr."
-    )
+    advice = "Begin a new run, with a lower lr."
+    if good:
+        last = good[-1]
+        advice = (
+            f"The newest whose params are finite is {last}: fit(learner, load({str(last)!r}), "
+            f"..., resume=True) goes on from there."
+        )
     warnings.warn(
         f"fit: the newest checkpoint, {newest}, has params that are not finite (NaN or inf), so "
         f"training will not mend them. {advice}",
@@ -172,7 +174,9 @@ def _check_length(state: State, asked: Length) -> None:
         )
 
 
-def _check_same(begun: Mapping[str, Any], hyper: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def _check_same(
+    begun: Mapping[str, Any], hyper: Mapping[str, Tree], now: Mapping[str, Any]
+) -> None:
     for name, value in hyper.items():
         before = begun["hyper"].get(name)
         if not _equal(value, before):
@@ -184,8 +188,8 @@ def _check_same(begun: Mapping[str, Any], hyper: Mapping[str, Any], now: Mapping
     for name, lengths in now["data"].items():
         before = begun["data"][name]
         # Data that cannot tell its length is noticed later, where it ends too early.
-        differing = [what for what in lengths if None not in (lengths[what], before[what])]
-        for what in differing:
+        told = [what for what in lengths if None not in (lengths[what], before[what])]
+        for what in told:
             if lengths[what] != before[what]:
                 raise ValueError(
                     f"fit: the run was begun with {before[what]} {what} in data.{name}, so it "
@@ -196,19 +200,7 @@ def _check_same(begun: Mapping[str, Any], hyper: Mapping[str, Any], now: Mapping
 
 def _warn_of_differences(begun: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """One warning that names them all."""
-    told = [
-        f"{name} was {begun[name]}, is {now[name]}"
-        for name in ("optimizer", "compile", "torch", "threads")
-        if begun[name] != now[name]
-    ]
-    before, after = begun["callbacks"], now["callbacks"]
-    told += [f"the callback {name!r} is gone" for name in before if name not in after]
-    told += [f"the callback {name!r} is new" for name in after if name not in before]
-    told += [
-        f"the callback {name!r} was {before[name]}, is {after[name]}"
-        for name in before
-        if name in after and before[name] != after[name]
-    ]
+    told = list(_differences(begun, now))
     if told:
         warnings.warn(
             f"fit: the run is resumed with other things than it was begun with, so it may end "
@@ -218,7 +210,24 @@ def _warn_of_differences(begun: Mapping[str, Any], now: Mapping[str, Any]) -> No
         )
 
 
-def _shown(value: Any) -> str:
+def _differences(begun: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """What may make it another run, in words."""
+    for name in ("optimizer", "compile", "torch", "threads"):
+        if begun[name] != now[name]:
+            yield f"{name} was {begun[name]}, is {now[name]}"
+    before, after = begun["callbacks"], now["callbacks"]
+    for name in before:
+        if name not in after:
+            yield f"the callback {name!r} is gone"
+    for name in after:
+        if name not in before:
+            yield f"the callback {name!r} is new"
+    for name in before:
+        if name in after and before[name] != after[name]:
+            yield f"the callback {name!r} was {before[name]}, is {after[name]}"
+
+
+def _shown(value: object) -> str:
     try:
         text = _ADDRESS.sub("", repr(value))
     except Exception:  # of a user's class, which is no reason to end a run
@@ -226,7 +235,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
-def _lengths(loader: Any) -> dict[str, int | None]:
+def _lengths(loader: object) -> dict[str, int | None]:
     """How long the data is, as far as it can tell."""
     tensors = getattr(loader, "tensors", None)  # of Batches
     samples = tensors[0] if tensors else getattr(loader, "dataset", None)
@@ -240,7 +249,7 @@ def _length(value: Any) -> int | None:
         return None
 
 
-def _equal(one: Any, other: Any) -> bool:
+def _equal(one: Tree, other: Tree) -> bool:
     """Whether two hypers, numbers or trees of them, are the same."""
     if optree.tree_structure(one) != optree.tree_structure(other):
         return False
@@ -248,7 +257,7 @@ def _equal(one: Any, other: Any) -> bool:
     return all(_same_number(left, right) for left, right in pairs)
 
 
-def _same_number(one: Any, other: Any) -> bool:
+def _same_number(one: object, other: object) -> bool:
     if isinstance(one, Tensor) or isinstance(other, Tensor):
         return torch.equal(torch.as_tensor(one).cpu(), torch.as_tensor(other).cpu())
     return bool(one == other)
