@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from functional_sgd.chaining import Chain
 from functional_sgd.fusion.fused import Fused, fuse
@@ -30,12 +31,13 @@ class InBackward:
         self.params = {name: params[name] for name in paths(dict(params))}
         self._stepper = fuse(opt, donate=True)
         self._states = {n: opt.init({n: leaf.detach()}) for n, leaf in self.params.items()}
-        self._hooks: list[Any] = [self._hook(name) for name in self.params]
+        self._hooks = [self._hook(name) for name in self.params]
 
-    def _hook(self, name: str) -> Any:
+    def _hook(self, name: str) -> RemovableHandle:
         """What calls the step of a parameter when its gradient is complete."""
-        param: Any = self.params[name]
-        return param.register_post_accumulate_grad_hook(lambda _: self._move(name))
+        param: Any = self.params[name]  # torch has no types for its method
+        hook: RemovableHandle = param.register_post_accumulate_grad_hook(lambda _: self._move(name))
+        return hook
 
     @torch.no_grad()
     def _move(self, name: str) -> None:
@@ -66,13 +68,14 @@ class InBackward:
     @state.setter
     def state(self, state: State) -> None:
         """Go on from the state of a run that may have been an ordinary one; it is copied."""
-        self._states = {
-            name: {
-                STEP: state[STEP][place : place + 1].clone(),
-                **{slot: {name: state[slot][name].clone()} for slot in self.opt.plan.slots},
-            }
-            for place, name in enumerate(self.params)
-        }
+        states: dict[str, State] = {}
+        for place, name in enumerate(self.params):
+            own: State = {STEP: state[STEP][place : place + 1].clone()}
+            for slot in self.opt.plan.slots:
+                own[slot] = {name: state[slot][name].clone()}
+            states[name] = own
+        # Only when all of it was found, so that a state that does not fit changes nothing.
+        self._states = states
 
     def remove(self) -> None:
         """Let backward leave gradients where they are again."""
