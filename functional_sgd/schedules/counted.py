@@ -13,7 +13,15 @@ from functional_sgd.schedules.joining import (
     Sum,
     check_borders,
 )
-from functional_sgd.schedules.position import Counted, Position, Schedule, choose, clamp, whole
+from functional_sgd.schedules.position import (
+    Between,
+    Counted,
+    Position,
+    Schedule,
+    choose,
+    clamp,
+    whole,
+)
 from functional_sgd.schedules.shapes import Constant, Linear
 
 __all__ = [
@@ -67,7 +75,9 @@ class ExponentialDecay(Counted):
     def __call__(self, position: Position) -> Any:
         """The value at this position."""
         times = clamp(position - self.begin) / self.every
-        value = self.start * self.factor ** (whole(times) if self.staircase else times)
+        if self.staircase:
+            times = whole(times)
+        value = self.start * self.factor**times
         if self.limit is None:
             return value
         beyond = value < self.limit if self.factor < 1 else value > self.limit
@@ -192,7 +202,7 @@ def multi_step(start: float, at: tuple[float, ...], factor: float = 0.1) -> Piec
 
 
 def interpolate(
-    points: tuple[float, ...], values: tuple[float, ...], shape: Any = Linear
+    points: tuple[float, ...], values: tuple[float, ...], shape: Between = Linear
 ) -> Sequence:
     """Through a value at each of the points, along a shape from each to the next, and flat outside.
 

@@ -1,7 +1,7 @@
 """Schedules made of schedules."""
 
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 from functional_sgd.schedules.position import (
@@ -63,12 +63,11 @@ class Join(Shape):
             start = end - share
             # Where the position is a tensor every part is computed, also outside of its share.
             local = clamp((position - start) / (end - start), 0.0, 1.0)
-            # A border is a sum, which may be some ulps above the k / n that it stands for.
-            value = (
-                part(local)
-                if value is None
-                else choose(position >= start - 1e-12, part(local), value)
-            )
+            if value is None:
+                value = part(local)
+            else:
+                # A border is a sum, which may be some ulps above the k / n that it stands for.
+                value = choose(position >= start - 1e-12, part(local), value)
         return value
 
 
@@ -310,5 +309,5 @@ def lengths_of(parts: tuple[Schedule, ...]) -> tuple[float, ...]:
 
 def check_borders(who: str, borders: tuple[float, ...]) -> None:
     """Raise ValueError unless they are above 0 and rise."""
-    if any(not later > earlier for earlier, later in zip((0, *borders), borders, strict=False)):
+    if any(not later > earlier for earlier, later in pairwise((0, *borders))):
         raise ValueError(f"{who}: borders must be above 0 and rise, got {borders}.")

@@ -14,6 +14,9 @@ Position: TypeAlias = Any
 
 Schedule: TypeAlias = Callable[[Position], Any]
 
+Between: TypeAlias = Callable[[float, float], Schedule]
+"""What makes a shape of its first and last value, such as Linear and Cosine."""
+
 TOLERANCE = 1e-9  # k / n * n counts as k
 
 

@@ -69,11 +69,8 @@ class Cosine(Shape):
 
     def __call__(self, position: Position) -> Any:
         """The value at this position."""
-        cosine = (
-            torch.cos(math.pi * position)
-            if isinstance(position, Tensor)
-            else math.cos(math.pi * position)
-        )
+        angle = math.pi * position
+        cosine = torch.cos(angle) if isinstance(position, Tensor) else math.cos(angle)
         return self.start + (1 - cosine) / 2 * (self.end - self.start)
 
 
