@@ -49,17 +49,18 @@ def value_and_grad(
     (tensor(6.), {'w': tensor([2.])})
     """
 
-    def checked(params: Tree, *batch: Any) -> Any:
+    def checked(params: Tree, *batch: object) -> Any:
         result = loss_fn(params, *batch)
         if has_aux and not (isinstance(result, (tuple, list)) and len(result) == 2):
             raise TypeError(
                 f"value_and_grad: with has_aux the function must return a pair (0-d tensor, "
                 f"anything), got {type(result).__name__}. Return both, or leave out has_aux."
             )
-        _check_loss(result[0] if has_aux else result)
+        loss = result[0] if has_aux else result
+        _check_loss(loss)
         return result
 
-    def compute(params: Tree, *batch: Any) -> tuple[Any, Tree]:
+    def compute(params: Tree, *batch: object) -> tuple[Any, Tree]:
         if transformed():
             _check_leaves(params)
             # requires_grad_() fails inside a transform, so the gradient must be a transform too.
@@ -140,8 +141,8 @@ def apply(
     module: nn.Module,
     params: Mapping[str, Tensor],
     buffers: Mapping[str, Tensor],
-    *args: Any,
-    **kwargs: Any,
+    *args: object,
+    **kwargs: object,
 ) -> tuple[Any, Tensors]:
     """(the module's output for these tensors, the buffers as they are afterwards); neither argument
     is touched.
@@ -183,8 +184,8 @@ def _apply_transformed(
     module: nn.Module,
     tensors: Tensors,
     buffers: Mapping[str, Tensor],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    args: tuple[object, ...],
+    kwargs: dict[str, object],
 ) -> tuple[Any, Tensors]:
     """`apply` to stand-ins for tensors, of which torch can tell more."""
     # Copied whether in training or not: versions of stand-ins do not tell who has written.

@@ -62,7 +62,9 @@ class LBFGS(Optimizer):
     @property
     def names(self) -> frozenset[str]:
         """Every hyper and extra that is understood."""
-        return frozenset({"lr", "value", "value_fn"} if self.line_search else {"lr"})
+        if self.line_search:
+            return frozenset({"lr", "value", "value_fn"})
+        return frozenset({"lr"})
 
     @property
     def traceable(self) -> bool:
@@ -373,7 +375,10 @@ def _with_zeros(leaves: list[Tensor], slopes: Sequence[Tensor | None]) -> list[T
     """The gradients, with zeros where there is none."""
     found = []
     for leaf, slope in zip(leaves, slopes, strict=True):
-        found.append(torch.zeros_like(leaf) if slope is None else slope)
+        if slope is None:
+            found.append(torch.zeros_like(leaf))
+        else:
+            found.append(slope)
     return found
 
 

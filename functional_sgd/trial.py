@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from functional_sgd.randomness import TrialKey
 from functional_sgd.reduction import Reduction
 from functional_sgd.rule import Rule, renamed
 from functional_sgd.signature import DTYPE, FROM_CALLER, KEY, REQUIRED, STEP, Initializer
+
+Columns: TypeAlias = dict[str, Any]
+"""What a rule reads: a tensor under each name, or for a treewise rule a tree of one leaf."""
 
 _SHAPE = (2, 3)
 
@@ -103,9 +106,9 @@ def trial_scalars(rule: Rule) -> dict[str, Any]:
     return scalars
 
 
-def _columns(rule: Rule, available: frozenset[str], values: Tensor) -> dict[str, Any]:
+def _columns(rule: Rule, available: frozenset[str], values: Tensor) -> Columns:
     """A column for everything that it reads: these values, but slots begin as they always do."""
-    columns: dict[str, Any] = {}
+    columns: Columns = {}
     for name in rule.columns:
         if name not in available:
             continue
@@ -115,7 +118,7 @@ def _columns(rule: Rule, available: frozenset[str], values: Tensor) -> dict[str,
     return columns
 
 
-def _moved_columns(rule: Rule, available: frozenset[str], values: Tensor) -> dict[str, Any]:
+def _moved_columns(rule: Rule, available: frozenset[str], values: Tensor) -> Columns:
     """`_columns`, with slots as if they had taken a step: first values are mostly zeros, which
     would hide what is done with them.
     """
@@ -144,12 +147,12 @@ def _first_value(rule: Rule, slot: str, start: Initializer, values: Tensor) -> T
     return value
 
 
-def _reduced(rule: Rule, columns: Mapping[str, Any]) -> dict[str, Tensor]:
+def _reduced(rule: Rule, columns: Columns) -> dict[str, Tensor]:
     """The numbers that a rule's reductions make of these columns."""
     return {name: one.of(columns) for name, one in rule.signature.reductions.items()}
 
 
-def _run(rule: Rule, columns: Mapping[str, Any]) -> Mapping[str, Any]:
+def _run(rule: Rule, columns: Columns) -> Mapping[str, Any]:
     scalars = trial_scalars(rule)
     try:
         with torch.no_grad():
@@ -166,7 +169,7 @@ def _run(rule: Rule, columns: Mapping[str, Any]) -> Mapping[str, Any]:
     return result
 
 
-def _check_hypers_stay(rule: Rule, columns: Mapping[str, Any]) -> None:
+def _check_hypers_stay(rule: Rule, columns: Columns) -> None:
     """Raise TypeError if it changes hypers in place where they are tensors: lr *= 2 does."""
     scalars = trial_scalars(rule)
     for name, value in scalars.items():
@@ -208,7 +211,7 @@ class _Copies:
                 )
 
 
-def _check_result(rule: Rule, columns: Mapping[str, Any], result: object) -> None:
+def _check_result(rule: Rule, columns: Columns, result: object) -> None:
     if not isinstance(result, Mapping):
         raise TypeError(
             f"rule {rule.name}: expected a dict of what it writes, got {type(result).__name__}. "
@@ -244,7 +247,7 @@ def _check_result(rule: Rule, columns: Mapping[str, Any], result: object) -> Non
     _check_slots(rule, columns, result)
 
 
-def _check_slots(rule: Rule, columns: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+def _check_slots(rule: Rule, columns: Columns, result: Mapping[str, Any]) -> None:
     for slot in rule.starts:
         if slot not in result:
             raise TypeError(
@@ -301,14 +304,14 @@ def _check_elementwise(rule: Rule, available: frozenset[str]) -> None:
             )
 
 
-def _check_expressions(rule: Rule, columns: Mapping[str, Any]) -> None:
+def _check_expressions(rule: Rule, columns: Columns) -> None:
     """Raise TypeError if the expression of a reduction does not keep the shape of its columns."""
     for name, reduction in rule.signature.reductions.items():
         if _expression(reduction, columns).shape != columns[reduction.columns[0]].shape:
             raise TypeError(_not_pointwise(rule, name))
 
 
-def _expression(reduction: Reduction, columns: Mapping[str, Any]) -> Tensor:
+def _expression(reduction: Reduction, columns: Columns) -> Tensor:
     with torch.no_grad():
         return reduction.expression(*(columns[name].double() for name in reduction.columns))
 

@@ -50,7 +50,8 @@ def written(entries: Mapping[str, Entry], group: Group, hypers: Group) -> Hypers
             found[key] = value
         else:
             # Several hypers share a tuple, so what is already written of it is kept.
-            whole = list(found[key] if key in found else group[key])
+            before = found[key] if key in found else group[key]
+            whole = list(before)
             whole[place] = value
             found[key] = tuple(whole)
     return found

@@ -70,7 +70,7 @@ def compile_step(
     gradient = value_and_grad(loss_fn, has_aux=has_aux)
 
     def update(
-        params: Tree, state: State, hyper: Mapping[str, Any], *batch: Any
+        params: Tree, state: State, hyper: Mapping[str, Any], *batch: object
     ) -> tuple[Any, Tree, State]:
         value, grads = gradient(params, *batch)
         if plain.perturbs:
@@ -84,7 +84,7 @@ def compile_step(
     graphs: list[Traced] = []
 
     def step(
-        params: Tree, state: State, hyper: Mapping[str, Any] | None, *batch: Any
+        params: Tree, state: State, hyper: Mapping[str, Any] | None, *batch: object
     ) -> tuple[Any, Tree, State]:
         numbers = numbers_of({**plain.hyper, **(hyper or {})})
         arguments: Any = (params, state, numbers, batch)

@@ -151,7 +151,9 @@ def numbers_of(hyper: Mapping[str, Any]) -> Packed:
         else:
             rest.append(leaf)
     values = torch.tensor(numbers, dtype=torch.float64, device="cpu")
-    return Packed(spec, values, rest if len(numbers) < len(leaves) else None)
+    if len(numbers) == len(leaves):
+        return Packed(spec, values, None)
+    return Packed(spec, values, rest)
 
 
 def by_name(packed: Packed) -> Tree:

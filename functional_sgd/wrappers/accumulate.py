@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from functional_sgd.optimizer import Optimizer
 from functional_sgd.ranges import Range
@@ -64,7 +65,10 @@ class Accumulate(Wrapper):
         # In the dtype of the sum: a gradient of higher precision does not widen the state.
         sums = []
         for before, grad in zip(old, grads_now, strict=True):
-            sums.append(before if grad is None else before + grad.to(before.dtype))
+            if grad is None:
+                sums.append(before)
+            else:
+                sums.append(before + grad.to(before.dtype))
         present = [grad is not None for grad in grads_now]
         here = torch.tensor(present, dtype=torch.bool, device="cpu")
         given = state["given"] + here.to(torch.int64)
@@ -79,17 +83,25 @@ class Accumulate(Wrapper):
             # the old.
             inner = choose(act, state[INNER], state[INNER])
             return unflatten(spec, leaves), {CALLS: calls, **kept, INNER: inner}
-        active = given > 0 if acts else here  # while a program is recorded, nobody can look
-        taken = active.tolist() if acts else present
+        if acts:
+            active = given > 0
+            taken = active.tolist()
+        else:  # while a program is recorded, nobody can look
+            active, taken = here, present
         window = torch.maximum(gathered, given).unbind()  # longer for a leaf that had to wait
-        means = []
+        means: list[Tensor | None] = []
         for total, count, is_taken in zip(sums, window, taken, strict=True):
-            means.append(total / count if is_taken else None)
+            if is_taken:
+                means.append(total / count)
+            else:
+                means.append(None)
         moved, inner = self.opt(params, unflatten(spec, means), state[INNER], others, **extras)
         kept_sums = []
         for total, is_taken in zip(sums, taken, strict=True):
-            emptied = choose_leaf(act, torch.zeros_like(total), total) if is_taken else total
-            kept_sums.append(emptied)
+            if is_taken:
+                kept_sums.append(choose_leaf(act, torch.zeros_like(total), total))
+            else:
+                kept_sums.append(total)
         return choose(act, moved, params), {
             CALLS: calls,
             "gathered": torch.where(act, 0, gathered),

@@ -78,7 +78,10 @@ class ParamAverage(Wrapper):
         shares = self._shares(own["decay"], state["weight"], weight, counts).unbind()
         average = []
         for old, new, grad, share in zip(before, flatten(moved)[0], given, shares, strict=True):
-            average.append(old if grad is None else towards(old, new, share))
+            if grad is None:
+                average.append(old)
+            else:
+                average.append(towards(old, new, share))
         kept = {"weight": weight, "average": unflatten(spec, average)}
         return moved, {CALLS: calls, **kept, INNER: inner}
 
@@ -167,4 +170,5 @@ def average_of(state: State, like: Tree = None) -> Tree:
             )
         inside = inside[INNER]
     average = inside["average"]
-    return like_params(average if like is None else like, average)
+    params = average if like is None else like
+    return like_params(params, average)

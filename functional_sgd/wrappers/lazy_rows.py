@@ -72,10 +72,12 @@ class LazyRows(Wrapper):
             if name not in self.by_row:
                 kept[name] = entry
                 continue
-            rows = []
+            rows: list[Tensor | None] = []
             for one, leaf in zip(touched, leaves, strict=True):
-                has_rows = min(leaf.dim(), MOST) in self.by_row[name]
-                rows.append(one if has_rows else None)
+                if min(leaf.dim(), MOST) in self.by_row[name]:
+                    rows.append(one)
+                else:
+                    rows.append(None)
             kept[name] = _by_row(rows, entry, old[name])
         return _by_row(touched, moved, params), {CALLS: state[CALLS] + 1, INNER: kept}
 

@@ -74,7 +74,12 @@ class Mechanize(Wrapper):
         given, grads_now, spec = take_grads(self.name, params, grads)
         leaves = [wide(leaf) for leaf in given]
         starts = flatten_like(spec, state["start"], params, self.name, "state['start']")
-        slopes = [None if grad is None else wide(grad) for grad in grads_now]
+        slopes: list[Tensor | None] = []
+        for grad in grads_now:
+            if grad is None:
+                slopes.append(None)
+            else:
+                slopes.append(wide(grad))
         moved, inner = self.opt(
             unflatten(spec, leaves), unflatten(spec, slopes), state[INNER], others, **extras
         )

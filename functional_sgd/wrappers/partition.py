@@ -110,11 +110,11 @@ class Partition(Optimizer):
     def init(self, params: Tree) -> State:
         """A fresh state. Raises ValueError for a leaf without a label, or with an unknown one."""
         split = self._split(params)
-        # Parts number their leaves from 0, so each draws its random numbers from its own seed.
-        states = {
-            label: seeded(self.optimizers[label].init(split.part(label, split.leaves)), label)
-            for label in split.owned
-        }
+        states = {}
+        for label in split.owned:
+            fresh = self.optimizers[label].init(split.part(label, split.leaves))
+            # Parts number their leaves from 0, so each draws its random numbers from its own seed.
+            states[label] = seeded(fresh, label)
         return {CALLS: new_calls(split.leaves), PARTS: states}
 
     def __call__(
@@ -208,7 +208,10 @@ class Partition(Optimizer):
     def owned(self, params: Tree) -> dict[str, list[str]]:
         """The paths of the leaves of each label that some leaf has."""
         split = self._split(params)
-        return {label: [split.names[i] for i in places] for label, places in split.owned.items()}
+        found: dict[str, list[str]] = {}
+        for label, places in split.owned.items():
+            found[label] = [split.names[place] for place in places]
+        return found
 
     def _split(self, params: Tree) -> "_Split":
         leaves, spec = flatten(params)

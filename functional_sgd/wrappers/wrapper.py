@@ -165,8 +165,9 @@ def take_grads(who: str, params: Tree, grads: Tree) -> Slopes:
     if any_distributed((*leaves, *given)):
         check_placed(who, "its gradient", lambda: paths(params), leaves, given)
         # A gradient may be cut otherwise than its leaf, or be a sum that is still to be taken.
-        pairs = zip(leaves, given, strict=True)
-        given = [None if grad is None else placed(grad, leaf) for leaf, grad in pairs]
+        for place, (leaf, grad) in enumerate(zip(leaves, given, strict=True)):
+            if grad is not None:
+                given[place] = placed(grad, leaf)
     return Slopes(leaves, given, spec)
 
 
