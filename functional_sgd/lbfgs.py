@@ -256,6 +256,8 @@ def strong_wolfe(
 
     before, point, tries = start, evaluate(first), 0
     while tries < limit:
+        # Values are compared from the third point on, as in torch.optim.LBFGS; Nocedal and Wright
+        # begin with the second.
         if too_high(point) or (tries > 1 and point.value >= before.value):
             break
         if flat_enough(point):

@@ -9,6 +9,7 @@ from torch import Tensor
 from functional_sgd.bridge.kinds import Hypers, Kind, kind_of, written
 from functional_sgd.chaining import Chain
 from functional_sgd.errors import did_you_mean
+from functional_sgd.hyper import Hyper
 from functional_sgd.pairs import as_complex, as_real
 from functional_sgd.signature import STEP
 from functional_sgd.state import State, check_state, check_steps
@@ -24,7 +25,7 @@ class Imported(NamedTuple):
     opt: Chain
     params: dict[str, Tensor]  # copies
     state: State  # copies
-    hyper: dict[str, Any]  # the hypers in which groups differ: {name: value} for the parameters
+    hyper: dict[str, Hyper]  # the hypers in which groups differ: {name: value} for the parameters
 
 
 def from_torch(optimizer: torch.optim.Optimizer, names: Named) -> Imported:
@@ -48,7 +49,8 @@ def from_torch(optimizer: torch.optim.Optimizer, names: Named) -> Imported:
     >>> opt.hyper["lr"], opt.hyper["wd"], list(params), state["step"], hyper
     (0.1, 0.3, ['weight', 'bias'], tensor([0, 0]), {})
     """
-    kind, named = kind_of("from_torch", optimizer), _by_name("from_torch", optimizer, names)
+    kind = kind_of("from_torch", optimizer)
+    named = _by_name("from_torch", optimizer, names)
     opt = kind.chain_of("from_torch", optimizer.param_groups)
     params = {name: param.detach().clone() for name, param in named.items()}
     kept = {name: _kept(kind, optimizer.state.get(param, {})) for name, param in named.items()}
@@ -72,7 +74,7 @@ def into_torch(
     optimizer: torch.optim.Optimizer,
     names: Named,
     state: State,
-    hyper: Mapping[str, Any] | None = None,
+    hyper: Mapping[str, Hyper] | None = None,
 ) -> dict[str, Any]:
     """A state dict for an optimizer of torch.optim with this state:
     `optimizer.load_state_dict(into_torch(...))`.
@@ -95,7 +97,8 @@ def into_torch(
     >>> optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["betas"]
     (0.5, (0.8, 0.999))
     """
-    kind, named = kind_of("into_torch", optimizer), _by_name("into_torch", optimizer, names)
+    kind = kind_of("into_torch", optimizer)
+    named = _by_name("into_torch", optimizer, names)
     # Which slots there are depends on the switches (amsgrad, say), so the chain is asked.
     empty = kind.chain_of("into_torch", optimizer.param_groups).init({})
     slots = [slot for slot in kind.slots if slot in empty]
@@ -171,7 +174,8 @@ def _check_names(slot: str, values: Mapping[str, Tensor], named: Mapping[str, Te
 
 def _kept(kind: Kind, own: Mapping[str, Any]) -> dict[str, Any]:
     """What torch keeps for a parameter that has taken a step: first values are made here."""
-    return dict(own) if not kind.counts or own.get("step", 0) > 0 else {}
+    has_stepped = not kind.counts or own.get("step", 0) > 0
+    return dict(own) if has_stepped else {}
 
 
 def _count(kind: Kind, own: Mapping[str, Any]) -> int:
@@ -215,7 +219,7 @@ def _differing(hypers: Mapping[str, Hypers], opt: Chain) -> dict[str, Hypers]:
     return found
 
 
-def _of_group(hyper: Mapping[str, Any], paths: list[str]) -> Hypers:
+def _of_group(hyper: Mapping[str, Hyper], paths: list[str]) -> Hypers:
     """The hypers of a group with these parameters, one value of each."""
     own: Hypers = {}
     for name, value in hyper.items():

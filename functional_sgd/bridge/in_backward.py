@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from functional_sgd.chaining import Chain
 from functional_sgd.fusion.fused import Fused, fuse
-from functional_sgd.hyper import collect
+from functional_sgd.hyper import Hyper, collect
 from functional_sgd.memory import same_place
 from functional_sgd.optimizer import Optimizer
 from functional_sgd.signature import STEP
@@ -25,7 +25,9 @@ class InBackward:
     `hyper` is a dict of the hypers that the next steps have; write a schedule's numbers into it.
     """
 
-    def __init__(self, opt: Chain, params: Mapping[str, Tensor], hyper: Mapping[str, Any]) -> None:
+    def __init__(
+        self, opt: Chain, params: Mapping[str, Tensor], hyper: Mapping[str, Hyper]
+    ) -> None:
         self.opt, self.hyper = opt, {**opt.hyper, **hyper}
         # In the order of the leaves of a tree, which the steps of a state are in.
         self.params = {name: params[name] for name in paths(dict(params))}
@@ -84,7 +86,7 @@ class InBackward:
         self._hooks = []
 
 
-def step_in_backward(opt: Optimizer, params: Mapping[str, Tensor], **hyper: Any) -> InBackward:
+def step_in_backward(opt: Optimizer, params: Mapping[str, Tensor], **hyper: Hyper) -> InBackward:
     """Step every parameter during backward, as soon as its gradient is complete, and release that:
     all gradients together never exist, which saves as much memory as the parameters take.
 
@@ -128,7 +130,7 @@ def step_in_backward(opt: Optimizer, params: Mapping[str, Tensor], **hyper: Any)
     return InBackward(opt, params, hyper)
 
 
-def _check_alone(opt: Chain, hyper: Mapping[str, Any]) -> None:
+def _check_alone(opt: Chain, hyper: Mapping[str, Hyper]) -> None:
     """Raise ValueError if a leaf cannot step without the others."""
     together = [rule for rule in opt.rules if rule.needs_tree]
     if together:
@@ -149,7 +151,7 @@ def _check_alone(opt: Chain, hyper: Mapping[str, Any]) -> None:
         )
 
 
-def _of_param(name: str, hyper: Mapping[str, Any]) -> dict[str, Any]:
+def _of_param(name: str, hyper: Mapping[str, Hyper]) -> dict[str, Any]:
     """The hypers of one parameter. Raises ValueError if one has no value for it."""
     own = {}
     for key, value in hyper.items():

@@ -65,9 +65,8 @@ class Kind:
     slots: Mapping[str, str]  # our slot -> torch's
     hypers: Mapping[str, Entry]  # our hyper -> where torch has it
     optional: tuple[str, ...] = ()  # hypers that switch a rule off where they are 0
-    switches: Mapping[str, bool] = field(
-        default_factory=dict
-    )  # torch's name -> its value if absent
+    # torch's name -> its value if absent
+    switches: Mapping[str, bool] = field(default_factory=dict)
     counts: bool = True  # whether torch counts the steps of a parameter
     single: tuple[str, ...] = ()  # our slots of which torch keeps one number for a parameter
     derived: Callable[[Hypers, int], dict[str, float]] | None = None
@@ -110,8 +109,10 @@ class Kind:
 
 
 def _adam(decoupled_weight_decay: bool, **hypers: Any) -> Chain:
-    # No wd means 0 here, but adamw has a default that is not 0.
-    return adamw(**{"wd": 0.0, **hypers}) if decoupled_weight_decay else adam(**hypers)
+    if decoupled_weight_decay:
+        # No wd means 0 here, but adamw has a default that is not 0.
+        return adamw(**{"wd": 0.0, **hypers})
+    return adam(**hypers)
 
 
 def _nadam(decoupled_weight_decay: bool, **hypers: Any) -> Chain:

@@ -10,6 +10,7 @@ from torch import Tensor
 from functional_sgd.bridge.slots import Slots, detached, named_in
 from functional_sgd.errors import NAMES_ELSEWHERE, did_you_mean
 from functional_sgd.fusion.fused import donating
+from functional_sgd.hyper import Hyper
 from functional_sgd.memory import same_place
 from functional_sgd.optimizer import Optimizer, check_optimizer
 from functional_sgd.ranges import check_number
@@ -38,7 +39,7 @@ class TorchOptimizer(torch.optim.Optimizer):
     they were given without names.
     """
 
-    def __init__(self, opt: Optimizer, params: Iterable[Any], hyper: Mapping[str, Any]) -> None:
+    def __init__(self, opt: Optimizer, params: Iterable[Any], hyper: Mapping[str, Hyper]) -> None:
         check_optimizer("to_torch", opt)
         self.opt, self.stepper = opt, donating(opt)
         for name, value in hyper.items():
@@ -111,13 +112,13 @@ class TorchOptimizer(torch.optim.Optimizer):
     def opt_state(self, state: State) -> None:
         self._slots.put(state)
 
-    def hyper(self) -> dict[str, Any]:
+    def hyper(self) -> dict[str, Hyper]:
         """The hypers of the next step: one value, or a value for each parameter where the groups
         differ.
         """
         for number, group in enumerate(self.param_groups):
             self._follow_aliases(number, group)
-        found: dict[str, Any] = {}
+        found: dict[str, Hyper] = {}
         known = self.opt.names
         in_groups: dict[str, None] = {}  # a set that keeps its order
         for group in self.param_groups:
@@ -237,7 +238,7 @@ class TorchOptimizer(torch.optim.Optimizer):
             )
 
 
-def to_torch(opt: Optimizer, params: Iterable[Any], **hyper: Any) -> TorchOptimizer:
+def to_torch(opt: Optimizer, params: Iterable[Any], **hyper: Hyper) -> TorchOptimizer:
     """The optimizer as a torch.optim.Optimizer, which steps in place: for torch's schedulers,
     GradScaler and trainers.
 

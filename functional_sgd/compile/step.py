@@ -94,7 +94,7 @@ def compile_step(
         fixed = (spec, constants)
         graph = next((one for one in graphs if one.fixed == fixed), None)
         if graph is None:
-            if len(graphs) == MANY:
+            if len(graphs) == MANY:  # not more, so that it is said once
                 odd = plain_constants(constants)
                 warnings.warn(_CONSTANTS.format(constants=odd), stacklevel=2)
             graph = trace(_of_tensors(update, spec, constants), tensors, fixed, _ADVICE)

@@ -196,13 +196,14 @@ class Partition(Optimizer):
         fast
         kernel  sgd_step  reads param, grad; writes param
         """
-        split = None if params is None else self._split(params)
-        shown = self.optimizers if split is None else split.owned
-        for number, label in enumerate(shown):
+        parts: dict[str, Tree] = dict.fromkeys(self.optimizers)
+        if params is not None:
+            split = self._split(params)
+            parts = {label: split.part(label, split.leaves) for label in split.owned}
+        for number, (label, own) in enumerate(parts.items()):
             if number:
                 print()
             print(label)
-            own = None if split is None else split.part(label, split.leaves)
             self.optimizers[label].explain(own)
 
     def owned(self, params: Tree) -> dict[str, list[str]]:

@@ -119,12 +119,9 @@ class Wrapper(Optimizer):
         return self.opt.evaluated(params, state[INNER])
 
     def __repr__(self) -> str:
-        parts = [repr(self.opt)]
-        for own in fields(self):
-            value = getattr(self, own.name)
-            if own.name != "opt":
-                parts.append(f"{own.name}={value!r}")
-        return f"{self.name}({', '.join(parts)})"
+        names = [own.name for own in fields(self) if own.name != "opt"]
+        numbers = [f"{name}={getattr(self, name)!r}" for name in names]
+        return f"{self.name}({', '.join([repr(self.opt), *numbers])})"
 
     def take_own(self, hyper: Mapping[str, Any] | None, extras: Mapping[str, Any]) -> Given:
         """The wrapper's own hypers, apart from what the optimizer inside is to get."""
