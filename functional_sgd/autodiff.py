@@ -49,17 +49,18 @@ def value_and_grad(
     (tensor(6.), {'w': tensor([2.])})
     """
 
-    def checked(params: Tree, *batch: Any) -> Any:
+    def checked(params: Tree, *batch: object) -> Any:
         result = loss_fn(params, *batch)
         if has_aux and not (isinstance(result, (tuple, list)) and len(result) == 2):
             raise TypeError(
                 f"value_and_grad: with has_aux the function must return a pair (0-d tensor, "
                 f"anything), got {type(result).__name__}. Return both, or leave out has_aux."
             )
-        _check_loss(result[0] if has_aux else result)
+        loss = result[0] if has_aux else result
+        _check_loss(loss)
         return result
 
-    def compute(params: Tree, *batch: Any) -> tuple[Any, Tree]:
+    def compute(params: Tree, *batch: object) -> tuple[Any, Tree]:
         if transformed():
             _check_leaves(params)
             # requires_grad_() fails inside a transform, so the gradient must be a transform too.
@@ -68,13 +69,13 @@ def value_and_grad(
         leaves, spec = flatten(params)
         followed = torch.is_grad_enabled() and any(map(_is_followed, leaves))
         # An alias, so that the derivative is by what the loss is given, and by nothing behind it.
+        tracked: list[Tensor] = []
         try:
-            tracked = [
-                leaf.view_as(leaf)
-                if followed and leaf.requires_grad
-                else leaf.detach().requires_grad_()
-                for leaf in leaves
-            ]
+            for leaf in leaves:
+                if followed and leaf.requires_grad:
+                    tracked.append(leaf.view_as(leaf))
+                else:
+                    tracked.append(leaf.detach().requires_grad_())
         except (RuntimeError, AttributeError):
             _check_leaves(params)
             raise
@@ -86,8 +87,9 @@ def value_and_grad(
             grads = gradients(loss, tracked, held, create_graph=followed)
         if followed:
             return result, unflatten(spec, grads)
-        value = loss.detach()
-        return (value, detached(result[1])) if has_aux else value, unflatten(spec, grads)
+        if has_aux:
+            return (loss.detach(), detached(result[1])), unflatten(spec, grads)
+        return loss.detach(), unflatten(spec, grads)
 
     return compute
 
@@ -105,7 +107,8 @@ def gradients(
     undo = made_ready(held, again=create_graph)
     no_chance: Any = _NoChance  # torch has no types for it
     try:
-        with no_chance() if _is_written_down() else _NOTHING:
+        mode = no_chance() if _is_written_down() else _NOTHING
+        with mode:
             grads = torch.autograd.grad(loss, leaves, allow_unused=True, create_graph=create_graph)
     finally:
         for function in reversed(undo):
@@ -125,10 +128,11 @@ def split(module: nn.Module) -> tuple[Tensors, Tensors]:
     >>> list(params), list(buffers)
     (['weight', 'bias'], ['running_mean', 'running_var', 'num_batches_tracked'])
     """
-    named = {name: value.detach().clone() for name, value in module.named_parameters()}
-    trained = {name for name, value in module.named_parameters() if value.requires_grad}
-    params = {name: value for name, value in named.items() if name in trained}
-    frozen = {name: value for name, value in named.items() if name not in trained}
+    params: Tensors = {}
+    frozen: Tensors = {}
+    for name, value in module.named_parameters():
+        own = params if value.requires_grad else frozen
+        own[name] = value.detach().clone()
     buffers = {name: value.detach().clone() for name, value in module.named_buffers()}
     return params, {**frozen, **buffers}
 
@@ -137,8 +141,8 @@ def apply(
     module: nn.Module,
     params: Mapping[str, Tensor],
     buffers: Mapping[str, Tensor],
-    *args: Any,
-    **kwargs: Any,
+    *args: object,
+    **kwargs: object,
 ) -> tuple[Any, Tensors]:
     """(the module's output for these tensors, the buffers as they are afterwards); neither argument
     is touched.
@@ -177,15 +181,20 @@ def apply(
 
 
 def _apply_transformed(
-    module: nn.Module, tensors: Tensors, buffers: Mapping[str, Tensor], args: Any, kwargs: Any
+    module: nn.Module,
+    tensors: Tensors,
+    buffers: Mapping[str, Tensor],
+    args: tuple[object, ...],
+    kwargs: dict[str, object],
 ) -> tuple[Any, Tensors]:
     """`apply` to stand-ins for tensors, of which torch can tell more."""
     # Copied whether in training or not: versions of stand-ins do not tell who has written.
     written = {name for name, _ in module.named_buffers(remove_duplicate=False)}
     limited = [one.weight for one in module.modules() if getattr(one, "max_norm", None) is not None]
     if limited:  # embeddings, which write to their weight in every pass
-        named = module.named_parameters(remove_duplicate=False)
-        written |= {name for name, own in named if any(own is weight for weight in limited)}
+        for name, own in module.named_parameters(remove_duplicate=False):
+            if any(own is weight for weight in limited):
+                written.add(name)
     tensors |= {name: value.clone() for name, value in tensors.items() if name in written}
     output = torch.func.functional_call(module, tensors, args, kwargs, strict=True)
     return output, {name: tensors[name].detach() for name in buffers}
@@ -194,7 +203,13 @@ def _apply_transformed(
 class _NoChance(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
     """Let operations that draw random numbers be errors."""
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
         if torch.Tag.nondeterministic_seeded in func.tags:
             raise RuntimeError(
                 f"the gradient draws random numbers ({func}), as activation checkpointing does for "
@@ -213,7 +228,7 @@ def _is_written_down() -> bool:
     return proxies is not None and proxies.get_proxy_mode() is not None
 
 
-def _is_followed(leaf: Any) -> bool:
+def _is_followed(leaf: object) -> bool:
     """Whether derivatives by this are meant to be tracked; a module's own parameter always is."""
     return isinstance(leaf, Tensor) and leaf.requires_grad and not isinstance(leaf, nn.Parameter)
 
@@ -230,13 +245,11 @@ def _check_leaves(params: Tree) -> None:
             )
 
 
-def _check_loss(loss: Any) -> None:
+def _check_loss(loss: object) -> None:
     if not isinstance(loss, Tensor) or loss.dim() != 0:
-        found = (
-            f"a tensor of shape {tuple(loss.shape)}"
-            if isinstance(loss, Tensor)
-            else type(loss).__name__
-        )
+        found = type(loss).__name__
+        if isinstance(loss, Tensor):
+            found = f"a tensor of shape {tuple(loss.shape)}"
         raise ValueError(
             f"value_and_grad: the loss must be a 0-d tensor, got {found}. Take its mean or sum."
         )
@@ -247,5 +260,5 @@ def detached(output: Any) -> Any:
     return map_output(_detached, output)
 
 
-def _detached(leaf: Any) -> Any:
+def _detached(leaf: object) -> object:
     return leaf.detach() if isinstance(leaf, Tensor) else leaf

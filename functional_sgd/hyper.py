@@ -3,7 +3,7 @@
 import fnmatch
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from functional_sgd.tree import Spec, Tree, flatten, paths, prefix_difference, u
 Scalar: TypeAlias = float | Tensor
 Hyper: TypeAlias = Any
 """A Scalar, or a tree prefix of params with Scalars at its leaves."""
+
+T = TypeVar("T")
 
 
 def by_path(params: Tree, values: Mapping[str, Hyper]) -> Tree:
@@ -43,9 +45,9 @@ def by_path(params: Tree, values: Mapping[str, Hyper]) -> Tree:
 def first_matches(
     who: str,
     names: Sequence[str],
-    values: Mapping[str, Any],
+    values: Mapping[str, T],
     fits: Callable[[str, str], bool] | None = None,
-) -> list[Any]:
+) -> list[T]:
     """For each name the value of the first pattern that it fits (by `matches`, or another
     fits(name, pattern)).
 
@@ -90,9 +92,9 @@ matches._dynamo_marked_constant = True  # type: ignore[attr-defined] # torch.com
 
 def collect(
     who: str,
-    defaults: Mapping[str, Any],
+    defaults: Mapping[str, object],
     hyper: Mapping[str, Hyper] | None,
-    extras: Mapping[str, Any],
+    extras: Mapping[str, object],
     ranges: Mapping[str, tuple[Range, ...]] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """The value of every hyper and extra for this call.
@@ -153,12 +155,12 @@ def per_leaf(
             shared[name] = scalar(who, name, value)
         elif name not in given and not _is_tree_of_scalars(value):
             shared[name] = value
-        elif isinstance(value, (dict, list, tuple)) or flatten(value)[0] != [value]:
-            # Registered pytree nodes are trees as well; only a leaf flattens to itself.
+        elif _is_tree(value):
             leaves = broadcast(who, name, value, params, spec)
             separate[name] = [scalar(who, name, leaf) for leaf in leaves]
             # A set, since a prefix repeats one number for many leaves.
-            for number in {leaf for leaf in separate[name] if not isinstance(leaf, Tensor)}:
+            numbers = {leaf for leaf in separate[name] if not isinstance(leaf, Tensor)}
+            for number in numbers:
                 for allowed in ranges.get(name, ()):
                     check_number(who, name, number, allowed)
         else:
@@ -179,9 +181,9 @@ def broadcast(who: str, name: str, prefix: Tree, params: Tree, spec: Spec) -> li
             f"{who}: {name!r} must be a number, a 0-d tensor, or a tree prefix of params, but "
             f"{prefix_difference(params, prefix)}. by_path(params, {{...}}) makes such a tree."
         ) from error
-    values = [
-        leaf for leaf, subtree in zip(leaves, subtrees, strict=True) for _ in flatten(subtree)[0]
-    ]
+    values: list[Any] = []
+    for leaf, subtree in zip(leaves, subtrees, strict=True):
+        values += [leaf] * len(flatten(subtree)[0])
     if len(values) != spec.num_leaves:
         raise ValueError(
             f"{who}: {name!r} covers {len(values)} of {spec.num_leaves} leaves of params."
@@ -189,14 +191,20 @@ def broadcast(who: str, name: str, prefix: Tree, params: Tree, spec: Spec) -> li
     return values
 
 
-def _is_tree_of_scalars(value: Any) -> bool:
+def _is_tree(value: Tree) -> bool:
+    # Registered pytree nodes are trees as well; only a leaf flattens to itself.
+    return isinstance(value, (dict, list, tuple)) or flatten(value)[0] != [value]
+
+
+def _is_tree_of_scalars(value: Tree) -> bool:
     leaves = flatten(value)[0]
     if not isinstance(value, (dict, list, tuple)) or not leaves:
         return False
-    return all(
-        isinstance(leaf, (int, float)) or (isinstance(leaf, Tensor) and leaf.dim() == 0)
-        for leaf in leaves
-    )
+    return all(map(_is_scalar, leaves))
+
+
+def _is_scalar(leaf: object) -> bool:
+    return isinstance(leaf, (int, float)) or (isinstance(leaf, Tensor) and leaf.dim() == 0)
 
 
 def scalar(who: str, name: str, value: Any) -> Scalar:
@@ -219,18 +227,19 @@ def scalar(who: str, name: str, value: Any) -> Scalar:
     if isinstance(value, (int, float)):
         return value
     try:
-        number = (
-            value.item() if hasattr(value, "item") else float(value)
-        )  # of NumPy, or another kind
+        # NumPy's numbers have an item, like those of most libraries of arrays.
+        number = value.item() if hasattr(value, "item") else float(value)
     except (TypeError, ValueError):
-        cure = (
-            f" A schedule goes around the optimizer, scheduled(opt, steps=1000, {name}=...), or "
-            f"into the loop, ParamScheduler(dict({name}=...)); values by name are "
-            f"by_path(params, {{...}})."
-        )
+        cure = ""
+        if callable(value):
+            cure = (
+                f" A schedule goes around the optimizer, scheduled(opt, steps=1000, {name}=...), "
+                f"or into the loop, ParamScheduler(dict({name}=...)); values by name are "
+                f"by_path(params, {{...}})."
+            )
         raise TypeError(
             f"{who}: hyper {name!r} must be a number, a 0-d tensor or a tree prefix of them, "
-            f"got {type(value).__name__}: {value!r}.{cure if callable(value) else ''}"
+            f"got {type(value).__name__}: {value!r}.{cure}"
         ) from None
     check_number(who, name, number)
     return float(number)

@@ -1,7 +1,7 @@
 """L-BFGS: Newton's method with a curvature that is remembered from the last few steps."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from functional_sgd.optimizer import Optimizer, check_names
 from functional_sgd.pairs import as_complex, as_real
 from functional_sgd.ranges import Range, check_number
 from functional_sgd.state import State, check_state, working_dtype
-from functional_sgd.tree import Tree, flatten, flatten_like, paths, unflatten
+from functional_sgd.tree import Spec, Tree, flatten, flatten_like, paths, unflatten
 from functional_sgd.wiring import CALLS
 from functional_sgd.wrappers.wrapper import no_calls, take_grads
 
@@ -62,7 +62,9 @@ class LBFGS(Optimizer):
     @property
     def names(self) -> frozenset[str]:
         """Every hyper and extra that is understood."""
-        return frozenset({"lr", "value", "value_fn"} if self.line_search else {"lr"})
+        if self.line_search:
+            return frozenset({"lr", "value", "value_fn"})
+        return frozenset({"lr"})
 
     @property
     def traceable(self) -> bool:
@@ -114,25 +116,32 @@ class LBFGS(Optimizer):
         return moved, {CALLS: state[CALLS] + 1, **kept}
 
     def _step(
-        self, leaves: list[Tensor], slopes: Any, spec: Any, state: State, lr: float, given: Any
+        self,
+        leaves: list[Tensor],
+        slopes: Sequence[Tensor | None],
+        spec: Spec,
+        state: State,
+        lr: float,
+        given: Mapping[str, Any],
     ) -> tuple[Tree, State]:
         kept = {name: state[name] for name in SLOTS}
         grad = _flat(_with_zeros(leaves, slopes))
         if not len(grad) or grad.abs().max() <= self.grad_tolerance:
             return unflatten(spec, leaves), kept
         kept |= self._remembered(state, grad)
-        direction = _newton(kept, grad) if int(state["steps"]) else -grad
+        first = int(state["steps"]) == 0
+        direction = -grad if first else _newton(kept, grad)
         # Remembered curvature would also move a leaf that has no gradient in this step.
-        direction = direction * _flat(
-            [
-                torch.full_like(one, slope is not None)
-                for one, slope in zip(leaves, slopes, strict=True)
-            ]
-        )
+        has_grad = []
+        for leaf, own in zip(leaves, slopes, strict=True):
+            has_grad.append(torch.full_like(leaf, own is not None))
+        direction = direction * _flat(has_grad)
         slope = float(grad.dot(direction))
-        # Without any curvature yet, start with a move whose 1-norm is at most lr, as
-        # torch.optim.LBFGS does.
-        length = lr if int(state["steps"]) else min(1.0, 1 / float(grad.abs().sum())) * lr
+        length = lr
+        if first:
+            # Without any curvature yet, start with a move whose 1-norm is at most lr, as
+            # torch.optim.LBFGS does.
+            length = min(1.0, 1 / float(grad.abs().sum())) * lr
         # A length of 0 also keeps the next step from remembering this one.
         if slope > -self.step_tolerance:  # nowhere to go
             length, where = 0.0, unflatten(spec, leaves)
@@ -247,6 +256,8 @@ def strong_wolfe(
 
     before, point, tries = start, evaluate(first), 0
     while tries < limit:
+        # Values are compared from the third point on, as in torch.optim.LBFGS; Nocedal and Wright
+        # begin with the second.
         if too_high(point) or (tries > 1 and point.value >= before.value):
             break
         if flat_enough(point):
@@ -295,7 +306,9 @@ def _inside(at: float, left: float, right: float, cramped: bool) -> tuple[float,
         return at, False
     if not cramped and left < at < right:
         return at, True
-    return (right - margin if abs(at - right) < abs(at - left) else left + margin), False
+    if abs(at - right) < abs(at - left):
+        return right - margin, False
+    return left + margin, False
 
 
 def _lowest(one: Point, other: Point, low: float, high: float) -> float:
@@ -318,7 +331,7 @@ def _lowest(one: Point, other: Point, low: float, high: float) -> float:
 class _Line:
     """The points params + at * direction."""
 
-    def __init__(self, leaves: list[Tensor], spec: Any, direction: Tensor) -> None:
+    def __init__(self, leaves: list[Tensor], spec: Spec, direction: Tensor) -> None:
         self.leaves, self.spec, self.direction = leaves, spec, direction
 
     def params(self, at: float) -> Tree:
@@ -340,6 +353,8 @@ def _newton(kept: State, grad: Tensor) -> Tensor:
     pairs = list(zip(kept["moves"][:count], kept["grad_changes"][:count], strict=True))
     if not pairs:
         return -grad
+    # The two loops of algorithm 7.4 in Nocedal and Wright: from the last pair to the first, and
+    # back.
     shares = [1 / change.dot(move) for move, change in pairs]
     result: Tensor = -grad
     sizes: list[Tensor] = []
@@ -358,12 +373,15 @@ def _inserted(rows: Tensor, row: Tensor, count: int, first: int) -> Tensor:
     return torch.cat([rows[first:count], row[None], rows[count + 1 :]])
 
 
-def _with_zeros(leaves: list[Tensor], slopes: Any) -> list[Tensor]:
+def _with_zeros(leaves: list[Tensor], slopes: Sequence[Tensor | None]) -> list[Tensor]:
     """The gradients, with zeros where there is none."""
-    return [
-        torch.zeros_like(leaf) if slope is None else slope
-        for leaf, slope in zip(leaves, slopes, strict=True)
-    ]
+    found = []
+    for leaf, slope in zip(leaves, slopes, strict=True):
+        if slope is None:
+            found.append(torch.zeros_like(leaf))
+        else:
+            found.append(slope)
+    return found
 
 
 def _flat(leaves: list[Tensor]) -> Tensor:
@@ -373,5 +391,6 @@ def _flat(leaves: list[Tensor]) -> Tensor:
         return torch.zeros(0)
     real = list(map(as_real, leaves))
     wide = [leaf.reshape(-1).to(working_dtype(leaf)) for leaf in real]
-    dtype = torch.float64 if any(one.dtype == torch.float64 for one in wide) else torch.float32
+    any_double = any(one.dtype == torch.float64 for one in wide)
+    dtype = torch.float64 if any_double else torch.float32
     return torch.cat([one.to(wide[0].device, dtype) for one in wide])

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import optree
 import torch
 
 from functional_sgd import catalogue
 from functional_sgd.fusion.explain import cost
 from functional_sgd.fusion.fused import Fused, fuse
 from functional_sgd.optimizer import Optimizer
+from functional_sgd.tree import flatten
 
 _SIDE = 512  # of the matrix of float32 that costs are counted for
 
@@ -61,21 +61,26 @@ def _recipe(name: str) -> Recipe:
     source = " ".join(text.partition("Source: ")[2].split("\n\n")[0].split())
     opt: Optimizer = make()
     param = torch.zeros(_SIDE, _SIDE)
-    state: Any = opt.init(param)
-    leaves: list[Any] = optree.tree_leaves(state)
+    leaves, _ = flatten(opt.init(param))
     # Counters and other single numbers do not grow with the params.
     kept = sum(leaf.numel() * leaf.itemsize for leaf in leaves if leaf.numel() > 1)
+    passes: int | None = None
+    moved: float | None = None
+    by_torch: tuple[str, ...] = ()
     fused = fuse(opt)
-    counted = cost(fused, param) if isinstance(fused, Fused) else None
+    if isinstance(fused, Fused):
+        counted = cost(fused, param)
+        passes, by_torch = counted.passes, counted.by_torch
+        moved = counted.moved / param.numel()
     return Recipe(
-        name,
-        make,
-        make.__module__.rpartition(".")[2],
-        title,
-        source,
-        opt.hyper,
-        kept / param.numel(),
-        None if counted is None else counted.passes,
-        None if counted is None else counted.moved / param.numel(),
-        () if counted is None else counted.by_torch,
+        name=name,
+        make=make,
+        family=make.__module__.rpartition(".")[2],
+        title=title,
+        source=source,
+        hyper=opt.hyper,
+        memory=kept / param.numel(),
+        passes=passes,
+        moved=moved,
+        by_torch=by_torch,
     )

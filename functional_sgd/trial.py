@@ -1,8 +1,8 @@
 """Try a rule on small tensors, when a chain is built: what it writes, and if it keeps its word."""
 
 import functools
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from functional_sgd.randomness import TrialKey
 from functional_sgd.reduction import Reduction
 from functional_sgd.rule import Rule, renamed
 from functional_sgd.signature import DTYPE, FROM_CALLER, KEY, REQUIRED, STEP, Initializer
+
+Columns: TypeAlias = dict[str, Any]
+"""What a rule reads: a tensor under each name, or for a treewise rule a tree of one leaf."""
 
 _SHAPE = (2, 3)
 
@@ -87,9 +90,9 @@ def writes_of(rule: Rule, available: frozenset[str]) -> tuple[str, ...]:
 
 def trial_scalars(rule: Rule) -> dict[str, Any]:
     """A value for every keyword of a rule, but its reductions."""
-    scalars = {
-        name: 0.5 if default is REQUIRED else default for name, default in rule.scalars.items()
-    }
+    scalars: dict[str, Any] = {}
+    for name, default in rule.scalars.items():
+        scalars[name] = 0.5 if default is REQUIRED else default
     if STEP in scalars:
         scalars[STEP] = torch.ones((), dtype=torch.float64, device="cpu")
     for name in rule.signature.numbers:
@@ -103,9 +106,9 @@ def trial_scalars(rule: Rule) -> dict[str, Any]:
     return scalars
 
 
-def _columns(rule: Rule, available: frozenset[str], values: Tensor) -> dict[str, Any]:
+def _columns(rule: Rule, available: frozenset[str], values: Tensor) -> Columns:
     """A column for everything that it reads: these values, but slots begin as they always do."""
-    columns: dict[str, Any] = {}
+    columns: Columns = {}
     for name in rule.columns:
         if name not in available:
             continue
@@ -115,7 +118,7 @@ def _columns(rule: Rule, available: frozenset[str], values: Tensor) -> dict[str,
     return columns
 
 
-def _moved_columns(rule: Rule, available: frozenset[str], values: Tensor) -> dict[str, Any]:
+def _moved_columns(rule: Rule, available: frozenset[str], values: Tensor) -> Columns:
     """`_columns`, with slots as if they had taken a step: first values are mostly zeros, which
     would hide what is done with them.
     """
@@ -144,12 +147,16 @@ def _first_value(rule: Rule, slot: str, start: Initializer, values: Tensor) -> T
     return value
 
 
-def _run(rule: Rule, columns: Mapping[str, Any]) -> Mapping[str, Any]:
+def _reduced(rule: Rule, columns: Columns) -> dict[str, Tensor]:
+    """The numbers that a rule's reductions make of these columns."""
+    return {name: one.of(columns) for name, one in rule.signature.reductions.items()}
+
+
+def _run(rule: Rule, columns: Columns) -> Mapping[str, Any]:
     scalars = trial_scalars(rule)
     try:
         with torch.no_grad():
-            for name, reduction in rule.signature.reductions.items():
-                scalars[name] = reduction.of(columns)
+            scalars |= _reduced(rule, columns)
             before = _Copies({**columns, **scalars})
             result = rule.function(**columns, **scalars)
     except Exception as error:
@@ -162,17 +169,14 @@ def _run(rule: Rule, columns: Mapping[str, Any]) -> Mapping[str, Any]:
     return result
 
 
-def _check_hypers_stay(rule: Rule, columns: Mapping[str, Any]) -> None:
+def _check_hypers_stay(rule: Rule, columns: Columns) -> None:
     """Raise TypeError if it changes hypers in place where they are tensors: lr *= 2 does."""
-    scalars = {
-        name: torch.tensor(float(value), dtype=torch.float64, device="cpu")
-        if isinstance(value, (int, float))
-        else value
-        for name, value in trial_scalars(rule).items()
-    }
+    scalars = trial_scalars(rule)
+    for name, value in scalars.items():
+        if isinstance(value, (int, float)):
+            scalars[name] = torch.tensor(float(value), dtype=torch.float64, device="cpu")
     with torch.no_grad():
-        for name, reduction in rule.signature.reductions.items():
-            scalars[name] = reduction.of(columns)
+        scalars |= _reduced(rule, columns)
         before = _Copies(scalars)
         try:
             rule.function(**columns, **scalars)
@@ -207,7 +211,7 @@ class _Copies:
                 )
 
 
-def _check_result(rule: Rule, columns: Mapping[str, Any], result: Any) -> None:
+def _check_result(rule: Rule, columns: Columns, result: object) -> None:
     if not isinstance(result, Mapping):
         raise TypeError(
             f"rule {rule.name}: expected a dict of what it writes, got {type(result).__name__}. "
@@ -243,7 +247,7 @@ def _check_result(rule: Rule, columns: Mapping[str, Any], result: Any) -> None:
     _check_slots(rule, columns, result)
 
 
-def _check_slots(rule: Rule, columns: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+def _check_slots(rule: Rule, columns: Columns, result: Mapping[str, Any]) -> None:
     for slot in rule.starts:
         if slot not in result:
             raise TypeError(
@@ -266,9 +270,8 @@ def _check_elementwise(rule: Rule, available: frozenset[str]) -> None:
     its reductions: a mean, a sort or a roll gives something else.
     """
     values = torch.tensor(_NUMBERS, dtype=torch.float64, device="cpu")
-    whole, part = (
-        _moved_columns(rule, available, one) for one in (values, values.reshape(-1)[[*_SOME]])
-    )
+    whole = _moved_columns(rule, available, values)
+    part = _moved_columns(rule, available, values.reshape(-1)[[*_SOME]])
     scalars = trial_scalars(rule)
     for name in rule.starts.keys() & whole.keys():
         if whole[name].shape != values.shape:
@@ -279,16 +282,15 @@ def _check_elementwise(rule: Rule, available: frozenset[str]) -> None:
             )
     with torch.no_grad():
         for name, reduction in rule.signature.reductions.items():
-            seen, fewer = (_expression(reduction, columns) for columns in (whole, part))
-            if not _same_elements(seen, fewer):
+            if not _same_elements(_expression(reduction, whole), _expression(reduction, part)):
                 raise TypeError(_not_pointwise(rule, name))
             scalars[name] = reduction.of(whole)
-        results = [rule.function(**columns, **scalars) for columns in (whole, part)]
+        result, of_part = rule.function(**whole, **scalars), rule.function(**part, **scalars)
         # A rule that draws from torch's generator differs even from itself, which is another
         # mistake.
         again = rule.function(**whole, **scalars)
-    for name, value in results[0].items():
-        if name not in rule.signature.numbers and not _same_elements(value, results[1][name]):
+    for name, value in result.items():
+        if name not in rule.signature.numbers and not _same_elements(value, of_part[name]):
             if not _same(value, again[name]):
                 raise TypeError(
                     f"rule {rule.name}: {name!r} comes out different in every call. Draw random "
@@ -302,14 +304,14 @@ def _check_elementwise(rule: Rule, available: frozenset[str]) -> None:
             )
 
 
-def _check_expressions(rule: Rule, columns: Mapping[str, Any]) -> None:
+def _check_expressions(rule: Rule, columns: Columns) -> None:
     """Raise TypeError if the expression of a reduction does not keep the shape of its columns."""
     for name, reduction in rule.signature.reductions.items():
         if _expression(reduction, columns).shape != columns[reduction.columns[0]].shape:
             raise TypeError(_not_pointwise(rule, name))
 
 
-def _expression(reduction: Reduction, columns: Mapping[str, Any]) -> Tensor:
+def _expression(reduction: Reduction, columns: Columns) -> Tensor:
     with torch.no_grad():
         return reduction.expression(*(columns[name].double() for name in reduction.columns))
 
@@ -333,9 +335,9 @@ def _check_numbers(rule: Rule, available: frozenset[str]) -> None:
                 if reduction.over == "leaf" or name not in scalars:
                     scalars[name] = reduction.of(columns)
             results.append(rule.function(**columns, **scalars))
+    first, second = results
     for name in rule.signature.numbers:
-        one, other = (torch.as_tensor(result[name]) for result in results)
-        if not _same(one, other):
+        if not _same(torch.as_tensor(first[name]), torch.as_tensor(second[name])):
             raise TypeError(
                 f"rule {rule.name}: {name!r} is one number of the whole tree, so it must be "
                 f"made of numbers, not of columns. Declare them: total(..., over='tree')."
@@ -346,14 +348,13 @@ def _check_precision(rule: Rule, available: frozenset[str]) -> None:
     """Raise TypeError if it rounds a number to float32 where its leaf is float64."""
     values = torch.tensor(_NUMBERS, dtype=torch.float64, device="cpu")
     columns = _moved_columns(rule, available, values)
-    scalars = {
+    scalars = trial_scalars(rule)
+    for name, value in scalars.items():
         # A value such as 0.5 is exact in float32 and would hide the rounding; 0.3 is not.
-        name: 0.3 if isinstance(value, float) and _is_exact(value) else value
-        for name, value in trial_scalars(rule).items()
-    }
+        if isinstance(value, float) and _is_exact(value):
+            scalars[name] = 0.3
     with torch.no_grad(), _Rounded() as seen:
-        for name, reduction in rule.signature.reductions.items():
-            scalars[name] = reduction.of(columns)
+        scalars |= _reduced(rule, columns)
         try:
             rule.function(**columns, **scalars)
         except Exception:  # it cannot be tried on numbers that it does not expect
@@ -373,7 +374,13 @@ class _Rounded(TorchFunctionMode):
         super().__init__()
         self.functions: list[str] = []
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
         result = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
         if name in ("where", "tensor", "full", "scalar_tensor") and "dtype" not in (kwargs or {}):

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from functional_sgd.bridge.kinds import Kind, kind_of
+from functional_sgd.bridge.kinds import Hypers, Kind, kind_of, written
 from functional_sgd.chaining import Chain
 from functional_sgd.errors import did_you_mean
+from functional_sgd.hyper import Hyper
 from functional_sgd.pairs import as_complex, as_real
 from functional_sgd.signature import STEP
 from functional_sgd.state import State, check_state, check_steps
@@ -24,7 +25,7 @@ class Imported(NamedTuple):
     opt: Chain
     params: dict[str, Tensor]  # copies
     state: State  # copies
-    hyper: dict[str, Any]  # the hypers in which groups differ: {name: value} for the parameters
+    hyper: dict[str, Hyper]  # the hypers in which groups differ: {name: value} for the parameters
 
 
 def from_torch(optimizer: torch.optim.Optimizer, names: Named) -> Imported:
@@ -48,7 +49,8 @@ def from_torch(optimizer: torch.optim.Optimizer, names: Named) -> Imported:
     >>> opt.hyper["lr"], opt.hyper["wd"], list(params), state["step"], hyper
     (0.1, 0.3, ['weight', 'bias'], tensor([0, 0]), {})
     """
-    kind, named = kind_of("from_torch", optimizer), _by_name("from_torch", optimizer, names)
+    kind = kind_of("from_torch", optimizer)
+    named = _by_name("from_torch", optimizer, names)
     opt = kind.chain_of("from_torch", optimizer.param_groups)
     params = {name: param.detach().clone() for name, param in named.items()}
     kept = {name: _kept(kind, optimizer.state.get(param, {})) for name, param in named.items()}
@@ -57,13 +59,13 @@ def from_torch(optimizer: torch.optim.Optimizer, names: Named) -> Imported:
     counts = [_count(kind, kept[name]) for name in paths(params)]
     state[STEP] = torch.tensor(counts, dtype=torch.int64, device=state[STEP].device)
     for slot in state.keys() - {STEP}:
+        theirs = kind.slots[slot]
         for name, own in kept.items():
-            if own.get(kind.slots[slot]) is not None:
-                state[slot][name].copy_(as_real(own[kind.slots[slot]]))
-            elif own and kind.counts and _expected(kind.slots[slot], hypers[name]):
+            if own.get(theirs) is not None:
+                state[slot][name].copy_(as_real(own[theirs]))
+            elif own and kind.counts and _expected(theirs, hypers[name]):
                 raise ValueError(
-                    f"from_torch: the state of {name!r} has no {kind.slots[slot]!r}; it has "
-                    f"{', '.join(own)}."
+                    f"from_torch: the state of {name!r} has no {theirs!r}; it has {', '.join(own)}."
                 )
     return Imported(opt, params, state, _differing(hypers, opt))
 
@@ -72,7 +74,7 @@ def into_torch(
     optimizer: torch.optim.Optimizer,
     names: Named,
     state: State,
-    hyper: Mapping[str, Any] | None = None,
+    hyper: Mapping[str, Hyper] | None = None,
 ) -> dict[str, Any]:
     """A state dict for an optimizer of torch.optim with this state:
     `optimizer.load_state_dict(into_torch(...))`.
@@ -95,13 +97,11 @@ def into_torch(
     >>> optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["betas"]
     (0.5, (0.8, 0.999))
     """
-    kind, named = kind_of("into_torch", optimizer), _by_name("into_torch", optimizer, names)
+    kind = kind_of("into_torch", optimizer)
+    named = _by_name("into_torch", optimizer, names)
     # Which slots there are depends on the switches (amsgrad, say), so the chain is asked.
-    slots = [
-        slot
-        for slot in kind.slots
-        if slot in kind.chain_of("into_torch", optimizer.param_groups).init({})
-    ]
+    empty = kind.chain_of("into_torch", optimizer.param_groups).init({})
+    slots = [slot for slot in kind.slots if slot in empty]
     check_state("into_torch", state, (STEP, *slots))
     for slot in slots:
         _check_names(slot, state[slot], named)
@@ -119,24 +119,24 @@ def into_torch(
             entries[number] = own
     packed = optimizer.state_dict()["param_groups"]
     order = list(named)
-    for name in hyper or {}:
+    given = hyper or {}
+    for name in given:
         if name not in kind.hypers:
             raise ValueError(
                 f"into_torch: no hyper of {type(optimizer).__name__} is {name!r}. "
                 f"{did_you_mean(name, kind.hypers)}"
             )
     for group in packed:
-        own_names = [order[number] for number in group["params"]]
-        # A group without parameters has no value by parameter, and keeps its own.
-        given = {n: v for n, v in (hyper or {}).items() if own_names or not isinstance(v, Mapping)}
-        group.update(
-            kind.write(group, {n: _of_group(n, value, own_names) for n, value in given.items()})
-        )
+        own_hyper = _of_group(given, [order[number] for number in group["params"]])
+        group.update(written(kind.hypers, group, own_hyper))
+        if kind.derived is None:
+            continue
+        # After the group has been updated, since these values follow from its hypers.
         for number in group["params"]:
-            # After the group has been updated, since these values follow from its hypers.
-            if kind.derived is not None and number in entries:
+            if number in entries:
                 derived = kind.derived(kind.read(group), counts[order[number]])
-                entries[number] |= {n: torch.tensor(value).double() for n, value in derived.items()}
+                for key, value in derived.items():
+                    entries[number][key] = torch.tensor(value).double()
     return {"state": entries, "param_groups": packed}
 
 
@@ -174,7 +174,8 @@ def _check_names(slot: str, values: Mapping[str, Tensor], named: Mapping[str, Te
 
 def _kept(kind: Kind, own: Mapping[str, Any]) -> dict[str, Any]:
     """What torch keeps for a parameter that has taken a step: first values are made here."""
-    return dict(own) if not kind.counts or own.get("step", 0) > 0 else {}
+    has_stepped = not kind.counts or own.get("step", 0) > 0
+    return dict(own) if has_stepped else {}
 
 
 def _count(kind: Kind, own: Mapping[str, Any]) -> int:
@@ -195,32 +196,42 @@ def _theirs(value: Tensor, param: Tensor, single: bool) -> Tensor:
 
 def _hypers(
     kind: Kind, optimizer: torch.optim.Optimizer, named: Mapping[str, Tensor]
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Hypers]:
     """The hypers of every parameter, by our names."""
-    every = [
-        own for group in optimizer.param_groups for own in [kind.read(group)] * len(group["params"])
-    ]
+    every: list[Hypers] = []
+    for group in optimizer.param_groups:
+        every += [kind.read(group)] * len(group["params"])
     return dict(zip(named, every, strict=True))
 
 
-def _expected(slot: str, hypers: Mapping[str, Any]) -> bool:
+def _expected(slot: str, hypers: Hypers) -> bool:
     """Whether torch keeps this for a parameter that it has stepped with these hypers."""
     return slot != "momentum_buffer" or hypers["mom"] != 0
 
 
-def _differing(hypers: Mapping[str, Mapping[str, Any]], opt: Chain) -> dict[str, dict[str, Any]]:
+def _differing(hypers: Mapping[str, Hypers], opt: Chain) -> dict[str, Hypers]:
     """The hypers in which groups differ, with a value for every parameter."""
-    return {
-        name: {path: own[name] for path, own in hypers.items()}
-        for name, default in opt.hyper.items()
-        if any(own[name] != default for own in hypers.values())
-    }
+    found: dict[str, Hypers] = {}
+    for name, default in opt.hyper.items():
+        values = {path: own[name] for path, own in hypers.items()}
+        if any(value != default for value in values.values()):
+            found[name] = values
+    return found
 
 
-def _of_group(name: str, value: Any, paths: list[str]) -> Any:
-    """The one value of a hyper within a group."""
-    if not isinstance(value, Mapping):
-        return value
+def _of_group(hyper: Mapping[str, Hyper], paths: list[str]) -> Hypers:
+    """The hypers of a group with these parameters, one value of each."""
+    own: Hypers = {}
+    for name, value in hyper.items():
+        if not isinstance(value, Mapping):
+            own[name] = value
+        elif paths:  # a group without parameters has no value by parameter, and keeps its own
+            own[name] = _only_value(name, value, paths)
+    return own
+
+
+def _only_value(name: str, value: Mapping[str, Any], paths: list[str]) -> Any:
+    """The value of a hyper that these parameters have in common."""
     for path in paths:
         if path not in value:
             raise ValueError(

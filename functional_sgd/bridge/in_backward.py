@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from functional_sgd.chaining import Chain
 from functional_sgd.fusion.fused import Fused, fuse
-from functional_sgd.hyper import collect
+from functional_sgd.hyper import Hyper, collect
 from functional_sgd.memory import same_place
 from functional_sgd.optimizer import Optimizer
 from functional_sgd.signature import STEP
@@ -24,18 +25,21 @@ class InBackward:
     `hyper` is a dict of the hypers that the next steps have; write a schedule's numbers into it.
     """
 
-    def __init__(self, opt: Chain, params: Mapping[str, Tensor], hyper: Mapping[str, Any]) -> None:
+    def __init__(
+        self, opt: Chain, params: Mapping[str, Tensor], hyper: Mapping[str, Hyper]
+    ) -> None:
         self.opt, self.hyper = opt, {**opt.hyper, **hyper}
         # In the order of the leaves of a tree, which the steps of a state are in.
         self.params = {name: params[name] for name in paths(dict(params))}
         self._stepper = fuse(opt, donate=True)
         self._states = {n: opt.init({n: leaf.detach()}) for n, leaf in self.params.items()}
-        self._hooks: list[Any] = [self._hook(name) for name in self.params]
+        self._hooks = [self._hook(name) for name in self.params]
 
-    def _hook(self, name: str) -> Any:
+    def _hook(self, name: str) -> RemovableHandle:
         """What calls the step of a parameter when its gradient is complete."""
-        param: Any = self.params[name]
-        return param.register_post_accumulate_grad_hook(lambda _: self._move(name))
+        param: Any = self.params[name]  # torch has no types for its method
+        hook: RemovableHandle = param.register_post_accumulate_grad_hook(lambda _: self._move(name))
+        return hook
 
     @torch.no_grad()
     def _move(self, name: str) -> None:
@@ -66,13 +70,14 @@ class InBackward:
     @state.setter
     def state(self, state: State) -> None:
         """Go on from the state of a run that may have been an ordinary one; it is copied."""
-        self._states = {
-            name: {
-                STEP: state[STEP][place : place + 1].clone(),
-                **{slot: {name: state[slot][name].clone()} for slot in self.opt.plan.slots},
-            }
-            for place, name in enumerate(self.params)
-        }
+        states: dict[str, State] = {}
+        for place, name in enumerate(self.params):
+            own: State = {STEP: state[STEP][place : place + 1].clone()}
+            for slot in self.opt.plan.slots:
+                own[slot] = {name: state[slot][name].clone()}
+            states[name] = own
+        # Only when all of it was found, so that a state that does not fit changes nothing.
+        self._states = states
 
     def remove(self) -> None:
         """Let backward leave gradients where they are again."""
@@ -81,7 +86,7 @@ class InBackward:
         self._hooks = []
 
 
-def step_in_backward(opt: Optimizer, params: Mapping[str, Tensor], **hyper: Any) -> InBackward:
+def step_in_backward(opt: Optimizer, params: Mapping[str, Tensor], **hyper: Hyper) -> InBackward:
     """Step every parameter during backward, as soon as its gradient is complete, and release that:
     all gradients together never exist, which saves as much memory as the parameters take.
 
@@ -125,7 +130,7 @@ def step_in_backward(opt: Optimizer, params: Mapping[str, Tensor], **hyper: Any)
     return InBackward(opt, params, hyper)
 
 
-def _check_alone(opt: Chain, hyper: Mapping[str, Any]) -> None:
+def _check_alone(opt: Chain, hyper: Mapping[str, Hyper]) -> None:
     """Raise ValueError if a leaf cannot step without the others."""
     together = [rule for rule in opt.rules if rule.needs_tree]
     if together:
@@ -146,7 +151,7 @@ def _check_alone(opt: Chain, hyper: Mapping[str, Any]) -> None:
         )
 
 
-def _of_param(name: str, hyper: Mapping[str, Any]) -> dict[str, Any]:
+def _of_param(name: str, hyper: Mapping[str, Hyper]) -> dict[str, Any]:
     """The hypers of one parameter. Raises ValueError if one has no value for it."""
     own = {}
     for key, value in hyper.items():

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
@@ -29,17 +29,44 @@ MAXIMIZE = "maximize"
 """A switch that every optimizer of torch.optim has."""
 
 
+class Entry(NamedTuple):
+    """Where in a param group of torch a hyper is."""
+
+    key: str
+    place: int | None = None  # in the tuple that is there, such as betas
+
+    def of(self, group: Group) -> Any:
+        """What is there."""
+        value = group[self.key]
+        return value if self.place is None else value[self.place]
+
+
+def written(entries: Mapping[str, Entry], group: Group, hypers: Group) -> Hypers:
+    """The entries of a group in which these hypers are set; the others stay as they are."""
+    found: Hypers = {}
+    for name, value in hypers.items():
+        key, place = entries[name]
+        if place is None:
+            found[key] = value
+        else:
+            # Several hypers share a tuple, so what is already written of it is kept.
+            before = found[key] if key in found else group[key]
+            whole = list(before)
+            whole[place] = value
+            found[key] = tuple(whole)
+    return found
+
+
 @dataclass(frozen=True)
 class Kind:
     """One optimizer of torch.optim."""
 
     build: Callable[..., Chain]  # (hypers by our names, switches by torch's) -> the chain
     slots: Mapping[str, str]  # our slot -> torch's
-    hypers: Mapping[str, tuple[Any, ...]]  # our hyper -> its key in a group, its place in a tuple
+    hypers: Mapping[str, Entry]  # our hyper -> where torch has it
     optional: tuple[str, ...] = ()  # hypers that switch a rule off where they are 0
-    switches: Mapping[str, bool] = field(
-        default_factory=dict
-    )  # torch's name -> its value if absent
+    # torch's name -> its value if absent
+    switches: Mapping[str, bool] = field(default_factory=dict)
     counts: bool = True  # whether torch counts the steps of a parameter
     single: tuple[str, ...] = ()  # our slots of which torch keeps one number for a parameter
     derived: Callable[[Hypers, int], dict[str, float]] | None = None
@@ -47,22 +74,10 @@ class Kind:
 
     def read(self, group: Group) -> Hypers:
         """The hypers of a group by our names."""
-        values = {name: _number(_at(group, *place)) for name, place in self.hypers.items()}
+        values = {name: _number(entry.of(group)) for name, entry in self.hypers.items()}
         if "dampening" in values and values["mom"] == 0:  # torch dampens momentum only
             values["dampening"] = 0
         return values
-
-    def write(self, group: Group, hypers: Hypers) -> dict[str, Any]:
-        """The entries of a group in which these hypers are set; the others stay as they are."""
-        found: dict[str, Any] = {}
-        for name, value in hypers.items():
-            key, *place = self.hypers[name]
-            if place:
-                entry = list(found[key] if key in found else group[key])
-                entry[place[0]] = value
-                value = tuple(entry)
-            found[key] = value
-        return found
 
     def chain_of(self, who: str, groups: Sequence[Group]) -> Chain:
         """The chain that does what torch does for these groups. Raises ValueError if there is none
@@ -74,11 +89,10 @@ class Kind:
             # One group with this hyper is enough to need the rule; the other groups set it to 0.
             values = [own[name] for own in hypers if own[name] != 0]
             given[name] = values[0] if values else None
+        chosen = {name: value for name, value in given.items() if value is not None}
         switches = self._switches(who, groups)
         up = switches.pop(MAXIMIZE)
-        built = self.build(
-            **{name: value for name, value in given.items() if value is not None}, **switches
-        )
+        built = self.build(**chosen, **switches)
         return chain(ascend, built) if up else built
 
     def _switches(self, who: str, groups: Sequence[Group]) -> dict[str, bool]:
@@ -95,8 +109,10 @@ class Kind:
 
 
 def _adam(decoupled_weight_decay: bool, **hypers: Any) -> Chain:
-    # No wd means 0 here, but adamw has a default that is not 0.
-    return adamw(**{"wd": 0.0, **hypers}) if decoupled_weight_decay else adam(**hypers)
+    if decoupled_weight_decay:
+        # No wd means 0 here, but adamw has a default that is not 0.
+        return adamw(**{"wd": 0.0, **hypers})
+    return adam(**hypers)
 
 
 def _nadam(decoupled_weight_decay: bool, **hypers: Any) -> Chain:
@@ -122,16 +138,16 @@ def _asgd_scalars(hypers: Hypers, count: int) -> dict[str, float]:
 
 
 _MOMENTS = {"grad_avg": "exp_avg", "sqr_avg": "exp_avg_sq"}
-_BETAS: dict[str, tuple[Any, ...]] = {"mom": ("betas", 0), "sqr_mom": ("betas", 1)}
-_COMMON: dict[str, tuple[Any, ...]] = {"lr": ("lr",), "wd": ("weight_decay",)}
-_EPS: dict[str, tuple[Any, ...]] = {"eps": ("eps",)}
-_MOM: dict[str, tuple[Any, ...]] = {"mom": ("momentum",)}
+_BETAS = {"mom": Entry("betas", 0), "sqr_mom": Entry("betas", 1)}
+_COMMON = {"lr": Entry("lr"), "wd": Entry("weight_decay")}
+_EPS = {"eps": Entry("eps")}
+_MOM = {"mom": Entry("momentum")}
 
 KINDS: dict[type, Kind] = {
     torch.optim.SGD: Kind(
         sgd,
         {"velocity": "momentum_buffer"},
-        {**_COMMON, **_MOM, "dampening": ("dampening",)},
+        {**_COMMON, **_MOM, "dampening": Entry("dampening")},
         optional=("mom", "dampening", "wd"),
         switches={"nesterov": False},
         counts=False,
@@ -159,7 +175,7 @@ KINDS: dict[type, Kind] = {
     torch.optim.NAdam: Kind(
         _nadam,
         {**_MOMENTS, "mom_product": "mu_product"},
-        {**_COMMON, **_BETAS, **_EPS, "mom_decay": ("momentum_decay",)},
+        {**_COMMON, **_BETAS, **_EPS, "mom_decay": Entry("momentum_decay")},
         ("wd",),
         switches={"decoupled_weight_decay": False},
         single=("mom_product",),
@@ -174,7 +190,7 @@ KINDS: dict[type, Kind] = {
     torch.optim.RMSprop: Kind(
         rmsprop,
         {"sqr_avg": "square_avg", "velocity": "momentum_buffer", "grad_mean": "grad_avg"},
-        {**_COMMON, **_MOM, **_EPS, "sqr_mom": ("alpha",)},
+        {**_COMMON, **_MOM, **_EPS, "sqr_mom": Entry("alpha")},
         optional=("mom", "wd"),
         switches={"centered": False},
     ),
@@ -184,39 +200,39 @@ KINDS: dict[type, Kind] = {
         {
             **_COMMON,
             **_EPS,
-            "lr_decay": ("lr_decay",),
-            "first_sum": ("initial_accumulator_value",),
+            "lr_decay": Entry("lr_decay"),
+            "first_sum": Entry("initial_accumulator_value"),
         },
         optional=("lr_decay", "wd"),
     ),
     torch.optim.Adadelta: Kind(
         adadelta,
         {"sqr_avg": "square_avg", "sqr_update_avg": "acc_delta"},
-        {**_COMMON, **_EPS, "sqr_mom": ("rho",)},
+        {**_COMMON, **_EPS, "sqr_mom": Entry("rho")},
         ("wd",),
     ),
     torch.optim.Rprop: Kind(
         rprop,
         {"last_grad": "prev", "step_size": "step_size"},
         {
-            "lr": ("lr",),
-            "shrink": ("etas", 0),
-            "grow": ("etas", 1),
-            "min_size": ("step_sizes", 0),
-            "max_size": ("step_sizes", 1),
+            "lr": Entry("lr"),
+            "shrink": Entry("etas", 0),
+            "grow": Entry("etas", 1),
+            "min_size": Entry("step_sizes", 0),
+            "max_size": Entry("step_sizes", 1),
         },
     ),
     torch.optim.ASGD: Kind(
         asgd,
         {"average": "ax"},
-        {**_COMMON, "lambd": ("lambd",), "power": ("alpha",), "average_from": ("t0",)},
+        {**_COMMON, "lambd": Entry("lambd"), "power": Entry("alpha"), "average_from": Entry("t0")},
         ("wd",),
         derived=_asgd_scalars,
     ),
 }
 
 
-def kind_of(who: str, optimizer: Any) -> Kind:
+def kind_of(who: str, optimizer: object) -> Kind:
     """The kind of an optimizer. Raises TypeError for those that cannot be taken over."""
     if type(optimizer) not in KINDS:
         known = ", ".join(sorted(kind.__name__ for kind in KINDS))
@@ -226,10 +242,6 @@ def kind_of(who: str, optimizer: Any) -> Kind:
             f"torch_optimizer runs others."
         )
     return KINDS[type(optimizer)]
-
-
-def _at(group: Group, key: str, place: int | None = None) -> Any:
-    return group[key] if place is None else group[key][place]
 
 
 def _number(value: Any) -> Any:

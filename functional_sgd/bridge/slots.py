@@ -1,6 +1,6 @@
 """The state of an optimizer, seen parameter by parameter, as torch.optim keeps it."""
 
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -11,21 +11,25 @@ from functional_sgd.chained import Chained
 from functional_sgd.compile.step import without_kernels
 from functional_sgd.optimizer import Optimizer
 from functional_sgd.state import State
-from functional_sgd.tree import flatten, unflatten
+from functional_sgd.tree import Tree, flatten, unflatten
 from functional_sgd.wrappers.partition import PARTS, Partition
 from functional_sgd.wrappers.sam import Sam
 from functional_sgd.wrappers.wrapper import INNER
 
 Named: TypeAlias = Mapping[str, Tensor]
 Groups: TypeAlias = list[dict[str, Any]]
+Keys: TypeAlias = tuple[str | int, ...]
 
 
 class Place(NamedTuple):
     """Where in a state something of one parameter is."""
 
-    keys: tuple[Any, ...]  # from the state down to a tensor
+    keys: Keys  # from the state down to a tensor
     entry: int | None = None  # of that tensor, if it has one number for each parameter
 
+
+Found: TypeAlias = Iterator[tuple[tuple[str, ...], Place]]
+"""Places in a state, each with the names of the parameters that it is of."""
 
 Layout: TypeAlias = dict[str, dict[str, Place]]
 """{parameter: {slot: where it is}}"""
@@ -70,7 +74,8 @@ class Slots(MutableMapping[Tensor, Kept]):
     def __init__(self, opt: Optimizer, groups: Groups) -> None:
         self.opt, self.groups = opt, groups
         self.tree: State | None = None
-        self._looks: list[Any] = []  # of the parameters that the state was made for
+        # Of the parameters that the state was made for.
+        self._looks: list[tuple[torch.device, torch.dtype]] = []
         self._begun = False  # whether it is more than a fresh state
         self._stepped = False  # whether a step has made it, so that it fits the parameters
         self._layout: Layout | None = None
@@ -111,7 +116,7 @@ class Slots(MutableMapping[Tensor, Kept]):
         leaves = detached(self.named())
         fresh, spec = flatten(self.opt.init(leaves))
         values, theirs = flatten(given)
-        if theirs != spec or any(a.shape != b.shape for a, b in zip(values, fresh, strict=True)):
+        if theirs != spec or [one.shape for one in values] != [one.shape for one in fresh]:
             raise ValueError(
                 "to_torch: the state does not fit. It must be built like optimizer.opt_state: the "
                 "same slots, with the same names of parameters and the same shapes. Was to_torch "
@@ -130,7 +135,7 @@ class Slots(MutableMapping[Tensor, Kept]):
         if state is not None:
             self._looks = [(leaf.device, leaf.dtype) for leaf in self.named().values()]
 
-    def adopt(self, groups: Groups, given: Mapping[Tensor, Mapping[str, Any]]) -> None:
+    def adopt(self, groups: Groups, given: Mapping[Tensor, Mapping[str, object]]) -> None:
         """Take other groups, and what is kept of their parameters, in memory of its own.
 
         What is not given begins afresh. Raises ValueError for what does not fit, and is then as it
@@ -160,7 +165,7 @@ class Slots(MutableMapping[Tensor, Kept]):
         return value if place.entry is None else value[place.entry]
 
     @torch.no_grad()
-    def write(self, param: str, own: Mapping[str, Any]) -> None:
+    def write(self, param: str, own: Mapping[str, object]) -> None:
         """Copy into what is kept of a parameter. Raises ValueError if it does not fit."""
         places = self.layout[param]
         _check_all("is not kept here", param, own, places)
@@ -181,7 +186,7 @@ class Slots(MutableMapping[Tensor, Kept]):
     def __getitem__(self, param: Tensor) -> Kept:
         return Kept(self, self._name(param))
 
-    def __setitem__(self, param: Tensor, own: Mapping[str, Any]) -> None:
+    def __setitem__(self, param: Tensor, own: Mapping[str, object]) -> None:
         self.write(self._name(param), own)
 
     def __delitem__(self, param: Tensor) -> None:
@@ -206,9 +211,14 @@ class Slots(MutableMapping[Tensor, Kept]):
 
 def named_in(groups: Groups) -> dict[str, Tensor]:
     """The parameters of groups by name. Raises ValueError if two have the same."""
-    every = [param for group in groups for param in group["params"]]
-    names = [name for group in groups for name in group.get("param_names", ())]
-    named = dict(zip(names or map(str, range(len(every))), every, strict=True))
+    every: list[Tensor] = []
+    names: list[str] = []
+    for group in groups:
+        every += group["params"]
+        names += group.get("param_names", ())
+    if not names:
+        names = [str(number) for number in range(len(every))]
+    named = dict(zip(names, every, strict=True))
     if len(named) < len(every):
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(
@@ -234,14 +244,14 @@ def layout_of(opt: Optimizer, state: State, leaves: Named) -> Layout:
         for name in names:
             own = layout[name]
             words = [str(key) for key in place.keys if key != name]
-            short = words[-1] if words else name
-            own[".".join(words) if short in own else short] = place
+            slot = words[-1] if words else name
+            if slot in own:
+                slot = ".".join(words)
+            own[slot] = place
     return layout
 
 
-def _places(
-    opt: Optimizer, state: Any, leaves: Named, above: tuple[Any, ...]
-) -> Iterator[tuple[tuple[str, ...], Place]]:
+def _places(opt: Optimizer, state: State, leaves: Named, above: Keys) -> Found:
     """(names of leaves, a place) for all that is in the state of these leaves, outermost first."""
     while isinstance(opt, Sam):  # whose state is that of the optimizer inside
         opt = opt.opt
@@ -273,9 +283,7 @@ def _inside(opt: Optimizer) -> dict[str, Optimizer | None]:
     return {INNER: opt.inner[0]} if opt.inner else {}
 
 
-def _entry(
-    value: Any, names: tuple[str, ...], keys: tuple[Any, ...]
-) -> Iterator[tuple[tuple[str, ...], Place]]:
+def _entry(value: Tree, names: tuple[str, ...], keys: Keys) -> Found:
     """The same, for one entry: a slot, a number for each leaf, or a number of the whole tree."""
     if isinstance(value, dict) and value.keys() == set(names):
         for name in names:
@@ -291,9 +299,8 @@ def _entry(
         yield from _all_in(value, names, keys)
 
 
-def _all_in(
-    value: Any, names: tuple[str, ...], keys: tuple[Any, ...]
-) -> Iterator[tuple[tuple[str, ...], Place]]:
+def _all_in(value: Tree, names: tuple[str, ...], keys: Keys) -> Found:
+    """The same, for what belongs to these parameters as a whole."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from _all_in(inner, names, (*keys, key))
@@ -307,19 +314,13 @@ def _all_in(
 def _moved(state: State, like: State) -> State:
     """The state on the devices of another, and in its dtypes."""
     leaves, spec = flatten(state)
-    moved: State = unflatten(
-        spec,
-        [
-            leaf.to(other.device, other.dtype)
-            for leaf, other in zip(leaves, flatten(like)[0], strict=True)
-        ],
-    )
+    others, _ = flatten(like)
+    pairs = zip(leaves, others, strict=True)
+    moved: State = unflatten(spec, [leaf.to(other.device, other.dtype) for leaf, other in pairs])
     return moved
 
 
-def _check_all(
-    problem: str, param: str, slots: Mapping[str, Any], among: Mapping[str, Any]
-) -> None:
+def _check_all(problem: str, param: str, slots: Iterable[str], among: Collection[str]) -> None:
     """Raise ValueError unless all slots of one are among those of the other."""
     for slot in slots:
         if slot not in among:

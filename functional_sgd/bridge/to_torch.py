@@ -10,6 +10,7 @@ from torch import Tensor
 from functional_sgd.bridge.slots import Slots, detached, named_in
 from functional_sgd.errors import NAMES_ELSEWHERE, did_you_mean
 from functional_sgd.fusion.fused import donating
+from functional_sgd.hyper import Hyper
 from functional_sgd.memory import same_place
 from functional_sgd.optimizer import Optimizer, check_optimizer
 from functional_sgd.ranges import check_number
@@ -26,7 +27,7 @@ class Saved:
     float32.
     """
 
-    own: Mapping[str, Any]
+    own: Mapping[str, object]
 
 
 class TorchOptimizer(torch.optim.Optimizer):
@@ -38,7 +39,7 @@ class TorchOptimizer(torch.optim.Optimizer):
     they were given without names.
     """
 
-    def __init__(self, opt: Optimizer, params: Any, hyper: Mapping[str, Any]) -> None:
+    def __init__(self, opt: Optimizer, params: Iterable[Any], hyper: Mapping[str, Hyper]) -> None:
         check_optimizer("to_torch", opt)
         self.opt, self.stepper = opt, donating(opt)
         for name, value in hyper.items():
@@ -111,17 +112,20 @@ class TorchOptimizer(torch.optim.Optimizer):
     def opt_state(self, state: State) -> None:
         self._slots.put(state)
 
-    def hyper(self) -> dict[str, Any]:
+    def hyper(self) -> dict[str, Hyper]:
         """The hypers of the next step: one value, or a value for each parameter where the groups
         differ.
         """
         for number, group in enumerate(self.param_groups):
             self._follow_aliases(number, group)
-        found: dict[str, Any] = {}
-        names = self.opt.names
-        for name in dict.fromkeys(
-            name for group in self.param_groups for name in group if name in names
-        ):
+        found: dict[str, Hyper] = {}
+        known = self.opt.names
+        in_groups: dict[str, None] = {}  # a set that keeps its order
+        for group in self.param_groups:
+            in_groups |= dict.fromkeys(group)
+        for name in in_groups:
+            if name not in known:
+                continue
             values = []
             for number, group in enumerate(self.param_groups):
                 if name not in group:
@@ -132,11 +136,10 @@ class TorchOptimizer(torch.optim.Optimizer):
                 values += [group[name]] * len(group["params"])
             # Tensors are compared by identity, since their values may be on a device.
             shared = all(value is values[0] or _same_number(value, values[0]) for value in values)
-            found[name] = (
-                values[0]
-                if shared and values
-                else dict(zip(self.named_params(), values, strict=True))
-            )
+            if shared and values:
+                found[name] = values[0]
+            else:
+                found[name] = dict(zip(self.named_params(), values, strict=True))
         return found
 
     def _follow_aliases(self, number: int, group: dict[str, Any]) -> None:
@@ -188,7 +191,8 @@ class TorchOptimizer(torch.optim.Optimizer):
             self._follow_aliases(number, group)
         packed = super().state_dict()
         # Plain dicts, so that what is saved does not depend on this optimizer.
-        return {**packed, "state": {number: dict(own) for number, own in packed["state"].items()}}
+        plain = {number: dict(own) for number, own in packed["state"].items()}
+        return {**packed, "state": plain}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from what `state_dict()` returned. Raises ValueError if it is of another optimizer,
@@ -223,7 +227,7 @@ class TorchOptimizer(torch.optim.Optimizer):
     def __repr__(self) -> str:
         return f"to_torch({self.opt!r}): {super().__repr__()}"
 
-    def _show(self, slots: Any) -> None:
+    def _show(self, slots: Any) -> None:  # torch has declared a defaultdict
         """Let torch find the slots where it looks for what is kept of a parameter."""
         self.state = slots
 
@@ -234,7 +238,7 @@ class TorchOptimizer(torch.optim.Optimizer):
             )
 
 
-def to_torch(opt: Optimizer, params: Iterable[Any], **hyper: Any) -> TorchOptimizer:
+def to_torch(opt: Optimizer, params: Iterable[Any], **hyper: Hyper) -> TorchOptimizer:
     """The optimizer as a torch.optim.Optimizer, which steps in place: for torch's schedulers,
     GradScaler and trainers.
 
@@ -267,19 +271,20 @@ def aliases_of(hypers: Mapping[str, Any]) -> dict[str, Any]:
     for name, ours in _OURS.items():
         if all(own in hypers for own in ours):
             values = tuple(hypers[own] for own in ours)
-            return {name: values if len(ours) > 1 else values[0]}
+            alias = values if len(ours) > 1 else values[0]
+            return {name: alias}
     return {}
 
 
 def _unseen(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
     """The state dict, with what was saved of each parameter as one thing."""
-    every = state_dict["state"].items()
-    return {**state_dict, "state": {number: Saved(own) for number, own in every}}
+    unseen = {number: Saved(own) for number, own in state_dict["state"].items()}
+    return {**state_dict, "state": unseen}
 
 
-def _opened(saved: Mapping[Any, Any]) -> dict[Tensor, Mapping[str, Any]]:
+def _opened(saved: Mapping[object, Any]) -> dict[Tensor, Mapping[str, object]]:
     """What was saved, by parameter. Raises ValueError for what is of no parameter."""
-    found: dict[Tensor, Mapping[str, Any]] = {}
+    found: dict[Tensor, Mapping[str, object]] = {}
     for param, own in saved.items():
         if not isinstance(param, Tensor):
             raise ValueError(
@@ -292,9 +297,10 @@ def _opened(saved: Mapping[Any, Any]) -> dict[Tensor, Mapping[str, Any]]:
 
 
 def _grads(named: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
-    return {
-        name: None if param.grad is None else param.grad.detach() for name, param in named.items()
-    }
+    found: dict[str, Tensor | None] = {}
+    for name, param in named.items():
+        found[name] = None if param.grad is None else param.grad.detach()
+    return found
 
 
 def _grads_at(
@@ -315,5 +321,5 @@ def _grads_at(
     return _grads(named)
 
 
-def _same_number(one: Any, other: Any) -> bool:
+def _same_number(one: object, other: object) -> bool:
     return isinstance(one, (int, float)) and isinstance(other, (int, float)) and one == other

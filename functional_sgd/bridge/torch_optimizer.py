@@ -3,11 +3,12 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from functional_sgd.bridge.kinds import Entry, Group, Hypers, written
 from functional_sgd.call import check_like
 from functional_sgd.errors import NAMES_ELSEWHERE
 from functional_sgd.hyper import collect, per_leaf
@@ -25,6 +26,15 @@ _OURS = {name: NAMES_ELSEWHERE[name] for name in ("momentum", "betas", "weight_d
 """Hypers of torch.optim that have a name here; others keep theirs."""
 
 
+class Work(NamedTuple):
+    """What torch gets of one leaf."""
+
+    param: Tensor  # a copy, which the step overwrites
+    grad: Tensor
+    kept: Mapping[str, Tensor]  # by torch's names; empty before the first step of the leaf
+    hyper: Hypers  # those that differ by leaf
+
+
 @dataclass(frozen=True, repr=False)
 class TorchOptim(Optimizer):
     """An optimizer that lets one of torch.optim do the step; `torch_optimizer` makes one.
@@ -37,9 +47,7 @@ class TorchOptim(Optimizer):
     kind: type[torch.optim.Optimizer]
     options: Mapping[str, Any] = field(hash=False)
     defaults: Mapping[str, Any] = field(init=False, compare=False)  # of a param group
-    places: Mapping[str, tuple[str, int | None]] = field(
-        init=False, compare=False
-    )  # hyper -> key, place in a tuple
+    entries: Mapping[str, Entry] = field(init=False, compare=False)  # hyper -> where torch has it
 
     def __post_init__(self) -> None:
         if not (isinstance(self.kind, type) and issubclass(self.kind, torch.optim.Optimizer)):
@@ -55,18 +63,14 @@ class TorchOptim(Optimizer):
                 f"Only optimizers that step along a given gradient can be run."
             )
         # A matrix, since torch.optim.Muon takes nothing else.
-        object.__setattr__(
-            self, "defaults", _made(self.kind, [torch.zeros(1, 1)], self.options).defaults
-        )
-        object.__setattr__(self, "places", dict(_places(self.defaults)))
+        made = _made(self.kind, [torch.zeros(1, 1)], self.options)
+        object.__setattr__(self, "defaults", made.defaults)
+        object.__setattr__(self, "entries", _numbers_among(made.defaults))
 
     @property
     def hyper(self) -> dict[str, Any]:
         """The hypers and their defaults: the numbers among the arguments of the class."""
-        return {
-            name: _number(_at(self.defaults[key], place))
-            for name, (key, place) in self.places.items()
-        }
+        return {name: _number(entry.of(self.defaults)) for name, entry in self.entries.items()}
 
     @property
     def traceable(self) -> bool:
@@ -81,13 +85,17 @@ class TorchOptim(Optimizer):
         self._check_outside()
         leaves, spec = flatten(params)
         check_params(leaves)
-        copies = [_copy(leaf) for leaf in leaves]
-        found = self._stepped(
-            copies, [torch.zeros_like(copy) for copy in copies], [{}] * len(copies), [{}]
-        )
+        works = []
+        for leaf in leaves:
+            copy = _copy(leaf)
+            works.append(Work(copy, torch.zeros_like(copy), {}, {}))
+        found = self._stepped(works, {})
         calls = new_calls(leaves)
         begun = [torch.zeros_like(calls, dtype=torch.bool) for _ in leaves]
-        kept = [{name: torch.zeros_like(value) for name, value in own.items()} for own in found]
+        kept = []
+        for own in found:
+            zeros = {name: torch.zeros_like(value) for name, value in own.items()}
+            kept.append(zeros)
         return {CALLS: calls, BEGUN: unflatten(spec, begun), KEPT: unflatten(spec, kept)}
 
     def __call__(
@@ -106,35 +114,29 @@ class TorchOptim(Optimizer):
         check_like(
             WHO, "the gradient", params, leaves, given, "Were the gradients taken of other params?"
         )
-        begun, kept = (
-            flatten_like(spec, state[name], params, WHO, f"state[{name!r}]")
-            for name in (BEGUN, KEPT)
-        )
-        shared, separate = per_leaf(
-            WHO, collect(WHO, self.hyper, hyper, extras), {**(hyper or {}), **extras}, params, spec
-        )
+        begun = flatten_like(spec, state[BEGUN], params, WHO, f"state[{BEGUN!r}]")
+        kept = flatten_like(spec, state[KEPT], params, WHO, f"state[{KEPT!r}]")
+        values = collect(WHO, self.hyper, hyper, extras)
+        shared, separate = per_leaf(WHO, values, {**(hyper or {}), **extras}, params, spec)
 
         active = [index for index, grad in enumerate(given) if grad is not None]
         # One transfer from the device for all leaves.
         known = torch.stack([begun[index] for index in active]).tolist() if active else []
-        copies = [_copy(leaves[index]) for index in active]
-        along = [
-            given[index].detach().to(copy.dtype, copy=True)
-            for index, copy in zip(active, copies, strict=True)
-        ]
-        # An empty state makes torch take the first step of a leaf.
-        before = [kept[index] if has else {} for index, has in zip(active, known, strict=True)]
-        each = (
-            [{name: values[index] for name, values in separate.items()} for index in active]
-            if separate
-            else [{}]
-        )
-        after = self._stepped(copies, along, before, [{**shared, **own} for own in each])
+        works = []
+        for index, has_begun in zip(active, known, strict=True):
+            copy = _copy(leaves[index])
+            grad = given[index].detach().to(copy.dtype, copy=True)
+            # An empty state makes torch take the first step of a leaf.
+            before = kept[index] if has_begun else {}
+            own_hyper = {name: column[index] for name, column in separate.items()}
+            works.append(Work(copy, grad, before, own_hyper))
+        after = self._stepped(works, shared)
 
         new, new_begun, new_kept = list(leaves), list(begun), list(kept)
-        for index, copy, own in zip(active, copies, after, strict=True):
+        for index, work, own in zip(active, works, after, strict=True):
             self._check_kept(own, kept[index])
-            new[index], new_kept[index] = copy.to(leaves[index].dtype), own
+            new[index] = work.param.to(leaves[index].dtype)
+            new_kept[index] = own
             new_begun[index] = torch.ones_like(begun[index])
         return unflatten(spec, new), {
             CALLS: state[CALLS] + 1,
@@ -150,9 +152,10 @@ class TorchOptim(Optimizer):
         grown: State = {CALLS: state[CALLS]}
         for entry in (BEGUN, KEPT):
             old, new = old_spec.flatten_up_to(state[entry]), new_spec.flatten_up_to(fresh[entry])
-            each = zip(paths(params), new, strict=True)
-            kept = [old[places[name]] if name in places else first for name, first in each]
-            grown[entry] = unflatten(new_spec, kept)
+            for index, name in enumerate(paths(params)):
+                if name in places:
+                    new[index] = old[places[name]]
+            grown[entry] = unflatten(new_spec, new)
         return grown
 
     def __repr__(self) -> str:
@@ -167,7 +170,7 @@ class TorchOptim(Optimizer):
                 f"differentiated. A chain of rules can: adamw(), or from_torch."
             )
 
-    def _check_kept(self, own: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    def _check_kept(self, own: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
         if own.keys() != expected.keys():
             raise ValueError(
                 f"{WHO}: with these hypers {self.kind.__name__} keeps {sorted(own)} of a leaf, but "
@@ -176,54 +179,48 @@ class TorchOptim(Optimizer):
                 f"something off."
             )
 
-    def _stepped(
-        self,
-        params: list[Tensor],
-        grads: list[Tensor],
-        kept: Sequence[Mapping[str, Tensor]],
-        hypers: Sequence[Mapping[str, Any]],
-    ) -> list[dict[str, Tensor]]:
-        """Step these params, in place; returns what torch keeps of each. `hypers` are of all
-        params, or of each.
-        """
-        if not params:
+    def _stepped(self, works: Sequence[Work], shared: Hypers) -> list[dict[str, Tensor]]:
+        """Step these leaves, in place; returns what torch keeps of each."""
+        if not works:
             return []
-        columns = [params] if len(hypers) == 1 else [[param] for param in params]
-        groups = [
-            {"params": own, **self._written(hyper)}
-            for own, hyper in zip(columns, hypers, strict=True)
-        ]
-        optimizer = _made(self.kind, groups, self.options)
-        for param, grad, own in zip(params, grads, kept, strict=True):
-            param.grad = grad
-            if own:
-                optimizer.state[param] = {name: value.clone() for name, value in own.items()}
+        optimizer = _made(self.kind, self._groups(works, shared), self.options)
+        for work in works:
+            work.param.grad = work.grad
+            if work.kept:
+                copies = {name: value.clone() for name, value in work.kept.items()}
+                optimizer.state[work.param] = copies
         # What a class keeps anywhere else than in the state of its parameters would be lost between
         # calls.
         numbers = [_without_params(group) for group in optimizer.param_groups]
         with torch.no_grad():
             optimizer.step()
-        if [
-            _without_params(group) for group in optimizer.param_groups
-        ] != numbers or optimizer.state.keys() - {*params}:
+        numbers_after = [_without_params(group) for group in optimizer.param_groups]
+        others = optimizer.state.keys() - {work.param for work in works}
+        if numbers_after != numbers or others:
             raise TypeError(
                 f"{WHO}: {self.kind.__name__} keeps something that is not of one parameter. It "
                 f"cannot be run."
             )
-        return [_tensors(self.kind, optimizer.state.get(param, {}), param) for param in params]
-
-    def _written(self, hyper: Mapping[str, Any]) -> dict[str, Any]:
-        """The entries of a param group with these hypers, under torch's names."""
-        found: dict[str, Any] = {}
-        for name, value in hyper.items():
-            key, place = self.places[name]
-            if place is None:
-                found[key] = _number(value)
-            else:
-                entry = list(found.get(key, self.defaults[key]))
-                entry[place] = _number(value)
-                found[key] = tuple(entry)
+        found = []
+        for work in works:
+            own = optimizer.state.get(work.param, {})
+            found.append(_tensors(self.kind, own, work.param))
         return found
+
+    def _groups(self, works: Sequence[Work], shared: Hypers) -> list[Hypers]:
+        """The param groups: one of all leaves, or one of each if their hypers differ."""
+        if not any(work.hyper for work in works):
+            return [{"params": [work.param for work in works], **self._written(shared)}]
+        groups = []
+        for work in works:
+            hyper = {**shared, **work.hyper}
+            groups.append({"params": [work.param], **self._written(hyper)})
+        return groups
+
+    def _written(self, hyper: Hypers) -> Hypers:
+        """The entries of a param group with these hypers, under torch's names."""
+        numbers = {name: _number(value) for name, value in hyper.items()}
+        return written(self.entries, self.defaults, numbers)
 
 
 def torch_optimizer(kind: type[torch.optim.Optimizer], /, **options: Any) -> TorchOptim:
@@ -260,33 +257,29 @@ def _made(
     return make(params, **options)
 
 
-def _places(defaults: Mapping[str, Any]) -> list[tuple[str, tuple[str, int | None]]]:
-    """(our name, (torch's key, place in its tuple)) of every number among a class's arguments."""
-    found: list[tuple[str, tuple[str, int | None]]] = []
+def _numbers_among(defaults: Group) -> dict[str, Entry]:
+    """Where every number among a class's arguments is, by our names."""
+    found: dict[str, Entry] = {}
     for key, value in defaults.items():
         names = _OURS.get(key, (key,))
         if _is_number(value):
-            found.append((names[0], (key, None)))
-        elif (
-            isinstance(value, tuple)
-            and key in _OURS
-            and len(value) == len(names)
-            and all(map(_is_number, value))
-        ):
-            found += [(name, (key, place)) for place, name in enumerate(names)]
+            found[names[0]] = Entry(key)
+        elif key in _OURS and _is_tuple_of_numbers(value, len(names)):
+            for place, name in enumerate(names):
+                found[name] = Entry(key, place)
     return found
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, (int, float, Tensor)) and not isinstance(value, bool)
+
+
+def _is_tuple_of_numbers(value: object, size: int) -> bool:
+    return isinstance(value, tuple) and len(value) == size and all(map(_is_number, value))
 
 
 def _number(value: Any) -> Any:
     return value.item() if isinstance(value, Tensor) else value
-
-
-def _at(value: Any, place: int | None) -> Any:
-    return value if place is None else value[place]
 
 
 def _copy(leaf: Tensor) -> Tensor:
@@ -294,18 +287,20 @@ def _copy(leaf: Tensor) -> Tensor:
     return wide(leaf.detach()).clone()
 
 
-def _without_params(group: Mapping[str, Any]) -> dict[str, Any]:
+def _without_params(group: Group) -> Hypers:
     return {name: value for name, value in group.items() if name != "params"}
 
 
-def _tensors(kind: type, own: Mapping[str, Any], param: Tensor) -> dict[str, Tensor]:
+def _tensors(kind: type, own: Mapping[str, object], param: Tensor) -> dict[str, Tensor]:
     """What torch keeps of a parameter, in memory of its own. Raises TypeError if that is more than
     tensors.
     """
+    found: dict[str, Tensor] = {}
     for name, value in own.items():
         if not isinstance(value, Tensor):
             raise TypeError(
                 f"{WHO}: {kind.__name__} keeps {name!r} as {type(value).__name__}; only tensors "
                 f"can be kept in a state."
             )
-    return {name: owned(value, param) for name, value in own.items()}
+        found[name] = owned(value, param)
+    return found

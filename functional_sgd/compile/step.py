@@ -23,7 +23,7 @@ from functional_sgd.compile.traced import (
 from functional_sgd.fusion.fused import Fused
 from functional_sgd.optimizer import Optimizer, check_optimizer
 from functional_sgd.state import State
-from functional_sgd.tree import Tree
+from functional_sgd.tree import Spec, Tree
 
 _ADVICE = (
     "compile_step: this step could not be compiled. A loss or an optimizer that branches on the "
@@ -40,7 +40,7 @@ _CONSTANTS = (
 
 def compile_step(
     loss_fn: Callable[..., Any], opt: Optimizer, has_aux: bool = False
-) -> Callable[..., Any]:
+) -> Callable[..., tuple[Any, Tree, State]]:
     """A training step in one graph: `step(params, state, hyper, *batch) -> (value, params, state)`.
 
     `loss_fn(params, *batch)` returns a 0-d tensor or, with `has_aux`, a pair (0-d tensor,
@@ -70,7 +70,7 @@ def compile_step(
     gradient = value_and_grad(loss_fn, has_aux=has_aux)
 
     def update(
-        params: Tree, state: State, hyper: Mapping[str, Any], *batch: Any
+        params: Tree, state: State, hyper: Mapping[str, Any], *batch: object
     ) -> tuple[Any, Tree, State]:
         value, grads = gradient(params, *batch)
         if plain.perturbs:
@@ -83,33 +83,37 @@ def compile_step(
     of_any_shape = torch.compile(update, fullgraph=True)
     graphs: list[Traced] = []
 
-    def step(params: Tree, state: State, hyper: Mapping[str, Any] | None, *batch: Any) -> Any:
-        arguments: Any = (params, state, numbers_of({**plain.hyper, **(hyper or {})}), batch)
+    def step(
+        params: Tree, state: State, hyper: Mapping[str, Any] | None, *batch: object
+    ) -> tuple[Any, Tree, State]:
+        numbers = numbers_of({**plain.hyper, **(hyper or {})})
+        arguments: Any = (params, state, numbers, batch)
         leaves, spec = optree.tree_flatten(arguments, none_is_leaf=True)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         constants = constants_in(leaves)
         fixed = (spec, constants)
         graph = next((one for one in graphs if one.fixed == fixed), None)
         if graph is None:
-            if len(graphs) == MANY:
+            if len(graphs) == MANY:  # not more, so that it is said once
                 odd = plain_constants(constants)
                 warnings.warn(_CONSTANTS.format(constants=odd), stacklevel=2)
             graph = trace(_of_tensors(update, spec, constants), tensors, fixed, _ADVICE)
             graphs.append(graph)
         if graph.guard.holds(tensors):
-            return graph(tensors)[0]
+            result: tuple[Any, Tree, State] = graph(tensors)[0]
+            return result
         with torch.no_grad():
-            return of_any_shape(params, state, by_name(arguments[2]), *batch)
+            return of_any_shape(params, state, by_name(numbers), *batch)
 
     return step
 
 
 def _of_tensors(
-    update: Callable[..., Any], spec: optree.PyTreeSpec, constants: Constants
-) -> Callable[..., Any]:
+    update: Callable[..., Tree], spec: Spec, constants: Constants
+) -> Callable[..., Tree]:
     """The step as a function of the tensors among its arguments."""
 
-    def step(*tensors: Tensor) -> Any:
+    def step(*tensors: Tensor) -> Tree:
         arguments: Any = spec.unflatten(joined(constants, spec, iter(tensors)))
         params, state, hyper, batch = arguments
         return update(params, state, by_name(hyper), *batch)

@@ -4,13 +4,14 @@ traced.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import optree
 import torch
 from torch import Tensor
 
 from functional_sgd.guard import Guard
+from functional_sgd.tree import Spec, Tree
 
 _LEAF: Any = 0
 LIST = optree.tree_structure(_LEAF)
@@ -23,46 +24,51 @@ class Traced:
     what is.
     """
 
-    fixed: Any
+    fixed: tuple[Any, ...]
     guard: Guard
     run: Callable[..., Sequence[Tensor]]
-    spec: optree.PyTreeSpec  # of the result
-    constants: dict[int, Any]  # the leaves of the result that are no tensors
+    spec: Spec  # of the result
+    constants: dict[int, object]  # the leaves of the result that are no tensors
 
-    def fits(self, tensors: list[Tensor], fixed: Any) -> bool:
+    def fits(self, tensors: list[Tensor], fixed: tuple[Any, ...]) -> bool:
         """Whether it is right for these arguments."""
         return bool(self.fixed == fixed) and self.guard.holds(tensors)
 
-    def __call__(self, tensors: list[Tensor]) -> Any:
+    def __call__(self, tensors: list[Tensor]) -> tuple[Tree, list[Any]]:
         """The result for these tensors, and its leaves."""
         with torch.no_grad():
-            leaves = list(self.run(*tensors))
+            leaves: list[Any] = list(self.run(*tensors))
         for place, constant in self.constants.items():  # in order
             leaves.insert(place, constant)
         return self.spec.unflatten(leaves), leaves
 
 
-def trace(function: Callable[..., Any], tensors: list[Tensor], fixed: Any, advice: str) -> Traced:
+def trace(
+    function: Callable[..., Tree], tensors: list[Tensor], fixed: tuple[Any, ...], advice: str
+) -> Traced:
     """`function(*tensors)`, which may return any tree, as one compiled graph for tensors like
     these.
 
     It is called once, on tensors without values. What depends on values cannot be traced: then
     torch's error goes on, with `advice` as a note.
     """
-    from torch.fx.experimental.proxy_tensor import (
-        make_fx,
-    )  # half a second, for those only who compile
+    # Here, since it takes half a second, which only those who compile should wait for.
+    from torch.fx.experimental.proxy_tensor import make_fx
 
     # A graph returns tensors only; the rest of the result is recorded while tracing.
-    shape: list[Any] = []
+    specs: list[Spec] = []
+    constants: dict[int, object] = {}
 
     def flat(*values: Tensor) -> list[Tensor]:
         leaves, spec = optree.tree_flatten(function(*values), none_is_leaf=True)
-        shape[:] = (
-            spec,
-            {place: leaf for place, leaf in enumerate(leaves) if not isinstance(leaf, Tensor)},
-        )
-        return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        specs.append(spec)
+        found: list[Tensor] = []
+        for place, leaf in enumerate(leaves):
+            if isinstance(leaf, Tensor):
+                found.append(leaf)
+            else:
+                constants[place] = leaf
+        return found
 
     try:
         # Fake tensors, since models ask whether they are traced by asking for these: those of
@@ -74,52 +80,91 @@ def trace(function: Callable[..., Any], tensors: list[Tensor], fixed: Any, advic
     except Exception as error:
         error.add_note(advice)
         raise
-    return Traced(fixed, Guard(LIST, [tensors]), run, *shape)
+    return Traced(fixed, Guard(LIST, [tensors]), run, specs[0], constants)
 
 
 MANY = 8
 """Graphs that differ by constants alone, after which it is said that there are many."""
 
-Constants: TypeAlias = list[tuple[int, type, Any]]
+
+class Constant(NamedTuple):
+    """A leaf that is no tensor: a constant of a graph, which is right for equal ones only."""
+
+    place: int
+    kind: type  # since 1, 1.0 and True are equal
+    leaf: object
 
 
-def constants_in(leaves: Sequence[Any]) -> Constants:
-    """The leaves that are no tensors, with their places, and types: 1, 1.0 and True are equal. They
-    are constants of a graph, which is right for equal ones only.
-    """
-    each = enumerate(leaves)
-    return [(place, type(leaf), leaf) for place, leaf in each if not isinstance(leaf, Tensor)]
+Constants: TypeAlias = list[Constant]
 
 
-def plain_constants(constants: Constants) -> list[Any]:
+def constants_in(leaves: Sequence[object]) -> Constants:
+    """The leaves that are no tensors."""
+    found: Constants = []
+    for place, leaf in enumerate(leaves):
+        if not isinstance(leaf, Tensor):
+            found.append(Constant(place, type(leaf), leaf))
+    return found
+
+
+def plain_constants(constants: Constants) -> list[float | str]:
     """The numbers and texts among them, which are what differs from batch to batch."""
-    return [leaf for _, _, leaf in constants if isinstance(leaf, (int, float, str))]
+    return [one.leaf for one in constants if isinstance(one.leaf, (int, float, str))]
 
 
-def joined(constants: Constants, spec: optree.PyTreeSpec, tensors: Iterator[Tensor]) -> list[Any]:
+def joined(constants: Constants, spec: Spec, tensors: Iterator[Tensor]) -> list[Any]:
     """The leaves again, of their constants and the tensors in order."""
-    known = {place: leaf for place, _, leaf in constants}
-    return [known[i] if i in known else next(tensors) for i in range(spec.num_leaves)]
+    known = {one.place: one.leaf for one in constants}
+    leaves = []
+    for place in range(spec.num_leaves):
+        if place in known:
+            leaves.append(known[place])
+        else:
+            leaves.append(next(tensors))
+    return leaves
 
 
 _NUMBER = object()
 """Stands where a number is, among what else is given as hypers; None may be given, and refused."""
 
 
-def numbers_of(hyper: Mapping[str, Any]) -> Any:
-    """Hypers as (their structure, all plain numbers in one tensor, the rest)."""
+class Packed(NamedTuple):
+    """Hypers as data of a graph: a plain number would be a constant of it, and a new value would
+    need a new graph.
+    """
+
+    spec: Spec
+    numbers: Tensor  # all plain numbers, in order
+    rest: list[object] | None  # all leaves, with _NUMBER for each number; None if all are numbers
+
+
+def numbers_of(hyper: Mapping[str, Any]) -> Packed:
+    """Hypers, with all plain numbers in one tensor."""
     tree: Any = dict(hyper)
     leaves, spec = optree.tree_flatten(tree, none_is_leaf=True)
-    # A plain number would be a constant of the graph, and a new value would need a new graph.
-    numbers = [leaf for leaf in leaves if type(leaf) in (int, float)]
-    rest: list[Any] = [_NUMBER if type(leaf) in (int, float) else leaf for leaf in leaves]
+    numbers: list[float] = []
+    rest: list[object] = []
+    for leaf in leaves:
+        if type(leaf) in (int, float):
+            numbers.append(leaf)
+            rest.append(_NUMBER)
+        else:
+            rest.append(leaf)
     values = torch.tensor(numbers, dtype=torch.float64, device="cpu")
-    return spec, values, rest if len(numbers) < len(leaves) else None
+    if len(numbers) == len(leaves):
+        return Packed(spec, values, None)
+    return Packed(spec, values, rest)
 
 
-def by_name(packed: Any) -> Any:
+def by_name(packed: Packed) -> Tree:
     """The hypers again, their numbers as 0-d tensors."""
-    spec, numbers, rest = packed
-    each = iter(numbers.unbind())
-    known = [_NUMBER] * spec.num_leaves if rest is None else rest
-    return spec.unflatten([next(each) if leaf is _NUMBER else leaf for leaf in known])
+    each = iter(packed.numbers.unbind())
+    if packed.rest is None:
+        return packed.spec.unflatten(each)
+    leaves: list[object] = []
+    for leaf in packed.rest:
+        if leaf is _NUMBER:
+            leaves.append(next(each))
+        else:
+            leaves.append(leaf)
+    return packed.spec.unflatten(leaves)

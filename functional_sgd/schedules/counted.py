@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
+from functional_sgd.hyper import Hyper
 from functional_sgd.schedules.joining import (
     Join,
     Product,
@@ -13,7 +13,15 @@ from functional_sgd.schedules.joining import (
     Sum,
     check_borders,
 )
-from functional_sgd.schedules.position import Counted, Position, Schedule, choose, clamp, whole
+from functional_sgd.schedules.position import (
+    Between,
+    Counted,
+    Position,
+    Schedule,
+    choose,
+    clamp,
+    whole,
+)
 from functional_sgd.schedules.shapes import Constant, Linear
 
 __all__ = [
@@ -64,10 +72,12 @@ class ExponentialDecay(Counted):
         """When it begins, and how often it is multiplied."""
         return self.begin, self.every
 
-    def __call__(self, position: Position) -> Any:
+    def __call__(self, position: Position) -> Hyper:
         """The value at this position."""
         times = clamp(position - self.begin) / self.every
-        value = self.start * self.factor ** (whole(times) if self.staircase else times)
+        if self.staircase:
+            times = whole(times)
+        value = self.start * self.factor**times
         if self.limit is None:
             return value
         beyond = value < self.limit if self.factor < 1 else value > self.limit
@@ -104,9 +114,9 @@ class Piecewise(Counted):
         """The borders."""
         return self.borders
 
-    def __call__(self, position: Position) -> Any:
+    def __call__(self, position: Position) -> Hyper:
         """The value at this position."""
-        value: Any = self.values[0]
+        value: Hyper = self.values[0]
         for border, later in zip(self.borders, self.values[1:], strict=True):
             # A border in shares may be some ulps above the k / n that it stands for.
             value = choose(position >= border - 1e-12, later, value)
@@ -135,7 +145,7 @@ class InverseSqrt(Counted):
         """Its length."""
         return (self.length,)
 
-    def __call__(self, position: Position) -> Any:
+    def __call__(self, position: Position) -> Hyper:
         """The value at this position."""
         return self.start / (1 + position / self.length) ** 0.5
 
@@ -162,7 +172,7 @@ class DecayWarmUp(Counted):
         # A length in steps, so that `scheduled` refuses to give it shares of the run.
         return (self.offset,)
 
-    def __call__(self, position: Position) -> Any:
+    def __call__(self, position: Position) -> Hyper:
         """The value at this position."""
         value = (1 + position) / (self.offset + position)
         return choose(value > self.limit, self.limit, value)
@@ -192,7 +202,7 @@ def multi_step(start: float, at: tuple[float, ...], factor: float = 0.1) -> Piec
 
 
 def interpolate(
-    points: tuple[float, ...], values: tuple[float, ...], shape: Any = Linear
+    points: tuple[float, ...], values: tuple[float, ...], shape: Between = Linear
 ) -> Sequence:
     """Through a value at each of the points, along a shape from each to the next, and flat outside.
 

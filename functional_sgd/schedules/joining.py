@@ -1,9 +1,9 @@
 """Schedules made of schedules."""
 
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import Any
+from itertools import accumulate, pairwise
 
+from functional_sgd.hyper import Hyper
 from functional_sgd.schedules.position import (
     Counted,
     Position,
@@ -51,7 +51,7 @@ class Join(Shape):
         for part in self.parts:
             check_shares("Join", part)
 
-    def __call__(self, position: Position) -> Any:
+    def __call__(self, position: Position) -> Hyper:
         """The value at this position; beyond the ends, the first and last value."""
         ends = [*accumulate(self.shares)]
         # Shares sum to 1 up to rounding, and the last part is to end at 1 exactly.
@@ -63,12 +63,11 @@ class Join(Shape):
             start = end - share
             # Where the position is a tensor every part is computed, also outside of its share.
             local = clamp((position - start) / (end - start), 0.0, 1.0)
-            # A border is a sum, which may be some ulps above the k / n that it stands for.
-            value = (
-                part(local)
-                if value is None
-                else choose(position >= start - 1e-12, part(local), value)
-            )
+            if value is None:
+                value = part(local)
+            else:
+                # A border is a sum, which may be some ulps above the k / n that it stands for.
+                value = choose(position >= start - 1e-12, part(local), value)
         return value
 
 
@@ -98,7 +97,7 @@ class Stretch(Counted):
         """Its length."""
         return (self.length,)
 
-    def __call__(self, position: Position) -> Any:
+    def __call__(self, position: Position) -> Hyper:
         """The value at this position."""
         return self.part(clamp(position / self.length, 0.0, 1.0))
 
@@ -142,7 +141,7 @@ class Sequence(Counted):
         """The borders, and the lengths of the parts."""
         return (*self.borders, *lengths_of(self.parts))
 
-    def __call__(self, position: Position) -> Any:
+    def __call__(self, position: Position) -> Hyper:
         """The value at this position."""
         value = self.parts[0](position)
         for border, part in zip(self.borders, self.parts[1:], strict=True):
@@ -187,7 +186,7 @@ class Restarts(Counted):
         """The length of the first cycle."""
         return (self.length,)
 
-    def __call__(self, position: Position) -> Any:
+    def __call__(self, position: Position) -> Hyper:
         """The value at this position."""
         passed = clamp(position / self.length)
         if self.mult == 1:
@@ -217,7 +216,7 @@ class Reverse(Shape):
     def __post_init__(self) -> None:
         check_shares("Reverse", self.part)
 
-    def __call__(self, position: Position) -> Any:
+    def __call__(self, position: Position) -> Hyper:
         """The value at this position."""
         return self.part(1 - position)
 
@@ -236,7 +235,7 @@ class Sum:
     def __post_init__(self) -> None:
         object.__setattr__(self, "parts", tuple(self.parts))
 
-    def __call__(self, position: Position) -> Any:
+    def __call__(self, position: Position) -> Hyper:
         """The value at this position."""
         return sum(part(position) for part in self.parts)
 
@@ -257,9 +256,9 @@ class Product:
     def __post_init__(self) -> None:
         object.__setattr__(self, "parts", tuple(self.parts))
 
-    def __call__(self, position: Position) -> Any:
+    def __call__(self, position: Position) -> Hyper:
         """The value at this position."""
-        value: Any = 1.0
+        value: Hyper = 1.0
         for part in self.parts:
             value = value * part(position)
         return value
@@ -310,5 +309,5 @@ def lengths_of(parts: tuple[Schedule, ...]) -> tuple[float, ...]:
 
 def check_borders(who: str, borders: tuple[float, ...]) -> None:
     """Raise ValueError unless they are above 0 and rise."""
-    if any(not later > earlier for earlier, later in zip((0, *borders), borders, strict=False)):
+    if any(not later > earlier for earlier, later in pairwise((0, *borders))):
         raise ValueError(f"{who}: borders must be above 0 and rise, got {borders}.")

@@ -7,12 +7,16 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from functional_sgd.hyper import Hyper
 from functional_sgd.precision import widest
 
 Position: TypeAlias = Any
 """How far the run has come, as a number or a 0-d tensor: a share from 0 to 1, or steps."""
 
-Schedule: TypeAlias = Callable[[Position], Any]
+Schedule: TypeAlias = Callable[[Position], Hyper]
+
+Between: TypeAlias = Callable[[float, float], Schedule]
+"""What makes a shape of its first and last value, such as Linear and Cosine."""
 
 TOLERANCE = 1e-9  # k / n * n counts as k
 
@@ -37,7 +41,7 @@ def clamp(position: Position, low: float = 0.0, high: float = math.inf) -> Posit
     return min(max(position, low), high)
 
 
-def choose(condition: Any, yes: Any, no: Any) -> Any:
+def choose(condition: bool | Tensor, yes: Hyper, no: Hyper) -> Hyper:
     """`yes` if the condition holds, else `no`; without a branch, if it is a tensor."""
     if not isinstance(condition, Tensor):
         return yes if condition else no

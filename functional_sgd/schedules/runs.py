@@ -1,8 +1,7 @@
 """Shapes for a whole run, warm-up and all."""
 
-from typing import Any
-
 from functional_sgd.schedules.joining import Join, Stretch
+from functional_sgd.schedules.position import Between
 from functional_sgd.schedules.shapes import Constant, Cosine, Linear
 
 __all__ = [
@@ -58,9 +57,8 @@ def warm_restarts(maximum: float, cycles: int = 3, cycle_mult: float = 2.0) -> J
     1.0
     """
     lengths = [cycle_mult**i for i in range(cycles)]
-    return Join(
-        tuple(length / sum(lengths) for length in lengths), (Cosine(maximum, 0.0),) * cycles
-    )
+    shares = tuple(length / sum(lengths) for length in lengths)
+    return Join(shares, (Cosine(maximum, 0.0),) * cycles)
 
 
 def linear_one_cycle(
@@ -91,7 +89,7 @@ def one_cycle_in_steps(
     div: float = 25.0,
     div_final: float = 25e4,
     pct_start: float = 0.3,
-    shape: Any = Cosine,
+    shape: Between = Cosine,
     three_phase: bool = False,
 ) -> Stretch:
     """`one_cycle` as torch counts it: the last step is at the end, the top is one step early.
@@ -108,7 +106,8 @@ def one_cycle_in_steps(
     [0.5, 0.75, 1.0, 0.5, 0.0]
     """
     top, end = pct_start * steps - 1, steps - 1
-    if steps < 2 or not 0 <= top <= (end / 2 if three_phase else end):
+    latest_top = end / 2 if three_phase else end
+    if steps < 2 or not 0 <= top <= latest_top:
         raise ValueError(
             f"one_cycle_in_steps: expected phases within the steps, got steps={steps} and "
             f"pct_start={pct_start}, which put the top at step {top:g} of 0 to {end}. Give at "
@@ -144,7 +143,7 @@ def warmup_stable_decay(
     decay: float = 0.2,
     start: float = 0.0,
     end: float = 0.0,
-    shape: Any = Linear,
+    shape: Between = Linear,
 ) -> Join:
     """From start straight up over the share `warmup`, flat at the peak, down over the last `decay`.
 
@@ -155,9 +154,9 @@ def warmup_stable_decay(
     >>> [warmup_stable_decay(1.0, warmup=0.25, decay=0.5)(k / 8) for k in (0, 1, 2, 4, 6, 8)]
     [0.0, 0.5, 1.0, 1.0, 0.5, 0.0]
     """
-    # Without a flat part it may be off by rounding: 1 - 0.8 - 0.2 is -6e-17.
     stable = 1 - warmup - decay
-    return Join(
-        (warmup, max(stable, 0.0) if stable > -1e-9 else stable, decay),
-        (Linear(start, peak), Constant(peak), shape(peak, end)),
-    )
+    # Without a flat part it may be off by rounding: 1 - 0.8 - 0.2 is -6e-17.
+    if -1e-9 < stable < 0:
+        stable = 0.0
+    parts = (Linear(start, peak), Constant(peak), shape(peak, end))
+    return Join((warmup, stable, decay), parts)

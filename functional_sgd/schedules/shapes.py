@@ -2,11 +2,11 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from functional_sgd.hyper import Hyper
 from functional_sgd.schedules.joining import Reverse
 from functional_sgd.schedules.position import Position, Shape
 
@@ -33,7 +33,7 @@ class Constant:
 
     value: float
 
-    def __call__(self, position: Position) -> Any:
+    def __call__(self, position: Position) -> Hyper:
         """The value at this position."""
         return self.value
 
@@ -49,7 +49,7 @@ class Linear(Shape):
     start: float
     end: float
 
-    def __call__(self, position: Position) -> Any:
+    def __call__(self, position: Position) -> Hyper:
         """The value at this position."""
         return self.start + position * (self.end - self.start)
 
@@ -67,13 +67,10 @@ class Cosine(Shape):
     start: float
     end: float
 
-    def __call__(self, position: Position) -> Any:
+    def __call__(self, position: Position) -> Hyper:
         """The value at this position."""
-        cosine = (
-            torch.cos(math.pi * position)
-            if isinstance(position, Tensor)
-            else math.cos(math.pi * position)
-        )
+        angle = math.pi * position
+        cosine = torch.cos(angle) if isinstance(position, Tensor) else math.cos(angle)
         return self.start + (1 - cosine) / 2 * (self.end - self.start)
 
 
@@ -97,7 +94,7 @@ class Exponential(Shape):
                 f"Use Linear or Cosine to reach 0."
             )
 
-    def __call__(self, position: Position) -> Any:
+    def __call__(self, position: Position) -> Hyper:
         """The value at this position."""
         return self.start * (self.end / self.start) ** position
 
@@ -114,7 +111,7 @@ class Polynomial(Shape):
     end: float
     power: float = 1.0
 
-    def __call__(self, position: Position) -> Any:
+    def __call__(self, position: Position) -> Hyper:
         """The value at this position."""
         return self.start + position**self.power * (self.end - self.start)
 
@@ -134,7 +131,7 @@ class Rex(Shape):
     start: float
     end: float = 0.0
 
-    def __call__(self, position: Position) -> Any:
+    def __call__(self, position: Position) -> Hyper:
         """The value at this position."""
         return self.end + (self.start - self.end) * (1 - position) / (1 - position / 2)
 

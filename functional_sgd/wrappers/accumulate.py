@@ -1,10 +1,11 @@
 """Accumulate: gather gradients over several calls, and step along their mean."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from functional_sgd.optimizer import Optimizer
 from functional_sgd.ranges import Range
@@ -61,10 +62,7 @@ class Accumulate(Wrapper):
         own, others, extras = self.take_own(hyper, extras)
         leaves, grads_now, spec = take_grads(self.name, params, grads)
         old = flatten_like(spec, state["grad_sum"], params, self.name, "state['grad_sum']")
-        # In the dtype of the sum: a gradient of higher precision does not widen the state.
-        sums = []
-        for before, grad in zip(old, grads_now, strict=True):
-            sums.append(before if grad is None else before + grad.to(before.dtype))
+        sums = _added(old, grads_now)
         present = [grad is not None for grad in grads_now]
         here = torch.tensor(present, dtype=torch.bool, device="cpu")
         given = state["given"] + here.to(torch.int64)
@@ -79,17 +77,20 @@ class Accumulate(Wrapper):
             # the old.
             inner = choose(act, state[INNER], state[INNER])
             return unflatten(spec, leaves), {CALLS: calls, **kept, INNER: inner}
-        active = given > 0 if acts else here  # while a program is recorded, nobody can look
-        taken = active.tolist() if acts else present
+        if acts:
+            active = given > 0
+            taken = active.tolist()
+        else:  # while a program is recorded, nobody can look
+            active, taken = here, present
         window = torch.maximum(gathered, given).unbind()  # longer for a leaf that had to wait
-        means = []
-        for total, count, is_taken in zip(sums, window, taken, strict=True):
-            means.append(total / count if is_taken else None)
-        moved, inner = self.opt(params, unflatten(spec, means), state[INNER], others, **extras)
+        means = unflatten(spec, _means(sums, window, taken))
+        moved, inner = self.opt(params, means, state[INNER], others, **extras)
         kept_sums = []
         for total, is_taken in zip(sums, taken, strict=True):
-            emptied = choose_leaf(act, torch.zeros_like(total), total) if is_taken else total
-            kept_sums.append(emptied)
+            if is_taken:
+                kept_sums.append(choose_leaf(act, torch.zeros_like(total), total))
+            else:
+                kept_sums.append(total)
         return choose(act, moved, params), {
             CALLS: calls,
             "gathered": torch.where(act, 0, gathered),
@@ -124,3 +125,28 @@ def accumulate(opt: Optimizer, every: int) -> Accumulate:
     (tensor([3.]), tensor(2), tensor([1]))
     """
     return Accumulate(opt, every)
+
+
+def _added(sums: Sequence[Tensor], grads: Sequence[Tensor | None]) -> list[Tensor]:
+    """The sums with these gradients."""
+    found = []
+    for total, grad in zip(sums, grads, strict=True):
+        if grad is None:
+            found.append(total)
+        else:
+            # In the dtype of the sum: a gradient of higher precision does not widen the state.
+            found.append(total + grad.to(total.dtype))
+    return found
+
+
+def _means(
+    sums: Sequence[Tensor], counts: Sequence[Tensor], taken: Sequence[bool]
+) -> list[Tensor | None]:
+    """The mean gradient of each leaf that is to be stepped."""
+    found: list[Tensor | None] = []
+    for total, count, is_taken in zip(sums, counts, taken, strict=True):
+        if is_taken:
+            found.append(total / count)
+        else:
+            found.append(None)
+    return found

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from functional_sgd.hyper import Scalar
 from functional_sgd.optimizer import Optimizer
 from functional_sgd.ranges import Range
 from functional_sgd.state import State, check_state, device_of, like_params, owned
@@ -75,14 +76,16 @@ class ParamAverage(Wrapper):
         counts = active & ((passed > 0) & (passed % self.every == 0)).to(active.device)
         weight = torch.where(counts, own["decay"] * state["weight"] + 1, state["weight"])
         shares = self._shares(own["decay"], state["weight"], weight, counts).unbind()
-        average = [
-            old if grad is None else towards(old, new, share)
-            for old, new, grad, share in zip(before, flatten(moved)[0], given, shares, strict=True)
-        ]
+        average = []
+        for old, new, grad, share in zip(before, flatten(moved)[0], given, shares, strict=True):
+            if grad is None:
+                average.append(old)
+            else:
+                average.append(towards(old, new, share))
         kept = {"weight": weight, "average": unflatten(spec, average)}
         return moved, {CALLS: calls, **kept, INNER: inner}
 
-    def _shares(self, decay: Any, before: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
+    def _shares(self, decay: Scalar, before: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
         """The share that the params have in the new average, for each leaf."""
         share = 1 / torch.where(weight == 0, 1.0, weight)
         if not self.debias:
@@ -91,11 +94,12 @@ class ParamAverage(Wrapper):
         return torch.where(counts | (weight == 0), share, 0.0)  # all, until there is an average
 
     def __repr__(self) -> str:
-        options = {"start": 0, "every": 1, "debias": True}
-        parts = [
-            f"{n}={getattr(self, n)!r}" for n, value in options.items() if getattr(self, n) != value
-        ]
-        return f"{self.name}({', '.join([repr(self.opt), f'decay={self.decay!r}', *parts])})"
+        parts = [repr(self.opt), f"decay={self.decay!r}"]
+        for name, default in {"start": 0, "every": 1, "debias": True}.items():
+            value = getattr(self, name)
+            if value != default:
+                parts.append(f"{name}={value!r}")
+        return f"{self.name}({', '.join(parts)})"
 
 
 def average_params(
@@ -166,4 +170,5 @@ def average_of(state: State, like: Tree = None) -> Tree:
             )
         inside = inside[INNER]
     average = inside["average"]
-    return like_params(average if like is None else like, average)
+    params = average if like is None else like
+    return like_params(params, average)

@@ -23,17 +23,19 @@ class Patterned:
 
 def as_patterns(labels: Labels) -> Labels:
     """Labels as a function or a mapping of path patterns: of a tree, the paths of its leaves."""
+    if callable(labels):
+        return labels
     # A flat dict of texts may be meant as a tree; as patterns it says the same.
-    if callable(labels) or (
-        isinstance(labels, Mapping) and all(map(_is_pattern, labels, labels.values()))
-    ):
+    if isinstance(labels, Mapping) and all(map(_is_pattern, labels, labels.values())):
         return labels
     paths, values, _ = optree.tree_flatten_with_path(labels, none_is_leaf=True)
-    # Escaped, since keys may have a * or a [ of their own. A single label has an empty path, and is
-    # for all leaves.
-    return {
-        glob.escape(dotted(path)) or "*": label for path, label in zip(paths, values, strict=True)
-    }
+    found: dict[str, Any] = {}
+    for path, label in zip(paths, values, strict=True):
+        # Escaped, since keys may have a * or a [ of their own. A single label has an empty path,
+        # and is for all leaves.
+        pattern = glob.escape(dotted(path)) or "*"
+        found[pattern] = label
+    return found
 
 
 def labels_of(who: str, labels: Labels, params: Tree, names: list[str]) -> list[Any]:
@@ -45,7 +47,8 @@ def labels_of(who: str, labels: Labels, params: Tree, names: list[str]) -> list[
     if callable(labels):
         if isinstance(labels, Patterned) and names:
             check_patterns(who, names, labels.patterns, covers)
-        return [labels(name, leaf) for name, leaf in zip(names, flatten(params)[0], strict=True)]
+        each = zip(names, flatten(params)[0], strict=True)
+        return [labels(name, leaf) for name, leaf in each]
     # Without leaves every pattern would be one that covers none.
     return first_matches(who, names, labels, covers) if names else []
 
@@ -60,5 +63,5 @@ def covers(name: str, pattern: str) -> bool:
     return bool(matches(name, pattern) or matches(name, f"{pattern}.*"))
 
 
-def _is_pattern(key: Any, value: Any) -> bool:
+def _is_pattern(key: object, value: object) -> bool:
     return isinstance(key, str) and not isinstance(value, (dict, list, tuple))

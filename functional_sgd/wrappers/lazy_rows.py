@@ -59,8 +59,12 @@ class LazyRows(Wrapper):
         touched: list[Tensor | None] = []
         dense: list[Tensor | None] = []
         for grad in given:
-            touched.append(None if grad is None else rows_with_gradient(grad))
-            dense.append(grad if grad is None or grad.layout == torch.strided else grad.to_dense())
+            if grad is None:
+                touched.append(None)
+                dense.append(None)
+            else:
+                touched.append(rows_with_gradient(grad))
+                dense.append(_dense(grad))
         old = state[INNER]
         moved, inner = self.opt(params, unflatten(spec, dense), old, hyper, **extras)
         kept = {}
@@ -68,10 +72,12 @@ class LazyRows(Wrapper):
             if name not in self.by_row:
                 kept[name] = entry
                 continue
-            rows = [
-                one if min(leaf.dim(), MOST) in self.by_row[name] else None
-                for one, leaf in zip(touched, leaves, strict=True)
-            ]
+            rows: list[Tensor | None] = []
+            for one, leaf in zip(touched, leaves, strict=True):
+                if min(leaf.dim(), MOST) in self.by_row[name]:
+                    rows.append(one)
+                else:
+                    rows.append(None)
             kept[name] = _by_row(rows, entry, old[name])
         return _by_row(touched, moved, params), {CALLS: state[CALLS] + 1, INNER: kept}
 
@@ -117,9 +123,12 @@ def rows_with_gradient(grad: Tensor) -> Tensor:
         named = torch.zeros(axes, dtype=torch.bool, device=grad.device)
         places = tuple(grad.coalesce().indices().unbind())
         return named.index_put(places, named.new_ones(()))
-    dense = grad if grad.layout == torch.strided else grad.to_dense()
-    there = dense != 0
+    there = _dense(grad) != 0
     return there.flatten(1).any(1) if there.dim() > 1 else there
+
+
+def _dense(grad: Tensor) -> Tensor:
+    return grad if grad.layout == torch.strided else grad.to_dense()
 
 
 def _slots_by_row(opt: Optimizer) -> dict[str, frozenset[int]]:
@@ -139,8 +148,11 @@ def _slots_by_row(opt: Optimizer) -> dict[str, frozenset[int]]:
             )
         shapes = {probe: slots[name][probe].shape for probe in PROBES}
         follows = {probe: shapes[probe][:1] == shape[:1] for probe, shape in PROBES.items()}
+        # As in a factor that has a row and a column for each row of the leaf.
         again = any(shape[0] in shapes[probe][1:] for probe, shape in PROBES.items())
-        if again or follows["wide"] != follows["tall"]:
+        # As in a factor of the shorter side: in one of these two leaves that is not the rows' side.
+        follows_one_side = follows["wide"] != follows["tall"]
+        if again or follows_one_side:
             raise ValueError(
                 f"lazy_rows: expected rules that treat each row by itself, but {name!r} of {opt!r} "
                 f"mixes rows. Give the leaves with rows an optimizer like adamw, by partition."
@@ -154,14 +166,12 @@ def _by_row(touched: list[Tensor | None], new: Tree, old: Tree) -> Tree:
     """The new rows where there was a gradient, else the old ones, for each leaf."""
     found, spec = flatten(new)
     before: list[Any] = spec.flatten_up_to(old)
-    chosen = [
-        _choose_rows(rows, one, other)
-        for rows, one, other in zip(touched, found, before, strict=True)
-    ]
-    return unflatten(spec, chosen)
+    columns = zip(touched, found, before, strict=True)
+    return unflatten(spec, [_choose_rows(rows, one, other) for rows, one, other in columns])
 
 
 def _choose_rows(rows: Tensor | None, new: Tensor, old: Tensor) -> Tensor:
     if rows is None or new.shape[: rows.dim()] != rows.shape:
         return new
-    return choose_leaf(rows.reshape(rows.shape + (1,) * (new.dim() - rows.dim())), new, old)
+    axes_of_length_1 = (1,) * (new.dim() - rows.dim())
+    return choose_leaf(rows.reshape(rows.shape + axes_of_length_1), new, old)

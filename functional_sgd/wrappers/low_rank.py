@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from functional_sgd.decompositions import renewed, singular_vectors
+from functional_sgd.hyper import Scalar
 from functional_sgd.optimizer import Optimizer
 from functional_sgd.ranges import Range
 from functional_sgd.rules import sgd_step
@@ -94,7 +95,8 @@ class LowRank(Wrapper):
                 result = self._moved(leaf, basis, new, own)
                 if self.donates:  # the memory of the params is handed back, as by `fuse`
                     leaf.detach().copy_(result)
-                results.append(leaf if self.donates else result)
+                    result = leaf
+                results.append(result)
         kept = {CALLS: state[CALLS] + 1, BASIS: unflatten(spec, bases), INNER: inner}
         return unflatten(spec, results), kept
 
@@ -108,12 +110,18 @@ class LowRank(Wrapper):
         if not self._projects(leaf):
             return leaf
         rows, columns = _sides(leaf)
-        return _zeros(leaf, *((rows, self.rank) if rows >= columns else (self.rank, columns)))
+        if rows >= columns:
+            return _zeros(leaf, rows, self.rank)
+        return _zeros(leaf, self.rank, columns)
 
     def _no_basis(self, leaf: Tensor) -> Tensor:
-        return _zeros(leaf, *((min(_sides(leaf)), self.rank) if self._projects(leaf) else ()))
+        if not self._projects(leaf):
+            return _zeros(leaf)
+        return _zeros(leaf, min(_sides(leaf)), self.rank)
 
-    def _moved(self, leaf: Tensor, basis: Tensor, step: Tensor, own: Mapping[str, Any]) -> Tensor:
+    def _moved(
+        self, leaf: Tensor, basis: Tensor, step: Tensor, own: Mapping[str, Scalar]
+    ) -> Tensor:
         """A leaf after a step that was made in few dimensions."""
         rows, columns = _sides(leaf)
         whole = step @ basis.mT if rows >= columns else basis @ step

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from functional_sgd.hyper import Scalar
 from functional_sgd.optimizer import Optimizer
 from functional_sgd.ranges import Range
 from functional_sgd.reduction import global_norm, root
@@ -73,7 +74,12 @@ class Mechanize(Wrapper):
         given, grads_now, spec = take_grads(self.name, params, grads)
         leaves = [wide(leaf) for leaf in given]
         starts = flatten_like(spec, state["start"], params, self.name, "state['start']")
-        slopes = [None if grad is None else wide(grad) for grad in grads_now]
+        slopes: list[Tensor | None] = []
+        for grad in grads_now:
+            if grad is None:
+                slopes.append(None)
+            else:
+                slopes.append(wide(grad))
         moved, inner = self.opt(
             unflatten(spec, leaves), unflatten(spec, slopes), state[INNER], others, **extras
         )
@@ -106,7 +112,7 @@ class Mechanize(Wrapper):
         slopes: list[Tensor | None],
         ways: list[Tensor],
         rate: Tensor,
-        own: Mapping[str, Any],
+        own: Mapping[str, Scalar],
     ) -> Tensor:
         """How far the way, if it is gone at rate 1, leads against this gradient and the decay."""
         there = [place for place, slope in enumerate(slopes) if slope is not None]
@@ -116,15 +122,14 @@ class Mechanize(Wrapper):
             return torch.zeros_like(rate)
         pull = own["mechanic_wd"] * rate * global_norm(found)
         pull = pull / (global_norm(sizes) + own["mechanic_eps"])
-        dots = [
-            (_dot(slope, ways[place]).to(rate.device), _dot(leaves[place], ways[place]))
-            for place, slope in zip(there, found, strict=True)
-        ]
-        return -torch.stack([dot + pull * decay.to(rate.device) for dot, decay in dots]).sum()
+        terms = []
+        for place, slope in zip(there, found, strict=True):
+            dot = _dot(slope, ways[place]).to(rate.device)
+            decay = _dot(leaves[place], ways[place]).to(rate.device)
+            terms.append(dot + pull * decay)
+        return -torch.stack(terms).sum()
 
-    def _tune(
-        self, old: Mapping[str, Any], against: Tensor, own: Mapping[str, Any]
-    ) -> dict[str, Tensor]:
+    def _tune(self, old: State, against: Tensor, own: Mapping[str, Scalar]) -> dict[str, Tensor]:
         """What the tuners remember after a bet."""
         places = torch.arange(1, self.tuners + 1, dtype=torch.float64, device=against.device)
         decay, eps = 1 - 0.1**places, own["mechanic_eps"]
@@ -174,7 +179,8 @@ def mechanize(
 
 
 def _like(number: Tensor, leaf: Tensor) -> Tensor:
-    return number.to(leaf.device, leaf.real.dtype if leaf.is_complex() else leaf.dtype)
+    dtype = leaf.real.dtype if leaf.is_complex() else leaf.dtype
+    return number.to(leaf.device, dtype)
 
 
 def _dot(one: Tensor, other: Tensor) -> Tensor:

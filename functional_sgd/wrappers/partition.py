@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self, TypeAlias
+from typing import Any, Self, TypeAlias, TypeVar
 
 from torch import Tensor
 
@@ -19,6 +19,8 @@ PARTS = "parts"
 
 Chosen: TypeAlias = str | Sequence[str] | Callable[[str, Tensor], bool]
 """Leaves: a path pattern, several, or a function (path, leaf) -> bool."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, repr=False)
@@ -61,8 +63,10 @@ class Partition(Optimizer):
         merged: dict[str, Any] = {}
         for label, opt in self.optimizers.items():
             for name, default in opt.hyper.items():
-                shared = all(_agrees(other, name, default) for other in self.optimizers.values())
-                merged[name if shared else f"{label}.{name}"] = default
+                if all(_agrees(other, name, default) for other in self.optimizers.values()):
+                    merged[name] = default
+                else:
+                    merged[f"{label}.{name}"] = default
         return merged
 
     @property
@@ -71,10 +75,11 @@ class Partition(Optimizer):
         `label.lr`.
         """
         with_default = {name for opt in self.optimizers.values() for name in opt.hyper}
-        found: dict[str, None] = {}
+        found: dict[str, None] = {}  # a set that keeps its order
         for label, opt in self.optimizers.items():
             for name in opt.required:
-                found[f"{label}.{name}" if name in with_default else name] = None
+                key = f"{label}.{name}" if name in with_default else name
+                found[key] = None
         return tuple(found)
 
     @property
@@ -105,11 +110,11 @@ class Partition(Optimizer):
     def init(self, params: Tree) -> State:
         """A fresh state. Raises ValueError for a leaf without a label, or with an unknown one."""
         split = self._split(params)
-        # Parts number their leaves from 0, so each draws its random numbers from its own seed.
-        states = {
-            label: seeded(self.optimizers[label].init(split.part(label, split.leaves)), label)
-            for label in split.owned
-        }
+        states = {}
+        for label in split.owned:
+            fresh = self.optimizers[label].init(split.part(label, split.leaves))
+            # Parts number their leaves from 0, so each draws its random numbers from its own seed.
+            states[label] = seeded(fresh, label)
         return {CALLS: new_calls(split.leaves), PARTS: states}
 
     def __call__(
@@ -191,17 +196,23 @@ class Partition(Optimizer):
         fast
         kernel  sgd_step  reads param, grad; writes param
         """
-        split = None if params is None else self._split(params)
-        shown = self.optimizers if split is None else split.owned
-        for number, label in enumerate(shown):
-            print(f"\n{label}" if number else label)
-            own = None if split is None else split.part(label, split.leaves)
+        parts: dict[str, Tree] = dict.fromkeys(self.optimizers)
+        if params is not None:
+            split = self._split(params)
+            parts = {label: split.part(label, split.leaves) for label in split.owned}
+        for number, (label, own) in enumerate(parts.items()):
+            if number:
+                print()
+            print(label)
             self.optimizers[label].explain(own)
 
     def owned(self, params: Tree) -> dict[str, list[str]]:
         """The paths of the leaves of each label that some leaf has."""
         split = self._split(params)
-        return {label: [split.names[i] for i in places] for label, places in split.owned.items()}
+        found: dict[str, list[str]] = {}
+        for label, places in split.owned.items():
+            found[label] = [split.names[place] for place in places]
+        return found
 
     def _split(self, params: Tree) -> "_Split":
         leaves, spec = flatten(params)
@@ -209,15 +220,16 @@ class Partition(Optimizer):
         labels = labels_of("partition", self.patterns, params, names)
         owned: dict[str, list[int]] = {}
         for index, label in enumerate(labels):
-            if label is not None and label not in self.optimizers:
+            if label is None:
+                continue
+            if label not in self.optimizers:
                 raise ValueError(
                     f"partition: leaf {names[index]!r} has the label {label!r}, but there are "
                     f"optimizers for "
                     f"{', '.join(map(repr, self.optimizers))} only. The label None leaves it as it "
                     f"is."
                 )
-            if label is not None:
-                owned.setdefault(label, []).append(index)
+            owned.setdefault(label, []).append(index)
         # Parts are dicts by path, in which one of two leaves would be lost.
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
@@ -275,7 +287,8 @@ def freeze(opt: Optimizer, chosen: Chosen) -> Partition:
     """
     if callable(chosen):
         return Partition({"trained": opt}, _Unless(chosen, "trained"))
-    labels: dict[str, str | None] = dict.fromkeys((chosen,) if isinstance(chosen, str) else chosen)
+    patterns = (chosen,) if isinstance(chosen, str) else chosen
+    labels: dict[str, str | None] = dict.fromkeys(patterns)
     labels.setdefault("*", "trained")
     return Partition({"trained": opt}, labels)
 
@@ -302,11 +315,11 @@ class _Split:
     names: list[str]
     owned: dict[str, list[int]]
 
-    def part(self, label: str, values: Sequence[Any]) -> dict[str, Any]:
+    def part(self, label: str, values: Sequence[T]) -> dict[str, T]:
         """{path: value} of the leaves of one part."""
         return {self.names[index]: values[index] for index in self.owned[label]}
 
-    def put(self, label: str, values: list[Any], part: Mapping[str, Any]) -> None:
+    def put(self, label: str, values: list[T], part: Mapping[str, T]) -> None:
         """Put what one part made of its leaves among the values of all leaves."""
         for index in self.owned[label]:
             values[index] = part[self.names[index]]
@@ -319,10 +332,13 @@ class _Split:
         cut: Callable[[str, str, Any], Any],
     ) -> dict[str, Any]:
         """Those of the hypers or extras that one part reads; trees are cut to its leaves."""
-        own = {name: values[f"{label}.{name}"] for name in names if f"{label}.{name}" in values}
-        shared = {name: values[name] for name in names if name in values}
-        # What is said of one part wins over what is said of all.
-        return {name: cut(label, name, value) for name, value in {**shared, **own}.items()}
+        found: dict[str, Any] = {}
+        for name in names:
+            # What is said of one part wins over what is said of all.
+            key = f"{label}.{name}" if f"{label}.{name}" in values else name
+            if key in values:
+                found[name] = cut(label, name, values[key])
+        return found
 
     def cut(self, label: str, name: str, value: Any) -> Any:
         """A hyper for one part: of a tree prefix, the values of its leaves."""
@@ -345,7 +361,7 @@ class _Split:
         return value
 
 
-def _agrees(opt: Optimizer, name: str, default: Any) -> bool:
+def _agrees(opt: Optimizer, name: str, default: object) -> bool:
     """Whether an optimizer can be passed the default of another one, and nothing changes."""
     if name in opt.hyper:
         return _same(default, opt.hyper[name])
@@ -353,5 +369,5 @@ def _agrees(opt: Optimizer, name: str, default: Any) -> bool:
     return name not in opt.names or any(own.endswith(f".{name}") for own in opt.hyper)
 
 
-def _same(one: Any, other: Any) -> bool:
+def _same(one: object, other: object) -> bool:
     return one is other or bool(one == other)

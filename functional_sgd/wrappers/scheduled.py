@@ -56,9 +56,8 @@ class Scheduled(Wrapper):
     @property
     def hyper(self) -> dict[str, Any]:
         """The hypers and their defaults; those that are scheduled have none, and are not in it."""
-        return {
-            name: value for name, value in self.opt.hyper.items() if not self._is_scheduled(name)
-        }
+        every = self.opt.hyper.items()
+        return {name: value for name, value in every if not self._is_scheduled(name)}
 
     @property
     def required(self) -> tuple[str, ...]:
@@ -105,12 +104,10 @@ class Scheduled(Wrapper):
         return any(name == own or name.endswith(f".{own}") for own in self.schedules)
 
     def __repr__(self) -> str:
-        length = [] if self.steps is None else [f"steps={self.steps}"]
-        parts = [
-            repr(self.opt),
-            *length,
-            *(f"{name}={value!r}" for name, value in self.schedules.items()),
-        ]
+        parts = [repr(self.opt)]
+        if self.steps is not None:
+            parts.append(f"steps={self.steps}")
+        parts += [f"{name}={value!r}" for name, value in self.schedules.items()]
         return f"scheduled({', '.join(parts)})"
 
 

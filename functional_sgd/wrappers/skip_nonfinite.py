@@ -74,10 +74,12 @@ class Skip(Wrapper):
         # finite as well.
         safe = given
         if not known(taken, lambda: given):
-            safe = [
-                None if grad is None else choose_leaf(taken, grad, torch.zeros_like(grad))
-                for grad in given
-            ]
+            safe = []
+            for grad in given:
+                if grad is None:
+                    safe.append(None)
+                else:
+                    safe.append(choose_leaf(taken, grad, torch.zeros_like(grad)))
         moved, inner = self.opt(params, unflatten(spec, safe), state[INNER], others, **extras)
         return choose(taken, moved, params), {
             CALLS: state[CALLS] + 1,
@@ -87,8 +89,10 @@ class Skip(Wrapper):
         }
 
     def __repr__(self) -> str:
-        parts = [repr(self.opt), *(f"{name}={getattr(self, name)!r}" for name in self.own_hypers)]
-        parts += [] if self.limit is None else [f"limit={self.limit}"]
+        parts = [repr(self.opt)]
+        parts += [f"{name}={getattr(self, name)!r}" for name in self.own_hypers]
+        if self.limit is not None:
+            parts.append(f"limit={self.limit}")
         return f"{self.name}({', '.join(parts)})"
 
 

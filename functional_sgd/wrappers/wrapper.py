@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from functional_sgd.call import check_like
-from functional_sgd.hyper import Scalar, scalar
+from functional_sgd.hyper import Hyper, Scalar, scalar
 from functional_sgd.optimizer import Optimizer, check_names, check_optimizer
 from functional_sgd.ranges import Range, check_number
 from functional_sgd.sharded import any_distributed, check_placed, placed
@@ -18,6 +18,22 @@ from functional_sgd.tree import Spec, Tree, flatten, flatten_like, paths, unflat
 
 INNER = "inner"
 """The entry of a wrapper's state that is the state of its optimizer."""
+
+
+class Given(NamedTuple):
+    """What a wrapper is called with, apart from the trees."""
+
+    own: dict[str, Scalar]  # the values of its own hypers
+    hyper: dict[str, Any]  # the hypers of the optimizer inside
+    extras: dict[str, Any]  # what else that one reads
+
+
+class Slopes(NamedTuple):
+    """Params and gradients, leaf by leaf."""
+
+    leaves: list[Tensor]
+    grads: list[Tensor | None]
+    spec: Spec  # to rebuild a tree of either
 
 
 @dataclass(frozen=True)
@@ -52,7 +68,8 @@ class Wrapper(Optimizer):
     @property
     def hyper(self) -> dict[str, Any]:
         """The hypers and their defaults: those of the optimizer inside, and the wrapper's own."""
-        return {**self.opt.hyper, **{name: getattr(self, name) for name in self.own_hypers}}
+        own = {name: getattr(self, name) for name in self.own_hypers}
+        return {**self.opt.hyper, **own}
 
     @property
     def required(self) -> tuple[str, ...]:
@@ -94,34 +111,33 @@ class Wrapper(Optimizer):
         self, params: Tree, grads: Tree, state: State, hyper: Mapping[str, Any] | None = None
     ) -> Tree:
         """Where the optimizer inside wants the gradient."""
-        _, others, _ = self.take_own(hyper, {})
-        return self.opt.perturb(params, grads, state[INNER], others)
+        given = self.take_own(hyper, {})
+        return self.opt.perturb(params, grads, state[INNER], given.hyper)
 
     def evaluated(self, params: Tree, state: State) -> Tree:
         """What the optimizer inside wants to be evaluated."""
         return self.opt.evaluated(params, state[INNER])
 
     def __repr__(self) -> str:
-        numbers = [
-            f"{own.name}={getattr(self, own.name)!r}" for own in fields(self) if own.name != "opt"
-        ]
+        names = [own.name for own in fields(self) if own.name != "opt"]
+        numbers = [f"{name}={getattr(self, name)!r}" for name in names]
         return f"{self.name}({', '.join([repr(self.opt), *numbers])})"
 
-    def take_own(
-        self, hyper: Mapping[str, Any] | None, extras: Mapping[str, Any]
-    ) -> tuple[dict[str, Scalar], dict[str, Any], dict[str, Any]]:
-        """(the values of the wrapper's own hypers, the other hypers, the other extras)."""
+    def take_own(self, hyper: Mapping[str, Any] | None, extras: Mapping[str, Any]) -> Given:
+        """The wrapper's own hypers, apart from what the optimizer inside is to get."""
         hyper = check_names(self.name, hyper, extras, self.names)
         own: dict[str, Scalar] = {}
         for name, allowed in self.own_hypers.items():
-            value = hyper.get(name, extras.get(name, getattr(self, name)))
+            default = getattr(self, name)
+            value = hyper.get(name, extras.get(name, default))
             check_number(self.name, name, value, allowed)
             own[name] = one_number(self.name, name, value)
         others = {name: value for name, value in hyper.items() if name not in own}
-        return own, others, {name: value for name, value in extras.items() if name not in own}
+        other_extras = {name: value for name, value in extras.items() if name not in own}
+        return Given(own, others, other_extras)
 
 
-def one_number(who: str, name: str, value: Any) -> Scalar:
+def one_number(who: str, name: str, value: Hyper) -> Scalar:
     """A hyper that is the same for all leaves, as `scalar` gives it. Raises ValueError if not."""
     if isinstance(value, (dict, list, tuple)):
         raise ValueError(
@@ -136,12 +152,8 @@ def no_calls(params: Tree) -> Tensor:
     return new_calls(flatten(params)[0])
 
 
-def take_grads(
-    who: str, params: Tree, grads: Tree
-) -> tuple[list[Tensor], list[Tensor | None], Spec]:
-    """(leaves of params, their gradients or None, how to rebuild a tree). Raises ValueError if they
-    do not fit.
-    """
+def take_grads(who: str, params: Tree, grads: Tree) -> Slopes:
+    """The leaves of params with their gradients. Raises ValueError if they do not fit."""
     leaves, spec = flatten(params)
     given = flatten_like(spec, grads, params, who, "grads")
     check_like(
@@ -150,9 +162,10 @@ def take_grads(
     if any_distributed((*leaves, *given)):
         check_placed(who, "its gradient", lambda: paths(params), leaves, given)
         # A gradient may be cut otherwise than its leaf, or be a sum that is still to be taken.
-        pairs = zip(leaves, given, strict=True)
-        given = [None if grad is None else placed(grad, leaf) for leaf, grad in pairs]
-    return leaves, given, spec
+        for place, (leaf, grad) in enumerate(zip(leaves, given, strict=True)):
+            if grad is not None:
+                given[place] = placed(grad, leaf)
+    return Slopes(leaves, given, spec)
 
 
 def wide(leaf: Tensor) -> Tensor:
@@ -168,11 +181,10 @@ def choose(condition: Tensor, yes: Tree, no: Tree) -> Tree:
     others: list[Any] = spec.flatten_up_to(no)
     found = known(condition, lambda: (*chosen, *others))
     if found is not None:
-        return unflatten(spec, chosen if found else others)
-    return unflatten(
-        spec,
-        [choose_leaf(condition, one, other) for one, other in zip(chosen, others, strict=True)],
-    )
+        taken = chosen if found else others
+        return unflatten(spec, taken)
+    pairs = zip(chosen, others, strict=True)
+    return unflatten(spec, [choose_leaf(condition, one, other) for one, other in pairs])
 
 
 def choose_leaf(condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:
