@@ -175,12 +175,26 @@ class History:
 
     def _repr_html_(self) -> str:
         """The rows as a table."""
-        titles = list(dict.fromkeys(name for row in self.rows for name in row))
-        rows = [[number_text(row.get(name)) for name in titles] for row in self.rows]
-        return html_table(rows, titles, left=0, caption="" if rows else repr(self))
+        titles = column_names(self.rows)
+        rows = []
+        for row in self.rows:
+            cells = [number_text(row.get(name)) for name in titles]
+            rows.append(cells)
+        caption = "" if rows else repr(self)
+        return html_table(rows, titles, left=0, caption=caption)
 
 
-def number_text(value: Any) -> str:
+def column_names(rows: Iterable[Mapping[str, object]]) -> list[str]:
+    """The columns of a table, in the order in which they first come.
+
+    >>> column_names([{"epoch": 0}, {"epoch": 1, "accuracy": 0.5}])
+    ['epoch', 'accuracy']
+    """
+    # A dict, not a set, which would lose the order.
+    return list(dict.fromkeys(chain.from_iterable(rows)))
+
+
+def number_text(value: float | str | None) -> str:
     """A cell of the table of a run: "-" for what was not measured.
 
     >>> number_text(None), number_text(3), number_text(0.25)
@@ -188,4 +202,6 @@ def number_text(value: Any) -> str:
     """
     if value is None:
         return "-"
-    return str(value) if isinstance(value, (int, str)) else f"{value:.6f}"
+    if isinstance(value, (int, str)):
+        return str(value)
+    return f"{value:.6f}"
