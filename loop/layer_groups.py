@@ -2,6 +2,7 @@
 
 import glob
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import TypeAlias
 
 from torch import Tensor
@@ -54,11 +55,11 @@ def spread(
     if not (low > 0 and high > 0):
         raise ValueError(f"spread: low and high must be above 0, got {low} and {high}.")
     groups = layer_groups(params) if groups is None else groups
-    names = [name for group in groups for name in group]
+    names = list(chain.from_iterable(groups))
     if sorted(names) != sorted(params):
-        wrong = sorted({*names} ^ {*params}) or sorted(
-            {name for name in names if names.count(name) > 1}
-        )
+        in_one_only = {*names} ^ {*params}
+        repeated = {name for name in names if names.count(name) > 1}
+        wrong = sorted(in_one_only or repeated)
         raise ValueError(
             f"spread: every parameter must be in one group, which is not so for {', '.join(wrong)}."
         )
@@ -78,11 +79,11 @@ def matching(who: str, params: Mapping[str, Tensor], patterns: Sequence[str]) ->
     >>> sorted(matching("Freeze", dict.fromkeys(["body.0", "body.1", "head.0"], 0), ["body.*"]))
     ['body.0', 'body.1']
     """
+    wanted = dict.fromkeys(patterns, True)
+    # by_path wants a match for every name: the last pattern takes those that match no other.
+    wanted.setdefault("*", False)
     try:
-        # by_path wants a match for every name: the last pattern takes those that match no other.
-        matches = by_path(
-            params, {**dict.fromkeys(patterns, True), **({} if "*" in patterns else {"*": False})}
-        )
+        matches = by_path(params, wanted)
     except ValueError as error:
         raise ValueError(f"{who}: {error}") from None
     return frozenset(name for name in params if matches[name])
