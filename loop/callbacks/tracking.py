@@ -27,8 +27,10 @@ def better(value: float, best: float | None, mode: str, min_delta: float = 0.0) 
     (True, False, True)
     """
     if mode == "min":
-        return value + min_delta < (math.inf if best is None else best)
-    return value - min_delta > (-math.inf if best is None else best)
+        bound = math.inf if best is None else best
+        return value + min_delta < bound
+    bound = -math.inf if best is None else best
+    return value - min_delta > bound
 
 
 def mode_of(monitor: str, mode: str | None = None) -> str:
