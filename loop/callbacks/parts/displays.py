@@ -77,8 +77,8 @@ class Lines:
 class Handle(Protocol):
     """What IPython gives for an output that can be shown again."""
 
-    def update(self, shown: Mapping[str, str], /, *, raw: bool) -> None:
-        """Show this in its place, by kind of text."""
+    def update(self, shown: object, /, *, raw: bool = False) -> None:
+        """Show this in its place: an object, or, if raw, texts by their kind."""
 
 
 @dataclass

@@ -1,16 +1,15 @@
 """Which parameters have their hypers in common."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from torch import Tensor
 
-from functional_sgd.hyper import broadcast
+from functional_sgd.hyper import Hyper, broadcast
 from functional_sgd.tree import flatten, paths
 
 
 def hyper_groups(
-    who: str, params: Mapping[str, Tensor], hyper: Mapping[str, Any], names: Sequence[str]
+    who: str, params: Mapping[str, Tensor], hyper: Mapping[str, Hyper], names: Sequence[str]
 ) -> tuple[list[tuple[float, ...]], dict[str, int]]:
     """(the values of these hypers in every group, the group of every parameter).
 
