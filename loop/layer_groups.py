@@ -32,9 +32,11 @@ def layer_groups(params: Mapping[str, Tensor], *patterns: str) -> tuple[tuple[st
         group_of = by_path(params, {pattern: index for index, pattern in enumerate(patterns)})
     else:
         group_of = {name: name.rpartition(".")[0].partition(".")[0] for name in params}
+    # With patterns, groups are in their order, not in that of the names that match them.
     groups: dict[int | str, list[str]] = {index: [] for index in range(len(patterns))}
     for name in params:
         groups.setdefault(group_of[name], []).append(name)
+    # A pattern whose names all went to those before it has no group.
     return tuple(tuple(group) for group in groups.values() if group)
 
 

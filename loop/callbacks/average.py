@@ -207,11 +207,12 @@ def _replaced(tensors: Tensors, average: Tensors) -> Tensors:
 
 
 def _continuous(tensors: Tensors) -> Tensors:
-    return {
-        name: value
-        for name, value in tensors.items()
-        if value.is_floating_point() or value.is_complex()
-    }
+    kept = {}
+    for name, value in tensors.items():
+        is_continuous = value.is_floating_point() or value.is_complex()
+        if is_continuous:
+            kept[name] = value
+    return kept
 
 
 def _precise(value: Tensor) -> Tensor:

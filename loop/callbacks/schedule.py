@@ -182,10 +182,12 @@ def keep_hypers(state: State, who: str, names: Iterable[str]) -> State:
     sets them.
     """
     sets = tuple(names)
-    # Also keep the values of parts, which `with_hypers` drops when one for all parts is set.
-    before = {
-        name: value for name, value in state.hyper.items() if name in sets or _replaces(name, sets)
-    }
+    before = {}
+    for name, value in state.hyper.items():
+        # `with_hypers` drops the values of parts when one for all parts is set.
+        is_dropped = _replaces(name, sets)
+        if name in sets or is_dropped:
+            before[name] = value
     # In the state, since a stopped run never reaches after_fit: the next run puts back.
     kept = {**state.memory.get(KEPT, {}), who: {"sets": sets, "before": before}}
     return state.remember(KEPT, kept)
