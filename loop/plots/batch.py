@@ -84,8 +84,9 @@ def _parts(source: object, batch: Any) -> tuple[dict[str, Part], dict[str, Part]
         cut = min(getattr(source, "n_inputs", 1), len(parts))
         inputs, targets = _numbered("x", parts[:cut]), _numbered("y", parts[cut:])
     for name, part in {**inputs, **targets}.items():
-        is_list = isinstance(part, (Tensor, list, tuple))
-        if not is_list or (isinstance(part, Tensor) and not part.dim()):
+        has_entries = isinstance(part, (Tensor, list, tuple))
+        is_scalar = isinstance(part, Tensor) and not part.dim()
+        if not has_entries or is_scalar:
             raise TypeError(
                 f"plot_batch: expected a batch of tensors or lists with an entry for each sample, "
                 f"but its {name!r} is a {type(part).__name__}. Pass [batch], with a batch that is "
