@@ -5,14 +5,16 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby, repeat
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import optree
 import torch
 from torch import Tensor
 
-Kind: TypeAlias = Any
-"""What values that can be in one run have in common."""
+from functional_sgd.tree import Tree
+
+Kind: TypeAlias = object
+"""What values that can be in one run have in common: kinds are compared, and nothing else."""
 
 _FEWEST = 8  # numbers that are worth an array
 
@@ -28,24 +30,24 @@ class Run(ABC):
         """Runs of one kind can be joined."""
 
     @abstractmethod
-    def join(self, others: Sequence[Any]) -> "Run":
+    def join(self, others: Sequence[Self]) -> Self:
         """This one and others of its kind as one."""
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def __getitem__(self, index: int) -> Any: ...
+    def __getitem__(self, index: int) -> object: ...
 
     @abstractmethod
-    def __iter__(self) -> Iterator[Any]: ...
+    def __iter__(self) -> Iterator[object]: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Items(Run):
     """Anything, as it is."""
 
-    values: tuple[Any, ...]
+    values: tuple[object, ...]
 
     @property
     def kind(self) -> Kind:
@@ -59,10 +61,10 @@ class Items(Run):
     def __len__(self) -> int:
         return len(self.values)
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, index: int) -> object:
         return self.values[index]
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[object]:
         return iter(self.values)
 
 
@@ -70,7 +72,7 @@ class Items(Run):
 class Numbers(Run):
     """Floats (an array of "d") or whole numbers of 64 bits ("q"): 8 bytes each."""
 
-    values: "array[Any]"
+    values: "array[float]"
 
     @property
     def kind(self) -> Kind:
@@ -88,10 +90,10 @@ class Numbers(Run):
     def __len__(self) -> int:
         return len(self.values)
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, index: int) -> float:
         return self.values[index]
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[float]:
         return iter(self.values)
 
 
@@ -124,7 +126,7 @@ class Scalars(Run):
 class Repeated(Run):
     """One object again and again, such as a hyper that nothing changes: it takes no room."""
 
-    value: Any
+    value: object
     count: int
 
     @property
@@ -140,10 +142,10 @@ class Repeated(Run):
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, index: int) -> object:
         return self.value
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[object]:
         return repeat(self.value, self.count)
 
 
@@ -161,33 +163,36 @@ class Trees(Run):
 
     def join(self, others: Sequence["Trees"]) -> "Trees":
         """Column by column."""
-        columns = enumerate(self.columns)
-        joint = [column.join([other.columns[at] for other in others]) for at, column in columns]
+        joint = []
+        for at, column in enumerate(self.columns):
+            rest = [other.columns[at] for other in others]
+            joint.append(column.join(rest))
         return Trees(self.structure, tuple(joint))
 
     def __len__(self) -> int:
         return len(self.columns[0])
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, index: int) -> Tree:
         return self._tree([column[index] for column in self.columns])
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Tree]:
         return map(self._tree, zip(*self.columns, strict=True))
 
-    def _tree(self, leaves: Iterable[Any]) -> Any:
+    def _tree(self, leaves: Iterable[object]) -> Tree:
         return optree.tree_unflatten(self.structure, leaves)
 
 
-def packed(items: Sequence[Any]) -> list[Run]:
+def packed(items: Sequence[object]) -> list[Run]:
     """The items in runs of what is alike.
 
     >>> [type(run).__name__ for run in packed(["a", *(0.1 * n for n in range(9))])]
     ['Items', 'Numbers']
     """
-    return joined(
-        _run(kind, [item for _, item in group])
-        for kind, group in groupby(_with_kinds(items), lambda pair: pair[0])
-    )
+    runs = []
+    for kind, group in groupby(_with_kinds(items), lambda pair: pair[0]):
+        alike = [item for _, item in group]
+        runs.append(_run(kind, alike))
+    return joined(runs)
 
 
 def joined(runs: Iterable[Run]) -> list[Run]:
@@ -195,11 +200,12 @@ def joined(runs: Iterable[Run]) -> list[Run]:
     done = []
     for _, group in groupby(runs, lambda run: run.kind):
         first, *others = group
-        done.append(first.join(others) if others else first)
+        whole = first.join(others) if others else first
+        done.append(whole)
     return done
 
 
-def _with_kinds(items: Sequence[Any]) -> Iterator[tuple[Kind, Any]]:
+def _with_kinds(items: Sequence[object]) -> Iterator[tuple[Kind, object]]:
     """Each item with its kind, which is found out once where the same comes again and again."""
     previous, kind = None, None
     for item in items:
@@ -209,15 +215,16 @@ def _with_kinds(items: Sequence[Any]) -> Iterator[tuple[Kind, Any]]:
 
 
 def _kind(item: Any) -> Kind:
-    kind = type(item)
+    """The code of an array for a number, a tuple for a 0-d tensor or a tree, None for the rest."""
+    cls = type(item)
     # By exact type: isinstance takes True for an int, and it would come back as 1.
-    if kind is float:
+    if cls is float:
         return "d"
-    if kind is int and -(2**63) <= item < 2**63:
+    if cls is int and -(2**63) <= item < 2**63:
         return "q"
-    if kind is Tensor and _is_scalar(item):
+    if cls is Tensor and _is_scalar(item):
         return Scalars, item.dtype, item.device
-    if kind in (dict, list, tuple):
+    if cls in (dict, list, tuple):
         leaves, structure = optree.tree_flatten(item)
         # Without a leaf there is no column to tell how many trees there are.
         if leaves and all(type(leaf) is float for leaf in leaves):
@@ -226,7 +233,7 @@ def _kind(item: Any) -> Kind:
 
 
 def _run(kind: Kind, items: list[Any]) -> Run:
-    name, *details = kind if isinstance(kind, tuple) else (kind,)
+    name = kind[0] if isinstance(kind, tuple) else kind
     # Before the number of items is asked for: at 600 bytes a tensor, two are worth it.
     if name is Scalars:
         with torch.no_grad():
@@ -235,13 +242,19 @@ def _run(kind: Kind, items: list[Any]) -> Run:
         return Items(tuple(items))
     if all(item is items[0] for item in items):
         return Repeated(items[0], len(items))
-    if name is None:
-        return Items(tuple(items))
     if name is Trees:
-        flat = [optree.tree_leaves(item) for item in items]
-        columns = zip(*flat, strict=True)
-        return Trees(details[0], tuple(Numbers(array("d", column)) for column in columns))
-    return Numbers(array(name, items))
+        return _trees(items)
+    if isinstance(name, str):
+        return Numbers(array(name, items))
+    return Items(tuple(items))
+
+
+def _trees(items: Sequence[Tree]) -> Trees:
+    """Trees of one structure, column by column."""
+    structure = optree.tree_structure(items[0])
+    rows = [optree.tree_leaves(item) for item in items]
+    columns = [Numbers(array("d", column)) for column in zip(*rows, strict=True)]
+    return Trees(structure, tuple(columns))
 
 
 def _is_scalar(tensor: Tensor) -> bool:

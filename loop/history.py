@@ -1,12 +1,13 @@
 """What happened: a log that grows by returning new logs, and the table of a run."""
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, chain, islice
 from threading import Lock
 from typing import Any, overload
 
+from functional_sgd.hyper import Hyper
 from functional_sgd.notebook import html_table
 from loop.columns import Run, joined, packed
 
@@ -29,7 +30,7 @@ class Log(Sequence[Any]):
 
     __slots__ = ("_length", "_store")
 
-    def __init__(self, items: Sequence[Any] = ()) -> None:
+    def __init__(self, items: Sequence[object] = ()) -> None:
         items = list(items)
         whole = len(items) - len(items) % SEALED
         self._store = _Store(packed(items[:whole]), items[whole:])
@@ -40,7 +41,7 @@ class Log(Sequence[Any]):
         """The log of what is in these runs."""
         return cls._seen(_Store(list(runs), []))
 
-    def append(self, item: Any) -> "Log":
+    def append(self, item: object) -> "Log":
         """A log with one more item at the end."""
         store = self._store
         with store.lock:
@@ -59,7 +60,7 @@ class Log(Sequence[Any]):
     def __getitem__(self, index: int) -> Any: ...
     @overload
     def __getitem__(self, index: slice) -> list[Any]: ...
-    def __getitem__(self, index: int | slice) -> Any:
+    def __getitem__(self, index: int | slice) -> object:
         if isinstance(index, slice):
             return list(self)[index]
         position = index + self._length if index < 0 else index
@@ -75,14 +76,16 @@ class Log(Sequence[Any]):
         return chain(*sealed, loose)
 
     def __eq__(self, other: object) -> bool:
-        return list(self) == list(other) if isinstance(other, Sequence) else NotImplemented
+        if not isinstance(other, Sequence):
+            return NotImplemented
+        return list(self) == list(other)
 
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         return f"Log({list(self)!r})" if len(self) <= 8 else f"Log of {len(self)} items"
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[Callable[[list[Run]], "Log"], tuple[list[Run]]]:
         # Not the store: its lock cannot be pickled, and it has the items of later logs too.
         return Log.of, (self.runs(),)
 
@@ -93,9 +96,10 @@ class Log(Sequence[Any]):
         log._store, log._length = store, store.length
         return log
 
-    def _parts(self) -> tuple[list[Run], list[Any]]:
+    def _parts(self) -> tuple[list[Run], list[object]]:
         """What this log sees of the store: sealed runs, and loose items after them."""
-        store, left, seen = self._store, self._length, list[Run]()
+        store, left = self._store, self._length
+        seen: list[Run] = []
         with store.lock:
             for run in store.runs:
                 # Packed since this log was made: its last items are those of later logs.
@@ -109,7 +113,7 @@ class Log(Sequence[Any]):
 class _Store:
     """What logs share: sealed runs, and the latest items as they came. It only grows."""
 
-    def __init__(self, runs: list[Run], tail: list[Any]) -> None:
+    def __init__(self, runs: list[Run], tail: list[object]) -> None:
         self.runs = runs
         self.starts = list(accumulate(map(len, runs), initial=0))  # of the runs, and of the tail
         self.tail = tail
@@ -119,7 +123,7 @@ class _Store:
     def length(self) -> int:
         return self.starts[-1] + len(self.tail)
 
-    def add(self, item: Any) -> "_Store":
+    def add(self, item: object) -> "_Store":
         """The store itself, with an item more."""
         self.tail.append(item)
         if len(self.tail) == SEALED:
@@ -129,10 +133,10 @@ class _Store:
                 self.starts.append(self.starts[-1] + len(run))
         return self
 
-    def __getitem__(self, position: int) -> Any:
+    def __getitem__(self, position: int) -> object:
         with self.lock:
             at = bisect_right(self.starts, position) - 1
-            held: Any = self.runs[at] if at < len(self.runs) else self.tail
+            held = self.runs[at] if at < len(self.runs) else self.tail
             return held[position - self.starts[at]]
 
 
@@ -148,7 +152,7 @@ class History:
     """
 
     losses: Log = field(default_factory=Log)
-    hypers: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    hypers: Mapping[str, Sequence[Hyper]] = field(default_factory=dict)
     rows: tuple[Mapping[str, Any], ...] = ()
 
     def smooth_losses(self, beta: float = 0.98) -> list[float]:
@@ -175,12 +179,26 @@ class History:
 
     def _repr_html_(self) -> str:
         """The rows as a table."""
-        titles = list(dict.fromkeys(name for row in self.rows for name in row))
-        rows = [[number_text(row.get(name)) for name in titles] for row in self.rows]
-        return html_table(rows, titles, left=0, caption="" if rows else repr(self))
+        titles = column_names(self.rows)
+        rows = []
+        for row in self.rows:
+            cells = [number_text(row.get(name)) for name in titles]
+            rows.append(cells)
+        caption = "" if rows else repr(self)
+        return html_table(rows, titles, left=0, caption=caption)
 
 
-def number_text(value: Any) -> str:
+def column_names(rows: Iterable[Mapping[str, object]]) -> list[str]:
+    """The columns of a table, in the order in which they first come.
+
+    >>> column_names([{"epoch": 0}, {"epoch": 1, "accuracy": 0.5}])
+    ['epoch', 'accuracy']
+    """
+    # A dict, not a set, which would lose the order.
+    return list(dict.fromkeys(chain.from_iterable(rows)))
+
+
+def number_text(value: float | str | None) -> str:
     """A cell of the table of a run: "-" for what was not measured.
 
     >>> number_text(None), number_text(3), number_text(0.25)
@@ -188,4 +206,6 @@ def number_text(value: Any) -> str:
     """
     if value is None:
         return "-"
-    return str(value) if isinstance(value, (int, str)) else f"{value:.6f}"
+    if isinstance(value, (int, str)):
+        return str(value)
+    return f"{value:.6f}"

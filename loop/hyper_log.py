@@ -6,6 +6,8 @@ from typing import Any
 
 import optree
 
+from functional_sgd.hyper import Hyper, Scalar
+from functional_sgd.tree import Tree
 from loop.disk.encoding import storable
 from loop.history import Log
 
@@ -19,34 +21,33 @@ class Stretch:
     out, leaf by leaf, they were most of a checkpoint.
     """
 
-    group_of: Any  # a tree built like the hyper, of the numbers of the groups
+    group_of: Tree  # built like the hyper, of the numbers of the groups
     logs: tuple[Log, ...]
 
     def __len__(self) -> int:
         return len(self.logs[0])
 
-    def at(self, index: int) -> Any:
+    def at(self, index: int) -> Hyper:
         """The hyper of one batch."""
         return optree.tree_map(lambda group: self.logs[group][index], self.group_of)
 
-    def grown(self, value: Any) -> "Stretch | None":
+    def grown(self, value: Hyper) -> "Stretch | None":
         """The stretch with one more batch; None if the value does not fit into its groups."""
         leaves, spec = optree.tree_flatten(value, none_is_leaf=True)
         groups, known = optree.tree_flatten(self.group_of, none_is_leaf=True)
         if spec != known:
             return None
         of_group = dict(zip(groups, leaves, strict=True))
-        if any(
-            not _equal(of_group[group], leaf) for group, leaf in zip(groups, leaves, strict=True)
-        ):
-            return None
+        for group, leaf in zip(groups, leaves, strict=True):
+            if not _equal(of_group[group], leaf):
+                return None
         logs = tuple(log.append(of_group[group]) for group, log in enumerate(self.logs))
         return Stretch(self.group_of, logs)
 
 
 @storable
 @dataclass(frozen=True, eq=False)
-class HyperLog(Sequence[Any]):
+class HyperLog(Sequence[Hyper]):
     """An immutable sequence of trees, or of numbers and trees; `append` returns a new one.
 
     >>> log = HyperLog().append({"body": 0.1, "head": 0.2}).append({"body": 0.3, "head": 0.3})
@@ -56,7 +57,7 @@ class HyperLog(Sequence[Any]):
 
     stretches: tuple[Stretch, ...] = ()
 
-    def append(self, value: Any) -> "HyperLog":
+    def append(self, value: Hyper) -> "HyperLog":
         """A log with one more item at the end."""
         if self.stretches:
             grown = self.stretches[-1].grown(value)
@@ -67,7 +68,7 @@ class HyperLog(Sequence[Any]):
     def __len__(self) -> int:
         return sum(map(len, self.stretches))
 
-    def __getitem__(self, index: Any) -> Any:
+    def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
             return list(self)[index]
         place = index + len(self) if index < 0 else index
@@ -77,17 +78,19 @@ class HyperLog(Sequence[Any]):
             place -= len(stretch)
         raise IndexError(f"HyperLog: index {index} is out of range for {len(self)} items.")
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Hyper]:
         for stretch in self.stretches:
             yield from map(stretch.at, range(len(stretch)))
 
     def __eq__(self, other: object) -> bool:
-        return list(self) == list(other) if isinstance(other, Sequence) else NotImplemented
+        if not isinstance(other, Sequence):
+            return NotImplemented
+        return list(self) == list(other)
 
     __hash__ = None  # type: ignore[assignment]
 
 
-def appended(log: Sequence[Any] | None, value: Any) -> Log | HyperLog:
+def appended(log: Sequence[Hyper] | None, value: Hyper) -> Log | HyperLog:
     """The log of a hyper with one more value: a plain one for as long as no value is a tree.
 
     >>> appended(appended(None, 0.1), {"weight": 0.2})[:]
@@ -101,11 +104,13 @@ def appended(log: Sequence[Any] | None, value: Any) -> Log | HyperLog:
     assert isinstance(before, Log)
     if optree.tree_is_leaf(value, none_is_leaf=True):
         return before.append(value)
-    return HyperLog((Stretch(0, (before,)),) if before else ()).append(value)
+    # To a Stretch, a number is a tree of one leaf.
+    stretches = (Stretch(0, (before,)),) if before else ()
+    return HyperLog(stretches).append(value)
 
 
 def logged(
-    logs: Mapping[str, Sequence[Any]], hyper: Mapping[str, Any], count: int
+    logs: Mapping[str, Sequence[Hyper]], hyper: Mapping[str, Hyper], count: int
 ) -> dict[str, Log | HyperLog]:
     """The logs of hypers with one more batch, after `count` of them: None where it has no such
     hyper, or had none.
@@ -117,21 +122,25 @@ def logged(
         return {name: appended(logs[name], value) for name, value in hyper.items()}
     grown = {}
     for name in dict.fromkeys((*logs, *hyper)):
-        grown[name] = appended(_as_long(logs.get(name, Log()), count), hyper.get(name))
+        before = _as_long(logs.get(name, Log()), count)
+        grown[name] = appended(before, hyper.get(name))
     return grown
 
 
-def _as_long(log: Sequence[Any], count: int) -> Sequence[Any]:
+def _as_long(log: Sequence[Hyper], count: int) -> Sequence[Hyper]:
     """A log of so many batches; what is missing is missing in front."""
-    return log if len(log) >= count else Log([*(None,) * (count - len(log)), *log])
+    missing = count - len(log)
+    if missing <= 0:
+        return log
+    return Log([None] * missing + list(log))
 
 
-def _begun(value: Any) -> Stretch:
+def _begun(value: Hyper) -> Stretch:
     """A stretch of one batch: leaves with equal values are a group."""
     leaves, spec = optree.tree_flatten(value, none_is_leaf=True)
-    firsts: list[Any] = []
+    firsts: list[Scalar | None] = []
     groups: list[int] = []
-    place_of: dict[Any, int] = {}
+    place_of: dict[object, int] = {}
     for leaf in leaves:
         # Tensors are told apart by identity: to look at their values would wait for the device.
         key = leaf if isinstance(leaf, (int, float)) else ("tensor", id(leaf))
@@ -143,6 +152,8 @@ def _begun(value: Any) -> Stretch:
     return Stretch(optree.tree_unflatten(spec, groups), logs)
 
 
-def _equal(one: Any, other: Any) -> bool:
-    numbers = isinstance(one, (int, float)) and isinstance(other, (int, float))
-    return one is other or (numbers and one == other)
+def _equal(one: object, other: object) -> bool:
+    if one is other:
+        return True
+    # Tensors that are not the same object are not compared: that would wait for the device.
+    return isinstance(one, (int, float)) and isinstance(other, (int, float)) and one == other

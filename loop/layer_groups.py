@@ -2,6 +2,7 @@
 
 import glob
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import TypeAlias
 
 from torch import Tensor
@@ -31,9 +32,11 @@ def layer_groups(params: Mapping[str, Tensor], *patterns: str) -> tuple[tuple[st
         group_of = by_path(params, {pattern: index for index, pattern in enumerate(patterns)})
     else:
         group_of = {name: name.rpartition(".")[0].partition(".")[0] for name in params}
+    # With patterns, groups are in their order, not in that of the names that match them.
     groups: dict[int | str, list[str]] = {index: [] for index in range(len(patterns))}
     for name in params:
         groups.setdefault(group_of[name], []).append(name)
+    # A pattern whose names all went to those before it has no group.
     return tuple(tuple(group) for group in groups.values() if group)
 
 
@@ -54,11 +57,11 @@ def spread(
     if not (low > 0 and high > 0):
         raise ValueError(f"spread: low and high must be above 0, got {low} and {high}.")
     groups = layer_groups(params) if groups is None else groups
-    names = [name for group in groups for name in group]
+    names = list(chain.from_iterable(groups))
     if sorted(names) != sorted(params):
-        wrong = sorted({*names} ^ {*params}) or sorted(
-            {name for name in names if names.count(name) > 1}
-        )
+        in_one_only = {*names} ^ {*params}
+        repeated = {name for name in names if names.count(name) > 1}
+        wrong = sorted(in_one_only or repeated)
         raise ValueError(
             f"spread: every parameter must be in one group, which is not so for {', '.join(wrong)}."
         )
@@ -78,11 +81,11 @@ def matching(who: str, params: Mapping[str, Tensor], patterns: Sequence[str]) ->
     >>> sorted(matching("Freeze", dict.fromkeys(["body.0", "body.1", "head.0"], 0), ["body.*"]))
     ['body.0', 'body.1']
     """
+    wanted = dict.fromkeys(patterns, True)
+    # by_path wants a match for every name: the last pattern takes those that match no other.
+    wanted.setdefault("*", False)
     try:
-        # by_path wants a match for every name: the last pattern takes those that match no other.
-        matches = by_path(
-            params, {**dict.fromkeys(patterns, True), **({} if "*" in patterns else {"*": False})}
-        )
+        matches = by_path(params, wanted)
     except ValueError as error:
         raise ValueError(f"{who}: {error}") from None
     return frozenset(name for name in params if matches[name])

@@ -35,9 +35,9 @@ def activation_stats(state: State, name: str = "activation_stats") -> LayerStats
             f"Fit with ActivationStats() among the callbacks first."
         )
     mean, std, near_zero = torch.stack([values.cpu() for values in memory["stats"]]).unbind(dim=-1)
-    histograms = (
-        torch.stack([counts.cpu() for counts in memory["histograms"]]) if memory["bins"] else None
-    )
+    histograms = None
+    if memory["bins"]:
+        histograms = torch.stack([counts.cpu() for counts in memory["histograms"]])
     return LayerStats(
         tuple(memory["layers"]),
         tuple(memory["kinds"]),

@@ -4,12 +4,15 @@ What a step does with pieces is in functional_sgd.sharded. These two files alone
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from functional_sgd.sharded import distributed
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 def processes(value: Any) -> frozenset[int]:
@@ -19,7 +22,7 @@ def processes(value: Any) -> frozenset[int]:
 
 # Asked for every gradient of every batch, and a mesh never changes.
 @functools.lru_cache(maxsize=32)
-def _on_mesh(mesh: Any) -> frozenset[int]:
+def _on_mesh(mesh: "DeviceMesh") -> frozenset[int]:
     return frozenset(mesh.mesh.flatten().tolist())
 
 
@@ -54,7 +57,7 @@ def is_first(tensor: Any) -> bool:
     return all(place == 0 or not placement.is_replicate() for placement, place in pairs)
 
 
-def in_rows(value: Tensor, mesh: Any) -> Tensor:
+def in_rows(value: Tensor, mesh: "DeviceMesh") -> Tensor:
     """A tensor that all ranks have, its first axis cut over the last dimension of the mesh."""
     if distributed(value):
         return value

@@ -27,7 +27,7 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(getattr(value, entry.name))
 
 
-def with_tensors(value: Any, change: Callable[[Tensor, Any], Tensor], key: Any = None) -> Any:
+def with_tensors(value: Any, change: Callable[[Tensor, Any], Tensor], key: object = None) -> Any:
     """The same containers and records with `change(tensor, key)` in place of every tensor, where
     `key` is that of the innermost dict that it lies in.
 
@@ -42,14 +42,15 @@ def with_tensors(value: Any, change: Callable[[Tensor, Any], Tensor], key: Any =
         return with_items(value, parts) if isinstance(value, dict) else parts
     if isinstance(value, (list, tuple)):
         each = [with_tensors(part, change, key) for part in value]
-        return type(value)(*each) if hasattr(value, "_fields") else type(value)(each)
+        is_namedtuple = hasattr(value, "_fields")
+        return type(value)(*each) if is_namedtuple else type(value)(each)
     if _is_record(value):
-        names = [entry.name for entry in fields(value)]
-        return with_fields(
-            value, {name: with_tensors(getattr(value, name), change, key) for name in names}
-        )
+        changed: dict[str, object] = {}
+        for entry in fields(value):
+            changed[entry.name] = with_tensors(getattr(value, entry.name), change, key)
+        return with_fields(value, changed)
     return value
 
 
-def _is_record(value: Any) -> bool:
+def _is_record(value: object) -> bool:
     return is_dataclass(value) and not isinstance(value, type)

@@ -3,12 +3,14 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeAlias
+from typing import ClassVar, TypeAlias
 
 import optree
 import torch
 from torch import Tensor
 
+from functional_sgd.hyper import Scalar
+from functional_sgd.tree import Tree
 from loop.callback import Callback, Order
 from loop.callbacks.precision import MixedPrecision
 from loop.disk.encoding import storable
@@ -20,7 +22,7 @@ from loop.state import State
 
 Grads: TypeAlias = Mapping[str, Tensor | None]
 
-Weight: TypeAlias = Callable[[State], Any]
+Weight: TypeAlias = Callable[[State], Scalar]
 """How much a batch counts: a number, or a 0-d tensor, which nobody waits for."""
 
 SHARED = "ranks"
@@ -36,7 +38,7 @@ def count_targets(ignore_index: int = -100) -> Weight:
     """
 
     def count(state: State) -> Tensor:
-        batch: Any = state.yb
+        batch: Tree = state.yb
         targets = [leaf for leaf in optree.tree_leaves(batch) if isinstance(leaf, Tensor)]
         if not targets:
             raise ValueError(
@@ -69,7 +71,7 @@ class Window:
     """What GradientAccumulation remembers: the batches since the last step."""
 
     sum: Grads = field(default_factory=dict)  # of weight * gradient
-    weight: Any = 0
+    weight: Scalar = 0
     batches: int = 0
     samples: int = 0
     value: Tensor | None = None  # of weight * loss, if the optimizer reads it
@@ -166,8 +168,10 @@ class GradientAccumulation(Callback):
         # On several ranks the gradient is already that of the whole batch, so its weight and length
         # are too. All ranks then fill a window at the same batch.
         whole = state.memory.get(SHARED)
-        weight = self._weight(state) if whole is None else whole["weight"]
-        samples = sample_count(state) if whole is None else whole["samples"]
+        if whole is None:
+            weight, samples = self._weight(state), sample_count(state)
+        else:
+            weight, samples = whole["weight"], whole["samples"]
         loss = state.loss if "value" in learner_of(state).opt.names else None
         window = add_batch(state.memory.get(self.name), grads, weight, samples, loss)
         if not self._full(window) and not _last(state):
@@ -175,7 +179,7 @@ class GradientAccumulation(Callback):
         alone = window.batches == 1  # then its own gradient and loss, to the last bit
         if loss is not None:
             state.resources[self.name].loss = loss
-            value = _unless_zero(weight, loss, loss) if alone else mean_value(window)
+            value = _unless_zero(weight, loss) if alone else mean_value(window)
             state = state.replace(loss=value)
         if alone:
             return state.replace(grads=zero_without_weight(grads, weight))
@@ -206,7 +210,7 @@ class GradientAccumulation(Callback):
         assert self.samples is not None
         return window.samples >= self.samples
 
-    def _weight(self, state: State) -> Any:
+    def _weight(self, state: State) -> Scalar:
         weight = weight_called("GradientAccumulation", self.weight)(state)
         if isinstance(weight, Tensor) and weight.dim() == 0:
             return weight.detach()
@@ -235,17 +239,15 @@ class GradientAccumulation(Callback):
 
 
 def add_batch(
-    window: Window | None, grads: Grads, weight: Any, samples: int, loss: Tensor | None = None
+    window: Window | None, grads: Grads, weight: Scalar, samples: int, loss: Tensor | None = None
 ) -> Window:
     """The window with one more batch; None is the empty window.
 
     >>> add_batch(None, {"w": torch.tensor([2.0])}, 3, samples=3)
     Window(sum={'w': tensor([6.])}, weight=3, batches=1, samples=3, value=None)
     """
-    parts = {
-        name: None if grad is None else _weighted(grad, weight) for name, grad in grads.items()
-    }
-    value = None if loss is None else _weighted(loss, weight)
+    parts = {name: _weighted(grad, weight) for name, grad in grads.items()}
+    value = _weighted(loss, weight)
     if window is None:
         return Window(parts, weight, 1, samples, value)
     total = {name: _plus(window.sum.get(name), part) for name, part in parts.items()}
@@ -271,50 +273,54 @@ def mean_value(window: Window) -> Tensor | None:
     return _mean(window.value, window.weight)
 
 
-def zero_without_weight(grads: Grads, weight: Any) -> dict[str, Tensor | None]:
+def zero_without_weight(grads: Grads, weight: Scalar) -> dict[str, Tensor | None]:
     """The gradients as they are; zero if the weight is.
 
     >>> zero_without_weight({"w": torch.tensor([torch.nan]), "unused": None}, 0)
     {'w': tensor([0.]), 'unused': None}
     """
-    return {
-        name: None if grad is None else _unless_zero(weight, grad, grad)
-        for name, grad in grads.items()
-    }
+    return {name: _unless_zero(weight, grad) for name, grad in grads.items()}
 
 
-def _weighted(grad: Tensor, weight: Any) -> Tensor:
+def _weighted(grad: Tensor | None, weight: Scalar) -> Tensor | None:
+    if grad is None:
+        return None
     # In bfloat16, 256 + 1 is 256.
     grad = widened(grad)
-    weight = _like(weight, grad)
-    return _unless_zero(weight, grad, weight * grad)
-
-
-def _unless_zero(weight: Any, grad: Tensor, part: Tensor) -> Tensor:
-    """A part of a gradient; zero if the weight is, even where the part is NaN."""
     if isinstance(weight, Tensor):
-        return torch.where(_like(weight, grad) == 0, 0.0, part)
-    return part if weight else torch.zeros_like(grad)
+        weight = _like(weight, grad)
+    return _unless_zero(weight, weight * grad)
 
 
-def _mean(part: Tensor | None, total: Any) -> Tensor | None:
+def _unless_zero(weight: Scalar, part: Tensor | None) -> Tensor | None:
+    """A part of a sum; zero if the weight is, even where the part is NaN."""
     if part is None:
         return None
-    # Do not branch on a tensor: reading it would wait for the device.
-    divisor = torch.where(total == 0, 1, total) if isinstance(total, Tensor) else total or 1
-    mean: Tensor = part / _like(divisor, part)
-    return mean
+    if isinstance(weight, Tensor):
+        return torch.where(_like(weight, part) == 0, 0.0, part)
+    return part if weight else torch.zeros_like(part)
 
 
-def _like(weight: Any, grad: Tensor) -> Any:
+def _mean(part: Tensor | None, total: Scalar) -> Tensor | None:
+    if part is None:
+        return None
+    if isinstance(total, Tensor):
+        # Do not branch on a tensor: reading it would wait for the device.
+        return part / _like(torch.where(total == 0, 1, total), part)
+    return part / (total or 1)
+
+
+def _like(weight: Tensor, grad: Tensor) -> Tensor:
     """A weight that leaves dtype and device of a gradient, even of a 0-d one, as they are."""
-    return weight.to(grad.device, grad.dtype) if isinstance(weight, Tensor) else weight
+    return weight.to(grad.device, grad.dtype)
 
 
 def _plus(one: Tensor | None, other: Tensor | None) -> Tensor | None:
     # A parameter that a batch does not use counts as a gradient of zero.
-    if one is None or other is None:
-        return other if one is None else one
+    if one is None:
+        return other
+    if other is None:
+        return one
     return one + other
 
 

@@ -4,13 +4,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias, TypeVar
 
 import optree
 import torch
 from torch import Tensor, nn
 
 from functional_sgd.errors import did_you_mean
+from functional_sgd.tree import Tree
 from loop.callback import Callback, Order
 from loop.history import Log
 from loop.layer_stats import NEAR_ZERO
@@ -22,6 +23,8 @@ Layers: TypeAlias = str | Sequence[str] | Callable[[str, nn.Module], bool] | Non
 """Which layers: their names or patterns, or a predicate of name and layer; None for all leaves with
 parameters.
 """
+
+Value = TypeVar("Value")
 
 
 class Measured(NamedTuple):
@@ -74,12 +77,10 @@ class ActivationStats(Callback):
     def before_fit(self, state: State) -> State:
         """Find the layers; go on with what was measured, if it is the same."""
         fresh, kept = self._fresh(state), state.memory.get(self.name, {})
-        if all(
-            name in kept and kept[name] == fresh[name]
-            for name in ("layers", "kinds", "bins", "range")
-        ):
-            return state
-        return state.remember(self.name, fresh)
+        for name in ("layers", "kinds", "bins", "range"):
+            if name not in kept or kept[name] != fresh[name]:
+                return state.remember(self.name, fresh)
+        return state
 
     @contextmanager
     def around_fit(self, state: State) -> Iterator[dict[str, Measured]]:
@@ -110,7 +111,7 @@ class ActivationStats(Callback):
         none = Measured(nothing, torch.zeros(self.bins, device=device))
         rows = [found.pop(name, none) for name in memory["layers"]]
         stats = torch.stack([row.stats for row in rows])
-        new: dict[str, Any] = {"train_iter": state.train_iter, "stats": stats}
+        new: dict[str, int | Tensor] = {"train_iter": state.train_iter, "stats": stats}
         if self.hist:
             histograms = [row.histogram for row in rows if row.histogram is not None]
             new["histograms"] = torch.stack(histograms)
@@ -124,10 +125,11 @@ class ActivationStats(Callback):
 
     def _fresh(self, state: State) -> dict[str, Any]:
         chosen = layers_of(learner_of(state).model, self.layers)
+        bins = self.bins if self.hist else 0
         return {
             "layers": tuple(chosen),
             "kinds": tuple(type(layer).__name__ for layer in chosen.values()),
-            "bins": self.bins if self.hist else 0,
+            "bins": bins,
             "range": tuple(self.range),
             "train_iter": Log(),
             "stats": Log(),
@@ -135,9 +137,8 @@ class ActivationStats(Callback):
         }
 
     def _measure(self, output: Tensor) -> Measured:
-        return Measured(
-            stats_of(output), torch.histc(output, self.bins, *self.range) if self.hist else None
-        )
+        histogram = torch.histc(output, self.bins, *self.range) if self.hist else None
+        return Measured(stats_of(output), histogram)
 
     def _measures(self, state: State) -> bool:
         return state.training and state.train_iter % self.every == 0
@@ -152,26 +153,8 @@ def layers_of(model: nn.Module, layers: Layers = None) -> dict[str, nn.Module]:
     ['0', '1', '2']
     """
     named = dict(model.named_modules())
-    if layers is None:
-        chosen = {
-            name: layer for name, layer in named.items() if _is_leaf(layer) and _has_params(layer)
-        }
-    elif callable(layers):
-        chosen = {name: layer for name, layer in named.items() if layers(name, layer)}
-    else:
-        patterns = (layers,) if isinstance(layers, str) else tuple(layers)
-        inner = {name: layer for name, layer in named.items() if name}
-        for pattern in patterns:
-            if not any(fnmatchcase(name, pattern) for name in inner):
-                hint = did_you_mean(pattern, list(inner))
-                raise ValueError(
-                    f"ActivationStats: no layer of the model is called {pattern!r}. {hint}"
-                )
-        chosen = {
-            name: layer
-            for name, layer in inner.items()
-            if any(fnmatchcase(name, each) for each in patterns)
-        }
+    fits = _chooser(layers, named)
+    chosen = {name: layer for name, layer in named.items() if fits(name, layer)}
     if not chosen:
         raise ValueError(
             f"ActivationStats: layers={layers!r} chooses none of the model's {len(named)} layers."
@@ -179,9 +162,38 @@ def layers_of(model: nn.Module, layers: Layers = None) -> dict[str, nn.Module]:
     return chosen
 
 
+def _chooser(layers: Layers, named: Mapping[str, nn.Module]) -> Callable[[str, nn.Module], bool]:
+    """The predicate of name and layer that stands for names, patterns or None."""
+    if layers is None:
+        return _is_leaf_with_params
+    if callable(layers):
+        return layers
+    patterns = (layers,) if isinstance(layers, str) else tuple(layers)
+    # The model itself, whose name is "", is no layer of its own: even "*" does not match it.
+    inner = [name for name in named if name]
+    matched: set[str] = set()
+    for pattern in patterns:
+        names = [name for name in inner if fnmatchcase(name, pattern)]
+        if not names:
+            hint = did_you_mean(pattern, inner)
+            raise ValueError(
+                f"ActivationStats: no layer of the model is called {pattern!r}. {hint}"
+            )
+        matched.update(names)
+    return lambda name, layer: name in matched
+
+
+def _is_leaf_with_params(name: str, layer: nn.Module) -> bool:
+    is_leaf = next(layer.children(), None) is None
+    return is_leaf and next(layer.parameters(), None) is not None
+
+
 @contextmanager
 def hooked(
-    model: nn.Module, names: Sequence[str], measure: Callable[[Tensor], Any], found: dict[str, Any]
+    model: nn.Module,
+    names: Sequence[str],
+    measure: Callable[[Tensor], Value],
+    found: dict[str, Value],
 ) -> Iterator[None]:
     """While this is open, these layers leave in `found`, by name, what `measure` says of their
     outputs.
@@ -191,11 +203,12 @@ def hooked(
     """
 
     def hook_of(name: str) -> Callable[..., None]:
-        def hook(layer: nn.Module, inputs: Any, output: Any) -> None:
+        def hook(layer: nn.Module, inputs: object, output: Tree) -> None:
             tensors = [leaf for leaf in optree.tree_leaves(output) if isinstance(leaf, Tensor)]
             if tensors:
                 first = tensors[0].detach()
-                found[name] = measure(first if first.dtype == torch.float64 else first.float())
+                precise = first if first.dtype == torch.float64 else first.float()
+                found[name] = measure(precise)
 
         return hook
 
@@ -214,13 +227,7 @@ def stats_of(output: Tensor) -> Tensor:
     tensor([1.0000, 0.8165, 0.2500])
     """
     # With one element the corrected deviation would be NaN.
-    std, mean = torch.std_mean(output, correction=1 if output.numel() > 1 else 0)
-    return torch.stack([mean, std, (output <= NEAR_ZERO).to(output.dtype).mean()])
-
-
-def _is_leaf(layer: nn.Module) -> bool:
-    return next(layer.children(), None) is None
-
-
-def _has_params(layer: nn.Module) -> bool:
-    return next(layer.parameters(), None) is not None
+    correction = 1 if output.numel() > 1 else 0
+    std, mean = torch.std_mean(output, correction=correction)
+    near_zero = (output <= NEAR_ZERO).to(output.dtype).mean()
+    return torch.stack([mean, std, near_zero])

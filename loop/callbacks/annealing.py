@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar, NamedTuple, SupportsFloat
 
 import torch
 from torch import Tensor
@@ -43,8 +43,9 @@ def cut_on_fall(size: float, reference: float, threshold: float = 2.0) -> tuple[
     >>> cut_on_fall(1.0, 2.0), cut_on_fall(1.5, 2.0)
     ((True, 1.0), (False, 2.0))
     """
-    cut = size <= reference / threshold
-    return cut, size if cut else reference
+    if size <= reference / threshold:
+        return True, size
+    return False, reference
 
 
 @storable
@@ -56,6 +57,14 @@ class Sizes:
     ratios: tuple[float, ...] = ()
     squares: Tensor | float = 0.0  # the sum of the squared lengths of this epoch's gradients
     steps: int = 0
+
+
+class Comparison(NamedTuple):
+    """What an epoch's size says."""
+
+    cut: bool  # whether to cut lr
+    reference: float | None  # for the next epoch
+    ratio: float  # of the size to the reference before
 
 
 RULES: dict[str, Callable[[float, float, float], tuple[bool, float]]] = {
@@ -110,7 +119,7 @@ class AnnealOnGradRatio(Callback):
     threshold: float = 2.0
     factor: float = 4.0
     min_lr: float = 0.0
-    measure: Callable[[State], Any] | None = None
+    measure: Callable[[State], SupportsFloat] | None = None
     reset_on_fit: bool = True
     order: ClassVar[int] = Order.UNSCALE
     run_before: ClassVar[tuple[Wish, ...]] = (GradientClip,)
@@ -152,17 +161,18 @@ class AnnealOnGradRatio(Callback):
             size = math.sqrt(kept.squares / kept.steps)
         else:  # no step was taken
             return None
-        cut, reference, ratio = self._compare(size, kept.reference)
-        state = state.remember(self.name, Sizes(reference, (*kept.ratios, ratio)))
-        return lower_lr(state, self.factor, self.min_lr) if cut else state
+        found = self._compare(size, kept.reference)
+        state = state.remember(self.name, Sizes(found.reference, (*kept.ratios, found.ratio)))
+        return lower_lr(state, self.factor, self.min_lr) if found.cut else state
 
-    def _compare(self, size: float, reference: float | None) -> tuple[bool, float | None, float]:
-        """(whether to cut, the next reference, the ratio)."""
+    def _compare(self, size: float, reference: float | None) -> Comparison:
         if reference is None:
             # Every comparison with NaN is false, so a reference of NaN would never be replaced.
-            return False, None if math.isnan(size) else size, 1.0
+            first = None if math.isnan(size) else size
+            return Comparison(False, first, 1.0)
         cut, following = RULES[self.rule](size, reference, self.threshold)
-        return cut, following, size / reference if reference else math.inf
+        ratio = size / reference if reference else math.inf
+        return Comparison(cut, following, ratio)
 
     def _sizes(self, state: State) -> Sizes:
         found: Sizes = state.memory.get(self.name, Sizes())

@@ -165,11 +165,9 @@ def put_back(state: State) -> State:
     average.
     """
     kept = state.memory.get(TRAINED)
-    return (
-        state
-        if kept is None
-        else state.forget(TRAINED).replace(params=kept["params"], buffers=kept["buffers"])
-    )
+    if kept is None:
+        return state
+    return state.forget(TRAINED).replace(params=kept["params"], buffers=kept["buffers"])
 
 
 def newest_weight(count: int, decay: float | None, debias: bool = True) -> float:
@@ -197,11 +195,11 @@ def moved(average: Tensors, values: Tensors, weight: float) -> Tensors:
     >>> moved({"a": torch.tensor(1.0)}, {"a": torch.tensor(3.0), "b": torch.tensor(5.0)}, 0.25)
     {'a': tensor(1.5000), 'b': tensor(5.)}
     """
-    new = {name: _precise(value) for name, value in values.items()}
-    return {
-        name: torch.lerp(average[name], value, weight) if name in average else value
-        for name, value in new.items()
-    }
+    new = {}
+    for name, value in values.items():
+        precise = _precise(value)
+        new[name] = torch.lerp(average[name], precise, weight) if name in average else precise
+    return new
 
 
 def _replaced(tensors: Tensors, average: Tensors) -> Tensors:
@@ -209,11 +207,12 @@ def _replaced(tensors: Tensors, average: Tensors) -> Tensors:
 
 
 def _continuous(tensors: Tensors) -> Tensors:
-    return {
-        name: value
-        for name, value in tensors.items()
-        if value.is_floating_point() or value.is_complex()
-    }
+    kept = {}
+    for name, value in tensors.items():
+        is_continuous = value.is_floating_point() or value.is_complex()
+        if is_continuous:
+            kept[name] = value
+    return kept
 
 
 def _precise(value: Tensor) -> Tensor:

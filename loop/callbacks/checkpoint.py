@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from loop.callback import Callback, Order
 from loop.disk.files import pack
@@ -22,7 +22,7 @@ class Background:
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
 
-    def start(self, job: Callable[[], Any]) -> None:
+    def start(self, job: Callable[[], object]) -> None:
         """Do this; what came before must be done (`wait`)."""
         # A daemon, for it may wait for another rank, which is gone, when the process ends.
         self._thread = threading.Thread(target=self._do, args=(job,), daemon=True)
@@ -41,7 +41,7 @@ class Background:
         if failure is not None:
             raise failure
 
-    def _do(self, job: Callable[[], Any]) -> None:
+    def _do(self, job: Callable[[], object]) -> None:
         try:
             job()
         except BaseException as error:
@@ -58,10 +58,11 @@ class Saver:
     folder: Path
     keep: int
     at: float  # when the last one was written
-    saving: Callable[[State, Path, int], Callable[[], Any]] = saving
+    saving: Callable[[State, Path, int], Callable[[], object]] = saving
     background: Background | None = None
     state: State | None = None
-    tried: set[Any] = field(default_factory=set)  # places in an epoch where it is known to go well
+    # Places in an epoch where it is known to go well.
+    tried: set[tuple[int, ...]] = field(default_factory=set)
 
     def write(self, last: bool = False) -> None:
         """Write the state, unless it is written already; in the background, if there is one, and it

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from functional_sgd.autodiff import detached
 from functional_sgd.errors import did_you_mean
@@ -81,10 +81,10 @@ class RecordValues(Callback):
     'record_values'
     """
 
-    functions: Mapping[str, Callable[[State], Any]]
+    functions: Mapping[str, Callable[[State], object]]
     order: ClassVar[int] = Order.REPORT
 
-    def __init__(self, **functions: Callable[[State], Any]) -> None:
+    def __init__(self, **functions: Callable[[State], object]) -> None:
         if not functions:
             raise ValueError(
                 "RecordValues: expected functions of the state: "
@@ -106,10 +106,9 @@ class RecordValues(Callback):
         if not state.training or state.loss is None:
             return None
         logs = state.memory.get(self.name, {})
-        # A function may return params, which a run that donates overwrites.
-        values = {
-            name: state.kept(detached(function(state))) for name, function in self.functions.items()
-        }
-        return state.remember(
-            self.name, {name: logs.get(name, Log()).append(value) for name, value in values.items()}
-        )
+        grown = {}
+        for name, function in self.functions.items():
+            # A function may return params, which a run that donates overwrites.
+            value = state.kept(detached(function(state)))
+            grown[name] = logs.get(name, Log()).append(value)
+        return state.remember(self.name, grown)

@@ -69,18 +69,19 @@ class BnFreeze(Callback):
         """Find the names of the layers, which are the same for every batch."""
         model, trained = learner_of(state).model, state.params.keys() - {*state.frozen}
         # Once a phase, since is_trained goes through all parameters for every layer.
-        found = tuple(
-            name
-            for name, layer in model.named_modules()
-            if isinstance(layer, _BatchNorm) and (self.all or not is_trained(model, name, trained))
-        )
+        found = []
+        for name, layer in model.named_modules():
+            is_norm = isinstance(layer, _BatchNorm)
+            if is_norm and (self.all or not is_trained(model, name, trained)):
+                found.append(name)
         del state  # its tensors would live as long as the run
-        yield found
+        yield tuple(found)
 
     @contextmanager
     def around_predict(self, state: State) -> Iterator[None]:
         """Switch the layers to evaluation mode for the forward pass of a training batch."""
-        model, names = learner_of(state).model, state.resources[self.name] if state.training else ()
+        model = learner_of(state).model
+        names = state.resources[self.name] if state.training else ()
         # A layer that is already in evaluation mode must not be put into training mode afterwards.
         layers = [layer for layer in map(model.get_submodule, names) if layer.training]
         try:

@@ -24,10 +24,10 @@ class GradientClip(Callback):
     def before_step(self, state: State) -> State:
         """Clip. Parameters without a gradient do not count."""
         assert state.grads is not None
-        there = {name: grad for name, grad in state.grads.items() if grad is not None}
-        length = global_norm(list(there.values()))
-        clipped = {
-            name: clip_norm(grad, grad_norm=length, max_norm=self.max_norm)["grad"]
-            for name, grad in there.items()
-        }
-        return state.replace(grads={**state.grads, **clipped})
+        length = global_norm([grad for grad in state.grads.values() if grad is not None])
+        grads = dict(state.grads)
+        for name, grad in state.grads.items():
+            if grad is not None:
+                clipped = clip_norm(grad, grad_norm=length, max_norm=self.max_norm)
+                grads[name] = clipped["grad"]
+        return state.replace(grads=grads)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from loop.callback import Callback, Order
 from loop.run.shapes import shapes
@@ -17,14 +17,17 @@ class PrintShapes(Callback):
     the shapes anyway.
     """
 
-    report: Callable[[str], Any] = print
+    report: Callable[[str], object] = print
     order: ClassVar[int] = Order.FRAME
     reports: ClassVar[bool] = True
 
     def after_loss(self, state: State) -> None:
         """Print a line."""
-        if state.iter == 0:
-            loss = (
-                "" if state.loss is None else f", loss: {state.loss.dtype}[]".replace("torch.", "")
-            )
-            self.report(f"{'train' if state.training else 'validate'}: {shapes(state)}{loss}")
+        if state.iter != 0:
+            return
+        phase = "train" if state.training else "validate"
+        line = f"{phase}: {shapes(state)}"
+        if state.loss is not None:
+            dtype = str(state.loss.dtype).removeprefix("torch.")
+            line += f", loss: {dtype}[]"
+        self.report(line)

@@ -31,9 +31,9 @@ class Table:
     """An open file, and the rows in it that come before those of the run."""
 
     file: BinaryIO
-    before: Sequence[Mapping[str, Any]]
+    before: Sequence[Mapping[str, object]]
 
-    def show(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def show(self, rows: Sequence[Mapping[str, object]]) -> None:
         """Have these rows in the file, after those of before."""
         _become(self.file, csv_text([*self.before, *rows]))
 
@@ -200,7 +200,7 @@ class TrackerLogger(Callback):
     'tracker_logger'
     """
 
-    log: Callable[[dict[str, float], int], Any]
+    log: Callable[[dict[str, float], int], object]
     every: int = 10
     order: ClassVar[int] = Order.REPORT
     reports: ClassVar[bool] = True
@@ -228,9 +228,9 @@ def _due(state: State, every: int) -> bool:
     """Whether a training batch is one that is written down: it has a loss, and train_iter is a
     multiple of every.
     """
-    return (
-        bool(every) and state.training and state.loss is not None and state.train_iter % every == 0
-    )
+    if every == 0 or not state.training or state.loss is None:
+        return False
+    return state.train_iter % every == 0
 
 
 def _check_every(who: str, every: int) -> None:

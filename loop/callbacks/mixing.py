@@ -5,7 +5,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeGuard
 
 import optree
 import torch
@@ -19,10 +19,16 @@ from loop.run.chance import key
 from loop.run.stages import device_of, learner_of
 from loop.state import State
 
-Box: TypeAlias = tuple[int, int, int, int]
-"""(top, bottom, left, right): rows top to bottom - 1, columns left to right - 1."""
-
 _MIXUP, _CUTMIX = 101, 102  # what a random number is for
+
+
+class Box(NamedTuple):
+    """A part of an image: rows top to bottom - 1, columns left to right - 1."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
 
 
 @dataclass(frozen=True)
@@ -93,9 +99,8 @@ class CutMix(Callback):
         count, generator = sample_count(state), generator_of(state, _CUTMIX)
         lam = float(beta(self.alpha, 1, generator))
         order = torch.randperm(count, generator=generator).to(device_of(state))
-        row, column = (
-            int(torch.randint(size, (), generator=generator)) for size in (height, width)
-        )
+        row = int(torch.randint(height, (), generator=generator))
+        column = int(torch.randint(width, (), generator=generator))
         box = cutmix_box(height, width, lam, row, column)
         share = torch.tensor(1 - box_area(box) / (height * width), dtype=torch.float64)
         state = state.replace(xb=cutmix_batch(state.xb, order, box))
@@ -149,7 +154,7 @@ def beta(alpha: float, count: int, generator: torch.Generator) -> Tensor:
     return torch.sigmoid(logs[0] - logs[1])
 
 
-def mixup_batch(batch: Tree, lam: Tensor, order: Tensor) -> Any:
+def mixup_batch(batch: Tree, lam: Tensor, order: Tensor) -> Tree:
     """lam * x + (1 - lam) * x[order] for every floating-point tensor x (N, ...); lam is one number,
     or one a sample.
 
@@ -159,7 +164,7 @@ def mixup_batch(batch: Tree, lam: Tensor, order: Tensor) -> Any:
             [0.7500]]),)
     """
 
-    def mix(leaf: Any) -> Any:
+    def mix(leaf: object) -> object:
         if not _is_floating(leaf):
             return leaf
         weight = lam.to(leaf).reshape(-1, *(1,) * (leaf.dim() - 1))
@@ -172,36 +177,40 @@ def cutmix_box(height: int, width: int, lam: float, row: int, column: int) -> Bo
     """The box that covers 1 - lam of an image around a centre; what sticks out is cut off.
 
     >>> cutmix_box(10, 20, 0.75, row=5, column=2)
-    (3, 7, 0, 7)
+    Box(top=3, bottom=7, left=0, right=7)
     """
     side = math.sqrt(1 - lam)
     half_height, half_width = round(height * side) // 2, round(width * side) // 2
-    top, left = max(row - half_height, 0), max(column - half_width, 0)
-    return top, min(row + half_height, height), left, min(column + half_width, width)
+    return Box(
+        top=max(row - half_height, 0),
+        bottom=min(row + half_height, height),
+        left=max(column - half_width, 0),
+        right=min(column + half_width, width),
+    )
 
 
 def box_area(box: Box) -> int:
     """The number of pixels in a box.
 
-    >>> box_area((3, 7, 0, 7))
+    >>> box_area(Box(3, 7, 0, 7))
     28
     """
     top, bottom, left, right = box
     return (bottom - top) * (right - left)
 
 
-def cutmix_batch(batch: Tree, order: Tensor, box: Box) -> Any:
+def cutmix_batch(batch: Tree, order: Tensor, box: Box) -> Tree:
     """The images with a box of image order[i] in image i, in new tensors; other tensors as they
     are.
 
     >>> x = torch.arange(2.0).reshape(2, 1, 1, 1).expand(2, 1, 1, 3)
-    >>> cutmix_batch(x, torch.tensor([1, 0]), (0, 1, 2, 3))[:, 0, 0]
+    >>> cutmix_batch(x, torch.tensor([1, 0]), Box(0, 1, 2, 3))[:, 0, 0]
     tensor([[0., 0., 1.],
             [1., 1., 0.]])
     """
     top, bottom, left, right = box
 
-    def mix(leaf: Any) -> Any:
+    def mix(leaf: object) -> object:
         if not _is_image(leaf):
             return leaf
         # The batch may be a view of the user's data, or an expanded tensor.
@@ -239,33 +248,36 @@ def _mix_targets(who: str, state: State, lam: Tensor, order: Tensor, mix: bool |
     return state.replace(learner=replace(learner, loss=MixedLoss(learner.loss, lam, order)))
 
 
-def _leaves(batch: Any) -> list[Any]:
+def _leaves(batch: Tree) -> list[Any]:
     return flatten(batch)[0]
 
 
-def _is_floating(leaf: Any) -> bool:
+def _is_floating(leaf: Any) -> TypeGuard[Tensor]:
     return has_samples(leaf) and bool(leaf.is_floating_point())
 
 
-def _is_image(leaf: Any) -> bool:
+def _is_image(leaf: Any) -> TypeGuard[Tensor]:
     return _is_floating(leaf) and leaf.dim() >= 4
 
 
 def _image_size(batch: Tree) -> tuple[int, int]:
-    sizes = {tuple(leaf.shape[-2:]) for leaf in _leaves(batch) if _is_image(leaf)}
+    sizes = {(leaf.shape[-2], leaf.shape[-1]) for leaf in _leaves(batch) if _is_image(leaf)}
     if len(sizes) != 1:
         raise ValueError(f"CutMix: images must be of one size, got {sorted(sizes)}. Resize them.")
     return sizes.pop()
 
 
-def _check_inputs(who: str, state: State, fits: Callable[[Any], bool], wanted: str) -> None:
+def _check_inputs(who: str, state: State, fits: Callable[[object], bool], wanted: str) -> None:
     leaves = _leaves(state.xb)
     if not any(fits(leaf) for leaf in leaves):
-        kinds = [
-            f"{leaf.dtype} {tuple(leaf.shape)}" if isinstance(leaf, Tensor) else repr(leaf)
-            for leaf in leaves
-        ]
-        raise ValueError(f"{who}: no input is {wanted}. Got {', '.join(kinds)}.")
+        kinds = ", ".join(map(_described, leaves))
+        raise ValueError(f"{who}: no input is {wanted}. Got {kinds}.")
+
+
+def _described(leaf: object) -> str:
+    if isinstance(leaf, Tensor):
+        return f"{leaf.dtype} {tuple(leaf.shape)}"
+    return repr(leaf)
 
 
 def _check_alpha(who: str, alpha: float) -> None:

@@ -83,11 +83,11 @@ class MixedPrecision(Callback):
         """Let other callbacks that take a step find this one among the resources."""
         return nullcontext(self)
 
-    def around_predict(self, state: State) -> AbstractContextManager[Any]:
+    def around_predict(self, state: State) -> AbstractContextManager[object]:
         """The model's forward pass in mixed precision."""
         return torch.autocast(device_of(state).type, self.dtype)
 
-    def around_loss(self, state: State) -> AbstractContextManager[Any]:
+    def around_loss(self, state: State) -> AbstractContextManager[object]:
         """The loss in mixed precision, in which autocast takes loss functions for float32."""
         return torch.autocast(device_of(state).type, self.dtype)
 
@@ -102,9 +102,8 @@ class MixedPrecision(Callback):
                     f"the model in float32."
                 )
         remembered = self.remembered(state)
-        return state.remember(
-            self.name, {**remembered, "scale": remembered["scale"].to(device_of(state))}
-        )
+        scale = remembered["scale"].to(device_of(state))
+        return state.remember(self.name, {**remembered, "scale": scale})
 
     def after_pred(self, state: State) -> State:
         """Predictions as float32."""
@@ -124,11 +123,10 @@ class MixedPrecision(Callback):
         if not self.scales or state.grads is None:
             return None
         scale = self.remembered(state)["scale"]
-        return state.replace(
-            grads={
-                name: None if grad is None else grad / scale for name, grad in state.grads.items()
-            }
-        )
+        grads: dict[str, Tensor | None] = {}
+        for name, grad in state.grads.items():
+            grads[name] = None if grad is None else grad / scale
+        return state.replace(grads=grads)
 
     def before_step(self, state: State) -> State:
         """Skip the step if the gradient is not finite; move the scale."""
@@ -173,11 +171,10 @@ class MixedPrecision(Callback):
     def remembered(self, state: State) -> Mapping[str, Any]:
         """{"scale": 0-d float32, "good_steps": int} in this state."""
         memory: Mapping[str, Any] | None = state.memory.get(self.name)
-        return (
-            {"scale": torch.tensor(self.init_scale, dtype=torch.float32), "good_steps": 0}
-            if memory is None
-            else memory
-        )
+        if memory is None:
+            scale = torch.tensor(self.init_scale, dtype=torch.float32)
+            return {"scale": scale, "good_steps": 0}
+        return memory
 
 
 def scaled_gradient(value: Tensor, scale: Tensor | float) -> Tensor:
@@ -223,7 +220,7 @@ class _ScaledGradient(torch.autograd.Function):
         return grad * ctx.scale, None
 
 
-def _widened(value: Any) -> Any:
+def _widened(value: object) -> object:
     return widened(value) if isinstance(value, Tensor) else value
 
 

@@ -5,7 +5,7 @@ elsewhere.
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import ClassVar, TextIO
 
@@ -51,10 +51,15 @@ class Progress(Callback):
     def around_fit(self, state: State) -> Iterator[Shown]:
         """Open the display, and close it whatever happens."""
         del state  # its tensors would live as long as the run
-        cell = notebook() if self.file is None else None
-        # Look up sys.stdout now: it may have been redirected since this object was made.
-        with lines(self.file or sys.stdout) if cell is None else live_table(cell) as display:
+        with self._display() as display:
             yield Shown(display)
+
+    def _display(self) -> AbstractContextManager[Display]:
+        cell = notebook() if self.file is None else None
+        if cell is not None:
+            return live_table(cell)
+        # Look up sys.stdout now: it may have been redirected since this object was made.
+        return lines(self.file or sys.stdout)
 
     def before_train(self, state: State) -> None:
         """Start the bar of a training phase."""
@@ -71,7 +76,8 @@ class Progress(Callback):
             return
         epoch = f"epoch {state.epoch + 1}/{state.n_epoch}"
         if not shown.begun:  # a run that is resumed within a phase
-            self._start(state, epoch if state.training else "validate")
+            phase = epoch if state.training else "validate"
+            self._start(state, phase)
         what = None
         if shown.display.has_bar and state.training and state.iter % self.every == 0:
             what = f"{epoch} loss {float(recorded(state).smooth_loss):.4f}"
@@ -82,12 +88,10 @@ class Progress(Callback):
         shown = self._shown(state)
         if shown is None or not state.history.rows:
             return
-        row = state.history.rows[-1].items()
-        cells = {
-            name: number_text(value)
-            for name, value in row
-            if name != "train_iter" or state.n_step is not None
-        }
+        row = dict(state.history.rows[-1])
+        if state.n_step is None:
+            row.pop("train_iter", None)
+        cells = {name: number_text(value) for name, value in row.items()}
         elapsed, shown.started = time.perf_counter() - shown.started, time.perf_counter()
         shown.display.add_row({**cells, "seconds": f"{elapsed:.1f}"})
 

@@ -79,17 +79,14 @@ class Recorder(Callback):
             return self._update(state, sums=add_batch(record.sums, state, metrics, "valid_loss"))
         assert state.loss is not None
         loss, count = state.loss.detach(), record.count + 1
-        # One kernel less than beta * average + (1 - beta) * loss.
-        average = (
-            torch.add(self.beta * record.average, loss, alpha=1 - self.beta)
-            if record.count
-            else loss * (1 - self.beta)
-        )
-        sums = (
-            add_batch(record.sums, state, metrics, "mean_loss")
-            if self.train_metrics
-            else record.sums
-        )
+        if record.count:
+            # One kernel less than beta * average + (1 - beta) * loss.
+            average = torch.add(self.beta * record.average, loss, alpha=1 - self.beta)
+        else:
+            average = loss * (1 - self.beta)
+        sums = record.sums
+        if self.train_metrics:
+            sums = add_batch(sums, state, metrics, "mean_loss")
         debiased = 1 - self.beta**count
         # This runs in every batch, and `replace` takes twice as long as the constructor.
         record = Record(average, count, debiased, sums, record.row, record.written)
@@ -124,11 +121,12 @@ class Recorder(Callback):
         """The measured columns of this run's rows."""
         learner = learner_of(state)
         names = list(metrics_by_name(learner.metrics))
-        train = [
-            "train_loss",
-            *(f"train_{name}" for name in ("mean_loss", *names) if self.train_metrics),
-        ]
-        return train if learner.data.valid is None else [*train, "valid_loss", *names]
+        columns = ["train_loss"]
+        if self.train_metrics:
+            columns += [f"train_{name}" for name in ("mean_loss", *names)]
+        if learner.data.valid is not None:
+            columns += ["valid_loss", *names]
+        return columns
 
     def _means(self, state: State) -> dict[str, float]:
         return means(recorded(state).sums, learner_of(state).metrics)

@@ -1,13 +1,14 @@
 """Penalties on what a model computes, beside the loss."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from functional_sgd.tree import Tree
 from loop.callback import Callback, Order
 from loop.metrics.tally import widened
 from loop.state import State
@@ -111,11 +112,23 @@ def temporal_penalty(activations: Tensor) -> Tensor:
     return squares.sum() / max(squares.numel(), 1)
 
 
-def rnn_outputs(pred: Any) -> Sequence[Any]:
+class RNNOutputs(NamedTuple):
+    """What a recurrent model returns; of its layers, the last."""
+
+    output: Tree  # the prediction
+    raw: Tensor  # activations before dropout (N, time, features)
+    dropped: Tensor  # and after it
+
+
+def rnn_outputs(pred: object) -> RNNOutputs:
     """(output, raw, dropped) of a model's output; of lists of layers, the last layer's."""
     if not isinstance(pred, (tuple, list)) or len(pred) != 3:
         found = f"{len(pred)} of them" if isinstance(pred, (tuple, list)) else type(pred).__name__
         raise TypeError(
             f"RNNRegularizer: the model must return (output, raw, dropped), got {found}."
         )
-    return [part[-1] if isinstance(part, (tuple, list)) else part for part in pred]
+    return RNNOutputs(*map(_last_layer, pred))
+
+
+def _last_layer(part: Tree) -> Tree:
+    return part[-1] if isinstance(part, (tuple, list)) else part

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -18,7 +18,7 @@ from loop.disk.finite import not_finite
 from loop.disk.weights import read_tensors
 from loop.disk.weights import write_tensors as write_tensors
 from loop.run.stages import learner_of
-from loop.state import State
+from loop.state import State, Tensors
 
 
 def as_evaluated(state: State) -> State:
@@ -123,15 +123,14 @@ class SaveModel(Callback):
             return None
         value = monitored("SaveModel", state, self.monitor)
         best = state.memory.get(self.name, {}).get("best")
-        if value is None or not better(
-            value, best, mode_of(self.monitor, self.mode), self.min_delta
-        ):
+        mode = mode_of(self.monitor, self.mode)
+        if value is None or not better(value, best, mode, self.min_delta):
             return None
         kept = self.weights(state)
         if _is_refused(kept):
             return None
         state.resources[self.name](state)
-        tensors: dict[str, Any] = {}
+        tensors: dict[str, Tensors] = {}
         if self.restore_best:
             # Buffers need no copy: a run that donates overwrites only params and opt_state.
             tensors = {"params": state.kept(kept.params), "buffers": kept.buffers}
@@ -209,21 +208,21 @@ def load_params(path: str | Path, state: State) -> State:
         )
     for name, value in known.items():
         _check(name, found[name], value, path)
-    loaded = {name: found[name].to(value.device) for name, value in known.items()}
-    params, buffers = (
-        {name: loaded[name] for name in tensors} for tensors in (state.params, state.buffers)
-    )
+    params = {name: found[name].to(value.device) for name, value in state.params.items()}
+    buffers = {name: found[name].to(value.device) for name, value in state.buffers.items()}
     return state.replace(params=params, buffers=buffers)
 
 
-def _check(name: str, found: Tensor, value: Tensor, path: Any) -> None:
-    for what in ("shape", "dtype"):
-        read, expected = getattr(found, what), getattr(value, what)
+def _check(name: str, found: Tensor, value: Tensor, path: str | Path) -> None:
+    pairs = {
+        "shape": (tuple(found.shape), tuple(value.shape)),
+        "dtype": (found.dtype, value.dtype),
+    }
+    for what, (read, expected) in pairs.items():
         if read != expected:
-            shown = (tuple(read), tuple(expected)) if what == "shape" else (read, expected)
             raise ValueError(
-                f"load_params: {name!r} of {path} has {what} {shown[0]}, but the state's has "
-                f"{shown[1]}. "
+                f"load_params: {name!r} of {path} has {what} {read}, but the state's has "
+                f"{expected}. "
                 f"Is it of another model?"
             )
 

@@ -3,18 +3,22 @@
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import optree
 
 from functional_sgd.errors import did_you_mean
-from functional_sgd.schedules import counts_steps
+from functional_sgd.hyper import Hyper
+from functional_sgd.schedules import Schedule, counts_steps
 from loop.callback import Callback, Order
 from loop.callbacks.parts.attributes import ROOT, Attribute, attributes_kept, find_attribute
 from loop.callbacks.parts.hyper_groups import hyper_groups
 from loop.learner import hyper_names
 from loop.run.stages import learner_of
 from loop.state import State
+
+Schedules: TypeAlias = Any
+"""A schedule, a tree of them built like params or a prefix of it, or one for each layer group."""
 
 KEPT = "hypers_before_schedules"
 """Where a state within a run keeps the hypers that schedulers will put back, by their names."""
@@ -49,9 +53,9 @@ class ParamScheduler(Callback):
     as long as there are groups, or a loader has no length. Source: fastai's ParamScheduler.
     """
 
-    schedules: Mapping[str, Any]
-    hypers: Mapping[str, Any] = field(init=False, repr=False, compare=False)
-    attributes: Mapping[str, Any] = field(init=False, repr=False, compare=False)
+    schedules: Mapping[str, Schedules]
+    hypers: Mapping[str, Schedules] = field(init=False, repr=False, compare=False)
+    attributes: Mapping[str, Schedule] = field(init=False, repr=False, compare=False)
     order: ClassVar[int] = Order.REPORT
 
     def __post_init__(self) -> None:
@@ -60,32 +64,14 @@ class ParamScheduler(Callback):
                 f"ParamScheduler: expected a dict of schedules, got {self.schedules!r}. Say "
                 f"what it is for: ParamScheduler({{'lr': ...}})."
             )
-        hypers = {
-            name: schedule for name, schedule in self.schedules.items() if not name.startswith(ROOT)
-        }
-        for name, schedule in hypers.items():
-            for leaf in optree.tree_leaves(schedule):
-                if not callable(leaf):
-                    raise TypeError(
-                        f"ParamScheduler: the schedule of {name!r} must be a function of the share "
-                        f"of the run, got {leaf!r}. One that does not change is Constant(0.1)."
-                    )
-        attributes = {
-            name: schedule for name, schedule in self.schedules.items() if name not in hypers
-        }
-        for path, schedule in attributes.items():
-            if not callable(schedule):
-                raise TypeError(
-                    f"ParamScheduler: {path!r} is one number, so its schedule is a function: "
-                    f"{schedule!r}."
-                )
+        hypers: dict[str, Schedules] = {}
+        attributes: dict[str, Schedule] = {}
         for name, schedule in self.schedules.items():
-            if any(map(counts_steps, optree.tree_leaves(schedule))):
-                raise ValueError(
-                    f"ParamScheduler: the schedule of {name!r} counts steps, but gets the share of "
-                    f"the run, from 0 to 1. Give its lengths as shares, or schedule the optimizer: "
-                    f"scheduled(opt, {name}=...)."
-                )
+            kind = attributes if name.startswith(ROOT) else hypers
+            kind[name] = schedule
+        _check_hypers(hypers)
+        _check_attributes(attributes)
+        _check_shares(self.schedules)
         object.__setattr__(self, "hypers", hypers)
         object.__setattr__(self, "attributes", attributes)
 
@@ -140,10 +126,9 @@ class ParamScheduler(Callback):
         for path, schedule in self.attributes.items():
             state.resources[name][path].set(schedule(state.pct_train))
         groups = state.memory[name]["groups"]
-        values = {
-            key: values_at(part, state.pct_train, groups.get(key))
-            for key, part in self.hypers.items()
-        }
+        values = {}
+        for key, part in self.hypers.items():
+            values[key] = values_at(part, state.pct_train, groups.get(key))
         return state.replace(hyper=with_hypers(state.hyper, values))
 
     def after_fit(self, state: State) -> State | None:
@@ -153,10 +138,10 @@ class ParamScheduler(Callback):
     def _begin(self, state: State) -> State:
         # Find the groups once, before the run: where schedules cross, two groups have equal values,
         # and a resumed run could not tell them apart.
-        lists = {
-            name: part for name, part in self.hypers.items() if isinstance(part, (list, tuple))
-        }
-        groups = {name: _group_of_each(state, name, len(part)) for name, part in lists.items()}
+        groups = {}
+        for name, part in self.hypers.items():
+            if isinstance(part, (list, tuple)):
+                groups[name] = _group_of_each(state, name, len(part))
         return keep_hypers(state, self.name, self.hypers).remember(self.name, {"groups": groups})
 
     def _find(self, state: State) -> dict[str, Attribute]:
@@ -164,7 +149,9 @@ class ParamScheduler(Callback):
         return {path: find_attribute("ParamScheduler", model, path) for path in self.attributes}
 
 
-def values_at(schedule: Any, position: float, group_of: Mapping[str, int] | None = None) -> Any:
+def values_at(
+    schedule: Schedules, position: float, group_of: Mapping[str, int] | None = None
+) -> Hyper:
     """A schedule's value, or the tree of values of a tree of schedules, or of a list of them and
     each leaf's group.
 
@@ -180,7 +167,7 @@ def values_at(schedule: Any, position: float, group_of: Mapping[str, int] | None
     return {name: values[group] for name, group in group_of.items()}
 
 
-def with_hypers(hyper: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+def with_hypers(hyper: Mapping[str, Hyper], new: Mapping[str, Hyper]) -> dict[str, Hyper]:
     """The hypers with new ones. A new `lr` is for all parts of a partition, so it replaces theirs.
 
     >>> with_hypers({"body.lr": 0.1, "head.lr": 0.5, "mom": 0.9}, {"lr": 0.3})
@@ -195,10 +182,12 @@ def keep_hypers(state: State, who: str, names: Iterable[str]) -> State:
     sets them.
     """
     sets = tuple(names)
-    # Also keep the values of parts, which `with_hypers` drops when one for all parts is set.
-    before = {
-        name: value for name, value in state.hyper.items() if name in sets or _replaces(name, sets)
-    }
+    before = {}
+    for name, value in state.hyper.items():
+        # `with_hypers` drops the values of parts when one for all parts is set.
+        is_dropped = _replaces(name, sets)
+        if name in sets or is_dropped:
+            before[name] = value
     # In the state, since a stopped run never reaches after_fit: the next run puts back.
     kept = {**state.memory.get(KEPT, {}), who: {"sets": sets, "before": before}}
     return state.remember(KEPT, kept)
@@ -250,13 +239,43 @@ def check_unscheduled(who: str, state: State, hyper: str, own: str = "") -> None
 def check_alone(who: str, state: State, hypers: Iterable[str], own: str) -> None:
     """Raise ValueError if a scheduler of this run (not `own`) sets one of these hypers."""
     for name, resource in state.resources.items():
-        both = resource.hypers if name != own and isinstance(resource, Scheduled) else ()
+        if name == own or not isinstance(resource, Scheduled):
+            continue
         for hyper in hypers:
-            if hyper in both:
+            if hyper in resource.hypers:
                 raise ValueError(
                     f"{who}: {hyper!r} is scheduled by {name!r} in this run, which would overwrite "
                     f"every change at the next batch. Use one of the two."
                 )
+
+
+def _check_hypers(hypers: Mapping[str, Schedules]) -> None:
+    for name, schedule in hypers.items():
+        for leaf in optree.tree_leaves(schedule):
+            if not callable(leaf):
+                raise TypeError(
+                    f"ParamScheduler: the schedule of {name!r} must be a function of the share "
+                    f"of the run, got {leaf!r}. One that does not change is Constant(0.1)."
+                )
+
+
+def _check_attributes(attributes: Mapping[str, object]) -> None:
+    for path, schedule in attributes.items():
+        if not callable(schedule):
+            raise TypeError(
+                f"ParamScheduler: {path!r} is one number, so its schedule is a function: "
+                f"{schedule!r}."
+            )
+
+
+def _check_shares(schedules: Mapping[str, Schedules]) -> None:
+    for name, schedule in schedules.items():
+        if any(map(counts_steps, optree.tree_leaves(schedule))):
+            raise ValueError(
+                f"ParamScheduler: the schedule of {name!r} counts steps, but gets the share of "
+                f"the run, from 0 to 1. Give its lengths as shares, or schedule the optimizer: "
+                f"scheduled(opt, {name}=...)."
+            )
 
 
 def _group_of_each(state: State, name: str, count: int) -> dict[str, int]:

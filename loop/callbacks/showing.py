@@ -4,10 +4,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from types import ModuleType
+from typing import TYPE_CHECKING, ClassVar
 
 from functional_sgd.notebook import notebook
 from loop.callback import Callback, Order
+from loop.callbacks.parts.displays import Handle
 from loop.callbacks.recorder import Recorder
 from loop.plots.figure import file_kinds
 from loop.plots.runs import plot_losses
@@ -22,8 +24,8 @@ class Screen:
     """Where pictures are shown: one place in a notebook, a file, both or none."""
 
     path: Path | None
-    notebook: Any = field(default_factory=notebook)
-    handle: Any = None
+    notebook: ModuleType | None = field(default_factory=notebook)
+    handle: Handle | None = None
 
     def show(self, figure: "Figure") -> None:
         """Show a picture in the place of the one before it."""
@@ -57,12 +59,13 @@ class ShowGraph(Callback):
     run_after: ClassVar[tuple[type, ...]] = (Recorder,)
 
     def __post_init__(self) -> None:
-        ending = "" if self.path is None else Path(self.path).suffix.removeprefix(".").lower()
-        if self.path is not None and ending not in file_kinds():
-            raise ValueError(
-                f"ShowGraph: path must end in one of .{', .'.join(file_kinds())}, got "
-                f"{str(self.path)!r}."
-            )
+        if self.path is not None:
+            ending = Path(self.path).suffix.removeprefix(".").lower()
+            if ending not in file_kinds():
+                raise ValueError(
+                    f"ShowGraph: path must end in one of .{', .'.join(file_kinds())}, got "
+                    f"{str(self.path)!r}."
+                )
         if not isinstance(self.skip, int) or self.skip < 0:
             raise ValueError(f"ShowGraph: skip must be a number of batches, got {self.skip!r}.")
 
@@ -70,7 +73,8 @@ class ShowGraph(Callback):
     def around_fit(self, state: State) -> Iterator[Screen]:
         """Have a place for pictures: a new one for every run."""
         del state  # its tensors would live as long as the run
-        yield Screen(None if self.path is None else Path(self.path))
+        path = None if self.path is None else Path(self.path)
+        yield Screen(path)
 
     def after_epoch(self, state: State) -> None:
         """Draw."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch.profiler import profile, record_function, schedule
@@ -16,7 +16,11 @@ from loop.state import State
 
 PHASES = ("train", "validate")
 INSIDE = ("", " between", " batch", " [predict]", " [loss]", " [gradients]", " [update]")
-PARTS = ("fit", "epoch", *(f"{phase}{part}" for phase in PHASES for part in INSIDE))
+PARTS = (
+    *("fit", "epoch"),
+    *(f"train{part}" for part in INSIDE),
+    *(f"validate{part}" for part in INSIDE),
+)
 
 
 @dataclass
@@ -73,7 +77,7 @@ class Timer(Callback):
     in the scope that they are in. `validate` and `predict` are not measured.
     """
 
-    report: Callable[[Times], Any] = print
+    report: Callable[[Times], object] = print
     wait: bool = False
     clock: Callable[[], float] = time.perf_counter
     order: ClassVar[int] = Order.FRAME
@@ -123,6 +127,7 @@ class Timer(Callback):
         return self._part("train [update]", state)
 
     def _part(self, part: str, state: State) -> AbstractContextManager[Times | None]:
+        # None in `validate` and `predict`, which do not open around_fit.
         times: Times | None = state.resources.get(self.name)
         return nullcontext() if times is None else self._measure(times, part, device_of(state))
 
@@ -161,7 +166,7 @@ class Profiler(Callback):
     active: int = 3
     rows: int = 15
     memory: bool = False
-    report: Callable[[str], Any] = print
+    report: Callable[[str], object] = print
     order: ClassVar[int] = Order.PROFILE
     reports: ClassVar[bool] = True
 
@@ -175,7 +180,7 @@ class Profiler(Callback):
                 )
 
     @contextmanager
-    def around_fit(self, state: State) -> Iterator[Any]:
+    def around_fit(self, state: State) -> Iterator[profile]:
         """Have a profiler at hand, and end it whatever happens."""
         shown: list[profile] = []
         by = "cpu" if device_of(state).type == "cpu" else "device"
@@ -197,9 +202,9 @@ class Profiler(Callback):
             )
 
     @contextmanager
-    def around_batch(self, state: State) -> Iterator[Any]:
+    def around_batch(self, state: State) -> Iterator[profile | None]:
         """A training batch is a step of the profiler."""
-        profiler = state.resources.get(self.name)
+        profiler: profile | None = state.resources.get(self.name)
         try:
             yield profiler
         finally:
@@ -207,19 +212,19 @@ class Profiler(Callback):
             if profiler is not None and state.training:
                 profiler.step()
 
-    def around_predict(self, state: State) -> AbstractContextManager[Any]:
+    def around_predict(self, state: State) -> AbstractContextManager[object]:
         """Label the model."""
         return record_function("[predict]")
 
-    def around_loss(self, state: State) -> AbstractContextManager[Any]:
+    def around_loss(self, state: State) -> AbstractContextManager[object]:
         """Label the loss."""
         return record_function("[loss]")
 
-    def around_gradients(self, state: State) -> AbstractContextManager[Any]:
+    def around_gradients(self, state: State) -> AbstractContextManager[object]:
         """Label the derivatives."""
         return record_function("[gradients]")
 
-    def around_update(self, state: State) -> AbstractContextManager[Any]:
+    def around_update(self, state: State) -> AbstractContextManager[object]:
         """Label the optimizer."""
         return record_function("[update]")
 
@@ -228,9 +233,9 @@ class Profiler(Callback):
             Path(self.path).parent.mkdir(parents=True, exist_ok=True)
             profiler.export_chrome_trace(str(self.path))
         else:
-            self.report(
-                profiler.key_averages().table(sort_by=f"self_{by}_time_total", row_limit=self.rows)
-            )
+            averages = profiler.key_averages()
+            table = averages.table(sort_by=f"self_{by}_time_total", row_limit=self.rows)
+            self.report(table)
 
 
 def _phase(state: State) -> str:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from functional_sgd.hyper import Hyper
 from loop.callback import Callback, Order
 from loop.callbacks.parts.hyper_groups import hyper_groups
 from loop.callbacks.recorder import Recorder
@@ -33,7 +34,7 @@ KEYS = {"lr": "lr", "mom": "momentum"}
 class Taken:
     """What TorchScheduler remembers: enough to bring another scheduler to the same place."""
 
-    start: Mapping[str, Any]  # the hypers that the run began with
+    start: Mapping[str, Hyper]  # those that the run began with
     sets: tuple[str, ...] = ()  # those that the scheduler sets
     steps: int = 0
     metrics: tuple[float, ...] = ()  # what each step was told, of ReduceLROnPlateau
@@ -63,7 +64,7 @@ class TorchScheduler(Callback):
     no such column.
     """
 
-    make: Callable[[torch.optim.Optimizer], Any]
+    make: Callable[[torch.optim.Optimizer], object]
     every: str = "batch"
     monitor: str = "valid_loss"
     order: ClassVar[int] = Order.STEP_LR
@@ -171,7 +172,7 @@ class Driver(Scheduled):
     optimizer: torch.optim.Optimizer
     group_of: Mapping[str, int]
 
-    def __init__(self, make: Callable[[torch.optim.Optimizer], Any]) -> None:
+    def __init__(self, make: Callable[[torch.optim.Optimizer], object]) -> None:
         super().__init__(["lr"])
         self.make = make
         self.kept: Taken | None = None
@@ -181,13 +182,11 @@ class Driver(Scheduled):
         start = kept.start
         groups, self.group_of = hyper_groups("TorchScheduler", state.params, start, list(start))
         keys = [KEYS[name] for name in start]
-        self.optimizer = torch.optim.SGD(
-            [
-                {"params": [torch.zeros(())], **dict(zip(keys, values, strict=True))}
-                for values in groups
-            ],
-            lr=1.0,
-        )
+        param_groups = []
+        for values in groups:
+            hypers = dict(zip(keys, values, strict=True))
+            param_groups.append({"params": [torch.zeros(())], **hypers})
+        self.optimizer = torch.optim.SGD(param_groups, lr=1.0)
         self.scheduler = self.make(self.optimizer)
         if not callable(getattr(self.scheduler, "step", None)):
             raise TypeError(f"TorchScheduler: make returned no scheduler, but {self.scheduler!r}.")
@@ -209,7 +208,7 @@ class Driver(Scheduled):
         self._take(iter(kept.metrics[-1:]))
         self.kept = kept
 
-    def values(self, name: str) -> Any:
+    def values(self, name: str) -> Hyper:
         """A hyper's value now: a number, or a tree of them if there are groups."""
         of_group = [float(group[KEYS[name]]) for group in self.optimizer.param_groups]
         if len(of_group) == 1:
@@ -225,10 +224,12 @@ class Driver(Scheduled):
 
 
 def _set_hypers(state: State, driver: Driver, kept: Taken) -> State:
-    return state.replace(hyper={**state.hyper, **{name: driver.values(name) for name in kept.sets}})
+    values = {name: driver.values(name) for name in kept.sets}
+    return state.replace(hyper={**state.hyper, **values})
 
 
-def _cycles_momentum(scheduler: Any) -> bool:
+def _cycles_momentum(scheduler: object) -> bool:
+    if getattr(scheduler, "cycle_momentum", False):
+        return True
     # SequentialLR and ChainedScheduler contain other schedulers.
-    inner = getattr(scheduler, "_schedulers", ())
-    return bool(getattr(scheduler, "cycle_momentum", False)) or any(map(_cycles_momentum, inner))
+    return any(map(_cycles_momentum, getattr(scheduler, "_schedulers", ())))

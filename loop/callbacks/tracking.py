@@ -27,8 +27,10 @@ def better(value: float, best: float | None, mode: str, min_delta: float = 0.0) 
     (True, False, True)
     """
     if mode == "min":
-        return value + min_delta < (math.inf if best is None else best)
-    return value - min_delta > (-math.inf if best is None else best)
+        bound = math.inf if best is None else best
+        return value + min_delta < bound
+    bound = -math.inf if best is None else best
+    return value - min_delta > bound
 
 
 def mode_of(monitor: str, mode: str | None = None) -> str:
@@ -94,6 +96,7 @@ def lower_lr(state: State, factor: float, min_lr: float = 0.0) -> State:
     >>> lower_lr(state, factor=10.0, min_lr=0.03).hyper
     {'lr': {'weight': 0.05, 'bias': 0.03}}
     """
+    # The smaller of both: a part that is below min_lr already must not rise to it.
     lr = optree.tree_map(lambda leaf: min(leaf, max(leaf / factor, min_lr)), state.hyper["lr"])
     return state.replace(hyper={**state.hyper, "lr": lr})
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 import numpy as np
 from torch import Tensor
@@ -13,6 +13,9 @@ from loop.plots.runs import draw_image
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+Part: TypeAlias = Tensor | Sequence[object]
+"""One of the inputs or targets of a batch: something for each sample."""
 
 _MOST_NUMBERS = 6  # of a sample that a cell shows
 _MOST_LETTERS = 48  # of a cell
@@ -39,23 +42,37 @@ def plot_batch(source: Any, classes: Sequence[str] | None = None, count: int = 9
     if not isinstance(count, int) or count < 1:
         raise ValueError(f"plot_batch: count must be a whole number, 1 or more, got {count!r}.")
     inputs, targets = _parts(source, one_batch(source))
-    size = min([count, *(len(part) for part in (*inputs.values(), *targets.values()))])
+    lengths = [len(part) for part in (*inputs.values(), *targets.values())]
+    size = min([count, *lengths])
     if not inputs or not size:
         raise ValueError("plot_batch: the batch has no samples. Check the data set, or collate.")
-    named = {name: [_text(one) for one in part[:size]] for name, part in inputs.items()}
-    named |= {name: [_text(one, classes) for one in part[:size]] for name, part in targets.items()}
-    name = next((name for name, part in inputs.items() if _is_images(part)), None)
-    if name is None:
-        return _table(named)
-    del named[name]
-    shown = {"": named.popitem()[1]} if len(named) == 1 else named
-    labels = [
-        [f"{key} {texts[row]}".strip() for key, texts in shown.items()] for row in range(size)
-    ]
-    return _grid(inputs[name][:size], ["\n".join(lines) for lines in labels])
+    named: dict[str, list[str]] = {}
+    for name, part in inputs.items():
+        named[name] = [_text(one) for one in part[:size]]
+    for name, part in targets.items():
+        named[name] = [_text(one, classes) for one in part[:size]]
+    for name, part in inputs.items():
+        if _is_images(part):
+            del named[name]
+            return _grid(part[:size], _labels(named, size))
+    return _table(named)
 
 
-def _parts(source: Any, batch: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def _labels(named: Mapping[str, Sequence[str]], size: int) -> list[str]:
+    """What stands above each image: what else belongs to the sample, by its name if it is more than
+    one thing.
+    """
+    labels = []
+    for row in range(size):
+        lines = []
+        for name, texts in named.items():
+            line = texts[row] if len(named) == 1 else f"{name} {texts[row]}"
+            lines.append(line.strip())
+        labels.append("\n".join(lines))
+    return labels
+
+
+def _parts(source: object, batch: Any) -> tuple[dict[str, Part], dict[str, Part]]:
     """The inputs and the targets of a batch, by their names."""
     # Only a Learner says what is a target. For a loader, assume what a Learner does by default.
     if isinstance(batch, Mapping):
@@ -67,9 +84,9 @@ def _parts(source: Any, batch: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         cut = min(getattr(source, "n_inputs", 1), len(parts))
         inputs, targets = _numbered("x", parts[:cut]), _numbered("y", parts[cut:])
     for name, part in {**inputs, **targets}.items():
-        if not isinstance(part, (Tensor, list, tuple)) or (
-            isinstance(part, Tensor) and not part.dim()
-        ):
+        has_entries = isinstance(part, (Tensor, list, tuple))
+        is_scalar = isinstance(part, Tensor) and not part.dim()
+        if not has_entries or is_scalar:
             raise TypeError(
                 f"plot_batch: expected a batch of tensors or lists with an entry for each sample, "
                 f"but its {name!r} is a {type(part).__name__}. Pass [batch], with a batch that is "
@@ -78,28 +95,40 @@ def _parts(source: Any, batch: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     return inputs, targets
 
 
-def _numbered(name: str, parts: Sequence[Any]) -> dict[str, Any]:
+def _numbered(name: str, parts: Sequence[Part]) -> dict[str, Part]:
     if len(parts) == 1:
         return {name: parts[0]}
     return {f"{name}{number}": part for number, part in enumerate(parts)}
 
 
-def _is_images(part: Any) -> bool:
+def _is_images(part: Part) -> TypeGuard[Tensor]:
     return isinstance(part, Tensor) and part.dim() == 4 and part.shape[1] in (1, 3)
 
 
-def _text(value: Any, classes: Sequence[str] | None = None) -> str:
+def _text(value: object, classes: Sequence[str] | None = None) -> str:
     """A sample's part in a few words: names, numbers, or a shape."""
-    if not isinstance(value, Tensor):
-        text = value if isinstance(value, str) else repr(value)
-        return text if len(text) <= _MOST_LETTERS else f"{text[: _MOST_LETTERS - 3]}..."
-    if value.dim() > 1:
-        return f"{str(value.dtype).removeprefix('torch.')} {' x '.join(map(str, value.shape))}"
-    if classes is not None and not value.dim() and _is_whole(value):
-        number = int(value)  # what is no class, as -100 for "ignore", is shown as it is
+    if isinstance(value, Tensor):
+        names = None if classes is None else _class_names(value, classes)
+        return _numbers_text(value) if names is None else names
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= _MOST_LETTERS else f"{text[: _MOST_LETTERS - 3]}..."
+
+
+def _class_names(target: Tensor, classes: Sequence[str]) -> str | None:
+    """The classes that a target stands for; None if it is no target of classes."""
+    if not target.dim() and _is_whole(target):
+        number = int(target)  # what is no class, as -100 for "ignore", is shown as it is
         return str(classes[number]) if 0 <= number < len(classes) else str(number)
-    if classes is not None and value.shape == (len(classes),) and _is_binary(value):
-        return ", ".join(str(name) for name, on in zip(classes, value, strict=True) if on) or "-"
+    if target.shape == (len(classes),) and _is_binary(target):
+        chosen = [str(name) for name, on in zip(classes, target, strict=True) if on]
+        return ", ".join(chosen) or "-"
+    return None
+
+
+def _numbers_text(value: Tensor) -> str:
+    if value.dim() > 1:
+        dtype, sizes = str(value.dtype).removeprefix("torch."), map(str, value.shape)
+        return f"{dtype} {' x '.join(sizes)}"
     numbers = value.reshape(-1).tolist()
     text = " ".join(f"{number:.4g}" for number in numbers[:_MOST_NUMBERS])
     return text if len(numbers) <= _MOST_NUMBERS else f"{text} ... ({len(numbers)})"
@@ -133,6 +162,7 @@ def _table(named: Mapping[str, Sequence[str]]) -> "Figure":
     rows = list(zip(*named.values(), strict=True))
     widths = [max(map(len, (name, *texts))) + 4 for name, texts in named.items()]
     figure = new_figure(max(_WIDTH * sum(widths), 2.0), 0.28 * (len(rows) + 1) + 0.1)
+    # Any: matplotlib's annotations take no tuple for bbox.
     axes: Any = figure.subplots()
     axes.axis("off")
     table = axes.table(

@@ -1,6 +1,6 @@
 """A new figure; the one place that imports matplotlib, which takes a second, when it is needed."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,8 +23,8 @@ def file_kinds() -> list[str]:
     return [*new_figure(1, 1).canvas.get_supported_filetypes()]
 
 
-def dark_to_light(count: int) -> list[Any]:
-    """So many colours, from dark to light."""
+def dark_to_light(count: int) -> list[tuple[float, float, float, float]]:
+    """So many colours (red, green, blue, alpha), from dark to light."""
     from matplotlib import colormaps
 
     last = max(count - 1, 1)

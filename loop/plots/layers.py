@@ -2,7 +2,7 @@
 learns.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -12,6 +12,7 @@ from loop.plots.runs import clean
 from loop.state import State
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _LEGEND = 16  # more layers than these are told apart by colour alone
@@ -94,7 +95,7 @@ def plot_activation_histograms(
     return figure
 
 
-def _curves(axes: Any, found: LayerStats, values: Tensor, what: str) -> None:
+def _curves(axes: "Axes", found: LayerStats, values: Tensor, what: str) -> None:
     """A line for each layer."""
     for index, color in enumerate(dark_to_light(len(found.layers))):
         axes.plot(
@@ -108,7 +109,7 @@ def _curves(axes: Any, found: LayerStats, values: Tensor, what: str) -> None:
     clean(axes)
 
 
-def _legend(figure: "Figure", axes: Any, found: LayerStats) -> None:
+def _legend(figure: "Figure", axes: "Axes", found: LayerStats) -> None:
     if len(found.layers) <= _LEGEND:
         figure.legend(
             *axes.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9

@@ -1,7 +1,5 @@
 """A figure that notebooks show. This imports matplotlib, so `new_figure` imports it late."""
 
-from typing import Any
-
 from matplotlib.figure import Figure
 
 from loop.plots.picture import png
@@ -13,5 +11,5 @@ class NotebookFigure(Figure):
     matplotlib's own is one only after `%matplotlib inline` or an import of pyplot.
     """
 
-    def _repr_png_(self) -> tuple[bytes, dict[str, Any]]:
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
         return png(self)

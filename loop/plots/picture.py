@@ -1,7 +1,7 @@
 """What a notebook gets of a figure."""
 
 import io
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 _DENSITY = 2  # pixels of a picture for each pixel of its size, so that dense screens show it sharp
 
 
-def png(figure: "Figure") -> tuple[bytes, dict[str, Any]]:
+def png(figure: "Figure") -> tuple[bytes, dict[str, int]]:
     """A picture for a notebook: what `_repr_png_` returns, the file and the width to show it in.
 
     >>> from loop.plots.figure import new_figure

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from loop.metrics import confusion_matrix
 from loop.plots.figure import new_figure
-from loop.plots.runs import draw_image
+from loop.plots.runs import draw_image, verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,21 +39,25 @@ def plot_confusion_matrix(
     # A class without samples has shares of 0, not of 0 / 0.
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     size = len(counts)
-    names = [str(name) for name in (range(size) if classes is None else classes)]
+    labels = range(size) if classes is None else classes
+    names = [str(label) for label in labels]
     side = max(3.4, 0.55 * size + 1.2)
     figure = new_figure(side, side)
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="predicted", ylabel="actual", xticks=range(size), yticks=range(size))
-    axes.set_xticklabels(names, rotation=90 if max(map(len, names)) > 3 else 0)
+    rotation = 90 if max(map(len, names)) > 3 else 0
+    axes.set_xticklabels(names, rotation=rotation)
     axes.set_yticklabels(names)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    for row, column in np.ndindex(size, size) if size <= _MOST_NUMBERS else ():
-        if counts[row, column]:
-            text = f"{shares[row, column]:.2f}" if normalize else str(counts[row, column])
-            color = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(column, row, text, ha="center", va="center", fontsize=9, color=color)
+    if size > _MOST_NUMBERS:
+        return figure
+    for row, column in np.argwhere(counts):
+        text = f"{shares[row, column]:.2f}" if normalize else str(counts[row, column])
+        # White on the dark half of the colour map.
+        color = "white" if shares[row, column] > 0.5 else "black"
+        axes.text(column, row, text, ha="center", va="center", fontsize=9, color=color)
     return figure
 
 
@@ -72,21 +76,18 @@ def plot_top_losses(
     `sample_losses` has them: `plot_top_losses(*sample_losses(learner, state))`. A loss that is NaN
     is the worst of all.
     """
-    worst = (
-        losses.detach().nan_to_num(nan=torch.inf).argsort(descending=True, stable=True)[:k].tolist()
-    )
+    order = losses.detach().nan_to_num(nan=torch.inf).argsort(descending=True, stable=True)
+    worst = order[:k].tolist()
     columns = max(int(np.ceil(np.sqrt(len(worst)))), 1)
     rows = max(-(-len(worst) // columns), 1)
     figure = new_figure(1.9 * columns, 2.3 * rows)
     guesses = pred.argmax(dim=-1)
     for place, axes in enumerate(np.atleast_1d(figure.subplots(rows, columns)).ravel()):
         axes.axis("off")
-        if place < len(worst):
-            index = worst[place]
-            guess, truth = int(guesses[index]), int(targets[index])
-            said, meant = (str(one) if classes is None else classes[one] for one in (guess, truth))
-            draw_image(axes, images[index])
-            title = said if guess == truth else f"{said}, not {meant}"
-            color = "black" if guess == truth else "crimson"
-            axes.set_title(f"{title}\nloss {float(losses[index]):.2f}", fontsize=9, color=color)
+        if place >= len(worst):
+            continue
+        index = worst[place]
+        draw_image(axes, images[index])
+        title, color = verdict(int(guesses[index]), int(targets[index]), classes)
+        axes.set_title(f"{title}\nloss {float(losses[index]):.2f}", fontsize=9, color=color)
     return figure

@@ -2,20 +2,23 @@
 saves.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import optree
 import torch
 from torch import Tensor
 
-from loop.history import History
+from functional_sgd.hyper import Hyper
+from functional_sgd.schedules import Schedule
+from loop.history import History, Log
 from loop.plots.figure import new_figure
 from loop.state import State
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -40,7 +43,7 @@ def plot_losses(history: History | State, skip: int = 0) -> "Figure":
     it stands so many to the right.
     """
     history = _history("plot_losses", history)
-    figure, axes = _one(("batch", "loss"))
+    figure, axes = _one("batch", "loss")
     batches = np.arange(len(history.losses))[skip:]
     raw = np.array([float(loss) for loss in history.losses])[skip:]
     axes.plot(batches, raw, color="0.8", linewidth=1, label="training, each batch")
@@ -60,21 +63,10 @@ def plot_schedules(history: History | State, names: Sequence[str] | None = None)
     """
     history = _history("plot_schedules", history)
     if names is None:
-        changed = [
-            name
-            for name, log in history.hypers.items()
-            if len({_number(value) for value in log if value is not None}) > 1
-        ]
-        names = changed or [name for name in ("lr",) if name in history.hypers]
-    figure = new_figure(4.5 * max(len(names), 1), 3.2)
-    # matplotlib returns a single Axes, not an array, for a grid of one.
-    for axes, name in zip(
-        np.atleast_1d(figure.subplots(1, max(len(names), 1))), names, strict=False
-    ):
-        axes.plot([_number(value) for value in history.hypers[name]], color="C2")
-        axes.set(xlabel="batch", ylabel=name)
-        clean(axes)
-    return figure
+        names = [name for name, log in history.hypers.items() if _changes(log)]
+        if not names and "lr" in history.hypers:
+            names = ["lr"]
+    return _side_by_side([(name, history.hypers[name]) for name in names])
 
 
 def plot_records(state: State, name: str = "record_values") -> "Figure":
@@ -89,19 +81,12 @@ def plot_records(state: State, name: str = "record_values") -> "Figure":
             f"plot_records: the state has no {name!r}, but {known}. Train with RecordValues(...) "
             f"first."
         )
-    logs = state.memory[name]
-    figure = new_figure(4.5 * len(logs), 3.2)
-    for axes, (label, log) in zip(
-        np.atleast_1d(figure.subplots(1, len(logs))), logs.items(), strict=True
-    ):
-        axes.plot([_number(value) for value in log], color="C2")
-        axes.set(xlabel="batch", ylabel=label)
-        clean(axes)
-    return figure
+    logs: Mapping[str, Log] = state.memory[name]
+    return _side_by_side(list(logs.items()))
 
 
 def plot_schedule(
-    schedule: Callable[[float], Any] | Mapping[str, Callable[[float], Any]],
+    schedule: Schedule | Mapping[str, Schedule],
     points: int = 200,
     name: str = "value",
     steps: int | None = None,
@@ -109,8 +94,12 @@ def plot_schedule(
     """A schedule from 0 to 1, or over `steps` if it counts steps; several by their names, in one
     picture.
     """
-    figure, axes = _one(("share of the run" if steps is None else "step", name))
-    positions = np.linspace(0, 1 if steps is None else steps, points)
+    if steps is None:
+        end, unit = 1, "share of the run"
+    else:
+        end, unit = steps, "step"
+    figure, axes = _one(unit, name)
+    positions = np.linspace(0, end, points)
     several = schedule if isinstance(schedule, Mapping) else {"": schedule}
     for number, (label, one) in enumerate(several.items(), 2):
         values = [float(one(position)) for position in positions.tolist()]
@@ -139,23 +128,31 @@ def plot_predictions(
         if index >= len(images):
             continue
         draw_image(axes, images[index])
-        guess, truth = int(guesses[index]), int(targets[index])
-        said, meant = (str(one) if classes is None else classes[one] for one in (guess, truth))
-        if guess == truth:
-            axes.set_title(said, fontsize=9, color="black")
-        else:
-            axes.set_title(f"{said}, not {meant}", fontsize=9, color="crimson")
+        title, color = verdict(int(guesses[index]), int(targets[index]), classes)
+        axes.set_title(title, fontsize=9, color=color)
     return figure
+
+
+def verdict(guess: int, truth: int, classes: Sequence[str] | None = None) -> tuple[str, str]:
+    """What stands above a prediction, and in which colour.
+
+    >>> verdict(0, 0, ["cat", "dog"]), verdict(0, 1)
+    (('cat', 'black'), ('0, not 1', 'crimson'))
+    """
+    said = _class_name(guess, classes)
+    if guess == truth:
+        return said, "black"
+    return f"{said}, not {_class_name(truth, classes)}", "crimson"
 
 
 def plot_lr_find(found: Curve) -> "Figure":
     """The smoothed loss over lr, without the last 5 batches, with every suggestion that the points
     suffice for.
     """
-    figure, axes = _one(("lr", "loss, smoothed"))
+    figure, axes = _one("lr", "loss, smoothed")
     # The suggestions leave out the last 5 batches too (LRFind.curve).
-    shown = slice(None, -5 if len(found.lrs) > 10 else None)
-    lrs, losses = np.array(found.lrs[shown]), np.array(found.losses[shown])
+    end = -5 if len(found.lrs) > 10 else None
+    lrs, losses = np.array(found.lrs[:end]), np.array(found.losses[:end])
     lrs, losses = lrs[np.isfinite(losses)], losses[np.isfinite(losses)]
     axes.plot(lrs, losses, color="0.45")
     axes.set_xscale("log")
@@ -174,19 +171,18 @@ def plot_lr_find(found: Curve) -> "Figure":
     return figure
 
 
-def draw_image(axes: Any, image: Tensor) -> None:
+def draw_image(axes: "Axes", image: Tensor) -> None:
     """An image (1 or 3, H, W), whose darkest and lightest values are the ends of the scale."""
     image = image.detach().cpu().float()
     # A flat image has no range to divide by.
     image = (image - image.min()) / (image.max() - image.min()).clamp(min=1e-12)
-    gray = len(image) == 1
-    if gray:
+    if len(image) == 1:
         axes.imshow(image[0].numpy(), cmap="gray_r")
     else:
         axes.imshow(image.movedim(0, -1).numpy())
 
 
-def _history(who: str, given: Any) -> History:
+def _history(who: str, given: object) -> History:
     """The history of a state, or the one that is given."""
     history = given.history if isinstance(given, State) else given
     if not isinstance(history, History):
@@ -194,23 +190,44 @@ def _history(who: str, given: Any) -> History:
     return history
 
 
-def _one(labels: tuple[str, str]) -> tuple["Figure", Any]:
+def _one(xlabel: str, ylabel: str) -> tuple["Figure", "Axes"]:
     figure = new_figure(6, 3.6)
     axes = figure.subplots()
-    axes.set(xlabel=labels[0], ylabel=labels[1])
+    axes.set(xlabel=xlabel, ylabel=ylabel)
     clean(axes)
     return figure, axes
 
 
-def clean(axes: Any) -> None:
+def _side_by_side(logs: Sequence[tuple[str, Iterable[Hyper]]]) -> "Figure":
+    """A curve over the batches for each log, under its name; an empty one if there is none."""
+    count = max(len(logs), 1)
+    figure = new_figure(4.5 * count, 3.2)
+    # matplotlib returns a single Axes, not an array, for a grid of one.
+    grid = np.atleast_1d(figure.subplots(1, count))
+    for axes, (name, log) in zip(grid, logs, strict=False):
+        axes.plot([_number(value) for value in log], color="C2")
+        axes.set(xlabel="batch", ylabel=name)
+        clean(axes)
+    return figure
+
+
+def clean(axes: "Axes") -> None:
     """No frame above and on the right, and faint lines across."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="0.92")
 
 
-def _number(value: Any) -> float:
+def _changes(log: Iterable[Hyper]) -> bool:
+    return len({_number(value) for value in log if value is not None}) > 1
+
+
+def _number(value: Hyper) -> float:
     """A hyper as one number: of a tree, the last leaf (the head, in a list of groups); nan, which
     is a gap in a curve, for none.
     """
     leaves = optree.tree_leaves(value)
-    return float(leaves[-1] if leaves else torch.nan)
+    return float(leaves[-1]) if leaves else torch.nan
+
+
+def _class_name(number: int, classes: Sequence[str] | None) -> str:
+    return str(number) if classes is None else classes[number]

@@ -3,12 +3,13 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import SupportsFloat
 
 from functional_sgd.errors import did_you_mean
 from functional_sgd.notebook import html_table
 from loop.callback import Wish, name_of, without_reports
 from loop.callbacks import Recorder
+from loop.history import column_names
 from loop.learner import Learner
 from loop.state import State
 from loop.tools.table import aligned
@@ -29,12 +30,11 @@ class Ablation:
 
     def differences(self, name: str) -> Scores:
         """What leaving out the callback of this name has added to every column, for each seed."""
-        return {
-            column: tuple(
-                value - full for value, full in zip(values, self.full[column], strict=True)
-            )
-            for column, values in self.without[name].items()
-        }
+        found: dict[str, tuple[float, ...]] = {}
+        for column, values in self.without[name].items():
+            pairs = zip(values, self.full[column], strict=True)
+            found[column] = tuple(value - full for value, full in pairs)
+        return found
 
     def __str__(self) -> str:
         return "\n".join([*aligned(self._rows()), *self._notes()])
@@ -111,30 +111,28 @@ def ablate(
             f"Put callbacks into the learner (and not all into keep), and give at least one seed."
         )
 
-    def scores(callbacks: Sequence[Any]) -> Scores:
+    def scores(callbacks: Sequence[object]) -> Scores:
         alone = replace(learner, callbacks=tuple(callbacks))
-        return _by_column(
-            [
-                _last_row(run(alone, state.replace(seed=seed), epochs), state, metric)
-                for seed in seeds
-            ]
-        )
+        rows = []
+        for seed in seeds:
+            end = run(alone, state.replace(seed=seed), epochs)
+            rows.append(_last_row(end, state, metric))
+        return _by_column(rows)
 
     full = scores(callbacks)
-    without = {
-        name_of(one): scores([other for other in callbacks if other is not one]) for one in tried
-    }
-    return Ablation(
-        full, {name: _like(full, found) for name, found in without.items()}, tuple(seeds)
-    )
+    without: dict[str, Scores] = {}
+    for one in tried:
+        others = [other for other in callbacks if other is not one]
+        without[name_of(one)] = _like(full, scores(others))
+    return Ablation(full, without, tuple(seeds))
 
 
-def _stays(callback: Any, keep: Sequence[Wish]) -> bool:
-    wished = any(
-        name_of(callback) == wish if isinstance(wish, str) else isinstance(callback, wish)
-        for wish in keep
-    )
-    return wished or isinstance(callback, Recorder)
+def _stays(callback: object, keep: Sequence[Wish]) -> bool:
+    for wish in keep:
+        meant = name_of(callback) == wish if isinstance(wish, str) else isinstance(callback, wish)
+        if meant:
+            return True
+    return isinstance(callback, Recorder)
 
 
 def _last_row(end: State, start: State, metric: str | None) -> dict[str, float]:
@@ -143,17 +141,21 @@ def _last_row(end: State, start: State, metric: str | None) -> dict[str, float]:
     if end.stopped:
         raise KeyboardInterrupt(f"ablate: a run was ended by {end.stopped}.")
     rows = end.history.rows[len(start.history.rows) :]
-    row = {name: value for name, value in rows[-1].items() if name not in _COUNTERS} if rows else {}
-    if metric is not None and metric not in row:
+    last = rows[-1] if rows else {}
+    measured = {name: value for name, value in last.items() if name not in _COUNTERS}
+    if metric is not None and metric not in measured:
         raise ValueError(
-            f"ablate: the history has no column {metric!r}. {did_you_mean(metric, row)}"
+            f"ablate: the history has no column {metric!r}. {did_you_mean(metric, measured)}"
         )
-    return {name: _number(value) for name, value in row.items() if metric in (None, name)}
+    return {name: _number(value) for name, value in measured.items() if metric in (None, name)}
 
 
 def _by_column(rows: Sequence[Mapping[str, float]]) -> Scores:
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: tuple(row.get(name, math.nan) for row in rows) for name in names}
+    columns: dict[str, tuple[float, ...]] = {}
+    for name in column_names(rows):
+        values = [row.get(name, math.nan) for row in rows]
+        columns[name] = tuple(values)
+    return columns
 
 
 def _like(full: Scores, found: Scores) -> Scores:
@@ -164,7 +166,7 @@ def _like(full: Scores, found: Scores) -> Scores:
 _COUNTERS = ("epoch", "train_iter")
 
 
-def _number(value: Any) -> float:
+def _number(value: SupportsFloat | None) -> float:
     return math.nan if value is None else float(value)
 
 

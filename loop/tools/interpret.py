@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
 from functional_sgd.outputs import map_output
+from functional_sgd.tree import Tree
 from loop.learner import Learner
 from loop.losses import per_sample
 from loop.run.stages import learner_of
@@ -20,9 +21,9 @@ class SampleLosses(NamedTuple):
     the tensor itself, several are a tuple.
     """
 
-    inputs: Any
-    targets: Any
-    preds: Any
+    inputs: Tree
+    targets: Tree
+    preds: Tree
     losses: Tensor  # (N,)
 
     def __repr__(self) -> str:
@@ -33,7 +34,7 @@ class SampleLosses(NamedTuple):
 
 
 def sample_losses(
-    learner: Learner, state: State, data: Iterable[Any] | None = None
+    learner: Learner, state: State, data: Iterable[object] | None = None
 ) -> SampleLosses:
     """Every sample of the validation data (or of other data) with the model's prediction and the
     loss of it alone: a tuple (inputs, targets, preds, losses), by these names too.
@@ -78,5 +79,5 @@ class CollectSamples(Collector):
         return state.remember(self.name, (*state.memory.get(self.name, ()), kept))
 
 
-def _single(values: tuple[Any, ...]) -> Any:
+def _single(values: tuple[Tree, ...]) -> Tree:
     return values[0] if len(values) == 1 else values

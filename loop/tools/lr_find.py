@@ -3,18 +3,20 @@ losses.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import optree
 
+from functional_sgd.hyper import Hyper
 from functional_sgd.schedules import Exponential
 from loop.callback import Callback, Order, without_reports
 from loop.callbacks.schedule import put_all_back, with_hypers
 from loop.callbacks.tracking import Tracker
+from loop.disk.encoding import storable
 from loop.history import History
 from loop.learner import Learner, hyper_names
 from loop.plots.picture import png
@@ -98,7 +100,7 @@ class LRFind:
         span = f", lr {self.lrs[0]:.2e} to {self.lrs[-1]:.2e}" if self.lrs else ""
         return f"LRFind({len(self.lrs)} batches{span}: {', '.join(suggested) or 'too few points'})"
 
-    def _repr_png_(self) -> tuple[bytes, dict[str, Any]]:
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
         """The curve, as a notebook shows it."""
         return png(self.plot())
 
@@ -111,7 +113,7 @@ def lr_find(
     iterations: int = 100,
     stop_factor: float | None = 4.0,
     beta: float = 0.98,
-    callbacks: Sequence[Any] = (),
+    callbacks: Sequence[object] = (),
 ) -> LRFind:
     """Train while lr rises by equal factors, and return the losses on the way. Nothing is changed
     by it.
@@ -144,25 +146,32 @@ def lr_find(
     """
     check_arguments("lr_find", learner, state, callbacks)
     state = put_all_back(state)  # a schedule of a run that was stopped
-    _check(learner, state, start, end, iterations, stop_factor, beta)
+    if "lr" not in hyper_names(learner):
+        raise ValueError("lr_find: the optimizer reads no 'lr'. Use one that does, such as sgd().")
+    _check_numbers(start, end, iterations, stop_factor, beta)
+    like = state.hyper.get("lr")
+    _check_ratio(like)
     schedule = Exponential(float(start), float(end))
-    finder = RaiseLR(
-        schedule, iterations, stop_factor, beta, state.hyper.get("lr"), state.train_iter
-    )
-    others = [
-        one
-        for one in without_reports((*learner.callbacks, *callbacks))
-        if not isinstance(one, Tracker)
-    ]
+    finder = RaiseLR(schedule, iterations, stop_factor, beta, like, state.train_iter)
+    others = without_reports((*learner.callbacks, *callbacks))
+    others = [one for one in others if not isinstance(one, Tracker)]
     alone = replace(learner, data=replace(learner.data, valid=None), callbacks=tuple(others))
     # RaiseLR counts the losses in the history, so it must begin with none.
     fork = state.replace(history=History()).forget(finder.name)
     after = fit(alone, fork, epochs=iterations, callbacks=[finder])  # an epoch has >= 1 batch
-    seen = after.memory.get(finder.name, _NOTHING)
-    return LRFind(seen["lrs"], seen["losses"], iterations)
+    seen: LRSearch = after.memory.get(finder.name, LRSearch())
+    return LRFind(seen.lrs, seen.losses, iterations)
 
 
-_NOTHING = {"lrs": (), "losses": (), "average": 0.0, "best": math.inf}
+@storable
+@dataclass(frozen=True)
+class LRSearch:
+    """What RaiseLR remembers."""
+
+    lrs: tuple[float, ...] = ()
+    losses: tuple[float, ...] = ()  # smoothed
+    average: float = 0.0  # of the losses, not debiased
+    best: float = math.inf  # the smallest smoothed loss
 
 
 @dataclass(frozen=True)
@@ -175,7 +184,7 @@ class RaiseLR(Callback):
     iterations: int
     stop_factor: float | None
     beta: float
-    like: Any  # the lr of before
+    like: Hyper  # the lr of before
     first: int  # train_iter before the run
     order: ClassVar[int] = Order.SEARCH
 
@@ -188,38 +197,30 @@ class RaiseLR(Callback):
     def after_batch(self, state: State) -> State:
         """Remember the batch, if it has a loss, and end the run if that is enough."""
         done = state.train_iter - self.first  # counts this batch already
-        seen, exploded = state.memory.get(self.name, _NOTHING), False
+        seen: LRSearch = state.memory.get(self.name, LRSearch())
+        exploded = False
         # The Recorder adds nothing for a batch that was cancelled before its loss.
-        if len(state.history.losses) > len(seen["losses"]):
+        if len(state.history.losses) > len(seen.losses):
             lr = self.schedule((done - 1) / self.iterations)
             seen = with_loss(seen, lr, float(state.history.losses[-1]), self.beta)
             state = state.remember(self.name, seen)
             # A NaN is above nothing, so it does not end the search; the curve stops before it.
-            exploded = (
-                self.stop_factor is not None
-                and seen["losses"][-1] > self.stop_factor * seen["best"]
-            )
+            if self.stop_factor is not None:
+                exploded = seen.losses[-1] > self.stop_factor * seen.best
         if exploded or done >= self.iterations:
             raise CancelFit(state)
         return state
 
 
-def with_loss(seen: Mapping[str, Any], lr: float, loss: float, beta: float) -> dict[str, Any]:
-    """What is remembered after one more batch: the curve, the running average and the smallest
-    smoothed loss.
-    """
-    average = beta * seen["average"] + (1 - beta) * loss
-    smooth = average / (1 - beta ** (len(seen["losses"]) + 1))
-    losses = (*seen["losses"], smooth)
-    return {
-        "lrs": (*seen["lrs"], lr),
-        "losses": losses,
-        "average": average,
-        "best": min(seen["best"], smooth),
-    }
+def with_loss(seen: LRSearch, lr: float, loss: float, beta: float) -> LRSearch:
+    """What is remembered after one more batch."""
+    average = beta * seen.average + (1 - beta) * loss
+    smooth = average / (1 - beta ** (len(seen.losses) + 1))
+    best = min(seen.best, smooth)
+    return LRSearch((*seen.lrs, lr), (*seen.losses, smooth), average, best)
 
 
-def scaled(like: Any, lr: float) -> Any:
+def scaled(like: Hyper, lr: float) -> Hyper:
     """A learning rate for every leaf of a tree: lr for the largest, the others in the ratio that
     they had.
 
@@ -233,17 +234,9 @@ def scaled(like: Any, lr: float) -> Any:
     return optree.tree_map(lambda leaf: lr * (float(leaf) / largest), like)
 
 
-def _check(
-    learner: Learner,
-    state: State,
-    start: float,
-    end: float,
-    iterations: int,
-    stop_factor: float | None,
-    beta: float,
+def _check_numbers(
+    start: float, end: float, iterations: int, stop_factor: float | None, beta: float
 ) -> None:
-    if "lr" not in hyper_names(learner):
-        raise ValueError("lr_find: the optimizer reads no 'lr'. Use one that does, such as sgd().")
     if not 0 < start < end < math.inf:
         raise ValueError(f"lr_find: start and end must be 0 < start < end, got {start} and {end}.")
     if not isinstance(iterations, int) or iterations < 1:
@@ -257,7 +250,10 @@ def _check(
         )
     if not 0 <= beta < 1:
         raise ValueError(f"lr_find: beta must be in [0, 1), got {beta}.")
-    leaves: list[Any] = optree.tree_leaves(state.hyper.get("lr", ()))
+
+
+def _check_ratio(like: Hyper) -> None:
+    leaves = optree.tree_leaves(like)
     if len(leaves) > 1 and not max(float(leaf) for leaf in leaves) > 0:
         raise ValueError(
             "lr_find: the tree of learning rates has only zeros, so their ratio is not known."

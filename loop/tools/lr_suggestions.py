@@ -23,9 +23,8 @@ def valley(lrs: Sequence[float], losses: Sequence[float]) -> float:
     _enough("valley", losses, 1)
     lengths: list[int] = []  # of the longest decreasing subsequence that ends here
     for index, loss in enumerate(losses):
-        lengths.append(
-            1 + max((lengths[other] for other in range(index) if losses[other] > loss), default=0)
-        )
+        before = [lengths[other] for other in range(index) if losses[other] > loss]
+        lengths.append(1 + max(before, default=0))
     longest = max(lengths)
     # An index minus a length is one too low, but this is fastai's rule, and gives its answers.
     start = lengths.index(longest) - longest  # may be -1
@@ -71,9 +70,9 @@ def steep(lrs: Sequence[float], losses: Sequence[float]) -> float:
     0.01
     """
     _enough("steep", losses, 2)
-    slopes = np.diff(np.asarray(losses, dtype=np.float64)) / np.diff(
-        np.log(np.asarray(lrs, dtype=np.float64))
-    )
+    rises = np.diff(np.asarray(losses, dtype=np.float64))
+    steps = np.diff(np.log(np.asarray(lrs, dtype=np.float64)))
+    slopes = rises / steps
     return float(lrs[int(np.argmin(slopes))])
 
 

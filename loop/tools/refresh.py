@@ -4,9 +4,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TypeGuard
 
 import torch
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from functional_sgd.placing import Placed
@@ -19,7 +20,7 @@ from loop.run.stages import device_of
 from loop.state import State, Tensors
 
 
-def refresh_buffers(learner: Learner, state: State, data: Iterable[Any] | None = None) -> State:
+def refresh_buffers(learner: Learner, state: State, data: Iterable[object] | None = None) -> State:
     """The state with BatchNorm statistics that belong to its params, as `refresh_buffers(learner,
     at_average(state))`.
 
@@ -32,11 +33,7 @@ def refresh_buffers(learner: Learner, state: State, data: Iterable[Any] | None =
     torch.optim.swa_utils.update_bn.
     """
     model = learner.model
-    layers = {
-        name: layer
-        for name, layer in model.named_modules()
-        if isinstance(layer, _BatchNorm) and layer.running_mean is not None
-    }
+    layers = {name: layer for name, layer in model.named_modules() if _keeps_statistics(layer)}
     if not layers:
         return state
     if data is not None:
@@ -62,14 +59,18 @@ def refresh_buffers(learner: Learner, state: State, data: Iterable[Any] | None =
     return state.replace(buffers=buffers)
 
 
+def _keeps_statistics(layer: nn.Module) -> TypeGuard[_BatchNorm]:
+    """Whether this is a BatchNorm layer that does not run with track_running_stats=False."""
+    return isinstance(layer, _BatchNorm) and layer.running_mean is not None
+
+
 def _unmeasured(names: Iterable[str], buffers: Tensors) -> Tensors:
     """The statistics of BatchNorm layers that have seen nothing."""
     fresh = {}
     for name in names:
         prefix = f"{name}." if name else ""
-        mean, var, seen = (
-            f"{prefix}{key}" for key in ("running_mean", "running_var", "num_batches_tracked")
-        )
+        mean, var = f"{prefix}running_mean", f"{prefix}running_var"
+        seen = f"{prefix}num_batches_tracked"
         # The first batch multiplies the old values by 0, which leaves a NaN in them. With momentum
         # None, torch weighs each batch by 1 / num_batches_tracked, so that must start at 0.
         fresh[mean] = torch.zeros_like(buffers[mean])

@@ -1,7 +1,6 @@
 """Print the loop as it will run: every event, and which callbacks are called there."""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from loop.callback import in_order, name_of
 from loop.learner import Learner
@@ -32,15 +31,15 @@ def show_loop(learner: Learner) -> None:
     print("\n".join(_lines(FIT, in_order(with_recorder(learner.callbacks)), "")))
 
 
-def _lines(scope: Scope, callbacks: list[Any], indent: str) -> Iterator[str]:
+def _lines(scope: Scope, callbacks: Sequence[object], indent: str) -> Iterator[str]:
+    first = indent + scope.name
     conditions = ", ".join(filter(None, (scope.repeat, scope.when)))
+    if conditions:
+        first += f"  ({conditions})"
     around = _called(callbacks, f"around_{scope.name}")
-    yield (
-        indent
-        + scope.name
-        + (f"  ({conditions})" if conditions else "")
-        + (f"  around it{around}" if around else "")
-    )
+    if around:
+        first += f"  around it{around}"
+    yield first
     inner = indent + "  "
     yield inner + scope.before + _called(callbacks, scope.before)
     for part in scope.parts:
@@ -55,8 +54,9 @@ def _lines(scope: Scope, callbacks: list[Any], indent: str) -> Iterator[str]:
     yield inner + scope.after + _called(callbacks, scope.after)
 
 
-def _called(callbacks: list[Any], place: str) -> str:
-    names = [
-        name_of(callback) for callback in callbacks if callable(getattr(callback, place, None))
-    ]
-    return f": {', '.join(names)}" if names else ""
+def _called(callbacks: Sequence[object], place: str) -> str:
+    """ ": ", and who is called there; nothing if nobody is."""
+    called = [one for one in callbacks if callable(getattr(one, place, None))]
+    if not called:
+        return ""
+    return f": {', '.join(map(name_of, called))}"

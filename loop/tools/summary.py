@@ -5,12 +5,14 @@ callbacks.
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TypeAlias
 
 import optree
 from torch import Tensor, nn
 
+from functional_sgd.hyper import Hyper
 from functional_sgd.notebook import html_facts, html_table
+from functional_sgd.tree import Tree
 from loop.callback import in_order, name_of
 from loop.learner import Learner
 from loop.metrics import metric_name
@@ -18,6 +20,9 @@ from loop.state import State
 from loop.tools.table import aligned
 from loop.training.batch import first_batch
 from loop.training.fit import validate, with_recorder
+
+Shapes: TypeAlias = tuple[tuple[int, ...], ...]
+"""Of several tensors."""
 
 _TITLES = ["layer", "kind", "output", "parameters", "trained"]
 
@@ -28,8 +33,7 @@ class Layer:
 
     name: str
     kind: str
-    # Of the tensors that come out the first time; empty if it was not called.
-    shapes: tuple[tuple[int, ...], ...]
+    shapes: Shapes  # of the tensors that come out the first time; empty if it was not called
     trained: int  # elements of parameters that are trained
     frozen: int  # elements of parameters that are not
 
@@ -39,11 +43,11 @@ class Summary:
     """What `summary` found; print it to read it."""
 
     model: str
-    inputs: tuple[tuple[int, ...], ...]  # shapes
+    inputs: Shapes
     layers: tuple[Layer, ...]
     sizes: Mapping[str, tuple[int, int]]  # params, frozen, buffers, optimizer -> (elements, bytes)
     opt: str
-    hyper: Mapping[str, Any]
+    hyper: Mapping[str, Hyper]
     loss: str
     metrics: tuple[str, ...]
     callbacks: tuple[str, ...]  # in the order of their calls
@@ -51,41 +55,31 @@ class Summary:
     def __str__(self) -> str:
         table = aligned([_TITLES, *self._rows()], left=3)
         rule = "-" * max(map(len, table))
-        sizes = [
-            [f"{name}:", f"{count:,}", f"({_bytes(size)})"]
-            for name, (count, size) in self.sizes.items()
-        ]
+        layers = [self._title(), rule, table[0], rule, *table[1:], rule]
+        sizes = [[f"{name}:", count, f"({size})"] for name, count, size in self._sizes()]
         facts = [[f"{name}:", text] for name, text in self._facts().items()]
-        lines = [
-            self._title(),
-            rule,
-            table[0],
-            rule,
-            *table[1:],
-            rule,
-        ]
-        return "\n".join([*lines, *aligned(sizes), "", *aligned(facts, left=2)])
+        return "\n".join([*layers, *aligned(sizes), "", *aligned(facts, left=2)])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
         """The same as tables."""
         layers = html_table(self._rows(), _TITLES, left=3, caption=self._title())
-        sizes = [[name, f"{count:,}", _bytes(size)] for name, (count, size) in self.sizes.items()]
-        return (
-            layers
-            + html_table(sizes, ("", "elements", "memory"), left=1)
-            + html_facts(self._facts())
-        )
+        sizes = html_table(self._sizes(), ("", "elements", "memory"), left=1)
+        return layers + sizes + html_facts(self._facts())
 
     def _title(self) -> str:
         return f"{self.model}, input {_shapes(self.inputs)}"
 
     def _rows(self) -> list[list[str]]:
-        return [
-            [layer.name, layer.kind, _shapes(layer.shapes), *_counts(layer)]
-            for layer in self.layers
-        ]
+        rows = []
+        for layer in self.layers:
+            shapes = _shapes(layer.shapes)
+            rows.append([layer.name, layer.kind, shapes, *_counts(layer)])
+        return rows
+
+    def _sizes(self) -> list[list[str]]:
+        return [[name, f"{count:,}", _bytes(size)] for name, (count, size) in self.sizes.items()]
 
     def _facts(self) -> dict[str, str]:
         hyper = ", ".join(f"{name}={_hyper(value)}" for name, value in self.hyper.items())
@@ -149,38 +143,34 @@ def summary(learner: Learner, state: State) -> Summary:
 
 
 @contextmanager
-def recorded_shapes(model: nn.Module) -> Iterator[dict[str, tuple[tuple[int, ...], ...]]]:
+def recorded_shapes(model: nn.Module) -> Iterator[dict[str, Shapes]]:
     """A dict that gets the shapes of what every layer gives when it is first called."""
-    found: dict[str, tuple[tuple[int, ...], ...]] = {}
+    found: dict[str, Shapes] = {}
     with ExitStack() as stack:
         for name, layer in model.named_modules():
             # The default binds this name; a closure would see the last one.
-            def keep(layer: nn.Module, args: Any, output: Any, name: str = name) -> None:
+            def keep(layer: nn.Module, args: object, output: Tree, name: str = name) -> None:
                 found.setdefault(name, shapes_of(output))
 
             stack.callback(layer.register_forward_hook(keep).remove)
         yield found
 
 
-def layers(
-    model: nn.Module, state: State, found: Mapping[str, tuple[tuple[int, ...], ...]]
-) -> Iterator[Layer]:
+def layers(model: nn.Module, state: State, found: Mapping[str, Shapes]) -> Iterator[Layer]:
     """The layers without layers in them, and those with parameters of their own, as the model lists
     them.
     """
     names = {name for name, _ in model.named_parameters()}  # a shared one has one name here
     for name, layer in model.named_modules():
-        own = {
-            f"{name}.{key}" if name else key: value
-            for key, value in layer.named_parameters(recurse=False)
-        }
-        if not own and (next(layer.children(), None) is not None or name not in found):
+        prefix = f"{name}." if name else ""
+        own = {f"{prefix}{key}": value for key, value in layer.named_parameters(recurse=False)}
+        has_layers = next(layer.children(), None) is not None
+        if not own and (has_layers or name not in found):
             continue
         sizes = {key: value.numel() for key, value in own.items() if key in names}
         trained = sum(size for key, size in sizes.items() if key in state.params)
-        yield Layer(
-            name, type(layer).__name__, found.get(name, ()), trained, sum(sizes.values()) - trained
-        )
+        frozen = sum(sizes.values()) - trained
+        yield Layer(name, type(layer).__name__, found.get(name, ()), trained, frozen)
 
 
 def sizes(model: nn.Module, state: State) -> dict[str, tuple[int, int]]:
@@ -199,38 +189,52 @@ def sizes(model: nn.Module, state: State) -> dict[str, tuple[int, int]]:
     return {name: _size(part) for name, part in parts.items()}
 
 
-def shapes_of(tree: Any) -> tuple[tuple[int, ...], ...]:
+def shapes_of(tree: Tree) -> Shapes:
     """The shape of every tensor in a tree."""
-    return tuple(tuple(leaf.shape) for leaf in optree.tree_leaves(tree) if isinstance(leaf, Tensor))
+    return tuple(tuple(tensor.shape) for tensor in _tensors(tree))
 
 
-def _size(tree: Any) -> tuple[int, int]:
-    tensors = [leaf for leaf in optree.tree_leaves(tree) if isinstance(leaf, Tensor)]
-    return sum(leaf.numel() for leaf in tensors), sum(
-        leaf.numel() * leaf.element_size() for leaf in tensors
-    )
+def _size(tree: Tree) -> tuple[int, int]:
+    tensors = _tensors(tree)
+    elements = sum(tensor.numel() for tensor in tensors)
+    memory = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return elements, memory
+
+
+def _tensors(tree: Tree) -> list[Tensor]:
+    return [leaf for leaf in optree.tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def _counts(layer: Layer) -> list[str]:
-    if not layer.trained + layer.frozen:
+    count = layer.trained + layer.frozen
+    if not count:
         return ["", ""]
-    part = "yes" if not layer.frozen else "no" if not layer.trained else f"{layer.trained:,}"
-    return [f"{layer.trained + layer.frozen:,}", part]
+    if not layer.frozen:
+        return [f"{count:,}", "yes"]
+    if not layer.trained:
+        return [f"{count:,}", "no"]
+    return [f"{count:,}", f"{layer.trained:,}"]
 
 
-def _hyper(value: Any) -> str:
+def _hyper(value: Hyper) -> str:
     leaves = [float(leaf) for leaf in optree.tree_leaves(value)]
-    return f"{leaves[0]:g}" if len(set(leaves)) == 1 else f"{min(leaves):g} to {max(leaves):g}"
+    if len(set(leaves)) == 1:
+        return f"{leaves[0]:g}"
+    return f"{min(leaves):g} to {max(leaves):g}"
 
 
-def _shapes(shapes: tuple[tuple[int, ...], ...]) -> str:
-    return ", ".join(" x ".join(map(str, shape)) or "number" for shape in shapes) or "-"
+def _shapes(shapes: Shapes) -> str:
+    # A 0-d tensor has no sizes to join.
+    texts = [" x ".join(map(str, shape)) or "number" for shape in shapes]
+    return ", ".join(texts) or "-"
 
 
 def _bytes(size: int) -> str:
-    value = float(size)
-    for unit in ("bytes", "KiB", "MiB"):
+    if size < 1024:
+        return f"{size} bytes"
+    value = size / 1024
+    for unit in ("KiB", "MiB"):
         if value < 1024:
-            return f"{size} bytes" if unit == "bytes" else f"{value:.1f} {unit}"
+            return f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} GiB"

@@ -12,10 +12,11 @@ def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
     a       10
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if index < left else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    lines = []
+    for row in rows:
+        cells = []
+        for index, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            pad = cell.ljust if index < left else cell.rjust
+            cells.append(pad(width))
+        lines.append("  ".join(cells).rstrip())
+    return lines

@@ -5,7 +5,7 @@ back.
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 from torch import nn
 
@@ -22,7 +22,7 @@ class Attribute:
     layer: nn.Module
     name: str
 
-    def set(self, value: Any) -> None:
+    def set(self, value: object) -> None:
         """Write it into the layer: only while `attributes_kept` is open."""
         setattr(self.layer, self.name, value)
 
@@ -45,16 +45,21 @@ def find_attribute(who: str, model: nn.Module, path: str) -> Attribute:
         )
     layer = layers[where]
     if not _is_number(getattr(layer, name, None)):
-        numbers = [
-            key
-            for key, value in vars(layer).items()
-            if _is_number(value) and not key.startswith("_")
-        ]
+        public = {key: value for key, value in vars(layer).items() if not key.startswith("_")}
+        numbers = [key for key, value in public.items() if _is_number(value)]
         raise ValueError(
             f"{who}: {path!r}: {type(layer).__name__} has no number {name!r}. "
             f"{did_you_mean(name, numbers)}"
         )
     return Attribute(layer, name)
+
+
+class Before(NamedTuple):
+    """What an attribute was."""
+
+    attribute: Attribute
+    own: bool  # whether the layer had it itself, not from its class
+    value: object
 
 
 @contextmanager
@@ -67,20 +72,21 @@ def attributes_kept(attributes: Iterable[Attribute]) -> Iterator[None]:
     >>> layer.p
     0.5
     """
-    kept = [
-        (entry, entry.name in vars(entry.layer), getattr(entry.layer, entry.name))
-        for entry in attributes
-    ]
+    kept = []
+    for attribute in attributes:
+        layer, name = attribute.layer, attribute.name
+        kept.append(Before(attribute, name in vars(layer), getattr(layer, name)))
     try:
         yield
     finally:
-        for entry, own, value in kept:
-            if not own and entry.name in vars(entry.layer):  # it was the class's, and is so again
-                delattr(entry.layer, entry.name)
+        for before in kept:
+            layer, name = before.attribute.layer, before.attribute.name
+            if not before.own and name in vars(layer):  # it was the class's, and is so again
+                delattr(layer, name)
             else:
-                entry.set(value)
+                before.attribute.set(before.value)
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     # A bool is an int, but flags such as `inplace` are no numbers to schedule.
     return isinstance(value, (int, float)) and not isinstance(value, bool)

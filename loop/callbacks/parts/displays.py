@@ -1,17 +1,20 @@
 """Where Progress shows a run: lines of text, a bar on a terminal, or one table in a notebook."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from html import escape
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from types import ModuleType
+from typing import TYPE_CHECKING, Protocol, TextIO
 
 from functional_sgd.notebook import html_table
+from loop.history import column_names
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as Bar
+    from rich.progress import TaskID
 
 _WIDTH = 12
 _LATEST = 60  # rows of a text that is sent again and again
@@ -41,7 +44,7 @@ class Lines:
 
     console: "Console"
     bar: "Bar | None" = None
-    task: Any = None
+    task: "TaskID | None" = None
     header: list[str] = field(default_factory=list)
 
     @property
@@ -60,22 +63,30 @@ class Lines:
     def move(self, done: int, what: str | None = None) -> None:
         """Redrawn by rich, in a thread of its own."""
         if self.bar is not None:
+            assert self.task is not None  # `start` comes first
             self.bar.update(self.task, completed=done, description=what)
 
     def add_row(self, row: Mapping[str, str]) -> None:
         """A line; before it the header, if it is another one."""
         if self.header != list(row):
             self.header = list(row)
-            self.console.print(line({name: name for name in row}))
+            self.console.print(header(row))
         self.console.print(line(row))
+
+
+class Handle(Protocol):
+    """What IPython gives for an output that can be shown again."""
+
+    def update(self, shown: object, /, *, raw: bool = False) -> None:
+        """Show this in its place: an object, or, if raw, texts by their kind."""
 
 
 @dataclass
 class LiveTable:
     """One output of a notebook's cell: the table of the run, and under it the bar of a phase."""
 
-    display: Any  # IPython.display
-    handle: Any = None
+    display: ModuleType  # IPython.display
+    handle: "Handle | None" = None
     rows: list[Mapping[str, str]] = field(default_factory=list)
     what: str = ""  # nothing: there is no bar
     ended: str = ""  # where the run was when it ended
@@ -126,15 +137,22 @@ class LiveTable:
         """For whoever cannot show HTML: the last rows, since the whole is sent at every change."""
         if not self.rows:
             return self.ended
-        titles = self._titles()
-        rows = [{name: row.get(name, "-") for name in titles} for row in self.rows[-_LATEST:]]
-        return "\n".join(line(row) for row in ({name: name for name in titles}, *rows))
+        titles = column_names(self.rows)
+        text = [header(titles)]
+        for row in self.rows[-_LATEST:]:
+            cells = {name: row.get(name, "-") for name in titles}
+            text.append(line(cells))
+        return "\n".join(text)
 
     def _html(self) -> str:
-        titles = self._titles()
-        rows = [[row.get(name, "-") for name in titles] for row in self.rows]
+        titles = column_names(self.rows)
+        rows = []
+        for row in self.rows:
+            cells = [row.get(name, "-") for name in titles]
+            rows.append(cells)
         table = html_table(rows, titles, left=0) if rows else f"<div>{escape(self.ended)}</div>"
-        return table + (self._bar() if self.what else "")
+        bar = self._bar() if self.what else ""
+        return table + bar
 
     def _bar(self) -> str:
         # Without a length, the bar has no value: a browser then shows that something is going on.
@@ -145,9 +163,6 @@ class LiveTable:
             seconds = (time.perf_counter() - self.started) * (self.total / self.done - 1)
             left = f", {seconds:.0f} s left"
         return f"<div><progress{length}></progress> {escape(self.what)}, {count}{left}</div>"
-
-    def _titles(self) -> list[str]:
-        return list(dict.fromkeys(name for row in self.rows for name in row))
 
 
 @contextmanager
@@ -175,7 +190,7 @@ def lines(file: TextIO) -> Iterator[Lines]:
 
 
 @contextmanager
-def live_table(display: Any) -> Iterator[LiveTable]:
+def live_table(display: ModuleType) -> Iterator[LiveTable]:
     """A table in a notebook, whose bar goes however the run ends."""
     table = LiveTable(display)
     try:
@@ -191,3 +206,8 @@ def line(row: Mapping[str, str]) -> str:
     '           0    0.250000'
     """
     return "".join(cell.rjust(max(_WIDTH, len(name) + 2)) for name, cell in row.items())
+
+
+def header(names: Iterable[str]) -> str:
+    """The names of columns, above such lines."""
+    return line({name: name for name in names})

@@ -1,16 +1,15 @@
 """Which parameters have their hypers in common."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from torch import Tensor
 
-from functional_sgd.hyper import broadcast
+from functional_sgd.hyper import Hyper, broadcast
 from functional_sgd.tree import flatten, paths
 
 
 def hyper_groups(
-    who: str, params: Mapping[str, Tensor], hyper: Mapping[str, Any], names: Sequence[str]
+    who: str, params: Mapping[str, Tensor], hyper: Mapping[str, Hyper], names: Sequence[str]
 ) -> tuple[list[tuple[float, ...]], dict[str, int]]:
     """(the values of these hypers in every group, the group of every parameter).
 
@@ -26,9 +25,12 @@ def hyper_groups(
     """
     spec = flatten(params)[1]
     columns = [broadcast(who, name, hyper[name], params, spec) for name in names]
-    rows = (tuple(map(float, row)) for row in zip(*columns, strict=True))
-    row_of = dict(zip(paths(params), rows, strict=True))
+    values_of: dict[str, tuple[float, ...]] = {}
+    for path, *values in zip(paths(params), *columns, strict=True):
+        values_of[path] = tuple(map(float, values))
     # Leaves are sorted by name, but groups follow the order of the model.
-    groups = list(dict.fromkeys(row_of[name] for name in params))
-    number = {row: index for index, row in enumerate(groups)}
-    return groups, {name: number[row_of[name]] for name in params}
+    groups: dict[tuple[float, ...], int] = {}
+    group_of = {}
+    for name in params:
+        group_of[name] = groups.setdefault(values_of[name], len(groups))
+    return list(groups), group_of

@@ -8,12 +8,13 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import optree
 from torch import Tensor
 
+from functional_sgd.tree import Tree
+from loop.history import column_names
 from loop.state import State
 
 MOST_GROUPS = 16
@@ -33,23 +34,20 @@ def numbers_of(state: State) -> dict[str, float]:
     >>> numbers_of(state)
     {'loss': 2.0, 'lr/0': 0.1, 'lr/1': 0.2, 'mom': 0.9}
     """
-    rows = state.history.rows
     # Between batches a state has no xb.
     if state.xb is not None:
         values = {"loss": state.loss, **state.hyper}
     else:
-        values = {
-            name: value
-            for name, value in (rows[-1] if rows else {}).items()
-            if name != "train_iter"
-        }
+        rows = state.history.rows
+        values = dict(rows[-1]) if rows else {}
+        values.pop("train_iter", None)
     named: dict[str, float] = {}
     for name, value in values.items():
         named |= _named(name, value)
     return named
 
 
-def _named(name: str, value: Any) -> dict[str, float]:
+def _named(name: str, value: Tree) -> dict[str, float]:
     """The numbers in a value, by name; equal ones in a tree once."""
     paths, leaves, _ = optree.tree_flatten_with_path(value)
     numbers: dict[str, float] = {}
@@ -65,7 +63,7 @@ def _named(name: str, value: Any) -> dict[str, float]:
     return numbers
 
 
-def csv_text(rows: Iterable[Mapping[str, Any]]) -> str:
+def csv_text(rows: Iterable[Mapping[str, object]]) -> str:
     """A table as CSV: a header of all columns as they first come, then a line for each row, with
     nothing for None.
 
@@ -80,14 +78,13 @@ def csv_text(rows: Iterable[Mapping[str, Any]]) -> str:
     if not rows:
         return ""
     file = io.StringIO(newline="")
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+    writer = csv.DictWriter(file, column_names(rows), restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(_cells(row) for row in rows)
     return file.getvalue()
 
 
-def rows_of_others(text: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+def rows_of_others(text: str, rows: Sequence[Mapping[str, object]]) -> list[dict[str, str]]:
     """The rows of a table, as text, up to where a history begins that has these rows; all of them
     if it does not.
 
@@ -107,22 +104,22 @@ def rows_of_others(text: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[st
     return found[: starts[-1]] if starts else found
 
 
-def json_line(values: Mapping[str, Any]) -> str:
+def json_line(values: Mapping[str, object]) -> str:
     """An object on one line; null for what JSON has no number for.
 
     >>> json_line({"epoch": 0, "loss": float("nan")})
     '{"epoch": 0, "loss": null}\\n'
     """
-    plain = {name: _plain(value) for name, value in values.items()}
-    finite = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in plain.items()
-    }
+    finite: dict[str, object] = {}
+    for name, value in values.items():
+        plain = _plain(value)
+        missing = isinstance(plain, float) and not math.isfinite(plain)
+        finite[name] = None if missing else plain
     return json.dumps(finite) + "\n"
 
 
 def lines_up_to(
-    lines: Iterable[str], train_iter: int, rows: Sequence[Mapping[str, Any]]
+    lines: Iterable[str], train_iter: int, rows: Sequence[Mapping[str, object]]
 ) -> list[str]:
     """Of a log of JSON lines, those of batches up to train_iter, and those of epochs that are in
     the history's rows.
@@ -131,14 +128,15 @@ def lines_up_to(
     """
     # Count the rows: a run that failed between writing a row and committing it writes the row again
     # when it is resumed.
-    kept, epochs = [], Counter((row.get("epoch"), row.get("train_iter")) for row in rows)
+    epochs = Counter((row.get("epoch"), row.get("train_iter")) for row in rows)
+    kept = []
     for line in lines:
         if not line.endswith("\n"):
             break
         try:
             entry = json.loads(line)
             place = entry.get("epoch"), entry["train_iter"]
-            known = epochs[place] > 0 if "epoch" in entry else place[1] <= train_iter
+            known = epochs[place] > 0 if "epoch" in entry else entry["train_iter"] <= train_iter
         except (ValueError, TypeError, KeyError, AttributeError):
             raise ValueError(f"it has the line {line[:80]!r}") from None
         if known:
@@ -164,16 +162,21 @@ def common_start(one: bytes, other: bytes) -> int:
     return low
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """A tensor of one element, or a number of numpy's, as a number of Python's."""
-    if isinstance(value, Tensor):
-        return value.detach().item() if value.numel() == 1 else value
-    return value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return value.detach().item()
+    if isinstance(value, np.generic):
+        return value.item()
+    return value
 
 
-def _cells(row: Mapping[str, Any]) -> dict[str, str]:
-    plain = {name: _plain(value) for name, value in row.items()}
-    return {name: "" if value is None else str(value) for name, value in plain.items()}
+def _cells(row: Mapping[str, object]) -> dict[str, str]:
+    cells = {}
+    for name, value in row.items():
+        plain = _plain(value)
+        cells[name] = "" if plain is None else str(plain)
+    return cells
 
 
 def _known(row: Mapping[str, str]) -> dict[str, str]:
