@@ -174,26 +174,25 @@ def per_leaf(
 def broadcast(who: str, name: str, prefix: Tree, params: Tree, spec: Spec) -> list[Any]:
     """The value of a tree prefix for every leaf of params. Raises ValueError if it is not one."""
     leaves, prefix_spec = flatten(prefix)
+    # Which leaves of params each part covers, by number: a dict and an OrderedDict have the same
+    # keys in other orders.
+    numbers = unflatten(spec, range(spec.num_leaves))
     try:
-        subtrees = prefix_spec.flatten_up_to(params)
+        parts = prefix_spec.flatten_up_to(numbers)
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"{who}: {name!r} must be a number, a 0-d tensor, or a tree prefix of params, but "
             f"{prefix_difference(params, prefix)}. by_path(params, {{...}}) makes such a tree."
         ) from error
-    values: list[Any] = []
-    for leaf, subtree in zip(leaves, subtrees, strict=True):
-        values += [leaf] * len(flatten(subtree)[0])
-    if len(values) != spec.num_leaves:
-        raise ValueError(
-            f"{who}: {name!r} covers {len(values)} of {spec.num_leaves} leaves of params."
-        )
+    values: list[Any] = [None] * spec.num_leaves
+    covered = 0
+    for leaf, part in zip(leaves, parts, strict=True):
+        for number in flatten(part)[0]:
+            values[number] = leaf
+            covered += 1
+    if covered != spec.num_leaves:
+        raise ValueError(f"{who}: {name!r} covers {covered} of {spec.num_leaves} leaves of params.")
     return values
-
-
-def _is_tree(value: Tree) -> bool:
-    # Registered pytree nodes are trees as well; only a leaf flattens to itself.
-    return isinstance(value, (dict, list, tuple)) or flatten(value)[0] != [value]
 
 
 def _is_tree_of_scalars(value: Tree) -> bool:
