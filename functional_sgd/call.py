@@ -26,7 +26,7 @@ from functional_sgd.sharded import (
     placed,
 )
 from functional_sgd.signature import FROM_CALLER, STEP
-from functional_sgd.state import check_state, check_steps, first_shape
+from functional_sgd.state import check_state, check_steps, first_shape, in_order_of
 from functional_sgd.tracing import recorded
 from functional_sgd.tree import Spec, Tree, flatten, flatten_like, paths, unflatten
 from functional_sgd.wiring import CALLS, SEED, Call
@@ -201,6 +201,9 @@ def take_apart(
         if len(plan.shaped) < len(plan.slots) and not recorded():
             _check_shapes(plan, params, leaves, slots)
     check_steps(plan.who, state[STEP], len(leaves))
+    steps = state[STEP]
+    if known is None and plan.slots:
+        steps = in_order_of(spec, steps, state[plan.slots[0]])
     given, extras = _take_given(plan, params, spec, leaves, grad_leaves, extras)
     values = collect(plan.who, plan.defaults, hyper, extras, plan.ranges)
     hypers = {} if hyper is None else hyper
@@ -215,7 +218,7 @@ def take_apart(
     # A call without any gradient is no step: nothing has been learned, so nothing is counted.
     if CALLS in numbers and any(active):
         numbers[CALLS] = numbers[CALLS] + 1
-    step = _advanced(state[STEP], active)
+    step = _advanced(steps, active)
     return Leaves(
         spec, trees, leaves, grad_leaves, slots, given, step, numbers, shared, separate,
         known is not None, starts=starts, distributed=several,

@@ -1,7 +1,7 @@
 """Hypers: numbers, 0-d tensors, or tree prefixes of them; checked, and handed to each leaf."""
 
 import fnmatch
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeAlias, TypeVar
 
@@ -27,7 +27,8 @@ def by_path(params: Tree, values: Mapping[str, Hyper]) -> Tree:
 
     Names are dotted paths ("head.weight"), patterns are those of the shell (*, ?, [abc]); the first
     that matches wins. Returns a tree like params, to be used as a hyper. Raises ValueError when a
-    leaf matches no pattern, or a pattern no leaf, and TypeError for a module.
+    leaf matches no pattern, or a pattern no leaf that an earlier one leaves, and TypeError for a
+    module.
 
     >>> import torch
     >>> by_path({"body": torch.zeros(2), "head": torch.zeros(2)}, {"head*": 1e-2, "*": 1e-3})
@@ -51,18 +52,27 @@ def first_matches(
     """For each name the value of the first pattern that it fits (by `matches`, or another
     fits(name, pattern)).
 
-    Raises ValueError when a name matches no pattern, or a pattern no name.
+    Raises ValueError when a name matches no pattern, or a pattern no name, or none that an earlier
+    pattern leaves.
     """
     fits = matches if fits is None else fits
     check_patterns(who, names, values, fits)
     chosen = []
+    winners = set()
     for name in names:
         first = next((pattern for pattern in values if fits(name, pattern)), None)
         if first is None:
             raise ValueError(
                 f"{who}: no pattern matches leaf {name!r}. End with '*' to cover the rest."
             )
+        winners.add(first)
         chosen.append(values[first])
+    for pattern in values:
+        if pattern not in winners:
+            raise ValueError(
+                f"{who}: pattern {pattern!r} decides nothing, since the first match wins and "
+                f"earlier patterns match all of its leaves. Put it before them."
+            )
     return chosen
 
 
@@ -130,6 +140,28 @@ def collect(
     return values
 
 
+def with_hypers(hyper: Mapping[str, Hyper], new: Mapping[str, Hyper]) -> dict[str, Hyper]:
+    """The hypers with new ones. A new `lr` is for all parts of a partition, so it replaces theirs.
+
+    >>> with_hypers({"body.lr": 0.1, "head.lr": 0.5, "mom": 0.9}, {"lr": 0.3})
+    {'mom': 0.9, 'lr': 0.3}
+    """
+    others = {name: value for name, value in hyper.items() if not is_replaced(name, new)}
+    return {**others, **new}
+
+
+def is_replaced(name: str, new: Container[str]) -> bool:
+    """Whether a hyper is that of one part of a partition, and one for all parts is new.
+
+    >>> is_replaced("body.norms.lr", ["body.lr"]), is_replaced("body.lr", ["body.norms.lr"])
+    (True, False)
+    """
+    if name in new:
+        return False
+    *parts, last = name.split(".")
+    return any(".".join((*parts[:count], last)) in new for count in range(len(parts)))
+
+
 def per_leaf(
     who: str,
     values: Mapping[str, Any],
@@ -193,6 +225,11 @@ def broadcast(who: str, name: str, prefix: Tree, params: Tree, spec: Spec) -> li
     if covered != spec.num_leaves:
         raise ValueError(f"{who}: {name!r} covers {covered} of {spec.num_leaves} leaves of params.")
     return values
+
+
+def _is_tree(value: Any) -> bool:
+    """Whether it has leaves of its own; registered pytree nodes do as well."""
+    return isinstance(value, (dict, list, tuple)) or flatten(value)[0] != [value]
 
 
 def _is_tree_of_scalars(value: Tree) -> bool:

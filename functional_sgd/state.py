@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, TypeAlias
 
+import optree
 import torch
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from functional_sgd.rule import Rule
 from functional_sgd.sharded import check_whole, local, placed
 from functional_sgd.signature import STEP, Initializer
 from functional_sgd.tracing import transformed
-from functional_sgd.tree import Tree, flatten, paths, unflatten
+from functional_sgd.tree import Spec, Tree, flatten, paths, unflatten
 from functional_sgd.wiring import CALLS, SEED
 
 State: TypeAlias = dict[str, Any]
@@ -103,6 +104,27 @@ def extended(state: State, fresh: State, before: list[str], names: list[str]) ->
         else:
             grown[entry] = old
     return grown
+
+
+def in_order_of(spec: Spec, vector: Tensor, like: Tree) -> Tensor:
+    """A vector of a state, with an entry for each leaf, in the order of the leaves of `spec`.
+
+    `like` is a tree of the same state. A dict and an OrderedDict with the same keys are one tree to
+    everything that goes by keys, but a vector goes by places.
+
+    >>> from collections import OrderedDict
+    >>> spec = optree.tree_structure(OrderedDict(w=0, b=0))
+    >>> in_order_of(spec, torch.tensor([1, 2]), dict(b=0, w=0))
+    tensor([2, 1])
+    """
+    own = optree.tree_structure(like)
+    if own == spec or own.num_leaves != spec.num_leaves:
+        return vector
+    numbers = optree.tree_unflatten(own, range(own.num_leaves))
+    places: list[Any] = spec.flatten_up_to(numbers)
+    if places == list(range(len(places))):
+        return vector
+    return vector[torch.tensor(places, device=vector.device)]
 
 
 def new_steps(leaves: list[Tensor]) -> Tensor:

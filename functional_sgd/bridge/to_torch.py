@@ -1,5 +1,6 @@
 """An optimizer as a torch.optim.Optimizer, for code that expects one."""
 
+import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +11,17 @@ from torch import Tensor
 from functional_sgd.bridge.slots import Slots, detached, named_in
 from functional_sgd.errors import NAMES_ELSEWHERE, did_you_mean
 from functional_sgd.fusion.fused import donating
-from functional_sgd.hyper import Hyper
+from functional_sgd.hyper import Hyper, is_replaced, with_hypers
 from functional_sgd.memory import same_place
 from functional_sgd.optimizer import Optimizer, check_optimizer
 from functional_sgd.ranges import check_number
 from functional_sgd.state import State
 
-_OURS = {name: NAMES_ELSEWHERE[name] for name in ("betas", "momentum")}
+_OURS = {name: NAMES_ELSEWHERE[name] for name in ("betas", "momentum", "weight_decay")}
+
+
+_OF_TORCH = ("params", "param_names")
+"""What every group has besides hypers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +54,7 @@ class TorchOptimizer(torch.optim.Optimizer):
             raise TypeError(
                 "to_torch: expected parameters, got a module. Pass module.named_parameters()."
             )
-        defaults = {**opt.hyper, **hyper}
+        defaults = with_hypers(opt.hyper, hyper)
         # torch's __init__ calls add_param_group, which needs both.
         self._known_aliases: dict[int, dict[str, Any]] = {}
         self._slots = Slots(opt, [])
@@ -126,14 +131,13 @@ class TorchOptimizer(torch.optim.Optimizer):
         for name in in_groups:
             if name not in known:
                 continue
+            # The hypers of parts stand for "lr" where only some groups have one for all parts.
+            in_all = all(name in group for group in self.param_groups)
+            if not in_all and any(is_replaced(other, (name,)) for other in in_groups):
+                continue
             values = []
             for number, group in enumerate(self.param_groups):
-                if name not in group:
-                    raise ValueError(
-                        f"to_torch: group {number} has no {name!r}, which other groups have. Give "
-                        f"it one."
-                    )
-                values += [group[name]] * len(group["params"])
+                values += [self._value(name, number, group)] * len(group["params"])
             # Tensors are compared by identity, since their values may be on a device.
             shared = all(value is values[0] or _same_number(value, values[0]) for value in values)
             if shared and values:
@@ -142,10 +146,26 @@ class TorchOptimizer(torch.optim.Optimizer):
                 found[name] = dict(zip(self.named_params(), values, strict=True))
         return found
 
+    def _value(self, name: str, number: int, group: Mapping[str, Any]) -> Hyper:
+        """A hyper of a group. Raises ValueError if it has none."""
+        default = self.opt.hyper.get(name)
+        for_all = name.rpartition(".")[2]
+        # "lr" in a group is for all parts of a partition: it wins over "body.lr" unless somebody
+        # has set that too.
+        own = group.get(name, default)
+        if for_all in group and (own is default or _same_number(own, default)):
+            return group[for_all]
+        if name not in group:
+            raise ValueError(
+                f"to_torch: group {number} has no {name!r}, which other groups have. Give it one."
+            )
+        return group[name]
+
     def _follow_aliases(self, number: int, group: dict[str, Any]) -> None:
         """Keep torch's names in a group, and ours, the same: whichever was written last counts.
 
-        Torch's schedulers of momentum (OneCycleLR, CyclicLR) write "betas" or "momentum".
+        Torch's schedulers of momentum (OneCycleLR, CyclicLR) write "betas" or "momentum", and
+        schedules of weight decay "weight_decay".
         """
         for name, before in self._known_aliases[number].items():
             given = group.get(name, before)
@@ -163,10 +183,13 @@ class TorchOptimizer(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Train more parameters; what is kept of the others stays."""
-        # A group may have entries of others (a scheduler's initial_lr), so only names that hypers
-        # have elsewhere are checked.
+        # A group may have entries of others (a scheduler's initial_lr), so only names are refused
+        # that hypers have elsewhere, and those that look like a slip of the pen.
+        others = set(NAMES_ELSEWHERE) - self.opt.names
         for name in param_group:
-            if name in NAMES_ELSEWHERE:
+            known = {*self.opt.names, *others, *_OF_TORCH}
+            slip = name not in known and difflib.get_close_matches(name, known, cutoff=0.8)
+            if name in others or slip:
                 self._check_name(name)
         before = self.named_params() if self._slots.tree is not None else None
         super().add_param_group(param_group)
@@ -250,8 +273,9 @@ def to_torch(opt: Optimizer, params: Iterable[Any], **hyper: Hyper) -> TorchOpti
 
     The values are those of `opt` on a dict of the parameters, which it overwrites, so it is fused
     and donates by itself. `optimizer.state[param]` has the slots of a parameter, as in torch.optim.
-    Momenta are also found under torch's names ("betas", "momentum"), which
-    OneCycleLR and CyclicLR write to. For `sam`, `step` wants a closure. Raises ValueError for a
+    Momenta and the weight decay are also found under torch's names ("betas", "momentum",
+    "weight_decay"), which OneCycleLR, CyclicLR and the schedules of others write to. For `sam`,
+    `step` wants a closure. Raises ValueError for a
     hyper that no rule reads.
 
     >>> import torch
@@ -267,13 +291,15 @@ def to_torch(opt: Optimizer, params: Iterable[Any], **hyper: Hyper) -> TorchOpti
 
 
 def aliases_of(hypers: Mapping[str, Any]) -> dict[str, Any]:
-    """The momenta among some hypers under torch's names: "betas", or "momentum"."""
+    """Some hypers under torch's names: "betas", or "momentum"; and "weight_decay"."""
+    found: dict[str, Any] = {}
     for name, ours in _OURS.items():
+        if name == "momentum" and "betas" in found:
+            continue
         if all(own in hypers for own in ours):
             values = tuple(hypers[own] for own in ours)
-            alias = values if len(ours) > 1 else values[0]
-            return {name: alias}
-    return {}
+            found[name] = values if len(ours) > 1 else values[0]
+    return found
 
 
 def _unseen(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from functional_sgd.compile.traced import (
     trace,
 )
 from functional_sgd.fusion.fused import Fused
+from functional_sgd.hyper import with_hypers
 from functional_sgd.optimizer import Optimizer, check_optimizer
 from functional_sgd.state import State
 from functional_sgd.tree import Spec, Tree
@@ -86,7 +87,7 @@ def compile_step(
     def step(
         params: Tree, state: State, hyper: Mapping[str, Any] | None, *batch: object
     ) -> tuple[Any, Tree, State]:
-        numbers = numbers_of({**plain.hyper, **(hyper or {})})
+        numbers = numbers_of(with_hypers(plain.hyper, hyper or {}))
         arguments: Any = (params, state, numbers, batch)
         leaves, spec = optree.tree_flatten(arguments, none_is_leaf=True)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]

@@ -70,18 +70,20 @@ class Accumulate(Wrapper):
         calls = state[CALLS] + 1
         # Not only when it is equal: `every` may be lower now than when the window began.
         act = gathered >= own["every"]
-        acts = known(act, lambda: (*leaves, *grads_now, *flatten(others)[0]))
-        if acts is False:  # the optimizer need not be asked
+        says = known(act)
+        # Where derivatives are tracked, they are to be there on every call, if only as zeros.
+        tracked = known(act, lambda: (*leaves, *grads_now, *flatten(others)[0])) is None
+        if says is False and not tracked:  # the optimizer need not be asked
             kept = {"gathered": gathered, "given": given, "grad_sum": unflatten(spec, sums)}
             # The same tensors in dicts of their own: whoever changes the new state does not change
             # the old.
             inner = choose(act, state[INNER], state[INNER])
             return unflatten(spec, leaves), {CALLS: calls, **kept, INNER: inner}
-        if acts:
+        if says is None:  # while a program is recorded, nobody can look
+            active, taken = here, present
+        else:
             active = given > 0
             taken = active.tolist()
-        else:  # while a program is recorded, nobody can look
-            active, taken = here, present
         window = torch.maximum(gathered, given).unbind()  # longer for a leaf that had to wait
         means = unflatten(spec, _means(sums, window, taken))
         moved, inner = self.opt(params, means, state[INNER], others, **extras)

@@ -1,6 +1,6 @@
 """Let hypers, and numbers inside the model, follow schedules."""
 
-from collections.abc import Collection, Container, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeAlias
@@ -8,7 +8,7 @@ from typing import Any, ClassVar, TypeAlias
 import optree
 
 from functional_sgd.errors import did_you_mean
-from functional_sgd.hyper import Hyper
+from functional_sgd.hyper import Hyper, is_replaced, with_hypers
 from functional_sgd.schedules import Schedule, counts_steps
 from loop.callback import Callback, Order
 from loop.callbacks.parts.attributes import ROOT, Attribute, attributes_kept, find_attribute
@@ -167,16 +167,6 @@ def values_at(
     return {name: values[group] for name, group in group_of.items()}
 
 
-def with_hypers(hyper: Mapping[str, Hyper], new: Mapping[str, Hyper]) -> dict[str, Hyper]:
-    """The hypers with new ones. A new `lr` is for all parts of a partition, so it replaces theirs.
-
-    >>> with_hypers({"body.lr": 0.1, "head.lr": 0.5, "mom": 0.9}, {"lr": 0.3})
-    {'mom': 0.9, 'lr': 0.3}
-    """
-    others = {name: value for name, value in hyper.items() if not _replaces(name, new)}
-    return {**others, **new}
-
-
 def keep_hypers(state: State, who: str, names: Iterable[str]) -> State:
     """The state that remembers these hypers, for `put_back`, before the callback `who`
     sets them.
@@ -185,7 +175,7 @@ def keep_hypers(state: State, who: str, names: Iterable[str]) -> State:
     before = {}
     for name, value in state.hyper.items():
         # `with_hypers` drops the values of parts when one for all parts is set.
-        is_dropped = _replaces(name, sets)
+        is_dropped = is_replaced(name, sets)
         if name in sets or is_dropped:
             before[name] = value
     # In the state, since a stopped run never reaches after_fit: the next run puts back.
@@ -218,11 +208,6 @@ def put_all_back(state: State) -> State:
     for who in reversed(state.memory.get(KEPT, {})):
         state = put_back(state, who)
     return state
-
-
-def _replaces(name: str, new: Container[str]) -> bool:
-    """Whether a hyper is that of one part of a partition, and one for all parts is new."""
-    return "." in name and name.rpartition(".")[2] in new and name not in new
 
 
 def check_unscheduled(who: str, state: State, hyper: str, own: str = "") -> None:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from functional_sgd.hyper import Hyper
+from functional_sgd.hyper import Hyper, with_hypers
 from loop.callback import Callback, Order
 from loop.callbacks.parts.hyper_groups import hyper_groups
 from loop.callbacks.recorder import Recorder
@@ -112,7 +112,7 @@ class TorchScheduler(Callback):
 
     def _begin(self, state: State) -> State:
         known = hyper_names(learner_of(state))
-        values = {**learner_of(state).opt.hyper, **state.hyper}
+        values = with_hypers(learner_of(state).opt.hyper, state.hyper)
         start = {name: values[name] for name in KEYS if name in known and name in values}
         driver = self._driver(state, Taken(start))
         if driver.wants_metric:
@@ -225,7 +225,7 @@ class Driver(Scheduled):
 
 def _set_hypers(state: State, driver: Driver, kept: Taken) -> State:
     values = {name: driver.values(name) for name in kept.sets}
-    return state.replace(hyper={**state.hyper, **values})
+    return state.replace(hyper=with_hypers(state.hyper, values))
 
 
 def _cycles_momentum(scheduler: object) -> bool:

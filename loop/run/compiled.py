@@ -22,6 +22,7 @@ from functional_sgd.compile.traced import (
     numbers_of,
     trace,
 )
+from functional_sgd.hyper import with_hypers
 from loop.run.attributes import attributes_of, changed_attributes
 from loop.run.chance import seed_torch
 from loop.run.graph_cache import (
@@ -224,7 +225,8 @@ class CompiledWork(Work):
             known: Any = {name: value for name, value in state.memory.items() if name in names}
             memory = optree.tree_map(counted, known, none_is_leaf=True)
         if self.updates:
-            opt, hyper = self._plain(learner.opt), numbers_of({**learner.opt.hyper, **state.hyper})
+            opt = self._plain(learner.opt)
+            hyper = numbers_of(with_hypers(learner.opt.hyper, state.hyper))
             opt_state = state.opt_state
         learned = self.learned = self.learned.now((state.buffers, state.params, opt_state))
         around, spec = flat((state.xb, state.yb, learner.loss, memory, hyper))

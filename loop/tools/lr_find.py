@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import optree
 
-from functional_sgd.hyper import Hyper
+from functional_sgd.hyper import Hyper, with_hypers
 from functional_sgd.schedules import Exponential
 from loop.callback import Callback, Order, without_reports
-from loop.callbacks.schedule import put_all_back, with_hypers
+from loop.callbacks.schedule import put_all_back
 from loop.callbacks.tracking import Tracker
 from loop.disk.encoding import storable
 from loop.history import History

@@ -10,7 +10,7 @@ from typing import TypeAlias
 import optree
 from torch import Tensor, nn
 
-from functional_sgd.hyper import Hyper
+from functional_sgd.hyper import Hyper, with_hypers
 from functional_sgd.notebook import html_facts, html_table
 from functional_sgd.tree import Tree
 from loop.callback import in_order, name_of
@@ -135,7 +135,7 @@ def summary(learner: Learner, state: State) -> Summary:
         tuple(layers(learner.model, state, found)),
         sizes(learner.model, state),
         repr(learner.opt),
-        {**learner.opt.hyper, **state.hyper},
+        with_hypers(learner.opt.hyper, state.hyper),
         metric_name(learner.loss),
         tuple(metric_name(metric) for metric in learner.metrics),
         tuple(name_of(callback) for callback in in_order(with_recorder(learner.callbacks))),

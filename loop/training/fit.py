@@ -12,6 +12,7 @@ import torch
 
 from functional_sgd.errors import did_you_mean, meant
 from functional_sgd.fusion.spent import Donate, check_donate
+from functional_sgd.hyper import with_hypers
 from functional_sgd.outputs import map_output
 from functional_sgd.ranges import check_number
 from functional_sgd.schedules import one_cycle, three_cosines
@@ -20,7 +21,7 @@ from functional_sgd.tree import Tree
 from loop.callback import taking_part
 from loop.callbacks import ParamScheduler, Recorder
 from loop.callbacks.recorder import RECORDER, recorded
-from loop.callbacks.schedule import put_all_back, with_hypers
+from loop.callbacks.schedule import put_all_back
 from loop.donation import check_not_spent, taken
 from loop.layout import processes
 from loop.learner import Learner, hyper_names
