@@ -70,7 +70,9 @@ def eight_bit(rules: Rule | Part | Chain, *slots: str) -> Rule | Part | Chain:
     made = [_converted(rule, slots, before) for rule in flat]
     if isinstance(rules, Rule):
         return made[0]
-    return chain(*made, **rules.given) if isinstance(rules, Chain) else part(*made, **rules.given)
+    if isinstance(rules, Chain):
+        return chain(*made, **rules.given)
+    return part(*made, **rules.given)
 
 
 def codes_of(param: Tensor) -> Tensor:
@@ -92,7 +94,8 @@ def _converted(rule: Rule, slots: tuple[str, ...], before: set[str]) -> Rule:
     chosen = []
     for slot, start in rule.starts.items():
         named = rule.outer(slot) in slots
-        if not callable(start) or not (named or (not slots and start is torch.zeros_like)):
+        meant = named or (not slots and start is torch.zeros_like)
+        if not meant or not callable(start):  # a number of the tree begins as a number
             continue
         reason = _needed(rule, slot, before)
         if reason and named:
@@ -119,20 +122,18 @@ def _with_codes(rule: Rule, chosen: tuple[str, ...]) -> Rule:
     """The rule with some slots, by the function's own names, in 8 bits."""
     # _EightBit calls the function by its own parameter names; the new rule does the renaming.
     plain = renamed(rule, {})
-    kept: dict[str, Any] = {
-        slot: start for slot, start in rule.starts.items() if slot not in chosen
-    }
+    kept = {slot: start for slot, start in rule.starts.items() if slot not in chosen}
+    names = dict(rule.renames)
+    writes = [*writes_of(plain, frozenset(plain.columns))]
     for slot in chosen:
         kept[slot + CODES], kept[slot + SCALES] = codes_of, scales_of
-    names = dict(rule.renames)
-    for slot in chosen:
-        for ending in (CODES, SCALES):
-            if rule.outer(slot) != slot:
-                names[slot + ending] = rule.outer(slot) + ending
-    written = writes_of(plain, frozenset(plain.columns))
+        writes += [slot + CODES, slot + SCALES]
+        if rule.outer(slot) != slot:
+            names[slot + CODES] = rule.outer(slot) + CODES
+            names[slot + SCALES] = rule.outer(slot) + SCALES
     declared = replace(
         rule.declared,
-        writes=(*written, *(slot + ending for slot in chosen for ending in (CODES, SCALES))),
+        writes=tuple(writes),
         positive=tuple(slot for slot in rule.declared.positive if slot not in chosen),
         blocks=tuple((slot + CODES, slot + SCALES) for slot in chosen),
     )

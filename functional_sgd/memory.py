@@ -1,7 +1,7 @@
 """Where tensors lie in memory."""
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from functional_sgd.sharded import local
 
-Addresses: TypeAlias = NDArray[Any]
+Addresses: TypeAlias = NDArray[np.int64]
 """Where tensors begin, as an array of 64-bit integers."""
 
 

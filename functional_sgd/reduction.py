@@ -8,9 +8,10 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
+from functional_sgd.collectives import IDENTITY
 from functional_sgd.pairs import as_real
 from functional_sgd.precision import widest
-from functional_sgd.sharded import IDENTITY, Shards, any_distributed, full, local, settled
+from functional_sgd.sharded import Shards, any_distributed, full, local, settled
 from functional_sgd.tracing import followed
 
 Over: TypeAlias = Literal["leaf", "tree"]
@@ -49,8 +50,8 @@ class Reduction:
         # Twice: the expression may have made float32 again, of a constant or a comparison.
         value = _wide(value)
         if value.numel() == 0:
-            return full(self.of_nothing(value))  # type: ignore[no-any-return]
-        return full(self.whole(value))  # type: ignore[no-any-return]
+            return full(self.of_nothing(value))
+        return full(self.whole(value))
 
     def of_nothing(self, like: Tensor) -> Tensor:
         """The part of a leaf without elements."""

@@ -10,14 +10,22 @@ import functools
 import itertools
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar, overload
 
 import torch
 from torch import Tensor
 
+from functional_sgd.collectives import Combination, Placement, Spec, all_replicas, by_mesh
 from functional_sgd.memo import by_identity
 
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor
+    from typing_extensions import TypeIs
+
 _PLAIN = frozenset({Tensor, torch.nn.Parameter, type(None)})
+
+Value = TypeVar("Value")
 
 Names: TypeAlias = Callable[[], Sequence[str]]
 """The paths of all leaves, once they are needed."""
@@ -25,16 +33,13 @@ Names: TypeAlias = Callable[[], Sequence[str]]
 Rows: TypeAlias = Sequence[int | None]
 """The leaf of each row of a table; None for a row that is finished."""
 
-IDENTITY: Mapping[str, float] = {"sum": 0.0, "max": float("-inf"), "all": 1.0}
-"""What adds nothing to a combination: that of no elements."""
 
-
-def any_distributed(values: Iterable[Any]) -> bool:
+def any_distributed(values: Iterable[object]) -> bool:
     """Whether one of these is a DTensor."""
     return any(map(_is_kind, set(map(type, values)) - _PLAIN))
 
 
-def distributed(value: Any) -> bool:
+def distributed(value: object) -> "TypeIs[DTensor]":
     """Whether this is a DTensor."""
     return type(value) not in _PLAIN and _is_kind(type(value))
 
@@ -44,7 +49,11 @@ def _is_kind(kind: type) -> bool:
     return known is not None and issubclass(kind, known)
 
 
-def local(value: Any) -> Any:
+@overload
+def local(value: Tensor) -> Tensor: ...
+@overload
+def local(value: Value) -> Value: ...
+def local(value: object) -> object:
     """This process's piece of a DTensor; anything else as it is."""
     if not distributed(value):
         return value
@@ -56,7 +65,11 @@ def local(value: Any) -> Any:
     return piece if wait is None else wait()
 
 
-def full(value: Any) -> Any:
+@overload
+def full(value: Tensor) -> Tensor: ...
+@overload
+def full(value: Value) -> Value: ...
+def full(value: object) -> object:
     """All of a DTensor, as a plain tensor; anything else as it is."""
     if not distributed(value):
         return value
@@ -76,7 +89,7 @@ class _PlainBackwards(torch.autograd.Function):
         return full(grads[0])
 
 
-def placed(value: Any, like: Any) -> Any:
+def placed(value: Tensor, like: object) -> Tensor:
     """The value as `like` is placed: summed if it is Partial, moved if it is cut otherwise.
 
     Beside a DTensor, a plain value counts as one that all processes have.
@@ -92,7 +105,7 @@ def placed(value: Any, like: Any) -> Any:
     return value.redistribute(like.device_mesh, like.placements)
 
 
-def all_placed(leaves: Sequence[Any], values: Sequence[Any]) -> bool:
+def all_placed(leaves: Sequence[object], values: Sequence[object]) -> bool:
     """Whether each value is a DTensor that is placed just like its leaf, and of its shape.
 
     False may mean that somebody has to look closer.
@@ -100,37 +113,41 @@ def all_placed(leaves: Sequence[Any], values: Sequence[Any]) -> bool:
     return by_identity(_same_places, _specs(leaves), _specs(values))  # type: ignore[no-any-return]
 
 
-def _specs(values: Sequence[Any]) -> tuple[Any, ...]:
+def _specs(values: Sequence[object]) -> tuple[Spec | None, ...]:
     return tuple(map(_spec, values))
 
 
-def _spec(value: Any) -> Any:
-    return getattr(value, "_spec", None)
+def _spec(value: object) -> Spec | None:
+    found: Spec | None = getattr(value, "_spec", None)
+    return found
 
 
-def _same_places(leaves: Sequence[Any], values: Sequence[Any]) -> bool:
-    if len(leaves) != len(values) or any(one is None for one in (*leaves, *values)):
+def _same_places(leaves: Sequence[Spec | None], values: Sequence[Spec | None]) -> bool:
+    return len(leaves) == len(values) and all(map(_same_place, leaves, values))
+
+
+def _same_place(leaf: Spec | None, value: Spec | None) -> bool:
+    if leaf is None or value is None:
         return False
-    return all(
-        (own.mesh is other.mesh or own.mesh == other.mesh)
-        and own.placements == other.placements
-        and own.shape == other.shape
-        and own.tensor_meta.dtype.is_complex == other.tensor_meta.dtype.is_complex
-        and not any(one.is_partial() for one in own.placements)
-        for own, other in zip(leaves, values, strict=True)
-    )
+    if leaf.mesh is not value.mesh and leaf.mesh != value.mesh:
+        return False
+    if leaf.placements != value.placements or leaf.shape != value.shape:
+        return False
+    if leaf.tensor_meta.dtype.is_complex != value.tensor_meta.dtype.is_complex:
+        return False
+    return not _any_partial(leaf.placements)
 
 
-def _cuts(specs: tuple[Any, ...]) -> list[bool]:
-    return [one is not None and not _replicas(one.placements) for one in specs]
+def _any_partial(placements: Sequence[Placement]) -> bool:
+    return any(one.is_partial() for one in placements)
 
 
-def _replicas(placements: Sequence[Any]) -> bool:
-    return all(one.is_replicate() for one in placements)
+def _cuts(specs: Sequence[Spec | None]) -> list[bool]:
+    return [one is not None and not all_replicas(one.placements) for one in specs]
 
 
 def check_placed(
-    who: str, what: str, names: Names, leaves: Sequence[Any], values: Sequence[Any]
+    who: str, what: str, names: Names, leaves: Sequence[object], values: Sequence[object]
 ) -> None:
     """Raise an error, with the path, unless each value can be brought to where its leaf is."""
     for place, (leaf, value) in enumerate(zip(leaves, values, strict=True)):
@@ -151,9 +168,9 @@ def check_placed(
             )
 
 
-def check_whole(who: str, names: Names, place: int, leaf: Any) -> None:
+def check_whole(who: str, names: Names, place: int, leaf: object) -> None:
     """Raise ValueError for a leaf that is Partial."""
-    if distributed(leaf) and any(one.is_partial() for one in leaf.placements):
+    if distributed(leaf) and _any_partial(leaf.placements):
         raise ValueError(
             f"{who}: expected leaf {names()[place]!r} to be replicated or sharded, got "
             f"{leaf.placements}: Partial is a sum that nobody has taken yet. Call its "
@@ -161,9 +178,9 @@ def check_whole(who: str, names: Names, place: int, leaf: Any) -> None:
         )
 
 
-def settled(value: Any) -> Any:
+def settled(value: Tensor) -> Tensor:
     """The value, summed if it is Partial."""
-    if not distributed(value) or not any(one.is_partial() for one in value.placements):
+    if not distributed(value) or not _any_partial(value.placements):
         return value
     from torch.distributed.tensor import Replicate
 
@@ -171,15 +188,15 @@ def settled(value: Any) -> Any:
     return value.redistribute(placements=kept)
 
 
-def element_numbers(like: Tensor, leaf: Any) -> Tensor:
+def element_numbers(like: Tensor, leaf: Tensor | None) -> Tensor:
     """The number of each element within its leaf, in logical order.
 
     `like` is a column of the leaf; if that is a DTensor, the column's piece on this process.
     """
     if leaf is None or not distributed(leaf):
         return torch.arange(like.numel(), device=like.device).reshape(like.shape)
-    mesh: Any = leaf.device_mesh
-    coordinate = mesh.get_coordinate()
+    mesh = leaf.device_mesh
+    coordinate: Any = mesh.get_coordinate()  # None only on processes that have no piece
     shape = (*leaf.shape, *like.shape[leaf.dim() :])  # complex leaves are pairs of reals
     numbers = torch.zeros((), dtype=torch.int64, device=like.device)
     for axis, size in enumerate(shape):
@@ -197,19 +214,19 @@ def element_numbers(like: Tensor, leaf: Any) -> Tensor:
     return numbers.reshape(like.shape)
 
 
-def over_pieces(draw: Callable[[Tensor, Any], Any], like: Any) -> Any:
+def over_pieces(draw: Callable[[Tensor, Tensor], Iterable[Tensor]], like: Tensor) -> Any:
     """DTensors of what `draw(piece, leaf)` gives for the pieces of a DTensor."""
     like = settled(like)
     return tuple(_joined(piece, like, like.shape) for piece in draw(local(like), like))
 
 
-def _replicated(value: Tensor, mesh: Any) -> Any:
+def _replicated(value: Tensor, mesh: "DeviceMesh") -> "DTensor":
     from torch.distributed.tensor import DTensor, Replicate
 
     return DTensor.from_local(value, mesh, [Replicate()] * mesh.ndim, run_check=False)
 
 
-def _joined(piece: Tensor, leaf: Any, shape: Sequence[int]) -> Any:
+def _joined(piece: Tensor, leaf: Any, shape: Sequence[int]) -> "DTensor":
     """The DTensor of this shape that is cut as a leaf is, of this process's piece."""
     from torch.distributed.tensor import DTensor
 
@@ -223,6 +240,14 @@ def _joined(piece: Tensor, leaf: Any, shape: Sequence[int]) -> Any:
     )
 
 
+class _Moved(NamedTuple):
+    """A slot that is placed otherwise than its leaf."""
+
+    place: int  # of the leaf
+    piece: Tensor  # what is worked on
+    slot: Tensor
+
+
 class Shards:
     """The leaves of one call, some of which are DTensors, and the pieces that are worked on.
 
@@ -230,19 +255,19 @@ class Shards:
     its own stays a DTensor, which only rules that look at whole leaves read.
     """
 
-    def __init__(self, params: Sequence[Any], slots: Mapping[str, Sequence[Any]]) -> None:
-        self.leaves: Sequence[Any] = params
-        self.originals: dict[str, Sequence[Any]] = {"param": params, **slots}
+    def __init__(self, params: Sequence[Tensor], slots: Mapping[str, Sequence[Tensor]]) -> None:
+        self.leaves: Sequence[Any] = params  # those that are cut are DTensors
+        self.originals: dict[str, Sequence[Tensor]] = {"param": params, **slots}
         self.cut: list[bool] = by_identity(_cuts, _specs(params))
         self.any_cut = any(self.cut)
-        self.pieces: dict[str, list[Any]] = {"param": list(map(local, params))}
-        self.moved: list[tuple[int, Any, Any]] = []  # slots that are placed otherwise than leaves
+        self.pieces: dict[str, list[Tensor]] = {"param": list(map(local, params))}
+        self.moved: list[_Moved] = []
         for name, values in slots.items():
             pieces = self.pieces[name] = self.column(values)
             if not all_placed(params, values):
                 for index, (piece, value) in enumerate(zip(pieces, values, strict=True)):
                     if piece is not local(value) and not distributed(piece):
-                        self.moved.append((index, piece, value))
+                        self.moved.append(_Moved(index, piece, value))
 
     def column(self, values: Sequence[Any]) -> list[Any]:
         """The pieces of a column."""
@@ -253,7 +278,7 @@ class Shards:
                 return pieces
         return [None if value is None else self.piece(k, value) for k, value in enumerate(values)]
 
-    def piece(self, index: int, value: Any) -> Any:
+    def piece(self, index: int, value: Tensor) -> Tensor:
         """What is worked on of a leaf's column."""
         leaf = self.leaves[index]
         pairs = (*leaf.shape, 2) if leaf.is_complex() else leaf.shape
@@ -295,7 +320,7 @@ class Shards:
                 results.append(self._wrapped(index, value, like))
         return results
 
-    def _wrapped(self, index: int, value: Any, like: Any) -> Any:
+    def _wrapped(self, index: int, value: Tensor, like: Tensor) -> Tensor:
         leaf = self.leaves[index]
         if not distributed(value) and distributed(like) and like.placements == leaf.placements:
             from torch.distributed.tensor import DTensor
@@ -306,8 +331,8 @@ class Shards:
 
     def write_back(self) -> None:
         """After a donated step: bring slots that were moved to where they were."""
-        for index, piece, value in self.moved:
-            local(value).copy_(local(placed(self.whole(index, piece), value)))
+        for place, piece, slot in self.moved:
+            local(slot).copy_(local(placed(self.whole(place, piece), slot)))
 
     def combine(
         self, tables: Sequence[Tensor], indices: Sequence[Rows], kinds: Sequence[str]
@@ -321,8 +346,9 @@ class Shards:
         rows = itertools.chain(*indices)
         specs = [None if index is None else _spec(self.leaves[index]) for index in rows]
         flat = tables[0] if len(tables) == 1 else torch.cat([t.to(tables[0]) for t in tables])
-        for asked in by_identity(_by_mesh, tuple(specs)):
-            asked.combine(flat, kinds)
+        combinations: list[Combination] = by_identity(by_mesh, tuple(specs))
+        for combination in combinations:
+            combination.combine(flat, kinds)
         if len(tables) > 1:
             pieces = torch.split(flat, list(map(len, tables)))
             for table, totals in zip(tables, pieces, strict=True):
@@ -331,79 +357,10 @@ class Shards:
     @property
     def n_collectives(self) -> int:
         """How many collectives bring the numbers of all leaves together."""
-        return sum(len(asked.groups) for asked in _by_mesh(_specs(self.leaves)))
+        return sum(len(combination.groups) for combination in by_mesh(_specs(self.leaves)))
 
     @functools.cached_property
-    def _only_mesh(self) -> Any:
+    def _only_mesh(self) -> "DeviceMesh | None":
         """The mesh of all leaves that are DTensors; None if there are several."""
         meshes = {leaf.device_mesh for leaf in self.leaves if distributed(leaf)}
         return meshes.pop() if len(meshes) == 1 else None
-
-
-class _Asked(NamedTuple):
-    """The rows of a table of parts that the processes of a mesh bring together."""
-
-    rows: list[int] | None  # None: all
-    silent: list[int]  # those among them that other processes send, which have the same piece
-    groups: list[Any]
-    device: str
-
-    def combine(self, table: Tensor, kinds: Sequence[str]) -> None:
-        """Replace the parts by totals."""
-        import torch.distributed as dist
-
-        # Not a set: its order differs between processes, and all must call the same collectives in
-        # the same order.
-        for kind in dict.fromkeys(kinds):
-            columns = [place for place, one in enumerate(kinds) if one == kind]
-            chosen = table if self.rows is None else table[self.rows]
-            own = chosen[:, columns].to(self.device)  # a copy
-            if self.silent:
-                # Replicas hold the same piece: one of them speaks, or a sum would count it several
-                # times.
-                own[self.silent] = IDENTITY[kind]
-            operation = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
-            for group in self.groups:
-                dist.all_reduce(own, op=operation.get(kind, dist.ReduceOp.MIN), group=group)
-            chosen[:, columns] = own.to(table.device)
-            if self.rows is not None:
-                table[self.rows] = chosen
-
-
-def _by_mesh(specs: Sequence[Any]) -> list[_Asked]:
-    """Who is asked for which rows; a row without a spec, or of a whole leaf, needs nobody."""
-    cut = _cuts(tuple(specs))
-    meshes: dict[Any, list[int]] = {}
-    for row, spec in enumerate(specs):
-        if cut[row]:
-            meshes.setdefault(spec.mesh, []).append(row)
-    found = []
-    for mesh, rows in meshes.items():
-        coordinate = mesh.get_coordinate()
-        if coordinate is None:
-            raise ValueError(
-                f"reductions: a leaf is on {mesh}, to which this process does not belong, so it "
-                f"has no part in a number made of it. Give each process leaves of its own meshes."
-            )
-        layouts = [specs[row].placements for row in rows]
-        # Along other dimensions all processes hold the same, so nothing has to be combined.
-        dims = [dim for dim, own in enumerate(zip(*layouts, strict=True)) if not _replicas(own)]
-        # Of pieces that several processes have alike, one counts: so one sum serves all leaves.
-        silent = [
-            place
-            for place, own in enumerate(layouts)
-            if any(own[dim].is_replicate() and coordinate[dim] for dim in dims)
-        ]
-        everything = len(rows) == len(specs)
-        groups = _groups(mesh, dims)
-        found.append(_Asked(None if everything else rows, silent, groups, mesh.device_type))
-    return found
-
-
-def _groups(mesh: Any, dims: Sequence[int]) -> list[Any]:
-    """The process groups that reach every process along these dimensions of a mesh."""
-    import torch.distributed as dist
-
-    if len(dims) > 1 and len(dims) == mesh.ndim and mesh.size() == dist.get_world_size():
-        return [dist.group.WORLD]  # one collective in the place of one for each dimension
-    return [mesh.get_group(dim) for dim in dims]

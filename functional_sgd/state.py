@@ -1,7 +1,7 @@
 """The state of an optimizer: a dict of tensors. And the one place where precision is decided."""
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, TypeAlias
 
@@ -37,13 +37,14 @@ def init_state(rules: tuple[Rule, ...], numbers: tuple[str, ...], params: Tree) 
         for name, initializer in rule.initializers.items():
             first = [_first_value(rule, initializer, leaf) for leaf in leaves]
             state[name] = unflatten(spec, first)
-    starts = {rule.outer(n): rule.starts[n] for rule in rules for n in rule.signature.numbers}
+    starts: dict[str, Any] = {}
+    for rule in rules:
+        starts.update((rule.outer(name), rule.starts[name]) for name in rule.signature.numbers)
     for name in numbers:
         whole = name in (CALLS, SEED)
         device = device_of(leaves)
         kind = torch.int64 if whole else widest(device)
-        start: Any = starts.get(name, 0)
-        state[name] = torch.tensor(start, dtype=kind, device=device)
+        state[name] = torch.tensor(starts.get(name, 0), dtype=kind, device=device)
     return state
 
 
@@ -63,8 +64,10 @@ def seeded(state: State, seed: int | str) -> State:
             # Added, not set: the parts of a partition begin with different seeds and must keep them
             # different.
             found[name] = value + number
+        elif type(value) is dict:
+            found[name] = seeded(value, number)
         else:
-            found[name] = seeded(value, number) if type(value) is dict else value
+            found[name] = value
     return found
 
 
@@ -96,10 +99,10 @@ def extended(state: State, fresh: State, before: list[str], names: list[str]) ->
         elif first.shape == (len(names),):
             # One entry for each leaf, like the steps; other tensors belong to the whole tree.
             places = {name: place for place, name in enumerate(before)}
-            each = [
-                old[places[name]] if name in places else value
-                for name, value in zip(names, first.unbind(), strict=True)
-            ]
+            each = list(first.unbind())
+            for index, name in enumerate(names):
+                if name in places:
+                    each[index] = old[places[name]]
             grown[entry] = torch.stack(each)
         else:
             grown[entry] = old
@@ -143,7 +146,7 @@ def device_of(leaves: list[Tensor]) -> torch.device:
     return devices.pop() if len(devices) == 1 else torch.device("cpu")
 
 
-def check_state(who: str, state: Any, entries: tuple[str, ...]) -> None:
+def check_state(who: str, state: object, entries: tuple[str, ...]) -> None:
     """Raise ValueError unless the state has exactly these entries."""
     if not isinstance(state, Mapping):
         raise TypeError(
@@ -163,7 +166,7 @@ def check_state(who: str, state: Any, entries: tuple[str, ...]) -> None:
         )
 
 
-def check_steps(who: str, step: Any, count: int) -> None:
+def check_steps(who: str, step: object, count: int) -> None:
     """Raise ValueError unless there is an entry for each leaf."""
     if not isinstance(step, Tensor) or step.shape != (count,):
         found = tuple(step.shape) if isinstance(step, Tensor) else type(step).__name__
@@ -190,11 +193,8 @@ def stored(value: Tensor, like: Tensor) -> Tensor:
     value = placed(value, like)
     if like.is_complex():
         return torch.view_as_complex(value.to(like.real.dtype))
-    return (
-        value.to(like.dtype).reshape(like.shape)
-        if value.shape != like.shape
-        else value.to(like.dtype)
-    )
+    value = value.to(like.dtype)
+    return value.reshape(like.shape) if value.shape != like.shape else value
 
 
 def owned(value: Tensor, *others: Tensor | None) -> Tensor:
@@ -282,7 +282,7 @@ def _share(one: Tensor, other: Tensor) -> bool:
         return one is other
 
 
-def check_params(leaves: list[Any]) -> None:
+def check_params(leaves: Sequence[object]) -> None:
     """Raise TypeError unless every leaf is a tensor that can be trained."""
     for leaf in leaves:
         if not isinstance(leaf, Tensor):

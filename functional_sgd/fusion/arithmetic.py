@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from functional_sgd.randomness import factor_of
 from functional_sgd.wiring import Call, Reduced
@@ -47,14 +47,17 @@ class Node:
         return [arg for arg in self.args if isinstance(arg, Node)]
 
     def __repr__(self) -> str:
-        args = [f"%{arg.index}" if isinstance(arg, Node) else repr(arg) for arg in self.args]
-        return f"{self.op}({', '.join(args)})"
+        return f"{self.op}({', '.join(map(_shown, self.args))})"
 
     # What rules do with tensors: operators, torch functions, methods.
 
     @classmethod
     def __torch_function__(
-        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        cls,
+        func: Callable[..., object],
+        types: Collection[type],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
     ) -> "Node":
         name = getattr(func, "__name__", str(func))
         return _apply(name, args, kwargs or {})
@@ -80,10 +83,10 @@ class Graph:
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
-        self._known: dict[tuple[Any, ...], Node] = {}
+        self._known: dict[tuple[object, ...], Node] = {}
 
     def node(
-        self, op: str, *args: Any, element: bool | None = None, stage: int | None = None
+        self, op: str, *args: object, element: bool | None = None, stage: int | None = None
     ) -> Node:
         """The node with this operation and these arguments (nodes or constants)."""
         inputs = [arg for arg in args if isinstance(arg, Node)]
@@ -91,9 +94,7 @@ class Graph:
             element = any(arg.element for arg in inputs)
         if stage is None:
             stage = max((arg.stage for arg in inputs), default=0)
-        # By type and repr, since 1, 1.0 and True are equal as keys, and 0.0 and -0.0 too.
-        words = [("%", a.index) if isinstance(a, Node) else (type(a), repr(a)) for a in args]
-        key = (op, element, *words)
+        key = (op, element, *map(_identity, args))
         if key not in self._known:
             self._known[key] = Node(self, op, args, element, len(self.nodes), stage)
             self.nodes.append(self._known[key])
@@ -115,19 +116,18 @@ class Graph:
         """A word of a random key: a whole number below 2**32."""
         return self.node("word", name, element=False)
 
-    def value(self, constant: Any) -> Node:
+    def value(self, constant: object) -> Node:
         """A constant."""
         if isinstance(constant, Node):
             return constant
         if isinstance(constant, (bool, int, float)):
             return self.node("constant", float(constant), element=False)
-        known = isinstance(constant, torch.Tensor) and constant.device.type == "cpu"
-        if known and constant.dim() == 0:
+        if isinstance(constant, Tensor) and constant.device.type == "cpu" and constant.dim() == 0:
             return self.node("constant", float(constant), element=False)
         raise NotPointwise(f"it mixes in a {type(constant).__name__} that is not a number")
 
     def run(
-        self, call: Call, columns: Mapping[str, Node], scalars: Mapping[str, Any]
+        self, call: Call, columns: Mapping[str, Node], scalars: Mapping[str, object]
     ) -> dict[str, Node]:
         """Run a rule on symbols: name -> node for what it writes.
 
@@ -194,7 +194,20 @@ class SymbolKey:
         return graph.node("multiple", drawn, factor_of(self.position, draw))
 
 
-def _apply(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Node:
+def _shown(arg: object) -> str:
+    """An argument of a node, for people."""
+    return f"%{arg.index}" if isinstance(arg, Node) else repr(arg)
+
+
+def _identity(arg: object) -> tuple[object, object]:
+    """What tells an argument of a node from others."""
+    if isinstance(arg, Node):
+        return "%", arg.index
+    # By type and repr, since 1, 1.0 and True are equal as keys, and 0.0 and -0.0 too.
+    return type(arg), repr(arg)
+
+
+def _apply(name: str, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Node:
     if name not in FUNCTIONS:
         raise NotPointwise(f"it calls {name}, which is not a pointwise operation")
     graph = next(arg.graph for arg in (*args, *kwargs.values()) if isinstance(arg, Node))
@@ -207,7 +220,7 @@ def _apply(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Node:
 def _plain(op: str, arity: int) -> Callable[..., Node]:
     """A function whose arguments are values, and nothing else."""
 
-    def build(graph: Graph, *args: Any) -> Node:
+    def build(graph: Graph, *args: object) -> Node:
         if len(args) != arity:
             raise NotPointwise(f"it calls {op} with {len(args)} arguments")
         return graph.node(op, *map(graph.value, args))
@@ -219,15 +232,19 @@ def _swapped(op: str) -> Callable[..., Node]:
     return lambda graph, right, left: graph.node(op, graph.value(left), graph.value(right))
 
 
-def _is_logical(value: Any) -> bool:
+def _is_logical(value: object) -> bool:
     return isinstance(value, bool) or (isinstance(value, Node) and value.op in LOGICAL)
 
 
-def _logical(graph: Graph, op: str, *args: Any) -> Node:
+def _logical(graph: Graph, op: str, *args: object) -> Node:
     """An operation on truth values, of which some may be Python's."""
-    values = [graph.value(arg) for arg in args]
-    # A constant is a number: backends tell truth values by their operation.
-    truths = [v if v.op in LOGICAL else graph.node("ne", v, graph.value(0.0)) for v in values]
+    truths = []
+    for value in [graph.value(arg) for arg in args]:
+        if value.op in LOGICAL:
+            truths.append(value)
+        else:
+            # A constant is a number: backends tell truth values by their operation.
+            truths.append(graph.node("ne", value, graph.value(0.0)))
     return graph.node(op, *truths)
 
 
@@ -236,7 +253,7 @@ def _of_logical(logical: str, op: str) -> Callable[..., Node]:
     adds them with `or`, and multiplies them with `and`.
     """
 
-    def build(graph: Graph, left: Any, right: Any) -> Node:
+    def build(graph: Graph, left: object, right: object) -> Node:
         if _is_logical(left) and _is_logical(right):
             return _logical(graph, logical, left, right)
         return graph.node(op, graph.value(left), graph.value(right))
@@ -250,26 +267,26 @@ _largest = _of_logical("or", "maximum")
 _smallest = _of_logical("and", "minimum")
 
 
-def _add(graph: Graph, left: Any, right: Any, *, alpha: Any = 1) -> Node:
+def _add(graph: Graph, left: object, right: object, *, alpha: object = 1) -> Node:
     return _sum(graph, left, _times(graph, right, alpha))
 
 
-def _sub(graph: Graph, left: Any, right: Any, *, alpha: Any = 1) -> Node:
+def _sub(graph: Graph, left: object, right: object, *, alpha: object = 1) -> Node:
     return graph.node("sub", graph.value(left), graph.value(_times(graph, right, alpha)))
 
 
-def _times(graph: Graph, value: Any, factor: Any) -> Any:
+def _times(graph: Graph, value: object, factor: object) -> object:
     # A factor of 1 must leave a boolean what it is, or `_add` would add numbers.
     if not isinstance(factor, Node) and factor == 1:
         return value
     return _mul(graph, value, factor)
 
 
-def _div(graph: Graph, left: Any, right: Any) -> Node:
+def _div(graph: Graph, left: object, right: object) -> Node:
     return graph.node("div", graph.value(left), graph.value(right))
 
 
-def _pow(graph: Graph, base: Any, exponent: Any) -> Node:
+def _pow(graph: Graph, base: object, exponent: object) -> Node:
     base, exponent = graph.value(base), graph.value(exponent)
     # As torch does, bit for bit.
     if exponent.op == "constant" and exponent.args[0] == 2.0:
@@ -279,20 +296,23 @@ def _pow(graph: Graph, base: Any, exponent: Any) -> Node:
     return graph.node("pow", base, exponent)
 
 
-def _square(graph: Graph, value: Any) -> Node:
+def _square(graph: Graph, value: object) -> Node:
     if _is_logical(value):
         return _where(graph, value, 1.0, 0.0)  # to torch, the square of one is a number
     return _mul(graph, value, value)
 
 
-def _clamp(graph: Graph, value: Any, min: Any = None, max: Any = None) -> Node:
-    # The upper bound is applied last: in torch it wins where the bounds cross.
+def _clamp(graph: Graph, value: object, min: object = None, max: object = None) -> Node:
     clamped = graph.value(value)
-    clamped = clamped if min is None else graph.node("maximum", clamped, graph.value(min))
-    return clamped if max is None else graph.node("minimum", clamped, graph.value(max))
+    if min is not None:
+        clamped = graph.node("maximum", clamped, graph.value(min))
+    # The upper bound is applied last: in torch it wins where the bounds cross.
+    if max is not None:
+        clamped = graph.node("minimum", clamped, graph.value(max))
+    return clamped
 
 
-def _where(graph: Graph, condition: Any, yes: Any, no: Any) -> Node:
+def _where(graph: Graph, condition: object, yes: object, no: object) -> Node:
     if _is_logical(yes) and _is_logical(no):
         chosen = _logical(graph, "and", condition, yes)
         other = _logical(graph, "and", _logical(graph, "not", condition), no)
@@ -300,25 +320,24 @@ def _where(graph: Graph, condition: Any, yes: Any, no: Any) -> Node:
     return graph.node("where", graph.value(condition), graph.value(yes), graph.value(no))
 
 
-def _lerp(graph: Graph, start: Any, end: Any, weight: Any) -> Node:
+def _lerp(graph: Graph, start: object, end: object, weight: object) -> Node:
     difference = _sub(graph, end, start)
     near = _add(graph, start, _mul(graph, weight, difference))
     # The formula of torch.lerp: it ends exactly at `end` for weight 1, which the near one does not.
     far = _sub(graph, end, _mul(graph, difference, _sub(graph, 1.0, weight)))
-    return _where(
-        graph, graph.node("lt", graph.node("abs", graph.value(weight)), graph.value(0.5)), near, far
-    )
+    nearer = graph.node("lt", graph.node("abs", graph.value(weight)), graph.value(0.5))
+    return _where(graph, nearer, near, far)
 
 
-def _addcmul(graph: Graph, value: Any, left: Any, right: Any, *, value_: Any = 1) -> Node:
-    return _add(graph, value, _mul(graph, _times(graph, left, value_), right))
+def _addcmul(graph: Graph, start: object, left: object, right: object, value: object) -> Node:
+    return _add(graph, start, _mul(graph, _times(graph, left, value), right))
 
 
-def _addcdiv(graph: Graph, value: Any, left: Any, right: Any, *, value_: Any = 1) -> Node:
-    return _add(graph, value, _div(graph, _times(graph, left, value_), right))
+def _addcdiv(graph: Graph, start: object, left: object, right: object, value: object) -> Node:
+    return _add(graph, start, _div(graph, _times(graph, left, value), right))
 
 
-def _itself(graph: Graph, value: Any) -> Node:
+def _itself(graph: Graph, value: object) -> Node:
     return graph.value(value)
 
 
@@ -352,32 +371,28 @@ FUNCTIONS: dict[str, Callable[..., Node]] = {
     **{name: _plain("or", 2) for name in ("logical_or", "bitwise_or", "__or__", "__ror__")},
     **{name: _plain("not", 1) for name in ("logical_not", "bitwise_not", "__invert__")},
     **dict.fromkeys(("clone", "detach", "contiguous", "positive", "__pos__"), _itself),
-    "__rsub__": _swapped("sub"),
-    "rsub": _swapped("sub"),
+    **dict.fromkeys(("rsub", "__rsub__"), _swapped("sub")),
     "__rtruediv__": _swapped("div"),
     "__rpow__": _swapped("pow"),
     "__mod__": _plain("remainder", 2),
     "__rmod__": _swapped("remainder"),
-    "__neg__": _plain("neg", 1),
-    "__abs__": _plain("abs", 1),
-    "negative": _plain("neg", 1),
-    "absolute": _plain("abs", 1),
+    **dict.fromkeys(("negative", "__neg__"), _plain("neg", 1)),
+    **dict.fromkeys(("absolute", "__abs__"), _plain("abs", 1)),
     **dict.fromkeys(("max", "maximum"), _largest),
     **dict.fromkeys(("min", "minimum"), _smallest),
     "square": _square,
     "reciprocal": lambda graph, value: _div(graph, 1.0, value),
     "relu": lambda graph, value: _clamp(graph, value, min=0.0),
-    "clamp": _clamp,
-    "clip": _clamp,
+    **dict.fromkeys(("clamp", "clip"), _clamp),
     "clamp_min": lambda graph, value, min: _clamp(graph, value, min=min),
     "clamp_max": lambda graph, value, max: _clamp(graph, value, max=max),
     "where": _where,
     "lerp": _lerp,
     "addcmul": lambda graph, start, left, right, value=1: _addcmul(
-        graph, start, left, right, value_=value
+        graph, start, left, right, value
     ),
     "addcdiv": lambda graph, start, left, right, value=1: _addcdiv(
-        graph, start, left, right, value_=value
+        graph, start, left, right, value
     ),
     "block_scale": _plain("block_scale", 1),
     **{name: _with_kind(name) for name in ("rounded", "neighbour", "encoded", "decode")},

@@ -1,9 +1,9 @@
 """Memory for results: large leaves share a buffer, which is used again once it was dropped."""
 
+import itertools
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,11 +46,15 @@ def results(pool: Pool, name: str, like: Sequence[Tensor], dtype: torch.dtype) -
         large = [tensor for tensor in like if tensor.numel() >= LARGE]
         if not large and like[0].dtype == dtype:
             return list(map(torch.empty_like, like))  # half the time without further arguments
-        pieces = iter(views(pool.take(name, sum(map(Tensor.numel, large)), dtype), large))
-        return [
-            next(pieces) if one.numel() >= LARGE else torch.empty_like(one, dtype=dtype)
-            for one in like
-        ]
+        buffer = pool.take(name, sum(map(Tensor.numel, large)), dtype)
+        pieces = iter(views(buffer, large))
+        made = []
+        for one in like:
+            if one.numel() >= LARGE:
+                made.append(next(pieces))
+            else:
+                made.append(torch.empty_like(one, dtype=dtype))
+        return made
 
 
 def apart(like: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
@@ -61,12 +65,11 @@ def apart(like: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
     sizes = [tensor.numel() for tensor in like]
     # 16 elements of one byte make the 16-byte alignment that Triton's wide loads need.
     room = [-size % 16 for size in sizes]
+    parts = list(itertools.chain.from_iterable(zip(sizes, room, strict=True)))
     with _outside_inference():
-        buffer = torch.empty(sum(sizes) + sum(room), dtype=dtype, device=like[0].device)
-        cut = buffer.split_with_sizes(
-            [part for pair in zip(sizes, room, strict=True) for part in pair]
-        )
-        return [piece.data.view(tensor.shape) for piece, tensor in zip(cut[::2], like, strict=True)]
+        buffer = torch.empty(sum(parts), dtype=dtype, device=like[0].device)
+        pieces = buffer.split_with_sizes(parts)[::2]  # without the room between them
+        return [piece.data.view(one.shape) for piece, one in zip(pieces, like, strict=True)]
 
 
 def views(buffer: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
@@ -86,7 +89,7 @@ def lies_alone(tensor: Tensor) -> bool:
     return all_of_it and not tensor.requires_grad and _users(tensor) == _ALONE
 
 
-def _outside_inference() -> AbstractContextManager[Any]:
+def _outside_inference() -> AbstractContextManager[object]:
     """Where tensors can be used for training later."""
     return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
 

@@ -4,7 +4,6 @@ A rule that looks at types or shapes may do something else on symbols than on te
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,15 +32,9 @@ _TRIED = torch.bfloat16
 def check(call: Call) -> None:
     """Raise NotPointwise if a rule, run on symbols, is not the arithmetic that it is on tensors."""
     graph = Graph()
-    names = sorted({outer for _, outer in call.reads})
-    # Both signs, no zero among them, no two alike: a rule that mixes up columns is found out.
-    values_of = torch.linspace(-1.3, 1.7, 7, dtype=torch.float64, device="cpu")
-    columns = {name: values_of.roll(k) * (1 + k) for k, name in enumerate(names)}
-    for codes, scales in call.rule.blocks.items():
-        columns[codes] = torch.arange(7, dtype=torch.uint8, device="cpu") * 20
-        columns[scales] = torch.full((1,), 0.5, device="cpu")
-    symbols: dict[str, Any] = {name: graph.scalar(name) for _, name in call.scalars}
-    values = {name: _trial_value(call, inner) for inner, name in call.scalars}
+    columns = _trial_columns(call)
+    symbols: dict[str, object] = {name: graph.scalar(name) for _, name in call.scalars}
+    values: dict[str, object] = {name: _trial_value(call, inner) for inner, name in call.scalars}
     for place, reduced in enumerate(call.reductions):
         symbols[reduced.name] = graph.scalar(reduced.name)
         values[reduced.name] = torch.tensor(0.7 + place, dtype=torch.float64, device="cpu")
@@ -52,7 +45,7 @@ def check(call: Call) -> None:
         values[call.key] = TrialKey()
     symbols[DTYPE], values[DTYPE] = None, _TRIED
     of_blocks = call.rule.blocks.values()
-    nodes = {name: graph.column(name, block=name in of_blocks) for name in names}
+    nodes = {name: graph.column(name, block=name in of_blocks) for name in columns}
     written = graph.run(call, nodes, symbols)
     found = evaluate(graph.needed(written.values()), columns, values)
     with torch.no_grad():
@@ -72,7 +65,7 @@ def check(call: Call) -> None:
 def evaluate(
     nodes: Iterable[Node],
     columns: Mapping[str, Tensor],
-    scalars: Mapping[str, Any],
+    scalars: Mapping[str, object],
     known: Mapping[int, Tensor] | None = None,
 ) -> dict[int, Tensor]:
     """The values of nodes, by their index, computed with torch. `known` values, such as those of
@@ -120,8 +113,21 @@ def operator_of(node: Node, leaf: torch.dtype = _TRIED) -> Callable[..., Tensor]
     return function
 
 
-def _trial_value(call: Call, inner: str) -> Any:
+def _trial_columns(call: Call) -> dict[str, Tensor]:
+    """The columns that a rule is tried on."""
+    # Both signs, no zero among them, no two alike: a rule that mixes up columns is found out.
+    values = torch.linspace(-1.3, 1.7, 7, dtype=torch.float64, device="cpu")
+    names = sorted({outer for _, outer in call.reads})
+    columns = {name: values.roll(k) * (1 + k) for k, name in enumerate(names)}
+    for codes, scales in call.rule.blocks.items():
+        columns[codes] = torch.arange(7, dtype=torch.uint8, device="cpu") * 20
+        columns[scales] = torch.full((1,), 0.5, device="cpu")
+    return columns
+
+
+def _trial_value(call: Call, inner: str) -> float | Tensor:
     default = call.rule.scalars.get(inner)
     if isinstance(default, (int, float)):
         return default
-    return torch.tensor(3.0 if inner == "step" else 0.3, dtype=torch.float64, device="cpu")
+    value = 3.0 if inner == "step" else 0.3
+    return torch.tensor(value, dtype=torch.float64, device="cpu")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import optree
 import torch
@@ -47,12 +47,13 @@ def explained(fused: "Fused", params: Tree) -> Explanation:
     """The steps of its program; with params, also where their leaves run and what is moved."""
     if params is None:
         return _explanation(fused.program.steps, [])
-    groups, others, names, shards = _placed(fused, params)
-    left_out = f"leaf by leaf: kernels cannot treat {_shown(names, others)}"
-    if others and not (groups and fused.splits):
-        return Explanation((), [f"All {_leaves(len(names))} run {left_out}"])
-    steps = fused.program_for(groups).steps
-    lines = [_moves(fused, steps, group) for group in groups]
+    placed = _placed(fused, params)
+    others, shards = placed.others, placed.shards
+    left_out = f"leaf by leaf: kernels cannot treat {_shown(placed.names, others)}"
+    if others and not (placed.groups and fused.splits):
+        return Explanation((), [f"All {_leaves(len(placed.names))} run {left_out}"])
+    steps = fused.program_for(placed.groups).steps
+    lines = [_moves(fused, steps, group) for group in placed.groups]
     if others:
         lines.append(f"{_leaves(len(others))} without kernels, {left_out}")
     if shards is not None and shards.any_cut:
@@ -66,18 +67,19 @@ def _asked(steps: Sequence[Step], shards: Shards) -> str:
     whole = []
     count = 0
     for step in steps:
-        if isinstance(step, Pass):
-            named = [(take.name, take.reduction.combine) for take in step.takes]
-        else:
-            named = [(one.name, one.reduction.combine) for one in step.call.reductions]
-            if step.call.rule.scope not in ("elementwise", "blockwise"):
-                whole.append(repr(step.call.rule))
-        names += [name for name, _ in named]
-        count += len({kind for _, kind in named}) * shards.n_collectives
+        reductions = step.takes if isinstance(step, Pass) else step.call.reductions
+        names += [one.name for one in reductions]
+        # Numbers that are combined in the same way share a collective.
+        count += len({one.reduction.combine for one in reductions}) * shards.n_collectives
+        if isinstance(step, TorchRule) and step.call.rule.scope not in ("elementwise", "blockwise"):
+            whole.append(repr(step.call.rule))
     collectives = "1 collective" if count == 1 else f"{count or 'no'} collectives"
     text = f"{_leaves(sum(shards.cut))} cut over processes: {collectives} a step"
-    text += f" ({', '.join(names)})" if names else ""
-    return f"{text}; whole leaves are seen by {', '.join(whole)}" if whole else text
+    if names:
+        text += f" ({', '.join(names)})"
+    if whole:
+        text += f"; whole leaves are seen by {', '.join(whole)}"
+    return text
 
 
 @dataclass(frozen=True)
@@ -91,17 +93,24 @@ class Cost:
 
 def cost(fused: "Fused", params: Tree) -> Cost:
     """What a step of these params costs, if all of them run in kernels."""
-    groups, _, _, _ = _placed(fused, params)
+    groups = _placed(fused, params).groups
     steps = fused.program_for(groups).steps
-    moved = sum(_bytes(step, group) for step in steps for group in groups)
+    moved = 0
+    for group in groups:
+        moved += sum(_bytes(step, group) for step in steps)
     by_torch = tuple(repr(step.call.rule) for step in steps if isinstance(step, TorchRule))
     return Cost(len(steps) - len(by_torch), moved, by_torch)
 
 
 def _explanation(steps: Sequence[Step], lines: Sequence[str]) -> Explanation:
-    made = {key: name for s in steps if isinstance(s, TorchRule) for name, key in s.outputs.items()}
-    nothing = [] if steps else ["nothing to run", *([""] if lines else [])]
-    return Explanation([_row(step, made) for step in steps], [*nothing, *lines])
+    if not steps:
+        nothing = ["nothing to run", "", *lines] if lines else ["nothing to run"]
+        return Explanation([], nothing)
+    made: dict[str, str] = {}  # where torch puts a column -> the name that rules have for it
+    for step in steps:
+        if isinstance(step, TorchRule):
+            made.update((key, name) for name, key in step.outputs.items())
+    return Explanation([_row(step, made) for step in steps], lines)
 
 
 def _moves(fused: "Fused", steps: Sequence[Step], group: Group) -> str:
@@ -128,10 +137,17 @@ def _leaves(count: int) -> str:
     return "1 leaf" if count == 1 else f"{count} leaves"
 
 
-def _placed(
-    fused: "Fused", params: Tree
-) -> tuple[list[Group], list[int], list[str], Shards | None]:
-    """(groups, leaves that run leaf by leaf, names, DTensors), if all leaves have a gradient."""
+class _Placed(NamedTuple):
+    """Where the leaves of a tree run."""
+
+    groups: list[Group]
+    others: list[int]  # the leaves that run leaf by leaf
+    names: list[str]  # of all leaves
+    shards: Shards | None  # if some leaves are DTensors
+
+
+def _placed(fused: "Fused", params: Tree) -> _Placed:
+    """Where leaves run, if all of them have a gradient."""
     state = fused.init(params)
     plan = fused.opt.plan
     grads = optree.tree_map(torch.zeros_like, params)
@@ -143,7 +159,7 @@ def _placed(
     lay_out(leaves)
     needs = fused.needs()
     groups, others = Group.split(signatures(leaves, needs), needs.columns, leaves)
-    return groups, others, paths(params), leaves.shards
+    return _Placed(groups, others, paths(params), leaves.shards)
 
 
 def _row(step: Step, made: Mapping[str, str]) -> tuple[str, str, str]:
@@ -162,15 +178,15 @@ def _count(steps: Sequence[Step]) -> str:
 
 def _bytes(step: Step, group: Group) -> int:
     """What a step reads and writes of a group; of a rule that torch runs, the least."""
-    names = (
-        (*step.reads, *step.outputs)
-        if isinstance(step, Pass)
-        else (*step.inputs.values(), *step.outputs.values())
-    )
-    of_blocks = step.of_blocks if isinstance(step, Pass) else ()
-    sizes = sum(group.sizes)
-    return sum(
-        group.dtypes.get(name, group.working).itemsize
-        * (count_of(sizes) if name in of_blocks else sizes)
-        for name in names
-    )
+    names: tuple[str, ...]
+    of_blocks: frozenset[str] = frozenset()
+    if isinstance(step, Pass):
+        names, of_blocks = (*step.reads, *step.outputs), step.of_blocks
+    else:
+        names = (*step.inputs.values(), *step.outputs.values())
+    size = sum(group.sizes)
+    moved = 0
+    for name in names:
+        count = count_of(size) if name in of_blocks else size
+        moved += group.dtypes.get(name, group.working).itemsize * count
+    return moved

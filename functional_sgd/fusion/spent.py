@@ -1,7 +1,8 @@
 """Donated trees: refuse those that cannot be overwritten, or have been already."""
 
+import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from functional_sgd.tree import Tree, paths, unflatten
 
 Donate: TypeAlias = bool | Literal["grads"]
 """What may be overwritten: nothing, params and state, or the gradients alone."""
+
+Results: TypeAlias = tuple[Tree, ...]
+"""What a step returns: new params, perhaps the update, and the state."""
 
 SPENDER = "_spent_by"
 """The attribute of a tensor that was given up."""
@@ -36,37 +40,50 @@ def check_apart(
     these that do not.
     """
     columns = {"param": leaves.params, **leaves.slots}
-    found = {
-        name: leaves.starts[name] if name in leaves.starts else _starts(tensors)
-        for name, tensors in columns.items()
-    }
+    found: dict[str, Addresses] = {}
+    for name, tensors in columns.items():
+        found[name] = leaves.starts[name] if name in leaves.starts else _starts(tensors)
     # As bytes, since numpy takes ten times as long to say whether a few numbers are equal.
     if known is not None and all(found[name].tobytes() == known[name].tobytes() for name in found):
         return known
-    written = [local(tensor) for column in columns.values() for tensor in column]
-    starts = np.concatenate([*found.values()]).tolist()
-    spans = sorted(
-        (start, start + _extent(tensor), place)
-        for place, (start, tensor) in enumerate(zip(starts, written, strict=True))
-        # 0 stands for a tensor that is in no one place, such as a sparse one.
-        if start and tensor.numel()
-    )
-    # Sorted by start, a span can only overlap spans that have not ended yet.
-    crossed: list[tuple[int, int]] = []  # (end, place) of the spans that are not over
-    for start, end, place in spans:
-        crossed = [span for span in crossed if span[0] > start]
-        for _, other in crossed:
-            if _meet(written[other], written[place]):
-                names = [name for name in columns for _ in leaves.params]
-                every = paths(params) * len(columns)
-                first, second = (f"{names[one]} {every[one]!r}" for one in (other, place))
-                raise ValueError(
-                    f"fuse: {first} and {second} share memory, so a donated step would update it "
-                    f"twice. Keep one leaf for both, give one of them memory of its own (clone), "
-                    f"or use fuse(opt, donate=False)."
-                )
-        crossed.append((end, place))
+    written = list(map(local, itertools.chain(*columns.values())))
+    meeting = _meeting(written, np.concatenate([*found.values()]).tolist())
+    if meeting is not None:
+        pairs = itertools.product(columns, paths(params))
+        names = [f"{name} {path!r}" for name, path in pairs]
+        first, second = names[meeting[0]], names[meeting[1]]
+        raise ValueError(
+            f"fuse: {first} and {second} share memory, so a donated step would update it "
+            f"twice. Keep one leaf for both, give one of them memory of its own (clone), "
+            f"or use fuse(opt, donate=False)."
+        )
     return found
+
+
+class _Span(NamedTuple):
+    """The memory from the first to the last element of a tensor."""
+
+    start: int
+    end: int
+    place: int  # of the tensor among all
+
+
+def _meeting(tensors: Sequence[Tensor], starts: Sequence[int]) -> tuple[int, int] | None:
+    """The places of two tensors that share an element, if there are any."""
+    spans = []
+    for place, (start, tensor) in enumerate(zip(starts, tensors, strict=True)):
+        # 0 stands for a tensor that is in no one place, such as a sparse one.
+        if start and tensor.numel():
+            spans.append(_Span(start, start + _extent(tensor), place))
+    # Sorted by start, a span can only overlap spans that have not ended yet.
+    begun: list[_Span] = []
+    for span in sorted(spans):
+        begun = [other for other in begun if other.end > span.start]
+        for other in begun:
+            if _meet(tensors[other.place], tensors[span.place]):
+                return other.place, span.place
+        begun.append(span)
+    return None
 
 
 class AliasedReads:
@@ -119,11 +136,11 @@ class AliasedReads:
         """How many bytes each tensor of a column spans; 0 for those that have no one place."""
         known = self._sizes.get(name)
         if known is None or len(known) != len(tensors):
-            own = [local(one) for one in tensors]
-            spans = [
-                _extent(one) if one.layout is torch.strided and one.numel() else 0 for one in own
-            ]
-            known = self._sizes[name] = np.array(spans, dtype=np.int64)
+            sizes = []
+            for tensor in map(local, tensors):
+                somewhere = tensor.layout is torch.strided and tensor.numel() > 0
+                sizes.append(_extent(tensor) if somewhere else 0)
+            known = self._sizes[name] = np.array(sizes, dtype=np.int64)
         return known
 
 
@@ -134,7 +151,8 @@ def refuse_spent(params: Tree, leaves: Leaves) -> None:
     """Raise ValueError if an earlier step has overwritten one of the tensors."""
     columns: list[Sequence[Tensor | None]] = [leaves.params, leaves.grads, *leaves.slots.values()]
     for index, path in enumerate(paths(params)):
-        for leaf in (column[index] for column in columns):
+        for column in columns:
+            leaf = column[index]
             if leaf is not None and spender_of(local(leaf)) is not None:
                 raise ValueError(
                     f"fuse: leaf {path!r} was donated to an earlier step, which has overwritten "
@@ -143,21 +161,25 @@ def refuse_spent(params: Tree, leaves: Leaves) -> None:
                 )
 
 
-def spend(leaves: Leaves, result: Any, donated: bool) -> Any:
+def spend(leaves: Leaves, result: Results, donated: bool) -> Results:
     """New tensors for the results; those passed in whose memory they have are marked, and made
     useless: params and slots if they were donated, else gradients.
 
     They keep their shapes, so that the error that the next use gets is the one that tells why.
     """
     *trees, state = result
-    old = leaves.trees if donated else {"grad": unflatten(leaves.spec, leaves.grads)}
-    given = [leaf for tree in old.values() for leaf in leaves.spec.flatten_up_to(tree)]
-    if not donated:
+    given: list[Any] = []
+    if donated:
+        for tree in leaves.trees.values():
+            given += leaves.spec.flatten_up_to(tree)
+    else:
         taken = set(map(id, leaves.spec.flatten_up_to(trees[0])))
-        given = [grad for grad in given if id(grad) in taken]
+        given += [grad for grad in leaves.grads if id(grad) in taken]
     # A detached tensor keeps the memory when the old one loses it.
     trees = [_moved(leaves, tree) for tree in trees]
-    state = {**state, **{name: _moved(leaves, state[name]) for name in leaves.slots}}
+    state = dict(state)
+    for name in leaves.slots:
+        state[name] = _moved(leaves, state[name])
     for one in given:
         give_up(local(one), "fuse")
     return *trees, state
@@ -171,7 +193,7 @@ def give_up(tensor: Tensor, spender: str) -> None:
     setattr(tensor, SPENDER, spender)
 
 
-def spender_of(tensor: Any) -> str | None:
+def spender_of(tensor: object) -> str | None:
     """Who has the memory of a tensor that was given up; None if it has its own."""
     found: str | None = getattr(tensor, SPENDER, None)
     return found
@@ -186,14 +208,12 @@ def spendable(
     `holders` says how many columns, of all leaves of the step, have a tensor, by its id: autograd
     may give one tensor to two params, and a caller params as their own gradients.
     """
-    return {
-        place: grad
-        for place, (grad, param) in enumerate(zip(grads, params, strict=True))
-        if grad.numel() >= LARGE
-        and grad.stride() == param.stride()
-        and holders[id(grad)] == 1
-        and lies_alone(grad)
-    }
+    found = {}
+    for place, (grad, param) in enumerate(zip(grads, params, strict=True)):
+        fits = grad.numel() >= LARGE and grad.stride() == param.stride()
+        if fits and holders[id(grad)] == 1 and lies_alone(grad):
+            found[place] = grad
+    return found
 
 
 def only(grads: Sequence[Tensor | None], chosen: set[int]) -> list[Tensor | None]:
@@ -201,18 +221,16 @@ def only(grads: Sequence[Tensor | None], chosen: set[int]) -> list[Tensor | None
     return [grad if index in chosen else None for index, grad in enumerate(grads)]
 
 
-def merged(leaves: Leaves, ours: Any, theirs: Any, others: Sequence[int]) -> Any:
+def merged(leaves: Leaves, ours: Results, theirs: Results, others: Sequence[int]) -> Results:
     """Two results of one step as one: `theirs` for these leaves, `ours` for the rest."""
     *our_trees, our_state = ours
     *their_trees, their_state = theirs
-    trees = [
-        _mixed(leaves, one, other, others)
-        for one, other in zip(our_trees, their_trees, strict=True)
-    ]
-    slots = {
-        name: _mixed(leaves, our_state[name], their_state[name], others) for name in leaves.slots
-    }
-    return (*trees, {**our_state, **slots})
+    pairs = zip(our_trees, their_trees, strict=True)
+    trees = [_mixed(leaves, one, other, others) for one, other in pairs]
+    state = dict(our_state)
+    for name in leaves.slots:
+        state[name] = _mixed(leaves, our_state[name], their_state[name], others)
+    return *trees, state
 
 
 def _mixed(leaves: Leaves, one: Tree, other: Tree, others: Sequence[int]) -> Tree:
@@ -224,20 +242,23 @@ def _mixed(leaves: Leaves, one: Tree, other: Tree, others: Sequence[int]) -> Tre
 
 
 @torch.no_grad()
-def put_back(leaves: Leaves, result: Any) -> Any:
+def put_back(leaves: Leaves, result: Results) -> Results:
     """The results of a step that was not donated, in the memory of the arguments."""
     params, *update, state = result
     old = {"param": leaves.params, **leaves.slots}
     new = {"param": params, **{name: state[name] for name in leaves.slots}}
-    given = {memory_of(tensor) for tensors in old.values() for tensor in tensors}
+    given = set(map(memory_of, itertools.chain(*old.values())))
     pairs = []
     for name, tensors in old.items():
         values: list[Any] = leaves.spec.flatten_up_to(new[name])
         if leaves.shards is not None:
             values = leaves.shards.column(values)
         for before, after in zip(tensors, values, strict=True):
-            if before is not after:  # what was handed from one slot to another must not be lost
-                pairs.append((before, after.clone() if memory_of(after) in given else after))
+            if before is after:
+                continue
+            # What was handed from one slot to another must not be lost.
+            shared = memory_of(after) in given
+            pairs.append((before, after.clone() if shared else after))
     # A second loop, so that all clones exist before anything is overwritten.
     for before, after in pairs:
         before.copy_(after)
@@ -247,8 +268,10 @@ def put_back(leaves: Leaves, result: Any) -> Any:
 
 def _moved(leaves: Leaves, tree: Tree) -> Tree:
     values: list[Any] = leaves.spec.flatten_up_to(tree)
-    moved = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in values]
-    return unflatten(leaves.spec, moved)
+    for place, leaf in enumerate(values):
+        if isinstance(leaf, Tensor):
+            values[place] = leaf.detach()
+    return unflatten(leaves.spec, values)
 
 
 def _starts(tensors: Sequence[Tensor]) -> Addresses:

@@ -1,6 +1,7 @@
 """Rules that keep less than one number for each element."""
 
 import functools
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,7 +28,8 @@ def one_number(param: Tensor) -> Tensor:
 
 def one_per_row(param: Tensor) -> Tensor:
     """Zeros for each entry of the first axis; one, for vectors."""
-    return param.new_zeros(param.shape[:1] if param.dim() > 1 else ())
+    shape = param.shape[:1] if param.dim() > 1 else ()
+    return param.new_zeros(shape)
 
 
 def one_per_axis(param: Tensor) -> Tensor:
@@ -37,17 +39,20 @@ def one_per_axis(param: Tensor) -> Tensor:
 
 def row_factors(param: Tensor) -> Tensor:
     """Zeros for each row; for each element of a vector."""
-    return param.new_zeros(param.shape[:-1] if param.dim() > 1 else param.shape)
+    shape = param.shape[:-1] if param.dim() > 1 else param.shape
+    return param.new_zeros(shape)
 
 
 def row_doubts(param: Tensor) -> Tensor:
     """Zeros for each row; one, for vectors, which keep none."""
-    return param.new_zeros(param.shape[:-1] if param.dim() > 1 else ())
+    shape = param.shape[:-1] if param.dim() > 1 else ()
+    return param.new_zeros(shape)
 
 
 def column_factors(param: Tensor) -> Tensor:
     """Zeros for each column; one, for vectors, which keep none."""
-    return param.new_zeros((*param.shape[:-2], param.shape[-1]) if param.dim() > 1 else ())
+    shape = (*param.shape[:-2], param.shape[-1]) if param.dim() > 1 else ()
+    return param.new_zeros(shape)
 
 
 @leafwise(sqr_norm_avg=one_number)
@@ -120,13 +125,16 @@ def scale_by_axes(grad: Tensor, covers: Tensor, *, eps: NonNegative = 0.0) -> di
     grad, covers = as_real(grad), as_real(covers)
     if not grad.numel():
         return dict(update=grad, covers=covers.clone())
-    axes = range(grad.dim())
-    parts = [
-        part.reshape([-1 if other == axis else 1 for other in axes])
-        for axis, part in enumerate(torch.split(covers, list(grad.shape)))
-    ]
+    parts = []
+    for axis, part in enumerate(torch.split(covers, list(grad.shape))):
+        along_axis = [1] * grad.dim()
+        along_axis[axis] = -1
+        parts.append(part.reshape(along_axis))
     bound = functools.reduce(torch.minimum, parts) + grad.square()
-    largest = [bound.amax([other for other in axes if other != axis]) for axis in axes]
+    largest = []
+    for axis in range(grad.dim()):
+        others = [other for other in range(grad.dim()) if other != axis]
+        largest.append(bound.amax(others))
     # A vector has no other axis, and amax over no axes is that over all.
     covers = torch.cat(largest) if grad.dim() > 1 else bound
     known = bound > 0
@@ -159,8 +167,8 @@ def scale_by_factors(
             [2., 2.]])
     """
     grad = as_real(grad)
-    rows, columns, scale = _factored(grad.square() + eps_sqr, sqr_rows, sqr_columns, sqr_mom)
-    return dict(sqr_rows=rows, sqr_columns=columns, update=grad * scale)
+    found = _factored(grad.square() + eps_sqr, sqr_rows, sqr_columns, sqr_mom)
+    return dict(sqr_rows=found.rows, sqr_columns=found.columns, update=grad * found.scale)
 
 
 @leafwise(doubt_rows=row_doubts, doubt_columns=column_factors)
@@ -192,22 +200,28 @@ def scale_by_confidence(
         rows, columns = doubt_rows.clone(), doubt_columns.clone()
         return dict(doubt_rows=rows, doubt_columns=columns, update=average)
     doubt = (update - average).square() + eps_doubt
-    rows, columns, scale = _factored(doubt, doubt_rows, doubt_columns, doubt_mom)
-    return dict(doubt_rows=rows, doubt_columns=columns, update=average * scale)
+    found = _factored(doubt, doubt_rows, doubt_columns, doubt_mom)
+    return dict(doubt_rows=found.rows, doubt_columns=found.columns, update=average * found.scale)
 
 
-def _factored(
-    square: Tensor, rows: Tensor, columns: Tensor, mom: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The new factors of a mean of squares, and 1 / its root."""
+class _Factored(NamedTuple):
+    """A running mean of squares, of which the means over columns and over rows are kept."""
+
+    rows: Tensor
+    columns: Tensor
+    scale: Tensor  # 1 / its root, for each element
+
+
+def _factored(square: Tensor, rows: Tensor, columns: Tensor, mom: float) -> _Factored:
+    """The mean with these squares in it."""
     if not square.numel():
-        return rows.clone(), columns.clone(), square
+        return _Factored(rows.clone(), columns.clone(), square)
     rows, columns = as_real(rows), as_real(columns)
     if square.dim() < 2:
         rows = mom * rows + (1 - mom) * square
-        return rows, columns.clone(), rows.rsqrt()
+        return _Factored(rows, columns.clone(), rows.rsqrt())
     rows = mom * rows + (1 - mom) * square.mean(-1)
     columns = mom * columns + (1 - mom) * square.mean(-2)
     # Each root by itself: in float32 the product of two means of 1e-30 is 0.
     of_rows = (rows / rows.mean(-1, keepdim=True)).rsqrt()[..., None]
-    return rows, columns, of_rows * columns.rsqrt()[..., None, :]
+    return _Factored(rows, columns, of_rows * columns.rsqrt()[..., None, :])

@@ -1,7 +1,7 @@
 """The backend that needs no compiler: torch's foreach operators, one operation after the other."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from functional_sgd.fusion.passes import Pass
 from functional_sgd.fusion.scalars import Scalars, Value
 from functional_sgd.randomness import bits_of, short_of
 from functional_sgd.reduction import Reduction
+
+Values: TypeAlias = float | Tensor | list[Tensor] | list[float | Tensor]
+"""What a node is: a number for all leaves, or a list with a number or a tensor for each of them."""
 
 _BOTH = ("add", "sub", "mul", "div", "maximum", "minimum", "pow")
 _ALONE = (
@@ -60,33 +63,38 @@ class _Interpreter:
     ) -> Totals | None:
         work, working = self.work, self.dtypes.working
         columns = dict(zip(work.reads, reads, strict=True))
-        values: dict[int, Any] = self._scalars(group, scalars)
+        found = {name: scalars.find(name, group) for name in work.scalars}
+        values = self._numbers(group, found)
+        elements: dict[int, list[Tensor]] = {}  # those values that are a tensor for each leaf
         for node in work.nodes:
             if not node.element:
                 continue
             if node.index in work.sources:
                 tensors = columns[work.sources[node.index]].tensors
-                values[node.index] = [tensor.to(working) for tensor in tensors]
+                made = [tensor.to(working) for tensor in tensors]
             elif node.op in ("uniform", "tail", "short"):
-                words = [values[word.index] for word in node.inputs]
-                values[node.index] = _drawn(node, words, reads[0].tensors, working)
+                # Not from `values`: words must stay integers, and `evaluate` returns floats.
+                words = [found[word.args[0]].value for word in node.inputs]
+                made = _drawn(node, words, reads[0].tensors, working)
             elif node.op == "wide":
-                values[node.index] = [one.double() for one in values[node.args[0].index]]
+                made = [one.double() for one in elements[node.args[0].index]]
             else:
                 inputs = [values[arg.index] for arg in node.inputs]
-                # `operator_of` decodes to float64, because `check` compares in it.
                 made = _apply(node, inputs, len(group.indices), self.dtypes)
-                values[node.index] = [v.to(working) for v in made] if node.op == "decode" else made
+                if node.op == "decode":
+                    # `operator_of` decodes to float64, because `check` compares in it.
+                    made = [value.to(working) for value in made]
+            values[node.index] = elements[node.index] = made
         for node in work.outputs.values():
             if node.index in work.sources:  # a column that another write may be about to replace
-                values[node.index] = [tensor.clone() for tensor in values[node.index]]
+                copies = [tensor.clone() for tensor in elements[node.index]]
+                values[node.index] = elements[node.index] = copies
         for column, node in zip(writes, work.outputs.values(), strict=True):
             for place, tensor in enumerate(column.tensors):
-                value = values[node.index]
-                tensor.copy_(_tensor(value[place] if isinstance(value, list) else value))
+                tensor.copy_(_at(values[node.index], place))
         if not work.takes:
             return None
-        totals = [self._take(take.reduction, values[take.node.index]) for take in work.takes]
+        totals = [self._take(take.reduction, elements[take.node.index]) for take in work.takes]
         return torch.stack(totals, dim=1)
 
     def _take(self, reduction: Reduction, values: list[Tensor]) -> Tensor:
@@ -100,30 +108,28 @@ class _Interpreter:
                 parts.append(reduction.whole(wide))
         return torch.stack(parts)
 
-    def _scalars(self, group: Group, scalars: Scalars) -> dict[int, Any]:
-        """Every number that elements are made of: one, or a list with one for each leaf."""
-        nodes = [node for node in self.work.nodes if not node.element]
-        found = {name: scalars.find(name, group) for name in self.work.scalars}
-        words = {n.index: n for n in nodes if n.op == "word"}
-        plain = [node for node in nodes if node.index not in words]
+    def _numbers(self, group: Group, found: Mapping[str, Value]) -> dict[int, Values]:
+        """Every number that elements are made of, but for words: one, or one for each leaf."""
+        nodes = [node for node in self.work.nodes if not node.element and node.op != "word"]
         count = len(group.indices) if any(one.each for one in found.values()) else 1
-        rows = [
-            evaluate(plain, {}, {name: _of_leaf(one, k) for name, one in found.items()})
-            for k in range(count)
-        ]
-        values: dict[int, Any] = {}
-        for node in plain:
+        rows = []
+        for place in range(count):
+            of_leaf = {name: _given(one, place) for name, one in found.items()}
+            rows.append(evaluate(nodes, {}, of_leaf))
+        values: dict[int, Values] = {}
+        for node in nodes:
             each = [_number(row[node.index]) for row in rows]
-            values[node.index] = each if count > 1 or isinstance(each[0], Tensor) else each[0]
-            if count == 1 and isinstance(each[0], Tensor):
+            if count > 1:
+                values[node.index] = each
+            elif isinstance(each[0], Tensor):
                 values[node.index] = each * len(group.indices)
-        # Words must stay integers; `evaluate` returns floats.
-        for index, node in words.items():
-            values[index] = found[node.args[0]].value
+            else:
+                values[node.index] = each[0]
         return values
 
 
-def _of_leaf(one: Value, place: int) -> Any:
+def _given(one: Value, place: int) -> Any:
+    """What a leaf is given as a scalar."""
     return one.value[place] if one.each else one.value
 
 
@@ -141,27 +147,33 @@ def _drawn(
     return drawn
 
 
-def _apply(node: Node, args: list[Any], count: int, dtypes: Dtypes) -> list[Tensor]:
+def _apply(node: Node, args: Sequence[Values], count: int, dtypes: Dtypes) -> list[Tensor]:
     """One operation on all leaves: a foreach operator if there is one, else leaf by leaf."""
-    whole = bool(args) and isinstance(args[0], list) and isinstance(args[0][0], Tensor)
-    whole = whole and args[0][0].dim() > 0
-    if whole and node.op in _ALONE:
-        return list(getattr(torch, f"_foreach_{node.op}")(args[0]))
-    if whole and node.op in _BOTH and not any(value.dtype == torch.bool for value in args[0]):
-        return list(getattr(torch, f"_foreach_{node.op}")(args[0], args[1]))
+    first = _whole(args[0]) if args else None
+    if first is not None:
+        if node.op in _ALONE:
+            return list(getattr(torch, f"_foreach_{node.op}")(first))
+        if node.op in _BOTH and not any(value.dtype == torch.bool for value in first):
+            return list(getattr(torch, f"_foreach_{node.op}")(first, args[1]))
     function = operator_of(node, dtypes.leaf)
     # A double number would make a leaf without axes double as well.
     precision = torch.float64 if node.wide else dtypes.working
     elements = [arg.element for arg in node.inputs]
     results = []
     for place in range(count):
-        own = [_tensor(arg[place] if isinstance(arg, list) else arg) for arg in args]
-        own = [
-            one if element else one.to(precision)
-            for one, element in zip(own, elements, strict=True)
-        ]
+        own = []
+        for values, element in zip(args, elements, strict=True):
+            value = _at(values, place)
+            own.append(value if element else value.to(precision))
         results.append(function(*own))
     return results
+
+
+def _whole(values: Values) -> list[Tensor] | None:
+    """The values, if they are tensors with axes, which foreach operators treat as elements."""
+    if not isinstance(values, list) or not isinstance(values[0], Tensor) or values[0].dim() == 0:
+        return None
+    return cast(list[Tensor], values)
 
 
 def _number(value: Tensor) -> float | Tensor:
@@ -169,7 +181,9 @@ def _number(value: Tensor) -> float | Tensor:
     return float(value) if value.device.type == "cpu" else value
 
 
-def _tensor(value: Any) -> Tensor:
+def _at(values: Values, place: int) -> Tensor:
+    """The value of one leaf, as a tensor."""
+    value = values[place] if isinstance(values, list) else values
     if isinstance(value, Tensor):
         return value
     # On the CPU whatever the default device is: CPU scalars combine with any tensor.

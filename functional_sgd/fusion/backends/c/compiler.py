@@ -17,10 +17,9 @@ import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -82,12 +81,13 @@ def load(source: str) -> ctypes.CDLL:
         error.retry_at = now + max(_PAUSE, 100 * (now - start))
         if len(_failed) >= 256:
             _failed.clear()
-        _failed[here, source if isinstance(error, _Refused) else None] = error
+        refused = source if isinstance(error, _Refused) else None
+        _failed[here, refused] = error
         raise
 
 
 @functools.lru_cache(maxsize=256)
-def function_of(source: str, *argtypes: Any) -> Any:
+def function_of(source: str, *argtypes: type) -> Callable[..., None]:
     """The function `run` of a source, which takes arguments of these ctypes and returns nothing.
     Raises NoCompiler.
     """
@@ -104,7 +104,8 @@ def find_compiler() -> tuple[str, ...]:
         chosen = shlex.split(os.environ.get("CC", ""))
     except ValueError:  # a quotation mark that is not closed
         chosen = []
-    for name, *arguments in (chosen, ["cc"], ["gcc"], ["clang"]) if chosen else _USUAL:
+    candidates = (chosen, *_USUAL) if chosen else _USUAL
+    for name, *arguments in candidates:
         path = shutil.which(name)
         if path:
             return path, *arguments
@@ -271,4 +272,4 @@ def _again(error: NoCompiler) -> NoCompiler:
     return same
 
 
-_failed: dict[Any, NoCompiler] = {}
+_failed: dict[tuple[tuple[str | None, ...], str | None], NoCompiler] = {}

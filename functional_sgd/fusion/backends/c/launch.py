@@ -1,7 +1,7 @@
 """The backend of CPUs: C, compiled once and kept on disk."""
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,7 @@ class CBackend(Backend):
         """Raise Unavailable unless a function that does nothing can be compiled and loaded."""
         self._function("void run(void) {}\n")
 
-    def _function(self, source: str, *argtypes: Any) -> Any:
+    def _function(self, source: str, *argtypes: type) -> Callable[..., None]:
         try:
             return compiler.function_of(source, *argtypes)
         except compiler.NoCompiler as error:
@@ -102,7 +102,7 @@ class _Chunks:
 class _Kernel:
     """A compiled pass. One call at a time: its buffers are used again."""
 
-    def __init__(self, work: Pass, function: Any) -> None:
+    def __init__(self, work: Pass, function: Callable[..., None]) -> None:
         self.function = function
         self.scalars, self.n_takes = work.scalars, len(work.takes)
         self.n_columns = len(work.reads) + len(work.outputs)
@@ -134,8 +134,10 @@ class _Kernel:
         n_rows = max(map(len, numbers), default=1)
         rows, scratch = buffers.rows(n_rows, len(numbers), self.room)
         if n_rows == 1:
+            row_of_leaf = chunks.one_row
             rows.array[0] = [one[0] for one in numbers]
         else:
+            row_of_leaf = chunks.own_rows
             for place, one in enumerate(numbers):
                 rows.array[:, place] = one
         totals = self.no_totals
@@ -143,9 +145,8 @@ class _Kernel:
             totals = _Buffer(np.empty((chunks.n_leaves, self.n_takes)))
         self.function(
             chunks.n_leaves, table.address, n_rows, rows.address,
-            (chunks.one_row if n_rows == 1 else chunks.own_rows).address,
-            chunks.n_chunks, chunks.leaf.address, chunks.start.address, chunks.count.address,
-            scratch.address, buffers.parts.address, totals.address,
+            row_of_leaf.address, chunks.n_chunks, chunks.leaf.address, chunks.start.address,
+            chunks.count.address, scratch.address, buffers.parts.address, totals.address,
             min(torch.get_num_threads(), chunks.threads),
         )  # fmt: skip
         return torch.from_numpy(totals.array) if self.n_takes else None

@@ -1,93 +1,23 @@
 """Write a pass as one readable C function over a table of pointers."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
 import torch
 
 from functional_sgd.blocks import LARGEST_CODE, OFFSET_BITS, SIGN
 from functional_sgd.fusion.arithmetic import LOGICAL, Node
+from functional_sgd.fusion.backends.c.frames import (
+    CHUNK_BY_BLOCK,
+    CHUNK_BY_ELEMENT,
+    COMBINE,
+    KERNEL,
+)
 from functional_sgd.fusion.backends.c.functions import BLOCK_FUNCTIONS, FUNCTIONS, RANDOM_FUNCTIONS
 from functional_sgd.fusion.kernel import Body, Dtypes, body_of, name_of
 from functional_sgd.fusion.passes import Pass
 from functional_sgd.randomness import BLOCK
-
-_CHUNK = """\
-/* Elements [start, start + count) of one leaf; `part` is what they add to each reduction. */
-static void chunk(char *const *pointers, int64_t start, int64_t count, const double *restrict s,
-                  double *restrict part) {{
-{scalars}
-{bind}
-{begin_takes}
-{pragma}
-    for (int64_t i = 0; i < count; ++i) {{
-{body}
-    }}
-{end_takes}
-}}"""
-
-# Whole blocks pass a constant count to an inlined `block`, so that the compiler knows the length
-# of its loops.
-_IN_BLOCKS = """\
-/* A block: elements [start, start + count) of one leaf, at most {block}. What all have in common is
-   known after a loop over them; what later loops need of earlier ones is kept meanwhile. */
-static inline __attribute__((always_inline)) void block(
-    char *const *pointers, int64_t start, const int64_t count, const double *restrict s,
-    double *restrict part) {{
-{scalars}
-{bind}
-{begin_takes}
-{body}
-{end_takes}
-}}
-
-/* Elements [start, start + count) of one leaf; `part` is what they add to each reduction. */
-static void chunk(char *const *pointers, int64_t start, int64_t count, const double *restrict s,
-                  double *restrict part) {{
-    {first}
-    int64_t done = 0;
-    for (; done + {block} <= count; done += {block})
-        block(pointers, start + done, {block}, s, part);
-    if (done < count) block(pointers, start + done, count - done, s, part);
-}}"""
-
-_FUNCTION = """\
-
-/* {title} */
-
-/* The scalars of one step: hyper[0..{n_hypers}) -> s[0..{n_scalars}). */
-static void prepare(const double *restrict hyper, double *restrict s) {{
-{prepare}
-}}
-
-{chunk}
-
-/* All leaves, in chunks: chunk c is part of leaf[c], whose scalars come from row[leaf[c]] of the
-   hypers. Column k of leaf l is at pointers[l + k * n_leaves]. Each chunk has a place of its own
-   for its part of the reductions, so that the order of additions does not depend on threads. */
-void run(int64_t n_leaves, char *const *pointers, int64_t n_rows, const double *hypers,
-         const int32_t *row, int64_t n_chunks, const int32_t *leaf, const int64_t *start,
-         const int64_t *count, double *scratch, double *parts, double *totals, int threads) {{
-    for (int64_t r = 0; r < n_rows; ++r)
-        prepare(hypers + r * {n_hypers}, scratch + r * {stride});
-    int64_t grain = n_chunks / (8 * threads) + 1;
-    #pragma omp parallel for schedule(dynamic, grain) num_threads(threads) \\
-        if (n_chunks > 1 && threads > 1)
-    for (int64_t c = 0; c < n_chunks; ++c) {{
-        int64_t l = leaf[c];
-        char *here[{n_columns} + 1];
-        for (int k = 0; k < {n_columns}; ++k) here[k] = pointers[l + k * n_leaves];
-        chunk(here, start[c], count[c], scratch + row[l] * {stride}, parts + c * {n_takes});
-    }}
-{combine}
-}}
-"""
-
-_COMBINE = """\
-    for (int64_t l = 0; l < n_leaves; ++l) {{ {first} }}
-    for (int64_t c = 0; c < n_chunks; ++c) {{
-        double *total = totals + leaf[c] * {n_takes}, *part = parts + c * {n_takes};
-        {more}
-    }}"""
+from functional_sgd.reduction import Combine
 
 _STORED = {
     torch.float32: "float",
@@ -151,62 +81,102 @@ _LIMIT = {"float": "3.4028234663852886e38f", "double": "1.7976931348623157e308"}
 def c_source(work: Pass, dtypes: Dtypes) -> str:
     """The C text of a pass for columns of these dtypes."""
     body = body_of(work)
-    precision = "float" if dtypes.working == torch.float32 else "double"
-    writer = _Writer(work, body, dtypes, precision)
+    writer = _Writer(work, body, dtypes)
     combines = [take.reduction.combine for take in work.takes]
-    sums = [f"take_{k}" for k, combine in enumerate(combines) if combine != "max"]
-    # A maximum must hand NaN on, which no `reduction` clause does; it goes without.
-    simd = "    #pragma omp simd" if "max" not in combines else ""
-    if simd and sums:
-        kinds = zip(sums, combines, strict=True)
-        simd += "".join(f" reduction({'+' if c == 'sum' else 'min'}:{name})" for name, c in kinds)
-    n_takes = len(combines)
-    places = range(n_takes)
-    begin = "\n".join(f"    double take_{k} = {_FIRST[combines[k]]};" for k in places)
-    common = dict(
-        scalars="\n".join(writer.scalars()), bind="\n".join(writer.bind()), begin_takes=begin
-    )
-    if work.blocked:
-        ends = [_MORE[c].format(f"part[{k}]", f"take_{k}") for k, c in enumerate(combines)]
-        chunk = _IN_BLOCKS.format(
-            **common,
-            body="\n".join(writer.blocks(simd)),
-            end_takes="\n".join(f"    {line}" for line in ends),
-            first=" ".join(f"part[{k}] = {_FIRST[combines[k]]};" for k in places),
-            block=BLOCK,
-        )
-    else:
-        chunk = _CHUNK.format(
-            **common,
-            pragma=simd,
-            body="\n".join(writer.elements()),
-            end_takes="\n".join(f"    part[{k}] = take_{k};" for k in places),
-        )
-    text = _FUNCTION.format(
+    text = KERNEL.format(
         title=work.title,
         n_hypers=len(body.hypers),
         n_scalars=len(body.crossing),
         stride=max(len(body.crossing), 1),
         n_columns=len(body.reads) + len(body.writes),
-        n_takes=n_takes,
+        n_takes=len(combines),
         prepare="\n".join(writer.prepare()),
-        chunk=chunk,
-        combine="" if not n_takes else _COMBINE.format(
-            n_takes=n_takes,
-            first=" ".join(f"totals[l * {n_takes} + {k}] = {_FIRST[combines[k]]};" for k in places),
-            more=" ".join(_MORE[combines[k]].format(f"total[{k}]", f"part[{k}]") for k in places),
-        ),
-    )  # fmt: skip
+        chunk=_chunk(work, writer, combines),
+        combine=_combination(combines),
+    )
     helpers = RANDOM_FUNCTIONS if work.random else ""
     helpers += BLOCK_FUNCTIONS if work.of_blocks else ""
     return FUNCTIONS + helpers + text
 
 
+def _chunk(work: Pass, writer: "_Writer", combines: Sequence[Combine]) -> str:
+    """The function that does a chunk of a leaf: element by element, or block by block."""
+    begin = [f"    double take_{k} = {_FIRST[combine]};" for k, combine in enumerate(combines)]
+    common = dict(
+        scalars="\n".join(writer.scalars()),
+        bind="\n".join(writer.bind()),
+        begin_takes="\n".join(begin),
+    )
+    pragma = _pragma(combines)
+    if not work.blocked:
+        ends = [f"    part[{k}] = take_{k};" for k in range(len(combines))]
+        body = "\n".join(writer.elements())
+        return CHUNK_BY_ELEMENT.format(
+            **common, pragma=pragma, body=body, end_takes="\n".join(ends)
+        )
+    first, ends = [], []
+    for k, combine in enumerate(combines):
+        first.append(f"part[{k}] = {_FIRST[combine]};")
+        # Each block adds to what those before it have left in the chunk's part.
+        ends.append(f"    {_MORE[combine].format(f'part[{k}]', f'take_{k}')}")
+    return CHUNK_BY_BLOCK.format(
+        **common,
+        body="\n".join(writer.blocks(pragma)),
+        end_takes="\n".join(ends),
+        first=" ".join(first),
+        block=BLOCK,
+    )
+
+
+def _pragma(combines: Sequence[Combine]) -> str:
+    """The line before a loop over elements that lets it be vectorised, with what it reduces."""
+    # A maximum must hand NaN on, which no `reduction` clause does; it goes without.
+    if "max" in combines:
+        return ""
+    pragma = "    #pragma omp simd"
+    for k, combine in enumerate(combines):
+        operator = "+" if combine == "sum" else "min"
+        pragma += f" reduction({operator}:take_{k})"
+    return pragma
+
+
+def _combination(combines: Sequence[Combine]) -> str:
+    """The loops that make totals of the parts of all chunks."""
+    if not combines:
+        return ""
+    first, more = [], []
+    for k, combine in enumerate(combines):
+        first.append(f"totals[l * {len(combines)} + {k}] = {_FIRST[combine]};")
+        more.append(_MORE[combine].format(f"total[{k}]", f"part[{k}]"))
+    return COMBINE.format(n_takes=len(combines), first=" ".join(first), more=" ".join(more))
+
+
+class _Written(NamedTuple):
+    """A column that a pass writes."""
+
+    name: str
+    node: Node
+    dtype: torch.dtype
+
+
+class _Phase(NamedTuple):
+    """What one loop over a block does."""
+
+    number: int
+    elements: list[Node]  # loaded or computed in it
+    written: list[_Written]
+    takes: list[int]
+    scales: list[Node]  # those of the block that are known after it
+
+
 class _Writer:
     """Writes the lines of a pass."""
 
-    def __init__(self, work: Pass, body: Body, dtypes: Dtypes, precision: str) -> None:
-        self.work, self.body, self.dtypes, self.precision = work, body, dtypes, precision
+    def __init__(self, work: Pass, body: Body, dtypes: Dtypes) -> None:
+        self.work, self.body, self.dtypes = work, body, dtypes
+        self.precision = "float" if dtypes.working == torch.float32 else "double"
+        columns = zip(body.writes.items(), dtypes.writes, strict=True)
+        self.written = [_Written(name, node, dtype) for (name, node), dtype in columns]
 
     def prepare(self) -> list[str]:
         lines = []
@@ -226,29 +196,30 @@ class _Writer:
         return lines
 
     def bind(self) -> list[str]:
-        lines = []
-        read = zip(self.body.reads, self.dtypes.reads, strict=True)
-        written = zip(self.body.writes, self.dtypes.writes, strict=True)
-        columns = [("const ", "in", *one) for one in read] + [("", "out", *one) for one in written]
-        for place, (const, way, name, dtype) in enumerate(columns):
-            kind = f"{const}{_STORED[dtype]} *"
-            start = f"start / {BLOCK}" if name in self.work.of_blocks else "start"
-            lines.append(f"    {kind}{way}_{name} = ({kind})pointers[{place}] + {start};")
+        """A pointer for each column, to where the chunk or block begins in it."""
+        lines: list[str] = []
+        for name, dtype in zip(self.body.reads, self.dtypes.reads, strict=True):
+            lines.append(self._pointer(len(lines), f"const {_STORED[dtype]} *", "in", name))
+        for name, _, dtype in self.written:
+            lines.append(self._pointer(len(lines), f"{_STORED[dtype]} *", "out", name))
         return lines
+
+    def _pointer(self, place: int, kind: str, way: str, name: str) -> str:
+        start = f"start / {BLOCK}" if name in self.work.of_blocks else "start"
+        return f"    {kind}{way}_{name} = ({kind})pointers[{place}] + {start};"
 
     def elements(self) -> list[str]:
         """All that is done with an element."""
         lines = [self._element(node) for node in self.body.elements]
-        written = zip(self.body.writes.items(), self.dtypes.writes, strict=True)
-        lines += [self._store(name, node, dtype) for (name, node), dtype in written]
-        return lines + [self._take(place) for place in range(len(self.work.takes))]
+        lines += [self._store(column) for column in self.written]
+        lines += [self._take(place) for place in range(len(self.work.takes))]
+        return lines
 
     def blocks(self, pragma: str) -> list[str]:
         """All that is done with a block: a loop for each phase, and what is between them."""
-        phases, elements = self.body.phases, self.body.elements
-        lines, last = [], max(phases.values())
-        waiting = {}  # what is kept for loops after that in which it is made
-        for node in elements:
+        lines = []
+        kept = set()  # the elements, by their index, that wait in an array for a later loop
+        for node in self.body.elements:
             if node.op == "short":
                 words = ", ".join(name_of(word, True) for word in node.inputs)
                 lines.append(f"    uint16_t {name_of(node)}_[{BLOCK}];")
@@ -256,83 +227,106 @@ class _Writer:
             elif node.block and node.index in self.work.sources:
                 scales = f"in_{self.work.sources[node.index]}"
                 lines.append(f"    const float {name_of(node)} = {scales}[0];")
-            elif not node.block and any(
-                phases[n.index] > phases[node.index] for n in self._users(node)
-            ):
-                waiting[node.index] = node
+            elif not node.block and self._is_needed_later(node):
+                kept.add(node.index)
                 lines.append(f"    {self._type(node)} {name_of(node)}_[{BLOCK}];")
-        for phase in range(last + 1):
-            lines += self._loop(phase, waiting, pragma)
-        written = [(name, node) for name, node in self.body.writes.items() if node.block]
-        return lines + [f"    out_{name}[0] = {name_of(node)};" for name, node in written]
-
-    def _loop(self, phase: int, waiting: Mapping[int, Node], pragma: str) -> list[str]:
-        """One loop over a block, and what is known after it."""
-        phases, elements = self.body.phases, self.body.elements
-        own = [n for n in elements if phases[n.index] == phase and not n.block and n.op != "short"]
-        scales = [n for n in elements if n.op == "block_scale" and phases[n.index] == phase + 1]
-        scales = [node for node in scales if node.index not in self.work.sources]
-        written = [
-            (name, node, dtype)
-            for (name, node), dtype in zip(
-                self.body.writes.items(), self.dtypes.writes, strict=True
-            )
-            if not node.block and phases.get(node.index, 0) == phase
-        ]
-        takes = [k for k, t in enumerate(self.work.takes) if phases.get(t.node.index, 0) == phase]
-        needed = {a.index: a for n in own if n.index not in self.work.sources for a in n.inputs}
-        needed |= {node.index: node for _, node, _ in written}
-        needed |= {self.work.takes[k].node.index: self.work.takes[k].node for k in takes}
-        needed |= {node.inputs[0].index: node.inputs[0] for node in scales}
-        before = [
-            node
-            for index, node in sorted(needed.items())
-            if (index in waiting and phases[index] < phase) or node.op == "short"
-        ]
-        inner = [
-            f"        const {self._type(node)} {name_of(node)} = {name_of(node)}_[i];"
-            for node in before
-        ]
-        inner += [self._element(node) for node in own]
-        inner += [f"        {name_of(n)}_[i] = {name_of(n)};" for n in own if n.index in waiting]
-        inner += [self._store(*one) for one in written]
-        inner += [self._take(k) for k in takes]
-        # Compared as integers: without a sign, bits are ordered as their numbers are, and those of
-        # infinity and NaN are the largest.
-        for node in scales:
-            value = f"magnitude_of({name_of(node.inputs[0])})"
-            name = f"largest_{name_of(node.inputs[0])}"
-            inner.append(f"        {name} = {value} > {name} ? {value} : {name};")
-        lines = [f"    uint32_t largest_{name_of(node.inputs[0])} = 0;" for node in scales]
-        if inner:
-            largest = "".join(f" reduction(max:largest_{name_of(n.inputs[0])})" for n in scales)
-            pragmas = [pragma + largest] if pragma else []
-            lines += [*pragmas, "    for (int64_t i = 0; i < count; ++i) {", *inner, "    }"]
-        lines += [f"    const float {name_of(n)} = {self._expression(n, 'float')};" for n in scales]
+        for number in range(max(self.body.phases.values()) + 1):
+            lines += self._loop(self._phase(number), kept, pragma)
+        for name, node, _ in self.written:
+            if node.block:
+                lines.append(f"    out_{name}[0] = {name_of(node)};")
         return lines
 
-    def _users(self, node: Node) -> list[Node]:
-        """The elements that are made of one."""
-        others = (n for n in self.body.elements if n.index not in self.work.sources)
-        return [
-            other
-            for other in others
-            if any(a is node for a in other.inputs) and other.op != "block_scale"
-        ]
+    def _is_needed_later(self, node: Node) -> bool:
+        """Whether an element is needed in a later loop than its own."""
+        phases = self.body.phases
+        for other in self.body.elements:
+            # A scale is made of the largest of a block, which its loop has found.
+            if other.index in self.work.sources or other.op == "block_scale":
+                continue
+            # Not `node in inputs`: comparing nodes with == makes another node.
+            reads_it = any(one is node for one in other.inputs)
+            if reads_it and phases[other.index] > phases[node.index]:
+                return True
+        return False
+
+    def _phase(self, number: int) -> _Phase:
+        """What the loop with this number does, the first being 0."""
+        phases = self.body.phases
+        phase = _Phase(number, [], [], [], [])
+        for node in self.body.elements:
+            if phases[node.index] == number and not node.block and node.op != "short":
+                phase.elements.append(node)
+            computed = node.op == "block_scale" and node.index not in self.work.sources
+            if computed and phases[node.index] == number + 1:
+                phase.scales.append(node)
+        # What is made of numbers alone has no phase: it goes into the first loop.
+        for column in self.written:
+            if not column.node.block and phases.get(column.node.index, 0) == number:
+                phase.written.append(column)
+        for place, take in enumerate(self.work.takes):
+            if phases.get(take.node.index, 0) == number:
+                phase.takes.append(place)
+        return phase
+
+    def _loop(self, phase: _Phase, kept: Collection[int], pragma: str) -> list[str]:
+        """One loop over a block, and what is known after it."""
+        inner = []
+        for node in self._needed(phase):
+            made_before = node.index in kept and self.body.phases[node.index] < phase.number
+            if made_before or node.op == "short":
+                name = name_of(node)
+                inner.append(f"        const {self._type(node)} {name} = {name}_[i];")
+        inner += [self._element(node) for node in phase.elements]
+        for node in phase.elements:
+            if node.index in kept:
+                inner.append(f"        {name_of(node)}_[i] = {name_of(node)};")
+        inner += [self._store(column) for column in phase.written]
+        inner += [self._take(place) for place in phase.takes]
+        before, after = [], []
+        for node in phase.scales:
+            of = name_of(node.inputs[0])
+            largest, value = f"largest_{of}", f"magnitude_of({of})"
+            before.append(f"    uint32_t {largest} = 0;")
+            # Compared as integers: without a sign, bits are ordered as their numbers are, and those
+            # of infinity and NaN are the largest.
+            inner.append(f"        {largest} = {value} > {largest} ? {value} : {largest};")
+            after.append(f"    const float {name_of(node)} = {self._expression(node, 'float')};")
+            if pragma:
+                pragma += f" reduction(max:{largest})"
+        if not inner:
+            return []
+        if pragma:
+            before.append(pragma)
+        return [*before, "    for (int64_t i = 0; i < count; ++i) {", *inner, "    }", *after]
+
+    def _needed(self, phase: _Phase) -> list[Node]:
+        """What the loop of a phase reads, in the order in which it was made."""
+        needed = [column.node for column in phase.written]
+        needed += [self.work.takes[place].node for place in phase.takes]
+        needed += [node.inputs[0] for node in phase.scales]
+        for node in phase.elements:
+            if node.index not in self.work.sources:  # else it is loaded from memory
+                needed += node.inputs
+        by_index = {node.index: node for node in needed}
+        return [by_index[index] for index in sorted(by_index)]
 
     def _element(self, node: Node) -> str:
         if node.index in self.work.sources:
             value = self._load(node)
         else:
-            value = self._expression(node, "double" if node.wide else self.precision)
+            precision = "double" if node.wide else self.precision
+            value = self._expression(node, precision)
         return f"        const {self._type(node)} {name_of(node)} = {value};"
 
-    def _store(self, name: str, node: Node, dtype: torch.dtype) -> str:
+    def _store(self, column: _Written) -> str:
+        name, node, dtype = column
         value = self._argument(node, self.precision, element=True)
         if dtype == torch.bfloat16:
             # Already rounded to bfloat16: the lower half is zero and can be cut off.
             exact = node.op in _ROUNDING and (node.args[-1] or self.dtypes.leaf) == dtype
-            value = f"{'high_half' if exact else 'to_bfloat16'}({value})"
+            function = "high_half" if exact else "to_bfloat16"
+            value = f"{function}({value})"
         return f"        out_{name}[i] = {value};"
 
     def _take(self, place: int) -> str:

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import linecache
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -28,7 +28,7 @@ LONGEST = 8  # blocks each
 WARPS = 4
 COMBINED = 256  # parts of a reduction that are loaded at once
 
-Hyper: TypeAlias = float | Tensor | NDArray[Any]
+Hyper: TypeAlias = float | Tensor | NDArray[np.float64]
 """A number, a tensor on the device (of one value, or one for each leaf), or an array of numbers."""
 
 
@@ -86,7 +86,7 @@ class _Kernel:
         self.options = _options()
         # Compiled here and not by the first launch: a failure comes before anything is overwritten.
         if hasattr(self.function, "device_caches"):  # not the interpreter's
-            hypers: list[Any] = []
+            hypers: list[float | torch.dtype] = []
             for kind in kinds.values():
                 # warmup takes a dtype in place of a pointer to it.
                 hypers += [0.0] if kind is None else [kind, 0]
@@ -108,7 +108,7 @@ class _Kernel:
         if n_takes:
             shape = (max(programs.count, 1), n_takes)
             parts = torch.empty(shape, dtype=torch.float64, device=self.device)
-        arguments: list[Any] = []
+        arguments: list[float | Tensor] = []
         for hyper in _hypers(self.work, scalars, group):
             arguments += self._arguments(hyper)
         addresses = np.array([column.addresses for column in (*reads, *writes)], dtype=np.int64)
@@ -132,17 +132,18 @@ class _Kernel:
         n_takes = len(self.work.takes)
         totals = torch.empty((n_leaves, n_takes), dtype=torch.float64, device=self.device)
         ends = self._put(programs.ends, (programs, "ends"))
+        options = {**self.options, "num_warps": 1}
         for place, take in enumerate(self.work.takes):
             self.combine[(n_leaves,)](
                 parts, ends, totals, place, n_takes,
-                KIND=take.reduction.combine, BLOCK=COMBINED, **{**self.options, "num_warps": 1},
+                KIND=take.reduction.combine, BLOCK=COMBINED, **options,
             )  # fmt: skip
         return totals
 
-    def _put(self, array: NDArray[Any], name: Any = None) -> Tensor:
+    def _put(self, array: NDArray[Any], name: Hashable = None) -> Tensor:
         return self.tables.put(array, self.device, name)
 
-    def _arguments(self, hyper: Hyper) -> tuple[Any, ...]:
+    def _arguments(self, hyper: Hyper) -> tuple[float | Tensor, ...]:
         """A number; or a pointer, and whether it points to one value for each leaf."""
         if isinstance(hyper, Tensor):
             return hyper, hyper.dim()
@@ -202,7 +203,7 @@ def _kind(hyper: Hyper) -> torch.dtype | None:
     return torch.float64 if isinstance(hyper, np.ndarray) else None
 
 
-def _current(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+def _current(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Make a GPU the current one, if it is not."""
     if device.type != "cuda" or device.index == torch.cuda.current_device():
         return contextlib.nullcontext()
@@ -215,13 +216,13 @@ def loaded(source: str, function: str) -> Any:
     name = f"<functional_sgd kernel {hash(source):x}>"
     # With mtime None, linecache.checkcache keeps an entry for which there is no file.
     linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
-    space: dict[str, Any] = {"__name__": "functional_sgd.fusion.backends.triton.kernel"}
+    space: dict[str, object] = {"__name__": "functional_sgd.fusion.backends.triton.kernel"}
     exec(compile(source, name, "exec"), space)
     return space[function]
 
 
 @functools.cache
-def _options() -> dict[str, Any]:
+def _options() -> dict[str, int]:
     """Every operation rounds as torch's does: no fused multiply-add, no flushing of subnormals."""
     exact = {"enable_fp_fusion": False}
     with contextlib.suppress(ImportError, AttributeError):

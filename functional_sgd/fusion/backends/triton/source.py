@@ -1,6 +1,7 @@
 """Write a pass as one readable Triton kernel over a table of pointers."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -134,7 +135,6 @@ _TEMPLATES = {
     "multiple": "(({0}.to(tl.uint32) * {draw}) & 0xFFFF).to(tl.int32)",
     "block_scale": "block_scale({0}.to(tl.float32), inside, BLOCK)",
 }
-_OF_BLOCKS = ("encoded", "decode")
 _ROUNDING = ("rounded", "neighbour")
 _NARROW = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
 _PRECISE = {  # what Triton approximates in single precision unless it is told not to
@@ -169,37 +169,37 @@ def triton_source(work: Pass, dtypes: Dtypes, tensors: Collection[str]) -> str:
     body = body_of(work)
     writer = _Writer(work, body, dtypes, tensors)
     combines = [take.reduction.combine for take in work.takes]
-    takes = [f"take_{k}" for k in range(len(combines))]
-    pointers = [name for name in body.hypers if name in tensors]
-    begin = [
-        f"    {name} = tl.full((BLOCK,), {_NOTHING[c]}, tl.float64)"
-        for name, c in zip(takes, combines, strict=True)
-    ]
-    ends = ", ".join(_WHOLE[c].format(name) for name, c in zip(takes, combines, strict=True))
-    stores = [
-        f"    tl.store(parts + tl.program_id(0) * {len(takes)} + {k}, {name})"
-        for k, name in enumerate(takes)
-    ]
-    hypers = [
-        f"hyper_{name}, by_leaf_{name}: tl.int64, " if name in tensors
-        else f"hyper_{name}: tl.float64, "
-        for name in body.hypers
-    ]  # fmt: skip
+    takes, begin, ends, stores = [], [], [], []
+    for k, combine in enumerate(combines):
+        takes.append(f"take_{k}")
+        begin.append(f"    take_{k} = tl.full((BLOCK,), {_NOTHING[combine]}, tl.float64)")
+        ends.append(_WHOLE[combine].format(f"take_{k}"))
+        place = f"parts + tl.program_id(0) * {len(combines)} + {k}"
+        stores.append(f"    tl.store({place}, take_{k})")
+    hypers, pointers, whole = [], [], ['"n_leaves"']
+    for name in body.hypers:
+        if name in tensors:
+            hypers.append(f"hyper_{name}, by_leaf_{name}: tl.int64, ")
+            pointers.append(f'"hyper_{name}"')
+            whole.append(f'"by_leaf_{name}"')
+        else:
+            hypers.append(f"hyper_{name}: tl.float64, ")
+    places = [column.place for column in writer.columns]
     text = _FUNCTIONS.format(
-        parameters=", ".join(["count", "begin", *writer.places, *writer.crossing]),
+        parameters=", ".join(["count", "begin", *places, *writer.crossing]),
         bind="\n".join(writer.bind()),
         align="\n".join(writer.align()),
         begin_takes="\n".join(begin),
         body="\n".join(writer.elements()),
-        end_takes=f"    return {ends}" if takes else "",
-        whole=", ".join(['"n_leaves"', *(f'"by_leaf_{name}"' for name in pointers)]),
-        tensors=", ".join(f'"hyper_{name}"' for name in pointers),
+        end_takes=f"    return {', '.join(ends)}" if ends else "",
+        whole=", ".join(whole),
+        tensors=", ".join(pointers),
         hypers="".join(hypers),
         scalars="\n".join(writer.scalars()),
         here="\n".join(writer.here()),
-        all_here=" | ".join(writer.places),
+        all_here=" | ".join(places),
         assign=f"{', '.join(takes)} = " if takes else "",
-        arguments=", ".join(["start", *writer.places, *writer.crossing]),
+        arguments=", ".join(["start", *places, *writer.crossing]),
         store_takes="\n".join(stores),
     )
     header = _HEADER.format(title=work.title)
@@ -221,44 +221,62 @@ def largest(values):
 """
 
 
+class _Column(NamedTuple):
+    """A column that a pass reads or writes, where it does."""
+
+    name: str  # in_grad, out_param
+    dtype: torch.dtype
+    place: str  # the variable that says where a chunk begins in it
+    of_blocks: bool  # whether it has one number for each block
+
+
 class _Writer:
     """Writes the lines of a pass."""
 
     def __init__(self, work: Pass, body: Body, dtypes: Dtypes, tensors: Collection[str]) -> None:
         self.work, self.body, self.dtypes, self.tensors = work, body, dtypes, tensors
         self.precision = _STORED[dtypes.working]
-        reads = [("in", *one) for one in zip(body.reads, dtypes.reads, strict=True)]
-        writes = [("out", *one) for one in zip(body.writes, dtypes.writes, strict=True)]
-        self.columns = [(f"{way}_{name}", dtype) for way, name, dtype in (*reads, *writes)]
-        self.of_blocks = [name in work.of_blocks for _, name, _ in (*reads, *writes)]
-        self.places = [f"here_{k}" for k in range(len(self.columns))]
+        self.columns: list[_Column] = []
+        for name, dtype in zip(body.reads, dtypes.reads, strict=True):
+            self._add_column("in", name, dtype)
+        for name, dtype in zip(body.writes, dtypes.writes, strict=True):
+            self._add_column("out", name, dtype)
         self.crossing = [name_of(node, True, is_wide) for node, is_wide in body.crossing]
 
+    def _add_column(self, way: str, name: str, dtype: torch.dtype) -> None:
+        place = f"here_{len(self.columns)}"
+        self.columns.append(_Column(f"{way}_{name}", dtype, place, name in self.work.of_blocks))
+
     def bind(self) -> list[str]:
-        return [
-            f"    {name} = {place}.to(tl.pointer_type({_STORED[dtype]}))"
-            for (name, dtype), place in zip(self.columns, self.places, strict=True)
-        ]
+        """A pointer for each column."""
+        lines = []
+        for name, dtype, place, _ in self.columns:
+            lines.append(f"    {name} = {place}.to(tl.pointer_type({_STORED[dtype]}))")
+        return lines
 
     def align(self) -> list[str]:
-        widest = max((dtype.itemsize for _, dtype in self.columns), default=4)
-        return [
-            f"        {name} = tl.multiple_of({name}, {16 // widest * dtype.itemsize})"
-            for name, dtype in self.columns
-        ]
+        """What the compiler may take for granted of these pointers."""
+        widest = max((column.dtype.itemsize for column in self.columns), default=4)
+        lines = []
+        for name, dtype, _, _ in self.columns:
+            multiple = 16 // widest * dtype.itemsize
+            lines.append(f"        {name} = tl.multiple_of({name}, {multiple})")
+        return lines
 
     def here(self) -> list[str]:
-        begins = [f"start // {BLOCK}" if each else "start" for each in self.of_blocks]
-        places = zip(self.places, self.columns, begins, strict=True)
-        return [
-            f"    {place} = tl.load(pointers + {k} * n_leaves + leaf) + {begin} * {dtype.itemsize}"
-            for k, (place, (_, dtype), begin) in enumerate(places)
-        ]
+        """Where a chunk begins in each column."""
+        lines = []
+        for k, (_, dtype, place, of_blocks) in enumerate(self.columns):
+            begin = f"start // {BLOCK}" if of_blocks else "start"
+            column = f"tl.load(pointers + {k} * n_leaves + leaf)"
+            lines.append(f"    {place} = {column} + {begin} * {dtype.itemsize}")
+        return lines
 
     def scalars(self) -> list[str]:
-        lines = [
-            f"    {name_of(node)} = {self._value(node, 'tl.float64')}" for node in self.body.scalars
-        ]
+        lines = []
+        for node in self.body.scalars:
+            value = self._value(node, "tl.float64")
+            lines.append(f"    {name_of(node)} = {value}")
         for node, is_wide in self.body.crossing:
             kind = "tl.float64" if is_wide else self.precision
             if node.op == "word":
@@ -274,9 +292,11 @@ class _Writer:
                 column = self.work.sources[node.index]
                 where = f"i // {BLOCK}" if node.block else "i"
                 value = f"tl.load(in_{column} + {where}, mask=inside).to({self.precision})"
-                value = f"{value} != 0" if node.op in LOGICAL else value
+                if node.op in LOGICAL:
+                    value = f"{value} != 0"
             else:
-                value = self._value(node, "tl.float64" if node.wide else self.precision)
+                precision = "tl.float64" if node.wide else self.precision
+                value = self._value(node, precision)
             lines.append(f"        {name_of(node)} = {value}")
         for (name, node), dtype in zip(self.body.writes.items(), self.dtypes.writes, strict=True):
             value = self._argument(node, True, self.precision)
@@ -315,24 +335,23 @@ class _Writer:
             return _remainder(*args)
         if node.op in _ROUNDING:
             return self._rounded(node, args, precision)
-        if node.op in _OF_BLOCKS:
-            signed = node.args[-1]
-            limits: tuple[object, ...] = OFFSET_BITS[signed], OFFSET[signed], LARGEST_CODE[signed]
-            kinds = ("tl.float32", "tl.float32", "tl.int32")
-            given = [f"{arg}.to({kind})" for arg, kind in zip(args, kinds, strict=False)]
-            made = f"{node.op}({', '.join([*given, *map(repr, (*limits, signed))])})"
-            return f"{made}.to({precision})" if node.op == "decode" else made
+        if node.op == "encoded":
+            return _of_block(node, args, ("tl.float32", "tl.float32", "tl.int32"))
+        if node.op == "decode":
+            return f"{_of_block(node, args, ('tl.float32', 'tl.float32'))}.to({precision})"
         template = _PRECISE[precision].get(node.op) or _TEMPLATES.get(node.op)
         if template is None:
             return f"libdevice.{node.op}({', '.join(args)})"
-        constants = {
-            name: _constant(value, precision)
-            for name, value in (("eps24", 2.0**-24), ("eps32", 2.0**-32), ("half", 0.5))
-        }
-        draw = node.args[-1] if node.args else ""
-        return template.format(*args, T=precision, draw=draw, **constants)
+        return template.format(
+            *args,
+            T=precision,
+            draw=node.args[-1],
+            eps24=_constant(2.0**-24, precision),
+            eps32=_constant(2.0**-32, precision),
+            half=_constant(0.5, precision),
+        )
 
-    def _rounded(self, node: Node, args: list[str], precision: str) -> str:
+    def _rounded(self, node: Node, args: Sequence[str], precision: str) -> str:
         """The nearest number of a dtype, or one of two neighbours."""
         dtype = self.dtypes.leaf if node.args[-1] is None else node.args[-1]
         if dtype not in _NARROW:
@@ -355,6 +374,14 @@ class _Writer:
             name = name_of(node, element, wide)
             return f"({name} != 0)" if crossed else name
         return f"({self._argument(node, element, precision, wide)} != 0)"
+
+
+def _of_block(node: Node, args: Sequence[str], kinds: Sequence[str]) -> str:
+    """A call of a function on codes, with its arguments in these dtypes."""
+    signed = node.args[-1]
+    given = [f"{arg}.to({kind})" for arg, kind in zip(args, kinds, strict=True)]
+    limits = f"{OFFSET_BITS[signed]}, {OFFSET[signed]}, {LARGEST_CODE[signed]}, {signed}"
+    return f"{node.op}({', '.join(given)}, {limits})"
 
 
 def _remainder(left: str, right: str) -> str:
