@@ -78,7 +78,7 @@ class Targets:
 
         What a callback remembers of a param, such as an average, lies as the param does.
         """
-        found = self.exact.get(name)
+        found: Tensor | None = self.exact.get(name)
         if found is None and name.startswith("memory["):
             found = self._param_at_end(name)
         if found is None or list(found.shape) != list(shape):
