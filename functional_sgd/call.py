@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from operator import eq
 from typing import Any
 
+import optree
 import torch
 from torch import Tensor
 
@@ -202,7 +203,7 @@ def take_apart(
             _check_shapes(plan, params, leaves, slots)
     check_steps(plan.who, state[STEP], len(leaves))
     steps = state[STEP]
-    if known is None and plan.slots:
+    if known is None and plan.slots and optree.tree_structure(state[plan.slots[0]]) != spec:
         steps = in_order_of(spec, steps, state[plan.slots[0]])
     given, extras = _take_given(plan, params, spec, leaves, grad_leaves, extras)
     values = collect(plan.who, plan.defaults, hyper, extras, plan.ranges)

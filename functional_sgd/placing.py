@@ -10,12 +10,15 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
+
+from functional_sgd.tracing import recorded
 
 # A plain tuple, since each call makes one for each tensor of the module: a NamedTuple takes ten
 # times as long to make (264 ns to 26).
@@ -29,19 +32,27 @@ class Placed:
     `tensors` are those in place, by name; `changed`, after `call`, the names of those that it has
     written to or replaced.
 
-    Tensors named in `spendable` may be written to: the first call does not work on copies of them.
+    Tensors named in `spendable` may be written to, so no call works on copies of them. `originals`
+    are what they are copies of, where they are: so a write through `.data`, which is not counted,
+    is found by comparing.
 
     Raises RuntimeError if names are missing or unknown, or if another thread has put its tensors
     into one of these layers.
     """
 
     def __init__(
-        self, module: nn.Module, given: Mapping[str, Tensor], spendable: Collection[str] = ()
+        self,
+        module: nn.Module,
+        given: Mapping[str, Tensor],
+        spendable: Collection[str] = (),
+        originals: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> None:
-        self.module, self.given, self.spendable = module, given, spendable
+        self.module, self.given = module, given
+        self.spendable, self.originals = spendable, originals
         self.thread = threading.get_ident()
         self.misled = False  # whether a graph of the same gradient has been made with others
         self.changed: set[str] = set()
+        self.moved: set[str] = set()  # those whose `.data` a first call has replaced
         # Looking for others and joining the list must be one step to other threads.
         with _LOCK:
             self.places, self.found, self.training = _inside(module, given)
@@ -58,6 +69,7 @@ class Placed:
             for name in self.copied:
                 # clone() stays on the graph, so gradients reach the tensor that was given.
                 self.tensors[name] = given[name].clone()
+            self.begins = self._begins()
             self.shared = [given[name] for name in given if name not in self.copied]
             self.versions = _versions(self.shared)
             for store, key, name, _ in self.places:
@@ -68,23 +80,36 @@ class Placed:
     def call(self, args: Sequence[object], kwargs: Mapping[str, object]) -> Any:
         """The module's output. Raises RuntimeError if it has written to a tensor that was given."""
         output = self.module(*args, **kwargs)
-        tensors = self.tensors
         first = self.training not in self.known
         written = self._written_shared()
-        if written and not (first and written <= {*self.spendable}):
-            self._refuse_late(written)
+        # A first call may find out that spendable tensors are written to; a later one may not.
+        allowed = {*self.spendable}
+        if not first:
+            allowed &= self.known[self.training]
+        if not written <= allowed:
+            self._refuse_late(written - allowed)
         # Inference mode does not count writes, so a call in it tells nothing.
         if first and not torch.is_inference_mode_enabled():
-            self.known[self.training] = {*self._written(), *written}
+            self.known[self.training] = {*self._written(), *written, *self._written_in_secret()}
             # A first call works on copies. Only what it has written to counts as changed, so
             # `after` returns the rest as it was given.
             self.copied = self._to_be_copied()
-        self.changed = self.copied
-        for store, key, name, _ in self.places:
-            if store[key] is not tensors[name]:  # replaced, as some buffers are
-                tensors[name] = store[key]
-                self.changed = self.changed | {name}
+        writes = self.known.get(self.training, set())
+        self.changed = self.copied | writes.intersection(self.spendable)
+        self.look()
         return output
+
+    def look(self) -> set[str]:
+        """The names of what the module has replaced since the last look, as it may its buffers."""
+        replaced: set[str] = set()
+        if any(one.over(self) for one in later_than(self)):
+            return replaced  # what is in these places is theirs
+        for store, key, name, _ in self.places:
+            if store[key] is not self.tensors[name]:
+                self.tensors[name] = store[key]
+                replaced.add(name)
+        self.changed = self.changed | replaced
+        return replaced
 
     def after(self, names: Iterable[str]) -> dict[str, Tensor]:
         """These tensors as the call has left them: those that were given, where it has."""
@@ -127,27 +152,38 @@ class Placed:
     def _to_be_copied(self) -> set[str]:
         """The names of what a forward pass writes to; all, as long as that is not known."""
         known = self.known.get(self.training)
-        if torch.is_inference_mode_enabled():  # which keeps no versions
-            return {*self.given}
-        if known is None:
+        if known is None or torch.is_inference_mode_enabled():  # which keeps no versions
             return {*self.given}.difference(self.spendable)
-        # In training F.batch_norm writes to buffers without raising their version, see `_written`.
+        # In training F.batch_norm writes to buffers, without raising their version, in every call.
         buffers = [place[2] for place in self.places if place[3]] if self.training else []
-        return known.union(buffers)
+        return known.union(buffers).difference(self.spendable)
+
+    def _begins(self) -> dict[str, int]:
+        """Where tensors begin in a first call: what is put into their `.data` lies elsewhere."""
+        if self.training in self.known or recorded():
+            return {}
+        every = self.tensors.items()
+        return {name: tensor.data_ptr() for name, tensor in every if _is_plain(tensor)}
 
     def _written(self) -> Iterator[str]:
-        """What a first call has written to: the names of copies that are no longer what they were.
-
-        F.batch_norm does that without being counted, so buffers are compared; not in training,
-        where they are copied anyway.
-        """
-        for _, _, name, is_buffer in self.places:
-            if name not in self.copied:
-                continue
-            copy = self.tensors[name]
-            in_secret = is_buffer and not self.training
+        """The names of copies that a first call has written to."""
+        for name in self.copied:
             # A fresh copy has version 0, so any other means a write.
-            if copy._version or (in_secret and not torch.equal(copy, self.given[name])):
+            if self.tensors[name]._version:
+                yield name
+
+    def _written_in_secret(self) -> Iterator[str]:
+        """What a first call has written to without being counted: through `.data`, or as
+        F.batch_norm does.
+        """
+        for name, begin in self.begins.items():
+            now, before = self.tensors[name], self.originals.get(name)
+            if name in self.copied:
+                before = self.given[name]
+            if now.data_ptr() != begin:
+                self.moved.add(name)
+                yield name
+            elif before is not None and not _same(now, before):
                 yield name
 
     def _written_shared(self) -> set[str]:
@@ -289,6 +325,11 @@ def try_out(
             placed.put_back()
 
 
+def written_by(module: nn.Module) -> Collection[str] | None:
+    """What a forward pass in training writes to in place; None while that is not known."""
+    return _WRITTEN.get(module, {}).get(True)
+
+
 def look_again(module: nn.Module) -> None:
     """Let the next call find out again what the module writes to."""
     _WRITTEN.pop(module, None)
@@ -352,6 +393,23 @@ def _other_names(
             f"missing and {unknown} are unknown. Pass those that split(module) gives."
         )
     return names
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether it has memory of its own that can be looked at."""
+    usual = type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided
+    return usual and tensor.device.type != "meta"
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors have the same numbers, NaN among them."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    if torch.equal(one, other):
+        return True
+    nans = one.isnan()
+    same = torch.equal(nans, other.isnan())
+    return same and torch.equal(one.masked_fill(nans, 0), other.masked_fill(nans, 0))
 
 
 def _versions(tensors: Sequence[Tensor]) -> list[int]:

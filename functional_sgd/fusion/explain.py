@@ -185,8 +185,9 @@ def _bytes(step: Step, group: Group) -> int:
     else:
         names = (*step.inputs.values(), *step.outputs.values())
     size = sum(group.sizes)
+    blocks = sum(map(count_of, group.sizes))  # no block is of two leaves
     moved = 0
     for name in names:
-        count = count_of(size) if name in of_blocks else size
+        count = blocks if name in of_blocks else size
         moved += group.dtypes.get(name, group.working).itemsize * count
     return moved

@@ -252,7 +252,7 @@ class Fused(Optimizer):
         with self._lock:
             # Another thread may have grouped other trees by now.
             leaves.matches_guard = leaves.matches_guard and guard is self._guard
-            if self.donate and len(self.program.steps) > 1:
+            if self.donate:
                 self._aliased_reads.copy(leaves, written, guard if leaves.matches_guard else None)
             groups, others = (self._guarded, ()) if leaves.matches_guard else self._grouped(leaves)
             if not others:

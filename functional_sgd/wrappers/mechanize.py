@@ -40,6 +40,12 @@ class Mechanize(Wrapper):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.opt.averages:
+            raise ValueError(
+                f"mechanize: expected an optimizer whose params are those to evaluate, got "
+                f"{self.opt!r}, which averages params; these are not yet scaled by the rate. Put "
+                f"the average around it: average_params(mechanize(...))."
+            )
         if self.tuners not in Range(1, whole=True):
             raise ValueError(
                 f"mechanize: tuners must be {Range(1, whole=True)!r}, got {self.tuners!r}. "
@@ -165,7 +171,9 @@ def mechanize(
     first steps, of 1e-6 or so, when they are rounded again: the way stays 0, and they never move.
     Keep them in float32.
 
-    Raises ValueError for a hyper out of its range, or if `opt` overwrites its arguments.
+    What `opt` does to params after its step, such as a projection, is scaled like the step: project
+    the result instead. Raises ValueError for a hyper out of its range, or if `opt` overwrites its
+    arguments or averages params.
     Source: Cutkosky et al. 2023 (NeurIPS), "Mechanic"; numbers of optax.contrib.mechanize.
 
     >>> import torch

@@ -3,7 +3,7 @@ of a validation batch as another, for `fit(..., compile=True)`.
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,6 +23,7 @@ from functional_sgd.compile.traced import (
     trace,
 )
 from functional_sgd.hyper import with_hypers
+from functional_sgd.placing import look_again
 from loop.run.attributes import attributes_of, changed_attributes
 from loop.run.chance import seed_torch
 from loop.run.graph_cache import (
@@ -131,7 +132,9 @@ class CompiledWork(Work):
             self.learned = Learned((outputs.buffers, *outputs.updated), new, spec)
         return state
 
-    def _predict(self, state: State, params: Mapping[str, Tensor]) -> Any:
+    def _predict(
+        self, state: State, params: Mapping[str, Tensor], spendable: Collection[str] = ()
+    ) -> Any:
         """The prediction for a validation batch, by its graph if there can be one."""
         if not self.validates:
             return super()._predict(state, params)
@@ -290,11 +293,17 @@ class CompiledWork(Work):
         """Raise ValueError if the model leaves behind what a graph would not. Runs it twice."""
         model, trial = learner_of(state).model, Work()
         trial.trained = 2  # no warning: this is an error here
+        look_again(model)
+        moved: set[str] = set()
         for _ in range(2):  # the first call may fill caches
             before = attributes_of(model)
             trial.predict(state)
-            written = trial.placed.changed & state.params.keys() if trial.placed else set()
+            assert trial.placed is not None
+            written = trial.placed.changed & state.params.keys()
+            # A graph does not see what is put into `.data`, of buffers and frozen params neither.
+            moved |= trial.placed.moved
             trial.leave()
+        written |= moved
         found = changed_attributes(before, attributes_of(model))
         if written or found:
             how = f"writes to {sorted(written)} in place" if written else f"changes {found}"

@@ -5,6 +5,7 @@ says.
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 
 from loop.run.chance import key, seed_loader, seed_torch
 
@@ -31,9 +32,14 @@ class Pass:
         if loader is not None and hasattr(loader, "set_position"):  # it can begin in the middle
             loader.set_position(key(seed, purpose), number, start)
             self.index = start
-        # Before iter(), in which a torch DataLoader draws the seed of its workers.
+        # Before iter(), in which a torch DataLoader draws the seed of its workers, and then its
+        # sampler the order.
         seed_loader(loader, self.order)
         seed_torch(self.order, device)
+        if isinstance(loader, DataLoader) and loader._iterator is not None:
+            # Persistent workers have their seed, so it is not drawn again; but the order must not
+            # depend on whether they are there already.
+            torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
         self.iterator, self.expected = iter(() if loader is None else loader), length(loader)
 
     def __iter__(self) -> "Pass":

@@ -2,7 +2,7 @@
 state to state.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -13,13 +13,14 @@ from torch import Tensor
 
 from functional_sgd.autodiff import detached, gradients
 from functional_sgd.optimizer import Optimizer
-from functional_sgd.placing import Placed, look_again
+from functional_sgd.placing import Placed, look_again, written_by
 from functional_sgd.sharded import full
 from loop.learner import Learner
 from loop.remembered import tensors_in
 from loop.run.attributes import attributes_of, warn_of_attributes
 from loop.run.chance import key, seed_torch
 from loop.run.forward import ByName, Unharmed, called
+from loop.run.reached import check_reached
 from loop.run.signals import Cancel
 from loop.run.unused import Unused
 from loop.state import State
@@ -88,24 +89,43 @@ class Work:
                 pred = self._predict(state, self._evaluated(state))
             return state.replace(pred=pred)
         seed_torch(batch_key(state), device)
-        self.before, frozen = state.params, state.frozen
-        # New leaves for every batch: a graph that somebody keeps is then of this batch alone, and
-        # the tensors of the state stay untracked.
-        self.during = {
-            name: value if name in frozen else value.detach().requires_grad_()
-            for name, value in state.params.items()
-        }
+        self.before = state.params
+        self.during, own = self._leaves(state)
         self.trained += 1
         # In the second batch, caches are filled, and what still changes is no cache.
         watched = attributes_of(learner.model) if self.trained == 2 else None
         # The caller of fit may have switched gradients off.
         with torch.enable_grad():
-            pred = self._predict(state, self.during)
+            pred = self._predict(state, self.during, own)
             assert self.placed is not None
             buffers = self.placed.after(state.buffers)
         if watched is not None:
             warn_of_attributes(learner.model, watched)
         return state.replace(params=self.during, pred=pred, buffers=buffers)
+
+    def _leaves(self, state: State) -> tuple[dict[str, Tensor], set[str]]:
+        """The params of a training batch, tracked but for frozen ones; and the names of those that
+        the model may write to.
+
+        New leaves for every batch: a graph that somebody keeps is then of this batch alone, and the
+        tensors of the state stay untracked. What the model writes to gets memory of its own, and
+        all do as long as that is not known. Leaves and not copies made of them: autocast adds the
+        gradients of a leaf that is used twice in half precision, and those of a copy in float32.
+        """
+        written = written_by(learner_of(state).model)
+        leaves, own = {}, set()
+        for name, value in state.params.items():
+            if name in state.frozen:
+                leaves[name] = value
+                continue
+            leaf = value.detach()
+            if state.donated:
+                own.add(name)
+            elif written is None or name in written:
+                leaf = leaf.clone()
+                own.add(name)
+            leaves[name] = leaf.requires_grad_()
+        return leaves, own
 
     def _evaluated(self, state: State) -> Mapping[str, Tensor]:
         """The params to evaluate: an average, if the optimizer keeps one for that."""
@@ -119,11 +139,14 @@ class Work:
         average: Mapping[str, Tensor] = self.average[2]
         return average
 
-    def _predict(self, state: State, params: Mapping[str, Tensor]) -> Any:
+    def _predict(
+        self, state: State, params: Mapping[str, Tensor], spendable: Collection[str] = ()
+    ) -> Any:
+        """The model's output with these params, of which the spendable may be written to."""
         model, tensors = learner_of(state).model, {**params, **state.buffers}
-        # What the run owns, its forward passes may write to.
-        spendable = state.params.keys() if state.donated and state.training else ()
-        self.placed = placed = Placed(model, tensors, spendable)
+        # A donated run has one copy of its params, so there is nothing to compare with.
+        originals = {} if state.donated or not spendable else state.params
+        self.placed = placed = Placed(model, tensors, spendable, originals)
         return self.model.call(partial(called, placed), state.xb or (), state.training)
 
     def loss(self, state: State) -> State:
@@ -161,10 +184,13 @@ class Work:
         assert placed is not None, "[predict] comes first"
         tracked = [value for name, value in self.during.items() if name not in state.frozen]
         grads: list[Tensor | None] = []
-        if state.loss is not None:
-            grads = gradients(state.loss, tracked, [placed])
+        loss = state.loss
+        if loss is not None:
+            if self.trained == 1:  # a graph of the first batch looks like all others
+                check_reached(loss, placed, self.during)
+            grads = gradients(loss, tracked, [placed])
         # One None among many is a parameter that this batch did not use; all of them is a mistake.
-        if state.loss is None or all(grad is None for grad in grads):
+        if loss is None or all(grad is None for grad in grads):
             raise ValueError(
                 "Learner: the loss does not depend on any parameter, so there is no gradient. "
                 "Does the model, or a callback, detach it? Does it run another module, or have all "
@@ -174,6 +200,10 @@ class Work:
         each = iter(detached(grads) if self.spend_grads else grads)
         by_name = {name: None if name in state.frozen else next(each) for name in self.during}
         self.unused.look(by_name, state.frozen)
+        # The loss may have called the model once more.
+        late = placed.look() & state.buffers.keys()
+        if late:
+            state = state.replace(buffers={**state.buffers, **placed.after(late)})
         params = state.params
         # Otherwise a callback has put other params in place since [predict], and these stay.
         if params is self.during:
@@ -184,7 +214,7 @@ class Work:
         # Let go, or the params from before the step would stay in memory beside the new ones.
         self.during, self.before = {}, {}
         ended = state.replace(
-            params=params, grads=by_name, pred=detached(state.pred), loss=state.loss.detach()
+            params=params, grads=by_name, pred=detached(state.pred), loss=loss.detach()
         )
         if learner_of(state).opt.perturbs:
             return ended.replace(grads=self._perturbed(ended))

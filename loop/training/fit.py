@@ -180,6 +180,7 @@ def begin(
     """A run of `fit` that has not taken its first step; callbacks are checked here."""
     check_donate("fit", donate)
     _check_cut(learner, state)
+    _check_frozen(learner, state)
     everyone = with_recorder([*learner.callbacks, *callbacks], compile)
     now = begun_with(learner, state, everyone, hyper, compile)
     work = _compiled(learner, state, everyone) if compile else stages.Work()
@@ -207,6 +208,26 @@ def _compiled(learner: Learner, state: State, callbacks: Sequence[object]) -> Co
             "Fit without compile=True."
         )
     return CompiledWork()
+
+
+def _check_frozen(learner: Learner, state: State) -> None:
+    """Raise ValueError if requires_grad of a parameter has changed since the state was made.
+
+    What is trained stands in the state: its params are, its buffers are not.
+    """
+    for name, own in learner.model.named_parameters():
+        if own.requires_grad and name in state.buffers:
+            happened, cure = "is False in the state, and True in the model", "unfreeze"
+        elif not own.requires_grad and name in state.params:
+            happened, cure = "is True in the state, and False in the model", "freeze"
+        else:
+            continue
+        raise ValueError(
+            f"fit: requires_grad of {name!r} {happened}, which would change nothing: the state "
+            f"says what is trained. To {cure} it, make a state after the change "
+            f"(learner.load(state), learner.init()); or leave requires_grad alone, and pass the "
+            f"callback Freeze."
+        )
 
 
 def _check_cut(learner: Learner, state: State) -> None:

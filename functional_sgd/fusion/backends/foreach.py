@@ -89,13 +89,12 @@ class _Interpreter:
             if node.index in work.sources:  # a column that another write may be about to replace
                 copies = [tensor.clone() for tensor in elements[node.index]]
                 values[node.index] = elements[node.index] = copies
+        # Before the writes, which may go to a column that a reduction is made of.
+        totals = [self._take(take.reduction, elements[take.node.index]) for take in work.takes]
         for column, node in zip(writes, work.outputs.values(), strict=True):
             for place, tensor in enumerate(column.tensors):
                 tensor.copy_(_at(values[node.index], place))
-        if not work.takes:
-            return None
-        totals = [self._take(take.reduction, elements[take.node.index]) for take in work.takes]
-        return torch.stack(totals, dim=1)
+        return torch.stack(totals, dim=1) if totals else None
 
     def _take(self, reduction: Reduction, values: list[Tensor]) -> Tensor:
         parts = []
