@@ -48,32 +48,31 @@ def first_matches(
     names: Sequence[str],
     values: Mapping[str, T],
     fits: Callable[[str, str], bool] | None = None,
+    hidden: bool = False,
 ) -> list[T]:
     """For each name the value of the first pattern that it fits (by `matches`, or another
     fits(name, pattern)).
 
-    Raises ValueError when a name matches no pattern, or a pattern no name, or none that an earlier
-    pattern leaves.
+    Raises ValueError when a name matches no pattern, or a pattern no name; and unless patterns may
+    be `hidden`, when earlier ones take all names of one.
     """
     fits = matches if fits is None else fits
     check_patterns(who, names, values, fits)
     chosen = []
-    winners = set()
     for name in names:
         first = next((pattern for pattern in values if fits(name, pattern)), None)
         if first is None:
             raise ValueError(
                 f"{who}: no pattern matches leaf {name!r}. End with '*' to cover the rest."
             )
-        winners.add(first)
-        chosen.append(values[first])
+        chosen.append(first)
     for pattern in values:
-        if pattern not in winners:
+        if pattern not in chosen and not hidden:
             raise ValueError(
                 f"{who}: pattern {pattern!r} decides nothing, since the first match wins and "
                 f"earlier patterns match all of its leaves. Put it before them."
             )
-    return chosen
+    return [values[pattern] for pattern in chosen]
 
 
 def check_patterns(

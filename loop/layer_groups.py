@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-from functional_sgd import by_path
+from functional_sgd.hyper import check_patterns, first_matches, matches
 
 Groups: TypeAlias = Sequence[Sequence[str]]
 """The names of the parameters of each group, from the model's input to its output."""
@@ -28,10 +28,14 @@ def layer_groups(params: Mapping[str, Tensor], *patterns: str) -> tuple[tuple[st
     >>> layer_groups(params, "*.weight", "*")
     (('0.weight', '2.weight'), ('0.bias', '2.bias'))
     """
+    group_of: dict[str, int | str] = {}
     if patterns:
-        group_of = by_path(params, {pattern: index for index, pattern in enumerate(patterns)})
+        numbers = {pattern: index for index, pattern in enumerate(patterns)}
+        chosen = first_matches("layer_groups", [*params], numbers, hidden=True)
+        group_of.update(zip(params, chosen, strict=True))
     else:
-        group_of = {name: name.rpartition(".")[0].partition(".")[0] for name in params}
+        for name in params:
+            group_of[name] = name.rpartition(".")[0].partition(".")[0]
     # With patterns, groups are in their order, not in that of the names that match them.
     groups: dict[int | str, list[str]] = {index: [] for index in range(len(patterns))}
     for name in params:
@@ -81,14 +85,8 @@ def matching(who: str, params: Mapping[str, Tensor], patterns: Sequence[str]) ->
     >>> sorted(matching("Freeze", dict.fromkeys(["body.0", "body.1", "head.0"], 0), ["body.*"]))
     ['body.0', 'body.1']
     """
-    wanted = dict.fromkeys(patterns, True)
-    # by_path wants a match for every name: the last pattern takes those that match no other.
-    wanted.setdefault("*", False)
-    try:
-        matches = by_path(params, wanted)
-    except ValueError as error:
-        raise ValueError(f"{who}: {error}") from None
-    return frozenset(name for name in params if matches[name])
+    check_patterns(who, [*params], patterns, matches)
+    return frozenset(name for name in params if any(matches(name, one) for one in patterns))
 
 
 def exactly(names: Sequence[str]) -> tuple[str, ...]:

@@ -126,7 +126,7 @@ def test_a_run_with_freezing_can_be_resumed() -> None:
 def test_a_pattern_that_matches_nothing() -> None:
     mine = deep()
     with pytest.raises(
-        ValueError, match=r"Freeze: by_path: pattern 'bdoy.\*' matches no leaf. Leaves: 0.bias"
+        ValueError, match=r"Freeze: pattern 'bdoy.\*' matches no leaf. Leaves: 0.weight, 0.bias"
     ):
         fit(mine, mine.init(), 1, [Freeze("bdoy.*")])
 
