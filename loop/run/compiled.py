@@ -114,7 +114,7 @@ class CompiledWork(Work):
         if not state.training:
             return super().predict(state)
         learner, device = learner_of(state), device_of(state)
-        self.graphs.look_at(learner.model)
+        self.graphs.look_at(learner)
         set_mode(state)
         tensors, key = self._inputs(state, device)
         graph = self.graphs.find(tensors, key, lambda: self._traced(state, tensors, key))
@@ -138,7 +138,7 @@ class CompiledWork(Work):
         """The prediction for a validation batch, by its graph if there can be one."""
         if not self.validates:
             return super()._predict(state, params)
-        self.graphs.look_at(learner_of(state).model)
+        self.graphs.look_at(learner_of(state))
         learned = self.evaluated = self.evaluated.now((state.buffers, params, None))
         around, spec = flat(state.xb)
         inputs = [leaf for leaf in around if isinstance(leaf, Tensor)]
@@ -240,6 +240,7 @@ class CompiledWork(Work):
             spec,
             learned.spec,
             self._modes(device),
+            self.graphs.loss,
             state.frozen,
             opt,
             self.inside.listed,

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from types import MethodType
+from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, WeakMethod, ref
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from functional_sgd.compile.traced import MANY, Constants, Traced, plain_constants
 from functional_sgd.outputs import map_output
+from loop.learner import Learner
 from loop.losses import MixedLoss
 from loop.run.attributes import OF_ANY, PLAIN, is_of_torch
 
@@ -119,8 +120,8 @@ class _Identity:
 _HOOKS = frozenset(name for name in OF_ANY if name.endswith("_hooks"))
 
 
-def _fingerprint(value: Any, depth: int = 3) -> Any:
-    """What tells whether an attribute is the same."""
+def _fingerprint(value: Any, depth: int = 4) -> Any:
+    """What tells whether an attribute is the same, and what it is made of."""
     if isinstance(value, PLAIN):
         return type(value), repr(value)
     if isinstance(value, Tensor):
@@ -129,7 +130,39 @@ def _fingerprint(value: Any, depth: int = 3) -> Any:
         return tuple([(repr(key), _fingerprint(part, depth - 1)) for key, part in value.items()])
     if depth and isinstance(value, (list, tuple)):
         return type(value), tuple([_fingerprint(part, depth - 1) for part in value])
-    return _Identity(value)
+    return _Identity(value), tuple([_fingerprint(part, depth - 1) for part in _parts(value, depth)])
+
+
+def _parts(value: Any, depth: int) -> list[Any]:
+    """What an object may look up while a graph is made of it, but for what layers have."""
+    if not depth or isinstance(value, (nn.Module, type, ModuleType)):
+        return []
+    if isinstance(value, MethodType):
+        return [value.__self__]
+    if isinstance(value, FunctionType):
+        cells = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
+        return [*cells, value.__defaults__, value.__kwdefaults__]
+    return [vars(value)] if hasattr(value, "__dict__") else []
+
+
+def _is_filled(cell: CellType) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018, whose being there is the question
+    except ValueError:  # of a function that is made later
+        return False
+    return True
+
+
+def _fingerprint_of_loss(loss: Any) -> tuple[Any, ...]:
+    """What of a loss a graph has in it as constants; what changes by batch goes in as tensors."""
+    found: list[Any] = []
+    for leaf in flat(loss)[0]:
+        if isinstance(leaf, nn.Module):
+            found += map(_fingerprint_of_layer, leaf.modules())
+            found += map(_fingerprint, leaf.state_dict(keep_vars=True).values())
+        elif not isinstance(leaf, Tensor):
+            found.append(_fingerprint(leaf))
+    return tuple(found)
 
 
 def _fingerprint_of_layer(layer: nn.Module) -> tuple[Any, ...]:
@@ -163,6 +196,7 @@ class Key(NamedTuple):
     data: optree.PyTreeSpec
     learned: optree.PyTreeSpec
     modes: Modes
+    loss: tuple[Any, ...] = ()  # what tells whether it is the same; none for a prediction
     frozen: tuple[str, ...] = ()
     opt: Any = None  # if the graph goes on to the update
     handlers: tuple[Any, ...] = ()  # of callbacks, that are called inside
@@ -175,9 +209,8 @@ def graphs_of(model: nn.Module) -> list[Traced]:
     """The graphs of a model as it looks now, to find them in and to add to: kept as torch.compile
     keeps its code.
     """
-    return _GRAPHS.setdefault(model, {}).setdefault(
-        tuple(map(_fingerprint_of_layer, model.modules())), []
-    )
+    layers = tuple(map(_fingerprint_of_layer, model.modules()))
+    return _GRAPHS.setdefault(model, {}).setdefault(layers, [])
 
 
 _CONSTANTS = (
@@ -200,10 +233,12 @@ class Graphs:
         """Look at the model before its next batch."""
         self.model = None
 
-    def look_at(self, model: nn.Module) -> None:
-        """Be those of this model."""
+    def look_at(self, learner: Learner) -> None:
+        """Be those of the model and the loss of this learner."""
+        model = learner.model
         if model is not self.model:
             self.model, self.known = model, graphs_of(model)
+            self.loss = _fingerprint_of_loss(learner.loss)
             self.layers = list(model.modules())
             self.has_lstm = any(isinstance(layer, nn.LSTM) for layer in self.layers)
 

@@ -1,10 +1,11 @@
 """A network of classes, for tests of compiled batches."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from functional_sgd import sgd
@@ -32,13 +33,19 @@ def model(dropout: float = 0.0) -> nn.Sequential:
         )
 
 
-def classes(made: nn.Module | None = None, opt: Any = None, size: int = 10, **rest: Any) -> Learner:
+def classes(
+    made: nn.Module | None = None,
+    opt: Any = None,
+    size: int = 10,
+    loss: Callable[..., Tensor] = cross_entropy,
+    **rest: Any,
+) -> Learner:
     """40 samples of 3 classes, in batches of 10."""
     data = DataLoaders(Batches((X, Y), size, shuffle=True), Batches((X, Y), 40))
     return Learner(
         made or model(),
         data,
-        cross_entropy,
+        loss,
         opt or sgd(lr=0.1, mom=0.9),
         metrics=[accuracy],
         **rest,

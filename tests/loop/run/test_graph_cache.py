@@ -3,6 +3,7 @@
 import gc
 import weakref
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,15 +26,17 @@ class Changing(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layer, self.act, self.scale = nn.Linear(6, 3), torch.relu, [1.0]
+        self.config = SimpleNamespace(factor=1.0)
 
     def forward(self, x: Tensor) -> Tensor:
         act: Any = self.act
-        out: Tensor = self.scale[0] * act(self.layer(x))
+        out: Tensor = self.scale[0] * self.config.factor * act(self.layer(x))
         return out
 
 
 CHANGES: dict[str, Any] = {
     "function": lambda model: setattr(model, "act", torch.tanh),
+    "object": lambda model: setattr(model.config, "factor", 3.0),
     "list": lambda model: model.scale.__setitem__(0, 0.5),
     "hook": lambda model: model.layer.register_forward_hook(lambda layer, xb, out: 2 * out),
     "forward": lambda model: setattr(model.layer, "forward", lambda x: x[:, :3]),
@@ -54,6 +57,42 @@ def test_a_model_that_was_changed_between_runs_is_compiled_again(change: str) ->
         made.act = lambda x: made.extra(x[:, :1]) + x
     assert_close(fit(mine, start, 1, compile=True), fit(mine, start, 1))
     assert len(graphs_of(made)) == 2  # of the model as it is now: training and validation
+
+
+@traced
+@pytest.mark.parametrize("change", ["number", "tensor"])
+def test_a_loss_that_was_changed_is_compiled_again(change: str) -> None:
+    """Between two runs, and between two phases of one."""
+    loss = nn.CrossEntropyLoss(weight=torch.ones(3))
+    mine = classes(Changing(), loss=loss)
+    start = mine.init()
+    fit(mine, start, 1, compile=True)
+    if change == "number":
+        loss.label_smoothing = 0.5
+    else:
+        loss.weight = torch.tensor([1.0, 1.0, 9.0])
+    assert_close(fit(mine, start, 1, compile=True), fit(mine, start, 1))
+
+    def anneal(state: State) -> None:
+        loss.label_smoothing = 0.2 * state.epoch
+
+    annealing = on("annealing", before_epoch=anneal)
+    found = fit(mine, start, 3, [annealing], compile=True)
+    assert_close(found, fit(mine, start, 3, [annealing]))
+
+
+@traced
+def test_a_loss_that_closes_over_a_number_is_compiled_for_that() -> None:
+    scale = 1.0
+
+    def loss(pred: Tensor, y: Tensor) -> Tensor:
+        return scale * nn.functional.cross_entropy(pred, y)
+
+    mine = classes(Changing(), loss=loss)
+    start = mine.init()
+    fit(mine, start, 1, compile=True)
+    scale = 2.0
+    assert_close(fit(mine, start, 1, compile=True), fit(mine, start, 1))
 
 
 @traced
