@@ -1,5 +1,6 @@
 """Hypers: numbers, 0-d tensors and tree prefixes; names are checked at the call."""
 
+from collections import OrderedDict
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from functional_sgd import (
     chain,
     clip_norm,
     elementwise,
+    fuse,
     lookahead,
     momentum,
     sgd,
@@ -318,3 +320,34 @@ def test_a_function_that_a_rule_calls_is_no_schedule() -> None:
     opt = chain(warp, sgd_step, lr=1.0, function=torch.abs)
     param = torch.tensor([1.0])
     assert_same(opt(param, torch.tensor([-1.0]), opt.init(param))[0], torch.tensor([0.0]))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_tree_of_values_goes_by_keys_and_not_by_places(fused: bool) -> None:
+    """A dict is gone through in the order of its keys, an OrderedDict in its own."""
+    params = OrderedDict(weight=torch.full((1, 1), 5.0), bias=torch.full((1,), 5.0))
+    grads = {name: torch.ones_like(value) for name, value in params.items()}
+    opt = fuse(sgd()) if fused else sgd()
+    for lr in ({"weight": 1.0, "bias": 0.0}, OrderedDict(bias=0.0, weight=1.0)):
+        moved, _ = opt(params, grads, opt.init(params), dict(lr=lr))
+        assert (moved["weight"].item(), moved["bias"].item()) == (4.0, 5.0)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_counts_follow_their_leaves_into_a_tree_of_another_order(fused: bool) -> None:
+    """Adam's first step is lr, whatever others have counted."""
+    opt = fuse(adam(lr=0.1)) if fused else adam(lr=0.1)
+    params = {"w": torch.ones(1), "b": torch.ones(1)}
+    state = opt.init(params)
+    for _ in range(50):
+        params, state = opt(params, {"w": torch.ones(1), "b": None}, state)
+    ordered = OrderedDict(w=params["w"], b=params["b"])
+    moved, state = opt(ordered, OrderedDict(w=torch.ones(1), b=torch.ones(1)), state)
+    assert (ordered["w"] - moved["w"]).item() == pytest.approx(0.1, rel=1e-5)
+    assert (ordered["b"] - moved["b"]).item() == pytest.approx(0.1, rel=1e-5)
+    assert state["step"].tolist() == [51, 1]
+
+
+def test_a_pattern_that_decides_nothing_is_an_error() -> None:
+    with pytest.raises(ValueError, match="pattern 'head' decides nothing, since the first match"):
+        by_path(PARAMS, {"*": 1e-5, "head": 1e-3})

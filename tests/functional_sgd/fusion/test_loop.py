@@ -236,3 +236,11 @@ def test_a_hyper_of_none_is_refused_as_everywhere(graphs):
     with pytest.raises(ValueError) as plain:  # noqa: PT011, compared below
         opt(params, params, opt.init(params), dict(lr=None))
     assert str(found.value) == str(plain.value)
+
+
+def test_one_rate_for_all_parts_of_a_partition_wins_in_a_compiled_step():
+    opt = fs.partition({"a": fs.sgd(lr=1.0), "b": fs.sgd(lr=0.1)}, {"w": "a", "*": "b"})
+    params = {"w": torch.full((1,), 5.0), "v": torch.full((1,), 5.0)}
+    step = compile_step(lambda params: params["w"].sum() + params["v"].sum(), opt)
+    _, moved, _ = step(params, opt.init(params), dict(lr=0.5))
+    assert (moved["w"].item(), moved["v"].item()) == (4.5, 4.5)

@@ -6,6 +6,8 @@ import torch
 
 import functional_sgd as fs
 from functional_sgd import chain, elementwise, fuse, norm
+from functional_sgd.fusion.backends.c.launch import CBackend
+from functional_sgd.fusion.backends.foreach import ForeachBackend
 from functional_sgd.fusion.buffers import LARGE
 from tests.comparing import Untouched, assert_same, copy_of
 from tests.functional_sgd.fusion.helpers import draw
@@ -173,3 +175,44 @@ def test_gradients_apart_from_params_are_not_copied(monkeypatch):
     state = fused.init(params)
     monkeypatch.setattr(torch.Tensor, "clone", None)
     fused(params, {"w": torch.ones(4)}, state)
+
+
+@pytest.mark.parametrize("debug", [False, True], ids=["usual", "debug"])
+def test_a_gradient_in_the_memory_of_another_leaf_is_read_before_that_is_written(debug):
+    """One pass is enough: it writes leaf after leaf."""
+    params = {"x": torch.tensor([1.0]), "y": torch.tensor([2.0])}
+    one = fuse(fs.sgd(lr=0.5), donate=True, debug=debug)
+    moved, _ = one(params, {"x": params["y"], "y": params["x"]}, one.init(params))
+    assert (moved["x"].item(), moved["y"].item()) == (0.0, 1.5)
+
+
+def test_a_gradient_may_be_a_shifted_view_of_its_param():
+    memory = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
+    one, params = fuse(fs.sgd(lr=0.5), donate=True), {"x": memory[:4]}
+    moved, _ = one(params, {"x": memory[1:]}, one.init(params))
+    assert moved["x"].tolist() == [0.0, 0.5, 1.0, 1.5]
+
+
+def test_that_is_found_at_any_step():
+    """Also where earlier steps had gradients of their own."""
+    one, params = fuse(fs.sgd(lr=0.5), donate=True), {"x": torch.ones(1), "y": torch.ones(1)}
+    state = one.init(params)
+    for _ in range(3):
+        params, state = one(params, {"x": torch.zeros(1), "y": torch.zeros(1)}, state)
+    params["x"].fill_(1.0)
+    params["y"].fill_(2.0)
+    moved, _ = one(params, {"x": params["y"], "y": params["x"]}, state)
+    assert (moved["x"].item(), moved["y"].item()) == (0.0, 1.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("backend", [ForeachBackend, CBackend])
+def test_a_reduction_is_of_what_was_there_before_the_pass(backend, dtype):
+    @elementwise(seen=torch.zeros_like)
+    def note_mean(param, seen, *, size=fs.mean(lambda param: param)):
+        return dict(seen=param * 0 + size)
+
+    opt = fuse(chain(note_mean, fs.sgd_step, lr=1.0), donate=True, backends=[backend()])
+    params = {"w": torch.tensor([1.0, 2.0, 3.0], dtype=dtype)}
+    _, state = opt(params, {"w": torch.full((3,), 10.0, dtype=dtype)}, opt.init(params))
+    assert state["seen"]["w"].tolist() == [2.0, 2.0, 2.0]

@@ -185,3 +185,15 @@ def test_gradients_of_another_shape_are_an_error() -> None:
 
 def test_repr() -> None:
     assert repr(accumulate(sgd(lr=0.1), every=4)) == "accumulate(chain(sgd_step, lr=0.1), every=4)"
+
+
+@pytest.mark.parametrize("track", [False, True])
+def test_a_gradient_that_is_missing_in_the_last_call_counts_as_zero(track: bool) -> None:
+    """Also where derivatives are tracked."""
+    opt, one = accumulate(sgd(lr=1.0), 2), torch.ones(1)
+    params: Any = {name: torch.tensor([5.0], requires_grad=track) for name in "ab"}
+    state = opt.init(params)
+    params, state = opt(params, {"a": one, "b": one}, state)
+    params, state = opt(params, {"a": one, "b": None}, state)
+    assert (params["a"].item(), params["b"].item()) == (4.0, 4.5)
+    assert state["inner"]["step"].tolist() == [1, 1]

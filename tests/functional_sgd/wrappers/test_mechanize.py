@@ -82,3 +82,10 @@ def test_leaves_without_gradient_do_not_count() -> None:
     expected, _ = opt(alone, {"a": grads["a"]}, opt.init(alone))
     assert_same(after["a"], expected["a"])
     assert_same(after["b"], params["b"])
+
+
+@pytest.mark.parametrize("inner", [fs.average_params(sgd(lr=1.0)), fs.schedule_free(sgd(lr=1.0))])
+def test_what_averages_params_goes_around_it(inner: Any) -> None:
+    """Inside, params are not yet scaled by the rate, so their mean is no place to evaluate."""
+    with pytest.raises(ValueError, match=r"mechanize: expected an optimizer whose params are"):
+        mechanize(inner)
