@@ -34,8 +34,9 @@ class Learner:
     no targets. A batch may also be a dict, as Hugging Face's collators make them: the entries named
     in `targets` go to the loss, in that order, and the model is called with all others as keyword
     arguments. With `targets=()` the model gets the labels too, and the loss only its output:
-    `loss=lambda output: output.loss`. A metric of torchmetrics in `metrics` counts by a copy;
-    a MetricCollection is all of its metrics.
+    `loss=lambda output: output.loss`. Validation batches without targets have a loss if it can be
+    called without, and no metrics. A metric of torchmetrics in `metrics` counts by a copy; a
+    MetricCollection is all of its metrics.
 
     The optimizer is fused (`fuse`), unless `fused=False`: one pass over memory in place of a dozen.
     With `fit(donate=True)` it is fused in any case: leaf by leaf, no step overwrites what it is

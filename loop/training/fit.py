@@ -379,8 +379,10 @@ def evaluate(
     start = state.forget(RECORDER).replace(n_epoch=0, done=())
     for collector in collectors:
         start = start.forget(collector.name)
+    work = stages.Work()
+    work.targetless.wanted = not collectors
     # Do not stop at a signal: a mean over half of the data would look like one over all of it.
-    return Run(learner, start, VALIDATE, everyone).to_end(stop=lambda: False)
+    return Run(learner, start, VALIDATE, everyone, work).to_end(stop=lambda: False)
 
 
 def _named(running: Steps) -> Steps:
