@@ -20,6 +20,7 @@ from functional_sgd.sharded import any_distributed, distributed
 from functional_sgd.tree import Tree
 from loop.callback import taking_part
 from loop.callbacks import ParamScheduler, Recorder
+from loop.callbacks.parts.ending import ENDED
 from loop.callbacks.recorder import RECORDER, recorded
 from loop.callbacks.schedule import put_all_back
 from loop.donation import check_not_spent, taken
@@ -192,7 +193,8 @@ def begin(
     fresh: dict[str, Any] = dict(
         epoch=0, pct_train=0.0, stopped="", done=(), frozen=(), begun_with=now, **length.fields
     )
-    state = put_all_back(state)  # a schedule of a run that was stopped, and is not resumed
+    # A schedule of a run that was stopped, and is not resumed; how an earlier one has ended.
+    state = put_all_back(state).forget(ENDED)
     start = state.replace(**fresh, hyper=with_hypers(state.hyper, hyper))
     return Run(learner, _owned(start, donate), callbacks=everyone, work=work)
 
