@@ -15,7 +15,7 @@ from loop.disk.files import CPU, FILES, REST, home, pack, shaped, write
 from loop.disk.files import DamagedStateError as DamagedStateError
 from loop.disk.files import StateFileError as StateFileError
 from loop.disk.finite import not_finite
-from loop.disk.pieces import Targets
+from loop.disk.pieces import FILE, Targets
 from loop.disk.plain import told
 from loop.disk.reading import read
 from loop.disk.undisturbed import undisturbed
@@ -219,7 +219,7 @@ def _check_place(path: Path, overwrite: bool) -> None:
     for place in (path, aside(path)):
         if place.is_dir() and overwrite:
             names = {entry.name for entry in place.iterdir()}
-            if names <= FILES:
+            if all(name in FILES or FILE.fullmatch(name) for name in names):
                 continue
         if not place.exists():
             continue

@@ -55,6 +55,13 @@ def test_what_is_no_state_is_never_replaced(tmp_path: Path, kind: str) -> None:
     assert path.is_file() or (path / "thesis.tex").exists()
 
 
+def test_a_state_in_pieces_is_one_that_is_replaced(tmp_path: Path) -> None:
+    path = save(tiny(1), tmp_path / "a")
+    (path / "pieces-00003.safetensors").touch()
+    assert load(save(tiny(2), path, overwrite=True)).train_iter == 2
+    assert names(path) == ["SHA256SUMS", "state.json", "tensors.safetensors"]
+
+
 def test_a_replacement_that_was_cut_off_is_undone(tmp_path: Path) -> None:
     """Killed between the two renames: the old state is loaded, not overwritten unasked, and
     replaced in the end.
