@@ -97,6 +97,11 @@ class Learner:
         names = (self.targets,) if isinstance(self.targets, str) else tuple(self.targets)
         object.__setattr__(self, "targets", names)
         object.__setattr__(self, "callbacks", tuple(_listed("callbacks", self.callbacks)))
+        if isinstance(self.loss, type):
+            raise TypeError(
+                f"Learner: loss must be a function (pred, *targets) -> 0-d tensor, got the class "
+                f"{self.loss.__name__}. Call it: {self.loss.__name__}()."
+            )
         _functions("loss", [self.loss])
 
     @property
