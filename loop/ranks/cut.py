@@ -91,6 +91,7 @@ class Cuts(DataLoaders):
     parts: int = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         # dataclasses.replace comes here again, with loaders that are cut already.
         for name in ("train", "valid"):
             loader = getattr(self, name)

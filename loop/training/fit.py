@@ -23,6 +23,7 @@ from loop.callbacks import ParamScheduler, Recorder
 from loop.callbacks.parts.ending import ENDED
 from loop.callbacks.recorder import RECORDER, recorded
 from loop.callbacks.schedule import put_all_back
+from loop.data.batches import check_loader
 from loop.donation import check_not_spent, taken
 from loop.layout import processes
 from loop.learner import Learner, hyper_names
@@ -345,9 +346,10 @@ def check_arguments(
         )
     check_not_spent(who, state)
     if not isinstance(callbacks, Iterable):
-        raise TypeError(
-            f"{who}: callbacks must be a list, got {callbacks!r}. Put it in one: [{callbacks!r}]."
-        )
+        cure = f"Put it in one: [{callbacks!r}]."
+        if isinstance(callbacks, (int, float)):
+            cure = f"Pass hypers by their names: lr={callbacks!r}."
+        raise TypeError(f"{who}: callbacks must be a list, got {callbacks!r}. {cure}")
 
 
 def with_recorder(callbacks: Sequence[object], compile: bool = False) -> list[object]:
@@ -369,6 +371,7 @@ def evaluate(
     """
     check_arguments(who, learner, state)
     if data is not None:
+        check_loader(f"{who}: data", data)
         learner = replace(learner, data=replace(learner.data, valid=data))
     if learner.data.valid is None:
         raise ValueError(
