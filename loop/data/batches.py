@@ -147,14 +147,7 @@ class Batches:
 
 
 def check_loader(who: str, loader: object) -> None:
-    """Raise TypeError, on behalf of `who`, for data whose entries are samples, or all samples.
-
-    >>> check_loader("predict: data", torch.zeros(8, 2))
-    Traceback (most recent call last):
-    ...
-    TypeError: predict: data must be a loader, which yields batches, got Tensor, which yields its
-    rows. Pass Batches((x, y), batch_size=64), or [x] if it is one batch.
-    """
+    """Raise TypeError, on behalf of `who`, for data whose entries are samples, or all samples."""
     what = type(loader).__name__
     if isinstance(loader, (Tensor, np.ndarray)):
         raise TypeError(
