@@ -44,3 +44,12 @@ def test_tensors_in_the_place_of_a_loader(call: Callable[..., Any]) -> None:
         call(MINE, START, torch.zeros(3, 2))
     with pytest.raises(TypeError, match=f"{name}: data must be a loader.*got a tuple of 2 tensors"):
         call(MINE, START, (torch.zeros(3, 2), torch.zeros(3, 2)))
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [("lr_max", "lr"), ("max_lr", "lr"), ("cbs", "callbacks"), ("n_epochs", "epochs")],
+)
+def test_what_others_call_an_argument_is_answered_with_ours(name: str, ours: str) -> None:
+    with pytest.raises(ValueError, match=f"{name!r} is called {ours} here"):
+        fit(MINE, START, 1, **{name: 1})
