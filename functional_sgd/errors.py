@@ -28,6 +28,11 @@ _OTHER_NAMES = {
     "num_steps": ("steps",),
     "max_epochs": ("epochs",),
     "num_train_epochs": ("epochs",),
+    "n_epoch": ("epochs",),
+    "n_epochs": ("epochs",),
+    "cbs": ("callbacks",),
+    "lr_max": ("lr",),
+    "max_lr": ("lr",),
 }
 """The same for columns of rules, and for what a run is told."""
 

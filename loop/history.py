@@ -7,6 +7,7 @@ from itertools import accumulate, chain, islice
 from threading import Lock
 from typing import Any, overload
 
+from functional_sgd.errors import did_you_mean
 from functional_sgd.hyper import Hyper
 from functional_sgd.notebook import html_table
 from loop.columns import Run, joined, packed
@@ -169,7 +170,15 @@ class History:
         return smooth
 
     def column(self, name: str) -> list[Any]:
-        """One column of the table, a value for each epoch."""
+        """One column of the table, a value for each epoch, None where a row has none.
+
+        Raises ValueError if there are rows, and none of them has it.
+        """
+        if self.rows and all(name not in row for row in self.rows):
+            known = column_names(self.rows)
+            raise ValueError(
+                f"History: there is no column {name!r} in any row. {did_you_mean(name, known)}"
+            )
         return [row.get(name) for row in self.rows]
 
     def __repr__(self) -> str:

@@ -143,7 +143,8 @@ def _begun(value: Hyper) -> Stretch:
     place_of: dict[object, int] = {}
     for leaf in leaves:
         # Tensors are told apart by identity: to look at their values would wait for the device.
-        key = leaf if isinstance(leaf, (int, float)) else ("tensor", id(leaf))
+        # Numbers by type too: 1 and 1.0 are equal, and each is to come back as it was.
+        key = (type(leaf), leaf if isinstance(leaf, (int, float)) else id(leaf))
         if key not in place_of:
             place_of[key] = len(firsts)
             firsts.append(leaf)
@@ -156,4 +157,4 @@ def _equal(one: object, other: object) -> bool:
     if one is other:
         return True
     # Tensors that are not the same object are not compared: that would wait for the device.
-    return isinstance(one, (int, float)) and isinstance(other, (int, float)) and one == other
+    return isinstance(one, (int, float)) and type(one) is type(other) and one == other

@@ -34,8 +34,9 @@ class Learner:
     no targets. A batch may also be a dict, as Hugging Face's collators make them: the entries named
     in `targets` go to the loss, in that order, and the model is called with all others as keyword
     arguments. With `targets=()` the model gets the labels too, and the loss only its output:
-    `loss=lambda output: output.loss`. A metric of torchmetrics in `metrics` counts by a copy;
-    a MetricCollection is all of its metrics.
+    `loss=lambda output: output.loss`. Validation batches without targets have a loss if it can be
+    called without, and no metrics. A metric of torchmetrics in `metrics` counts by a copy; a
+    MetricCollection is all of its metrics.
 
     The optimizer is fused (`fuse`), unless `fused=False`: one pass over memory in place of a dozen.
     With `fit(donate=True)` it is fused in any case: leaf by leaf, no step overwrites what it is
@@ -96,6 +97,11 @@ class Learner:
         names = (self.targets,) if isinstance(self.targets, str) else tuple(self.targets)
         object.__setattr__(self, "targets", names)
         object.__setattr__(self, "callbacks", tuple(_listed("callbacks", self.callbacks)))
+        if isinstance(self.loss, type):
+            raise TypeError(
+                f"Learner: loss must be a function (pred, *targets) -> 0-d tensor, got the class "
+                f"{self.loss.__name__}. Call it: {self.loss.__name__}()."
+            )
         _functions("loss", [self.loss])
 
     @property

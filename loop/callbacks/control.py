@@ -8,6 +8,7 @@ from torch import nn
 
 from functional_sgd import apply
 from loop.callback import Callback, Order
+from loop.callbacks.parts.ending import ended
 from loop.callbacks.recorder import Recorder
 from loop.run.signals import CancelFit, CancelTrain, CancelValidate
 from loop.run.stages import learner_of
@@ -18,8 +19,9 @@ from loop.state import State
 class TerminateOnNaN(Callback):
     """End the run before a loss that is not finite reaches the weights, or the history.
 
-    The parameters are then those of the last good step. Reads the loss of every batch, so a device
-    is waited for.
+    The parameters are then those of the last good step. Where that was is in
+    `state.memory["ended"]`, and Progress shows it. Reads the loss of every batch, so a device is
+    waited for.
     """
 
     order: ClassVar[int] = Order.ACCUMULATE  # the loss is that of all ranks by then
@@ -28,7 +30,9 @@ class TerminateOnNaN(Callback):
     def after_loss(self, state: State) -> State | None:
         """Check a training loss."""
         if state.training and state.loss is not None and not torch.isfinite(state.loss):
-            raise CancelFit(state)
+            where = f"at batch {state.iter} of epoch {state.epoch}"
+            why = f"the loss is {float(state.loss.detach())}"
+            raise CancelFit(ended(state, f"{type(self).__name__} {where}: {why}"))
         return None
 
 

@@ -12,6 +12,7 @@ from typing import ClassVar, TextIO
 from functional_sgd.notebook import notebook
 from loop.callback import Callback, Order
 from loop.callbacks.parts.displays import Display, lines, live_table
+from loop.callbacks.parts.ending import ENDED
 from loop.callbacks.recorder import Recorder, recorded
 from loop.history import number_text
 from loop.state import State
@@ -30,7 +31,8 @@ class Shown:
 class Progress(Callback):
     """A row for every epoch, under a header; and, on a terminal or in a notebook, a bar with the
     smooth loss. A notebook has both in one output, which changes. In a run that counts steps, a row
-    also says after which batch it was measured.
+    also says after which batch it was measured. A line under the table says who has ended the run
+    early (TerminateOnNaN, EarlyStopping), or that a run that is resumed was complete already.
 
     `every` is how many batches pass between two looks at the loss (each waits for the device).
     Times are wall-clock seconds, shown and never kept: a state does not depend on the clock. Into a
@@ -50,8 +52,12 @@ class Progress(Callback):
     @contextmanager
     def around_fit(self, state: State) -> Iterator[Shown]:
         """Open the display, and close it whatever happens."""
+        complete = bool(state.done) and state.done[0] >= state.n_epoch
+        length = f"{state.n_epoch} epochs" if state.n_step is None else f"{state.n_step} steps"
         del state  # its tensors would live as long as the run
         with self._display() as display:
+            if complete:
+                display.say(f"nothing to do: the run of {length} is complete already")
             yield Shown(display)
 
     def _display(self) -> AbstractContextManager[Display]:
@@ -94,6 +100,12 @@ class Progress(Callback):
         cells = {name: number_text(value) for name, value in row.items()}
         elapsed, shown.started = time.perf_counter() - shown.started, time.perf_counter()
         shown.display.add_row({**cells, "seconds": f"{elapsed:.1f}"})
+
+    def after_cancel_fit(self, state: State) -> None:
+        """Say who has ended the run, and why."""
+        shown = self._shown(state)
+        if shown is not None and ENDED in state.memory:
+            shown.display.say(f"stopped by {state.memory[ENDED]}")
 
     def _start(self, state: State, what: str) -> None:
         shown = self._shown(state)

@@ -15,6 +15,7 @@ from loop.callbacks.recorder import Recorder
 from loop.callbacks.tracking import better, check_monitor, check_tracking, mode_of, monitored
 from loop.disk.atomic import make
 from loop.disk.finite import not_finite
+from loop.disk.plain import check_path
 from loop.disk.weights import read_tensors
 from loop.disk.weights import write_tensors as write_tensors
 from loop.run.stages import learner_of
@@ -194,6 +195,7 @@ def load_params(path: str | Path, state: State) -> State:
     if the file is damaged or no safetensors file, or if names, shapes or dtypes are not those of
     the state.
     """
+    check_path("load_params", path, "load_params(path, state)")
     found = read_tensors(Path(path))
     known = {**state.params, **state.buffers}
     missing, strange = sorted(known.keys() - found.keys()), sorted(found.keys() - known.keys())

@@ -8,9 +8,11 @@ import optree
 
 from functional_sgd.errors import did_you_mean
 from loop.callback import Callback, Order
+from loop.callbacks.parts.ending import ended
 from loop.callbacks.recorder import Recorder
 from loop.callbacks.schedule import check_unscheduled
 from loop.disk.encoding import storable
+from loop.history import number_text
 from loop.run.signals import CancelFit
 from loop.run.stages import learner_of
 from loop.state import State
@@ -165,9 +167,10 @@ class Tracker(Callback):
 class EarlyStopping(Tracker):
     """End the run when a column of the history has not got better for `patience` epochs.
 
-    Options: see Tracker. The parameters are those of the last epoch, not of the best. Raises
-    ValueError for a monitor that is no column: before the run if there is no validation data, else
-    after the first epoch. Source: fastai.
+    Options: see Tracker. The parameters are those of the last epoch, not of the best. Why the run
+    has ended is in `state.memory["ended"]`, and Progress shows it. Raises ValueError for a monitor
+    that is no column: before the run if there is no validation data, else after the first epoch.
+    Source: fastai.
 
     >>> EarlyStopping(monitor="accuracy", patience=3).name
     'early_stopping'
@@ -177,7 +180,12 @@ class EarlyStopping(Tracker):
 
     def worn_out(self, state: State) -> State:
         """Enough."""
-        raise CancelFit(state)
+        best = self.tracked(state).best
+        than = "been a number" if best is None else f"got better than {number_text(best)}"
+        where = f"after epoch {state.epoch}"
+        why = f"{self.monitor} has not {than} (patience={self.patience}"
+        why += f", min_delta={self.min_delta})" if self.min_delta else ")"
+        raise CancelFit(ended(state, f"{type(self).__name__} {where}: {why}"))
 
 
 @dataclass(frozen=True)

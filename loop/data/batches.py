@@ -5,8 +5,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
 
 from functional_sgd.notebook import html_table
 from functional_sgd.tree import Tree
@@ -40,10 +42,17 @@ class DataLoaders:
     `set_position(seed, epoch, skip)`, that says which pass comes next, and how many batches to
     leave out; else what it draws from torch's global generator is a function of (seed, epoch) too,
     since the machine seeds that, and the batches to be left out are read and dropped.
+
+    Raises TypeError for data that are no batches yet: tensors, or a data set of samples.
     """
 
     train: Iterable[Tree]
     valid: Iterable[Tree] | None = None
+
+    def __post_init__(self) -> None:
+        check_loader("DataLoaders: train", self.train)
+        if self.valid is not None:
+            check_loader("DataLoaders: valid", self.valid)
 
     def __repr__(self) -> str:
         return f"DataLoaders(train={loader_text(self.train)}, valid={loader_text(self.valid)})"
@@ -57,13 +66,13 @@ class DataLoaders:
 @dataclass(frozen=True, eq=False, repr=False)
 class Batches:
     """Tensors that fit in memory, in batches: the first axis is cut, in order or shuffled again for
-    every epoch.
+    every epoch. Arrays of numpy become tensors, which share their memory.
 
     The last batch is as large as what is left, unless `drop_last`. The order of a pass is a
     function of (seed, epoch) where `set_position` has said which pass it is; else it is drawn from
     torch's global generator. With `part=(k, n)` it is the k-th of n parts of every batch, counted
-    from 0. Raises ValueError if the tensors are not equally long, batch_size is below 1, or there
-    is no such part.
+    from 0. Raises TypeError for what is no tuple of tensors, ValueError if the tensors are not
+    equally long, batch_size is below 1, or there is no such part.
 
     >>> x = torch.arange(5)
     >>> [batch[0].tolist() for batch in Batches((x, x), batch_size=2)]
@@ -77,6 +86,7 @@ class Batches:
     part: Part = WHOLE
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "tensors", _as_tensors(self.tensors))
         lengths = [len(tensor) for tensor in self.tensors]
         if len(set(lengths)) != 1:
             raise ValueError(
@@ -134,6 +144,47 @@ class Batches:
             else:
                 chosen = order[place]
                 yield tuple([tensor.index_select(0, chosen) for tensor in self.tensors])
+
+
+def check_loader(who: str, loader: object) -> None:
+    """Raise TypeError, on behalf of `who`, for data whose entries are samples, or all samples."""
+    what = type(loader).__name__
+    if isinstance(loader, (Tensor, np.ndarray)):
+        raise TypeError(
+            f"{who} must be a loader, which yields batches, got {what}, which yields its rows. "
+            f"Pass Batches((x, y), batch_size=64), or [x] if it is one batch."
+        )
+    # A list of tensors is one of batches without targets, and so may a tuple of one be.
+    parts = loader if isinstance(loader, tuple) else ()
+    if len(parts) > 1 and all(isinstance(part, (Tensor, np.ndarray)) for part in parts):
+        raise TypeError(
+            f"{who} must be a loader, which yields batches, got a tuple of {len(parts)} tensors, "
+            f"each of which would be a batch. Pass Batches((x, y), batch_size=64), or [(x, y)] if "
+            f"it is one batch."
+        )
+    if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
+        raise TypeError(
+            f"{who} must be a loader, which yields batches, got {what}, which yields samples. Pass "
+            f"make_loader(dataset, batch_size=64), or torch's DataLoader(dataset, "
+            f"batch_size=None) if these are batches."
+        )
+
+
+def _as_tensors(given: object) -> tuple[Tensor, ...]:
+    """What Batches are of. Raises TypeError for anything but tensors and arrays, in a tuple."""
+    if not isinstance(given, (tuple, list)):
+        raise TypeError(
+            f"Batches: tensors must be a tuple of tensors, got {type(given).__name__}. Put them in "
+            f"one: Batches((x, y), batch_size=64)."
+        )
+    tensors = [torch.as_tensor(one) if isinstance(one, np.ndarray) else one for one in given]
+    for one in tensors:
+        if not isinstance(one, Tensor):
+            raise TypeError(
+                f"Batches: tensors must be tensors or numpy arrays, got {type(one).__name__}. "
+                f"Convert it: torch.as_tensor(...)."
+            )
+    return tuple(tensors)
 
 
 def loader_text(loader: object) -> str:

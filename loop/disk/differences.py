@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from functional_sgd.sharded import distributed
@@ -66,14 +67,18 @@ def _of_tensors(where: str, one: Tensor, other: Tensor) -> str:
         )
     if (one.dtype, one.shape) != (other.dtype, other.shape):
         return f"{shaped(one.dtype, one.shape)} and {shaped(other.dtype, other.shape)}"
+    count, pairs = one.numel(), one.is_complex()
     one, other = plainly(one.detach()), plainly(other.detach())
     if digest_of(one) == digest_of(other):
         return ""
     differing = (one != other) & ~(one.isnan() & other.isnan())
     if not differing.any():
         return "in bits alone: zeros of another sign, or another kind of NaN"
-    most = float((one.double() - other.double()).abs()[differing].max())
-    return f"{int(differing.sum())} of {one.numel()} elements, by {most:.3g} at most"
+    far = (one.double() - other.double()).abs()
+    if pairs:  # two numbers are one element
+        far, differing = torch.hypot(*far.unbind(-1)), differing.any(-1)
+    most = float(far[differing].max())
+    return f"{int(differing.sum())} of {count} elements, by {most:.3g} at most"
 
 
 def _of_logs(where: str, one: Log, other: Log) -> Iterator[tuple[str, str]]:

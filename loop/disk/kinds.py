@@ -39,8 +39,11 @@ def _check(value: object, hint: Any, where: str) -> None:
             _check(key, arguments[0], f"a key of {where}")
             _check(part, arguments[1], f"{where}[{key!r}]")
     elif isinstance(value, (tuple, list)) and arguments:
+        fixed = origin is tuple and Ellipsis not in arguments
+        if fixed and len(value) != len(arguments):
+            raise ValueError(f"{where} has {len(value)} entries, expected {hint}.")
         for index, part in enumerate(value):
-            _check(part, arguments[0], f"{where}[{index}]")
+            _check(part, arguments[index if fixed else 0], f"{where}[{index}]")
     elif is_dataclass(value) and not arguments:
         check_fields(type(value), vars(value), f"{where}.")
 

@@ -27,6 +27,14 @@ def regular(path: Path) -> Iterator[BufferedReader]:
         yield file
 
 
+def check_path(who: str, path: object, call: str) -> None:
+    """Raise TypeError, on behalf of `who`, for what is no path; `call` is how it is called."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(
+            f"{who}: expected a path, a str or Path, got {type(path).__name__}. Call {call}."
+        )
+
+
 def content(path: Path, most: int) -> bytes:
     """The bytes of a regular file. Raises OSError if there are more than `most`."""
     with regular(path) as file:

@@ -15,8 +15,8 @@ from loop.disk.files import CPU, FILES, REST, home, pack, shaped, write
 from loop.disk.files import DamagedStateError as DamagedStateError
 from loop.disk.files import StateFileError as StateFileError
 from loop.disk.finite import not_finite
-from loop.disk.pieces import Targets
-from loop.disk.plain import told
+from loop.disk.pieces import FILE, Targets
+from loop.disk.plain import check_path, told
 from loop.disk.reading import read
 from loop.disk.undisturbed import undisturbed
 from loop.layout import any_rank
@@ -42,6 +42,7 @@ def save(state: State, path: str | Path, overwrite: bool = False) -> Path:
     >>> load(path).params
     {'weight': tensor([1., 1.])}
     """
+    check_path("save", path, "save(state, path)")
     path = Path(path)
     document, tensors = pack(state.at_rest())
     if path.parent.is_dir():
@@ -69,6 +70,7 @@ def load(path: str | Path, like: State | None = None) -> State:
     Raises DamagedStateError, which says what is damaged; StateFileError for another version, class
     or model; and FileNotFoundError if there is nothing at `path`.
     """
+    check_path("load", path, "load(path, like=learner.init())")
     device = CPU if like is None else home(like)
     while True:
         place = find(Path(path))
@@ -146,6 +148,7 @@ def load_latest(folder: str | Path, like: State | None = None) -> State:
     Raises FileNotFoundError if there is no checkpoint, DamagedStateError if all are damaged, and
     otherwise what `load` raises: the checkpoint of another model, class or version is not skipped.
     """
+    check_path("load_latest", folder, "load_latest(folder, like=learner.init())")
     damaged: dict[Path, DamagedStateError] = {}
     while True:
         waiting = [path for path in checkpoints(folder) if path not in damaged]
@@ -219,7 +222,7 @@ def _check_place(path: Path, overwrite: bool) -> None:
     for place in (path, aside(path)):
         if place.is_dir() and overwrite:
             names = {entry.name for entry in place.iterdir()}
-            if names <= FILES:
+            if all(name in FILES or FILE.fullmatch(name) for name in names):
                 continue
         if not place.exists():
             continue

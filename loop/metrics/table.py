@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from functional_sgd.tree import Tree
+from loop.data.samples import one_each
 from loop.metrics.tally import Accumulator, Mergeable, Metric, metric_name, wide
 from loop.state import State
 
@@ -87,12 +88,29 @@ def means(sums: Sums, metrics: Sequence[Metric] = ()) -> dict[str, float]:
 
 
 def sample_count(state: State) -> int:
-    """How many samples the batch has: the length of its first tensor, targets first."""
+    """How many samples the batch has: the length of its first tensor, targets first; but where
+    targets are a list of dicts, such as the boxes of each image, of that list.
+    """
+    if state.yb and isinstance(state.yb[0], list) and _is_of_samples(state.yb[0], state.xb):
+        return len(state.yb[0])
     batch: Tree = (state.yb, state.xb)
     for leaf in optree.tree_leaves(batch):
-        if isinstance(leaf, Tensor) and leaf.dim() > 0:
+        if _has_axis(leaf):
             return len(leaf)
     return 1
+
+
+def _is_of_samples(target: list[Tree], inputs: Tree) -> bool:
+    """Whether a list of targets has an entry for each sample: an input has as many."""
+    if not one_each(target, len(target)):
+        return False
+    parts = optree.tree_leaves(inputs, is_leaf=lambda part: isinstance(part, list))
+    lengths = [len(part) for part in parts if isinstance(part, list) or _has_axis(part)]
+    return len(target) in lengths
+
+
+def _has_axis(part: object) -> bool:
+    return isinstance(part, Tensor) and part.dim() > 0
 
 
 def _weighted(before: tuple[Any, int] | None, value: object, count: int) -> tuple[Any, int]:

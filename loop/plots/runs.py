@@ -43,6 +43,11 @@ def plot_losses(history: History | State, skip: int = 0) -> "Figure":
     it stands so many to the right.
     """
     history = _history("plot_losses", history)
+    if not isinstance(skip, int):
+        raise TypeError(
+            f"plot_losses: skip must be a number of batches, got {skip!r}. The figure that it "
+            f"returns can be saved: plot_losses(state).savefig(path)."
+        )
     figure, axes = _one("batch", "loss")
     batches = np.arange(len(history.losses))[skip:]
     raw = np.array([float(loss) for loss in history.losses])[skip:]

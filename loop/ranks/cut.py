@@ -11,6 +11,7 @@ from functional_sgd.tree import Tree
 from loop.data.batches import WHOLE, Batches, DataLoaders, batch_slice
 from loop.data.loader import EpochLoader, EpochSampler
 from loop.data.prefetch import Prefetch
+from loop.data.samples import one_each, plain
 
 
 class Cut:
@@ -90,6 +91,7 @@ class Cuts(DataLoaders):
     parts: int = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         # dataclasses.replace comes here again, with loaders that are cut already.
         for name in ("train", "valid"):
             loader = getattr(self, name)
@@ -141,7 +143,7 @@ def _check_uncut(loader: object) -> None:
 
 def _length(batch: Tree) -> int:
     """How many samples a batch has: as many as its first tensor is long."""
-    for leaf in optree.tree_leaves(_plain(batch)):
+    for leaf in optree.tree_leaves(plain(batch)):
         if isinstance(leaf, Tensor) and leaf.dim() > 0:
             return len(leaf)
     raise ValueError(
@@ -166,21 +168,6 @@ def _piece(batch: Tree, place: slice, length: int) -> Tree:
 
 def _part(one: Tree, place: slice, length: int) -> Tree:
     """The piece of one entry of a batch."""
-    if _is_of_samples(one, length):
+    if one_each(one, length):
         return one[place]
     return _piece(one, place, length)
-
-
-def _is_of_samples(part: Tree, length: int) -> bool:
-    """Whether this is a list or tuple with an entry for each sample."""
-    if not isinstance(part, (list, tuple)) or len(part) != length or hasattr(part, "_fields"):
-        return False
-    # A list may be of dicts of tensors, such as the boxes of each image. A tuple of these, or a
-    # list of tensors, is taken to be several inputs.
-    leaves = part if isinstance(part, list) else optree.tree_leaves(_plain(part))
-    return not any(isinstance(leaf, Tensor) for leaf in leaves)
-
-
-def _plain(batch: Tree) -> Tree:
-    """Mappings of other classes, such as Hugging Face's, as dicts."""
-    return dict(batch) if isinstance(batch, Mapping) else batch

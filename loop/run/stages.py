@@ -22,6 +22,7 @@ from loop.run.chance import key, seed_torch
 from loop.run.forward import ByName, Unharmed, called
 from loop.run.reached import check_reached
 from loop.run.signals import Cancel
+from loop.run.targetless import Targetless
 from loop.run.unused import Unused
 from loop.state import State
 
@@ -43,6 +44,7 @@ class Work:
         self.model, self.loss_function = Unharmed("model"), Unharmed("loss")
         self.trained = 0  # batches of this run
         self.unused = Unused()
+        self.targetless = Targetless()
         self.stepper: Optimizer | None = None  # who has taken the steps
         self.spend_grads = False  # whether new params take the memory of gradients
 
@@ -77,6 +79,8 @@ class Work:
         """A scope that is no batch has come to its end."""
         if scope == "train":
             self.unused.warn()
+        elif scope == "validate":
+            self.targetless.warn()
 
     def predict(self, state: State) -> State:
         """The model's output for xb, and the buffers after it."""
@@ -150,10 +154,13 @@ class Work:
         return self.model.call(partial(called, placed), state.xb or (), state.training)
 
     def loss(self, state: State) -> State:
-        """The loss of the prediction; none where a validation batch has no targets."""
-        if not state.yb and not state.training and learner_of(state).targets:
-            return state
+        """The loss of the prediction; none where a validation batch has no targets that the loss
+        needs.
+        """
         function = learner_of(state).loss
+        bare = not state.yb and not state.training and learner_of(state).targets
+        if bare and not self.targetless.measured(function):
+            return state
         with torch.set_grad_enabled(state.training):
             # A loss that is known not to write needs no look at the versions of its targets.
             if self.loss_function.writes.get(state.training) is False:

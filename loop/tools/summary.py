@@ -19,7 +19,7 @@ from loop.metrics import metric_name
 from loop.state import State
 from loop.tools.table import aligned
 from loop.training.batch import first_batch
-from loop.training.fit import validate, with_recorder
+from loop.training.fit import predict, with_recorder
 
 Shapes: TypeAlias = tuple[tuple[int, ...], ...]
 """Of several tensors."""
@@ -128,7 +128,7 @@ def summary(learner: Learner, state: State) -> Summary:
     xb, _ = first_batch(learner, state)
     with recorded_shapes(learner.model) as found:
         # Without targets, so that only the model is called.
-        validate(replace(learner, callbacks=(), metrics=()), state, [xb])
+        predict(replace(learner, callbacks=(), metrics=()), state, [xb])
     return Summary(
         type(learner.model).__name__,
         shapes_of(xb),

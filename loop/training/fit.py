@@ -20,8 +20,10 @@ from functional_sgd.sharded import any_distributed, distributed
 from functional_sgd.tree import Tree
 from loop.callback import taking_part
 from loop.callbacks import ParamScheduler, Recorder
+from loop.callbacks.parts.ending import ENDED
 from loop.callbacks.recorder import RECORDER, recorded
 from loop.callbacks.schedule import put_all_back
+from loop.data.batches import check_loader
 from loop.donation import check_not_spent, taken
 from loop.layout import processes
 from loop.learner import Learner, hyper_names
@@ -193,7 +195,8 @@ def begin(
     fresh: dict[str, Any] = dict(
         epoch=0, pct_train=0.0, stopped="", done=(), frozen=(), begun_with=now, **length.fields
     )
-    state = put_all_back(state)  # a schedule of a run that was stopped, and is not resumed
+    # A schedule of a run that was stopped, and is not resumed; how an earlier one has ended.
+    state = put_all_back(state).forget(ENDED)
     start = state.replace(**fresh, hyper=with_hypers(state.hyper, hyper))
     return Run(learner, _owned(start, donate), callbacks=everyone, work=work)
 
@@ -364,9 +367,10 @@ def check_arguments(
         )
     check_not_spent(who, state)
     if not isinstance(callbacks, Iterable):
-        raise TypeError(
-            f"{who}: callbacks must be a list, got {callbacks!r}. Put it in one: [{callbacks!r}]."
-        )
+        cure = f"Put it in one: [{callbacks!r}]."
+        if isinstance(callbacks, (int, float)):
+            cure = f"Pass hypers by their names: lr={callbacks!r}."
+        raise TypeError(f"{who}: callbacks must be a list, got {callbacks!r}. {cure}")
 
 
 def with_recorder(callbacks: Sequence[object], compile: bool = False) -> list[object]:
@@ -388,6 +392,7 @@ def evaluate(
     """
     check_arguments(who, learner, state)
     if data is not None:
+        check_loader(f"{who}: data", data)
         learner = replace(learner, data=replace(learner.data, valid=data))
     if learner.data.valid is None:
         raise ValueError(
@@ -400,8 +405,10 @@ def evaluate(
     start = state.forget(RECORDER).replace(n_epoch=0, done=())
     for collector in collectors:
         start = start.forget(collector.name)
+    work = stages.Work()
+    work.targetless.wanted = not collectors
     # Do not stop at a signal: a mean over half of the data would look like one over all of it.
-    return Run(learner, start, VALIDATE, everyone).to_end(stop=lambda: False)
+    return Run(learner, start, VALIDATE, everyone, work).to_end(stop=lambda: False)
 
 
 def _named(running: Steps) -> Steps:

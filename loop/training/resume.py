@@ -75,7 +75,7 @@ def to_go_on_from(
     begun = stopped.begun_with
     if begun:  # not in a state of a Run that was made without fit
         _check_same(begun, hyper, now)
-    _check_length(stopped, length)
+    _check_length(stopped, length, resume)
     if begun:
         _warn_of_differences(begun, now)
         # What it was begun with stays, however often it is resumed.
@@ -165,12 +165,14 @@ def _check_within(state: State) -> None:
         )
 
 
-def _check_length(state: State, asked: Length) -> None:
+def _check_length(state: State, asked: Length, resume: bool | str | Path) -> None:
     begun = length_of_run(state)
     if begun != asked:
+        own = "state" if resume is True else f"load_latest({str(resume)!r})"
         raise ValueError(
             f"fit: the state is in a run of {begun}, so it cannot be resumed as one of {asked}. "
-            f"Pass {begun.arguments}, or begin a new run: leave resume out."
+            f"Pass {begun.arguments}, or begin a new run: leave resume out. One that goes on "
+            f"training from there: fit(learner, {own}, {asked.arguments})."
         )
 
 

@@ -238,3 +238,18 @@ def test_tensors_that_are_tracked_are_not_packed() -> None:
     tracked = torch.ones((), requires_grad=True)
     log = Log([tracked] * 2000)
     assert all(item is tracked for item in log)
+
+
+def test_an_unknown_column_is_an_error_with_the_names_that_there_are() -> None:
+    history = History(rows=({"epoch": 0, "valid_loss": 0.5}, {"epoch": 1, "valid_loss": 0.4}))
+    with pytest.raises(ValueError, match="no column 'val_loss'.*Did you mean 'valid_loss'"):
+        history.column("val_loss")
+
+
+def test_a_column_that_comes_later_is_none_before() -> None:
+    history = History(rows=({"epoch": 0}, {"epoch": 1, "accuracy": 0.5}))
+    assert history.column("accuracy") == [None, 0.5]
+
+
+def test_a_history_without_rows_knows_no_columns() -> None:
+    assert History().column("valid_loss") == []

@@ -41,6 +41,19 @@ def test_it_gives_back_what_was_appended() -> None:
         log[5]
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        [{"a": 1, "b": 1.0}],
+        [{"a": True, "b": 1}],
+        [{"a": 0.5, "b": 0.5}, {"a": 1, "b": 1.0}],  # groups made of equal leaves
+    ],
+)
+def test_numbers_come_back_with_their_types(values: list[dict[str, float]]) -> None:
+    found = [[type(leaf) for leaf in value.values()] for value in log_of(*values)]
+    assert found == [[type(leaf) for leaf in value.values()] for value in values]
+
+
 def test_numbers_alone_are_a_plain_log() -> None:
     assert not isinstance(log_of(0.1, 0.2), HyperLog)
 

@@ -101,6 +101,11 @@ def test_models_that_synchronise_or_shard_themselves_are_refused() -> None:
         learner(sharded)
 
 
+def test_the_class_of_a_loss_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"got the class MSELoss\. Call it: MSELoss\(\)"):
+        learner(loss=nn.MSELoss)
+
+
 def test_what_others_have_as_methods_is_answered_with_ours() -> None:
     mine = learner()
     with pytest.raises(AttributeError, match=r"no attribute 'fit'. Here it is a function: end = f"):

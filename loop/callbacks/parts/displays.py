@@ -37,6 +37,9 @@ class Display(Protocol):
     def add_row(self, row: Mapping[str, str]) -> None:
         """Show the row of an epoch."""
 
+    def say(self, text: str) -> None:
+        """Show a line of text."""
+
 
 @dataclass
 class Lines:
@@ -73,6 +76,10 @@ class Lines:
             self.console.print(header(row))
         self.console.print(line(row))
 
+    def say(self, text: str) -> None:
+        """As it is."""
+        self.console.print(text, markup=False)
+
 
 class Handle(Protocol):
     """What IPython gives for an output that can be shown again."""
@@ -90,6 +97,7 @@ class LiveTable:
     rows: list[Mapping[str, str]] = field(default_factory=list)
     what: str = ""  # nothing: there is no bar
     ended: str = ""  # where the run was when it ended
+    said: list[str] = field(default_factory=list)  # under the table
     done: int = 0
     total: int | None = None
     started: float = 0.0
@@ -117,6 +125,11 @@ class LiveTable:
         self.rows.append(row)
         self._draw()
 
+    def say(self, text: str) -> None:
+        """Drawn at once."""
+        self.said.append(text)
+        self._draw()
+
     def close(self) -> None:
         """The table stays, the bar goes; a run without a row leaves how far it came."""
         self.ended = f"{self.what}, {self.done}/{self.total or '?'}" if self.what else ""
@@ -136,13 +149,13 @@ class LiveTable:
     def _text(self) -> str:
         """For whoever cannot show HTML: the last rows, since the whole is sent at every change."""
         if not self.rows:
-            return self.ended
+            return "\n".join(filter(None, [self.ended, *self.said]))
         titles = column_names(self.rows)
         text = [header(titles)]
         for row in self.rows[-_LATEST:]:
             cells = {name: row.get(name, "-") for name in titles}
             text.append(line(cells))
-        return "\n".join(text)
+        return "\n".join([*text, *self.said])
 
     def _html(self) -> str:
         titles = column_names(self.rows)
@@ -151,8 +164,9 @@ class LiveTable:
             cells = [row.get(name, "-") for name in titles]
             rows.append(cells)
         table = html_table(rows, titles, left=0) if rows else f"<div>{escape(self.ended)}</div>"
+        said = "".join(f"<div>{escape(text)}</div>" for text in self.said)
         bar = self._bar() if self.what else ""
-        return table + bar
+        return table + said + bar
 
     def _bar(self) -> str:
         # Without a length, the bar has no value: a browser then shows that something is going on.

@@ -161,6 +161,12 @@ def test_the_checkpoint_of_a_longer_run_is_an_error_that_says_so(tmp_path: Path)
         fit(MINE, START, 3, resume=tmp_path)
 
 
+def test_it_says_how_to_train_on_from_there(tmp_path: Path) -> None:
+    fit(MINE, START, EPOCHS, [Checkpoint(tmp_path)])
+    with pytest.raises(ValueError, match=r"fit\(learner, load_latest\(.*\), epochs=3\)"):
+        fit(MINE, START, 3, resume=tmp_path)
+
+
 def test_the_table_goes_on_with_the_checkpoint(tmp_path: Path) -> None:
     """The file had come further than the checkpoint; it ends as that of a run which nothing
     interrupts.

@@ -274,6 +274,7 @@ def test_n47_shapes_of_the_first_batch_of_each_phase() -> None:
     assert shapes(data, epochs=2) == [train, valid] * 2
 
 
+@pytest.mark.filterwarnings("ignore:.*batches without targets")
 def test_n47_without_targets_there_is_no_loss() -> None:
     data = DataLoaders(batches(1, seed=1), [(torch.ones(3, 2),)])
     assert shapes(data)[1] == "validate: xb: ('float32[3, 2]',), yb: (), pred: float32[3, 2]"

@@ -3,13 +3,16 @@
 import io
 import re
 import threading
+from pathlib import Path
 
 import pytest
 
 from loop import (
     CancelEpoch,
     CancelFit,
+    Checkpoint,
     DataLoaders,
+    EarlyStopping,
     Progress,
     State,
     accuracy,
@@ -119,6 +122,33 @@ def test_a_terminal_gets_a_bar_and_the_same_table() -> None:
     text = terminal.getvalue()
     assert "━" in text
     assert text.count("valid_loss") == 1
+
+
+def test_the_last_line_says_who_has_stopped_the_run_and_why() -> None:
+    lines = shown(5, EarlyStopping(min_delta=1e9))
+    value = fit(MINE, START, 1).history.rows[0]["valid_loss"]
+    assert lines[-1] == (
+        f"stopped by EarlyStopping after epoch 1: valid_loss has not got better than {value:.6f} "
+        f"(patience=1, min_delta=1000000000.0)"
+    )
+
+
+def test_a_run_that_nobody_gives_a_reason_for_ends_with_its_rows() -> None:
+    assert shown(2, on(after_batch=raise_once(CancelFit, at=7)))[-1].split()[0] == "0"
+
+
+def test_a_run_that_is_complete_says_so_when_it_is_resumed(tmp_path: Path) -> None:
+    fit(MINE, START, 2, [Checkpoint(tmp_path)])
+    file = io.StringIO()
+    fit(MINE, START, 2, [Progress(file=file)], resume=tmp_path)
+    assert file.getvalue() == "nothing to do: the run of 2 epochs is complete already\n"
+
+
+def test_a_run_in_steps_that_is_complete_says_how_many(tmp_path: Path) -> None:
+    fit(MINE, START, steps=4, callbacks=[Checkpoint(tmp_path)])
+    file = io.StringIO()
+    fit(MINE, START, steps=4, callbacks=[Progress(file=file)], resume=tmp_path)
+    assert file.getvalue() == "nothing to do: the run of 4 steps is complete already\n"
 
 
 def tasks(every: int) -> list[tuple[str, float, float | None]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from loop import CancelFit, DataLoaders, Progress, fit, trace
+from loop import CancelFit, DataLoaders, EarlyStopping, Progress, TerminateOnNaN, fit, trace
 from loop.callbacks.parts import displays
 from tests.functional_sgd.test_notebook import cells
 from tests.loop.helpers import assert_same_run, batches, learner, on, raise_once, raiser
@@ -126,6 +126,21 @@ def test_a_run_that_ends_in_its_first_epoch_says_how_far_it_came(cell: Cell) -> 
     assert cell.pages[-1]["text/plain"].startswith("epoch 1/1")
     assert cell.pages[-1]["text/plain"].endswith(", 2/3")
     assert cell.pages[-1]["text/plain"] in cell.pages[-1]["text/html"]
+
+
+def test_a_line_under_the_table_says_who_has_stopped_the_run(cell: Cell) -> None:
+    fit(MINE, START, 5, [Progress(), EarlyStopping(min_delta=1e9)])
+    page = cell.pages[-1]
+    assert page["text/plain"].splitlines()[-1].startswith("stopped by EarlyStopping after epoch 1:")
+    assert "<div>stopped by EarlyStopping after epoch 1:" in page["text/html"]
+
+
+def test_so_does_a_run_without_a_row(cell: Cell) -> None:
+    mine = learner(loss=lambda pred, y: pred.mean() * float("nan"))
+    fit(mine, START, 5, [Progress(), TerminateOnNaN()])
+    first, second = cell.pages[-1]["text/plain"].splitlines()
+    assert first == "epoch 1/5, 0/3"
+    assert second == "stopped by TerminateOnNaN at batch 0 of epoch 0: the loss is nan"
 
 
 def test_no_bar_is_left_after_a_trace_is_closed(cell: Cell) -> None:

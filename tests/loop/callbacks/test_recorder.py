@@ -109,6 +109,9 @@ def test_adding_a_batch_does_not_touch_the_sums() -> None:
     assert sums == {}
 
 
+BOXES = [{"boxes": torch.ones(7, 4)}, {"boxes": torch.ones(1, 4)}]
+
+
 @pytest.mark.parametrize(
     ("xb", "yb", "count"),
     [
@@ -116,6 +119,10 @@ def test_adding_a_batch_does_not_touch_the_sums() -> None:
         ((torch.ones(3, 2),), (), 3),
         (({"a": torch.ones(5)},), (torch.tensor(1.0),), 5),
         ((1.0,), (), 1),
+        ((torch.ones(2, 3, 8, 8),), (BOXES,), 2),  # the boxes of each image
+        (([torch.ones(3, 8, 8), torch.ones(3, 4, 4)],), (BOXES,), 2),  # images of other sizes
+        ((torch.ones(5, 2),), (BOXES,), 7),  # two targets of a batch, not of its samples
+        ((torch.ones(5, 2),), ([torch.ones(5), torch.ones(5)],), 5),
     ],
 )
 def test_the_number_of_samples(xb: Any, yb: Any, count: int) -> None:

@@ -69,6 +69,19 @@ def test_terminate_ends_the_run_there_and_then() -> None:
     assert seen.count("before_batch") == 2
 
 
+@pytest.mark.parametrize("value", [NAN, INF])
+def test_terminate_leaves_word_of_where_and_why(value: float) -> None:
+    mine = bad_at(1, value)
+    end = fit(mine, mine.init(), 5, [TerminateOnNaN()])
+    assert end.memory["ended"] == f"TerminateOnNaN at batch 1 of epoch 0: the loss is {value}"
+
+
+def test_the_next_run_has_forgotten_it() -> None:
+    mine = bad_at(1, NAN)
+    end = fit(mine, mine.init(), 5, [TerminateOnNaN()])
+    assert "ended" not in fit(learner(), end, 1).memory
+
+
 def test_terminate_lets_a_validation_loss_be() -> None:
     data = DataLoaders(batches(1, seed=1), [(torch.ones(4, 2), torch.full((4, 2), NAN))])
     mine = learner(data=data, callbacks=[TerminateOnNaN()])

@@ -65,6 +65,30 @@ def epochs_until_stopped(values: Sequence[float], *callbacks: Any) -> int:
     return len(fit(mine, mine.init(), len(values), [give, *callbacks]).history.rows)
 
 
+@pytest.mark.parametrize(
+    ("values", "options", "why"),
+    [
+        (
+            [5, 4, 4, 4],
+            dict(patience=2),
+            "3: valid_loss has not got better than 4.000000 (patience=2)",
+        ),
+        ([NAN, 1], {}, "0: valid_loss has not been a number (patience=1)"),
+        (
+            [1, 1.05, 2],
+            dict(monitor="mean", min_delta=0.1),
+            "1: mean has not got better than 1.000000 (patience=1, min_delta=0.1)",
+        ),
+    ],
+)
+def test_the_state_says_why_the_run_was_stopped(
+    values: list[float], options: dict[str, Any], why: str
+) -> None:
+    mine, give = measuring(values)
+    end = fit(mine, mine.init(), len(values), [give, EarlyStopping(**options)])
+    assert end.memory["ended"] == f"EarlyStopping after epoch {why}"
+
+
 def lrs(values: Sequence[float], *callbacks: Any) -> list[float]:
     """lr in every epoch, and after the run."""
     mine, give = measuring(values, opt=sgd(lr=1.0))
@@ -191,7 +215,9 @@ def test_an_epoch_without_a_measurement_does_not_count() -> None:
 
 def test_the_last_row_is_shown_before_the_run_ends(capsys: pytest.CaptureFixture[str]) -> None:
     epochs_until_stopped([1, 1, 1], EarlyStopping(), Progress())
-    assert len(capsys.readouterr().out.splitlines()) == 1 + 2
+    *shown, why = capsys.readouterr().out.splitlines()
+    assert len(shown) == 1 + 2
+    assert why.startswith("stopped by EarlyStopping after epoch 1:")
 
 
 def test_the_events_of_a_run_that_is_stopped() -> None:

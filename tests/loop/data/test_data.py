@@ -310,3 +310,43 @@ def test_bools_are_not_filled_up_with_what_would_be_true() -> None:
 def test_no_targets_are_of_no_number_of_classes(batches: list[Any]) -> None:
     with pytest.raises(ValueError, match="class_count: there is no target"):
         class_count(batches)
+
+
+X, Y = torch.arange(6.0)[:, None], torch.arange(6)
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (TensorDataset(X, Y), "got TensorDataset, which yields samples. Pass make_loader"),
+        ((X, Y), "got a tuple of 2 tensors, each of which would be a batch. Pass Batches"),
+        (X, "got Tensor, which yields its rows. Pass Batches"),
+        (X.numpy(), "got ndarray, which yields its rows. Pass Batches"),
+    ],
+)
+def test_data_that_are_no_batches_are_refused(data: Any, what: str) -> None:
+    with pytest.raises(TypeError, match=f"DataLoaders: train must be a loader.*{what}"):
+        DataLoaders(data)
+    with pytest.raises(TypeError, match=f"DataLoaders: valid must be a loader.*{what}"):
+        DataLoaders([(X, Y)], data)
+
+
+def test_batches_without_targets_may_be_tensors() -> None:
+    assert list(DataLoaders([X, X]).train) == [X, X]
+
+
+def test_arrays_of_numpy_become_tensors_in_their_memory() -> None:
+    array = X.numpy().copy()
+    batch, y = next(iter(Batches((array, Y), 4)))  # type: ignore[arg-type]
+    array[0] = 7.0
+    assert (batch.tolist(), y.tolist()) == ([[7.0], [1.0], [2.0], [3.0]], [0, 1, 2, 3])
+
+
+def test_batches_are_of_a_tuple() -> None:
+    with pytest.raises(TypeError, match=r"must be a tuple of tensors, got Tensor\. Put them in"):
+        Batches(X, Y)  # type: ignore[arg-type]
+
+
+def test_batches_are_of_tensors() -> None:
+    with pytest.raises(TypeError, match="must be tensors or numpy arrays, got list. Convert it"):
+        Batches((X, [1, 2, 3, 4, 5, 6]))  # type: ignore[arg-type]

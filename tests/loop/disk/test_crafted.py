@@ -39,6 +39,7 @@ TYPES: dict[str, tuple[Callable[[Document], None], str]] = {
     "a key": (fields(buffers={"dict": [[1, 2]]}), "a key of buffers is of type int, expected str"),
     "history": (fields(history=None), "history is of type NoneType, expected History"),
     "done": (fields(done={"tuple": [0, "x"]}), r"done\[1\] is of type str, expected int"),
+    "position": (fields(position={"tuple": [0]}), r"position has 1 entries, expected tuple\[int"),
     "n_iter": (fields(n_iter=[]), r"n_iter is of type list, expected int \| None"),
     "hyper": (fields(hyper="lr"), "hyper is of type str, expected .*Mapping"),
     "stopped": (fields(stopped=9), "stopped is of type int, expected str"),

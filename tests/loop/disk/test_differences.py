@@ -73,7 +73,12 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], dict[str, str]]] = [
     (
         {"memory": {"z": torch.tensor([1 + 2j])}},
         {"memory": {"z": torch.tensor([1 + 3j])}},
-        {"memory['z']": "1 of 2 elements, by 1 at most"},
+        {"memory['z']": "1 of 1 elements, by 1 at most"},
+    ),
+    (
+        {"memory": {"z": torch.tensor([1 + 2j, 0j])}},
+        {"memory": {"z": torch.tensor([4 + 6j, 0j])}},
+        {"memory['z']": "1 of 2 elements, by 5 at most"},
     ),
 ]
 

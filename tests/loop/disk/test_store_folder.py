@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-from loop import load, load_latest, save, save_in
+from loop import load, load_latest, load_params, save, save_in
 from loop.disk.atomic import _host, _scratch_name, aside, locked, scratch
 from loop.disk.store import checkpoints
+from tests.loop.helpers import learner
 from tests.loop.saving import identical, in_process, tiny
 
 
@@ -53,6 +54,13 @@ def test_what_is_no_state_is_never_replaced(tmp_path: Path, kind: str) -> None:
     ):
         save(tiny(2), path, overwrite=True)
     assert path.is_file() or (path / "thesis.tex").exists()
+
+
+def test_a_state_in_pieces_is_one_that_is_replaced(tmp_path: Path) -> None:
+    path = save(tiny(1), tmp_path / "a")
+    (path / "pieces-00003.safetensors").touch()
+    assert load(save(tiny(2), path, overwrite=True)).train_iter == 2
+    assert names(path) == ["SHA256SUMS", "state.json", "tensors.safetensors"]
 
 
 def test_a_replacement_that_was_cut_off_is_undone(tmp_path: Path) -> None:
@@ -274,3 +282,17 @@ def test_a_place_is_looked_at_under_the_lock_only(
     )
     save(tiny(1), tmp_path / "a", overwrite=True)
     assert seen == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: load(learner(), "a"), r"load: .*got Learner\. Call load\(path, like="),  # type: ignore[arg-type]
+        (lambda: save("a", tiny(1)), r"save: .*got State\. Call save\(state, path\)"),  # type: ignore[arg-type]
+        (lambda: load_latest(tiny(1)), r"load_latest: .*got State\. Call load_latest"),  # type: ignore[arg-type]
+        (lambda: load_params(tiny(1), "a"), r"load_params: .*got State\. Call load_params\(path"),  # type: ignore[arg-type]
+    ],
+)
+def test_arguments_in_the_wrong_order(call: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        call()

@@ -69,6 +69,11 @@ def test_a_state_is_as_good_as_its_history() -> None:
         plot_losses(MINE)  # type: ignore[arg-type]
 
 
+def test_a_path_in_the_place_of_skip() -> None:
+    with pytest.raises(TypeError, match=r"skip must be a number.*got 'x\.png'.*savefig\(path\)"):
+        plot_losses(RUN.history, "x.png")  # type: ignore[arg-type]
+
+
 def test_the_losses_without_the_first_batches() -> None:
     found = lines(plot_losses(RUN.history, skip=4))
     assert found["training, smoothed"] == ([4, 5], pytest.approx(RUN.history.smooth_losses()[4:]))
