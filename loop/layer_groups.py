@@ -8,6 +8,7 @@ from typing import TypeAlias
 from torch import Tensor
 
 from functional_sgd import by_path
+from functional_sgd.hyper import check_patterns, matches
 
 Groups: TypeAlias = Sequence[Sequence[str]]
 """The names of the parameters of each group, from the model's input to its output."""
@@ -81,14 +82,9 @@ def matching(who: str, params: Mapping[str, Tensor], patterns: Sequence[str]) ->
     >>> sorted(matching("Freeze", dict.fromkeys(["body.0", "body.1", "head.0"], 0), ["body.*"]))
     ['body.0', 'body.1']
     """
-    wanted = dict.fromkeys(patterns, True)
-    # by_path wants a match for every name: the last pattern takes those that match no other.
-    wanted.setdefault("*", False)
-    try:
-        matches = by_path(params, wanted)
-    except ValueError as error:
-        raise ValueError(f"{who}: {error}") from None
-    return frozenset(name for name in params if matches[name])
+    # Not by_path, whose patterns each decide something: these may match the same names.
+    check_patterns(f"{who}: by_path", sorted(params), patterns, matches)
+    return frozenset(name for name in params if any(matches(name, pattern) for pattern in patterns))
 
 
 def exactly(names: Sequence[str]) -> tuple[str, ...]:

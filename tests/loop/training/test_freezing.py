@@ -131,6 +131,10 @@ def test_a_pattern_that_matches_nothing() -> None:
         fit(mine, mine.init(), 1, [Freeze("bdoy.*")])
 
 
+def test_patterns_may_match_the_same_names() -> None:
+    assert matching("test", dict.fromkeys(["a.w", "b.w"], torch.ones(1)), ["a.*", "a.w"]) == {"a.w"}
+
+
 @pytest.mark.parametrize("patterns", ["*", ("*.weight", "*.bias")])
 def test_something_must_be_left_to_train(patterns: Any) -> None:
     mine = deep()
