@@ -320,7 +320,9 @@ LIGHTNING: Rows = {
     "gradient_clip_val": "GradientClip(...), or the rule clip_norm",
     "precision": "MixedPrecision(...)",
     "accelerator, devices": "learner.init(device=...)",
-    "deterministic=True, seed_everything": "learner.init(seed=0)  # a run is a function of it",
+    "deterministic=True, seed_everything": (
+        "learner.init(seed=0)  # and, for the first weights, torch.manual_seed(0) before the model"
+    ),
     "find_unused_parameters": "nothing to set: a run warns of parameters without a gradient",
     "detect_anomaly": "TerminateOnNaN()",
     "profiler": "Profiler(...), Timer(...)",
