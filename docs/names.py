@@ -310,7 +310,9 @@ LIGHTNING: Rows = {
     "trainer.predict": "predict(learner, state, data)",
     "configure_optimizers": "Learner(..., opt)  # schedules: ParamScheduler({...})",
     "training_step": "the loss of the Learner; a callback changes the batch, pred or loss",
-    "manual optimization": "trace(learner, state), or value_and_grad(...) and opt in your own loop",
+    "manual optimization, several optimizers": (
+        "partition({...}, labels)  # as in examples/gan.py; or value_and_grad in your own loop"
+    ),
     "self.log": "RecordValues(...), or a metric of the Learner",
     "torchmetrics": "pass the metric object to Learner; TorchMetric(...)",
     "save_hyperparameters": "state.hyper  # is in every checkpoint",
