@@ -65,6 +65,25 @@ def test_every_page_is_in_the_table_of_contents() -> None:
     assert {page.resolve() for page in PAGES} - found == {DOCS / "index.md"}
 
 
+# Examples and callbacks.
+
+EXAMPLES = [*(ROOT / "examples").glob("*.py"), *(ROOT / "examples").glob("notebooks/*.ipynb")]
+
+
+@for_each("path", sorted(EXAMPLES))
+def test_every_example_is_on_its_page_with_its_command(path: Path) -> None:
+    """Or, if it is a part of others, among those."""
+    text = (DOCS / "examples.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith(f"| [{path.name}](")]
+    if path.suffix == ".py" and "def main" not in path.read_text():
+        assert rows == []
+        assert f"`{path.name}`" in text
+        return
+    started = path if path.suffix == ".py" else path.parent
+    assert len(rows) == 1
+    assert f"{started.relative_to(ROOT)}` |" in rows[0]
+
+
 # The checklist.
 
 ROWS = [
