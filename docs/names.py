@@ -310,7 +310,9 @@ LIGHTNING: Rows = {
     "trainer.predict": "predict(learner, state, data)",
     "configure_optimizers": "Learner(..., opt)  # schedules: ParamScheduler({...})",
     "training_step": "the loss of the Learner; a callback changes the batch, pred or loss",
-    "manual optimization": "trace(learner, state), or value_and_grad(...) and opt in your own loop",
+    "manual optimization, several optimizers": (
+        "partition({...}, labels)  # as in examples/gan.py; or value_and_grad in your own loop"
+    ),
     "self.log": "RecordValues(...), or a metric of the Learner",
     "torchmetrics": "pass the metric object to Learner; TorchMetric(...)",
     "save_hyperparameters": "state.hyper  # is in every checkpoint",
@@ -320,7 +322,9 @@ LIGHTNING: Rows = {
     "gradient_clip_val": "GradientClip(...), or the rule clip_norm",
     "precision": "MixedPrecision(...)",
     "accelerator, devices": "learner.init(device=...)",
-    "deterministic=True, seed_everything": "learner.init(seed=0)  # a run is a function of it",
+    "deterministic=True, seed_everything": (
+        "learner.init(seed=0)  # and, for the first weights, torch.manual_seed(0) before the model"
+    ),
     "find_unused_parameters": "nothing to set: a run warns of parameters without a gradient",
     "detect_anomaly": "TerminateOnNaN()",
     "profiler": "Profiler(...), Timer(...)",

@@ -15,8 +15,7 @@ from tempfile import TemporaryDirectory
 import tyro
 from fashion_data import CACHE, FILES, found
 
-HERE = Path(__file__).parent
-DATA, EMPTY = "{data}", "{empty}"
+HERE, DATA, EMPTY = Path(__file__).parent, "{data}", "{empty}"
 RUNS: dict[str, Sequence[str]] = {
     "digits": ("--epochs", "5"),
     "pictures": ("--epochs", "1"),
@@ -32,6 +31,7 @@ RUNS: dict[str, Sequence[str]] = {
     "gpt": ("--short", "--folder", f"{EMPTY}/gpt"),
     "maml": ("--outer-steps", "200"),
     "ensemble": ("--epochs", "4"),
+    "gan": ("--epochs", "20"),
     "optimizers": ("--epochs", "2", "--scales", "1.0"),
     "learn_the_lr": ("--outer-steps", "20"),
     "new_optimizer": (),

@@ -85,6 +85,7 @@ def matching(who: str, params: Mapping[str, Tensor], patterns: Sequence[str]) ->
     >>> sorted(matching("Freeze", dict.fromkeys(["body.0", "body.1", "head.0"], 0), ["body.*"]))
     ['body.0', 'body.1']
     """
+    # Not by_path, whose patterns each decide something: these may match the same names.
     check_patterns(who, [*params], patterns, matches)
     return frozenset(name for name in params if any(matches(name, one) for one in patterns))
 

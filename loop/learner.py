@@ -128,8 +128,8 @@ class Learner:
         """A fresh state: copies of the model's tensors (on `device`, if given), a fresh optimizer
         state.
 
-        `seed` decides the order of the data and all randomness in the run; the model's values
-        are its own.
+        `seed` decides the order of the data and all randomness in the run. The first weights are
+        those of the model: `torch.manual_seed(0)` before it is made decides them.
 
         With `donate` the tensors are not copied but taken: the model is left without, and calling
         it, or asking for its state_dict, is an error until `learner.load(state)` has given it

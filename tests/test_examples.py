@@ -218,6 +218,15 @@ def test_functional_training(name: str, arguments: str, says: str, tmp_path: Pat
     assert is_picture(tmp_path, name)
 
 
+def test_gan_reaches_every_place_of_the_ring(tmp_path: Path) -> None:
+    printed = run("gan.py", "--epochs", "10", cwd=tmp_path)
+    found = re.search(r"(\d+)% are good, at (\d) of 8 places", printed)
+    assert found is not None
+    assert (int(found[1]) > 40, found[2]) == (True, "8")
+    assert is_picture(tmp_path, "gan")
+    assert is_picture(tmp_path, "gan_losses")
+
+
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 

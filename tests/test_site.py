@@ -65,6 +65,47 @@ def test_every_page_is_in_the_table_of_contents() -> None:
     assert {page.resolve() for page in PAGES} - found == {DOCS / "index.md"}
 
 
+# Examples and callbacks.
+
+EXAMPLES = [*(ROOT / "examples").glob("*.py"), *(ROOT / "examples").glob("notebooks/*.ipynb")]
+
+
+@for_each("path", sorted(EXAMPLES))
+def test_every_example_is_on_its_page_with_its_command(path: Path) -> None:
+    """Or, if it is a part of others, among those."""
+    text = (DOCS / "examples.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith(f"| [{path.name}](")]
+    if path.suffix == ".py" and "def main" not in path.read_text():
+        assert rows == []
+        assert f"`{path.name}`" in text
+        return
+    started = path if path.suffix == ".py" else path.parent
+    assert len(rows) == 1
+    assert f"{started.relative_to(ROOT)}` |" in rows[0]
+
+
+def test_the_page_of_callbacks_says_what_a_batch_has_at_each_event() -> None:
+    rows = re.findall(
+        r"^\| `(\w+)` \| (`xb`[^|]*) \|", (DOCS / "callbacks.md").read_text(), flags=re.MULTILINE
+    )
+    x = torch.ones(2, 1)
+    data = loop.DataLoaders([(x, x)], [(x, x)])
+    model, loss = torch.nn.Linear(1, 1), torch.nn.functional.mse_loss
+    learner = loop.Learner(model, data, loss, functional_sgd.sgd(lr=0.1))
+    found: dict[bool, dict[str, str]] = {True: {}, False: {}}
+    for event, state in loop.trace(learner, learner.init()):
+        names = ("xb", "yb", "pred", "loss", "grads")
+        there = [f"`{name}`" for name in names if getattr(state, name) is not None]
+        if there:
+            found[state.training][event] = ", ".join(there)
+    assert found[True] == dict(rows)
+    assert found[False] == {
+        event: there.removesuffix(", `grads`")
+        for event, there in rows
+        if event in ("before_batch", "after_pred", "after_loss", "after_batch")
+    }
+
+
 # The checklist.
 
 ROWS = [

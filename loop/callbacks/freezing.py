@@ -21,13 +21,13 @@ class Freeze(Callback):
     """Do not train the parameters whose names match: `Freeze("body.*")`, or `Freeze(("stem.*",
     "body.*"))`.
 
-    Patterns are those of `by_path`. A frozen parameter has no gradient, which is not even computed,
-    so neither the step nor decay moves it, its slots in the optimizer's state stay, and clipping
-    does not count it.
+    Patterns are those of `by_path`; names are patterns too, so the names in all groups of
+    `layer_groups(params)` but the last leave the head to train. The gradient of a frozen parameter
+    is not even computed. So neither the step nor decay moves it, its slots in the optimizer's state
+    stay, and clipping does not count it.
 
-    The optimizer's counter goes on meanwhile: to train such a parameter later, begin with
-    `learner.opt.init(params)`, or debiased averages (adam) take its first steps for late ones and
-    make them too long. `fine_tune` does so.
+    Each parameter counts its own steps, so one that is trained in a later run begins there with the
+    first steps of a fresh optimizer, and the others go on.
 
     Raises ValueError when the run starts if a pattern matches no parameter, or nothing is left to
     train.

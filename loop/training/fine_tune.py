@@ -49,10 +49,9 @@ def fine_tune(
     lets normalisation layers (batch, instance, layer) learn even in frozen groups, at lr / 10, as
     their statistics change. The other arguments are those of `fit_one_cycle`.
 
-    Each half begins with a fresh optimizer state: slots that stood still while the step counter
-    went on would make the first steps of the unfrozen layers too long. If Ctrl-C or SIGTERM ends
-    the first half, the second does not begin (see `fit`); `resume` goes on in the half at hand.
-    Both halves are in the history, one after the other.
+    Each half begins with a fresh optimizer state, as in fastai. If Ctrl-C or SIGTERM ends the first
+    half, the second does not begin (see `fit`); `resume` goes on in the half at hand. Both halves
+    are in the history, one after the other.
 
     Raises ValueError if the model has one group only, `head` matches nothing or everything, or the
     state to resume is not within a fine_tune. Source: fastai's fine_tune, with its defaults.

@@ -80,15 +80,20 @@ def fit(
     `resume=True` goes on with the run that the state was in when it was stopped or saved, as if
     nothing had happened: the end is the same bit for bit, if learner, callbacks and epochs are the
     same. `resume=folder` does so from the newest checkpoint in there (see Checkpoint), and begins
-    with `state` while there is none. Another hyper, seed, length of the run or of the data than it
-    was begun with is an error, another optimizer, callback or torch a warning.
+    with `state` while there is none. Another `hyper` than the run was begun with is an error, as is
+    another seed, length of the run or of the data; another optimizer, callback or torch is a
+    warning. The lr of a schedule is part of a callback: resumed with another, `fit_one_cycle` warns
+    and goes on along the new curve. Defaults of the optimizer (`adamw(lr=0.1)`) have no effect on a
+    state that has hypers already.
 
     `compile=True` compiles forward pass, loss and gradients of a training batch into one graph, and
-    the forward pass of a validation batch into another (a few seconds for each shape of batch; kept
-    for later runs), and fuses the optimizer. Numbers then differ in their last digits, and dropout
-    draws others. If the model cannot be compiled for validation, a warning says so. Callbacks that
-    change pred or loss in between must be `traceable`; what they change of the model itself counts
-    from the next phase on.
+    the forward pass of a validation batch into another, and fuses the optimizer. The first batches
+    wait for that: 20 to 35 s for a small model on an idle CPU core, about 10 s if torch's cache on
+    disk has the graphs, several times as long on busy cores. Another shape of batch takes a few
+    seconds more; later runs of the process wait for nothing. Numbers differ in their last digits,
+    and dropout draws others. If the model cannot be compiled for validation, a warning says so.
+    Callbacks that change pred or loss in between must be `traceable`; what they change of the model
+    itself counts from the next phase on.
 
     `donate=True` gives the state away: the optimizer overwrites params and slots in place, which
     takes half of the memory. The state given is spent, and using it again is an error. What fails

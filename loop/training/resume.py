@@ -127,9 +127,9 @@ def _warn_of_another_folder(folder: Path, callbacks: Sequence[object]) -> None:
     others = [other for other in folders if Path(other).absolute() != folder.absolute()]
     if others:
         warnings.warn(
-            f"fit: there is no checkpoint in resume={str(folder)!r}, so the run begins anew; but "
-            f"it will write into {', '.join(others)}. Give both the same folder, or the same "
-            f"command will begin anew every time.",
+            f"fit: there is no checkpoint in resume={str(folder)!r}, so a new run begins; but it "
+            f"will write into {', '.join(others)}. Give both the same folder, or the same command "
+            f"will begin a new run every time.",
             UserWarning,
             stacklevel=5,  # the line that calls fit, here and below
         )

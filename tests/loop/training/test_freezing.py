@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from functional_sgd import Optimizer, adamw, fuse, lookahead, ranger, sgd
+from functional_sgd import Optimizer, adam, adamw, fuse, lookahead, ranger, sgd
 from loop import CancelBatch, GradientClip, Learner, State, fit, validate
 from loop.callbacks import freezing
 from loop.callbacks.freezing import BnFreeze, Freeze
@@ -110,6 +110,20 @@ def test_freezing_leaves_nothing_behind() -> None:
     assert all(parameter.requires_grad for parameter in mine.model.parameters())
 
 
+def test_a_parameter_that_was_frozen_begins_with_the_first_step_of_a_fresh_one() -> None:
+    """Of Adam, the first step is lr long, whatever the gradient; a late one would be longer."""
+    mine = deep(adam(lr=0.01, eps=1e-12))
+    frozen = fit(mine, mine.init(), 2, [Freeze("0.*")])
+    counts = frozen.opt_state["step"].tolist()  # in the order of sorted names
+    assert dict(zip(sorted(frozen.params), counts, strict=True)) == {
+        **dict.fromkeys(frozen.params, 6),
+        **dict.fromkeys(("0.weight", "0.bias"), 0),
+    }
+    end = fit(mine, frozen, steps=1)
+    step = (end.params["0.weight"] - frozen.params["0.weight"]).abs()
+    torch.testing.assert_close(step, torch.full_like(step, 0.01), rtol=1e-4, atol=0.0)
+
+
 def test_a_run_with_freezing_can_be_resumed() -> None:
     def fail(state: State) -> None:
         if state.train_iter == 4:
@@ -129,6 +143,10 @@ def test_a_pattern_that_matches_nothing() -> None:
         ValueError, match=r"Freeze: pattern 'bdoy.\*' matches no leaf. Leaves: 0.weight, 0.bias"
     ):
         fit(mine, mine.init(), 1, [Freeze("bdoy.*")])
+
+
+def test_patterns_may_match_the_same_names() -> None:
+    assert matching("test", dict.fromkeys(["a.w", "b.w"], torch.ones(1)), ["a.*", "a.w"]) == {"a.w"}
 
 
 @pytest.mark.parametrize("patterns", ["*", ("*.weight", "*.bias")])

@@ -115,6 +115,31 @@ def test_a_scheduled_lr_is_compared_with_what_the_run_was_begun_with(tmp_path: P
     assert fit(MINE, START, 2, [schedule], resume=tmp_path, lr=0.5).hyper["lr"] == 0.5
 
 
+def test_another_maximum_of_one_cycle_is_a_warning_and_the_new_curve_is_followed(
+    tmp_path: Path,
+) -> None:
+    """From the third batch of six on; the two before keep the lr that they had."""
+
+    def rates(lr: float, *callbacks: Any, **options: Any) -> list[float]:
+        state = fit_one_cycle(MINE, START, 2, lr, callbacks=callbacks, **options)
+        return [*state.history.hypers["lr"]]
+
+    keeper = Checkpoint(tmp_path, batches=1)
+    with pytest.raises(ZeroDivisionError):
+        rates(0.1, keeper, on("bug", after_step=raise_once(ZeroDivisionError, at=2)))
+    with pytest.warns(UserWarning, match="'param_scheduler' was .*, is ParamScheduler"):
+        resumed = rates(0.2, keeper, resume=tmp_path)
+    assert resumed == [*rates(0.1)[:2], *rates(0.2)[2:]]
+
+
+def test_another_default_of_the_optimizer_does_not_change_the_lr_of_the_state(
+    folder: Path,
+) -> None:
+    other = replace(MINE, opt=adamw(lr=0.5))
+    with pytest.warns(UserWarning, match=r"optimizer was .*lr=0\.01.*, is .*lr=0\.5"):
+        assert {*fit(other, START, 2, resume=folder).history.hypers["lr"]} == {0.01}
+
+
 def test_another_seed_is_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match="has the seed 4, but the state given has the seed 5"):
         fit(MINE, MINE.init(seed=5), 2, resume=folder)
