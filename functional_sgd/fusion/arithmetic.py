@@ -127,6 +127,10 @@ class Graph:
             return constant
         if isinstance(constant, (bool, int, float)):
             return self.node("constant", float(constant), element=False)
+        if isinstance(constant, Tensor) and constant.requires_grad:
+            raise NotPointwise(
+                "it mixes in a tensor that is tracked, and a kernel has no derivative"
+            )
         if isinstance(constant, Tensor) and constant.device.type == "cpu" and constant.dim() == 0:
             return self.node("constant", float(constant), element=False)
         raise NotPointwise(f"it mixes in a {type(constant).__name__} that is not a number")
