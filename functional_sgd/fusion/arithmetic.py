@@ -275,11 +275,12 @@ def _div(graph: Graph, left: object, right: object) -> Node:
 
 def _pow(graph: Graph, base: object, exponent: object) -> Node:
     base, exponent = graph.value(base), graph.value(exponent)
-    # As torch does, bit for bit.
-    if exponent.op == "constant" and exponent.args[0] == 2.0:
+    # As torch does, bit for bit; C's pow has other signs at -0.0 and -inf.
+    power = exponent.args[0] if exponent.op == "constant" else None
+    if power == 2.0:
         return graph.node("mul", base, base)
-    if exponent.op == "constant" and exponent.args[0] == 0.5:
-        return graph.node("sqrt", base)
+    if power in (0.5, -0.5):
+        return graph.node("sqrt" if power == 0.5 else "rsqrt", base)
     return graph.node("pow", base, exponent)
 
 
