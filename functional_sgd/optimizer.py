@@ -2,11 +2,11 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from functional_sgd.errors import did_you_mean
 from functional_sgd.state import State, extended
-from functional_sgd.tree import Tree, paths
+from functional_sgd.tree import Tree, keys_of
 
 
 class Optimizer(ABC):
@@ -61,7 +61,10 @@ class Optimizer(ABC):
 
     def extend(self, state: State, before: Tree, params: Tree) -> State:
         """The state for more params: the leaves of `before` (by path) go on, the others begin."""
-        return extended(state, self.init(params), paths(before), paths(params))
+        return extended(state, self.init(params), keys_of(before), keys_of(params))
+
+    vectors: ClassVar[frozenset[str]] = frozenset()
+    """Entries of the state that are of the whole tree, even if they are as long as it has leaves."""
 
     # What it reads.
 

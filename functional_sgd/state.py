@@ -16,7 +16,7 @@ from functional_sgd.rule import Rule
 from functional_sgd.sharded import check_whole, local, placed
 from functional_sgd.signature import STEP, Initializer
 from functional_sgd.tracing import transformed
-from functional_sgd.tree import Spec, Tree, flatten, paths, unflatten
+from functional_sgd.tree import Keys, Spec, Tree, flatten, keys_of, paths, unflatten
 from functional_sgd.wiring import CALLS, SEED
 
 State: TypeAlias = dict[str, Any]
@@ -79,13 +79,13 @@ def _is_of_chain(state: Mapping[str, Any]) -> bool:
     )
 
 
-def extended(state: State, fresh: State, before: list[str], names: list[str]) -> State:
-    """A fresh state of leaves with these names, in which those from `before` go on."""
+def extended(state: State, fresh: State, before: list[Keys], names: list[Keys]) -> State:
+    """A fresh state of leaves with these paths, in which those from `before` go on."""
     grown: State = {}
     for entry, first in fresh.items():
         old = state[entry]
         if not isinstance(first, Tensor):
-            known = dict(zip(paths(old), flatten(old)[0], strict=True))
+            known = dict(zip(keys_of(old), flatten(old)[0], strict=True))
             leaves, spec = flatten(first)
             if len(leaves) != len(names):
                 raise ValueError(

@@ -10,6 +10,9 @@ Tree: TypeAlias = Any
 
 Spec: TypeAlias = optree.PyTreeSpec
 
+Keys: TypeAlias = tuple[Any, ...]
+"""The path of a leaf: the keys and numbers that lead to it."""
+
 
 def flatten(tree: Tree) -> tuple[list[Any], Spec]:
     """The leaves of a tree, in a fixed order, and what is needed to rebuild it."""
@@ -50,6 +53,15 @@ def paths(tree: Tree) -> list[str]:
     ['head.bias', 'head.weight']
     """
     return [dotted(path) for path in optree.tree_paths(tree)]
+
+
+def keys_of(tree: Tree) -> list[Keys]:
+    """The path of every leaf as it is: dotted, those of two leaves may be one.
+
+    >>> keys_of({"a": {"b": 1.0}, "a.b": 2.0})
+    [('a', 'b'), ('a.b',)]
+    """
+    return optree.tree_paths(tree)
 
 
 def prefix_difference(tree: Tree, prefix: Tree) -> str:

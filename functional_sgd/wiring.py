@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from functional_sgd.errors import did_you_mean, meant
 from functional_sgd.ranges import Range, check_number
 from functional_sgd.reduction import Reduction
@@ -359,7 +361,7 @@ def _check_update(calls: Sequence[Call], results: Sequence[str]) -> None:
 
 def _shapes(arguments: Mapping[str, Any]) -> str:
     """The tensors among the arguments, by their shapes."""
-    shapes = {name: getattr(value, "shape", None) for name, value in arguments.items()}
+    shapes = {n: value.shape for n, value in arguments.items() if isinstance(value, Tensor)}
     return ", ".join(f"{name}: {tuple(shape)}" for name, shape in shapes.items() if shape)
 
 

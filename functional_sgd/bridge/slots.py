@@ -258,7 +258,9 @@ def _places(opt: Optimizer, state: State, leaves: Named, above: Keys) -> Found:
     # By the optimizer, since a chain may have slots with these names.
     inside = _inside(opt)
     for key, value in state.items():
-        if key not in inside:
+        if key in opt.vectors:
+            yield from _all_in(value, tuple(leaves), (*above, key))
+        elif key not in inside:
             yield from _entry(value, tuple(leaves), (*above, key))
     for key, one in inside.items():
         if key in state and one is not None:

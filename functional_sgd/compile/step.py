@@ -14,6 +14,7 @@ from functional_sgd.compile.traced import (
     Constants,
     Traced,
     by_name,
+    check_constants,
     constants_in,
     joined,
     numbers_of,
@@ -50,11 +51,13 @@ def compile_step(
     taken a second time, where new random numbers are drawn; `value` is the first one.
 
     Hypers are data, so changing them compiles nothing again. Other numbers and texts in a batch are
-    constants of the graph: another one is compiled for each. The first batch has a graph of its
+    constants of the graph: another one is compiled for each. Objects that may change are refused,
+    NumPy's arrays among them. The first batch has a graph of its
     own; those of other shapes share another, by torch.compile. What `loss_fn` reads besides its
     arguments (numbers, the mode of a module) is as it was at the first call.
 
-    Raises TypeError if `opt` is not an optimizer, or one of torch.optim inside.
+    Raises TypeError if `opt` is not an optimizer, or one of torch.optim inside; `step` does for an
+    object that is neither a tensor, nor a tree of them, nor a plain value.
 
     >>> from functional_sgd import sgd
     >>> step = compile_step(lambda params, x: (params["w"] * x).sum(), sgd())
@@ -95,6 +98,9 @@ def compile_step(
         fixed = (spec, constants)
         graph = next((one for one in graphs if one.fixed == fixed), None)
         if graph is None:
+            begin = len(leaves) - spec.children()[-1].num_leaves  # of the batch
+            found = [one for one in constants if one.place >= begin]
+            check_constants("compile_step", found)
             if len(graphs) == MANY:  # not more, so that it is said once
                 odd = plain_constants(constants)
                 warnings.warn(_CONSTANTS.format(constants=odd), stacklevel=2)

@@ -2,8 +2,11 @@
 traced.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
+from numbers import Number
+from types import BuiltinFunctionType, FunctionType
 from typing import Any, NamedTuple, TypeAlias
 
 import optree
@@ -107,6 +110,32 @@ def constants_in(leaves: Sequence[object]) -> Constants:
     return found
 
 
+_FIXED = (
+    *(Number, str, bytes, type(None), Enum, type, FunctionType, BuiltinFunctionType),
+    *(torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size),
+)
+"""What stays what it is, and is told from others by ==."""
+
+
+def check_constants(who: str, constants: Iterable[Constant]) -> None:
+    """Raise TypeError for a constant that may change while it stays equal to itself."""
+    for one in constants:
+        if isinstance(one.leaf, _FIXED):
+            continue
+        name = one.kind.__name__
+        if hasattr(one.leaf, "__array__"):
+            cure = "Give numbers as tensors, torch.from_numpy(array), and leave out the rest"
+        elif isinstance(one.leaf, Mapping):
+            cure = f"Give a dict of tensors, dict(batch) of a {name}"
+        else:
+            cure = "Give a dict of tensors, or register its class with optree"
+        raise TypeError(
+            f"{who}: expected tensors, numbers and texts in a batch, or trees of them (dicts, "
+            f"lists, tuples), got {name}, which would be a constant of the graph, whatever is put "
+            f"into it later. {cure}."
+        )
+
+
 def plain_constants(constants: Constants) -> list[float | str]:
     """The numbers and texts among them, which are what differs from batch to batch."""
     return [one.leaf for one in constants if isinstance(one.leaf, (int, float, str))]
@@ -145,7 +174,8 @@ def numbers_of(hyper: Mapping[str, Any]) -> Packed:
     numbers: list[float] = []
     rest: list[object] = []
     for leaf in leaves:
-        if type(leaf) in (int, float):
+        # NumPy's float64 is a float too.
+        if isinstance(leaf, (int, float)) and not isinstance(leaf, bool):
             numbers.append(leaf)
             rest.append(_NUMBER)
         else:

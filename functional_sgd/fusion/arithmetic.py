@@ -6,12 +6,10 @@ precision of the leaf.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from functional_sgd.randomness import factor_of
 from functional_sgd.wiring import Call, Reduced
 
 LOGICAL = frozenset({"eq", "ne", "lt", "le", "gt", "ge", "and", "or", "not", "isnan", "isfinite"})
@@ -74,8 +72,15 @@ class Node:
     def __float__(self) -> float:
         raise NotPointwise("it turns a value into a Python number")
 
-    # == makes a node, so equality is no longer that of objects, and Python would drop the hash.
-    __hash__ = object.__hash__
+    # As a key it would be found by identity, as text it is no number: never what a rule looks for.
+
+    def __hash__(self) -> int:
+        raise NotPointwise("it looks a value up (as the key of a dict, in a set); use torch.where")
+
+    def __format__(self, spec: str = "") -> str:
+        raise NotPointwise("it makes a text of a value")
+
+    __str__ = __format__
 
 
 class Graph:
@@ -122,6 +127,10 @@ class Graph:
             return constant
         if isinstance(constant, (bool, int, float)):
             return self.node("constant", float(constant), element=False)
+        if isinstance(constant, Tensor) and constant.requires_grad:
+            raise NotPointwise(
+                "it mixes in a tensor that is tracked, and a kernel has no derivative"
+            )
         if isinstance(constant, Tensor) and constant.device.type == "cpu" and constant.dim() == 0:
             return self.node("constant", float(constant), element=False)
         raise NotPointwise(f"it mixes in a {type(constant).__name__} that is not a number")
@@ -170,28 +179,6 @@ class Graph:
                     waiting.extend(node.inputs)
         # Nodes are created after their inputs, so creation order is an order of computation.
         return [node for node in self.nodes if node.index in marked]
-
-
-@dataclass(frozen=True)
-class SymbolKey:
-    """The key of a leaf, as symbols."""
-
-    words: tuple[Node, Node]
-    for_short: tuple[Node, Node]
-    position: int
-
-    def bits(self, like: Node, draw: int) -> tuple[Node, Node]:
-        """Two columns of random numbers, as `LeafKey.bits` makes them."""
-        graph = self.words[0].graph
-        # The arguments are scalars, but every element draws its own number.
-        made = [graph.node(op, *self.words, draw, element=True) for op in ("uniform", "tail")]
-        return made[0], made[1]
-
-    def short(self, like: Node, draw: int) -> Node:
-        """A column of short random numbers, as `LeafKey.short` makes them."""
-        graph = self.words[0].graph
-        drawn = graph.node("short", *self.for_short, element=True)
-        return graph.node("multiple", drawn, factor_of(self.position, draw))
 
 
 def _shown(arg: object) -> str:
@@ -288,11 +275,12 @@ def _div(graph: Graph, left: object, right: object) -> Node:
 
 def _pow(graph: Graph, base: object, exponent: object) -> Node:
     base, exponent = graph.value(base), graph.value(exponent)
-    # As torch does, bit for bit.
-    if exponent.op == "constant" and exponent.args[0] == 2.0:
+    # As torch does, bit for bit; C's pow has other signs at -0.0 and -inf.
+    power = exponent.args[0] if exponent.op == "constant" else None
+    if power == 2.0:
         return graph.node("mul", base, base)
-    if exponent.op == "constant" and exponent.args[0] == 0.5:
-        return graph.node("sqrt", base)
+    if power in (0.5, -0.5):
+        return graph.node("sqrt" if power == 0.5 else "rsqrt", base)
     return graph.node("pow", base, exponent)
 
 

@@ -3,16 +3,18 @@
 A rule that looks at types or shapes may do something else on symbols than on tensors.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from functional_sgd.blocks import block_scale, decode, encoded
-from functional_sgd.fusion.arithmetic import Graph, Node, NotPointwise, SymbolKey
+from functional_sgd.fusion.arithmetic import Graph, Node, NotPointwise
+from functional_sgd.fusion.symbol_key import SymbolKey
 from functional_sgd.randomness import TrialKey, multiple
+from functional_sgd.ranges import Range
 from functional_sgd.rounding import neighbour, rounded
-from functional_sgd.signature import DTYPE
+from functional_sgd.signature import DTYPE, REQUIRED, STEP
 from functional_sgd.wiring import Call
 
 _NAMES = {"and": "logical_and", "or": "logical_or", "not": "logical_not"}
@@ -29,8 +31,11 @@ _TRIED = torch.bfloat16
 """In what a leaf is kept, where rules are checked."""
 
 
-def check(call: Call) -> None:
-    """Raise NotPointwise if a rule, run on symbols, is not the arithmetic that it is on tensors."""
+def check(call: Call, numbers: Container[str] = ()) -> None:
+    """Raise NotPointwise if a rule, run on symbols, is not the arithmetic that it is on tensors.
+
+    What it reads of the `numbers` of the tree are tensors always; hypers may be more.
+    """
     graph = Graph()
     columns = _trial_columns(call)
     symbols: dict[str, object] = {name: graph.scalar(name) for _, name in call.scalars}
@@ -47,19 +52,67 @@ def check(call: Call) -> None:
     of_blocks = call.rule.blocks.values()
     nodes = {name: graph.column(name, block=name in of_blocks) for name in columns}
     written = graph.run(call, nodes, symbols)
-    found = evaluate(graph.needed(written.values()), columns, values)
-    with torch.no_grad():
-        copies = {name: column.clone() for name, column in columns.items()}
-        results = call.run(copies, values)
-    for name, result in results.items():
-        wanted = torch.as_tensor(result).double()
-        got = found[written[name].index].double().broadcast_to(wanted.shape)
-        # Not bit for bit: the graph spells out lerp and addcdiv, which may round differently.
-        if not torch.allclose(got, wanted, rtol=1e-9, atol=1e-12, equal_nan=True):
-            raise NotPointwise(
-                "on symbols it does something else than on tensors (does it look at types, or make "
-                "a tensor of Python numbers alone, which has the default dtype?)"
-            )
+    needed = graph.needed(written.values())
+
+    def differs(own: Mapping[str, object]) -> bool:
+        found = evaluate(needed, columns, own)
+        with torch.no_grad():
+            copies = {name: column.clone() for name, column in columns.items()}
+            results = call.run(copies, own)
+        return any(_differ(found[written[name].index], result) for name, result in results.items())
+
+    if differs(values):
+        raise NotPointwise(
+            "on symbols it does something else than on tensors (does it look at types, or make a "
+            "tensor of Python numbers alone, which has the default dtype?)"
+        )
+    for others in _other_kinds(call, numbers):
+        try:
+            found = differs({**values, **others})
+        except Exception:  # whatever a rule raises for a number of this kind
+            continue  # without a result there is nothing to compare
+        if found:
+            names = ", ".join(map(repr, others))
+            raise NotPointwise(f"it looks at the type of {names}: int, float or 0-d tensor")
+
+
+def _differ(got: Tensor, result: object) -> bool:
+    """Whether what symbols have become is not the result of a rule."""
+    if isinstance(result, Tensor):
+        wanted = result
+    else:
+        wanted = torch.tensor(result, dtype=torch.float64, device="cpu")
+    if wanted.is_complex():  # a root of a Python number, of which that of a tensor is NaN
+        return False
+    got = got.double().broadcast_to(wanted.shape)
+    # Not bit for bit: the graph spells out lerp and addcdiv, which may round differently.
+    return not torch.allclose(got, wanted.double(), rtol=1e-9, atol=1e-12, equal_nan=True)
+
+
+def _other_kinds(call: Call, of_tree: Container[str]) -> Iterator[dict[str, object]]:
+    """Hypers as all that an executor may hand to a rule, to be tried in the place of others."""
+    numbers: dict[str, float] = {}
+    for inner, name in call.scalars:
+        default = call.rule.scalars.get(inner)
+        is_number = isinstance(default, (int, float)) and not isinstance(default, bool)
+        is_hyper = inner != STEP and name not in of_tree
+        if is_hyper and (is_number or default is REQUIRED):
+            numbers[name] = float(_trial_value(call, inner))
+            # Each alone: what is whole may be an odd value, and odd ones together hide more.
+            whole = _whole(numbers[name], call.rule.signature.ranges.get(inner))
+            if whole is not None:
+                yield {name: whole}
+    if numbers:
+        yield dict(numbers)
+        kind, device = torch.float64, "cpu"
+        yield {n: torch.tensor(v, dtype=kind, device=device) for n, v in numbers.items()}
+
+
+def _whole(number: float, allowed: Range | None) -> int | None:
+    """A whole number that a hyper may be, if possible its own."""
+    if number.is_integer():
+        return int(number)
+    return next((one for one in (2, 1, 0) if allowed is None or one in allowed), None)
 
 
 def evaluate(

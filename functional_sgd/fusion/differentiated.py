@@ -9,6 +9,10 @@ from functional_sgd.call import Leaves
 from functional_sgd.guard import Guard
 
 
+class Tracked(Exception):
+    """A rule that torch runs has made something that is tracked, of tensors that it closes over."""
+
+
 def is_differentiated(leaves: Leaves, guard: Guard | None, donate: bool) -> bool:
     """Whether somebody may differentiate through the step.
 

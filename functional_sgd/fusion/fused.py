@@ -19,7 +19,7 @@ from functional_sgd.fusion.backends.c.launch import CBackend
 from functional_sgd.fusion.backends.foreach import ForeachBackend
 from functional_sgd.fusion.backends.triton.launch import TritonBackend
 from functional_sgd.fusion.buffers import Pool
-from functional_sgd.fusion.differentiated import is_differentiated
+from functional_sgd.fusion.differentiated import Tracked, is_differentiated
 from functional_sgd.fusion.explain import explained
 from functional_sgd.fusion.group import Group, Needs, Signature, signatures
 from functional_sgd.fusion.kernel import Dtypes
@@ -217,8 +217,14 @@ class Fused(Optimizer):
             refuse_spent(params, leaves)
         if is_differentiated(leaves, guard, self.donate):
             return run_leaves(plan, leaves)
-        result = self._on_pieces(leaves, guard) if leaves.distributed else self._step(leaves, guard)
+        try:
+            result = self._step_of(leaves, guard)
+        except Tracked:
+            return self.opt(params, grads, state, hyper, **extras)
         return spend(leaves, result, self.donate) if self.debug else result
+
+    def _step_of(self, leaves: Leaves, guard: Guard | None) -> Any:
+        return self._on_pieces(leaves, guard) if leaves.distributed else self._step(leaves, guard)
 
     def _on_pieces(self, leaves: Leaves, guard: Guard | None) -> Any:
         leaves = leaves.on_pieces()

@@ -65,13 +65,19 @@ class Run:
         self.tables = []
         for number, group in enumerate(groups):
             self.tables.append(Table(number, group, self._columns(group)))
+        # Whether derivatives of torch's rules are kept; then the step may have to be repeated.
+        has_rules = any(not isinstance(step, Pass) for step in program.steps)
+        self.follows = torch.is_grad_enabled() and has_rules and not resources.donate
         self.holders: Mapping[int, int] = {}  # of each tensor, if gradients may be spent
         if resources.spend_grads:
             self.holders = self._count_holders()
 
     @torch.no_grad()
     def __call__(self) -> Results:
-        """Go through the program. Numbers of the tree are set in the leaves."""
+        """Go through the program. Numbers of the tree are set in the leaves.
+
+        Raises Tracked if a rule of torch has made something that is tracked.
+        """
         # All rules are checked before the first one overwrites anything.
         if self.groups and self.leaves.separate:
             for call in self.plan.calls:
@@ -80,7 +86,9 @@ class Run:
             if isinstance(step, Pass):
                 self._pass(step)
             else:
-                self._torch_rules.run(step)
+                # Its arguments are not tracked, but it may close over a tensor that is.
+                with torch.set_grad_enabled(self.follows):
+                    self._torch_rules.run(step)
         # Kernels have read the old numbers; new ones are set when all have run.
         if self.program.numbers and self.groups:
             for name, value in self.scalars.evaluate(self.program.numbers).items():
@@ -236,7 +244,7 @@ class Run:
         # The group is part of the name: the pool keeps only two buffers for each name.
         pool, key = self.resources.pool, f"{table.number}.{name}"
         spent: Mapping[int, Tensor] = {}
-        if name == "param" and self.resources.spend_grads:
+        if name == "param" and self.resources.spend_grads and not self.follows:
             spent = self._spent(work, table, dtype)
         if not spent:
             return backend.allocate(pool, key, like, dtype)

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from functional_sgd.call import Plan
-from functional_sgd.fusion.arithmetic import Graph, Node, NotPointwise, SymbolKey
+from functional_sgd.fusion.arithmetic import Graph, Node, NotPointwise
 from functional_sgd.fusion.check import check
 from functional_sgd.fusion.passes import Take
+from functional_sgd.fusion.symbol_key import SymbolKey
 from functional_sgd.randomness import SHORT
 from functional_sgd.signature import DTYPE, KEY, STEP
 from functional_sgd.wiring import Call, Reduced
@@ -86,7 +87,7 @@ class SymbolicChain:
         try:
             # On numbers too: a rule may look at types or shapes, and be another function on
             # symbols.
-            check(call)
+            check(call, self.numbers)
             scalars = self._scalars(call)
             takes = []
             for reduced in call.reductions:

@@ -1,13 +1,16 @@
 """The rules of a fused chain that torch runs, between passes over the same columns."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from functional_sgd.call import Leaves, Plan
 from functional_sgd.fusion.batches import run_in_batches
 from functional_sgd.fusion.column import Column, Table
+from functional_sgd.fusion.differentiated import Tracked
 from functional_sgd.fusion.passes import TorchRule
 from functional_sgd.fusion.scalars import Scalars
 from functional_sgd.sharded import Shards, distributed
@@ -42,9 +45,19 @@ class TorchRules:
             made = self._on_tree(step, seen, numbers)
         else:
             made = self._on_leaves(step, seen, numbers)
+        if torch.is_grad_enabled():
+            self._check_untracked(call, made)
         for table, written in zip(self.tables, made, strict=True):
             for name, values in written.items():
                 table.columns[step.outputs[name]] = self._made(table, name, values)
+
+    def _check_untracked(self, call: Call, made: Sequence[Mapping[str, Sequence[Tensor]]]) -> None:
+        """Raise Tracked if something that a rule has made has a derivative."""
+        values = [self.leaves.numbers[name] for _, name in call.numbers]
+        for written in made:
+            values += itertools.chain.from_iterable(written.values())
+        if any(value.requires_grad for value in values):
+            raise Tracked
 
     def _seen(self, table: Table, step: TorchRule) -> dict[str, list[Tensor]]:
         """The columns that a rule reads, as rules see them."""

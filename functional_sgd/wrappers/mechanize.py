@@ -37,6 +37,7 @@ class Mechanize(Wrapper):
         "first_rate": Range(0, open_low=True),
     }
     needs_old: ClassVar[bool] = True
+    vectors: ClassVar[frozenset[str]] = frozenset(TUNERS)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -14,7 +14,7 @@ from functional_sgd.ranges import Range, check_number
 from functional_sgd.sharded import any_distributed, check_placed, placed
 from functional_sgd.state import State, extended, new_calls, working_dtype
 from functional_sgd.tracing import known
-from functional_sgd.tree import Spec, Tree, flatten, flatten_like, paths, unflatten
+from functional_sgd.tree import Spec, Tree, flatten, flatten_like, keys_of, paths, unflatten
 
 INNER = "inner"
 """The entry of a wrapper's state that is the state of its optimizer."""
@@ -101,7 +101,7 @@ class Wrapper(Optimizer):
         own = {name: value for name, value in state.items() if name != INNER}
         fresh = {name: value for name, value in self.init(params).items() if name != INNER}
         inner = self.opt.extend(state[INNER], self.inside(before), self.inside(params))
-        return {**extended(own, fresh, paths(before), paths(params)), INNER: inner}
+        return {**extended(own, fresh, keys_of(before), keys_of(params)), INNER: inner}
 
     def inside(self, params: Tree) -> Tree:
         """What the optimizer inside has in the place of params: mostly the params."""

@@ -17,6 +17,7 @@ from functional_sgd.compile.traced import (
     LIST,
     Traced,
     by_name,
+    check_constants,
     constants_in,
     joined,
     numbers_of,
@@ -159,7 +160,7 @@ class CompiledWork(Work):
 
         try:
             graph = self.graphs.find(
-                tensors, key, lambda: self._checked(state, batch, tensors, key)
+                tensors, key, lambda: self._checked(state, batch, tensors, key, len(around))
             )
         except Exception as error:
             # Validation can do without a graph. An error of the model's own comes again in the call
@@ -262,6 +263,8 @@ class CompiledWork(Work):
     def _traced(self, state: State, tensors: list[Tensor], key: Key) -> Traced:
         """The graph for a batch like this one."""
         count = key.learned.num_leaves
+        xb_spec, yb_spec, *_ = key.data.children()
+        in_data = xb_spec.num_leaves + yb_spec.num_leaves
 
         def batch(*values: Tensor) -> Outputs:
             learned: Any = key.learned.unflatten(values[:count])
@@ -277,7 +280,7 @@ class CompiledWork(Work):
             known = {**state.memory, **(memory or {})}
             return self._eagerly(state.replace(**changes, learner=learner, memory=known))
 
-        return self._checked(state, batch, tensors, key)
+        return self._checked(state, batch, tensors, key, in_data)
 
     def _checked(
         self,
@@ -285,8 +288,13 @@ class CompiledWork(Work):
         batch: Callable[..., Any],
         tensors: list[Tensor],
         key: Key,
+        in_data: int,
     ) -> Traced:
-        """A graph of a function of tensors, for a model that leaves nothing behind."""
+        """A graph of a function of tensors, for a model that leaves nothing behind, and data (the
+        first leaves around what is learned) that has no odd objects.
+        """
+        found = [one for one in key.constants if one.place < in_data]
+        check_constants("fit(compile=True)", found)
         self._check_model(state)
         return trace(batch, tensors, key, _ADVICE)
 

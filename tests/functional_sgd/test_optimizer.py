@@ -319,3 +319,12 @@ def test_a_state_that_cannot_be_extended_by_path_is_an_error() -> None:
     opt, one, two = Around(), {"a": torch.ones(1)}, {"a": torch.ones(1), "b": torch.ones(1)}
     with pytest.raises(ValueError, match=r"state\['of adamw'\].*define extend"):
         opt.extend(opt.init(one), one, two)
+
+
+def test_leaves_whose_dotted_names_are_one_go_on_as_themselves() -> None:
+    opt, before = fs.momentum(lr=1.0), {"a": {"b": torch.ones(1)}}
+    _, state = opt(before, before, opt.init(before))
+    grown = opt.extend(state, before, {**before, "a.b": torch.ones(2)})
+    assert_same(grown["step"], torch.tensor([1, 0]))
+    assert_same(grown["grad_avg"]["a.b"], torch.zeros(2))
+    assert_same(grown["grad_avg"]["a"], state["grad_avg"]["a"])

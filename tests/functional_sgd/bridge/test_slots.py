@@ -330,3 +330,19 @@ def test_of_rules_around_a_wrapper_a_parameter_of_which_nothing_was_saved_begins
     del saved["state"][0]
     optimizer.load_state_dict(saved)
     assert optimizer.state[params["w"]]["velocity"].item() == 0.0
+
+
+def test_a_vector_of_the_whole_tree_may_have_as_many_entries_as_there_are_parameters() -> None:
+    names = ("f", "e", "d", "c", "b", "a")
+    params = {name: nn.Parameter(torch.ones(2)) for name in names}
+    opt = fs.mechanize(sgd(lr=1.0))
+    optimizer = to_torch(opt, params.items())
+    for param in params.values():
+        param.square().sum().backward()
+    optimizer.step()
+    state = optimizer.opt_state
+    again = to_torch(opt, params.items())
+    again.load_state_dict(optimizer.state_dict())
+    assert_same(again.opt_state, state)
+    for param in params.values():
+        assert_same(optimizer.state[param]["rate"], state["rate"])

@@ -205,3 +205,15 @@ def test_what_has_to_be_passed_need_not_be_there():
 
 def test_nothing_to_run_is_said():
     assert explained(fuse(fs.identity())) == ["nothing to run"]
+
+
+def test_a_branch_on_a_value_is_called_one():
+    @elementwise
+    def halves(update, *, rate=2.0):
+        if rate > 1:
+            return dict(update=update / 2)
+        return dict(update=update)
+
+    first, _ = explained(fuse(chain(halves, fs.sgd_step)))
+    assert "halves: it branches on a value" in first
+    assert "use torch.where" in first

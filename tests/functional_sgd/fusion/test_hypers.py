@@ -218,3 +218,55 @@ def test_a_step_count_far_away():
     for step in (10, 10**6, 2**31, 2**40):
         state = {**opt.init(params), "step": torch.tensor([step])}
         assert_near(fuse(opt)(params, params, state), opt(params, params, state), (params, state))
+
+
+@elementwise
+def looked_up(update, *, kind=1.0):
+    return dict(update=update * {1.0: 10.0, 2.0: 20.0}.get(kind, 1.0))
+
+
+@elementwise
+def as_text(update, *, kind=1.0):
+    return dict(update=update * (20.0 if str(kind) == "2.0" else 10.0))
+
+
+@elementwise
+def formatted(update, *, kind=1.0):
+    return dict(update=update * (20.0 if f"{kind:.1f}" == "2.0" else 10.0))
+
+
+@elementwise
+def of_floats(update, *, kind):
+    return dict(update=update * (20.0 if isinstance(kind, float) else 10.0))
+
+
+@elementwise
+def of_integers(update, *, kind=1.0):
+    return dict(update=update * (20.0 if isinstance(kind, int) else 10.0))
+
+
+@elementwise
+def of_tensors(update, *, kind=1.0):
+    return dict(update=update * (20.0 if isinstance(kind, torch.Tensor) else 10.0))
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [looked_up, as_text, formatted, of_floats, of_integers, of_tensors],
+    ids=lambda rule: rule.name,
+)
+@pytest.mark.parametrize("kind", [1.0, 2.0, 2, torch.tensor(2.0)], ids=repr)
+def test_a_rule_that_tells_hypers_apart_otherwise_than_by_value_is_run_by_torch(rule, kind):
+    opt, params = chain(rule, fs.sgd_step, lr=0.1), [torch.ones(3)]
+    state, hyper = opt.init(params), dict(kind=kind)
+    fused = fuse(opt)
+    assert kinds(fused) == ["torch", "kernel"]
+    assert_same(fused(params, params, state, hyper), opt(params, params, state, hyper))
+
+
+def test_a_rule_that_divides_by_zero_for_some_whole_hyper_is_a_kernel():
+    @elementwise
+    def undo(update, *, mom=0.5, power=0.5):
+        return dict(update=update / (1 - mom) ** power + update / (2 - mom))
+
+    assert kinds(fuse(chain(undo, fs.sgd_step))) == ["kernel"]

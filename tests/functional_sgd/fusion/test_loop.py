@@ -1,5 +1,9 @@
 """A fused optimizer in a training loop, and a whole step as one graph."""
 
+from collections import UserDict
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -244,3 +248,39 @@ def test_one_rate_for_all_parts_of_a_partition_wins_in_a_compiled_step():
     step = compile_step(lambda params: params["w"].sum() + params["v"].sum(), opt)
     _, moved, _ = step(params, opt.init(params), dict(lr=0.5))
     assert (moved["w"].item(), moved["v"].item()) == (4.5, 4.5)
+
+
+ODD = {
+    "UserDict": (UserDict(x=torch.ones(2)), r"a dict of tensors, dict\(batch\) of a UserDict"),
+    "SimpleNamespace": (SimpleNamespace(x=torch.ones(2)), "Give a dict of tensors, or register"),
+    "ndarray": (np.ones(2), r"Give numbers as tensors, torch\.from_numpy\(array\)"),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_an_object_in_a_batch_that_may_change_is_refused(name, graphs):
+    batch, cure = ODD[name]
+    params, opt = {"w": torch.ones(2)}, fs.sgd(lr=0.1)
+    step = compile_step(lambda params, batch: params["w"].sum(), opt)
+    with pytest.raises(TypeError, match=f"compile_step: expected tensors, .* got {name}, .*{cure}"):
+        step(params, opt.init(params), None, {"data": batch})
+    assert not graphs
+
+
+def test_plain_values_in_a_batch_are_constants(graphs):
+    values = [None, True, 2, 1.5, "text", b"bytes", torch.float32, torch.device("cpu"), max, dict]
+    params, opt = {"w": torch.ones(2)}, fs.sgd(lr=0.1)
+    step = compile_step(lambda params, batch: params["w"].sum() * batch[2], opt)
+    value, *_ = step(params, opt.init(params), None, values)
+    step(params, opt.init(params), None, list(values))
+    assert value == 4.0
+    assert len(graphs) == 1
+
+
+def test_another_number_of_numpy_as_a_hyper_compiles_nothing_again(graphs):
+    params, opt = {"w": torch.ones(2)}, fs.sgd()
+    step = compile_step(lambda params: params["w"].sum(), opt)
+    for lr in (0.5, 0.25):
+        _, found, _ = step(params, opt.init(params), {"lr": np.float64(lr)})
+        assert_close(found, {"w": torch.full((2,), 1 - lr)})
+    assert len(graphs) == 1

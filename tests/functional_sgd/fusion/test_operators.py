@@ -113,6 +113,7 @@ SPOILED = {  # functions whose last bits differ between libraries
     "rsqrt": lambda x, y, h, step: torch.rsqrt(x),
     "rdiv": lambda x, y, h, step: 2 / x,
     "pow_half": lambda x, y, h, step: x**0.5,
+    "pow_minus_half": lambda x, y, h, step: x**-0.5,
     "pow_three": lambda x, y, h, step: x.pow(3),
     "pow_minus": lambda x, y, h, step: x**-1.5,
     "pow_hyper": lambda x, y, h, step: torch.pow(x.abs(), h),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import functional_sgd as fs
-from functional_sgd import Optimizer, fuse
+from functional_sgd import Optimizer, chain, elementwise, fuse, leafwise
 from functional_sgd.fusion.backends.foreach import ForeachBackend
 from tests.catalogue import RECIPES, small_tree
 from tests.comparing import Untouched, assert_close, assert_same, copy_of, member, stack
@@ -332,3 +332,54 @@ def test_a_fused_optimizer_can_be_copied_and_pickled():
             copy([torch.ones(2)], params, opt.init(params)),
             opt([torch.ones(2)], params, opt.init(params)),
         )
+
+
+SCALE = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+WEIGHT = torch.full((3, 3), 0.5, requires_grad=True)
+
+
+@elementwise
+def by_a_learned_number(update):
+    return dict(update=update * SCALE)
+
+
+@leafwise
+def by_a_learned_network(update):
+    return dict(update=update @ WEIGHT)
+
+
+@leafwise(total=0.0)
+def into_a_learned_number(update, *, total):
+    return dict(update=update, total=total + SCALE)
+
+
+LEARNED = {
+    "number": (by_a_learned_number, SCALE),
+    "network": (by_a_learned_network, WEIGHT),
+    "number of the tree": (into_a_learned_number, SCALE),
+}
+
+
+@pytest.mark.parametrize("donate", [False, "grads"], ids=["pure", "grads"])
+@pytest.mark.parametrize("name", LEARNED)
+def test_derivatives_by_what_a_rule_closes_over_are_those_of_the_chain(name, donate):
+    rule, learned = LEARNED[name]
+    opt = chain(rule, fs.sgd_step, lr=0.1)
+    found = []
+    for one in (opt, fuse(opt, donate=donate)):
+        params, grads = [torch.ones(2, 3)], [torch.full((2, 3), 3.0)]
+        moved, state = one(params, grads, opt.init(params))
+        value = moved[0].sum() + sum(entry.sum() for entry in state.values())
+        found.append((torch.autograd.grad(value, learned)[0], moved, state["step"]))
+    assert_same(found[1], found[0])
+    assert found[0][0].abs().sum() > 0
+
+
+def test_a_learned_rule_is_not_tracked_where_nothing_is():
+    opt, params = chain(by_a_learned_network, fs.sgd_step, lr=0.1), [torch.ones(2, 3)]
+    with torch.no_grad():
+        found, _ = fuse(opt)(params, params, opt.init(params))
+    donated, _ = fuse(opt, donate=True)(copy_of(params), params, opt.init(params))
+    assert not found[0].requires_grad
+    assert not donated[0].requires_grad
+    assert_same(found, donated)

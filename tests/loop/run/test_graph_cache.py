@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -168,6 +169,20 @@ def test_numbers_in_a_batch_are_told_apart_by_their_type_and_many_of_them_warn()
     with pytest.warns(UserWarning, match=r"every batch is compiled by itself, .*\[8\] now") as said:
         fit(mine, mine.init(), 1, compile=True)
     assert len(said) == 1
+
+
+def test_an_array_in_a_batch_is_refused() -> None:
+    """As ids often are: of another array, another graph would have to be made."""
+    xs, ys = torch.randn(4, 2), torch.randn(4)
+    batches = [(xs, {"y": ys, "ids": np.arange(4)})] * 2
+
+    def loss(pred: Tensor, target: Any) -> Tensor:
+        return mse_loss(pred[:, 0], target["y"])
+
+    mine = Learner(nn.Linear(2, 1), DataLoaders(batches), loss, sgd(lr=0.1))
+    said = r"fit\(compile=True\): expected tensors, .* got ndarray, .*from_numpy\(array\), and"
+    with pytest.raises(TypeError, match=said):
+        fit(mine, mine.init(), 1, compile=True)
 
 
 def assert_same_numbers(found: State, expected: State) -> None:
