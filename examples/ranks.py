@@ -85,11 +85,11 @@ def main(
     end = fit_one_cycle(mine, mine.init(seed, place), epochs, lr, callbacks=callbacks)
     seconds = time.perf_counter() - began
     found = validate(mine, end)
+    dist.destroy_process_group()
     if rank == 0:
         alone = fit_one_cycle(learner, learner.init(seed, place), epochs, lr)
         print(f"{ranks} ranks: accuracy {found['accuracy']:.3f} in {seconds:.1f} s")
         print(f"one process ends {distance(end, alone):.0e} away")
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -49,6 +49,15 @@ def _is_kind(kind: type) -> bool:
     return known is not None and issubclass(kind, known)
 
 
+def n_processes() -> int:
+    """How many processes there are; 1 unless somebody has started torch.distributed."""
+    known: Any = sys.modules.get("torch.distributed")
+    if known is None or not known.is_available() or not known.is_initialized():
+        return 1
+    count: int = known.get_world_size()
+    return count
+
+
 @overload
 def local(value: Tensor) -> Tensor: ...
 @overload

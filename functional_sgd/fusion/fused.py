@@ -218,13 +218,13 @@ class Fused(Optimizer):
         if is_differentiated(leaves, guard, self.donate):
             return run_leaves(plan, leaves)
         try:
-            result = self._step_of(leaves, guard)
+            if leaves.distributed:
+                result = self._on_pieces(leaves, guard)
+            else:
+                result = self._step(leaves, guard)
         except Tracked:
             return self.opt(params, grads, state, hyper, **extras)
         return spend(leaves, result, self.donate) if self.debug else result
-
-    def _step_of(self, leaves: Leaves, guard: Guard | None) -> Any:
-        return self._on_pieces(leaves, guard) if leaves.distributed else self._step(leaves, guard)
 
     def _on_pieces(self, leaves: Leaves, guard: Guard | None) -> Any:
         leaves = leaves.on_pieces()

@@ -10,25 +10,23 @@ gradients would be wrong as soon as the parts differ in size.
 """
 
 import functools
-import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, NamedTuple
 
-import optree
 import torch
 from torch import Tensor
 
 from functional_sgd.outputs import map_output
 from functional_sgd.sharded import local, placed
-from functional_sgd.tree import Tree
 from loop.callbacks.accumulation import SHARED, Weight
 from loop.callbacks.checkpoint import Checkpoint
 from loop.callbacks.recorder import RECORDER, Recorder, recorded
 from loop.layout import in_place
 from loop.metrics import metrics_by_name
+from loop.ranks.alike import Watch, averages, check_begun_alike
 from loop.ranks.checkpoint import SharedCheckpoint
 from loop.ranks.cut import Cut, Cuts
 from loop.ranks.group import Group
@@ -43,7 +41,6 @@ from loop.ranks.loss import (
     raised_in,
     sums_first,
 )
-from loop.run.passes import length
 from loop.run.stages import device_of, learner_of, to_device
 from loop.state import State
 from loop.training.fit import joined
@@ -102,9 +99,9 @@ class Ranks:
             return callback.elsewhere()
         return None if getattr(callback, "reports", False) else callback
 
-    def around_fit(self, state: State) -> AbstractContextManager[frozenset[str]]:
+    def around_fit(self, state: State) -> AbstractContextManager[Watch]:
         """Check that all ranks begin, or go on, with the same state and the same amount of data.
-        What is lent are the names of the model's own parameters.
+        What is lent watches over what forward passes change.
 
         Raises ValueError if they do not. Ranks at different places would take what the others mean
         for another number: their collectives differ.
@@ -116,18 +113,14 @@ class Ranks:
                 f"parallel: the learner has other data than parallel has cut: {data!r}. Call "
                 f"parallel on the learner that has this data."
             )
-        facts = _facts(state, data)
-        # The counters must agree on all processes. The tensors differ where torch has cut the
-        # layers, so their digest is compared within the group only.
-        if self.everyone != self.group:
-            _check_alike(self.everyone.gathered(facts))
-        _check_alike(self.group.gathered(facts | {_TENSORS: _digest(state, self.group)}))
-        return nullcontext(frozenset(dict(learner_of(state).model.named_parameters())))
+        check_begun_alike(self.group, self.everyone, state, data)
+        return nullcontext(Watch.begun(self.group, state))
 
     def before_batch(self, state: State) -> State | None:
         """Say what share of a training batch this rank has."""
         if not state.training:
             return None
+        self._watch(state).params = state.params
         loader = learner_of(state).data.train
         assert isinstance(loader, Cut), "around_fit has checked it"
         # `position` is that of the next batch.
@@ -173,6 +166,8 @@ class Ranks:
 
     def after_batch(self, state: State) -> State:
         """The next batch is another one."""
+        if state.training:
+            self._watch(state).params = None
         return state.forget(SHARED)
 
     def before_validate(self, state: State) -> State:
@@ -187,8 +182,13 @@ class Ranks:
         return self.before_validate(state) if self.counts_training else None
 
     def after_train(self, state: State) -> State:
-        """The tallies of all ranks."""
+        """The tallies of all ranks; and a look at what no batch has averaged."""
+        self._watch(state).after_phase(state)
         return self._merged(state)
+
+    def after_fit(self, state: State) -> None:
+        """A last look."""
+        self._watch(state).after_run(state)
 
     def after_validate(self, state: State) -> State:
         """The tallies of all ranks, and what is collected of every batch, such as predictions."""
@@ -213,6 +213,8 @@ class Ranks:
         like = next(own.tensors(), None)
         if like is None:
             return state
+        if type(like) is Tensor:  # a graph has been checked for what it changes
+            self._watch(state).before_sums(state, buffers)
         there = [float(grad is not None) for grad in grads.values()]
         # In the dtype of the others, since every further dtype is a collective of its own.
         present = torch.tensor(there, dtype=like.dtype, device=like.device)
@@ -266,15 +268,20 @@ class Ranks:
 
     def _averaged(self, state: State) -> dict[str, Tensor]:
         """The buffers that become means over ranks."""
-        params = state.resources[self.name]
+        params = self._watch(state).own
         averaged: dict[str, Tensor] = {}
         for name, value in state.buffers.items():
-            # Counters, such as num_batches_tracked, are alike on all ranks. So are frozen
-            # parameters, and a mean of equal numbers has other bits: shares are rounded.
-            counter = not (value.is_floating_point() or value.is_complex())
-            if not counter and name not in params:
+            # Counters, such as num_batches_tracked, are alike on all ranks (the watch looks after
+            # that). So are frozen parameters, and a mean of equal numbers has other bits: shares
+            # are rounded.
+            if averages(value) and name not in params:
                 averaged[name] = value
         return averaged
+
+    def _watch(self, state: State) -> Watch:
+        """What around_fit has lent."""
+        watch: Watch = state.resources[self.name]
+        return watch
 
     def _merged(self, state: State) -> State:
         """What the Recorder has counted, over all ranks."""
@@ -320,43 +327,3 @@ class _Bucket(NamedTuple):
 def _with(callback: Ranks | GlobalLoss, **changes: Any) -> Ranks | GlobalLoss:
     """The same object in every run, or a compiled batch would be compiled again."""
     return replace(callback, **changes)
-
-
-def _facts(state: State, data: Cuts) -> dict[str, object]:
-    """What must be equal on all ranks, in a few bytes."""
-    loaders = [loader for loader in (data.train, data.valid) if loader is not None]
-    return {
-        # First, since it says most: ranks at different places differ in the rest too.
-        "place in the run": (
-            *(state.done, state.train_iter, state.epochs_seen),
-            *(state.n_epoch, state.n_step),
-        ),
-        "seed": state.seed,
-        "number of batches": list(map(length, loaders)),
-    }
-
-
-_TENSORS = "params, buffers or optimizer state (digest)"
-
-
-def _digest(state: State, group: Group) -> str:
-    """Of all tensors of which the ranks of a group should have the same, whole or in pieces."""
-    digest = hashlib.sha256()
-    trees: Tree = (state.params, state.buffers, state.opt_state)
-    for tensor in optree.tree_leaves(trees):
-        if group.adds(tensor):
-            own = local(tensor).detach().cpu().contiguous()
-            digest.update(own.view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
-
-
-def _check_alike(every: Sequence[Mapping[str, object]]) -> None:
-    """Raise ValueError unless all ranks have said the same."""
-    for what in every[0]:
-        values = [one[what] for one in every]
-        if any(value != values[0] for value in values):
-            raise ValueError(
-                f"parallel: the ranks begin with another {what} each: {values}. Build model "
-                f"and data alike on all ranks: torch.manual_seed(0) before the model, one seed "
-                f"for learner.init, the same files, one folder for all to resume from."
-            )

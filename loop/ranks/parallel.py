@@ -3,11 +3,13 @@
 from dataclasses import replace
 from typing import Any
 
+from torch import nn
+
 from loop.callbacks.accumulation import Weight, weight_called
 from loop.learner import Learner
 from loop.ranks.callbacks import Ranks
 from loop.ranks.cut import Cuts
-from loop.ranks.group import everyone, group_of
+from loop.ranks.group import Group, everyone, group_of
 from loop.ranks.loss import GlobalLoss, LocalShare
 
 
@@ -37,6 +39,9 @@ def parallel(learner: Learner, mesh: Any = None, weight: str | Weight = "samples
     - BatchNorm sees a rank's part of a batch, and its running statistics are means over ranks;
       `global_batch_norm(model)` makes it see the whole batch. Every other float buffer is a mean
       over ranks too, so a constant one may change in its last bits. Frozen params keep theirs.
+    - What else a forward pass changes must not depend on the data, since a rank sees its part of
+      them: params, and buffers that are no floats, are compared (params in the first batch, buffers
+      after every epoch), and must be alike on all ranks. Float buffers must keep their shapes.
     - Callbacks with `order` <= CHANGE (0) see and change the loss of this rank's part, as they see
       its inputs; later ones see that of the whole batch. If there are none that can see it before
       after_backward, it comes with the gradients, and `trace` shows it from there on. What a
@@ -47,7 +52,7 @@ def parallel(learner: Learner, mesh: Any = None, weight: str | Weight = "samples
 
     Raises RuntimeError if torch.distributed has not been started; ValueError for a mesh of more
     dimensions, params that are cut over the processes of `mesh`, a loader with a
-    DistributedSampler, and an optimizer that takes a second gradient or
+    DistributedSampler, embeddings with max_norm, and an optimizer that takes a second gradient or
     the loss elsewhere (sam, lbfgs), which would be of this rank's part.
     """
     group = group_of("parallel", mesh)
@@ -59,6 +64,7 @@ def parallel(learner: Learner, mesh: Any = None, weight: str | Weight = "samples
             f"parallel: {learner.opt!r} takes {why}, which would be of this rank's part of the "
             f"batch. Use an optimizer that takes one gradient."
         )
+    _check_embeddings(learner.model, group)
     counted: Weight | None = weight_called("parallel", weight)
     if weight == "samples":
         counted = None  # every rank knows how many samples the batches of all have
@@ -71,3 +77,17 @@ def parallel(learner: Learner, mesh: Any = None, weight: str | Weight = "samples
         callbacks=(*ours, *learner.callbacks),
         salt=group.rank,
     )
+
+
+def _check_embeddings(model: nn.Module, group: Group) -> None:
+    """Raise ValueError for a layer that shortens the rows which a rank's samples ask for."""
+    for name, layer in model.named_modules():
+        if not isinstance(layer, (nn.Embedding, nn.EmbeddingBag)) or layer.max_norm is None:
+            continue
+        if group.size > 1:
+            raise ValueError(
+                f"parallel: {name!r} of the model, an {type(layer).__name__}, has "
+                f"max_norm={layer.max_norm}: a forward pass would shorten the rows that this "
+                f"rank's samples ask for, and on other ranks other rows. Leave max_norm out, and "
+                f"shorten all rows in a callback with after_step."
+            )

@@ -34,6 +34,7 @@ from loop.run.events import VALIDATE
 from loop.run.interrupt import STOPS, run_to_end
 from loop.run.machine import Run, Steps
 from loop.state import State
+from loop.training.alone import warn_if_alone
 from loop.training.collecting import Collector, CollectPredictions
 from loop.training.length import Length, length_asked
 from loop.training.resume import begun_with, to_go_on_from
@@ -188,6 +189,7 @@ def begin(
     check_donate("fit", donate)
     _check_cut(learner, state)
     _check_frozen(learner, state)
+    warn_if_alone(learner, state)
     everyone = with_recorder([*learner.callbacks, *callbacks], compile)
     now = begun_with(learner, state, everyone, hyper, compile)
     work = _compiled(learner, state, everyone) if compile else stages.Work()
