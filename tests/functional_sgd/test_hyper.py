@@ -318,3 +318,11 @@ def test_a_function_that_a_rule_calls_is_no_schedule() -> None:
     opt = chain(warp, sgd_step, lr=1.0, function=torch.abs)
     param = torch.tensor([1.0])
     assert_same(opt(param, torch.tensor([-1.0]), opt.init(param))[0], torch.tensor([0.0]))
+
+
+def test_patterns_as_a_hyper_point_to_by_path() -> None:
+    params = {"w": torch.ones(1), "bias": torch.ones(1)}
+    opt = adamw(wd={"b*": 0.0, "*": 0.1})
+    said = r"'wd' must be a number or a tree of them, got patterns such as 'b\*'\. by_path\("
+    with pytest.raises(ValueError, match=said):
+        opt(params, params, opt.init(params))
