@@ -186,7 +186,7 @@ def per_leaf(
             shared[name] = scalar(who, name, value)
         elif name not in given and not _is_tree_of_scalars(value):
             shared[name] = value
-        elif _is_tree(value):
+        elif is_tree(value):
             leaves = broadcast(who, name, value, params, spec)
             separate[name] = [scalar(who, name, leaf) for leaf in leaves]
             # A set, since a prefix repeats one number for many leaves.
@@ -211,6 +211,12 @@ def broadcast(who: str, name: str, prefix: Tree, params: Tree, spec: Spec) -> li
     try:
         parts = prefix_spec.flatten_up_to(numbers)
     except (ValueError, TypeError) as error:
+        found = [key for key in prefix if has_wildcard(key)] if isinstance(prefix, dict) else []
+        if found:
+            raise ValueError(
+                f"{who}: {name!r} must be a number or a tree of them, got patterns such as "
+                f"{found[0]!r}. by_path(params, {prefix!r}) makes a tree of these."
+            ) from error
         raise ValueError(
             f"{who}: {name!r} must be a number, a 0-d tensor, or a tree prefix of params, but "
             f"{prefix_difference(params, prefix)}. by_path(params, {{...}}) makes such a tree."
@@ -226,16 +232,27 @@ def broadcast(who: str, name: str, prefix: Tree, params: Tree, spec: Spec) -> li
     return values
 
 
-def _is_tree(value: Any) -> bool:
-    """Whether it has leaves of its own; registered pytree nodes do as well."""
+def is_tree(value: Any) -> bool:
+    """Whether it has leaves of its own; registered pytree nodes do as well.
+
+    >>> is_tree({"w": 0.1}), is_tree(0.1)
+    (True, False)
+    """
+    if isinstance(value, (int, float, Tensor)):
+        return False
     return isinstance(value, (dict, list, tuple)) or flatten(value)[0] != [value]
 
 
 def _is_tree_of_scalars(value: Tree) -> bool:
     leaves = flatten(value)[0]
-    if not isinstance(value, (dict, list, tuple)) or not leaves:
+    if not is_tree(value) or not leaves:
         return False
     return all(map(_is_scalar, leaves))
+
+
+def has_wildcard(key: object) -> bool:
+    """Whether this is a pattern of the shell, and no name."""
+    return isinstance(key, str) and any(sign in key for sign in "*?[")
 
 
 def _is_scalar(leaf: object) -> bool:

@@ -64,7 +64,7 @@ class Optimizer(ABC):
         return extended(state, self.init(params), keys_of(before), keys_of(params))
 
     vectors: ClassVar[frozenset[str]] = frozenset()
-    """Entries of the state that are of the whole tree, even if they are as long as that."""
+    """Entries of the state that are of the whole tree, even if as long as it has leaves."""
 
     # What it reads.
 

@@ -1,8 +1,13 @@
 """What values a hyper may have: declared with its annotation, checked when a number is given."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeAlias, get_args, get_origin
+
+from torch import Tensor, nn
+
+from functional_sgd.tree import flatten
 
 
 @dataclass(frozen=True)
@@ -87,3 +92,19 @@ def check_number(who: str, name: str, value: Any, allowed: Range | None = None) 
         raise ValueError(f"{who}: hyper {name!r} is NaN. Where was it computed?")
     if allowed is not None and value not in allowed:
         raise ValueError(f"{who}: hyper {name!r} must be {allowed!r}, got {value!r}.")
+
+
+def check_no_params(who: str, name: str, value: object, is_hyper: bool) -> None:
+    """Raise TypeError for a default that holds parameters, as those of torch.optim get; an extra
+    may be a module.
+    """
+    if isinstance(value, Iterator) or (is_hyper and any(map(_has_axes, flatten(value)[0]))):
+        raise TypeError(
+            f"{who}: hyper {name!r} must be a number, got {type(value).__name__}. An optimizer has "
+            f"no parameters in it: opt(params, grads, state, hyper) is given them, and "
+            f"to_torch(opt, model.parameters()) makes one that holds them."
+        )
+
+
+def _has_axes(leaf: object) -> bool:
+    return isinstance(leaf, (nn.Module, Iterator)) or (isinstance(leaf, Tensor) and leaf.dim() > 0)

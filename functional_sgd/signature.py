@@ -52,6 +52,11 @@ def read_signature(function: RuleFunction, starts: Mapping[str, Slot], scope: Sc
     who = f"rule {getattr(function, '__name__', function)!s}"
     if not callable(function):
         raise TypeError(f"{who}: expected a function, got {type(function).__name__}.")
+    if not hasattr(function, "__name__"):
+        raise TypeError(
+            f"{who}: expected a function with a name, got a {type(function).__name__}. Write one "
+            f"with def that calls it; numbers that may change are hypers, behind the '*'."
+        )
     columns: list[str] = []
     optional: set[str] = set()
     scalars: dict[str, Any] = {}
@@ -74,6 +79,7 @@ def read_signature(function: RuleFunction, starts: Mapping[str, Slot], scope: Sc
         elif parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
             columns.append(name)
             if parameter.default is not REQUIRED:
+                _check_optional(who, name, parameter.default)
                 optional.add(name)
         else:
             raise TypeError(
@@ -98,6 +104,17 @@ def read_signature(function: RuleFunction, starts: Mapping[str, Slot], scope: Sc
         tuple(columns), frozenset(optional), plain, numbers, reductions, ranges,
         KEY in scalars, DTYPE in scalars,
     )  # fmt: skip
+
+
+def _check_optional(who: str, name: str, default: object) -> None:
+    """Raise TypeError for a hyper in front of the '*'; a column that may be missing has None, or a
+    tensor.
+    """
+    if default is not None and not isinstance(default, Tensor):
+        raise TypeError(
+            f"{who}: {name!r} has a default, {default!r}, so it is a hyper: put it behind the '*'. "
+            f"A column that may be missing has the default None."
+        )
 
 
 def _annotation(function: RuleFunction, parameter: inspect.Parameter) -> Any:

@@ -35,8 +35,7 @@ def init_state(rules: tuple[Rule, ...], numbers: tuple[str, ...], params: Tree) 
     state: State = {STEP: new_steps(leaves)}
     for rule in rules:
         for name, initializer in rule.initializers.items():
-            first = [_first_value(rule, initializer, leaf) for leaf in leaves]
-            state[name] = unflatten(spec, first)
+            state[name] = unflatten(spec, _first_values(rule, name, initializer, params))
     starts: dict[str, Any] = {}
     for rule in rules:
         starts.update((rule.outer(name), rule.starts[name]) for name in rule.signature.numbers)
@@ -225,6 +224,20 @@ def working_dtype(leaf: Tensor) -> torch.dtype:
     if leaf.is_complex():
         return torch.float64 if leaf.dtype == torch.complex128 else torch.float32
     return computed_in(leaf.dtype)
+
+
+def _first_values(rule: Rule, slot: str, initializer: Initializer, params: Tree) -> list[Tensor]:
+    values = []
+    for place, leaf in enumerate(flatten(params)[0]):
+        try:
+            values.append(_first_value(rule, initializer, leaf))
+        except Exception as error:
+            error.add_note(
+                f"raised for the first value of slot {slot!r} of rule {rule!r}, of leaf "
+                f"{paths(params)[place]!r} with the shape {tuple(leaf.shape)}"
+            )
+            raise
+    return values
 
 
 def _first_value(rule: Rule, initializer: Initializer, leaf: Tensor) -> Tensor:

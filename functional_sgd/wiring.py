@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from functional_sgd.errors import did_you_mean, meant
-from functional_sgd.ranges import Range, check_number
+from functional_sgd.ranges import Range, check_no_params, check_number
 from functional_sgd.reduction import Reduction
 from functional_sgd.rule import Rule, providers
 from functional_sgd.signature import DTYPE, FROM_CALLER, KEY, REQUIRED, STEP
@@ -115,6 +115,7 @@ def wire(rules: Sequence[Rule], given: Mapping[str, Any], results: Sequence[str]
     defaults = scalar_defaults(rules, given, set(wires.numbers))
     ranges = _ranges(rules)
     for name, value in defaults.items():
+        check_no_params("chain", name, value, name in ranges)
         extra = callable(value) and name not in ranges  # a function that a rule calls
         # Where no range is declared, None still lets text, booleans and NaN be refused.
         for allowed in () if extra else ranges.get(name, (None,)):

@@ -7,7 +7,7 @@ from typing import Any, Self, TypeAlias, TypeVar
 
 from torch import Tensor
 
-from functional_sgd.hyper import broadcast
+from functional_sgd.hyper import broadcast, is_tree
 from functional_sgd.optimizer import Optimizer, check_names, check_optimizer
 from functional_sgd.state import State, check_state, new_calls, seeded
 from functional_sgd.tree import Spec, Tree, flatten, flatten_like, paths, unflatten
@@ -342,7 +342,7 @@ class _Split:
 
     def cut(self, label: str, name: str, value: Any) -> Any:
         """A hyper for one part: of a tree prefix, the values of its leaves."""
-        if not isinstance(value, (dict, list, tuple)):
+        if not is_tree(value):
             return value
         return self.part(label, broadcast("partition", name, value, self.params, self.spec))
 
@@ -350,7 +350,7 @@ class _Split:
         """An extra for one part: cut if it is a tree like params, in which leaves may be None, or a
         tree prefix of params; else as it is.
         """
-        if not isinstance(value, (dict, list, tuple)):
+        if not is_tree(value):
             return value
         # Not every list is a tree of params: one that does not fit goes to the rule as it is.
         tree: Any = value

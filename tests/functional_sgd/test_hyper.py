@@ -351,3 +351,11 @@ def test_counts_follow_their_leaves_into_a_tree_of_another_order(fused: bool) ->
 def test_a_pattern_that_decides_nothing_is_an_error() -> None:
     with pytest.raises(ValueError, match="pattern 'head' decides nothing, since the first match"):
         by_path(PARAMS, {"*": 1e-5, "head": 1e-3})
+
+
+def test_patterns_as_a_hyper_point_to_by_path() -> None:
+    params = {"w": torch.ones(1), "bias": torch.ones(1)}
+    opt = adamw(wd={"b*": 0.0, "*": 0.1})
+    said = r"'wd' must be a number or a tree of them, got patterns such as 'b\*'\. by_path\("
+    with pytest.raises(ValueError, match=said):
+        opt(params, params, opt.init(params))

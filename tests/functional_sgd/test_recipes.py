@@ -348,3 +348,20 @@ def test_adai_leaves_an_element_that_has_had_no_gradient() -> None:
     """1 - 1e-9 is 1 in float32."""
     opt, params = fs.adai(lr=1.0, eps=1e-9), T([3.0, 3.0])
     assert_same(opt(params, T([0.0, 1.0]), opt.init(params))[0][0], T(3.0))
+
+
+MODEL = torch.nn.Linear(1, 1)
+HOLDERS: dict[str, Any] = {
+    "generator": MODEL.parameters(),
+    "list": list(MODEL.parameters()),
+    "groups": [{"params": MODEL.parameters()}],
+    "names": MODEL.named_parameters(),
+    "module": MODEL,
+}
+
+
+@pytest.mark.parametrize("kind", HOLDERS)
+def test_parameters_are_no_rate(kind: str) -> None:
+    said = r"chain: hyper 'lr' must be a number, got .* no parameters in it: .*to_torch\(opt, model"
+    with pytest.raises(TypeError, match=said):
+        fs.adamw(HOLDERS[kind])

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from functools import partial
 from typing import Any
 
 import pytest
@@ -357,3 +358,13 @@ def test_a_rule_is_tried_though_one_that_says_what_it_writes_was_not() -> None:
     chain(elementwise(writes=("update",))(centred), sgd_step, lr=0.1)
     with pytest.raises(TypeError, match="depends on others"):
         chain(elementwise(centred), sgd_step, lr=0.1)
+
+
+def test_a_hyper_in_front_of_the_star_is_refused() -> None:
+    with pytest.raises(TypeError, match="'mom' has a default, 0.9, so .* put it behind the '\\*'"):
+        elementwise(lambda grad, mom=0.9: dict(update=mom * grad))
+
+
+def test_a_partial_is_no_rule() -> None:
+    with pytest.raises(TypeError, match="expected a function with a name, got a partial. Write"):
+        elementwise(partial(lambda grad, k: dict(update=k * grad), k=2.0))

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from functional_sgd import (
     adam,
@@ -12,6 +13,7 @@ from functional_sgd import (
     chain,
     elementwise,
     identity,
+    leafwise,
     lookahead,
     momentum,
     noisy_sgd,
@@ -280,3 +282,17 @@ def test_a_chain_inside_of_wrappers_is_seeded() -> None:
     state = partition({"a": noisy_sgd()}, {"*": "a"}).init({"seed": torch.zeros(1)})
     before = state["parts"]["a"]["seed"].item()
     assert seeded(state, 3)["parts"]["a"]["seed"].item() == before + 3
+
+
+def test_a_first_value_that_fails_names_rule_slot_and_leaf() -> None:
+    @leafwise(rows=lambda param: param.new_zeros(param.shape[0]))
+    def average_rows(grad: Tensor, rows: Tensor) -> dict[str, Tensor]:
+        return dict(rows=rows + grad.flatten(1).mean(1))
+
+    with pytest.raises(IndexError) as found:
+        chain(average_rows, sgd_step).init({"a": torch.ones(2, 3), "b": [torch.ones(())]})
+    (note,) = found.value.__notes__
+    assert note == (
+        "raised for the first value of slot 'rows' of rule average_rows, of leaf 'b.0' with the "
+        "shape ()"
+    )

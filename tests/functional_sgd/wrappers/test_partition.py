@@ -2,7 +2,7 @@
 there.
 """
 
-from collections import namedtuple
+from collections import deque, namedtuple
 from typing import Any
 
 import pytest
@@ -346,3 +346,10 @@ def test_parts_that_join_later_draw_numbers_of_their_own() -> None:
     both = {"a": torch.zeros(4), "b": torch.zeros(4)}
     grown = opt.extend({"calls": torch.tensor(0), "parts": {}}, {}, both)
     assert_same(grown["parts"], opt.init(both)["parts"])
+
+
+def test_a_hyper_that_is_a_registered_node_is_cut_like_a_dict() -> None:
+    params = deque([torch.ones(1), torch.ones(1)])
+    opt = partition({"all": sgd()}, {"*": "all"})
+    moved, _ = opt(params, params, opt.init(params), dict(lr=deque([0.5, 0.25])))
+    assert_same(moved, deque([torch.tensor([0.5]), torch.tensor([0.75])]))
