@@ -54,7 +54,8 @@ def first_matches(
     fits(name, pattern)).
 
     Raises ValueError when a name matches no pattern, or a pattern no name; and unless patterns may
-    be `hidden`, when earlier ones take all names of one.
+    be `hidden`, when earlier ones with other values take all names of one. A "*" is for what is
+    left, if anything.
     """
     fits = matches if fits is None else fits
     check_patterns(who, names, values, fits)
@@ -66,8 +67,11 @@ def first_matches(
                 f"{who}: no pattern matches leaf {name!r}. End with '*' to cover the rest."
             )
         chosen.append(first)
-    for pattern in values:
-        if pattern not in chosen and not hidden:
+    for pattern, value in values.items():
+        if pattern in chosen or pattern == "*" or hidden:
+            continue
+        taken = {first for name, first in zip(names, chosen, strict=True) if fits(name, pattern)}
+        if any(values[first] is not value and values[first] != value for first in taken):
             raise ValueError(
                 f"{who}: pattern {pattern!r} decides nothing, since the first match wins and "
                 f"earlier patterns match all of its leaves. Put it before them."

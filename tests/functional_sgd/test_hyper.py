@@ -15,6 +15,7 @@ from functional_sgd import (
     chain,
     clip_norm,
     elementwise,
+    freeze,
     fuse,
     lookahead,
     momentum,
@@ -351,6 +352,13 @@ def test_counts_follow_their_leaves_into_a_tree_of_another_order(fused: bool) ->
 def test_a_pattern_that_decides_nothing_is_an_error() -> None:
     with pytest.raises(ValueError, match="pattern 'head' decides nothing, since the first match"):
         by_path(PARAMS, {"*": 1e-5, "head": 1e-3})
+
+
+def test_a_pattern_may_decide_what_has_been_decided_alike_and_the_last_one_nothing() -> None:
+    assert by_path({"w": 0, "v": 0}, {"?": 0.5, "w": 0.5, "*": 1.0}) == {"w": 0.5, "v": 0.5}
+    params = {"w": torch.ones(1), "b": torch.ones(1)}
+    opt = freeze(sgd(lr=0.1), ["w*", "w", "b"])
+    assert_same(opt(params, params, opt.init(params))[0], params)
 
 
 def test_patterns_as_a_hyper_point_to_by_path() -> None:
