@@ -5,9 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeAlias, get_args, get_origin
 
+import optree
 from torch import Tensor, nn
-
-from functional_sgd.tree import flatten
 
 
 @dataclass(frozen=True)
@@ -94,11 +93,11 @@ def check_number(who: str, name: str, value: Any, allowed: Range | None = None) 
         raise ValueError(f"{who}: hyper {name!r} must be {allowed!r}, got {value!r}.")
 
 
-def check_no_params(who: str, name: str, value: object, is_hyper: bool) -> None:
+def check_no_params(who: str, name: str, value: Any, is_hyper: bool) -> None:
     """Raise TypeError for a default that holds parameters, as those of torch.optim get; an extra
     may be a module.
     """
-    if isinstance(value, Iterator) or (is_hyper and any(map(_has_axes, flatten(value)[0]))):
+    if isinstance(value, Iterator) or (is_hyper and any(map(_has_axes, optree.tree_leaves(value)))):
         raise TypeError(
             f"{who}: hyper {name!r} must be a number, got {type(value).__name__}. An optimizer has "
             f"no parameters in it: opt(params, grads, state, hyper) is given them, and "
