@@ -5,7 +5,7 @@ This is what a chain means; every faster executor must give the same numbers.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import optree
 import torch
@@ -106,47 +106,54 @@ def reduce_columns(
     needed = [one for one in call.reductions if leaves.shards or one.reduction.over == "tree"]
     if not needed or not columns:
         return values
-    parts, counts = _parts(needed, leaves, columns)
-    for reduced, own, count in zip(needed, parts, counts, strict=True):
+    for reduced, own in zip(needed, _parts(needed, leaves, columns), strict=True):
         if reduced.reduction.over == "leaf":
-            for index, part, size in zip(columns, own, count, strict=True):
+            for index, part, size in zip(columns, own.parts, own.sizes, strict=True):
                 values[index][reduced.name] = reduced.reduction.finished(part, size)
             continue
-        total = reduced.reduction.together(own)
-        number = reduced.reduction.finished(total, sum(count))
+        total = reduced.reduction.together(own.parts)
+        number = reduced.reduction.finished(total, sum(own.sizes))
         for index in columns:
             values[index][reduced.name] = number
     return values
 
 
+class _Parts(NamedTuple):
+    """What a reduction is made of, leaf by leaf."""
+
+    parts: list[Tensor]
+    sizes: list[int]  # of how many elements, on all processes
+
+
 def _parts(
     needed: Sequence[Reduced], leaves: Leaves, columns: Mapping[int, Columns]
-) -> tuple[list[list[Tensor]], list[list[int]]]:
-    """(for each reduction the parts of the leaves, and how many elements each is made of)."""
-    parts: list[list[Tensor]] = [[] for _ in needed]
-    counts: list[list[int]] = [[] for _ in needed]
+) -> list[_Parts]:
+    """For each reduction, the parts of the leaves."""
+    found = [_Parts([], []) for _ in needed]
     shards = leaves.shards
     rows: list[int | None] = []  # the leaves, None where the parts are those of all pieces
     for index, own in columns.items():
         cut = shards is not None and shards.cut[index]
         apart = cut and any(distributed(own[o]) for one in needed for _, o in one.columns)
         rows.append(None if apart else index)
-        for place, one in enumerate(needed):
+        for parts, one in zip(found, needed, strict=True):
             read = {inner: own[outer] for inner, outer in one.columns}
             if apart and shards is not None:
                 read = {name: shards.whole(index, value) for name, value in read.items()}
-            parts[place].append(one.reduction.of_leaf(read))
             size = next(iter(read.values())).numel()
-            # A mean divides by the number of elements on all processes.
-            whole = shards.size(index) if cut and not apart and shards is not None else size
-            counts[place].append(whole)
-    if shards is not None and shards.any_cut:
-        device = parts[0][0].device
-        # In one table, so that all leaves and all reductions of a kind share one collective.
-        table = torch.stack([torch.stack(own).to(device) for own in parts], dim=1)
-        shards.combine([table], [rows], [one.reduction.combine for one in needed])
-        parts = [list(column.unbind()) for column in table.unbind(1)]
-    return parts, counts
+            if cut and not apart and shards is not None:
+                # A mean divides by the number of elements on all processes.
+                size = shards.size(index)
+            parts.parts.append(one.reduction.of_leaf(read))
+            parts.sizes.append(size)
+    if shards is None or not shards.any_cut:
+        return found
+    device = found[0].parts[0].device
+    # In one table, so that all leaves and all reductions of a kind share one collective.
+    table = torch.stack([torch.stack(own.parts).to(device) for own in found], dim=1)
+    shards.combine([table], [rows], [one.reduction.combine for one in needed])
+    together = zip(found, table.unbind(1), strict=True)
+    return [own._replace(parts=list(column.unbind())) for own, column in together]
 
 
 def check_tree_scalars(plan: Plan, call: Call, leaves: Leaves) -> None:

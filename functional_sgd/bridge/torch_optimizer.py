@@ -15,7 +15,7 @@ from functional_sgd.hyper import collect, per_leaf
 from functional_sgd.optimizer import Optimizer
 from functional_sgd.state import State, check_params, check_state, new_calls, owned
 from functional_sgd.tracing import recorded
-from functional_sgd.tree import Tree, flatten, flatten_like, paths, unflatten
+from functional_sgd.tree import Tree, flatten, flatten_like, keys_of, unflatten
 from functional_sgd.wiring import CALLS
 from functional_sgd.wrappers.wrapper import wide
 
@@ -146,15 +146,15 @@ class TorchOptim(Optimizer):
 
     def extend(self, state: State, before: Tree, params: Tree) -> State:
         """The state for more params: the leaves of `before` (by path) go on, the others begin."""
-        places = {name: place for place, name in enumerate(paths(before))}
+        places = {keys: place for place, keys in enumerate(keys_of(before))}
         old_spec, new_spec = flatten(before)[1], flatten(params)[1]
         fresh = self.init(params)
         grown: State = {CALLS: state[CALLS]}
         for entry in (BEGUN, KEPT):
             old, new = old_spec.flatten_up_to(state[entry]), new_spec.flatten_up_to(fresh[entry])
-            for index, name in enumerate(paths(params)):
-                if name in places:
-                    new[index] = old[places[name]]
+            for index, keys in enumerate(keys_of(params)):
+                if keys in places:
+                    new[index] = old[places[keys]]
             grown[entry] = unflatten(new_spec, new)
         return grown
 
