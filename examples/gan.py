@@ -103,7 +103,7 @@ def main(
     fake = learner.load(end).get_submodule("generator")(torch.randn(2000, 2)).detach()
     far, nearest = torch.cdist(fake, PLACES).min(1)
     good = far < 4 * SPREAD
-    print(f"{good.float().mean():.0%} are good, at {len(nearest[good].unique())} of 8 places")
+    print(f"{good.float().mean():.0%} are good, at {len(set(nearest[good].tolist()))} of 8 places")
 
     axes = (figure := Figure(figsize=(5, 5), layout="constrained")).subplots()
     for name, points in {"real": ring(2000), "made": fake}.items():

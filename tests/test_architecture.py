@@ -20,8 +20,8 @@ ORDER = (
     "sibling errors ranges pairs precision products tracing decompositions memo collectives "
     "sharded memory reduction randomness rounding blocks table notebook tree outputs guard "
     "packing signature rule trial wiring hyper state per_example call step optimizer chained "
-    "chaining eight_bit schedules rules wrappers catalogue placing autodiff lbfgs fusion listing "
-    "compile bridge"
+    "chaining eight_bit schedules rules wrappers catalogue places placing autodiff lbfgs fusion "
+    "listing compile bridge"
 ).split()
 """Of functional_sgd: a module, or a folder of them, imports from what stands before it, and from
 its own folder.

@@ -17,7 +17,8 @@ def check_reached(loss: Tensor, placed: Placed, tracked: Mapping[str, Tensor]) -
     """
     ours = set(map(id, tracked.values()))
     own = {id(value): place[2] for place, value in zip(placed.places, placed.found, strict=True)}
-    strangers = [leaf for leaf in _leaves(loss) if id(leaf) not in ours]
+    leaves = list(_leaves(loss))
+    strangers = [leaf for leaf in leaves if id(leaf) not in ours]
     stale = sorted({own[id(leaf)] for leaf in strangers if id(leaf) in own})
     if stale:
         raise ValueError(
@@ -27,7 +28,8 @@ def check_reached(loss: Tensor, placed: Placed, tracked: Mapping[str, Tensor]) -
             f"in the loss itself: model.parameters()."
         )
     others = [leaf for leaf in strangers if isinstance(leaf, nn.Parameter)]
-    if others:
+    # A loss that depends on nothing of the model is an error, once there are no gradients.
+    if others and len(strangers) < len(leaves):
         shapes = ", ".join(f"{tuple(leaf.shape)}" for leaf in others)
         warnings.warn(
             f"Learner: the loss depends on parameters that are not those of the "

@@ -16,7 +16,7 @@ from functional_sgd.hyper import with_hypers
 from functional_sgd.outputs import map_output
 from functional_sgd.ranges import check_number
 from functional_sgd.schedules import one_cycle, three_cosines
-from functional_sgd.sharded import any_distributed, distributed
+from functional_sgd.sharded import any_distributed
 from functional_sgd.tree import Tree
 from loop.callback import taking_part
 from loop.callbacks import ParamScheduler, Recorder
@@ -25,7 +25,6 @@ from loop.callbacks.recorder import RECORDER, recorded
 from loop.callbacks.schedule import put_all_back
 from loop.data.batches import check_loader
 from loop.donation import check_not_spent, taken
-from loop.layout import processes
 from loop.learner import Learner, hyper_names
 from loop.run import stages
 from loop.run.compilable import check_compilable, check_optimizer_compilable
@@ -35,6 +34,7 @@ from loop.run.interrupt import STOPS, run_to_end
 from loop.run.machine import Run, Steps
 from loop.state import State
 from loop.training.alone import warn_if_alone
+from loop.training.checks import check_cut, check_frozen
 from loop.training.collecting import Collector, CollectPredictions
 from loop.training.length import Length, length_asked
 from loop.training.resume import begun_with, to_go_on_from
@@ -187,8 +187,8 @@ def begin(
 ) -> Run:
     """A run of `fit` that has not taken its first step; callbacks are checked here."""
     check_donate("fit", donate)
-    _check_cut(learner, state)
-    _check_frozen(learner, state)
+    check_cut(learner, state)
+    check_frozen(learner, state)
     warn_if_alone(learner, state)
     everyone = with_recorder([*learner.callbacks, *callbacks], compile)
     now = begun_with(learner, state, everyone, hyper, compile)
@@ -218,44 +218,6 @@ def _compiled(learner: Learner, state: State, callbacks: Sequence[object]) -> Co
             "Fit without compile=True."
         )
     return CompiledWork()
-
-
-def _check_frozen(learner: Learner, state: State) -> None:
-    """Raise ValueError if requires_grad of a parameter has changed since the state was made.
-
-    What is trained stands in the state: its params are, its buffers are not.
-    """
-    for name, own in learner.model.named_parameters():
-        if own.requires_grad and name in state.buffers:
-            happened, cure = "is False in the state, and True in the model", "unfreeze"
-        elif not own.requires_grad and name in state.params:
-            happened, cure = "is True in the state, and False in the model", "freeze"
-        else:
-            continue
-        raise ValueError(
-            f"fit: requires_grad of {name!r} {happened}, which would change nothing: the state "
-            f"says what is trained. To {cure} it, make a state after the change "
-            f"(learner.load(state), learner.init()); or leave requires_grad alone, and pass the "
-            f"callback Freeze."
-        )
-
-
-def _check_cut(learner: Learner, state: State) -> None:
-    """Raise ValueError for params in pieces without batches in as many.
-
-    The derivative of what gathers them is a sum over their processes. Of gradients of whole batches
-    it would be so many times too long, and of some of the parts it would be nothing.
-    """
-    cut = [value for value in state.params.values() if distributed(value)]
-    if not cut or any_distributed(learner.model.parameters()):  # torch has cut the layers too
-        return
-    pieces = max(len(processes(value)) for value in cut)
-    parts = getattr(learner.data, "parts", 1)
-    if pieces not in (1, parts):
-        raise ValueError(
-            f"fit: the params are cut over {pieces} processes, and batches over {parts}. Fit "
-            f"parallel(learner) of all of these processes, or unshard(state)."
-        )
 
 
 def _owned(state: State, donate: Donate) -> State:

@@ -202,7 +202,8 @@ def test_counts_of_members_are_their_own() -> None:
 def test_extended_keeps_what_is_known_and_begins_what_is_new() -> None:
     opt, some = adam(), {"b": LEAVES["b"], "x": torch.zeros(2)}
     _, state = opt(some, {"b": torch.ones(1), "x": None}, opt.init(some))
-    grown = extended(state, opt.init({**some, "a": torch.zeros(3)}), ["b", "x"], ["a", "b", "x"])
+    fresh = opt.init({**some, "a": torch.zeros(3)})
+    grown = extended(state, fresh, [("b",), ("x",)], [("a",), ("b",), ("x",)])
     assert_same(grown["step"], torch.tensor([0, 1, 0]))
     assert_same(grown["grad_avg"], {**state["grad_avg"], "a": torch.zeros(3)})
 
