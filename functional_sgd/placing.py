@@ -78,12 +78,13 @@ class Placed:
         output = self.module(*args, **kwargs)
         first = self.training not in self.known
         written = self._written_shared()
-        # A first call may find out that spendable tensors are written to; a later one may not.
-        allowed = {*self.spendable}
-        if not first:
-            allowed &= self.known[self.training]
-        if not written <= allowed:
-            self._refuse_late(written - allowed)
+        if written:
+            # A first call may find out that spendable tensors are written to; a later one may not.
+            allowed = {*self.spendable}
+            if not first:
+                allowed &= self.known[self.training]
+            if not written <= allowed:
+                self._refuse_late(written - allowed)
         # Inference mode does not count writes, so a call in it tells nothing.
         if first and not torch.is_inference_mode_enabled():
             self.known[self.training] = {*self._written(), *written, *self._written_in_secret()}

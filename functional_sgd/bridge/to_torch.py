@@ -186,8 +186,8 @@ class TorchOptimizer(torch.optim.Optimizer):
         # A group may have entries of others (a scheduler's initial_lr), so only names are refused
         # that hypers have elsewhere, and those that look like a slip of the pen.
         others = set(NAMES_ELSEWHERE) - self.opt.names
+        known = {*self.opt.names, *others, *_OF_TORCH}
         for name in param_group:
-            known = {*self.opt.names, *others, *_OF_TORCH}
             slip = name not in known and difflib.get_close_matches(name, known, cutoff=0.8)
             if name in others or slip:
                 self._check_name(name)

@@ -56,7 +56,7 @@ class Run:
         leaves: Leaves,
         resources: Resources,
     ) -> None:
-        self.plan, self.program, self.groups, self.leaves = plan, program, groups, leaves
+        self.plan, self.program, self.leaves = plan, program, leaves
         self.resources = resources
         some_cut = leaves.shards is not None and leaves.shards.any_cut
         self.shards = leaves.shards if some_cut else None  # if numbers need all processes
@@ -79,7 +79,7 @@ class Run:
         Raises Tracked if a rule of torch has made something that is tracked.
         """
         # All rules are checked before the first one overwrites anything.
-        if self.groups and self.leaves.separate:
+        if self.tables and self.leaves.separate:
             for call in self.plan.calls:
                 check_tree_scalars(self.plan, call, self.leaves)
         for step in self.program.steps:
@@ -90,7 +90,7 @@ class Run:
                 with torch.set_grad_enabled(self.follows):
                     self._torch_rules.run(step)
         # Kernels have read the old numbers; new ones are set when all have run.
-        if self.program.numbers and self.groups:
+        if self.program.numbers and self.tables:
             for name, value in self.scalars.evaluate(self.program.numbers).items():
                 self.leaves.set_number(name, value)
         return self._results()
