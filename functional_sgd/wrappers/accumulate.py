@@ -9,7 +9,7 @@ from torch import Tensor
 
 from functional_sgd.optimizer import Optimizer
 from functional_sgd.ranges import Range
-from functional_sgd.state import State, check_state
+from functional_sgd.state import State, check_state, in_order_of
 from functional_sgd.tracing import known
 from functional_sgd.tree import Tree, flatten, flatten_like, unflatten
 from functional_sgd.wiring import CALLS
@@ -65,7 +65,8 @@ class Accumulate(Wrapper):
         sums = _added(old, grads_now)
         present = [grad is not None for grad in grads_now]
         here = torch.tensor(present, dtype=torch.bool, device="cpu")
-        given = state["given"] + here.to(torch.int64)
+        counted = in_order_of(spec, state["given"], state["grad_sum"])
+        given = counted + here.to(torch.int64)
         gathered = state["gathered"] + 1
         calls = state[CALLS] + 1
         # Not only when it is equal: `every` may be lower now than when the window began.

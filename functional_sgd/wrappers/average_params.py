@@ -10,7 +10,7 @@ from torch import Tensor
 from functional_sgd.hyper import Scalar
 from functional_sgd.optimizer import Optimizer
 from functional_sgd.ranges import Range
-from functional_sgd.state import State, check_state, device_of, like_params, owned
+from functional_sgd.state import State, check_state, device_of, in_order_of, like_params, owned
 from functional_sgd.tree import Tree, flatten, flatten_like, unflatten
 from functional_sgd.wiring import CALLS
 from functional_sgd.wrappers.partition import PARTS
@@ -74,8 +74,9 @@ class ParamAverage(Wrapper):
         calls = state[CALLS] + 1
         passed = calls - self.start
         counts = active & ((passed > 0) & (passed % self.every == 0)).to(active.device)
-        weight = torch.where(counts, own["decay"] * state["weight"] + 1, state["weight"])
-        shares = self._shares(own["decay"], state["weight"], weight, counts).unbind()
+        old_weight = in_order_of(spec, state["weight"], state["average"])
+        weight = torch.where(counts, own["decay"] * old_weight + 1, old_weight)
+        shares = self._shares(own["decay"], old_weight, weight, counts).unbind()
         average = []
         for old, new, grad, share in zip(before, flatten(moved)[0], given, shares, strict=True):
             if grad is None:

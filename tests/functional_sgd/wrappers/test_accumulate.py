@@ -1,5 +1,6 @@
 """accumulate: every k-th call is one step on the mean gradient, and the others are none."""
 
+from collections import OrderedDict
 from typing import Any
 
 import optree
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from functional_sgd import accumulate, adamw, chain, clip_norm, scheduled, sgd
+from functional_sgd import accumulate, adamw, average_params, chain, clip_norm, scheduled, sgd
 from tests.catalogue import random_like, sample_tree, small_tree
 from tests.comparing import assert_same, stack
 
@@ -197,3 +198,25 @@ def test_a_gradient_that_is_missing_in_the_last_call_counts_as_zero(track: bool)
     params, state = opt(params, {"a": one, "b": None}, state)
     assert (params["a"].item(), params["b"].item()) == (4.0, 4.5)
     assert state["inner"]["step"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("wrap", [lambda opt: accumulate(opt, 3), lambda opt: average_params(opt)])
+def test_counts_follow_their_leaves_into_a_tree_of_another_order(wrap: Any) -> None:
+    """A run whose params become an OrderedDict in its middle is the run of a dict."""
+    opt, one = wrap(sgd(lr=1.0)), torch.ones(1)
+
+    def run(kind: Any) -> Any:
+        params = {"w": torch.tensor([5.0]), "b": torch.tensor([5.0])}
+        state = opt.init(params)
+        for _ in range(2):
+            params, state = opt(params, {"w": one, "b": None}, state)
+        params, grads = kind(w=params["w"], b=params["b"]), kind(w=one, b=one)
+        for _ in range(2):
+            params, state = opt(params, grads, state)
+        return params, state
+
+    (ordered, found), (plain, expected) = run(OrderedDict), run(dict)
+    assert_same(dict(ordered), plain)
+    for name in ("average", "grad_sum"):
+        if name in expected:
+            assert_same(dict(found[name]), expected[name])
