@@ -210,13 +210,15 @@ def test_counts_follow_their_leaves_into_a_tree_of_another_order(wrap: Any) -> N
         state = opt.init(params)
         for _ in range(2):
             params, state = opt(params, {"w": one, "b": None}, state)
-        params, grads = kind(w=params["w"], b=params["b"]), kind(w=one, b=one)
-        for _ in range(2):
-            params, state = opt(params, grads, state)
-        return params, state
+        params = kind(w=params["w"], b=params["b"])
+        params, state = opt(params, kind(w=one, b=None), state)
+        steps = dict(zip(optree.tree_paths(params), state["inner"]["step"].tolist(), strict=True))
+        params, state = opt(params, kind(w=one, b=one), state)
+        return params, state, steps
 
-    (ordered, found), (plain, expected) = run(OrderedDict), run(dict)
+    (ordered, found, steps), (plain, expected, expected_steps) = run(OrderedDict), run(dict)
     assert_same(dict(ordered), plain)
+    assert steps == expected_steps
     for name in ("average", "grad_sum"):
         if name in expected:
             assert_same(dict(found[name]), expected[name])
