@@ -202,8 +202,10 @@ def test_a_gradient_that_is_missing_in_the_last_call_counts_as_zero(track: bool)
 
 @pytest.mark.parametrize("wrap", [lambda opt: accumulate(opt, 3), lambda opt: average_params(opt)])
 def test_counts_follow_their_leaves_into_a_tree_of_another_order(wrap: Any) -> None:
-    """A run whose params become an OrderedDict in its middle is the run of a dict."""
-    opt, one = wrap(sgd(lr=1.0)), torch.ones(1)
+    """A run whose params become an OrderedDict in its middle is the run of a dict. The steps of a
+    chain follow its slots.
+    """
+    opt, one = wrap(sgd(lr=1.0, mom=0.9)), torch.ones(1)
 
     def run(kind: Any) -> Any:
         params = {"w": torch.tensor([5.0]), "b": torch.tensor([5.0])}
