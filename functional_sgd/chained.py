@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from functional_sgd.call import Plan
 from functional_sgd.optimizer import Optimizer, check_names
 from functional_sgd.rule import Rule
-from functional_sgd.signature import REQUIRED
+from functional_sgd.signature import REQUIRED, RuleFunction
 from functional_sgd.state import State, check_params, check_state, init_state, new_calls, seeded
 from functional_sgd.step import leaf_by_leaf
 from functional_sgd.tree import Tree, flatten
@@ -63,6 +63,16 @@ class Planned(Optimizer):
 
     def __repr__(self) -> str:
         return f"chain({in_words(self.rules, self.given)})"
+
+
+def functions_in(opt: Optimizer) -> list[RuleFunction]:
+    """The functions of all rules in an optimizer that is not fused."""
+    if isinstance(opt, Planned):
+        return [rule.function for rule in opt.rules]
+    found = []
+    for one in opt.inner:
+        found += functions_in(one)
+    return found
 
 
 class Front(Planned):

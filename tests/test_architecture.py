@@ -17,11 +17,11 @@ from tests.each import for_each
 ROOT = Path(__file__).parent.parent
 
 ORDER = (
-    "sibling errors ranges pairs precision products tracing decompositions memo collectives "
-    "sharded memory reduction randomness rounding blocks table notebook tree outputs guard "
-    "packing signature rule trial wiring hyper state per_example call step optimizer chained "
-    "chaining eight_bit schedules rules wrappers catalogue places placing autodiff lbfgs fusion "
-    "listing compile bridge"
+    "sibling errors fingerprint ranges pairs precision products tracing decompositions memo "
+    "collectives sharded memory reduction randomness rounding blocks table notebook tree outputs "
+    "guard packing signature rule trial wiring hyper state per_example call step optimizer "
+    "chained chaining eight_bit schedules rules wrappers catalogue places placing autodiff lbfgs "
+    "fusion listing compile bridge"
 ).split()
 """Of functional_sgd: a module, or a folder of them, imports from what stands before it, and from
 its own folder.

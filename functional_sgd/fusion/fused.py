@@ -13,6 +13,7 @@ from torch import Tensor
 from functional_sgd.call import Leaves, take_apart
 from functional_sgd.chained import Front
 from functional_sgd.chaining import Chain
+from functional_sgd.fingerprint import fingerprint, reads_outside
 from functional_sgd.fusion.backends.available import AvailableBackends
 from functional_sgd.fusion.backends.backend import Backend, Unavailable, treating
 from functional_sgd.fusion.backends.c.launch import CBackend
@@ -149,6 +150,17 @@ class Fused(Optimizer):
         self.donate = donate is True
         self.debug = debug and donate is not False
         self.backends = AvailableBackends(backends)
+        # Rules should read their arguments alone. What else they read is a constant of a kernel.
+        self._reading = [c.rule.function for c in opt.plan.calls if reads_outside(c.rule.function)]
+        self._plan_kernels()
+        self._apart: tuple[Guard | None, Mapping[str, Any]] = None, {}  # where donated ones begin
+        self._aliased_reads = AliasedReads()
+        self._lock = threading.Lock()
+        self._pool = Pool()
+        self._unbatched: set[int] = set()
+
+    def _plan_kernels(self) -> None:
+        self._read = [*map(fingerprint, self._reading)]
         self.programs: dict[frozenset[str], Program] = {}
         self.program = self._program(frozenset())  # of params in full precision
         passes = [step for step in self.program.steps if isinstance(step, Pass)]
@@ -156,11 +168,6 @@ class Fused(Optimizer):
         self._groups: dict[tuple[Signature, ...], tuple[list[Group], list[int]]] = {}
         self._guard: Guard | None = None  # of the last trees that were grouped
         self._guarded: list[Group] = []
-        self._apart: tuple[Guard | None, Mapping[str, Any]] = None, {}  # where donated ones begin
-        self._aliased_reads = AliasedReads()
-        self._lock = threading.Lock()
-        self._pool = Pool()
-        self._unbatched: set[int] = set()
 
     @property
     def hyper(self) -> dict[str, Any]:
@@ -210,6 +217,9 @@ class Fused(Optimizer):
         if recorded():
             return self.opt(params, grads, state, hyper, **extras)
         plan = self.opt.plan
+        if self._reading and [*map(fingerprint, self._reading)] != self._read:
+            with self._lock:
+                self._plan_kernels()
         # A guard does not know columns that the caller gives.
         guard = None if plan.given else self._guard
         leaves = take_apart(plan, params, grads, state, hyper, extras, guard)

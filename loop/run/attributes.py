@@ -6,8 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-PLAIN = (int, float, bool, str, bytes, complex, type(None))
-"""What is compared by its value."""
+from functional_sgd.fingerprint import PLAIN
 
 OF_ANY = frozenset(vars(nn.Module()))
 """The attributes that every module has: its parameters, hooks, mode."""

@@ -241,7 +241,7 @@ class CompiledWork(Work):
             spec,
             learned.spec,
             self._modes(device),
-            self.graphs.loss,
+            self.graphs.functions,
             state.frozen,
             opt,
             self.inside.listed,

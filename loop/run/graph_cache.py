@@ -1,22 +1,24 @@
 """Compiled batches: where they are kept, and how states become flat lists of tensors."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary, WeakMethod, ref
+from weakref import WeakKeyDictionary
 
 import optree
 import torch
 from torch import Tensor, nn
 
+from functional_sgd.chained import functions_in
+from functional_sgd.compile.step import without_kernels
 from functional_sgd.compile.traced import MANY, Constants, Traced, plain_constants
+from functional_sgd.fingerprint import PLAIN, fingerprint, reads_outside
 from functional_sgd.outputs import map_output
 from loop.learner import Learner
 from loop.losses import MixedLoss
-from loop.run.attributes import OF_ANY, PLAIN, is_of_torch
+from loop.run.attributes import OF_ANY, is_of_torch
 
 # Losses are taken apart, so that `lam` of each batch goes into the graph as a tensor, and an equal
 # partial does not make another graph. In a namespace of our own: elsewhere a partial is a leaf.
@@ -92,65 +94,7 @@ def _taken(parts: list[Any], leaf: Any) -> int:
     return len(parts) - 1
 
 
-class _Identity:
-    """An object in a key: equal to itself alone, and not kept alive by it.
-
-    A hook may be a method of the model, which has the graphs: held, it would keep both for ever.
-    """
-
-    def __init__(self, value: Any) -> None:
-        self.ref: Callable[[], Any]
-        try:
-            self.ref = WeakMethod(value) if isinstance(value, MethodType) else ref(value)
-        except TypeError:  # such as a dtype, which refers to nothing
-            self.ref = lambda: value
-        self.hash = hash(value) if isinstance(value, MethodType) else id(value)
-
-    def __hash__(self) -> int:
-        return self.hash
-
-    def __eq__(self, other: object) -> bool:
-        one = self.ref()
-        if not isinstance(other, _Identity) or one is None:
-            return False
-        # Python makes a method anew whenever one is asked for.
-        return one == other.ref() if isinstance(one, MethodType) else one is other.ref()
-
-
 _HOOKS = frozenset(name for name in OF_ANY if name.endswith("_hooks"))
-
-
-def _fingerprint(value: Any, depth: int = 4) -> Any:
-    """What tells whether an attribute is the same, and what it is made of."""
-    if isinstance(value, PLAIN):
-        return type(value), repr(value)
-    if isinstance(value, Tensor):
-        return _Identity(value), -1 if value.is_inference() else value._version
-    if depth and isinstance(value, Mapping):
-        return tuple([(repr(key), _fingerprint(part, depth - 1)) for key, part in value.items()])
-    if depth and isinstance(value, (list, tuple)):
-        return type(value), tuple([_fingerprint(part, depth - 1) for part in value])
-    return _Identity(value), tuple([_fingerprint(part, depth - 1) for part in _parts(value, depth)])
-
-
-def _parts(value: Any, depth: int) -> list[Any]:
-    """What an object may look up while a graph is made of it, but for what layers have."""
-    if not depth or isinstance(value, (nn.Module, type, ModuleType)):
-        return []
-    if isinstance(value, MethodType):
-        return [value.__self__]
-    if isinstance(value, FunctionType):
-        cells = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
-        return [*cells, value.__defaults__, value.__kwdefaults__]
-    return [vars(value)] if hasattr(value, "__dict__") else []
-
-
-def _is_filled(cell: CellType) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018, whose being there is the question
-    except ValueError:  # of a function that is made later
-        return False
-    return True
 
 
 def _fingerprint_of_loss(loss: Any) -> tuple[Any, ...]:
@@ -159,9 +103,9 @@ def _fingerprint_of_loss(loss: Any) -> tuple[Any, ...]:
     for leaf in flat(loss)[0]:
         if isinstance(leaf, nn.Module):
             found += map(_fingerprint_of_layer, leaf.modules())
-            found += map(_fingerprint, leaf.state_dict(keep_vars=True).values())
+            found += map(fingerprint, leaf.state_dict(keep_vars=True).values())
         elif not isinstance(leaf, Tensor):
-            found.append(_fingerprint(leaf))
+            found.append(fingerprint(leaf))
     return tuple(found)
 
 
@@ -170,14 +114,16 @@ def _fingerprint_of_layer(layer: nn.Module) -> tuple[Any, ...]:
     # Without the mode: it is in the key of every graph, so that one list serves all phases. Without
     # what layers of torch keep for themselves: an LSTM has its parameters in a list, too.
     constant = (*PLAIN, tuple)
-    found = [type(layer), *layer._modules]
+    found: list[Any] = [type(layer), *layer._modules]
+    if not is_of_torch(layer):
+        found.append(fingerprint(type(layer).forward))
     for name, value in sorted(vars(layer).items()):
         if name in _HOOKS:
-            found.append((name, _fingerprint([*value.values()])))  # without their numbers
+            found.append((name, fingerprint([*value.values()])))  # without their numbers
         elif name in OF_ANY:
             continue
         elif not is_of_torch(layer) or isinstance(value, constant) or callable(value):
-            found.append((name, _fingerprint(value)))
+            found.append((name, fingerprint(value)))
     return tuple(found)
 
 
@@ -196,7 +142,9 @@ class Key(NamedTuple):
     data: optree.PyTreeSpec
     learned: optree.PyTreeSpec
     modes: Modes
-    loss: tuple[Any, ...] = ()  # what tells whether it is the same; none for a prediction
+    functions: tuple[
+        Any, ...
+    ] = ()  # of loss and rules, if they are in it: whether they are the same
     frozen: tuple[str, ...] = ()
     opt: Any = None  # if the graph goes on to the update
     handlers: tuple[Any, ...] = ()  # of callbacks, that are called inside
@@ -238,7 +186,8 @@ class Graphs:
         model = learner.model
         if model is not self.model:
             self.model, self.known = model, graphs_of(model)
-            self.loss = _fingerprint_of_loss(learner.loss)
+            rules = filter(reads_outside, functions_in(without_kernels(learner.opt)))
+            self.functions = (*_fingerprint_of_loss(learner.loss), *map(fingerprint, rules))
             self.layers = list(model.modules())
             self.has_lstm = any(isinstance(layer, nn.LSTM) for layer in self.layers)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import optree
 from torch import Tensor
 
+from functional_sgd.fingerprint import fingerprint
 from loop.state import State
 
 if TYPE_CHECKING:
@@ -40,7 +41,12 @@ class Inside:
         self.goes_on = goes_on  # whether the graph has the update in it
         self.names = {one.name for taken in handlers.values() for one in taken}
         # For the key of a graph, which is of these handlers alone.
-        self.listed = tuple((event, *one) for event, taken in handlers.items() for one in taken)
+        listed = []
+        for event, taken in handlers.items():
+            for one in taken:
+                reads = fingerprint(getattr(one.method, "__func__", one.method))
+                listed.append((event, *one, reads))
+        self.listed = tuple(listed)
 
     def call(self, event: str, state: State) -> State:
         """Pass the state through the handlers of an event."""
