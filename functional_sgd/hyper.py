@@ -1,6 +1,7 @@
 """Hypers: numbers, 0-d tensors, or tree prefixes of them; checked, and handed to each leaf."""
 
 import fnmatch
+import itertools
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeAlias, TypeVar
@@ -154,15 +155,29 @@ def with_hypers(hyper: Mapping[str, Hyper], new: Mapping[str, Hyper]) -> dict[st
 
 
 def is_replaced(name: str, new: Container[str]) -> bool:
-    """Whether a hyper is that of one part of a partition, and one for all parts is new.
+    """Whether a hyper is that of one part of a partition, and one for more parts is new.
 
     >>> is_replaced("body.norms.lr", ["body.lr"]), is_replaced("body.lr", ["body.norms.lr"])
     (True, False)
     """
     if name in new:
         return False
-    *parts, last = name.split(".")
-    return any(".".join((*parts[:count], last)) in new for count in range(len(parts)))
+    return any(wider in new for wider in wider_names(name))
+
+
+def wider_names(name: str) -> list[str]:
+    """The names by which a hyper of a part is also set, those of the fewest parts first: any of its
+    labels may be left out.
+
+    >>> wider_names("body.norms.lr")
+    ['body.lr', 'norms.lr', 'lr']
+    """
+    *labels, last = name.split(".")
+    found = []
+    for count in reversed(range(len(labels))):
+        for chosen in itertools.combinations(labels, count):
+            found.append(".".join((*chosen, last)))
+    return found
 
 
 def per_leaf(

@@ -11,7 +11,7 @@ from torch import Tensor
 from functional_sgd.bridge.slots import Slots, detached, named_in
 from functional_sgd.errors import NAMES_ELSEWHERE, did_you_mean
 from functional_sgd.fusion.fused import donating
-from functional_sgd.hyper import Hyper, is_replaced, with_hypers
+from functional_sgd.hyper import Hyper, is_replaced, wider_names, with_hypers
 from functional_sgd.memory import same_place
 from functional_sgd.optimizer import Optimizer, check_optimizer
 from functional_sgd.ranges import check_number
@@ -149,12 +149,13 @@ class TorchOptimizer(torch.optim.Optimizer):
     def _value(self, name: str, number: int, group: Mapping[str, Any]) -> Hyper:
         """A hyper of a group. Raises ValueError if it has none."""
         default = self.opt.hyper.get(name)
-        for_all = name.rpartition(".")[2]
         # "lr" in a group is for all parts of a partition: it wins over "body.lr" unless somebody
         # has set that too.
         own = group.get(name, default)
-        if for_all in group and (own is default or _same_number(own, default)):
-            return group[for_all]
+        if own is default or _same_number(own, default):
+            for wider in wider_names(name):
+                if wider in group and wider not in self.opt.hyper:
+                    return group[wider]
         if name not in group:
             raise ValueError(
                 f"to_torch: group {number} has no {name!r}, which other groups have. Give it one."

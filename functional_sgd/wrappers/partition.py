@@ -1,13 +1,13 @@
 """Different optimizers for different leaves, or none."""
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self, TypeAlias, TypeVar
 
 from torch import Tensor
 
-from functional_sgd.hyper import broadcast, is_tree
+from functional_sgd.hyper import broadcast, is_tree, wider_names
 from functional_sgd.optimizer import Optimizer, check_names, check_optimizer
 from functional_sgd.state import State, check_state, new_calls, seeded
 from functional_sgd.tree import Spec, Tree, flatten, flatten_like, paths, unflatten
@@ -58,15 +58,16 @@ class Partition(Optimizer):
         each of them.
 
         A part that reads it without a default, as one whose lr is scheduled, does not agree: it
-        would get the others'.
+        would get the others'. Nor does a partition within this one whose own parts differ: its
+        hypers are `label.part.lr`.
         """
         merged: dict[str, Any] = {}
         for label, opt in self.optimizers.items():
             for name, default in opt.hyper.items():
-                if all(_agrees(other, name, default) for other in self.optimizers.values()):
-                    merged[name] = default
-                else:
-                    merged[f"{label}.{name}"] = default
+                of_all = "." not in name
+                for other in self.optimizers.values():
+                    of_all = of_all and _agrees(other, name, default)
+                merged[name if of_all else f"{label}.{name}"] = default
         return merged
 
     @property
@@ -74,12 +75,15 @@ class Partition(Optimizer):
         """The hypers and extras without a default: `lr` if no part that has it has one, else
         `label.lr`.
         """
-        with_default = {name for opt in self.optimizers.values() for name in opt.hyper}
+        with_default: set[str] = set()
+        for opt in self.optimizers.values():
+            for name in opt.hyper:
+                with_default |= {name, *wider_names(name)}
         found: dict[str, None] = {}  # a set that keeps its order
         for label, opt in self.optimizers.items():
             for name in opt.required:
-                key = f"{label}.{name}" if name in with_default else name
-                found[key] = None
+                of_one = "." in name or name in with_default
+                found[f"{label}.{name}" if of_one else name] = None
         return tuple(found)
 
     @property
@@ -236,7 +240,7 @@ class Partition(Optimizer):
             raise ValueError(
                 f"partition: two leaves have the path {twice!r}. Use keys without dots."
             )
-        return _Split(params, spec, leaves, names, owned)
+        return _Split(params, spec, leaves, names, owned, self.optimizers)
 
     def __repr__(self) -> str:
         parts = ", ".join(f"{label!r}: {opt!r}" for label, opt in self.optimizers.items())
@@ -314,6 +318,7 @@ class _Split:
     leaves: list[Tensor]
     names: list[str]
     owned: dict[str, list[int]]
+    labels: Container[str]  # of all parts, also those that own nothing
 
     def part(self, label: str, values: Sequence[T]) -> dict[str, T]:
         """{path: value} of the leaves of one part."""
@@ -335,7 +340,11 @@ class _Split:
         found: dict[str, Any] = {}
         for name in names:
             # What is said of one part wins over what is said of all.
-            key = f"{label}.{name}" if f"{label}.{name}" in values else name
+            key = f"{label}.{name}"
+            # A part of a part may have the label of one of these, which is who is meant then.
+            first, dot, _ = name.partition(".")
+            if key not in values and not (dot and first in self.labels):
+                key = name
             if key in values:
                 found[name] = cut(label, name, values[key])
         return found
@@ -365,8 +374,7 @@ def _agrees(opt: Optimizer, name: str, default: object) -> bool:
     """Whether an optimizer can be passed the default of another one, and nothing changes."""
     if name in opt.hyper:
         return _same(default, opt.hyper[name])
-    # Defaults with labels are passed along with the plain name, and win.
-    return name not in opt.names or any(own.endswith(f".{name}") for own in opt.hyper)
+    return name not in opt.names
 
 
 def _same(one: object, other: object) -> bool:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from functional_sgd.errors import did_you_mean
+from functional_sgd.hyper import is_replaced
 from functional_sgd.optimizer import Optimizer, check_names
 from functional_sgd.precision import widest
 from functional_sgd.schedules import Schedule, counts_steps, is_shape
@@ -101,7 +102,7 @@ class Scheduled(Wrapper):
 
     def _is_scheduled(self, name: str) -> bool:
         # A schedule of lr is one of head.lr, too, where a partition has that.
-        return any(name == own or name.endswith(f".{own}") for own in self.schedules)
+        return name in self.schedules or is_replaced(name, self.schedules)
 
     def __repr__(self) -> str:
         parts = [repr(self.opt)]

@@ -170,7 +170,7 @@ def test_partitions_nest_and_so_do_the_names() -> None:
         {"bias": sgd(lr=1.0), "weight": sgd(lr=2.0)}, lambda path, leaf: path.rpartition(".")[2]
     )
     opt = partition({"body": inner, "head": sgd(lr=3.0)}, lambda path, leaf: path.split(".")[0])
-    assert opt.hyper == {"bias.lr": 1.0, "weight.lr": 2.0, "lr": 3.0}
+    assert opt.hyper == {"body.bias.lr": 1.0, "body.weight.lr": 2.0, "head.lr": 3.0}
     after = one_step(opt, {"lr": 0.5, "body.weight.lr": 0.25})
     assert_same(after["body"]["bias"], moved(PARAMS["body"]["bias"], GRADS["body"]["bias"], 0.5))
     assert_same(
