@@ -21,6 +21,7 @@ from loop.donation import check_not_spent, taken
 from loop.emptied import check_filled, fill, taken_from
 from loop.metrics.outside import as_mergeables
 from loop.metrics.tally import Metric, metric_name
+from loop.replaced import evaluated
 from loop.state import State
 
 
@@ -170,7 +171,7 @@ class Learner:
             **dict(self.model.named_buffers()),
         }
         check_not_spent("Learner.load", state)
-        given = {**self.opt.evaluated(state.params, state.opt_state), **state.buffers}
+        given = {**evaluated(state, self.opt), **state.buffers}
         _check_names(own, given)
         parameters = dict(self.model.named_parameters())
         for name, value in given.items():
@@ -187,7 +188,7 @@ class Learner:
             # After all that can be refused, since this cannot be undone. `given` is made again,
             # because the tensors in it are empty from here on.
             state = taken(state, "Learner.load(donate=True)")
-            given = {**self.opt.evaluated(state.params, state.opt_state), **state.buffers}
+            given = {**evaluated(state, self.opt), **state.buffers}
         fill(self.model, given, own, donate)
         return self.model
 

@@ -21,7 +21,7 @@ ORDER = (
     "collectives sharded memory reduction randomness rounding blocks table notebook tree outputs "
     "guard packing signature rule trial wiring hyper state per_example call step optimizer "
     "chained chaining eight_bit schedules rules wrappers catalogue places placing autodiff lbfgs "
-    "fusion listing compile bridge"
+    "fusion restarting listing compile bridge"
 ).split()
 """Of functional_sgd: a module, or a folder of them, imports from what stands before it, and from
 its own folder.
@@ -29,8 +29,8 @@ its own folder.
 
 LOOP_ORDER = (
     "run.events run.signals run.chance columns history state layout remembered donation emptied "
-    "disk hyper_log callback layer_groups layer_stats data losses metrics plots learner run "
-    "callbacks training ranks tools"
+    "replaced disk hyper_log callback layer_groups layer_stats data losses metrics plots learner "
+    "run callbacks training ranks tools"
 ).split()
 """Of loop, the same; a module with a place of its own is not in that of its folder."""
 

@@ -9,10 +9,8 @@ from torch import Tensor
 from loop.callback import Callback, Order
 from loop.disk.encoding import storable
 from loop.metrics.tally import widened
+from loop.replaced import TRAINED, is_replaced, with_weights
 from loop.state import State, Tensors
-
-TRAINED = "trained_params"
-"""Where the trained tensors are kept while a validation batch sees the average."""
 
 
 @storable
@@ -108,12 +106,18 @@ class AverageParams(Callback):
         return self._change(state, average=average, buffers=buffers, count=count, steps=steps)
 
     def before_batch(self, state: State) -> State | None:
-        """Validate on the average."""
-        if state.training or not self.evaluate or not self._memory(state).count:
+        """Validate on the average; and begin a new one, where training goes on from other
+        params.
+        """
+        if is_replaced(state):
+            return state.remember(self.name, Averaged()) if state.training else None
+        memory = self._memory(state)
+        if state.training or not self.evaluate or not memory.count:
             return None
         # With two averages, the first one has already put the trained tensors aside.
         kept = state.memory.get(TRAINED, {"params": state.params, "buffers": state.buffers})
-        return at_average(state, self.name).remember(TRAINED, kept)
+        params, buffers = _averages(state, memory)
+        return state.replace(params=params, buffers=buffers).remember(TRAINED, kept)
 
     def after_batch(self, state: State) -> State:
         """Put back what was trained."""
@@ -154,10 +158,13 @@ def at_average(state: State, name: str = "average_params") -> State:
             f"at_average: the state remembers no {name!r}, only {sorted(state.memory)}. "
             f"Fit with AverageParams() among the callbacks first."
         )
-    return state.replace(
-        params=_replaced(state.params, memory.average),
-        buffers=_replaced(state.buffers, memory.buffers),
-    )
+    params, buffers = _averages(state, memory)
+    return with_weights(state, params, buffers)
+
+
+def _averages(state: State, memory: Averaged) -> tuple[Tensors, Tensors]:
+    """The params and buffers, of which those that were averaged are averages."""
+    return _average_of(state.params, memory.average), _average_of(state.buffers, memory.buffers)
 
 
 def put_back(state: State) -> State:
@@ -202,7 +209,7 @@ def moved(average: Tensors, values: Tensors, weight: float) -> Tensors:
     return new
 
 
-def _replaced(tensors: Tensors, average: Tensors) -> Tensors:
+def _average_of(tensors: Tensors, average: Tensors) -> Tensors:
     return {name: average.get(name, value).to(value.dtype) for name, value in tensors.items()}
 
 

@@ -18,6 +18,7 @@ from loop.disk.finite import not_finite
 from loop.disk.plain import check_path
 from loop.disk.weights import read_tensors
 from loop.disk.weights import write_tensors as write_tensors
+from loop.replaced import evaluated, with_weights
 from loop.run.stages import learner_of
 from loop.state import State, Tensors
 
@@ -27,10 +28,7 @@ def as_evaluated(state: State) -> State:
 
     `schedule_free` and `average_params` keep an average for that.
     """
-    opt = learner_of(state).opt
-    if not opt.averages:
-        return state
-    return state.replace(params=opt.evaluated(state.params, state.opt_state))
+    return state.replace(params=evaluated(state, learner_of(state).opt))
 
 
 @dataclass(frozen=True)
@@ -185,7 +183,7 @@ def at_best(state: State, name: str = "save_model") -> State:
             f"at_best: the state has kept no epoch as {name!r}. "
             f"Fit for at least an epoch with SaveModel(..., restore_best=True) among the callbacks."
         )
-    return state.replace(params=memory["params"], buffers=memory["buffers"])
+    return with_weights(state, memory["params"], memory["buffers"])
 
 
 def load_params(path: str | Path, state: State) -> State:
@@ -212,7 +210,7 @@ def load_params(path: str | Path, state: State) -> State:
         _check(name, found[name], value, path)
     params = {name: found[name].to(value.device) for name, value in state.params.items()}
     buffers = {name: found[name].to(value.device) for name, value in state.buffers.items()}
-    return state.replace(params=params, buffers=buffers)
+    return with_weights(state, params, buffers)
 
 
 def _check(name: str, found: Tensor, value: Tensor, path: str | Path) -> None:

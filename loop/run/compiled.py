@@ -25,6 +25,7 @@ from functional_sgd.compile.traced import (
 )
 from functional_sgd.hyper import with_hypers
 from functional_sgd.placing import look_again
+from loop.replaced import to_be_trained
 from loop.run.attributes import attributes_of, changed_attributes
 from loop.run.chance import seed_torch
 from loop.run.graph_cache import (
@@ -117,6 +118,7 @@ class CompiledWork(Work):
         learner, device = learner_of(state), device_of(state)
         self.graphs.look_at(learner)
         set_mode(state)
+        state = to_be_trained(state, learner.opt)
         tensors, key = self._inputs(state, device)
         graph = self.graphs.find(tensors, key, lambda: self._traced(state, tensors, key))
         # After the graph is made, for that runs the model, which draws random numbers.
@@ -308,11 +310,15 @@ class CompiledWork(Work):
             before = attributes_of(model)
             trial.predict(state)
             assert trial.placed is not None
-            written = trial.placed.changed & state.params.keys()
+            trial_written = {*trial.placed.changed}
+            written = trial_written & state.params.keys()
             # A graph does not see what is put into `.data`, of buffers and frozen params neither.
             moved |= trial.placed.moved
             trial.leave()
         written |= moved
+        if not state.training:
+            # The graph of a validation batch gives a prediction alone.
+            written |= trial_written & state.buffers.keys()
         found = changed_attributes(before, attributes_of(model))
         if written or found:
             how = f"writes to {sorted(written)} in place" if written else f"changes {found}"

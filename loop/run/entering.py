@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from loop.run.passes import TRAIN_DATA, VALID_DATA, Feed, Pass, length
-from loop.run.stages import device_of, learner_of, split_batch
-from loop.state import State
+from loop.run.stages import BEFORE_VALIDATION, device_of, learner_of, split_batch
+from loop.state import State, Tensors
 
 
 def epochs(state: State, start: int, feed: Feed) -> Iterator[Callable[[State], State]]:
@@ -100,6 +100,12 @@ def leave_epoch(state: State) -> State:
 def left_batch(state: State) -> State:
     """Nothing of a batch stays."""
     return state.without_batch()
+
+
+def left_validate(state: State) -> State:
+    """What the forward passes of a validation have made of the buffers ends with it."""
+    before: Tensors | None = state.memory.get(BEFORE_VALIDATION)
+    return state if before is None else state.forget(BEFORE_VALIDATION).replace(buffers=before)
 
 
 def left_train(state: State) -> State:

@@ -45,7 +45,11 @@ BORDERS: Mapping[str, Border] = {
     "fit": Border(),
     "epoch": Border(each=entering.epochs, over=entering.leave_epoch),
     "train": Border(enter=entering.enter_train, left=entering.left_train),
-    "validate": Border(when=entering.has_validation_data, enter=entering.enter_validate),
+    "validate": Border(
+        when=entering.has_validation_data,
+        enter=entering.enter_validate,
+        left=entering.left_validate,
+    ),
     "batch": Border(
         each=entering.batches,
         over=entering.leave_batch,

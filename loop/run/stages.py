@@ -17,6 +17,7 @@ from functional_sgd.placing import Placed, look_again, written_by
 from functional_sgd.sharded import full
 from loop.learner import Learner
 from loop.remembered import tensors_in
+from loop.replaced import evaluated, to_be_trained
 from loop.run.attributes import attributes_of, warn_of_attributes
 from loop.run.chance import key, seed_torch
 from loop.run.forward import ByName, Unharmed, called
@@ -27,6 +28,10 @@ from loop.run.unused import Unused
 from loop.state import State
 
 _BATCH, _VALID_BATCH = 2, 3  # what a random number is for; passes.py has the others
+
+
+BEFORE_VALIDATION = "before_validation"
+"""Where a state keeps its buffers while the forward passes of a validation write to theirs."""
 
 
 class Work:
@@ -91,7 +96,8 @@ class Work:
             seed_torch(validation_key(state), device)
             with torch.no_grad():
                 pred = self._predict(state, self._evaluated(state))
-            return state.replace(pred=pred)
+            return self._carried(state).replace(pred=pred)
+        state = to_be_trained(state, learner.opt)
         seed_torch(batch_key(state), device)
         self.before = state.params
         self.during, own = self._leaves(state)
@@ -106,6 +112,17 @@ class Work:
         if watched is not None:
             warn_of_attributes(learner.model, watched)
         return state.replace(params=self.during, pred=pred, buffers=buffers)
+
+    def _carried(self, state: State) -> State:
+        """A validation batch goes on with the buffers that the one before it has left: a hidden
+        state. The training does not: the old ones are put back at the end of the validation.
+        """
+        placed = self.placed
+        if placed is None or placed.changed.isdisjoint(state.buffers):
+            return state
+        if BEFORE_VALIDATION not in state.memory:
+            state = state.remember(BEFORE_VALIDATION, state.buffers)
+        return state.replace(buffers=placed.after(state.buffers))
 
     def _leaves(self, state: State) -> tuple[dict[str, Tensor], set[str]]:
         """The params of a training batch, tracked but for frozen ones; and the names of those that
@@ -132,13 +149,10 @@ class Work:
         return leaves, own
 
     def _evaluated(self, state: State) -> Mapping[str, Tensor]:
-        """The params to evaluate: an average, if the optimizer keeps one for that."""
-        opt = learner_of(state).opt
-        if not opt.averages:
-            return state.params
+        """The params to evaluate."""
         params, opt_state, _ = self.average
         if params is not state.params or opt_state is not state.opt_state:
-            found = opt.evaluated(state.params, state.opt_state)
+            found = evaluated(state, learner_of(state).opt)
             self.average = (state.params, state.opt_state, found)
         average: Mapping[str, Tensor] = self.average[2]
         return average
