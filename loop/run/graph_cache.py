@@ -1,7 +1,7 @@
 """Compiled batches: where they are kept, and how states become flat lists of tensors."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import CellType, FunctionType, MethodType, ModuleType
@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from functional_sgd.compile.traced import MANY, Constants, Traced, plain_constants
+from functional_sgd.optimizer import Optimizer
 from functional_sgd.outputs import map_output
+from functional_sgd.tree import Tree
 from loop.learner import Learner
 from loop.losses import MixedLoss
 from loop.run.attributes import OF_ANY, PLAIN, is_of_torch
@@ -36,7 +38,9 @@ _register(
 )
 
 
-def _partial(function: Any, args: Any, keywords: Any) -> Any:
+def _partial(
+    function: Callable[..., object], args: Iterable[object], keywords: Mapping[str, object]
+) -> "partial[object]":
     return partial(function, *args, **keywords)
 
 
@@ -44,49 +48,51 @@ def _partial(function: Any, args: Any, keywords: Any) -> Any:
 class Learned:
     """(buffers, params, optimizer state), taken apart: tensors only, so None has no leaf."""
 
-    tree: tuple[Any, Any, Any]
-    leaves: Sequence[Any]
+    tree: tuple[Tree, Tree, Tree]
+    leaves: Sequence[Tensor]
     spec: optree.PyTreeSpec
 
-    def now(self, tree: Any) -> "Learned":
+    def now(self, tree: Tree) -> "Learned":
         """What a batch starts from: this, if it is the same trees, else those taken apart."""
         if all(one is other for one, other in zip(tree, self.tree, strict=True)):
             return self
         return Learned(tree, *optree.tree_flatten(tree))
 
 
-def flat(tree: Any) -> Any:
+def flat(tree: Tree) -> tuple[list[Any], optree.PyTreeSpec]:
     """(leaves, spec); None is a leaf in the data, and the parts of some losses are leaves too."""
     return optree.tree_flatten(tree, none_is_leaf=True, namespace=_NAMESPACE)
 
 
-def counted(value: Any) -> Any:
+def counted(value: object) -> object:
     """A number as a tensor, so that another one does not make another graph; a float keeps its
     digits.
     """
     if type(value) is float:
         return torch.tensor(value, dtype=torch.float64)
-    return torch.tensor(value) if type(value) is int else value
+    if type(value) is int:
+        return torch.tensor(value)
+    return value
 
 
 @dataclass(frozen=True, eq=False)
 class Shape:
     """How a prediction is built: the same, with the number of each part instead of it."""
 
-    tree: Any
+    tree: Tree
 
-    def filled(self, parts: Sequence[Any]) -> Any:
+    def filled(self, parts: Sequence[object]) -> Tree:
         """The prediction, of these parts."""
         return map_output(parts.__getitem__, self.tree)
 
 
-def taken_apart(pred: Any) -> tuple[list[Any], Shape]:
+def taken_apart(pred: Tree) -> tuple[list[object], Shape]:
     """The parts of a prediction, and how it is built of them."""
-    parts: list[Any] = []
+    parts: list[object] = []
     return parts, Shape(map_output(partial(_taken, parts), pred))
 
 
-def _taken(parts: list[Any], leaf: Any) -> int:
+def _taken(parts: list[object], leaf: object) -> int:
     """The number that a leaf gets among the parts."""
     parts.append(leaf)
     return len(parts) - 1
@@ -98,11 +104,11 @@ class _Identity:
     A hook may be a method of the model, which has the graphs: held, it would keep both for ever.
     """
 
-    def __init__(self, value: Any) -> None:
-        self.ref: Callable[[], Any]
+    def __init__(self, value: object) -> None:
+        self.ref: Callable[[], object]
         try:
             self.ref = WeakMethod(value) if isinstance(value, MethodType) else ref(value)
-        except TypeError:  # such as a dtype, which refers to nothing
+        except TypeError:  # such as a dtype, which nothing can refer to weakly
             self.ref = lambda: value
         self.hash = hash(value) if isinstance(value, MethodType) else id(value)
 
@@ -113,27 +119,31 @@ class _Identity:
         one = self.ref()
         if not isinstance(other, _Identity) or one is None:
             return False
-        # Python makes a method anew whenever one is asked for.
-        return one == other.ref() if isinstance(one, MethodType) else one is other.ref()
+        if isinstance(one, MethodType):
+            return one == other.ref()  # Python makes a method anew whenever one is asked for
+        return one is other.ref()
 
 
 _HOOKS = frozenset(name for name in OF_ANY if name.endswith("_hooks"))
 
 
-def _fingerprint(value: Any, depth: int = 4) -> Any:
+def _fingerprint(value: object, depth: int = 4) -> tuple[object, ...]:
     """What tells whether an attribute is the same, and what it is made of."""
     if isinstance(value, PLAIN):
         return type(value), repr(value)
     if isinstance(value, Tensor):
-        return _Identity(value), -1 if value.is_inference() else value._version
+        # A tensor of inference mode has no version.
+        version = -1 if value.is_inference() else value._version
+        return _Identity(value), version
     if depth and isinstance(value, Mapping):
         return tuple([(repr(key), _fingerprint(part, depth - 1)) for key, part in value.items()])
     if depth and isinstance(value, (list, tuple)):
         return type(value), tuple([_fingerprint(part, depth - 1) for part in value])
-    return _Identity(value), tuple([_fingerprint(part, depth - 1) for part in _parts(value, depth)])
+    parts = [_fingerprint(part, depth - 1) for part in _parts(value, depth)]
+    return _Identity(value), tuple(parts)
 
 
-def _parts(value: Any, depth: int) -> list[Any]:
+def _parts(value: object, depth: int) -> list[object]:
     """What an object may look up while a graph is made of it, but for what layers have."""
     if not depth or isinstance(value, (nn.Module, type, ModuleType)):
         return []
@@ -153,10 +163,11 @@ def _is_filled(cell: CellType) -> bool:
     return True
 
 
-def _fingerprint_of_loss(loss: Any) -> tuple[Any, ...]:
+def _fingerprint_of_loss(loss: Callable[..., Tensor]) -> tuple[object, ...]:
     """What of a loss a graph has in it as constants; what changes by batch goes in as tensors."""
-    found: list[Any] = []
-    for leaf in flat(loss)[0]:
+    found: list[object] = []
+    leaves, _ = flat(loss)
+    for leaf in leaves:
         if isinstance(leaf, nn.Module):
             found += map(_fingerprint_of_layer, leaf.modules())
             found += map(_fingerprint, leaf.state_dict(keep_vars=True).values())
@@ -165,12 +176,12 @@ def _fingerprint_of_loss(loss: Any) -> tuple[Any, ...]:
     return tuple(found)
 
 
-def _fingerprint_of_layer(layer: nn.Module) -> tuple[Any, ...]:
+def _fingerprint_of_layer(layer: nn.Module) -> tuple[object, ...]:
     """What of a layer a graph has in it as constants."""
     # Without the mode: it is in the key of every graph, so that one list serves all phases. Without
     # what layers of torch keep for themselves: an LSTM has its parameters in a list, too.
     constant = (*PLAIN, tuple)
-    found = [type(layer), *layer._modules]
+    found: list[object] = [type(layer), *layer._modules]
     for name, value in sorted(vars(layer).items()):
         if name in _HOOKS:
             found.append((name, _fingerprint([*value.values()])))  # without their numbers
@@ -196,13 +207,13 @@ class Key(NamedTuple):
     data: optree.PyTreeSpec
     learned: optree.PyTreeSpec
     modes: Modes
-    loss: tuple[Any, ...] = ()  # what tells whether it is the same; none for a prediction
+    loss: tuple[object, ...] = ()  # what tells whether it is the same; none for a prediction
     frozen: tuple[str, ...] = ()
-    opt: Any = None  # if the graph goes on to the update
-    handlers: tuple[Any, ...] = ()  # of callbacks, that are called inside
+    opt: Optimizer | None = None  # if the graph goes on to the update
+    handlers: tuple[object, ...] = ()  # of callbacks, that are called inside
 
 
-_GRAPHS: WeakKeyDictionary[nn.Module, dict[Any, list[Traced]]] = WeakKeyDictionary()
+_GRAPHS: WeakKeyDictionary[nn.Module, dict[object, list[Traced]]] = WeakKeyDictionary()
 
 
 def graphs_of(model: nn.Module) -> list[Traced]:

@@ -40,7 +40,8 @@ class Pass:
             # Persistent workers have their seed, so it is not drawn again; but the order must not
             # depend on whether they are there already.
             torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
-        self.iterator, self.expected = iter(() if loader is None else loader), length(loader)
+        self.iterator = iter(()) if loader is None else iter(loader)
+        self.expected = length(loader)
 
     def __iter__(self) -> "Pass":
         return self
