@@ -36,8 +36,9 @@ def run_node(
         return {"repeated": [[node(run.value, span)], f"{span}.which"]}
     if isinstance(run, Trees):
         places = optree.tree_unflatten(run.structure, range(len(run.columns)))
-        columns = enumerate(run.columns)
-        names = [_column(column, f"{span}.{at}", tensors) for at, column in columns]
+        names = []
+        for at, column in enumerate(run.columns):
+            names.append(_column(column, f"{span}.{at}", tensors))
         return {"trees": [node(places, span), names]}
     return {"items": [node(item, f"{where}[{at}]") for at, item in enumerate(run, start)]}
 
