@@ -132,7 +132,11 @@ def permuted(tree: Tree, order: Tensor) -> Tree:
     >>> permuted((torch.tensor([1, 2]), "name"), torch.tensor([1, 0]))
     (tensor([2, 1]), 'name')
     """
-    return optree.tree_map(lambda leaf: leaf[order] if has_samples(leaf) else leaf, tree)
+
+    def moved(leaf: Any) -> Any:
+        return leaf[order] if has_samples(leaf) else leaf
+
+    return optree.tree_map(moved, tree)
 
 
 def has_samples(leaf: object) -> bool:
