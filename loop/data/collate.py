@@ -42,7 +42,8 @@ def padding_collate(
     first, *rest = zip(*rows, strict=True)
     lengths = torch.tensor([len(sequence) for sequence in first])
     mask = torch.arange(int(lengths.max())) < lengths[:, None]
-    return _padded(first, value), mask, *(_joined(column, target_value) for column in rest)
+    others = [_joined(column, target_value) for column in rest]
+    return _padded(first, value), mask, *others
 
 
 def _joined(column: Sequence[Any], value: float) -> Tree:

@@ -190,8 +190,13 @@ def _save_together(
 
         mine, error = attempted(write_own)
         told = group.gathered((mine, _said(error)))
-        _check([failure for _, failure in told], error)
-        written = [one for one, _ in told if one is not None]
+        written: list[_Written] = []
+        failures: list[str] = []
+        for one, failure in told:
+            failures.append(failure)
+            if one is not None:
+                written.append(one)
+        _check(failures, error)
 
         def write_rest() -> None:
             if group.rank == 0:
