@@ -110,6 +110,7 @@ class CompiledWork(Work):
     def over(self, scope: str) -> None:
         """A scope that is no batch has come to its end."""
         super().over(scope)
+        # Not in every batch, since that takes long; between phases, callbacks may change the model.
         self.graphs.look_again()
 
     def predict(self, state: State) -> State:

@@ -30,7 +30,8 @@ def batches_of_a_pass(state: State, start: int) -> Iterator[Callable[[State], St
     """Enter every batch of a pass over the data of the phase, from this one on."""
     learner, device, training = learner_of(state), device_of(state), state.training
     loader = learner.data.train if training else learner.data.valid
-    purpose, number = TRAIN_DATA if training else VALID_DATA, state.epochs_seen
+    purpose = TRAIN_DATA if training else VALID_DATA
+    number = state.epochs_seen
     source = Pass(loader, purpose, state.seed, number, start, device)
     del state  # or it would live as long as the phase does
     for batch in source:

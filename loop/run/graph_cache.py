@@ -250,6 +250,7 @@ class Graphs:
         if model is not self.model:
             self.model, self.known = model, graphs_of(model)
             self.loss = _fingerprint_of_loss(learner.loss)
+            # Listed here, since the mode of each is part of the key of every batch.
             self.layers = list(model.modules())
             self.has_lstm = any(isinstance(layer, nn.LSTM) for layer in self.layers)
 

@@ -71,8 +71,11 @@ def inside_of(run: "Run", updates: bool) -> Inside:
     """
     taken: dict[str, Sequence[Handler]] = {}
     for event in INSIDE:
-        every = [Handler(*one) for one in run.handlers[event]]
-        taken[event] = [one for one in every if _is_traceable(event, one.method)]
+        chosen = []
+        for name, method in run.handlers[event]:
+            if _is_traceable(event, method):
+                chosen.append(Handler(name, method))
+        taken[event] = chosen
     goes_on = updates
     for event in BEFORE_UPDATE:
         taken[event] = _first_traceable(event, run.handlers[event])

@@ -257,6 +257,7 @@ class Work:
         with torch.no_grad():
             there = learner.opt.perturb(state.params, state.grads, state.opt_state, state.hyper)
         again = Work()
+        # These know whether model and loss write to the batch, which costs a copy to find out.
         again.model, again.loss_function = self.model, self.loss_function
         again.trained = self.trained
         try:

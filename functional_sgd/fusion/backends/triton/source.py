@@ -403,4 +403,5 @@ def _constant(value: float, precision: str) -> str:
     with np.errstate(over="ignore", under="ignore"):
         rounded = float(np.float32(value)) if precision == "tl.float32" else value
     text = repr(rounded) if np.isfinite(rounded) else f'float("{rounded}")'
+    # A bare literal is float32 to Triton, unless an operand beside it says otherwise.
     return f"tl.full((), {text}, {precision})"
