@@ -43,7 +43,7 @@ def run_node(
     return {"items": [node(item, f"{where}[{at}]") for at, item in enumerate(run, start)]}
 
 
-def run_of(node: Node, take: Callable[[str], Tensor], value: Callable[[Node], Any]) -> Run:
+def run_of(node: Node, take: Callable[[str], Tensor], value: Callable[[Node], Tree]) -> Run:
     """The run that a node stands for; `take` gives a tensor by its name, once.
 
     Its length is that of a tensor or of a list: no text makes more of it than there is. Raises

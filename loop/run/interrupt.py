@@ -181,7 +181,7 @@ def _exit_by(number: int, state: State | None = None) -> BaseException:
 def _quiet(handler: Callable[..., Any]) -> Callable[..., None]:
     """The handler of a signal, without its RuntimeError."""
 
-    def handle(*details: Any) -> None:
+    def handle(*details: object) -> None:
         with suppress(RuntimeError):
             handler(*details)
 

@@ -53,7 +53,7 @@ class Run:
         learner: Learner,
         state: State,
         root: Scope = FIT,
-        callbacks: Sequence[Any] | None = None,
+        callbacks: Sequence[object] | None = None,
         work: stages.Work | None = None,
     ) -> None:
         if callbacks is None:
@@ -292,7 +292,7 @@ class Run:
             return self.handlers[place]
         return self.brackets[place.removeprefix("around_")]
 
-    def brackets_of(self, name: str, lend: bool = False) -> AbstractContextManager[Any]:
+    def brackets_of(self, name: str, lend: bool = False) -> AbstractContextManager[object]:
         """The brackets that callbacks have around this; they close in reverse order, on every way
         out.
         """

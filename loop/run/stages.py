@@ -5,7 +5,7 @@ state to state.
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import optree
 import torch
@@ -30,6 +30,8 @@ from loop.state import State
 if TYPE_CHECKING:
     from loop.run.machine import Run
 
+_Handler: TypeAlias = Callable[[State], State | None]
+
 _BATCH, _VALID_BATCH = 2, 3  # what a random number is for; passes.py has the others
 
 
@@ -47,8 +49,8 @@ class Work:
     """
 
     def __init__(self) -> None:
-        self.handlers: Mapping[str, Sequence[Any]] = {}
-        self.brackets: Callable[[str], AbstractContextManager[Any]] = _no_brackets
+        self.handlers: Mapping[str, Sequence[tuple[str, _Handler]]] = {}
+        self.brackets: Callable[[str], AbstractContextManager[object]] = _no_brackets
         self.placed: Placed | None = None
         self.during: dict[str, Tensor] = {}
         self.before: dict[str, Tensor] = {}
@@ -323,7 +325,7 @@ class Work:
         return loss
 
 
-def _no_brackets(name: str) -> AbstractContextManager[Any]:
+def _no_brackets(name: str) -> AbstractContextManager[object]:
     return nullcontext()
 
 
