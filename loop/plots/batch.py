@@ -42,8 +42,8 @@ def plot_batch(source: Any, classes: Sequence[str] | None = None, count: int = 9
     if not isinstance(count, int) or count < 1:
         raise ValueError(f"plot_batch: count must be a whole number, 1 or more, got {count!r}.")
     inputs, targets = _parts(source, one_batch(source))
-    lengths = [len(part) for part in (*inputs.values(), *targets.values())]
-    size = min([count, *lengths])
+    parts = [*inputs.values(), *targets.values()]
+    size = min([count, *map(len, parts)])
     if not inputs or not size:
         raise ValueError("plot_batch: the batch has no samples. Check the data set, or collate.")
     named: dict[str, list[str]] = {}
