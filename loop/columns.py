@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, groupby, repeat
+from itertools import groupby, repeat
 from typing import Any, Self, TypeAlias
 
 import optree
@@ -56,7 +56,10 @@ class Items(Run):
 
     def join(self, others: Sequence["Items"]) -> "Items":
         """One tuple."""
-        return Items((*self.values, *chain.from_iterable(other.values for other in others)))
+        values = list(self.values)
+        for other in others:
+            values += other.values
+        return Items(tuple(values))
 
     def __len__(self) -> int:
         return len(self.values)
@@ -137,7 +140,7 @@ class Repeated(Run):
 
     def join(self, others: Sequence["Repeated"]) -> "Repeated":
         """The same object, more often."""
-        return Repeated(self.value, self.count + sum(other.count for other in others))
+        return Repeated(self.value, self.count + sum(map(len, others)))
 
     def __len__(self) -> int:
         return self.count
@@ -252,7 +255,7 @@ def _run(kind: Kind, items: list[Any]) -> Run:
 def _trees(items: Sequence[Tree]) -> Trees:
     """Trees of one structure, column by column."""
     structure = optree.tree_structure(items[0])
-    rows = [optree.tree_leaves(item) for item in items]
+    rows = map(optree.tree_leaves, items)
     columns = [Numbers(array("d", column)) for column in zip(*rows, strict=True)]
     return Trees(structure, tuple(columns))
 

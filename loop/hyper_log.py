@@ -144,7 +144,8 @@ def _begun(value: Hyper) -> Stretch:
     for leaf in leaves:
         # Tensors are told apart by identity: to look at their values would wait for the device.
         # Numbers by type too: 1 and 1.0 are equal, and each is to come back as it was.
-        key = (type(leaf), leaf if isinstance(leaf, (int, float)) else id(leaf))
+        own = leaf if isinstance(leaf, (int, float)) else id(leaf)
+        key = (type(leaf), own)
         if key not in place_of:
             place_of[key] = len(firsts)
             firsts.append(leaf)

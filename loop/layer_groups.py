@@ -87,7 +87,11 @@ def matching(who: str, params: Mapping[str, Tensor], patterns: Sequence[str]) ->
     """
     # Not by_path, whose patterns each decide something: these may match the same names.
     check_patterns(who, [*params], patterns, matches)
-    return frozenset(name for name in params if any(matches(name, one) for one in patterns))
+    found = set()
+    for name in params:
+        if any(matches(name, pattern) for pattern in patterns):
+            found.add(name)
+    return frozenset(found)
 
 
 def exactly(names: Sequence[str]) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import optree
 import torch
@@ -132,10 +132,14 @@ def permuted(tree: Tree, order: Tensor) -> Tree:
     >>> permuted((torch.tensor([1, 2]), "name"), torch.tensor([1, 0]))
     (tensor([2, 1]), 'name')
     """
-    return optree.tree_map(lambda leaf: leaf[order] if has_samples(leaf) else leaf, tree)
+
+    def moved(leaf: object) -> object:
+        return leaf[order] if has_samples(leaf) else leaf
+
+    return optree.tree_map(moved, tree)
 
 
-def has_samples(leaf: object) -> bool:
+def has_samples(leaf: object) -> TypeGuard[Tensor]:
     """Whether this is a tensor with a first axis."""
     return isinstance(leaf, Tensor) and leaf.dim() > 0
 
@@ -189,7 +193,7 @@ def _one_by_one(loss: Loss, pred: Tree, *targets: Tree) -> Tensor:
     # torch.vmap does not look into dataclasses and ModelOutputs, so it gets the tensors one by one.
     columns: list[Tensor] = []
 
-    def take(leaf: Any) -> None:
+    def take(leaf: object) -> None:
         if has_samples(leaf):
             columns.append(leaf)
 
@@ -198,7 +202,7 @@ def _one_by_one(loss: Loss, pred: Tree, *targets: Tree) -> Tensor:
     def of_one(*sample: Tensor) -> Tensor:
         each = iter(sample)
 
-        def put_back(leaf: Any) -> Any:
+        def put_back(leaf: object) -> object:
             # As a batch of one sample, which is what the loss knows.
             return next(each).unsqueeze(0) if has_samples(leaf) else leaf
 

@@ -108,7 +108,8 @@ class State:
         >>> State({}, {}, {}, {}, memory={"counter": 1}).forget("counter").memory
         {}
         """
-        others = {key: value for key, value in self.memory.items() if key != name}
+        others = dict(self.memory)
+        others.pop(name, None)
         return self.replace(memory=others)
 
     def back_to(self, earlier: "State") -> "State":

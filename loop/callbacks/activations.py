@@ -109,13 +109,19 @@ class ActivationStats(Callback):
         memory, device = self._memory(state), device_of(state)
         nothing = torch.full((3,), torch.nan, device=device)
         none = Measured(nothing, torch.zeros(self.bins, device=device))
-        rows = [found.pop(name, none) for name in memory["layers"]]
-        stats = torch.stack([row.stats for row in rows])
-        new: dict[str, int | Tensor] = {"train_iter": state.train_iter, "stats": stats}
+        stats: list[Tensor] = []
+        histograms: list[Tensor] = []
+        for name in memory["layers"]:
+            measured = found.pop(name, none)
+            stats.append(measured.stats)
+            if measured.histogram is not None:
+                histograms.append(measured.histogram)
+        logs = {
+            "train_iter": memory["train_iter"].append(state.train_iter),
+            "stats": memory["stats"].append(torch.stack(stats)),
+        }
         if self.hist:
-            histograms = [row.histogram for row in rows if row.histogram is not None]
-            new["histograms"] = torch.stack(histograms)
-        logs = {name: memory[name].append(item) for name, item in new.items()}
+            logs["histograms"] = memory["histograms"].append(torch.stack(histograms))
         return state.remember(self.name, {**memory, **logs})
 
     def _memory(self, state: State) -> Mapping[str, Any]:

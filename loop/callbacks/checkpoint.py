@@ -101,8 +101,10 @@ class Saver:
         """
         # Callbacks begin to remember things at different places of an epoch, so each kind of place
         # is tried once. Later epochs and batches are like the first.
-        _, *phase = state.done
-        place = (*phase[:1], *(min(batches, 1) for batches in phase[1:]))
+        _, *phase = state.done  # the number of the phase in its epoch, and of its batches
+        if len(phase) > 1:
+            phase[1] = min(phase[1], 1)
+        place = tuple(phase)
         if place not in self.tried:
             self.tried.add(place)
             pack(state.at_rest())

@@ -5,7 +5,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple, TypeGuard
+from typing import ClassVar, NamedTuple, TypeGuard
 
 import optree
 import torch
@@ -248,15 +248,15 @@ def _mix_targets(who: str, state: State, lam: Tensor, order: Tensor, mix: bool |
     return state.replace(learner=replace(learner, loss=MixedLoss(learner.loss, lam, order)))
 
 
-def _leaves(batch: Tree) -> list[Any]:
+def _leaves(batch: Tree) -> list[object]:
     return flatten(batch)[0]
 
 
-def _is_floating(leaf: Any) -> TypeGuard[Tensor]:
+def _is_floating(leaf: object) -> TypeGuard[Tensor]:
     return has_samples(leaf) and bool(leaf.is_floating_point())
 
 
-def _is_image(leaf: Any) -> TypeGuard[Tensor]:
+def _is_image(leaf: object) -> TypeGuard[Tensor]:
     return _is_floating(leaf) and leaf.dim() >= 4
 
 

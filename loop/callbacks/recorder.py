@@ -100,7 +100,8 @@ class Recorder(Callback):
         record = recorded(state)
         trained = record.count > record.written  # else nothing was trained in this epoch
         row = {"train_loss": float(record.smooth_loss)} if trained else {}
-        row |= {f"train_{name}": value for name, value in self._means(state).items()}
+        for name, value in self._means(state).items():
+            row[f"train_{name}"] = value
         return self._update(state, row=row, sums={})
 
     def after_validate(self, state: State) -> State:
@@ -112,7 +113,8 @@ class Recorder(Callback):
         """Write the row; a column that was not measured is None."""
         record = recorded(state)
         row: dict[str, Any] = {"epoch": state.epoch, "train_iter": state.train_iter}
-        row |= {name: record.row.get(name) for name in self.columns(state)}
+        for name in self.columns(state):
+            row[name] = record.row.get(name)
         history = state.history
         state = state.replace(history=replace(history, rows=(*history.rows, row)))
         return self._update(state, sums={}, row={}, written=record.count)

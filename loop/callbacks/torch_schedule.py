@@ -113,7 +113,10 @@ class TorchScheduler(Callback):
     def _begin(self, state: State) -> State:
         known = hyper_names(learner_of(state))
         values = with_hypers(learner_of(state).opt.hyper, state.hyper)
-        start = {name: values[name] for name in KEYS if name in known and name in values}
+        start: dict[str, Hyper] = {}
+        for name in KEYS:
+            if name in known and name in values:
+                start[name] = values[name]
         driver = self._driver(state, Taken(start))
         if driver.wants_metric:
             if self.every == "batch":

@@ -121,8 +121,11 @@ class Batches:
 
     def __repr__(self) -> str:
         parts = ", ".join(f"{_dtype(tensor)} {_shape(tensor)}" for tensor in self.tensors)
-        flags = [name for name in ("shuffle", "drop_last") if getattr(self, name)]
-        options = "".join(f", {name}=True" for name in flags)
+        options = ""
+        if self.shuffle:
+            options += ", shuffle=True"
+        if self.drop_last:
+            options += ", drop_last=True"
         if self.part != WHOLE:
             options += f", part={self.part}"
         return f"Batches(({parts}), batch_size={self.batch_size}{options})"
@@ -177,9 +180,13 @@ def _as_tensors(given: object) -> tuple[Tensor, ...]:
             f"Batches: tensors must be a tuple of tensors, got {type(given).__name__}. Put them in "
             f"one: Batches((x, y), batch_size=64)."
         )
-    tensors = [torch.as_tensor(one) if isinstance(one, np.ndarray) else one for one in given]
-    for one in tensors:
-        if not isinstance(one, Tensor):
+    tensors: list[Tensor] = []
+    for one in given:
+        if isinstance(one, np.ndarray):
+            tensors.append(torch.as_tensor(one))
+        elif isinstance(one, Tensor):
+            tensors.append(one)
+        else:
             raise TypeError(
                 f"Batches: tensors must be tensors or numpy arrays, got {type(one).__name__}. "
                 f"Convert it: torch.as_tensor(...)."

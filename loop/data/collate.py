@@ -1,7 +1,6 @@
 """Make a batch of samples that are not equally long."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,8 +10,8 @@ from functional_sgd.tree import Tree
 
 
 def padding_collate(
-    samples: Sequence[Any], value: float = 0, target_value: float = -100
-) -> tuple[Tensor, Tensor, *tuple[Any, ...]]:
+    samples: Sequence[Tree], value: float = 0, target_value: float = -100
+) -> tuple[Tensor, Tensor, *tuple[Tree, ...]]:
     """Sequences of unequal lengths as one tensor, with a mask of what is real: (padded, mask,
     *rest).
 
@@ -28,7 +27,7 @@ def padding_collate(
     >>> padded.tolist(), mask.tolist(), target.tolist()
     ([[1, 2], [3, 0]], [[True, True], [True, False]], [0, 1])
     """
-    rows: list[tuple[Any, ...]] = []
+    rows: list[tuple[Tree, ...]] = []
     for sample in samples:
         has_targets = isinstance(sample, (tuple, list))
         row = tuple(sample) if has_targets else (sample,)
@@ -42,10 +41,11 @@ def padding_collate(
     first, *rest = zip(*rows, strict=True)
     lengths = torch.tensor([len(sequence) for sequence in first])
     mask = torch.arange(int(lengths.max())) < lengths[:, None]
-    return _padded(first, value), mask, *(_joined(column, target_value) for column in rest)
+    others = [_joined(column, target_value) for column in rest]
+    return _padded(first, value), mask, *others
 
 
-def _joined(column: Sequence[Any], value: float) -> Tree:
+def _joined(column: Sequence[Tree], value: float) -> Tree:
     sequences = all(isinstance(entry, Tensor) and entry.dim() > 0 for entry in column)
     return _padded(column, value) if sequences else default_collate(list(column))
 

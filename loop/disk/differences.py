@@ -86,8 +86,10 @@ def _of_logs(where: str, one: Log, other: Log) -> Iterator[tuple[str, str]]:
     said: list[str] = []
     if len(one) != len(other):
         said.append(f"{len(one)} and {len(other)} entries")
-    pairs = enumerate(zip(one, other, strict=False))
-    found = [place for place, pair in pairs if any(_between("", *pair))]
+    found: list[int] = []
+    for place, (mine, theirs) in enumerate(zip(one, other, strict=False)):
+        if any(_between("", mine, theirs)):
+            found.append(place)
     if found:
         first = found[0]
         shown = f"{_shown(one[first])} and {_shown(other[first])}"

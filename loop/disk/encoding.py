@@ -27,10 +27,9 @@ DEPTH = 100
 _INTEGERS = ("bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
 _FLOATS = ("float8_e4m3fn", "float8_e5m2", "float16", "bfloat16", "float32", "float64")
 _COMPLEX = ("complex32", "complex64", "complex128")
+_NAMES = (*_INTEGERS, *_FLOATS, *_COMPLEX)
 
-DTYPES: Mapping[str, torch.dtype] = {
-    name: getattr(torch, name) for name in (*_INTEGERS, *_FLOATS, *_COMPLEX)
-}
+DTYPES: Mapping[str, torch.dtype] = {name: getattr(torch, name) for name in _NAMES}
 """The dtypes of tensors that can be saved, by name."""
 
 Class = TypeVar("Class", bound=type)
@@ -151,8 +150,9 @@ def _node(value: Any, where: str, tensors: dict[str, Tensor], depth: int) -> Nod
         return {"log": list(_runs(value, where, tensors, depth))}
     if _STORABLE.get(kind.__name__) is kind:
         nodes: dict[str, Node] = {}
-        for name in [entry.name for entry in fields(kind)]:
-            nodes[name] = _node(getattr(value, name), f"{where}.{name}", tensors, inner)
+        for entry in fields(kind):
+            part, place = getattr(value, entry.name), f"{where}.{entry.name}"
+            nodes[entry.name] = _node(part, place, tensors, inner)
         return {"object": [kind.__name__, kind.__module__, nodes]}
     raise TypeError(
         f"save: {where} is {_described(value)}, which cannot be saved. A state may hold None, "
@@ -247,11 +247,13 @@ def _dtype(name: str, _: object) -> torch.dtype:
 
 
 def _dict(body: list[Node], tensors: dict[str, Tensor]) -> dict[str | int, Any]:
-    pairs = [(_value(key, tensors), _value(part, tensors)) for key, part in body]
-    for key, _ in pairs:
+    found = {}
+    for key_node, part in body:
+        key = _value(key_node, tensors)
         if type(key) not in (str, int):
             raise TypeError(f"a key must be str or int, got {_described(key)}.")
-    return dict(pairs)
+        found[key] = _value(part, tensors)
+    return found
 
 
 def _log(nodes: list[Node], tensors: dict[str, Tensor]) -> Log:
@@ -261,8 +263,12 @@ def _log(nodes: list[Node], tensors: dict[str, Tensor]) -> Log:
     def value(node: Node) -> Any:
         return _value(node, tensors)
 
-    runs = [run_of(node, take, value) for node in nodes]
-    return Log.of([run for run in runs if len(run)])
+    runs = []
+    for node in nodes:
+        run = run_of(node, take, value)
+        if len(run):
+            runs.append(run)
+    return Log.of(runs)
 
 
 def _object(body: list[Node], tensors: dict[str, Tensor]) -> Any:
@@ -281,7 +287,8 @@ def _object(body: list[Node], tensors: dict[str, Tensor]) -> Any:
             f"has "
             f"{', '.join(sorted(expected))}. Load it with the code that wrote it."
         )
-    return cls(**{key: _value(node, tensors) for key, node in nodes.items()})
+    arguments = {key: _value(node, tensors) for key, node in nodes.items()}
+    return cls(**arguments)
 
 
 _DECODERS: Mapping[str, Callable[[Node, dict[str, Tensor]], Any]] = {

@@ -74,7 +74,13 @@ def write(
     Raises OSError, with the path and the number of the system's error; TypeError for tensors in
     pieces of which nobody has written any.
     """
-    cut = {name: tensor for name, tensor in tensors.items() if distributed(tensor)}
+    whole: dict[str, Tensor] = {}
+    cut: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if distributed(tensor):
+            cut[name] = tensor
+        else:
+            whole[name] = tensor
     if cut and pieces is None:
         raise TypeError(
             f"save: {next(iter(cut))} is in pieces (a DTensor), of which this process has one. "
@@ -82,7 +88,6 @@ def write(
             f"called on all ranks."
         )
     pieces = {} if pieces is None else pieces
-    whole = {name: tensor for name, tensor in tensors.items() if name not in cut}
     stored = dict(as_stored(whole))
     entries: dict[str, dict[str, object]] = {}
     for name, tensor in whole.items():

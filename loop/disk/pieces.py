@@ -70,8 +70,11 @@ class Targets:
 
     def __init__(self, like: State | None, tensors: Mapping[str, Tensor]) -> None:
         self.exact = {name: tensor for name, tensor in tensors.items() if distributed(tensor)}
+        self.params: dict[str, Tensor] = {}  # by the end of a name: ['weight']
         params = {} if like is None else like.params
-        self.params = {f"[{name!r}]": value for name, value in params.items() if distributed(value)}
+        for name, value in params.items():
+            if distributed(value):
+                self.params[f"[{name!r}]"] = value
 
     def of(self, name: str, shape: Sequence[int]) -> Tensor | None:
         """The DTensor that this one is to lie like; None for a plain tensor.
@@ -86,7 +89,7 @@ class Targets:
         return found
 
     def _param_at_end(self, name: str) -> Tensor | None:
-        # By the end of the name: what is remembered of `w` ends in ['w'], however deep it lies.
+        # What is remembered of `w` ends in ['w'], however deep it lies.
         for end, param in self.params.items():
             if name.endswith(end):
                 return param
@@ -106,12 +109,15 @@ def read_pieces(
     Raises ValueError, saying what is wrong, if pieces are missing, lie over each other, or are not
     what they are said to be.
     """
-    sizes = [math.prod(piece.box.shape) for piece in pieces]
-    if sum(sizes) != math.prod(shape):
-        raise ValueError(f"{name} has {math.prod(shape)} elements, and {sum(sizes)} are in pieces")
-    _check_apart(name, [piece.box for piece in pieces])
+    boxes = [piece.box for piece in pieces]
+    count = sum(math.prod(box.shape) for box in boxes)
+    if count != math.prod(shape):
+        raise ValueError(f"{name} has {math.prod(shape)} elements, and {count} are in pieces")
+    _check_apart(name, boxes)
     wanted = Box((0,) * len(shape), tuple(shape)) if target is None else box_of(target)
-    stored, pairs = (dtype.to_real(), [2]) if dtype.is_complex else (dtype, [])
+    stored, pairs = dtype, list[int]()
+    if dtype.is_complex:  # safetensors has no complex numbers
+        stored, pairs = dtype.to_real(), [2]
     whole: Tensor | None = None
     filled = 0
     for piece in pieces:
@@ -182,11 +188,14 @@ def _overlap(one: Box, other: Box) -> Box | None:
         start, end = max(a, b), min(a + n, b + m)
         starts.append(start)
         sizes.append(end - start)
-    if any(size <= 0 for size in sizes):
+    if min(sizes, default=1) <= 0:  # a number without axes has no sizes
         return None
     return Box(tuple(starts), tuple(sizes))
 
 
 def _slices(part: Box, inside: Box) -> tuple[slice, ...]:
-    places = zip(part.start, part.shape, inside.start, strict=True)
-    return tuple(slice(at - begin, at - begin + size) for at, size, begin in places)
+    slices = []
+    for at, size, begin in zip(part.start, part.shape, inside.start, strict=True):
+        first = at - begin
+        slices.append(slice(first, first + size))
+    return tuple(slices)

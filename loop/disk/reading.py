@@ -61,8 +61,13 @@ def read(directory: Path, device: torch.device, targets: Targets) -> State:
     sums = _read_sums(directory / SUMS)
     document = _read_rest(directory / REST, sums[REST])
     entries = document["tensors"]
-    whole = {name: entry for name, entry in entries.items() if "pieces" not in entry}
-    cut = {name: entry for name, entry in entries.items() if name not in whole}
+    whole: dict[str, Entry] = {}
+    cut: dict[str, Entry] = {}
+    for name, entry in entries.items():
+        if "pieces" in entry:
+            cut[name] = entry
+        else:
+            whole[name] = entry
     tensors = _read_tensors(directory / TENSORS, sums[TENSORS], whole)
     tensors |= _read_pieces(directory, sums, cut, targets)
     for name, tensor in tensors.items():
@@ -99,8 +104,12 @@ def _read_sums(path: Path) -> dict[str, str]:
     text = _bytes(path, LONGEST_SUMS).decode("utf-8", "replace")
     names = rf"{re.escape(REST)}|{re.escape(TENSORS)}|{FILE.pattern}"
     form = rf"(?P<digest>[0-9a-f]{{64}})  (?P<name>{names})"
-    lines = [re.fullmatch(form, line) for line in text.split("\n")[:-1]]
-    sums = {line["name"]: line["digest"] for line in lines if line is not None}
+    lines = text.split("\n")[:-1]
+    sums: dict[str, str] = {}
+    for line in lines:
+        found = re.fullmatch(form, line)
+        if found is not None:
+            sums[found["name"]] = found["digest"]
     # As many as lines: every line is of this form, and no name is there twice.
     if not text.endswith("\n") or len(sums) != len(lines) or [*sums][:2] != [REST, TENSORS]:
         raise _damaged(

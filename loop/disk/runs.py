@@ -36,13 +36,14 @@ def run_node(
         return {"repeated": [[node(run.value, span)], f"{span}.which"]}
     if isinstance(run, Trees):
         places = optree.tree_unflatten(run.structure, range(len(run.columns)))
-        columns = enumerate(run.columns)
-        names = [_column(column, f"{span}.{at}", tensors) for at, column in columns]
+        names = []
+        for at, column in enumerate(run.columns):
+            names.append(_column(column, f"{span}.{at}", tensors))
         return {"trees": [node(places, span), names]}
     return {"items": [node(item, f"{where}[{at}]") for at, item in enumerate(run, start)]}
 
 
-def run_of(node: Node, take: Callable[[str], Tensor], value: Callable[[Node], Any]) -> Run:
+def run_of(node: Node, take: Callable[[str], Tensor], value: Callable[[Node], Tree]) -> Run:
     """The run that a node stands for; `take` gives a tensor by its name, once.
 
     Its length is that of a tensor or of a list: no text makes more of it than there is. Raises

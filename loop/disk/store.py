@@ -185,9 +185,13 @@ def load_latest(folder: str | Path, like: State | None = None) -> State:
 def checkpoints(folder: str | Path) -> list[Path]:
     """The checkpoints in a folder, oldest first; none if there is no such folder."""
     folder = Path(folder)
-    paths = folder.iterdir() if folder.is_dir() else ()
-    named = [path for path in paths if _CHECKPOINT.fullmatch(path.name)]
-    return sorted((path for path in named if not _is_other(path)), key=_number)
+    if not folder.is_dir():
+        return []
+    found = []
+    for path in folder.iterdir():
+        if _CHECKPOINT.fullmatch(path.name) and not _is_other(path):
+            found.append(path)
+    return sorted(found, key=_number)
 
 
 def is_checkpoint(path: str | Path) -> bool:
@@ -202,8 +206,8 @@ def is_finite(checkpoint: Path) -> bool:
 
 def _superfluous(paths: list[Path], keep: int) -> list[Path]:
     """All but the newest few, and but the newest whose params are finite."""
-    good = [path for path in paths if is_finite(path)]
-    return [path for path in paths[:-keep] if path not in good[-1:]]
+    newest_finite = next(filter(is_finite, reversed(paths)), None)
+    return [path for path in paths[:-keep] if path != newest_finite]
 
 
 def _is_other(path: Path) -> bool:
@@ -220,10 +224,8 @@ def _number(path: Path) -> int:
 def _check_place(path: Path, overwrite: bool) -> None:
     # A save that was killed between its renames has left the old state aside.
     for place in (path, aside(path)):
-        if place.is_dir() and overwrite:
-            names = {entry.name for entry in place.iterdir()}
-            if all(name in FILES or FILE.fullmatch(name) for name in names):
-                continue
+        if overwrite and place.is_dir() and _is_state(place):
+            continue
         if not place.exists():
             continue
         if overwrite:
@@ -235,6 +237,14 @@ def _check_place(path: Path, overwrite: bool) -> None:
             f"save: there is something at {place} already. Choose another path, or pass "
             f"overwrite=True."
         )
+
+
+def _is_state(directory: Path) -> bool:
+    """Whether nothing is in a directory but files of a state."""
+    for entry in directory.iterdir():
+        if entry.name not in FILES and not FILE.fullmatch(entry.name):
+            return False
+    return True
 
 
 def _identity(place: Path) -> tuple[int, int, int] | None:
@@ -292,9 +302,11 @@ def _built_like(found: Tree, expected: Tree, where: str) -> Tree:
 
 def _on_any_rank(flag: bool, like: State | None) -> bool:
     """Whether this is so on any rank that has pieces of the state, if it is in pieces."""
-    leaves = () if like is None else like.params.values()
-    leaf = next(filter(distributed, leaves), None)
-    return flag if leaf is None else any_rank(flag, leaf)
+    if like is not None:
+        for leaf in like.params.values():
+            if distributed(leaf):
+                return any_rank(flag, leaf)
+    return flag
 
 
 def _targets(like: State | None) -> Targets:
@@ -308,5 +320,7 @@ def _built(value: object) -> str:
     """A leaf or the outermost container in words: float32[4, 2], dict, tuple of 3."""
     if isinstance(value, Tensor):
         return shaped(value.dtype, value.shape)
-    kind = "dict" if isinstance(value, Mapping) else type(value).__name__
-    return f"{kind} of {len(value)}" if isinstance(value, (list, tuple)) else kind
+    kind = type(value).__name__
+    if isinstance(value, (list, tuple)):
+        return f"{kind} of {len(value)}"
+    return "dict" if isinstance(value, Mapping) else kind

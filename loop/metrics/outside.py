@@ -129,9 +129,12 @@ def as_mergeables(metric: Any) -> list[Metric]:
             f"metric of torchmetrics nor a collection of them. Wrap it in an object with start, "
             f"add, merge and value (see loop.metrics.Mergeable)."
         )
-    # Those of a collection may share one state, and then count only together.
-    alone = [(name, deepcopy(one)) for name, one in deepcopy(metric).items()]
-    return [TorchMetric(partial(_fresh_copy, one), snake_case(name)) for name, one in alone]
+    found: list[Metric] = []
+    for name, one in deepcopy(metric).items():
+        # Those of a collection may share one state, and then count only together.
+        alone = deepcopy(one)
+        found.append(TorchMetric(partial(_fresh_copy, alone), snake_case(name)))
+    return found
 
 
 def _fresh_copy(metric: Any) -> Any:

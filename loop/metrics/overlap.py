@@ -84,7 +84,9 @@ class Overlap(Tally):
             return each[-1]
         if self.average == "weighted":
             return divided((each * (tp + fn)).sum(), (tp + fn).sum())
-        counts = torch.ones_like(tp) if self.threshold is not None else (tp + fp + fn > 0).to(tp)
+        counts = torch.ones_like(tp)
+        if self.threshold is None:  # classes that nobody has, and nobody predicts, are left out
+            counts = (tp + fp + fn > 0).to(tp)
         return divided((each * counts).sum(), counts.sum())
 
     def _by_class(self, pred: Tensor, target: Tensor) -> _Counts:

@@ -105,8 +105,10 @@ def _is_of_samples(target: list[Tree], inputs: Tree) -> bool:
     if not one_each(target, len(target)):
         return False
     parts = optree.tree_leaves(inputs, is_leaf=lambda part: isinstance(part, list))
-    lengths = [len(part) for part in parts if isinstance(part, list) or _has_axis(part)]
-    return len(target) in lengths
+    for part in parts:
+        if (isinstance(part, list) or _has_axis(part)) and len(part) == len(target):
+            return True
+    return False
 
 
 def _has_axis(part: object) -> bool:

@@ -99,7 +99,9 @@ class Tally(ABC):
 
     def merge(self, left: Accumulator, right: Accumulator) -> Accumulator:
         """The accumulator of the data of both."""
-        return self.join(left, right) if left and right else dict(left or right)
+        if left and right:
+            return self.join(left, right)
+        return dict(left or right)
 
     def value(self, accumulator: Accumulator) -> float:
         """The metric of the data counted; nan for none. Waits for the device."""

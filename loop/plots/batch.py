@@ -42,8 +42,8 @@ def plot_batch(source: Any, classes: Sequence[str] | None = None, count: int = 9
     if not isinstance(count, int) or count < 1:
         raise ValueError(f"plot_batch: count must be a whole number, 1 or more, got {count!r}.")
     inputs, targets = _parts(source, one_batch(source))
-    lengths = [len(part) for part in (*inputs.values(), *targets.values())]
-    size = min([count, *lengths])
+    parts = [*inputs.values(), *targets.values()]
+    size = min([count, *map(len, parts)])
     if not inputs or not size:
         raise ValueError("plot_batch: the batch has no samples. Check the data set, or collate.")
     named: dict[str, list[str]] = {}
@@ -111,14 +111,18 @@ def _text(value: object, classes: Sequence[str] | None = None) -> str:
         names = None if classes is None else _class_names(value, classes)
         return _numbers_text(value) if names is None else names
     text = value if isinstance(value, str) else repr(value)
-    return text if len(text) <= _MOST_LETTERS else f"{text[: _MOST_LETTERS - 3]}..."
+    if len(text) > _MOST_LETTERS:
+        return f"{text[: _MOST_LETTERS - 3]}..."
+    return text
 
 
 def _class_names(target: Tensor, classes: Sequence[str]) -> str | None:
     """The classes that a target stands for; None if it is no target of classes."""
     if not target.dim() and _is_whole(target):
-        number = int(target)  # what is no class, as -100 for "ignore", is shown as it is
-        return str(classes[number]) if 0 <= number < len(classes) else str(number)
+        number = int(target)
+        if 0 <= number < len(classes):
+            return str(classes[number])
+        return str(number)  # what is no class, as -100 for "ignore"
     if target.shape == (len(classes),) and _is_binary(target):
         chosen = [str(name) for name, on in zip(classes, target, strict=True) if on]
         return ", ".join(chosen) or "-"
@@ -131,7 +135,9 @@ def _numbers_text(value: Tensor) -> str:
         return f"{dtype} {' x '.join(sizes)}"
     numbers = value.reshape(-1).tolist()
     text = " ".join(f"{number:.4g}" for number in numbers[:_MOST_NUMBERS])
-    return text if len(numbers) <= _MOST_NUMBERS else f"{text} ... ({len(numbers)})"
+    if len(numbers) > _MOST_NUMBERS:
+        text += f" ... ({len(numbers)})"
+    return text
 
 
 def _is_whole(value: Tensor) -> bool:
@@ -160,15 +166,19 @@ def _grid(images: Tensor, labels: Sequence[str]) -> "Figure":
 
 def _table(named: Mapping[str, Sequence[str]]) -> "Figure":
     rows = list(zip(*named.values(), strict=True))
-    widths = [max(map(len, (name, *texts))) + 4 for name, texts in named.items()]
-    figure = new_figure(max(_WIDTH * sum(widths), 2.0), 0.28 * (len(rows) + 1) + 0.1)
+    widths = []  # in letters
+    for name, texts in named.items():
+        longest = max(map(len, (name, *texts)))
+        widths.append(longest + 4)
+    total = sum(widths)
+    figure = new_figure(max(_WIDTH * total, 2.0), 0.28 * (len(rows) + 1) + 0.1)
     # Any: matplotlib's annotations take no tuple for bbox.
     axes: Any = figure.subplots()
     axes.axis("off")
     table = axes.table(
         cellText=rows,
         colLabels=list(named),
-        colWidths=[width / sum(widths) for width in widths],
+        colWidths=[width / total for width in widths],
         bbox=(0, 0, 1, 1),
         edges="horizontal",
     )

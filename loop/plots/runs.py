@@ -53,10 +53,12 @@ def plot_losses(history: History | State, skip: int = 0) -> "Figure":
     raw = np.array([float(loss) for loss in history.losses])[skip:]
     axes.plot(batches, raw, color="0.8", linewidth=1, label="training, each batch")
     axes.plot(batches, history.smooth_losses()[skip:], color="C0", label="training, smoothed")
-    measured = [row for row in history.rows if row.get("valid_loss") is not None]
-    if measured:
-        ends = [row["train_iter"] for row in measured]
-        values = [row["valid_loss"] for row in measured]
+    ends, values = [], []
+    for row in history.rows:
+        if row.get("valid_loss") is not None:  # not every epoch is validated
+            ends.append(row["train_iter"])
+            values.append(row["valid_loss"])
+    if ends:
         axes.plot(ends, values, "o-", color="C1", label="validation")
     axes.legend(frameon=False)
     return figure

@@ -59,7 +59,9 @@ class Watch:
         else:
             every = self.group.gathered(_Changed(changed, dict(zip(floats, shapes, strict=True))))
             _check_same_shapes([one.shapes for one in every])
-            names = frozenset[str]().union(*(one.params for one in every))
+            names: set[str] = set()  # changed on any rank: all of them must ask for the same
+            for one in every:
+                names |= one.params
             self._compare(state, names)
             if state.grads is not None:
                 self.writes = bool(names)
@@ -110,9 +112,10 @@ class Watch:
         common = sorted(names & tensors.keys())
         mine = {name: digest([tensors[name]], self.group) for name in common}
         every = self.group.gathered(mine)
-        for name in mine:
-            if any(one[name] != mine[name] for one in every):
-                raise ValueError(_changed_param(name) if name in self.own else _counted(name))
+        for name, own in mine.items():
+            if any(one[name] != own for one in every):
+                message = _changed_param(name) if name in self.own else _counted(name)
+                raise ValueError(message)
 
 
 def averages(buffer: Tensor) -> bool:
@@ -154,16 +157,13 @@ class _Changed(NamedTuple):
 
 def _facts(state: State, data: Cuts) -> dict[str, object]:
     """What must be equal on all ranks, in a few bytes."""
-    loaders = [loader for loader in (data.train, data.valid) if loader is not None]
-    return {
-        # First, since it says most: ranks at different places differ in the rest too.
-        "place in the run": (
-            *(state.done, state.train_iter, state.epochs_seen),
-            *(state.n_epoch, state.n_step),
-        ),
-        "seed": state.seed,
-        "number of batches": list(map(length, loaders)),
-    }
+    place = (state.done, state.train_iter, state.epochs_seen, state.n_epoch, state.n_step)
+    lengths = []
+    for loader in (data.train, data.valid):
+        if loader is not None:
+            lengths.append(length(loader))
+    # The place comes first, since it says most: ranks at different places differ in the rest too.
+    return {"place in the run": place, "seed": state.seed, "number of batches": lengths}
 
 
 _TENSORS = "params, buffers or optimizer state (digest)"
@@ -185,7 +185,7 @@ def _check_same_shapes(every: Sequence[Mapping[str, torch.Size]]) -> None:
     """Raise ValueError for a buffer that has another shape elsewhere."""
     for name in every[0]:
         shapes = [tuple(one[name]) for one in every if name in one]
-        if any(shape != shapes[0] for shape in shapes):
+        if len(set(shapes)) > 1:
             raise ValueError(
                 f"parallel: after a forward pass, the buffer {name!r} has another shape on each "
                 f"rank: {shapes}. {_ONE_SHAPE}"

@@ -68,14 +68,23 @@ class Ranks:
 
     def among(self, callbacks: Sequence[object], compile: bool) -> list[object]:
         """The callbacks of this rank: only the first one reports."""
-        every = [getattr(one, "name", "") for one in callbacks if getattr(one, "collects", False)]
-        counts = any(getattr(one, "train_metrics", False) for one in callbacks)
-        recorder = next(one for one in callbacks if isinstance(one, Recorder))
-        late = sums_first(callbacks, self) if compile else not is_awaited(callbacks, self)
-        # A compiled batch has done all its sums before after_loss, so its Recorder need not wait.
-        told = recorder if late and not compile else None
+        collecting: list[str] = []
+        counts = False
+        for one in callbacks:
+            if getattr(one, "collects", False):
+                collecting.append(getattr(one, "name", ""))
+            if getattr(one, "train_metrics", False):
+                counts = True
+        told: Recorder | None = None
+        if compile:
+            # The graph has done all its sums before after_loss, so its Recorder need not wait.
+            late = sums_first(callbacks, self)
+        else:
+            late = not is_awaited(callbacks, self)
+            if late:
+                told = next(one for one in callbacks if isinstance(one, Recorder))
         knowing = _with(
-            self, collecting=tuple(every), counts_training=counts, late=late, recorder=told
+            self, collecting=tuple(collecting), counts_training=counts, late=late, recorder=told
         )
         here: list[object] = []
         for one in callbacks:
@@ -196,8 +205,8 @@ class Ranks:
         for name in self.collecting:
             mine = to_device(state.memory.get(name, ()), torch.device("cpu"))
             batches = zip(*self.group.gathered(mine), strict=True)
-            whole = (map_output(joined, *parts) for parts in batches)
-            state = state.remember(name, to_device(tuple(whole), device_of(state)))
+            whole = tuple([map_output(joined, *parts) for parts in batches])
+            state = state.remember(name, to_device(whole, device_of(state)))
         return state
 
     def _summed(

@@ -123,6 +123,14 @@ class SharedCheckpoint:
 _NOBODY: Any = None  # the state that Checkpoint.around_fit does not look at
 
 
+class _Packed(NamedTuple):
+    """A state as it goes to the disk."""
+
+    document: dict[str, object]  # what is in state.json
+    tensors: dict[str, Tensor]  # all of them, by name
+    own: dict[str, Tensor]  # the pieces that this rank writes
+
+
 class _Begun(NamedTuple):
     """What a rank says before it writes."""
 
@@ -153,19 +161,11 @@ def saving_together(
     several states are none.
     """
     document, tensors = pack(state.at_rest())
-    own = own_pieces(tensors, others)
-    return partial(_save_together, state, document, tensors, own, folder, keep, group)
+    packed = _Packed(document, tensors, own_pieces(tensors, others))
+    return partial(_save_together, state, packed, folder, keep, group)
 
 
-def _save_together(
-    state: State,
-    document: dict[str, object],
-    tensors: dict[str, Tensor],
-    own: dict[str, Tensor],
-    folder: Path,
-    keep: int,
-    group: Group,
-) -> None:
+def _save_together(state: State, packed: _Packed, folder: Path, keep: int, group: Group) -> None:
     params = {name: local(value) for name, value in state.params.items()}
     # Every failure is sent before it is raised, or the other ranks would wait for this one.
     with ExitStack() as stack:
@@ -185,17 +185,24 @@ def _save_together(
         directory = Path(begun[0].scratch)
 
         def write_own() -> _Written:
-            pieces = write_pieces(directory, group.rank, tensors, dict(as_stored(own)))
+            stored = dict(as_stored(packed.own))
+            pieces = write_pieces(directory, group.rank, packed.tensors, stored)
             return _Written(pieces, finite=not not_finite(params, state.buffers))
 
         mine, error = attempted(write_own)
         told = group.gathered((mine, _said(error)))
-        _check([failure for _, failure in told], error)
-        written = [one for one, _ in told if one is not None]
+        written: list[_Written] = []
+        failures: list[str] = []
+        for one, failure in told:
+            failures.append(failure)
+            if one is not None:
+                written.append(one)
+        _check(failures, error)
 
         def write_rest() -> None:
             if group.rank == 0:
-                write(directory, document, tensors, _by_tensor(tensors, written))
+                pieces = _by_tensor(packed.tensors, written)
+                write(directory, packed.document, packed.tensors, pieces)
                 finite = all(one.finite for one in written)
                 put_newest(directory, folder, state.train_iter, finite, keep)
 

@@ -121,7 +121,8 @@ def everyone(who: str, group: Group, params: Iterable[Tensor]) -> Group:
     if not pieces:
         return group
     count, world = max(map(len, pieces)), dist.get_world_size()
-    if any(len(own & group.members) > 1 for own in pieces) or count * group.size != world:
+    overlap = max(len(own & group.members) for own in pieces)  # 1 is this process itself
+    if overlap > 1 or count * group.size != world:
         raise ValueError(
             f"{who}: the model's params are cut over {count} processes, and batches over "
             f"{group.size} of {world}; expected two dimensions of one mesh of all processes: "

@@ -61,13 +61,13 @@ def unshard(state: State) -> State:
     trees: Tree = (dict(state.params), dict(state.opt_state))
     params, opt_state = optree.tree_map(full, trees)
 
-    memory: dict[str, Any] = {}
+    memory: dict[str, Tree] = {}
     for who, value in state.memory.items():
         memory[who] = with_tensors(value, lambda tensor, name: full(tensor))
     return state.replace(params=params, opt_state=opt_state, memory=memory)
 
 
-def _like(template: Any, value: Any) -> Any:
+def _like(template: Tree, value: Tree) -> Tree:
     """A slot, as that of a fresh state lies."""
     if not distributed(template) or distributed(value):
         return value

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -17,34 +16,38 @@ def is_of_torch(layer: nn.Module) -> bool:
     return type(layer).__module__.partition(".")[0] == "torch"
 
 
-def attributes_of(model: nn.Module) -> dict[str, Any]:
+def attributes_of(model: nn.Module) -> dict[str, object]:
     """Every attribute of the layers, by path, as something that can be compared.
 
     Layers of torch are left out: what those keep, they make again when they need it. So are objects
     that are neither plain nor tensors, nor made of such.
     """
-    found: dict[str, Any] = {}
-    for prefix, layer in model.named_modules():
+    found: dict[str, object] = {}
+    for path, layer in model.named_modules():
+        prefix = f"{path}." if path else ""
         if not is_of_torch(layer):
             for name, value in vars(layer).items():
                 if name not in OF_ANY:
-                    found[f"{prefix}.{name}" if prefix else name] = _look(value)
+                    found[f"{prefix}{name}"] = _look(value)
         # A buffer that is None is in no state, so what a forward pass puts there counts as an
         # attribute.
         for name, value in layer._buffers.items():
             if value is None:
-                found[f"{prefix}.{name}" if prefix else name] = None
+                found[f"{prefix}{name}"] = None
     return found
 
 
-def changed_attributes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+def changed_attributes(before: Mapping[str, object], after: Mapping[str, object]) -> list[str]:
     """The paths of the attributes that differ."""
-    # The default is not None: a buffer that was None before, and is a tensor now, has changed.
-    paths = [*before, *(path for path in after if path not in before)]
-    return [path for path in paths if before.get(path, "none") != after.get(path, "none")]
+    changed = []
+    for path in {**before, **after}:
+        # The default is not None: a buffer that was None before, and is a tensor now, has changed.
+        if before.get(path, "none") != after.get(path, "none"):
+            changed.append(path)
+    return changed
 
 
-def warn_of_attributes(model: nn.Module, before: Mapping[str, Any]) -> None:
+def warn_of_attributes(model: nn.Module, before: Mapping[str, object]) -> None:
     """Say so if a batch has changed attributes of the model."""
     changed = changed_attributes(before, attributes_of(model))
     if changed:
@@ -72,7 +75,8 @@ class _Kept:
         )
 
 
-def _look(value: Any, depth: int = 3) -> Any:
+def _look(value: object, depth: int = 3) -> object:
+    """What tells later on whether an attribute is the same: of containers, each part."""
     if isinstance(value, Tensor):
         return _Kept(value)
     if isinstance(value, PLAIN):

@@ -12,18 +12,18 @@ Explain = Callable[..., None]
 """explain(error, where, spare=True) adds to an error where it was raised."""
 
 
-class Bracket(AbstractContextManager[Any]):
+class Bracket(AbstractContextManager[object]):
     """A context manager that has what it raises while it closes explained.
 
     What passes through it was raised by somebody else, and is left alone.
     """
 
     def __init__(
-        self, manager: AbstractContextManager[Any], explain: Callable[[Exception], None]
+        self, manager: AbstractContextManager[object], explain: Callable[[Exception], None]
     ) -> None:
         self.manager, self.explain = manager, explain
 
-    def __enter__(self) -> Any:
+    def __enter__(self) -> object:
         return self.manager.__enter__()
 
     def __exit__(
@@ -70,7 +70,7 @@ def opened(
         return stack.pop_all(), state
 
 
-def check_manager(owner: str, place: str, manager: Any) -> None:
+def check_manager(owner: str, place: str, manager: object) -> None:
     """Raise TypeError unless this can be entered and left."""
     if hasattr(manager, "__enter__") and hasattr(manager, "__exit__"):
         return

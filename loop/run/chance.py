@@ -6,7 +6,6 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +40,7 @@ def seed_torch(seed: int, device: torch.device) -> None:
         torch.mps.manual_seed(seed)
 
 
-def seed_loader(loader: Any, seed: int) -> None:
+def seed_loader(loader: object, seed: int) -> None:
     """Let a loader's own generators, and its sampler's epoch, be a function of the seed too."""
     for owner in (loader, getattr(loader, "sampler", None)):
         generator = getattr(owner, "generator", None)

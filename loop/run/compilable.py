@@ -1,7 +1,6 @@
 """What cannot be part of a compiled batch, found out before there is one."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from loop.learner import Learner
 
@@ -18,7 +17,7 @@ def check_optimizer_compilable(learner: Learner) -> None:
         )
 
 
-def check_compilable(callbacks: Sequence[Any]) -> None:
+def check_compilable(callbacks: Sequence[object]) -> None:
     """Raise ValueError for callbacks that cannot act on a compiled batch."""
     for callback in callbacks:
         if getattr(callback, "eager", False):

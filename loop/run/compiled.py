@@ -24,7 +24,9 @@ from functional_sgd.compile.traced import (
     trace,
 )
 from functional_sgd.hyper import with_hypers
+from functional_sgd.optimizer import Optimizer
 from functional_sgd.placing import look_again
+from functional_sgd.tree import Tree
 from loop.replaced import to_be_trained
 from loop.run.attributes import attributes_of, changed_attributes
 from loop.run.chance import seed_torch
@@ -58,15 +60,15 @@ FEW = 16  # leaves that the graph updates; for more, it would take long to compi
 class Outputs(NamedTuple):
     """What the graph of a training batch hands out."""
 
-    parts: list[Any]  # of the prediction
+    parts: list[object]  # of the prediction
     shape: Shape
     shown: Tensor  # the loss after after_loss
     loss: Tensor  # the loss that was differentiated
     grads: Mapping[str, Tensor | None]
-    remembered: Mapping[str, Any]  # by the handlers inside
+    remembered: Mapping[str, Tree]  # by the handlers inside
     # The last ones, in this order: `predict` takes their leaves from the end.
     buffers: Mapping[str, Tensor]
-    updated: tuple[Any, Any] | None  # params and optimizer state
+    updated: tuple[Tree, Tree] | None  # params and optimizer state
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +97,7 @@ class CompiledWork(Work):
         self.learned = Learned((None, None, None), (), LIST)
         self.evaluated = self.learned  # what validation batches have
         self.validates = True  # whether a validation batch can be compiled
-        self.plain: tuple[Any, Any] = (None, None)  # an optimizer, and what is traced of it
+        self.plain: tuple[Optimizer, Optimizer] | None = None  # a fused one, and without kernels
         self.graphs = Graphs()
 
     def join(self, run: "Run") -> None:
@@ -109,6 +111,7 @@ class CompiledWork(Work):
     def over(self, scope: str) -> None:
         """A scope that is no batch has come to its end."""
         super().over(scope)
+        # Not in every batch, since that takes long; between phases, callbacks may change the model.
         self.graphs.look_again()
 
     def predict(self, state: State) -> State:
@@ -137,7 +140,7 @@ class CompiledWork(Work):
 
     def _predict(
         self, state: State, params: Mapping[str, Tensor], spendable: Collection[str] = ()
-    ) -> Any:
+    ) -> Tree:
         """The prediction for a validation batch, by its graph if there can be one."""
         if not self.validates:
             return super()._predict(state, params)
@@ -148,8 +151,8 @@ class CompiledWork(Work):
         tensors, constants = [*learned.leaves, *inputs], constants_in(around)
         key = Key(constants, "validation", spec, learned.spec, self._modes(device_of(state)))
 
-        def batch(*values: Tensor) -> Any:
-            trees: Any = learned.spec.unflatten(values[: len(learned.leaves)])
+        def batch(*values: Tensor) -> tuple[list[object], Shape]:
+            trees: Tree = learned.spec.unflatten(values[: len(learned.leaves)])
             buffers, evaluated, _ = trees
             xb = spec.unflatten(joined(constants, spec, iter(values[len(learned.leaves) :])))
             work = Work()
@@ -207,12 +210,14 @@ class CompiledWork(Work):
 
     def _as_before(self, results: Results, state: State) -> bool:
         """Whether the update was made of what is there now."""
-        same = all(
-            getattr(state, name) is getattr(results.state, name)
-            for name in ("params", "opt_state", "hyper")
+        before = results.state
+        return (
+            state.params is before.params
+            and state.opt_state is before.opt_state
+            and state.hyper is before.hyper
+            and state.learner is before.learner
+            and state.grads is results.outputs.grads
         )
-        same = same and state.learner is results.state.learner
-        return same and state.grads is results.outputs.grads
 
     def _unchanged(self, state: State, *names: str) -> Results:
         results = self.results
@@ -228,7 +233,7 @@ class CompiledWork(Work):
         opt, hyper, opt_state, memory = None, None, None, None
         # Of handlers inside only: with what others remember, every value would make another graph.
         if names:
-            known: Any = {name: value for name, value in state.memory.items() if name in names}
+            known: Tree = {name: value for name, value in state.memory.items() if name in names}
             memory = optree.tree_map(counted, known, none_is_leaf=True)
         if self.updates:
             opt = self._plain(learner.opt)
@@ -257,8 +262,10 @@ class CompiledWork(Work):
             autocast = torch.get_autocast_dtype(device.type)
         return Modes(tuple([layer.training for layer in self.graphs.layers]), autocast)
 
-    def _plain(self, opt: Any) -> Any:
-        if self.plain[0] is not opt:
+    def _plain(self, opt: Optimizer) -> Optimizer:
+        """What is traced instead of an optimizer: kernels cannot be."""
+        # Made once: it is in the key of every graph, where another one need not be equal.
+        if self.plain is None or self.plain[0] is not opt:
             self.plain = (opt, without_kernels(opt))
         return self.plain[1]
 
@@ -269,14 +276,13 @@ class CompiledWork(Work):
         in_data = xb_spec.num_leaves + yb_spec.num_leaves
 
         def batch(*values: Tensor) -> Outputs:
-            learned: Any = key.learned.unflatten(values[:count])
-            around: Any = key.data.unflatten(joined(key.constants, key.data, iter(values[count:])))
+            learned: Tree = key.learned.unflatten(values[:count])
+            around: Tree = key.data.unflatten(joined(key.constants, key.data, iter(values[count:])))
             buffers, params, opt_state = learned
             xb, yb, loss, memory, hyper = around
             learner = replace(learner_of(state), loss=loss)
             changes: dict[str, Any] = dict(params=params, buffers=buffers, xb=xb, yb=yb)
             if self.updates:
-                # Kernels cannot be traced.
                 learner = replace(learner, opt=self._plain(learner.opt), fused=False)
                 changes |= dict(opt_state=opt_state, hyper=by_name(hyper))
             known = {**state.memory, **(memory or {})}
@@ -362,8 +368,10 @@ class CompiledWork(Work):
             state = self.inside.call(event, state)
         if state.loss is not differentiated:  # on several ranks, it is known when gradients are
             shown = state.loss
-        after = work.update(state) if self.updates else None
-        updated = None if after is None else (after.params, after.opt_state)
+        updated = None
+        if self.updates:
+            after = work.update(state)
+            updated = (after.params, after.opt_state)
         parts, shape = taken_apart(state.pred)
         new = {name: own for name, own in state.memory.items() if own is not known.get(name)}
         assert shown is not None

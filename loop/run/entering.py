@@ -1,7 +1,6 @@
 """What changes on entering a scope and on leaving it: the batch, the counters, the model's mode."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from loop.run.passes import TRAIN_DATA, VALID_DATA, Feed, Pass, length
 from loop.run.stages import BEFORE_VALIDATION, device_of, learner_of, split_batch
@@ -31,14 +30,17 @@ def batches_of_a_pass(state: State, start: int) -> Iterator[Callable[[State], St
     """Enter every batch of a pass over the data of the phase, from this one on."""
     learner, device, training = learner_of(state), device_of(state), state.training
     loader = learner.data.train if training else learner.data.valid
-    purpose, number = TRAIN_DATA if training else VALID_DATA, state.epochs_seen
+    purpose = TRAIN_DATA if training else VALID_DATA
+    number = state.epochs_seen
     source = Pass(loader, purpose, state.seed, number, start, device)
     del state  # or it would live as long as the phase does
     for batch in source:
         xb, yb = split_batch(learner, batch, device)
-        changes: dict[str, Any] = dict(position=(number, source.index)) if training else {}
+        changes: dict[str, object] = {"xb": xb, "yb": yb, "iter": source.index - 1}
+        if training:
+            changes["position"] = (number, source.index)
         # done=(): from here on until the batch is over, there is no place to go on from.
-        yield _Enter(iter=source.index - 1, xb=xb, yb=yb, done=(), **changes)
+        yield _Enter(**changes, done=())
     source.check()
 
 
@@ -91,10 +93,10 @@ def leave_epoch(state: State) -> State:
     """An epoch, cancelled or not, counts. One that is a pass over the data is over; one of so many
     steps leaves the pass where it is.
     """
-    changes: dict[str, Any] = dict(epochs_seen=state.epochs_seen + 1, done=())
-    if state.n_step is None:
-        changes |= dict(position=(state.epochs_seen + 1, 0))
-    return state.replace(**changes)
+    passes = state.epochs_seen + 1
+    if state.n_step is not None:
+        return state.replace(epochs_seen=passes, done=())
+    return state.replace(epochs_seen=passes, done=(), position=(passes, 0))
 
 
 def left_batch(state: State) -> State:
@@ -126,7 +128,7 @@ def has_gradients(state: State) -> bool:
 class _Enter:
     """The change of fields on entering a scope."""
 
-    def __init__(self, **changes: Any) -> None:
+    def __init__(self, **changes: object) -> None:
         self.changes = changes
 
     def __call__(self, state: State) -> State:

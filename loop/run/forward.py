@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from functional_sgd.placing import Placed
+from functional_sgd.tree import Tree
 
 
 class ByName(dict[str, Any]):
@@ -24,7 +25,7 @@ _register(
 )
 
 
-def called(placed: Placed, xb: tuple[Any, ...]) -> Any:
+def called(placed: Placed, xb: tuple[Tree, ...]) -> Tree:
     """The model's output for the inputs of a batch; those of a dict go by name."""
     if len(xb) == 1 and isinstance(xb[0], ByName):
         return placed.call((), xb[0])
@@ -42,7 +43,7 @@ class Unharmed:
         self.what = what
         self.writes: dict[bool, bool] = {}  # by phase, as far as it is known
 
-    def call(self, function: Callable[[Any], Any], batch: Any, training: bool) -> Any:
+    def call(self, function: Callable[[Tree], Tree], batch: Tree, training: bool) -> Tree:
         """function(batch), a tuple. Raises RuntimeError if it has written to it all the same."""
         copied = self.writes.get(training, True)
         if copied:

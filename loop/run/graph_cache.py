@@ -1,7 +1,7 @@
 """Compiled batches: where they are kept, and how states become flat lists of tensors."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,7 +15,9 @@ from functional_sgd.chained import functions_in
 from functional_sgd.compile.step import without_kernels
 from functional_sgd.compile.traced import MANY, Constants, Traced, plain_constants
 from functional_sgd.fingerprint import PLAIN, fingerprint, reads_outside
+from functional_sgd.optimizer import Optimizer
 from functional_sgd.outputs import map_output
+from functional_sgd.tree import Tree
 from loop.learner import Learner
 from loop.losses import MixedLoss
 from loop.run.attributes import OF_ANY, is_of_torch
@@ -38,7 +40,9 @@ _register(
 )
 
 
-def _partial(function: Any, args: Any, keywords: Any) -> Any:
+def _partial(
+    function: Callable[..., object], args: Iterable[object], keywords: Mapping[str, object]
+) -> "partial[object]":
     return partial(function, *args, **keywords)
 
 
@@ -46,49 +50,51 @@ def _partial(function: Any, args: Any, keywords: Any) -> Any:
 class Learned:
     """(buffers, params, optimizer state), taken apart: tensors only, so None has no leaf."""
 
-    tree: tuple[Any, Any, Any]
-    leaves: Sequence[Any]
+    tree: tuple[Tree, Tree, Tree]
+    leaves: Sequence[Tensor]
     spec: optree.PyTreeSpec
 
-    def now(self, tree: Any) -> "Learned":
+    def now(self, tree: Tree) -> "Learned":
         """What a batch starts from: this, if it is the same trees, else those taken apart."""
         if all(one is other for one, other in zip(tree, self.tree, strict=True)):
             return self
         return Learned(tree, *optree.tree_flatten(tree))
 
 
-def flat(tree: Any) -> Any:
+def flat(tree: Tree) -> tuple[list[Any], optree.PyTreeSpec]:
     """(leaves, spec); None is a leaf in the data, and the parts of some losses are leaves too."""
     return optree.tree_flatten(tree, none_is_leaf=True, namespace=_NAMESPACE)
 
 
-def counted(value: Any) -> Any:
+def counted(value: object) -> object:
     """A number as a tensor, so that another one does not make another graph; a float keeps its
     digits.
     """
     if type(value) is float:
         return torch.tensor(value, dtype=torch.float64)
-    return torch.tensor(value) if type(value) is int else value
+    if type(value) is int:
+        return torch.tensor(value)
+    return value
 
 
 @dataclass(frozen=True, eq=False)
 class Shape:
     """How a prediction is built: the same, with the number of each part instead of it."""
 
-    tree: Any
+    tree: Tree
 
-    def filled(self, parts: Sequence[Any]) -> Any:
+    def filled(self, parts: Sequence[object]) -> Tree:
         """The prediction, of these parts."""
         return map_output(parts.__getitem__, self.tree)
 
 
-def taken_apart(pred: Any) -> tuple[list[Any], Shape]:
+def taken_apart(pred: Tree) -> tuple[list[object], Shape]:
     """The parts of a prediction, and how it is built of them."""
-    parts: list[Any] = []
+    parts: list[object] = []
     return parts, Shape(map_output(partial(_taken, parts), pred))
 
 
-def _taken(parts: list[Any], leaf: Any) -> int:
+def _taken(parts: list[object], leaf: object) -> int:
     """The number that a leaf gets among the parts."""
     parts.append(leaf)
     return len(parts) - 1
@@ -97,10 +103,11 @@ def _taken(parts: list[Any], leaf: Any) -> int:
 _HOOKS = frozenset(name for name in OF_ANY if name.endswith("_hooks"))
 
 
-def _fingerprint_of_loss(loss: Any) -> tuple[Any, ...]:
+def _fingerprint_of_loss(loss: Callable[..., Tensor]) -> tuple[object, ...]:
     """What of a loss a graph has in it as constants; what changes by batch goes in as tensors."""
-    found: list[Any] = []
-    for leaf in flat(loss)[0]:
+    found: list[object] = []
+    leaves, _ = flat(loss)
+    for leaf in leaves:
         if isinstance(leaf, nn.Module):
             found += map(_fingerprint_of_layer, leaf.modules())
             found += map(fingerprint, leaf.state_dict(keep_vars=True).values())
@@ -109,12 +116,12 @@ def _fingerprint_of_loss(loss: Any) -> tuple[Any, ...]:
     return tuple(found)
 
 
-def _fingerprint_of_layer(layer: nn.Module) -> tuple[Any, ...]:
+def _fingerprint_of_layer(layer: nn.Module) -> tuple[object, ...]:
     """What of a layer a graph has in it as constants."""
     # Without the mode: it is in the key of every graph, so that one list serves all phases. Without
     # what layers of torch keep for themselves: an LSTM has its parameters in a list, too.
     constant = (*PLAIN, tuple)
-    found: list[Any] = [type(layer), *layer._modules]
+    found: list[object] = [type(layer), *layer._modules]
     if not is_of_torch(layer):
         found.append(fingerprint(type(layer).forward))
     for name, value in sorted(vars(layer).items()):
@@ -142,15 +149,13 @@ class Key(NamedTuple):
     data: optree.PyTreeSpec
     learned: optree.PyTreeSpec
     modes: Modes
-    functions: tuple[
-        Any, ...
-    ] = ()  # of loss and rules, if they are in it: whether they are the same
+    functions: tuple[object, ...] = ()  # what tells whether loss and rules are the same
     frozen: tuple[str, ...] = ()
-    opt: Any = None  # if the graph goes on to the update
-    handlers: tuple[Any, ...] = ()  # of callbacks, that are called inside
+    opt: Optimizer | None = None  # if the graph goes on to the update
+    handlers: tuple[object, ...] = ()  # of callbacks, that are called inside
 
 
-_GRAPHS: WeakKeyDictionary[nn.Module, dict[Any, list[Traced]]] = WeakKeyDictionary()
+_GRAPHS: WeakKeyDictionary[nn.Module, dict[object, list[Traced]]] = WeakKeyDictionary()
 
 
 def graphs_of(model: nn.Module) -> list[Traced]:
@@ -188,6 +193,7 @@ class Graphs:
             self.model, self.known = model, graphs_of(model)
             rules = filter(reads_outside, functions_in(without_kernels(learner.opt)))
             self.functions = (*_fingerprint_of_loss(learner.loss), *map(fingerprint, rules))
+            # Listed here, since the mode of each is part of the key of every batch.
             self.layers = list(model.modules())
             self.has_lstm = any(isinstance(layer, nn.LSTM) for layer in self.layers)
 

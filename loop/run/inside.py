@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import takewhile
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import optree
 from torch import Tensor
 
 from functional_sgd.fingerprint import fingerprint
+from functional_sgd.tree import Tree
 from loop.state import State
 
 if TYPE_CHECKING:
@@ -26,11 +26,15 @@ _KEPT = (Tensor, int, float, str)
 """What handlers inside may remember: a graph hands it out."""
 
 
+Method: TypeAlias = Callable[[State], Any]
+"""What a callback may return is checked by the machine."""
+
+
 class Handler(NamedTuple):
     """What a callback does at an event."""
 
     name: str  # of the callback
-    method: Callable[[State], Any]
+    method: Method
 
 
 class Inside:
@@ -39,13 +43,14 @@ class Inside:
     def __init__(self, handlers: Mapping[str, Sequence[Handler]], goes_on: bool) -> None:
         self.handlers = handlers
         self.goes_on = goes_on  # whether the graph has the update in it
-        self.names = {one.name for taken in handlers.values() for one in taken}
-        # For the key of a graph, which is of these handlers alone.
-        listed = []
+        names, listed = set(), []
         for event, taken in handlers.items():
             for one in taken:
+                names.add(one.name)
                 reads = fingerprint(getattr(one.method, "__func__", one.method))
                 listed.append((event, *one, reads))
+        self.names = names
+        # For the key of a graph, which is of these handlers alone.
         self.listed = tuple(listed)
 
     def call(self, event: str, state: State) -> State:
@@ -66,21 +71,36 @@ def inside_of(run: "Run", updates: bool) -> Inside:
     """The handlers of a run that its graphs call. `updates` says whether they can go on to the
     update if no handler is in the way.
     """
-    traceable = {}
-    for event in (*INSIDE, *BEFORE_UPDATE):
-        every = [Handler(*one) for one in run.handlers[event]]
-        traceable[event] = [one for one in every if _is_traceable(event, one.method)]
+    taken: dict[str, Sequence[Handler]] = {}
+    for event in INSIDE:
+        chosen = []
+        for name, method in run.handlers[event]:
+            if _is_traceable(event, method):
+                chosen.append(Handler(name, method))
+        taken[event] = chosen
+    goes_on = updates
+    for event in BEFORE_UPDATE:
+        taken[event] = _first_traceable(event, run.handlers[event])
+        if len(taken[event]) < len(run.handlers[event]):
+            goes_on = False
     # A bracket around one of these stages would open when the graph has long been there.
-    places = (*BEFORE_UPDATE, "around_gradients", "around_update")
-    free = all(len(traceable.get(place, ())) == len(run.handlers_of(place)) for place in places)
-    if updates and free:
-        return Inside(traceable, True)
-    # Nothing of what comes after a handler that is called.
-    taken: dict[str, Sequence[Handler]] = {event: traceable[event] for event in INSIDE}
-    known = traceable["after_backward"]
-    every = [Handler(*one) for one in run.handlers["after_backward"]]
-    taken["after_backward"] = [*takewhile(known.__contains__, every)]
-    return Inside(taken, False)
+    if run.handlers_of("around_gradients") or run.handlers_of("around_update"):
+        goes_on = False
+    if not goes_on:
+        del taken["before_step"]  # the graph ends before it
+    return Inside(taken, goes_on)
+
+
+def _first_traceable(event: str, handlers: Sequence[tuple[str, Method]]) -> list[Handler]:
+    """The handlers before the first that is not traceable: what comes after that one must see what
+    it has made of the state.
+    """
+    first = []
+    for name, method in handlers:
+        if not _is_traceable(event, method):
+            break
+        first.append(Handler(name, method))
+    return first
 
 
 def take_over(run: "Run", inside: Inside) -> None:
@@ -89,28 +109,32 @@ def take_over(run: "Run", inside: Inside) -> None:
     """
     for event, taken in inside.handlers.items():
         left = []
-        for one in run.handlers[event]:
-            name, method = one
-            left.append((name, partial(_in_validation, method)) if one in taken else one)
+        for name, method in run.handlers[event]:
+            if Handler(name, method) in taken:
+                method = partial(_in_validation, method)
+            left.append((name, method))
         run.handlers[event] = tuple(left)
 
 
-def _is_traceable(event: str, method: Any) -> bool:
-    return event in getattr(getattr(method, "__self__", None), "traceable", ())
+def _is_traceable(event: str, method: Method) -> bool:
+    callback = getattr(method, "__self__", None)
+    return event in getattr(callback, "traceable", ())
 
 
-def _in_validation(method: Callable[[State], Any], state: State) -> Any:
+def _in_validation(method: Method, state: State) -> object:
     return None if state.training else method(state)
 
 
 def _check_remembered(
-    name: str, event: str, before: Mapping[str, Any], after: Mapping[str, Any]
+    name: str, event: str, before: Mapping[str, Tree], after: Mapping[str, Tree]
 ) -> None:
     """Raise ValueError if a handler leaves something that cannot come out of a graph."""
     if before is after:
         return
-    new: Any = [own for key, own in after.items() if own is not before.get(key)]
-    odd = [leaf for leaf in optree.tree_leaves(new) if not isinstance(leaf, _KEPT)]
+    odd: list[object] = []
+    for key, value in after.items():
+        if value is not before.get(key):
+            odd += [leaf for leaf in optree.tree_leaves(value) if not isinstance(leaf, _KEPT)]
     if odd or before.keys() - after.keys():
         did = f"remember {odd[0]!r}" if odd else "forget anything"
         raise ValueError(

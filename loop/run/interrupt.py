@@ -116,11 +116,11 @@ def listening() -> Iterator[Listener]:
     if threading.current_thread() is not threading.main_thread():
         yield Listener()
         return
-    current = (signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM))
-    outer = next((handler for handler in current if isinstance(handler, Listener)), None)
-    if outer is not None:
-        yield outer
-        return
+    for number in (signal.SIGINT, signal.SIGTERM):
+        outer = signal.getsignal(number)
+        if isinstance(outer, Listener):
+            yield outer
+            return
     listener = Listener()
     listener.listen()
     try:
@@ -181,7 +181,7 @@ def _exit_by(number: int, state: State | None = None) -> BaseException:
 def _quiet(handler: Callable[..., Any]) -> Callable[..., None]:
     """The handler of a signal, without its RuntimeError."""
 
-    def handle(*details: Any) -> None:
+    def handle(*details: object) -> None:
         with suppress(RuntimeError):
             handler(*details)
 

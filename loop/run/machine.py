@@ -53,10 +53,12 @@ class Run:
         learner: Learner,
         state: State,
         root: Scope = FIT,
-        callbacks: Sequence[Any] | None = None,
+        callbacks: Sequence[object] | None = None,
         work: stages.Work | None = None,
     ) -> None:
-        ordered = in_order(learner.callbacks if callbacks is None else callbacks)
+        if callbacks is None:
+            callbacks = learner.callbacks
+        ordered = in_order(callbacks)
         self.learner, self.root = learner, root
         self.handlers = {event: _methods(ordered, event) for event in EVENTS}
         self.brackets = {name: _methods(ordered, f"around_{name}") for name in (*SCOPES, *STAGES)}
@@ -124,10 +126,11 @@ class Run:
         """A scope between its borders. Whatever way it ends, what it lent is taken back."""
         border, over, depth = BORDERS[scope.name], False, len(self.open)
         learner, resources = self.state.learner, self.state.resources
+        model = None if learner is None else learner.model
 
         def left(state: State) -> State:
             if state.learner is not learner:
-                self.lent.put_back(None if learner is None else learner.model)
+                self.lent.put_back(model)
             if state.learner is not learner or state.resources is not resources:
                 state = state.replace(learner=learner, resources=resources)
             return border.left(state)
@@ -145,7 +148,9 @@ class Run:
             # A scope that had ended when the signal came counts as any other; one that was cut
             # short says what of it counts.
             state = self.state if signal.state is None else signal.state
-            signal.state = left(state if over else border.broken(state))
+            if not over:
+                state = border.broken(state)
+            signal.state = left(state)
             raise
         finally:
             # Scopes that are done as a whole have no entry in the path and are innermost, so this
@@ -287,7 +292,7 @@ class Run:
             return self.handlers[place]
         return self.brackets[place.removeprefix("around_")]
 
-    def brackets_of(self, name: str, lend: bool = False) -> AbstractContextManager[Any]:
+    def brackets_of(self, name: str, lend: bool = False) -> AbstractContextManager[object]:
         """The brackets that callbacks have around this; they close in reverse order, on every way
         out.
         """
@@ -303,7 +308,8 @@ class Run:
         # Who goes on from a state has the learner of the command: not one that a callback has put
         # in its place for a while.
         resumable = self.root is FIT and self.state.learner is self.learner
-        self.state = self.committed = self.state.replace(done=tuple(self.path) if resumable else ())
+        done = tuple(self.path) if resumable else ()
+        self.state = self.committed = self.state.replace(done=done)
         self.spent = False
         if self.observers and resumable:
             for name, observe in self.observers:
@@ -361,11 +367,11 @@ class Run:
         batch = self.state.iter if batch is None else batch
         if self.root is not FIT:
             return f"batch {batch} of a validation"
-        phases = {TRAIN.name: "training", VALIDATE.name: "validation"}
-        phase = next((phases[name] for name in phases if name in self.open), None)
-        if phase is None:
-            return f"epoch {self.state.epoch}"
-        return f"{phase} batch {batch} of epoch {self.state.epoch}"
+        epoch = f"epoch {self.state.epoch}"
+        for scope, phase in ((TRAIN, "training"), (VALIDATE, "validation")):
+            if scope.name in self.open:
+                return f"{phase} batch {batch} of {epoch}"
+        return epoch
 
 
 _NO_BRACKETS = nullcontext()
@@ -380,6 +386,10 @@ _NO_STATE = (
 )
 
 
-def _methods(callbacks: Iterable[Any], place: str) -> tuple[Method, ...]:
-    found = ((name_of(callback), getattr(callback, place, None)) for callback in callbacks)
-    return tuple((name, method) for name, method in found if callable(method))
+def _methods(callbacks: Iterable[object], place: str) -> tuple[Method, ...]:
+    found: list[Method] = []
+    for callback in callbacks:
+        method = getattr(callback, place, None)
+        if callable(method):
+            found.append((name_of(callback), method))
+    return tuple(found)

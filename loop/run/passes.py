@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from functional_sgd.tree import Tree
 from loop.run.chance import key, seed_loader, seed_torch
 
 TRAIN_DATA, VALID_DATA = 0, 1  # what a random number is for; stages.py has the others
@@ -40,12 +41,13 @@ class Pass:
             # Persistent workers have their seed, so it is not drawn again; but the order must not
             # depend on whether they are there already.
             torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
-        self.iterator, self.expected = iter(() if loader is None else loader), length(loader)
+        self.iterator = iter(()) if loader is None else iter(loader)
+        self.expected = length(loader)
 
     def __iter__(self) -> "Pass":
         return self
 
-    def __next__(self) -> Any:
+    def __next__(self) -> Tree:
         while True:
             # Before every batch, since a loader without workers draws its augmentations in here.
             seed_torch(key(self.order, self.index), self.device)
@@ -75,7 +77,7 @@ class Pass:
                 f"Give the loader the right len(), or none."
             )
 
-    def is_at(self, loader: Any, seed: int, number: int, index: int) -> bool:
+    def is_at(self, loader: object, seed: int, number: int, index: int) -> bool:
         """Whether what comes next is batch `index` of that pass."""
         # A torch DataLoader with persistent workers has one iterator, which whoever else iterates
         # over the loader starts anew.
@@ -96,7 +98,7 @@ class Feed:
 
     def batch(
         self, loader: Any, seed: int, position: tuple[int, int], device: torch.device
-    ) -> tuple[Any, tuple[int, int]]:
+    ) -> tuple[Tree, tuple[int, int]]:
         """The batch at a position (passes, batches of the one at hand), and the position after it.
 
         Where the pass is over, it is the first of the next one. Raises ValueError if that is empty.

@@ -2,9 +2,9 @@
 
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 
 from functional_sgd.placing import Placed
 
@@ -17,19 +17,25 @@ def check_reached(loss: Tensor, placed: Placed, tracked: Mapping[str, Tensor]) -
     """
     ours = set(map(id, tracked.values()))
     own = {id(value): place[2] for place, value in zip(placed.places, placed.found, strict=True)}
-    leaves = list(_leaves(loss))
-    strangers = [leaf for leaf in leaves if id(leaf) not in ours]
-    stale = sorted({own[id(leaf)] for leaf in strangers if id(leaf) in own})
+    stale: set[str] = set()
+    others: list[Tensor] = []
+    reaches_ours = False
+    for leaf in _leaves(loss):
+        if id(leaf) in ours:
+            reaches_ours = True
+        elif id(leaf) in own:
+            stale.add(own[id(leaf)])
+        elif isinstance(leaf, nn.Parameter):
+            others.append(leaf)
     if stale:
         raise ValueError(
-            f"Learner: the loss reaches {', '.join(map(repr, stale))} of the "
+            f"Learner: the loss reaches {', '.join(map(repr, sorted(stale)))} of the "
             f"{type(placed.module).__name__} as before the run, by a list or an attribute that "
             f"was made then, so its derivative is lost. Look parameters up in the forward pass or "
             f"in the loss itself: model.parameters()."
         )
-    others = [leaf for leaf in strangers if isinstance(leaf, nn.Parameter)]
     # A loss that depends on nothing of the model is an error, once there are no gradients.
-    if others and len(strangers) < len(leaves):
+    if others and reaches_ours:
         shapes = ", ".join(f"{tuple(leaf.shape)}" for leaf in others)
         warnings.warn(
             f"Learner: the loss depends on parameters that are not those of the "
@@ -41,8 +47,8 @@ def check_reached(loss: Tensor, placed: Placed, tracked: Mapping[str, Tensor]) -
 
 def _leaves(loss: Tensor) -> Iterator[Tensor]:
     """The tensors without a past that a loss was computed from, as far as they are tracked."""
-    waiting: list[Any] = [loss.grad_fn]
-    seen: set[Any] = set()
+    waiting: list[Node | None] = [loss.grad_fn]
+    seen: set[Node] = set()
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:

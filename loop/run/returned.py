@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 from operator import attrgetter
-from typing import Any
 
 import optree
 from torch import Tensor
 
+from functional_sgd.tree import Tree
 from loop.run.stages import learner_of
 from loop.state import BACK, COUNTERS, PLACE, State
 
@@ -32,7 +32,8 @@ def accepted(said: str, result: State, state: State) -> State:
 def _at_this_place(said: str, result: State, state: State) -> State:
     """The result, if all that differs is what `State.back_to` may have put back."""
     went_back = result.event == BACK
-    for name in PLACE if went_back else _OWNED:
+    fixed = PLACE if went_back else _OWNED
+    for name in fixed:
         if getattr(result, name) != getattr(state, name):
             raise _written(said, name, result, state)
     if result.learner is None or result.resources is not state.resources:
@@ -79,7 +80,7 @@ def _same_optimizer(result: State, state: State) -> bool:
     return learner_of(result).opt is learner_of(state).opt
 
 
-def _check_names(said: str, field: str, new: Any, old: Mapping[str, Any]) -> None:
+def _check_names(said: str, field: str, new: object, old: Mapping[str, object]) -> None:
     if not isinstance(new, Mapping):
         raise TypeError(
             f"{said} a state whose {field} is of type "
@@ -96,8 +97,8 @@ def _check_names(said: str, field: str, new: Any, old: Mapping[str, Any]) -> Non
 def _check_leaf(
     said: str,
     leaf: str,
-    new: Any,
-    old: Any,
+    new: object,
+    old: object,
     kinds: tuple[str, ...] = ("shape", "dtype", "device"),
 ) -> None:
     """Raise unless both are tensors alike, or neither is a tensor."""
@@ -118,7 +119,7 @@ def _check_leaf(
             )
 
 
-def _check_opt_state(said: str, new: Any, old: Any) -> None:
+def _check_opt_state(said: str, new: Tree, old: Tree) -> None:
     paths, leaves, spec = optree.tree_flatten_with_path(new, none_is_leaf=True)
     expected, known = optree.tree_flatten(old, none_is_leaf=True)
     if spec != known:
@@ -128,4 +129,5 @@ def _check_opt_state(said: str, new: Any, old: Any) -> None:
         )
     for path, leaf, one in zip(paths, leaves, expected, strict=True):
         if leaf is not one:
-            _check_leaf(said, "opt_state" + "".join(f"[{key!r}]" for key in path), leaf, one)
+            keys = "".join(f"[{key!r}]" for key in path)
+            _check_leaf(said, f"opt_state{keys}", leaf, one)

@@ -42,12 +42,14 @@ def running(model: nn.Module) -> Iterator[None]:
     thread, layers = threading.get_ident(), list(model.modules())
     with _LOCK:
         # Layer by layer, since two models may share some.
-        if any(other != thread for layer in layers for other in _RUNNING.get(layer, ())):
-            raise RuntimeError(
-                f"Learner: another thread is running its {type(model).__name__}, and a model can "
-                f"have the tensors of one run only. Give each thread a learner of its own: "
-                f"dataclasses.replace(learner, model=copy.deepcopy(learner.model))."
-            )
+        for layer in layers:
+            if any(other != thread for other in _RUNNING.get(layer, ())):
+                raise RuntimeError(
+                    f"Learner: another thread is running its {type(model).__name__}, and a model "
+                    f"can have the tensors of one run only. Give each thread a learner of its own: "
+                    f"dataclasses.replace(learner, model=copy.deepcopy(learner.model))."
+                )
+        # In a loop of its own: after an error, no layer counts as run by this thread.
         for layer in layers:
             _RUNNING.setdefault(layer, []).append(thread)
     flags = [layer.training for layer in layers]

@@ -5,7 +5,7 @@ state to state.
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import optree
 import torch
@@ -15,6 +15,7 @@ from functional_sgd.autodiff import detached, gradients
 from functional_sgd.optimizer import Optimizer
 from functional_sgd.placing import Placed, look_again, written_by
 from functional_sgd.sharded import full
+from functional_sgd.tree import Tree
 from loop.learner import Learner
 from loop.remembered import tensors_in
 from loop.replaced import evaluated, to_be_trained
@@ -27,11 +28,24 @@ from loop.run.targetless import Targetless
 from loop.run.unused import Unused
 from loop.state import State
 
+if TYPE_CHECKING:
+    from loop.run.machine import Run
+
+_Handler: TypeAlias = Callable[[State], State | None]
+
 _BATCH, _VALID_BATCH = 2, 3  # what a random number is for; passes.py has the others
 
 
 BEFORE_VALIDATION = "before_validation"
 """Where a state keeps its buffers while the forward passes of a validation write to theirs."""
+
+
+class _Average(NamedTuple):
+    """The params that an optimizer evaluates, and what it has made them of."""
+
+    params: Mapping[str, Tensor]
+    opt_state: Tree
+    found: Mapping[str, Tensor]
 
 
 class Work:
@@ -40,12 +54,12 @@ class Work:
     """
 
     def __init__(self) -> None:
-        self.handlers: Mapping[str, Sequence[Any]] = {}
-        self.brackets: Callable[[str], AbstractContextManager[Any]] = _no_brackets
+        self.handlers: Mapping[str, Sequence[tuple[str, _Handler]]] = {}
+        self.brackets: Callable[[str], AbstractContextManager[object]] = _no_brackets
         self.placed: Placed | None = None
         self.during: dict[str, Tensor] = {}
         self.before: dict[str, Tensor] = {}
-        self.average: tuple[Any, Any, Any] = (None, None, None)  # of these params and this state
+        self.average: _Average | None = None
         self.model, self.loss_function = Unharmed("model"), Unharmed("loss")
         self.trained = 0  # batches of this run
         self.unused = Unused()
@@ -53,7 +67,7 @@ class Work:
         self.stepper: Optimizer | None = None  # who has taken the steps
         self.spend_grads = False  # whether new params take the memory of gradients
 
-    def join(self, run: Any) -> None:
+    def join(self, run: "Run") -> None:
         """Prepare for a run."""
         self.handlers, self.brackets = run.handlers, run.brackets_of
         model = learner_of(run.state).model
@@ -149,17 +163,24 @@ class Work:
         return leaves, own
 
     def _evaluated(self, state: State) -> Mapping[str, Tensor]:
-        """The params to evaluate."""
-        params, opt_state, _ = self.average
-        if params is not state.params or opt_state is not state.opt_state:
-            found = evaluated(state, learner_of(state).opt)
-            self.average = (state.params, state.opt_state, found)
-        average: Mapping[str, Tensor] = self.average[2]
-        return average
+        """The params to evaluate: an average, if the optimizer keeps one for that."""
+        opt = learner_of(state).opt
+        if not opt.averages:
+            return state.params
+        # Made once for a validation, in which every batch has the same params and state.
+        known = self.average
+        if (
+            known is None
+            or known.params is not state.params
+            or known.opt_state is not state.opt_state
+        ):
+            found = evaluated(state, opt)
+            known = self.average = _Average(state.params, state.opt_state, found)
+        return known.found
 
     def _predict(
         self, state: State, params: Mapping[str, Tensor], spendable: Collection[str] = ()
-    ) -> Any:
+    ) -> Tree:
         """The model's output with these params, of which the spendable may be written to."""
         model, tensors = learner_of(state).model, {**params, **state.buffers}
         # A donated run has one copy of its params, so there is nothing to compare with.
@@ -217,9 +238,13 @@ class Work:
                 "Does the model, or a callback, detach it? Does it run another module, or have all "
                 "parameters requires_grad=False?"
             )
-        # A gradient may be a view, which holds the tensor that it is a view of.
-        each = iter(detached(grads) if self.spend_grads else grads)
-        by_name = {name: None if name in state.frozen else next(each) for name in self.during}
+        if self.spend_grads:
+            # A gradient may be a view, which holds the tensor that it is a view of.
+            grads = detached(grads)
+        each = iter(grads)  # of those that are tracked
+        by_name: dict[str, Tensor | None] = {}
+        for name in self.during:
+            by_name[name] = None if name in state.frozen else next(each)
         self.unused.look(by_name, state.frozen)
         # The loss may have called the model once more.
         late = placed.look() & state.buffers.keys()
@@ -251,6 +276,7 @@ class Work:
         with torch.no_grad():
             there = learner.opt.perturb(state.params, state.grads, state.opt_state, state.hyper)
         again = Work()
+        # These know whether model and loss write to the batch, which costs a copy to find out.
         again.model, again.loss_function = self.model, self.loss_function
         again.trained = self.trained
         try:
@@ -279,9 +305,14 @@ class Work:
     def update(self, state: State) -> State:
         """One step of the optimizer, which gets the loss if it asks for it."""
         learner = learner_of(state)
-        spending = learner.sparing_stepper if self.spend_grads else learner.stepper
-        self.stepper = opt = learner.donating_stepper if state.donated else spending
-        extras: dict[str, Any] = {}
+        if state.donated:
+            opt = learner.donating_stepper
+        elif self.spend_grads:
+            opt = learner.sparing_stepper
+        else:
+            opt = learner.stepper
+        self.stepper = opt
+        extras: dict[str, object] = {}
         if "value" in opt.names:
             extras["value"] = state.loss
         if "value_fn" in opt.names:
@@ -311,7 +342,7 @@ class Work:
         return loss
 
 
-def _no_brackets(name: str) -> AbstractContextManager[Any]:
+def _no_brackets(name: str) -> AbstractContextManager[object]:
     return nullcontext()
 
 
@@ -327,8 +358,9 @@ def set_mode(state: State) -> None:
 def batch_key(state: State) -> int:
     """The seed of what is random in the forward pass of a training batch, such as dropout."""
     salt = learner_of(state).salt
-    # A salt of 0 adds nothing to the key, so rank 0 draws what a learner without ranks draws.
-    return key(state.seed, state.train_iter, _BATCH, *((salt,) if salt else ()))
+    if salt == 0:  # nothing in the key, so rank 0 draws what a learner without ranks draws
+        return key(state.seed, state.train_iter, _BATCH)
+    return key(state.seed, state.train_iter, _BATCH, salt)
 
 
 def validation_key(state: State) -> int:
@@ -348,8 +380,8 @@ def device_of(state: State) -> torch.device:
 
 
 def split_batch(
-    learner: Learner, batch: Any, device: torch.device
-) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    learner: Learner, batch: Tree, device: torch.device
+) -> tuple[tuple[Tree, ...], tuple[Tree, ...]]:
     """A batch as (inputs, targets), on the device; of a dict, targets by name."""
     if isinstance(batch, Mapping):
         missing = [name for name in learner.targets if name not in batch]
@@ -363,15 +395,19 @@ def split_batch(
         moved = {name: to_device(part, device) for name, part in batch.items()}
         yb = tuple(moved.pop(name) for name in learner.targets if name in moved)
         return (ByName(moved),), yb
-    parts = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
-    parts = tuple(to_device(part, device) for part in parts)
+    given = batch if isinstance(batch, (tuple, list)) else (batch,)
+    parts = tuple([to_device(part, device) for part in given])
     count = min(learner.n_inputs, len(parts))
     return parts[:count], parts[count:]
 
 
-def to_device(part: Any, device: torch.device) -> Any:
+def to_device(part: Tree, device: torch.device) -> Tree:
     """All tensors of a tree, on the device."""
     if isinstance(part, Tensor):
         # From pinned memory the copy then runs beside the work; from any other torch waits anyway.
         return part if part.device == device else part.to(device, non_blocking=True)
-    return optree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, part)
+
+    def moved(leaf: object) -> object:
+        return leaf.to(device) if isinstance(leaf, Tensor) else leaf
+
+    return optree.tree_map(moved, part)

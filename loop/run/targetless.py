@@ -51,9 +51,10 @@ def takes_prediction_alone(loss: Callable[..., Any]) -> bool:
     >>> takes_prediction_alone(lambda output: output.loss), takes_prediction_alone(nn.MSELoss())
     (True, False)
     """
+    # The __call__ of every module takes anything.
+    function = loss.forward if isinstance(loss, nn.Module) else loss
     try:
-        # The __call__ of every module takes anything.
-        signature = inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss)
+        signature = inspect.signature(function)
         signature.bind(None)
     except (TypeError, ValueError):  # it needs more, or nobody knows what it takes
         return False

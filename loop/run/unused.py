@@ -4,7 +4,8 @@ them.
 
 import warnings
 from collections.abc import Collection, Mapping
-from typing import Any
+
+from torch import Tensor
 
 _SHOWN = 8  # names in the warning
 
@@ -16,7 +17,7 @@ class Unused:
         self.names: list[str] | None = None  # None before the first batch
         self.batches = 0
 
-    def look(self, grads: Mapping[str, Any], frozen: Collection[str]) -> None:
+    def look(self, grads: Mapping[str, Tensor | None], frozen: Collection[str]) -> None:
         """Count a batch in."""
         if self.names is None:
             self.names = [*grads]
@@ -30,7 +31,9 @@ class Unused:
         if not names:
             return
         count, more = len(names), len(names) - _SHOWN
-        listed = ", ".join(map(repr, names[:_SHOWN])) + (f" and {more} more" if more > 0 else "")
+        listed = ", ".join(map(repr, names[:_SHOWN]))
+        if more > 0:
+            listed += f" and {more} more"
         what = "1 parameter" if count == 1 else f"{count} parameters"
         when = "the one batch" if self.batches == 1 else f"any of the {self.batches} batches"
         warnings.warn(

@@ -129,8 +129,10 @@ def ablate(
 
 def _stays(callback: object, keep: Sequence[Wish]) -> bool:
     for wish in keep:
-        meant = name_of(callback) == wish if isinstance(wish, str) else isinstance(callback, wish)
-        if meant:
+        if isinstance(wish, str):
+            if name_of(callback) == wish:
+                return True
+        elif isinstance(callback, wish):
             return True
     return isinstance(callback, Recorder)
 
@@ -147,7 +149,9 @@ def _last_row(end: State, start: State, metric: str | None) -> dict[str, float]:
         raise ValueError(
             f"ablate: the history has no column {metric!r}. {did_you_mean(metric, measured)}"
         )
-    return {name: _number(value) for name, value in measured.items() if metric in (None, name)}
+    if metric is not None:
+        return {metric: _number(measured[metric])}
+    return {name: _number(value) for name, value in measured.items()}
 
 
 def _by_column(rows: Sequence[Mapping[str, float]]) -> Scores:
@@ -160,7 +164,11 @@ def _by_column(rows: Sequence[Mapping[str, float]]) -> Scores:
 
 def _like(full: Scores, found: Scores) -> Scores:
     """The columns of the full run; NaN where the other does not have them."""
-    return {name: found.get(name, (math.nan,) * len(values)) for name, values in full.items()}
+    columns: dict[str, tuple[float, ...]] = {}
+    for name, values in full.items():
+        missing = (math.nan,) * len(values)
+        columns[name] = found.get(name, missing)
+    return columns
 
 
 _COUNTERS = ("epoch", "train_iter")
@@ -178,5 +186,6 @@ def _change(values: Sequence[float]) -> str:
     mean = sum(values) / len(values)
     if len(values) == 1:
         return f"{mean:+.6f}"
-    spread = math.sqrt(sum((value - mean) * (value - mean) for value in values) / (len(values) - 1))
+    squares = [(value - mean) * (value - mean) for value in values]
+    spread = math.sqrt(sum(squares) / (len(values) - 1))
     return f"{mean:+.6f} ± {spread:.6f}"

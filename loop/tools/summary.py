@@ -79,7 +79,10 @@ class Summary:
         return rows
 
     def _sizes(self) -> list[list[str]]:
-        return [[name, f"{count:,}", _bytes(size)] for name, (count, size) in self.sizes.items()]
+        rows = []
+        for name, (count, size) in self.sizes.items():
+            rows.append([name, f"{count:,}", _bytes(size)])
+        return rows
 
     def _facts(self) -> dict[str, str]:
         hyper = ", ".join(f"{name}={_hyper(value)}" for name, value in self.hyper.items())
@@ -129,6 +132,8 @@ def summary(learner: Learner, state: State) -> Summary:
     with recorded_shapes(learner.model) as found:
         # Without targets, so that only the model is called.
         predict(replace(learner, callbacks=(), metrics=()), state, [xb])
+    # `fit` adds a Recorder if there is none, so it is listed too.
+    called = in_order(with_recorder(learner.callbacks))
     return Summary(
         type(learner.model).__name__,
         shapes_of(xb),
@@ -137,8 +142,8 @@ def summary(learner: Learner, state: State) -> Summary:
         repr(learner.opt),
         with_hypers(learner.opt.hyper, state.hyper),
         metric_name(learner.loss),
-        tuple(metric_name(metric) for metric in learner.metrics),
-        tuple(name_of(callback) for callback in in_order(with_recorder(learner.callbacks))),
+        tuple(map(metric_name, learner.metrics)),
+        tuple(map(name_of, called)),
     )
 
 
@@ -163,13 +168,19 @@ def layers(model: nn.Module, state: State, found: Mapping[str, Shapes]) -> Itera
     names = {name for name, _ in model.named_parameters()}  # a shared one has one name here
     for name, layer in model.named_modules():
         prefix = f"{name}." if name else ""
-        own = {f"{prefix}{key}": value for key, value in layer.named_parameters(recurse=False)}
+        own = dict(layer.named_parameters(recurse=False))
         has_layers = next(layer.children(), None) is not None
         if not own and (has_layers or name not in found):
             continue
-        sizes = {key: value.numel() for key, value in own.items() if key in names}
-        trained = sum(size for key, size in sizes.items() if key in state.params)
-        frozen = sum(sizes.values()) - trained
+        trained, frozen = 0, 0
+        for key, value in own.items():
+            path = f"{prefix}{key}"
+            if path not in names:  # counted in the layer that it is shared with
+                continue
+            if path in state.params:
+                trained += value.numel()
+            else:
+                frozen += value.numel()
         yield Layer(name, type(layer).__name__, found.get(name, ()), trained, frozen)
 
 
@@ -178,15 +189,18 @@ def sizes(model: nn.Module, state: State) -> dict[str, tuple[int, int]]:
     optimizer's state.
     """
     parameters = {name for name, _ in model.named_parameters()}
-    frozen = {name: value for name, value in state.buffers.items() if name in parameters}
-    buffers = {name: value for name, value in state.buffers.items() if name not in parameters}
-    parts = {
-        "trained": state.params,
-        "frozen": frozen,
-        "buffers": buffers,
-        "optimizer": state.opt_state,
+    frozen, buffers = {}, {}
+    for name, value in state.buffers.items():
+        if name in parameters:
+            frozen[name] = value
+        else:
+            buffers[name] = value
+    return {
+        "trained": _size(state.params),
+        "frozen": _size(frozen),
+        "buffers": _size(buffers),
+        "optimizer": _size(state.opt_state),
     }
-    return {name: _size(part) for name, part in parts.items()}
 
 
 def shapes_of(tree: Tree) -> Shapes:
@@ -195,9 +209,10 @@ def shapes_of(tree: Tree) -> Shapes:
 
 
 def _size(tree: Tree) -> tuple[int, int]:
-    tensors = _tensors(tree)
-    elements = sum(tensor.numel() for tensor in tensors)
-    memory = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    elements, memory = 0, 0
+    for tensor in _tensors(tree):
+        elements += tensor.numel()
+        memory += tensor.numel() * tensor.element_size()
     return elements, memory
 
 

@@ -2,14 +2,14 @@
 
 from contextlib import closing
 from dataclasses import replace
-from typing import Any
 
+from functional_sgd.tree import Tree
 from loop.learner import Learner
 from loop.state import State
 from loop.training.fit import trace
 
 
-def first_batch(learner: Learner, state: State) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+def first_batch(learner: Learner, state: State) -> tuple[tuple[Tree, ...], tuple[Tree, ...]]:
     """(inputs, targets) of the batch that `fit(epochs=...)` would train on first, on the state's
     device, before any callback.
 

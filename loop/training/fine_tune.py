@@ -124,6 +124,7 @@ def with_head(params: Mapping[str, Tensor], head: str | None = None) -> Groups:
     >>> with_head(dict.fromkeys(["head.weight", "body.weight", "body.bias"], 0), "head.*")
     [['body.weight', 'body.bias'], ['head.weight']]
     """
+    # Without a pattern nothing is chosen, and the last group is the head.
     patterns = () if head is None else (head,)
     chosen = matching("fine_tune", params, patterns)
     groups: list[list[str]] = []
@@ -149,15 +150,21 @@ def norm_names(model: nn.Module) -> set[str]:
     >>> sorted(norm_names(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))))
     ['1.bias', '1.weight']
     """
-    paths = [path for path, layer in model.named_modules() if isinstance(layer, _NORMS)]
-    prefixes = tuple(f"{path}." for path in paths if path)
-    return {name for name, _ in model.named_parameters() if name.startswith(prefixes)}
+    prefixes = []
+    for path, layer in model.named_modules():
+        if path and isinstance(layer, _NORMS):
+            prefixes.append(f"{path}.")
+    starts = tuple(prefixes)
+    return {name for name, _ in model.named_parameters() if name.startswith(starts)}
 
 
 def _params(learner: Learner, state: State) -> dict[str, Tensor]:
     """The state's params in the order of the model."""
-    names = [name for name, _ in learner.model.named_parameters()]
-    return {name: state.params[name] for name in names if name in state.params}
+    params = {}
+    for name, _ in learner.model.named_parameters():
+        if name in state.params:
+            params[name] = state.params[name]
+    return params
 
 
 def _resumed(state: State, resume: bool | str | Path) -> tuple[State, bool]:

@@ -308,7 +308,7 @@ def predict(learner: Learner, state: State, data: Iterable[Tree] | None = None) 
     return map_output(joined, *after.memory[collector.name])
 
 
-def joined(*parts: Any) -> Any:
+def joined(*parts: Tree) -> Tree:
     """The same part of all outputs: numbers (0-d tensors) stacked, other tensors one behind the
     other.
     """

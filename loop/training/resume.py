@@ -34,11 +34,14 @@ def begun_with(
     Callbacks that only report are left out, for the run is the same without them; and so is what is
     no Callback by class, which is made for the occasion.
     """
-    deciding = [one for one in without_reports(callbacks) if isinstance(one, Callback)]
+    deciding: dict[str, str] = {}
+    for one in without_reports(callbacks):
+        if isinstance(one, Callback):
+            deciding[one.name] = _shown(one)
     return {
         "hyper": {**state.hyper, **hyper},
         "optimizer": _shown(learner.opt),
-        "callbacks": {one.name: _shown(one) for one in deciding},
+        "callbacks": deciding,
         "data": {"train": _lengths(learner.data.train), "valid": _lengths(learner.data.valid)},
         # Other values of these may change last digits and dropout: a warning, not an error.
         "compile": graph,
@@ -123,8 +126,10 @@ def _check_folder(folder: Path) -> None:
 
 
 def _warn_of_another_folder(folder: Path, callbacks: Sequence[object]) -> None:
-    folders = [str(one.folder) for one in callbacks if isinstance(one, Checkpoint)]
-    others = [other for other in folders if Path(other).absolute() != folder.absolute()]
+    others: list[str] = []
+    for one in callbacks:
+        if isinstance(one, Checkpoint) and Path(one.folder).absolute() != folder.absolute():
+            others.append(str(one.folder))
     if others:
         warnings.warn(
             f"fit: there is no checkpoint in resume={str(folder)!r}, so a new run begins; but it "
@@ -136,13 +141,13 @@ def _warn_of_another_folder(folder: Path, callbacks: Sequence[object]) -> None:
 
 
 def _warn_of_what_is_not_finite(folder: Path, state: State) -> None:
-    newest = checkpoints(folder)[-1]
-    good = [path for path in checkpoints(folder) if is_finite(path)]
+    paths = checkpoints(folder)
+    newest = paths[-1]
     if is_finite(newest):
         return
     advice = "Begin a new run, with a lower lr."
-    if good:
-        last = good[-1]
+    last = next(filter(is_finite, reversed(paths)), None)
+    if last is not None:
         advice = (
             f"The newest whose params are finite is {last}: fit(learner, load({str(last)!r}), "
             f"..., resume=True) goes on from there."
@@ -189,9 +194,10 @@ def _check_same(
             )
     for name, lengths in now["data"].items():
         before = begun["data"][name]
-        # Data that cannot tell its length is noticed later, where it ends too early.
-        told = [what for what in lengths if None not in (lengths[what], before[what])]
-        for what in told:
+        for what in lengths:
+            # Data that cannot tell its length is noticed later, where it ends too early.
+            if None in (lengths[what], before[what]):
+                continue
             if lengths[what] != before[what]:
                 raise ValueError(
                     f"fit: the run was begun with {before[what]} {what} in data.{name}, so it "

@@ -110,7 +110,9 @@ class _Interpreter:
     def _numbers(self, group: Group, found: Mapping[str, Value]) -> dict[int, Values]:
         """Every number that elements are made of, but for words: one, or one for each leaf."""
         nodes = [node for node in self.work.nodes if not node.element and node.op != "word"]
-        count = len(group.indices) if any(one.each for one in found.values()) else 1
+        # Where no number differs by leaf, one evaluation serves all of them.
+        differ = any(one.each for one in found.values())
+        count = len(group.indices) if differ else 1
         rows = []
         for place in range(count):
             of_leaf = {name: _given(one, place) for name, one in found.items()}
@@ -142,7 +144,10 @@ def _drawn(
             drawn.append(short_of(own, tensor))
             continue
         uniform, tail = bits_of(own, torch.empty_like(tensor, dtype=working), node.args[-1])
-        drawn.append(uniform if node.op == "uniform" else tail)
+        if node.op == "uniform":
+            drawn.append(uniform)
+        else:
+            drawn.append(tail)
     return drawn
 
 
@@ -163,7 +168,9 @@ def _apply(node: Node, args: Sequence[Values], count: int, dtypes: Dtypes) -> li
         own = []
         for values, element in zip(args, elements, strict=True):
             value = _at(values, place)
-            own.append(value if element else value.to(precision))
+            if not element:
+                value = value.to(precision)
+            own.append(value)
         results.append(function(*own))
     return results
 

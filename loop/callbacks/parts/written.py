@@ -100,8 +100,10 @@ def rows_of_others(text: str, rows: Sequence[Mapping[str, object]]) -> list[dict
     # Ignore empty cells: the file may have columns that this history lacks.
     first = _known(_cells(rows[0]))
     # Take the last match: an earlier history in the file may have begun with an equal row.
-    starts = [index for index, row in enumerate(found) if _known(row) == first]
-    return found[: starts[-1]] if starts else found
+    for index in reversed(range(len(found))):
+        if _known(found[index]) == first:
+            return found[:index]
+    return found
 
 
 def json_line(values: Mapping[str, object]) -> str:

@@ -55,7 +55,8 @@ def _check_owned(folder: Path) -> None:
     for parent in real.parents:
         found = parent.lstat()
         sticky = found.st_mode & stat.S_ISVTX  # there, nobody can rename what is another's
-        _check_closed(parent, found, 0 if sticky else stat.S_IWOTH)
+        open_bits = 0 if sticky else stat.S_IWOTH
+        _check_closed(parent, found, open_bits)
 
 
 def _check_closed(path: Path, found: os.stat_result, open_bits: int) -> None:

@@ -66,9 +66,8 @@ def _threefry() -> str:
         "    x += k0; y += k1;",
     ]
     for group in range(5):
-        lines += [
-            f"    x += y; y = ((y << {r}) | (y >> {32 - r})) ^ x;" for r in ROTATIONS[group % 2]
-        ]
+        for r in ROTATIONS[group % 2]:
+            lines.append(f"    x += y; y = ((y << {r}) | (y >> {32 - r})) ^ x;")
         one, two = (group + 1) % 3, (group + 2) % 3
         lines.append(f"    x += k{one}; y += k{two} + {group + 1}u;")
     lines += [

@@ -83,7 +83,7 @@ def c_source(work: Pass, dtypes: Dtypes) -> str:
     body = body_of(work)
     writer = _Writer(work, body, dtypes)
     combines = [take.reduction.combine for take in work.takes]
-    text = KERNEL.format(
+    kernel = KERNEL.format(
         title=work.title,
         n_hypers=len(body.hypers),
         n_scalars=len(body.crossing),
@@ -94,14 +94,19 @@ def c_source(work: Pass, dtypes: Dtypes) -> str:
         chunk=_chunk(work, writer, combines),
         combine=_combination(combines),
     )
-    helpers = RANDOM_FUNCTIONS if work.random else ""
-    helpers += BLOCK_FUNCTIONS if work.of_blocks else ""
-    return FUNCTIONS + helpers + text
+    text = FUNCTIONS
+    if work.random:
+        text += RANDOM_FUNCTIONS
+    if work.of_blocks:
+        text += BLOCK_FUNCTIONS
+    return text + kernel
 
 
 def _chunk(work: Pass, writer: "_Writer", combines: Sequence[Combine]) -> str:
     """The function that does a chunk of a leaf: element by element, or block by block."""
-    begin = [f"    double take_{k} = {_FIRST[combine]};" for k, combine in enumerate(combines)]
+    begin = []
+    for k, combine in enumerate(combines):
+        begin.append(f"    double take_{k} = {_FIRST[combine]};")
     common = dict(
         scalars="\n".join(writer.scalars()),
         bind="\n".join(writer.bind()),
@@ -175,8 +180,9 @@ class _Writer:
     def __init__(self, work: Pass, body: Body, dtypes: Dtypes) -> None:
         self.work, self.body, self.dtypes = work, body, dtypes
         self.precision = "float" if dtypes.working == torch.float32 else "double"
-        columns = zip(body.writes.items(), dtypes.writes, strict=True)
-        self.written = [_Written(name, node, dtype) for (name, node), dtype in columns]
+        self.written: list[_Written] = []
+        for (name, node), dtype in zip(body.writes.items(), dtypes.writes, strict=True):
+            self.written.append(_Written(name, node, dtype))
 
     def prepare(self) -> list[str]:
         lines = []
@@ -210,10 +216,12 @@ class _Writer:
 
     def elements(self) -> list[str]:
         """All that is done with an element."""
-        lines = [self._element(node) for node in self.body.elements]
-        lines += [self._store(column) for column in self.written]
-        lines += [self._take(place) for place in range(len(self.work.takes))]
-        return lines
+        takes = range(len(self.work.takes))
+        return [
+            *map(self._element, self.body.elements),
+            *map(self._store, self.written),
+            *map(self._take, takes),
+        ]
 
     def blocks(self, pragma: str) -> list[str]:
         """All that is done with a block: a loop for each phase, and what is between them."""
@@ -277,12 +285,12 @@ class _Writer:
             if made_before or node.op == "short":
                 name = name_of(node)
                 inner.append(f"        const {self._type(node)} {name} = {name}_[i];")
-        inner += [self._element(node) for node in phase.elements]
+        inner += map(self._element, phase.elements)
         for node in phase.elements:
             if node.index in kept:
                 inner.append(f"        {name_of(node)}_[i] = {name_of(node)};")
-        inner += [self._store(column) for column in phase.written]
-        inner += [self._take(place) for place in phase.takes]
+        inner += map(self._store, phase.written)
+        inner += map(self._take, phase.takes)
         before, after = [], []
         for node in phase.scales:
             of = name_of(node.inputs[0])
@@ -337,8 +345,8 @@ class _Writer:
     def _type(self, node: Node) -> str:
         if node.op in LOGICAL:
             return "int"
-        codes = node.index in self.work.sources and self._stored(node) == torch.uint8
-        if node.op in ("word", "short", "multiple", "encoded") or codes:
+        are_codes = node.index in self.work.sources and self._stored(node) == torch.uint8
+        if are_codes or node.op in ("word", "short", "multiple", "encoded"):
             return "uint32_t"
         return "double" if node.wide else self.precision
 
@@ -348,7 +356,9 @@ class _Writer:
 
     def _load(self, node: Node) -> str:
         value = f"in_{self.work.sources[node.index]}[i]"
-        return f"from_bfloat16({value})" if self._stored(node) == torch.bfloat16 else value
+        if self._stored(node) == torch.bfloat16:
+            return f"from_bfloat16({value})"
+        return value
 
     def _argument(self, node: Node, precision: str, element: bool, wide: bool = False) -> str:
         if node.op == "constant":

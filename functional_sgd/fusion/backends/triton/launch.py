@@ -43,7 +43,7 @@ class TritonBackend(Backend):
 
     def kinds(self, work: Pass, scalars: Scalars, group: Group) -> object:
         """Which scalars are numbers, which are read from memory, and in what dtype."""
-        return (group.device, *(_kind(one) for one in _hypers(work, scalars, group)))
+        return (group.device, *map(_kind, _hypers(work, scalars, group)))
 
     def compile(self, work: Pass, dtypes: Dtypes, scalars: Scalars, group: Group) -> Runner:
         """The compiled pass. Raises Unavailable if Triton is not there, or does not work."""
@@ -88,8 +88,10 @@ class _Kernel:
         if hasattr(self.function, "device_caches"):  # not the interpreter's
             hypers: list[float | torch.dtype] = []
             for kind in kinds.values():
-                # warmup takes a dtype in place of a pointer to it.
-                hypers += [0.0] if kind is None else [kind, 0]
+                if kind is None:
+                    hypers.append(0.0)
+                else:  # warmup takes a dtype in place of a pointer to it
+                    hypers += [kind, 0]
             pointer = torch.int64
             with _current(device):
                 self.function.warmup(
@@ -114,12 +116,13 @@ class _Kernel:
         addresses = np.array([column.addresses for column in (*reads, *writes)], dtype=np.int64)
         with _current(self.device):
             table = self._put(addresses)
+            # Without reductions nothing is stored there, but the kernel wants a pointer.
+            stored = table if parts is None else parts
             if programs.count:
                 self.function[(programs.count,)](
                     table,
                     self._put(programs.table, programs),
-                    # Without reductions nothing is stored there, but the kernel wants a pointer.
-                    table if parts is None else parts,
+                    stored,
                     len(group.sizes),
                     *arguments,
                     BLOCK=BLOCK,

@@ -176,6 +176,10 @@ def triton_source(work: Pass, dtypes: Dtypes, tensors: Collection[str]) -> str:
         ends.append(_WHOLE[combine].format(f"take_{k}"))
         place = f"parts + tl.program_id(0) * {len(combines)} + {k}"
         stores.append(f"    tl.store({place}, take_{k})")
+    returned, assigned = "", ""
+    if takes:
+        returned = f"    return {', '.join(ends)}"
+        assigned = f"{', '.join(takes)} = "
     hypers, pointers, whole = [], [], ['"n_leaves"']
     for name in body.hypers:
         if name in tensors:
@@ -185,29 +189,33 @@ def triton_source(work: Pass, dtypes: Dtypes, tensors: Collection[str]) -> str:
         else:
             hypers.append(f"hyper_{name}: tl.float64, ")
     places = [column.place for column in writer.columns]
-    text = _FUNCTIONS.format(
+    kernel = _FUNCTIONS.format(
         parameters=", ".join(["count", "begin", *places, *writer.crossing]),
         bind="\n".join(writer.bind()),
         align="\n".join(writer.align()),
         begin_takes="\n".join(begin),
         body="\n".join(writer.elements()),
-        end_takes=f"    return {', '.join(ends)}" if ends else "",
+        end_takes=returned,
         whole=", ".join(whole),
         tensors=", ".join(pointers),
         hypers="".join(hypers),
         scalars="\n".join(writer.scalars()),
         here="\n".join(writer.here()),
         all_here=" | ".join(places),
-        assign=f"{', '.join(takes)} = " if takes else "",
+        assign=assigned,
         arguments=", ".join(["start", *places, *writer.crossing]),
         store_takes="\n".join(stores),
     )
-    header = _HEADER.format(title=work.title)
-    helpers = RANDOM_FUNCTIONS if work.random else ""
-    helpers += ROUNDING_FUNCTIONS if any(node.op in _ROUNDING for node in work.nodes) else ""
-    helpers += BLOCK_FUNCTIONS if work.of_blocks else ""
-    helpers += _LARGEST if "max" in combines else ""
-    return header + helpers + text
+    text = _HEADER.format(title=work.title)
+    if work.random:
+        text += RANDOM_FUNCTIONS
+    if any(node.op in _ROUNDING for node in work.nodes):
+        text += ROUNDING_FUNCTIONS
+    if work.of_blocks:
+        text += BLOCK_FUNCTIONS
+    if "max" in combines:
+        text += _LARGEST
+    return text + kernel
 
 
 # tl.max ignores NaN, unlike torch.
@@ -317,8 +325,9 @@ class _Writer:
         """What a node is, as an expression."""
         if node.op in ("scalar", "word"):
             name = node.args[0]
-            loaded = f"tl.load(hyper_{name} + leaf * by_leaf_{name}).to(tl.float64)"
-            return loaded if name in self.tensors else f"tl.full((), hyper_{name}, tl.float64)"
+            if name in self.tensors:
+                return f"tl.load(hyper_{name} + leaf * by_leaf_{name}).to(tl.float64)"
+            return f"tl.full((), hyper_{name}, tl.float64)"
         wide = node.wide
         if node.op == "where":
             condition, yes, no = node.args
@@ -394,4 +403,5 @@ def _constant(value: float, precision: str) -> str:
     with np.errstate(over="ignore", under="ignore"):
         rounded = float(np.float32(value)) if precision == "tl.float32" else value
     text = repr(rounded) if np.isfinite(rounded) else f'float("{rounded}")'
+    # A bare literal is float32 to Triton, unless an operand beside it says otherwise.
     return f"tl.full((), {text}, {precision})"
