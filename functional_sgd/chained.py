@@ -32,7 +32,7 @@ class Planned(Optimizer):
         plan = make_plan(repr(self), self.rules, self.given, self.results)
         object.__setattr__(self, "plan", plan)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
         return type(self), (self.rules, self.given)  # whose plan is made anew
 
     @property
@@ -117,13 +117,20 @@ class Chained(Optimizer):
     @property
     def hyper(self) -> dict[str, Any]:
         """The hypers of all three and their defaults."""
-        return {name: value for one in self.inner for name, value in one.hyper.items()}
+        hyper: dict[str, Any] = {}
+        for one in self.inner:
+            hyper.update(one.hyper)
+        return hyper
 
     @property
     def required(self) -> tuple[str, ...]:
         """The hypers, extras and columns that none of them has a default for."""
-        every = [name for one in self.inner for name in one.required]
-        return tuple(dict.fromkeys(name for name in every if name not in self.hyper))
+        every: list[str] = []
+        for one in self.inner:
+            every.extend(one.required)
+        # What one of them requires may be the default of another.
+        hyper = self.hyper
+        return tuple(dict.fromkeys(name for name in every if name not in hyper))
 
     @property
     def names(self) -> frozenset[str]:
@@ -176,18 +183,17 @@ class Chained(Optimizer):
 
     def extend(self, state: State, before: Tree, params: Tree) -> State:
         """The state for more params."""
-        names = ("front", "inner", "after")
-        grown = {
-            name: one.extend(state[name], before, params)
-            for name, one in zip(names, self.inner, strict=True)
-        }
-        return {CALLS: state[CALLS], **grown}
+        grown: State = {CALLS: state[CALLS]}
+        for name, one in zip(("front", "inner", "after"), self.inner, strict=True):
+            grown[name] = one.extend(state[name], before, params)
+        return grown
 
     def perturb(
         self, params: Tree, grads: Tree, state: State, hyper: Mapping[str, Any] | None = None
     ) -> Tree:
         """Where the optimizer wants the gradient."""
-        own, _ = self._split(self.opt, {} if hyper is None else hyper, {})
+        given = {} if hyper is None else hyper
+        own, _ = self._split(self.opt, given, {})
         return self.opt.perturb(params, grads, state["inner"], own)
 
     def evaluated(self, params: Tree, state: State) -> Tree:
@@ -202,18 +208,21 @@ class Chained(Optimizer):
         """The hypers and extras that one of them reads; what it requires may be the default of
         another, but what it schedules may not.
         """
-        defaults = {name: value for name, value in self.hyper.items() if name in one.required}
-        given = {name: value for name, value in hyper.items() if name in one.names}
+        required, names = one.required, one.names
+        defaults = {name: value for name, value in self.hyper.items() if name in required}
+        given = {name: value for name, value in hyper.items() if name in names}
         own = {**defaults, **given}
         # A default of another part must not clash with what is given by keyword.
         for name in extras:
             own.pop(name, None)
-        return own, {name: value for name, value in extras.items() if name in one.names}
+        return own, {name: value for name, value in extras.items() if name in names}
 
     def __repr__(self) -> str:
-        sides = [_side(side) for side in (self.front, self.after)]
-        given = dict.fromkeys([*sides[0][1], *sides[1][1]])
-        return f"chain({', '.join([*sides[0][0], repr(self.opt), *sides[1][0], *given])})"
+        front, front_defaults = _side(self.front)
+        after, after_defaults = _side(self.after)
+        # `chain` takes a default once, for both sides.
+        given = dict.fromkeys([*front_defaults, *after_defaults])
+        return f"chain({', '.join([*front, repr(self.opt), *after, *given])})"
 
 
 def make_plan(
@@ -221,16 +230,20 @@ def make_plan(
 ) -> Plan:
     """What an executor needs to know of these rules. Raises what `wire` raises."""
     wiring = wire(rules, given, results)
-    shaped = tuple(s for rule in rules if rule.scope == "elementwise" for s in rule.slots)
+    shaped: list[str] = []
+    for rule in rules:
+        if rule.scope == "elementwise":
+            shaped.extend(rule.slots)
     return Plan(
-        who, wiring.calls, wiring.slots, shaped, wiring.numbers, wiring.given, wiring.defaults,
-        wiring.ranges, results,
+        who, wiring.calls, wiring.slots, tuple(shaped), wiring.numbers, wiring.given,
+        wiring.defaults, wiring.ranges, results,
     )  # fmt: skip
 
 
 def in_words(rules: tuple[Rule, ...], given: Mapping[str, Any]) -> str:
     """Rules and defaults as they are written."""
-    return ", ".join([*map(repr, rules), *(f"{name}={value!r}" for name, value in given.items())])
+    defaults = [f"{name}={value!r}" for name, value in given.items()]
+    return ", ".join([*map(repr, rules), *defaults])
 
 
 def _side(one: Optimizer) -> tuple[list[str], list[str]]:

@@ -124,17 +124,19 @@ def chain(*parts: Rule | Part | Optimizer, **hyper_defaults: Any) -> Any:
         )
     opt: Any = parts[places[0]]
     front, after = parts[: places[0]], parts[places[0] + 1 :]
-    known = {name for one in (*front, *after) for name in _names(one)}
+    known: set[str] = set()
+    for one in (*front, *after):
+        known |= _names(one)
     for name in hyper_defaults:
         if name not in known:
             raise ValueError(
                 f"chain: no rule in front of {opt!r}, or after it, reads {name!r}. "
                 f"Give the optimizer its defaults where it is made."
             )
-    own = [
-        {n: v for n, v in hyper_defaults.items() if n in _names(*side)} for side in (front, after)
-    ]
-    return Chained(Front(*_flat(front, own[0])), opt, Chain(*_flat(after, own[1])))
+    # A default may be for both sides; each gets those that its own rules read.
+    for_front = {name: v for name, v in hyper_defaults.items() if name in _names(*front)}
+    for_after = {name: v for name, v in hyper_defaults.items() if name in _names(*after)}
+    return Chained(Front(*_flat(front, for_front)), opt, Chain(*_flat(after, for_after)))
 
 
 def part(*rules: Rule | Part, **hyper_defaults: Any) -> Part:
@@ -185,14 +187,17 @@ def _flat(
     return tuple(rules), {**given, **hyper_defaults}
 
 
-def _is_other(one: Any) -> bool:
+def _is_other(one: object) -> bool:
     return isinstance(one, Optimizer) and not isinstance(one, Chain)
 
 
 def _names(*parts: Any) -> set[str]:
     """The hypers that these rules read, by the chain's names."""
     rules, _ = _flat(parts, {})
-    return {rule.outer(name) for rule in rules for name in rule.scalars}
+    names: set[str] = set()
+    for rule in rules:
+        names.update(map(rule.outer, rule.scalars))
+    return names
 
 
 def _row(plan: Plan, call: Call) -> tuple[str, ...]:
@@ -201,8 +206,10 @@ def _row(plan: Plan, call: Call) -> tuple[str, ...]:
         default = plan.defaults.get(name, REQUIRED)
         if name in (*plan.numbers, STEP):
             kept.append(name)
+        elif default is REQUIRED:
+            hypers.append(name)
         else:
-            hypers.append(name if default is REQUIRED else f"{name}={default!r}")
+            hypers.append(f"{name}={default!r}")
     hypers += [f"{one.parameter}={_reduction_words(call, one)}" for one in call.reductions]
     reads = ", ".join([*(outer for _, outer in call.reads), *kept])
     writes = ", ".join(outer for _, outer in (*call.writes, *call.numbers))
@@ -213,4 +220,5 @@ def _row(plan: Plan, call: Call) -> tuple[str, ...]:
 def _reduction_words(call: Call, one: Reduced) -> str:
     columns = ", ".join(outer for _, outer in one.columns)
     kind = {"root": "norm", "mean": "mean"}.get(one.reduction.finish, one.reduction.combine)
-    return f"{kind}({columns}{', over tree' if one.reduction.over == 'tree' else ''})"
+    where = ", over tree" if one.reduction.over == "tree" else ""
+    return f"{kind}({columns}{where})"
