@@ -71,15 +71,19 @@ def _batch(
 ) -> Written:
     """One call for leaves of one shape, by torch.vmap over a stack of them."""
     indices = [group.indices[place] for place in places]
-    stacks = {name: torch.stack([own[k] for k in places]) for name, own in columns.items()}
+    stacks = {}
+    for name, own in columns.items():
+        stacks[name] = torch.stack([own[place] for place in places])
     numbers: dict[str, Tensor] = {}  # those that differ by leaf
     if any(name == STEP for _, name in call.scalars):
         numbers[STEP] = torch.stack([leaves.scalars(index)[STEP] for index in indices])
     for _, name in call.scalars:
         if name in leaves.separate:
-            values = [leaves.separate[name][index] for index in indices]
-            wide = [torch.as_tensor(v, dtype=torch.float64, device=group.device) for v in values]
-            numbers[name] = torch.stack(wide)
+            values = []
+            for index in indices:
+                value = leaves.separate[name][index]
+                values.append(torch.as_tensor(value, dtype=torch.float64, device=group.device))
+            numbers[name] = torch.stack(values)
     if call.rule.signature.random:
         # vmap maps over tensors and not over keys: the words go in, and the key is made inside.
         words = [leaves.key(call, index).common for index in indices]

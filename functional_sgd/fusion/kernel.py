@@ -84,7 +84,10 @@ def _phases(work: Pass, elements: Sequence[Node]) -> dict[int, int]:
             found[node.index] += 1
     for node in elements:  # a product is cheaper than to keep it for a later round
         if node.op == "multiple":
-            users = [found[n.index] for n in elements if any(a is node for a in n.inputs)]
+            users = []
+            for user in elements:
+                if any(argument is node for argument in user.inputs):
+                    users.append(found[user.index])
             found[node.index] = min(users, default=0)
     return found
 

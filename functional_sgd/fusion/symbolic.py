@@ -149,7 +149,8 @@ class SymbolicChain:
         time = 0
         for node in inputs.values():
             # A column is in memory when its stage begins, other values when their pass is done.
-            time = max(time, node.stage if node.op == "column" else node.stage + 1)
+            there = node.stage if node.op == "column" else node.stage + 1
+            time = max(time, there)
         for node in numbers.values():
             time = max(time, node.stage)
         outputs = {}

@@ -110,13 +110,16 @@ class TorchRules:
             made = self._on_pieces(call, seen, numbers)
         else:
             of_tree = {**numbers, **self._reduced_over_tree(call, seen)}
-            made = [
-                run_in_batches(call, self.leaves, table.group, own, of_tree, self.unbatched)
-                for table, own in zip(self.tables, seen, strict=True)
-            ]
+            made = []
+            for table, own in zip(self.tables, seen, strict=True):
+                made.append(
+                    run_in_batches(call, self.leaves, table.group, own, of_tree, self.unbatched)
+                )
         for _, name in call.numbers:
             # Every leaf has set it to the same value.
-            values = [value for written in made for value in written.pop(name)]
+            values: list[Tensor] = []
+            for written in made:
+                values += written.pop(name)
             if values:
                 self.leaves.set_number(name, values[0])
                 self.scalars.of_tree[step.sets[name]] = self.leaves.numbers[name]
