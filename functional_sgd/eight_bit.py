@@ -60,13 +60,18 @@ def eight_bit(rules: Rule | Part | Chain, *slots: str) -> Rule | Part | Chain:
     {'sqr_avg_codes': (torch.uint8, (1000,)), 'sqr_avg_scales': (torch.float32, (4,))}
     """
     flat = [rules] if isinstance(rules, Rule) else rules.rules
-    known = [slot for rule in flat if rule.scope == "elementwise" for slot in rule.slots]
+    known: list[str] = []
+    for rule in flat:
+        if rule.scope == "elementwise":
+            known += rule.slots
     for name in slots:
         if name not in known:
             raise ValueError(
                 f"eight_bit: no elementwise rule keeps a slot {name!r}. {did_you_mean(name, known)}"
             )
-    before = {rule.outer(name) for rule in flat for name in rule.declared.before}
+    before: set[str] = set()
+    for rule in flat:
+        before.update(map(rule.outer, rule.declared.before))
     made = [_converted(rule, slots, before) for rule in flat]
     if isinstance(rules, Rule):
         return made[0]

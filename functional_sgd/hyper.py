@@ -162,7 +162,11 @@ def is_replaced(name: str, new: Container[str]) -> bool:
     if name in new:
         return False
     *parts, last = name.split(".")
-    return any(".".join((*parts[:count], last)) in new for count in range(len(parts)))
+    for count in range(len(parts)):
+        wider = ".".join((*parts[:count], last))
+        if wider in new:
+            return True
+    return False
 
 
 def per_leaf(
