@@ -43,10 +43,10 @@ class Packing:
                     f"pack: expected a leaf of {dtype}, got {leaf.dtype}. Convert it, or pack the "
                     f"tree anew: flat tensors are named after their dtypes."
                 )
-        return {
-            name: torch.cat([leaves[index].reshape(-1) for index in group])
-            for name, group in self.groups.items()
-        }
+        flat = {}
+        for name, group in self.groups.items():
+            flat[name] = torch.cat([leaves[index].reshape(-1) for index in group])
+        return flat
 
     def unpack(self, flat: dict[str, Tensor]) -> Tree:
         """The tree, whose leaves are views of the flat tensors; differentiable, so gradients arrive

@@ -74,7 +74,9 @@ class Partition(Optimizer):
         """The hypers and extras without a default: `lr` if no part that has it has one, else
         `label.lr`.
         """
-        with_default = {name for opt in self.optimizers.values() for name in opt.hyper}
+        with_default: set[str] = set()
+        for opt in self.optimizers.values():
+            with_default.update(opt.hyper)
         found: dict[str, None] = {}  # a set that keeps its order
         for label, opt in self.optimizers.items():
             for name in opt.required:
