@@ -135,7 +135,7 @@ class Chained(Optimizer):
     @property
     def names(self) -> frozenset[str]:
         """Every hyper, extra and column that is understood."""
-        return frozenset().union(*(one.names for one in self.inner))
+        return self.front.names | self.opt.names | self.after.names
 
     @property
     def donates(self) -> bool:
@@ -242,8 +242,11 @@ def make_plan(
 
 def in_words(rules: tuple[Rule, ...], given: Mapping[str, Any]) -> str:
     """Rules and defaults as they are written."""
-    defaults = [f"{name}={value!r}" for name, value in given.items()]
-    return ", ".join([*map(repr, rules), *defaults])
+    return ", ".join([*map(repr, rules), *_defaults_in_words(given)])
+
+
+def _defaults_in_words(given: Mapping[str, Any]) -> list[str]:
+    return [f"{name}={value!r}" for name, value in given.items()]
 
 
 def _side(one: Optimizer) -> tuple[list[str], list[str]]:
@@ -251,4 +254,4 @@ def _side(one: Optimizer) -> tuple[list[str], list[str]]:
     rules, given = getattr(one, "rules", None), getattr(one, "given", {})
     if rules is None:  # it has been fused
         return [repr(one)], []
-    return list(map(repr, rules)), [f"{name}={value!r}" for name, value in given.items()]
+    return list(map(repr, rules)), _defaults_in_words(given)

@@ -210,8 +210,10 @@ def _row(plan: Plan, call: Call) -> tuple[str, ...]:
             hypers.append(name)
         else:
             hypers.append(f"{name}={default!r}")
-    hypers += [f"{one.parameter}={_reduction_words(call, one)}" for one in call.reductions]
-    reads = ", ".join([*(outer for _, outer in call.reads), *kept])
+    for one in call.reductions:
+        hypers.append(f"{one.parameter}={_reduction_words(call, one)}")
+    read = [outer for _, outer in call.reads]
+    reads = ", ".join([*read, *kept])
     writes = ", ".join(outer for _, outer in (*call.writes, *call.numbers))
     keeps = ", ".join((*call.rule.slots, *call.rule.numbers))
     return repr(call.rule), call.rule.scope, reads, ", ".join(hypers), writes, keeps

@@ -110,6 +110,7 @@ def pack(params: Tree) -> tuple[dict[str, Tensor], Packing]:
         name = dtype if one_device else f"{dtype} on {leaf.device}"
         groups[name] = (*groups.get(name, ()), index)
     example = unflatten(spec, [0] * len(leaves))  # for messages; it keeps no tensor alive
-    shapes, dtypes = (tuple(leaf.shape for leaf in leaves), tuple(leaf.dtype for leaf in leaves))
-    packing = Packing(example, spec, shapes, dtypes, groups)
+    shapes = [leaf.shape for leaf in leaves]
+    dtypes = [leaf.dtype for leaf in leaves]
+    packing = Packing(example, spec, tuple(shapes), tuple(dtypes), groups)
     return packing(params), packing

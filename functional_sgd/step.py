@@ -94,12 +94,14 @@ def columns_of(leaves: Leaves, index: int) -> Columns:
     """What one leaf has in every column before the first rule, as rules see it."""
     param, grad = leaves.params[index], leaves.grads[index]
     assert grad is not None
-    columns = {name: working(values[index]) for name, values in leaves.slots.items()}
+    columns = {"param": working(param), "grad": gradient_for(param, grad)}
+    for name, slots in leaves.slots.items():
+        columns[name] = working(slots[index])
     for name, values in leaves.given.items():
         value = values[index]
         assert value is not None
         columns[name] = gradient_for(param, value)
-    return {"param": working(param), "grad": gradient_for(param, grad), **columns}
+    return columns
 
 
 def reduce_columns(

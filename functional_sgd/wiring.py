@@ -66,8 +66,8 @@ class Call:
         except Exception as error:
             error.add_note(f"raised by rule {self.rule!r}, which got {_shapes(arguments)}")
             raise
-        written = {outer: result[inner] for inner, outer in self.writes}
-        for inner, outer in self.numbers:
+        written = {}
+        for inner, outer in (*self.writes, *self.numbers):
             written[outer] = result[inner]
         return written
 

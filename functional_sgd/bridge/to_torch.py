@@ -233,8 +233,9 @@ class TorchOptimizer(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         own = {"opt": self.opt, "stepper": self.stepper, "_known_aliases": self._known_aliases}
         # Pickling should not create a state that nobody has used.
-        begun = self._slots.tree is not None
-        state = {p: dict(kept) for p, kept in self.state.items()} if begun else {}
+        state = {}
+        if self._slots.tree is not None:
+            state = {param: dict(kept) for param, kept in self.state.items()}
         return {**super().__getstate__(), **own, "state": state}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

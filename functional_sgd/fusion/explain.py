@@ -32,14 +32,20 @@ class Explanation:
     lines: Sequence[str] = ()
 
     def __str__(self) -> str:
-        blocks = [aligned(self.steps)] if self.steps else []
-        blocks += ["\n".join(self.lines)] if self.lines else []
+        blocks = []
+        if self.steps:
+            blocks.append(aligned(self.steps))
+        if self.lines:
+            blocks.append("\n".join(self.lines))
         return "\n\n".join(blocks)
 
     def show(self) -> None:
         """Print it; in a notebook, show the steps as a table, and the lines below."""
         table = html_table(self.steps, ("executor", "rules", "columns")) if self.steps else ""
-        below = "".join(f"<p>{escape(line)}</p>" for line in self.lines if line)
+        below = ""
+        for line in self.lines:
+            if line:
+                below += f"<p>{escape(line)}</p>"
         show(str(self), table + below)
 
 
@@ -109,8 +115,10 @@ def _explanation(steps: Sequence[Step], lines: Sequence[str]) -> Explanation:
     made: dict[str, str] = {}  # where torch puts a column -> the name that rules have for it
     for step in steps:
         if isinstance(step, TorchRule):
-            made.update((key, name) for name, key in step.outputs.items())
-    return Explanation([_row(step, made) for step in steps], lines)
+            for name, key in step.outputs.items():
+                made[key] = name
+    rows = [_row(step, made) for step in steps]
+    return Explanation(rows, lines)
 
 
 def _moves(fused: "Fused", steps: Sequence[Step], group: Group) -> str:
@@ -166,9 +174,11 @@ def _row(step: Step, made: Mapping[str, str]) -> tuple[str, str, str]:
     """A line, in which columns that torch has made have the names that rules know."""
     if not isinstance(step, Pass):
         return "torch", f"{step.call.rule!r}: {step.reason}", ""
-    reads = f"reads {', '.join(made.get(name, name) for name in step.reads)}"
-    writes = f"writes {', '.join(step.outputs)}"
-    return "kernel", step.title, f"{reads}; {writes}" if step.outputs else reads
+    read = [made.get(name, name) for name in step.reads]
+    columns = f"reads {', '.join(read)}"
+    if step.outputs:
+        columns += f"; writes {', '.join(step.outputs)}"
+    return "kernel", step.title, columns
 
 
 def _count(steps: Sequence[Step]) -> str:

@@ -417,6 +417,4 @@ class Fused(Optimizer):
 
 
 def _is_number(value: object) -> bool:
-    if isinstance(value, Tensor):
-        return value.dim() == 0
-    return isinstance(value, (int, float))
+    return value.dim() == 0 if isinstance(value, Tensor) else isinstance(value, (int, float))

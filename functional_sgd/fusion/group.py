@@ -44,7 +44,8 @@ def signatures(leaves: Leaves, needs: Needs) -> tuple[Signature, ...]:
     # 8-bit slots have dtypes and shapes of their own, which `_encoded` checks.
     usual = needs.columns
     if needs.blocks:
-        usual = tuple(name for name in usual if name not in needs.in_blocks)
+        in_blocks = needs.in_blocks
+        usual = tuple(name for name in usual if name not in in_blocks)
     n_slots = sum(name in leaves.slots for name in usual)  # which come first
     found = []
     for param, grad, *own in zip(leaves.params, leaves.grads, *columns, strict=True):

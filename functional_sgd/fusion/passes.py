@@ -47,8 +47,11 @@ class Pass:
     @functools.cached_property
     def reads(self) -> tuple[str, ...]:
         """The columns that it reads."""
-        found = [self.sources[n.index] for n in self.nodes if n.index in self.sources]
-        return tuple(dict.fromkeys(found))
+        found: dict[str, None] = {}  # a set that keeps its order
+        for node in self.nodes:
+            if node.index in self.sources:
+                found[self.sources[node.index]] = None
+        return tuple(found)
 
     @functools.cached_property
     def scalars(self) -> tuple[str, ...]:
@@ -68,9 +71,11 @@ class Pass:
     @functools.cached_property
     def of_blocks(self) -> frozenset[str]:
         """The columns with a number for each block."""
-        read = {self.sources[n.index] for n in self.nodes if n.block and n.index in self.sources}
-        written = {name for name, node in self.outputs.items() if node.block}
-        return frozenset(read | written)
+        found = {name for name, node in self.outputs.items() if node.block}
+        for node in self.nodes:
+            if node.block and node.index in self.sources:
+                found.add(self.sources[node.index])
+        return frozenset(found)
 
     @functools.cached_property
     def ordered(self) -> bool:

@@ -272,8 +272,9 @@ class Run:
     # Results.
 
     def _results(self) -> Results:
-        before: dict[str, list[Tensor]] = {"param": self.leaves.params, **self.leaves.slots}
-        after: dict[str, list[Any]] = {name: list(values) for name, values in before.items()}
+        after: dict[str, list[Any]] = {"param": list(self.leaves.params)}
+        for name, slots in self.leaves.slots.items():
+            after[name] = list(slots)
         if "update" in self.plan.results:
             after["update"] = [None] * len(self.leaves.params)
         for _, group, columns in self.tables:

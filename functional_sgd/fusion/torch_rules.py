@@ -184,7 +184,8 @@ class TorchRules:
                 value = self._like_param(value, params[place], group.indices[place])
                 value = value.to(group.working).reshape(params[place].shape)
             # A rule may return its own input, which a later kernel may overwrite in place.
-            tensors.append(owned(value, *(other[place] for other in taken)))
+            others = [column[place] for column in taken]
+            tensors.append(owned(value, *others))
         return Column(group.working, tensors, kept=False, like=params)
 
     def _like_param(self, value: Tensor, param: Tensor, index: int) -> Tensor:

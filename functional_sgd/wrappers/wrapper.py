@@ -119,8 +119,10 @@ class Wrapper(Optimizer):
         return self.opt.evaluated(params, state[INNER])
 
     def __repr__(self) -> str:
-        names = [own.name for own in fields(self) if own.name != "opt"]
-        numbers = [f"{name}={getattr(self, name)!r}" for name in names]
+        numbers = []
+        for own in fields(self):
+            if own.name != "opt":
+                numbers.append(f"{own.name}={getattr(self, own.name)!r}")
         return f"{self.name}({', '.join([repr(self.opt), *numbers])})"
 
     def take_own(self, hyper: Mapping[str, Any] | None, extras: Mapping[str, Any]) -> Given:
