@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from functional_sgd.call import Plan
+from functional_sgd.hyper import Hyper
 from functional_sgd.optimizer import Optimizer, check_names
 from functional_sgd.rule import Rule
 from functional_sgd.signature import REQUIRED
@@ -36,7 +37,7 @@ class Planned(Optimizer):
         return type(self), (self.rules, self.given)  # whose plan is made anew
 
     @property
-    def hyper(self) -> dict[str, Any]:
+    def hyper(self) -> dict[str, Hyper]:
         """The hypers and their defaults; those that must be passed at the call are not in it.
 
         >>> from functional_sgd import adamw
@@ -75,7 +76,7 @@ class Front(Planned):
         params: Tree,
         grads: Tree,
         state: State,
-        hyper: Mapping[str, Any] | None = None,
+        hyper: Mapping[str, Hyper] | None = None,
         **extras: Any,
     ) -> Any:
         """One step: (new params, the update as a tree of gradients, new state)."""
@@ -115,7 +116,7 @@ class Chained(Optimizer):
         return replace(self, front=front, opt=opt, after=after)
 
     @property
-    def hyper(self) -> dict[str, Any]:
+    def hyper(self) -> dict[str, Hyper]:
         """The hypers of all three and their defaults."""
         hyper: dict[str, Any] = {}
         for one in self.inner:
@@ -156,7 +157,7 @@ class Chained(Optimizer):
         params: Tree,
         grads: Tree,
         state: State,
-        hyper: Mapping[str, Any] | None = None,
+        hyper: Mapping[str, Hyper] | None = None,
         **extras: Any,
     ) -> tuple[Tree, State]:
         """One step: (new params, new state)."""
@@ -189,7 +190,7 @@ class Chained(Optimizer):
         return grown
 
     def perturb(
-        self, params: Tree, grads: Tree, state: State, hyper: Mapping[str, Any] | None = None
+        self, params: Tree, grads: Tree, state: State, hyper: Mapping[str, Hyper] | None = None
     ) -> Tree:
         """Where the optimizer wants the gradient."""
         given = {} if hyper is None else hyper
@@ -203,7 +204,7 @@ class Chained(Optimizer):
         return self.opt.evaluated(params, state["inner"])
 
     def _split(
-        self, one: Optimizer, hyper: Mapping[str, Any], extras: Mapping[str, Any]
+        self, one: Optimizer, hyper: Mapping[str, Hyper], extras: Mapping[str, Any]
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """The hypers and extras that one of them reads; what it requires may be the default of
         another, but what it schedules may not.

@@ -6,6 +6,7 @@ from typing import Any, overload
 
 from functional_sgd.call import Plan
 from functional_sgd.chained import Chained, Front, Planned, in_words
+from functional_sgd.hyper import Hyper
 from functional_sgd.notebook import html_table, show
 from functional_sgd.optimizer import Optimizer
 from functional_sgd.rule import Rule
@@ -44,7 +45,7 @@ class Chain(Planned):
         params: Tree,
         grads: Tree,
         state: State,
-        hyper: Mapping[str, Any] | None = None,
+        hyper: Mapping[str, Hyper] | None = None,
         **extras: Any,
     ) -> tuple[Tree, State]:
         """One step: (new params, new state). The arguments are not touched.
@@ -93,10 +94,10 @@ class Chain(Planned):
 
 
 @overload
-def chain(*parts: Rule | Part | Chain, **hyper_defaults: Any) -> Chain: ...
+def chain(*parts: Rule | Part | Chain, **hyper_defaults: Hyper) -> Chain: ...
 @overload
-def chain(*parts: Rule | Part | Optimizer, **hyper_defaults: Any) -> Chain | Chained: ...
-def chain(*parts: Rule | Part | Optimizer, **hyper_defaults: Any) -> Any:
+def chain(*parts: Rule | Part | Optimizer, **hyper_defaults: Hyper) -> Chain | Chained: ...
+def chain(*parts: Rule | Part | Optimizer, **hyper_defaults: Hyper) -> Any:
     """An optimizer that applies rules in order: `(params, grads, state, hyper) -> (params, state)`.
 
     `parts` are rules, parts (`part`) and chains, which are flattened into this one; each keyword is
@@ -139,7 +140,7 @@ def chain(*parts: Rule | Part | Optimizer, **hyper_defaults: Any) -> Any:
     return Chained(Front(*_flat(front, for_front)), opt, Chain(*_flat(after, for_after)))
 
 
-def part(*rules: Rule | Part, **hyper_defaults: Any) -> Part:
+def part(*rules: Rule | Part, **hyper_defaults: Hyper) -> Part:
     """Rules in a row that are not an optimizer yet, with a name of your own.
 
     >>> from functional_sgd import average_grad, average_sqr_grad, debias, scale_by_rms, sgd_step
@@ -162,7 +163,7 @@ def identity() -> Chain:
 
 
 def _flat(
-    parts: Sequence[Any], hyper_defaults: Mapping[str, Any]
+    parts: Sequence[Any], hyper_defaults: Mapping[str, Hyper]
 ) -> tuple[tuple[Rule, ...], dict[str, Any]]:
     """All rules in order, and the defaults that were given for their hypers."""
     rules: list[Rule] = []

@@ -40,6 +40,7 @@ from functional_sgd.fusion.spent import (
     spend,
 )
 from functional_sgd.guard import Guard
+from functional_sgd.hyper import Hyper
 from functional_sgd.optimizer import Optimizer, check_optimizer
 from functional_sgd.precision import computed_in
 from functional_sgd.sharded import any_distributed
@@ -166,7 +167,7 @@ class Fused(Optimizer):
         self._unbatched: set[int] = set()
 
     @property
-    def hyper(self) -> dict[str, Any]:
+    def hyper(self) -> dict[str, Hyper]:
         """The hypers and their defaults."""
         return self.opt.hyper
 
@@ -205,7 +206,7 @@ class Fused(Optimizer):
         params: Tree,
         grads: Tree,
         state: State,
-        hyper: Mapping[str, Any] | None = None,
+        hyper: Mapping[str, Hyper] | None = None,
         **extras: Any,
     ) -> Any:
         """One step: (new params, new state)."""

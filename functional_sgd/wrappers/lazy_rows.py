@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from functional_sgd.eight_bit import CODES, SCALES
+from functional_sgd.hyper import Hyper
 from functional_sgd.optimizer import Optimizer, check_names
 from functional_sgd.state import State, check_state
 from functional_sgd.tree import Tree, flatten, unflatten
@@ -49,7 +50,7 @@ class LazyRows(Wrapper):
         params: Tree,
         grads: Tree,
         state: State,
-        hyper: Mapping[str, Any] | None = None,
+        hyper: Mapping[str, Hyper] | None = None,
         **extras: Any,
     ) -> tuple[Tree, State]:
         """One step of the rows that have a gradient: (new params, new state)."""

@@ -66,7 +66,7 @@ class Wrapper(Optimizer):
             check_number(self.name, name, getattr(self, name), allowed)
 
     @property
-    def hyper(self) -> dict[str, Any]:
+    def hyper(self) -> dict[str, Hyper]:
         """The hypers and their defaults: those of the optimizer inside, and the wrapper's own."""
         own = {name: getattr(self, name) for name in self.own_hypers}
         return {**self.opt.hyper, **own}
@@ -108,7 +108,7 @@ class Wrapper(Optimizer):
         return params
 
     def perturb(
-        self, params: Tree, grads: Tree, state: State, hyper: Mapping[str, Any] | None = None
+        self, params: Tree, grads: Tree, state: State, hyper: Mapping[str, Hyper] | None = None
     ) -> Tree:
         """Where the optimizer inside wants the gradient."""
         given = self.take_own(hyper, {})
@@ -125,7 +125,7 @@ class Wrapper(Optimizer):
                 numbers.append(f"{own.name}={getattr(self, own.name)!r}")
         return f"{self.name}({', '.join([repr(self.opt), *numbers])})"
 
-    def take_own(self, hyper: Mapping[str, Any] | None, extras: Mapping[str, Any]) -> Given:
+    def take_own(self, hyper: Mapping[str, Hyper] | None, extras: Mapping[str, Any]) -> Given:
         """The wrapper's own hypers, apart from what the optimizer inside is to get."""
         hyper = check_names(self.name, hyper, extras, self.names)
         own: dict[str, Scalar] = {}
