@@ -23,7 +23,7 @@ class Planned(Optimizer):
     """
 
     rules: tuple[Rule, ...]
-    given: Mapping[str, Any] = field(hash=False)  # hyper defaults that win over the rules' own
+    given: Mapping[str, Hyper] = field(hash=False)  # hyper defaults that win over the rules' own
     plan: Plan = field(init=False, compare=False)
 
     results: ClassVar[tuple[str, ...]] = ("param",)
@@ -96,7 +96,7 @@ class Chained(Optimizer):
     after: Optimizer
 
     def __post_init__(self) -> None:
-        known: dict[str, Any] = {}
+        known: dict[str, Hyper] = {}
         for one in self.inner:
             for name, value in one.hyper.items():
                 if known.setdefault(name, value) != value:
@@ -118,7 +118,7 @@ class Chained(Optimizer):
     @property
     def hyper(self) -> dict[str, Hyper]:
         """The hypers of all three and their defaults."""
-        hyper: dict[str, Any] = {}
+        hyper: dict[str, Hyper] = {}
         for one in self.inner:
             hyper.update(one.hyper)
         return hyper
@@ -227,7 +227,7 @@ class Chained(Optimizer):
 
 
 def make_plan(
-    who: str, rules: tuple[Rule, ...], given: Mapping[str, Any], results: tuple[str, ...]
+    who: str, rules: tuple[Rule, ...], given: Mapping[str, Hyper], results: tuple[str, ...]
 ) -> Plan:
     """What an executor needs to know of these rules. Raises what `wire` raises."""
     wiring = wire(rules, given, results)
@@ -241,12 +241,12 @@ def make_plan(
     )  # fmt: skip
 
 
-def in_words(rules: tuple[Rule, ...], given: Mapping[str, Any]) -> str:
+def in_words(rules: tuple[Rule, ...], given: Mapping[str, Hyper]) -> str:
     """Rules and defaults as they are written."""
     return ", ".join([*map(repr, rules), *_defaults_in_words(given)])
 
 
-def _defaults_in_words(given: Mapping[str, Any]) -> list[str]:
+def _defaults_in_words(given: Mapping[str, Hyper]) -> list[str]:
     return [f"{name}={value!r}" for name, value in given.items()]
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 from functional_sgd.call import Plan
 from functional_sgd.chained import Chained, Front, Planned, in_words
@@ -88,9 +88,8 @@ class Chain(Planned):
         average_grad  elementwise  grad, grad_avg  mom=0.9  grad_avg, update  grad_avg
         sgd_step      elementwise  param, update   lr=0.1   param
         """
-        titles = ("rule", "scope", "reads", "hypers", "writes", "keeps")
         rows = [_row(self.plan, call) for call in self.plan.calls]
-        show(aligned([titles, *rows]), html_table(rows, titles))
+        show(aligned([_Row._fields, *rows]), html_table(rows, _Row._fields))
 
 
 @overload
@@ -163,7 +162,7 @@ def identity() -> Chain:
 
 
 def _flat(
-    parts: Sequence[Any], hyper_defaults: Mapping[str, Hyper]
+    parts: Sequence[object], hyper_defaults: Mapping[str, Hyper]
 ) -> tuple[tuple[Rule, ...], dict[str, Any]]:
     """All rules in order, and the defaults that were given for their hypers."""
     rules: list[Rule] = []
@@ -192,7 +191,7 @@ def _is_other(one: object) -> bool:
     return isinstance(one, Optimizer) and not isinstance(one, Chain)
 
 
-def _names(*parts: Any) -> set[str]:
+def _names(*parts: object) -> set[str]:
     """The hypers that these rules read, by the chain's names."""
     rules, _ = _flat(parts, {})
     names: set[str] = set()
@@ -201,7 +200,18 @@ def _names(*parts: Any) -> set[str]:
     return names
 
 
-def _row(plan: Plan, call: Call) -> tuple[str, ...]:
+class _Row(NamedTuple):
+    """A rule in words, under the titles that a table of them has."""
+
+    rule: str
+    scope: str
+    reads: str  # columns, and numbers that the state keeps
+    hypers: str  # and reductions
+    writes: str
+    keeps: str
+
+
+def _row(plan: Plan, call: Call) -> _Row:
     hypers, kept = [], []  # numbers that the state keeps are no hypers
     for _, name in call.scalars:
         default = plan.defaults.get(name, REQUIRED)
@@ -217,7 +227,7 @@ def _row(plan: Plan, call: Call) -> tuple[str, ...]:
     reads = ", ".join([*read, *kept])
     writes = ", ".join(outer for _, outer in (*call.writes, *call.numbers))
     keeps = ", ".join((*call.rule.slots, *call.rule.numbers))
-    return repr(call.rule), call.rule.scope, reads, ", ".join(hypers), writes, keeps
+    return _Row(repr(call.rule), call.rule.scope, reads, ", ".join(hypers), writes, keeps)
 
 
 def _reduction_words(call: Call, one: Reduced) -> str:

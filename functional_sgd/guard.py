@@ -4,7 +4,7 @@ checked.
 
 from collections.abc import Callable, Iterable, Sequence
 from operator import eq
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -79,13 +79,15 @@ class Guard:
         return found
 
 
-Containers: TypeAlias = tuple[type, Any, dict[Any, Any]] | None
-"""Of a dict, list or tuple: its type, its size and first and last key, and its children that are
-containers too.
-"""
+class Containers(NamedTuple):
+    """How a dict, list or tuple is built."""
+
+    kind: type
+    size: object  # of a dict with its first and last key
+    inner: dict[Any, "Containers"]  # its children that are containers too
 
 
-def _containers(tree: Tree) -> Containers:
+def _containers(tree: Tree) -> Containers | None:
     """How a tree is built, as far as it is of dicts, lists and tuples."""
     children = dict(_children(tree))
     if not children:
@@ -95,10 +97,10 @@ def _containers(tree: Tree) -> Containers:
         found = _containers(child)
         if found is not None:
             inner[key] = found
-    return type(tree), _size(tree), inner
+    return Containers(type(tree), _size(tree), inner)
 
 
-def _built_alike(tree: Tree, known: Containers) -> bool:
+def _built_alike(tree: Tree, known: Containers | None) -> bool:
     if known is None:
         return True
     kind: Any

@@ -36,6 +36,7 @@ Rows: TypeAlias = Sequence[int | None]
 
 def any_distributed(values: Iterable[object]) -> bool:
     """Whether one of these is a DTensor."""
+    # By type, since thousands of leaves are of one or two.
     return any(map(_is_kind, set(map(type, values)) - _PLAIN))
 
 
@@ -247,6 +248,7 @@ def _joined(piece: Tensor, leaf: Any, shape: Sequence[int]) -> "DTensor":
 
     mesh, placements, strides = leaf.device_mesh, leaf.placements, [1]
     for size in reversed(shape[1:]):
+        # As torch counts them: an axis of length 0 is as long as one of length 1.
         strides.insert(0, strides[0] * max(size, 1))
     stride = tuple(strides[: len(shape)])
     # Without a shape, from_local assumes that all pieces are as large as this one.

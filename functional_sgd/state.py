@@ -42,6 +42,7 @@ def init_state(rules: tuple[Rule, ...], numbers: tuple[str, ...], params: Tree) 
     for name in numbers:
         whole = name in (CALLS, SEED)
         device = device_of(leaves)
+        # Counts are whole; others are as precise as the device allows, since all leaves use them.
         kind = torch.int64 if whole else widest(device)
         state[name] = torch.tensor(starts.get(name, 0), dtype=kind, device=device)
     return state

@@ -208,6 +208,7 @@ def run_on_leaf(
         if reduction.over == "leaf" and leaves.shards is None:
             own[reduced.name] = reduction.of({i: columns[o] for i, o in reduced.columns})
         else:
+            # Known already: one of the tree, or brought together for the pieces of all leaves.
             own[reduced.name] = here(own[reduced.name], leaf.device)
     if call.rule.signature.random:
         own[call.key] = leaves.key(call, index)

@@ -188,7 +188,7 @@ def _check_hypers_stay(rule: Rule, columns: Columns) -> None:
 class _Copies:
     """What tensors were before a rule has run."""
 
-    def __init__(self, arguments: Mapping[str, Any]) -> None:
+    def __init__(self, arguments: Mapping[str, object]) -> None:
         self.tensors: dict[str, Tensor] = {}
         for name, value in arguments.items():
             tensor = value["leaf"] if isinstance(value, dict) else value

@@ -24,11 +24,19 @@ if TYPE_CHECKING:
     from functional_sgd.fusion.fused import Fused
 
 
+class Row(NamedTuple):
+    """A step of a program in words."""
+
+    executor: str  # a kernel, or torch
+    rules: str  # for torch, also the reason
+    columns: str  # what it reads and writes
+
+
 @dataclass(frozen=True)
 class Explanation:
     """The steps of a program, a row for each, and lines about the leaves that they run on."""
 
-    steps: Sequence[tuple[str, str, str]]
+    steps: Sequence[Row]
     lines: Sequence[str] = ()
 
     def __str__(self) -> str:
@@ -41,7 +49,7 @@ class Explanation:
 
     def show(self) -> None:
         """Print it; in a notebook, show the steps as a table, and the lines below."""
-        table = html_table(self.steps, ("executor", "rules", "columns")) if self.steps else ""
+        table = html_table(self.steps, Row._fields) if self.steps else ""
         below = ""
         for line in self.lines:
             if line:
@@ -170,15 +178,15 @@ def _placed(fused: "Fused", params: Tree) -> _Placed:
     return _Placed(groups, others, paths(params), leaves.shards)
 
 
-def _row(step: Step, made: Mapping[str, str]) -> tuple[str, str, str]:
+def _row(step: Step, made: Mapping[str, str]) -> Row:
     """A line, in which columns that torch has made have the names that rules know."""
     if not isinstance(step, Pass):
-        return "torch", f"{step.call.rule!r}: {step.reason}", ""
+        return Row("torch", f"{step.call.rule!r}: {step.reason}", "")
     read = [made.get(name, name) for name in step.reads]
     columns = f"reads {', '.join(read)}"
     if step.outputs:
         columns += f"; writes {', '.join(step.outputs)}"
-    return "kernel", step.title, columns
+    return Row("kernel", step.title, columns)
 
 
 def _count(steps: Sequence[Step]) -> str:

@@ -104,6 +104,7 @@ class Run:
         """The columns of a group before the first step."""
         leaves, donate = self.leaves, self.resources.donate
         params = group.pick(leaves.params)
+        # Noted of the trees of the guard; of others it is not known.
         alike = group.alike if leaves.matches_guard else frozenset[str]()
         # Known addresses are those of all leaves together.
         starts = leaves.starts if group.everything else {}

@@ -60,7 +60,7 @@ class Partition(Optimizer):
         A part that reads it without a default, as one whose lr is scheduled, does not agree: it
         would get the others'.
         """
-        merged: dict[str, Any] = {}
+        merged: dict[str, Hyper] = {}
         for label, opt in self.optimizers.items():
             for name, default in opt.hyper.items():
                 if all(_agrees(other, name, default) for other in self.optimizers.values()):

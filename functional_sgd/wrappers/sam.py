@@ -63,6 +63,7 @@ class Sam(Wrapper):
                 moved.append(leaf)
             else:
                 slope = wide(grad)
+                # A length is real, also for a complex leaf.
                 size = scale.to(leaf.device, slope.real.dtype)
                 moved.append((wide(leaf) + size * slope).to(leaf.dtype))
         return unflatten(spec, moved)
