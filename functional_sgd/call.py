@@ -156,8 +156,11 @@ class Leaves:
             if self.shards is not None:
                 values = self.shards.wrapped(name, values)
             trees[name] = unflatten(self.spec, values)
-        state = {STEP: self.step, **{name: trees[name] for name in slots}, **self.numbers}
-        return (*(trees[name] for name in results), state)
+        state: State = {STEP: self.step}
+        for name in slots:
+            state[name] = trees[name]
+        state.update(self.numbers)
+        return (*[trees[name] for name in results], state)
 
 
 def take_apart(
@@ -175,7 +178,9 @@ def take_apart(
     checked again.
     """
     check_state(plan.who, state, plan.entries)
-    trees = {"param": params, **{name: state[name] for name in plan.slots}}
+    trees = {"param": params}
+    for name in plan.slots:
+        trees[name] = state[name]
     known = guard.flatten((*trees.values(), grads)) if guard is not None else None
     starts: Mapping[str, Addresses] = {}
     if guard is not None and known is not None:

@@ -38,7 +38,8 @@ def init_state(rules: tuple[Rule, ...], numbers: tuple[str, ...], params: Tree) 
             state[name] = unflatten(spec, _first_values(rule, name, initializer, params))
     starts: dict[str, Any] = {}
     for rule in rules:
-        starts.update((rule.outer(name), rule.starts[name]) for name in rule.signature.numbers)
+        for name in rule.signature.numbers:
+            starts[rule.outer(name)] = rule.starts[name]
     for name in numbers:
         whole = name in (CALLS, SEED)
         device = device_of(leaves)

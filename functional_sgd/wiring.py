@@ -198,7 +198,8 @@ class _Wires:
     def add(self, rule: Rule, position: int) -> None:
         """Find everything that the next rule reads."""
         reads = self._reads(rule)
-        available = frozenset(inner for inner, _ in reads)
+        columns = dict(reads)
+        available = frozenset(columns)
         self._check_belonging(rule, available)
         writes: list[tuple[str, str]] = []
         numbers: list[tuple[str, str]] = []
@@ -207,7 +208,6 @@ class _Wires:
             written.append((inner, rule.outer(inner)))
         self._check_writes(rule, writes)
         self._check_hypers(rule)
-        columns = dict(reads)
         reductions = []
         for parameter, reduction in rule.signature.reductions.items():
             reductions.append(self._reduced(rule, parameter, reduction, columns))

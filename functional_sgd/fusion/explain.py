@@ -168,8 +168,10 @@ def _placed(fused: "Fused", params: Tree) -> _Placed:
     plan = fused.opt.plan
     grads = optree.tree_map(torch.zeros_like, params)
     # The values of hypers do not decide where a leaf runs; these satisfy every range.
-    hypers = [name for name, value in plan.defaults.items() if value is REQUIRED]
-    open_ones = dict.fromkeys(hypers, torch.ones(()))
+    open_ones = {}
+    for name, value in plan.defaults.items():
+        if value is REQUIRED:
+            open_ones[name] = torch.ones(())
     given = dict.fromkeys(plan.given, grads)
     leaves = take_apart(plan, params, grads, state, open_ones, given).on_pieces()
     lay_out(leaves)

@@ -253,11 +253,12 @@ class Fused(Optimizer):
             written = check_apart(leaves.trees["param"], leaves, known)
             leaves.starts = {**leaves.starts, **written}
             self._apart = (guard if leaves.matches_guard else None, written)
-        shared = [leaves.shared[name] for name in self._scalars if name in leaves.shared]
-        odd = [value for value in shared if type(value) is not float and not _is_number(value)]
-        if odd:
-            result = self._leaf_by_leaf(leaves)  # an extra that is left out, or is no number
-            return put_back(leaves, result) if self.donate else result
+        for name in self._scalars & leaves.shared.keys():
+            value = leaves.shared[name]
+            if type(value) is not float and not _is_number(value):
+                # An extra that is left out, or is no number.
+                result = self._leaf_by_leaf(leaves)
+                return put_back(leaves, result) if self.donate else result
         # Groups, the buffer pool and kernel tables are reused, so calls take turns.
         with self._lock:
             # Another thread may have grouped other trees by now.

@@ -152,7 +152,10 @@ class Group:
         self.device, self.dtypes = device, dtypes
         # Half precision is for keeping numbers: sums of small changes would be lost in it.
         self.working = computed_in(dtypes["param"])
-        self.narrow = [n for n, kind in dtypes.items() if kind.itemsize < self.working.itemsize]
+        self.narrow: list[str] = []  # columns
+        for name, dtype in dtypes.items():
+            if dtype.itemsize < self.working.itemsize:
+                self.narrow.append(name)
         self.everything = everything  # whether these are all leaves, in order
         self.alike: frozenset[str] = frozenset()  # of recognised trees: what lies as params do
         self.prepared: dict[

@@ -257,7 +257,9 @@ def put_back(leaves: Leaves, result: Results) -> Results:
     """The results of a step that was not donated, in the memory of the arguments."""
     params, *update, state = result
     old = {"param": leaves.params, **leaves.slots}
-    new = {"param": params, **{name: state[name] for name in leaves.slots}}
+    new = {"param": params}
+    for name in leaves.slots:
+        new[name] = state[name]
     given = set(map(memory_of, itertools.chain(*old.values())))
     pairs = []
     for name, tensors in old.items():
@@ -273,8 +275,10 @@ def put_back(leaves: Leaves, result: Results) -> Results:
     # A second loop, so that all clones exist before anything is overwritten.
     for before, after in pairs:
         before.copy_(after)
-    kept = {name: leaves.trees[name] for name in leaves.slots}
-    return leaves.trees["param"], *update, {**state, **kept}
+    kept = dict(state)
+    for name in leaves.slots:
+        kept[name] = leaves.trees[name]
+    return leaves.trees["param"], *update, kept
 
 
 def _moved(leaves: Leaves, tree: Tree) -> Tree:

@@ -98,9 +98,10 @@ class Wrapper(Optimizer):
 
     def extend(self, state: State, before: Tree, params: Tree) -> State:
         """The state for more params."""
-        own = {name: value for name, value in state.items() if name != INNER}
-        fresh = {name: value for name, value in self.init(params).items() if name != INNER}
-        inner = self.opt.extend(state[INNER], self.inside(before), self.inside(params))
+        own, fresh = dict(state), self.init(params)
+        # The optimizer inside knows itself how its state grows.
+        fresh.pop(INNER, None)
+        inner = self.opt.extend(own.pop(INNER), self.inside(before), self.inside(params))
         return {**extended(own, fresh, keys_of(before), keys_of(params)), INNER: inner}
 
     def inside(self, params: Tree) -> Tree:
@@ -129,13 +130,14 @@ class Wrapper(Optimizer):
         """The wrapper's own hypers, apart from what the optimizer inside is to get."""
         hyper = check_names(self.name, hyper, extras, self.names)
         own: dict[str, Scalar] = {}
+        others, other_extras = dict(hyper), dict(extras)
         for name, allowed in self.own_hypers.items():
             default = getattr(self, name)
             value = hyper.get(name, extras.get(name, default))
             check_number(self.name, name, value, allowed)
             own[name] = one_number(self.name, name, value)
-        others = {name: value for name, value in hyper.items() if name not in own}
-        other_extras = {name: value for name, value in extras.items() if name not in own}
+            others.pop(name, None)
+            other_extras.pop(name, None)
         return Given(own, others, other_extras)
 
 
