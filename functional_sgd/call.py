@@ -13,7 +13,7 @@ from torch import Tensor
 
 from functional_sgd.errors import did_you_mean, meant
 from functional_sgd.guard import Guard
-from functional_sgd.hyper import collect, per_leaf
+from functional_sgd.hyper import Hyper, Scalar, collect, per_leaf
 from functional_sgd.memory import Addresses
 from functional_sgd.pairs import as_real
 from functional_sgd.precision import widest
@@ -27,7 +27,7 @@ from functional_sgd.sharded import (
     placed,
 )
 from functional_sgd.signature import FROM_CALLER, STEP
-from functional_sgd.state import check_state, check_steps, first_shape, in_order_of
+from functional_sgd.state import State, check_state, check_steps, first_shape, in_order_of
 from functional_sgd.tracing import recorded
 from functional_sgd.tree import Spec, Tree, flatten, flatten_like, paths, unflatten
 from functional_sgd.wiring import CALLS, SEED, Call
@@ -50,7 +50,10 @@ class Plan:
     @functools.cached_property
     def blocks(self) -> dict[str, str]:
         """The slots that are codes of 8 bits -> those with the scales of their blocks."""
-        return {codes: scales for call in self.calls for codes, scales in call.rule.blocks.items()}
+        blocks: dict[str, str] = {}
+        for call in self.calls:
+            blocks.update(call.rule.blocks)
+        return blocks
 
     @property
     def entries(self) -> tuple[str, ...]:
@@ -111,9 +114,9 @@ class Leaves:
         return key if self.shards is None else replace(key, leaf=self.shards.leaves[index])
 
     @property
-    def tensors(self) -> Iterator[Any]:
+    def tensors(self) -> Iterator[object]:
         """All that a step is computed from."""
-        columns: list[Iterable[Any]] = [self.params, self.grads, *self.slots.values()]
+        columns: list[Iterable[object]] = [self.params, self.grads, *self.slots.values()]
         columns += [*self.given.values(), *self.separate.values()]
         return itertools.chain(*columns, self.shared.values(), self.numbers.values())
 
@@ -129,7 +132,7 @@ class Leaves:
             given=given, shards=shards,
         )  # fmt: skip
 
-    def set_number(self, name: str, value: Any) -> None:
+    def set_number(self, name: str, value: Scalar) -> None:
         """A rule has written a number of the tree; later rules see the new one."""
         old = self.numbers[name]
         self.numbers[name] = torch.as_tensor(value, dtype=old.dtype, device=old.device)
@@ -137,7 +140,7 @@ class Leaves:
 
     def rebuild(
         self, results: Mapping[str, list[Any]], slots: Mapping[str, list[Tensor]]
-    ) -> tuple[Any, ...]:
+    ) -> tuple[Tree, ...]:
         """What the optimizer returns: a tree for each result, then the state.
 
         Trees that have the very leaves that came are handed back as they came.
@@ -153,16 +156,19 @@ class Leaves:
             if self.shards is not None:
                 values = self.shards.wrapped(name, values)
             trees[name] = unflatten(self.spec, values)
-        state = {STEP: self.step, **{name: trees[name] for name in slots}, **self.numbers}
-        return (*(trees[name] for name in results), state)
+        state: State = {STEP: self.step}
+        for name in slots:
+            state[name] = trees[name]
+        state.update(self.numbers)
+        return (*[trees[name] for name in results], state)
 
 
 def take_apart(
     plan: Plan,
     params: Tree,
     grads: Tree,
-    state: Any,
-    hyper: Any,
+    state: State,
+    hyper: Mapping[str, Hyper] | None,
     extras: Mapping[str, Any],
     guard: Guard | None = None,
 ) -> Leaves:
@@ -172,7 +178,9 @@ def take_apart(
     checked again.
     """
     check_state(plan.who, state, plan.entries)
-    trees = {"param": params, **{name: state[name] for name in plan.slots}}
+    trees = {"param": params}
+    for name in plan.slots:
+        trees[name] = state[name]
     known = guard.flatten((*trees.values(), grads)) if guard is not None else None
     starts: Mapping[str, Addresses] = {}
     if guard is not None and known is not None:
@@ -190,10 +198,10 @@ def take_apart(
         # After the check, so that an error speaks of what the caller has given.
         grad_leaves = list(map(_dense, grad_leaves, leaves))
         active = [grad is not None for grad in grad_leaves]
-        slots = {
-            name: flatten_like(spec, state[name], params, plan.who, f"state[{name!r}]")
-            for name in plan.slots
-        }
+        slots = {}
+        for name in plan.slots:
+            what = f"state[{name!r}]"
+            slots[name] = flatten_like(spec, state[name], params, plan.who, what)
         # Slots of complex leaves are kept as pairs of reals.
         seen = list(map(as_real, leaves))
         cure = "Was it made for other params?"
@@ -203,6 +211,7 @@ def take_apart(
             _check_shapes(plan, params, leaves, slots)
     check_steps(plan.who, state[STEP], len(leaves))
     steps = state[STEP]
+    # Counts go by places, which a dict and an OrderedDict of the same leaves give otherwise.
     if known is None and plan.slots and optree.tree_structure(state[plan.slots[0]]) != spec:
         steps = in_order_of(spec, steps, state[plan.slots[0]])
     given, extras = _take_given(plan, params, spec, leaves, grad_leaves, extras)
@@ -227,7 +236,7 @@ def take_apart(
 
 
 def _check_shapes(
-    plan: Plan, params: Tree, leaves: Sequence[Tensor], slots: Mapping[str, Sequence[Any]]
+    plan: Plan, params: Tree, leaves: Sequence[Tensor], slots: Mapping[str, Sequence[object]]
 ) -> None:
     """Raise ValueError for a slot that has not the shape in which it begins.
 
@@ -262,8 +271,11 @@ def _placed(
     if all_placed(leaves, values):
         return list(values)
     check_placed(who, what, lambda: paths(params), leaves, values)
-    pairs = zip(values, leaves, strict=True)
-    return [None if value is None else placed(value, leaf) for value, leaf in pairs]
+    found = list(values)
+    for index, (value, leaf) in enumerate(zip(values, leaves, strict=True)):
+        if value is not None:
+            found[index] = placed(value, leaf)
+    return found
 
 
 def _advanced(step: Tensor, active: list[bool]) -> Tensor:
@@ -327,9 +339,10 @@ def check_like(
     given = values
     types = set(map(type, values))
     if type(None) in types:
-        given = [
-            leaf if value is None else value for leaf, value in zip(leaves, values, strict=True)
-        ]
+        given = list(values)
+        for index, (leaf, value) in enumerate(zip(leaves, values, strict=True)):
+            if value is None:
+                given[index] = leaf
     # map keeps these loops in C, since every step pays for them. The slow loop below only finds the
     # path to name in the error.
     if all(issubclass(kind, (Tensor, type(None))) for kind in types):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from functional_sgd.call import Plan
+from functional_sgd.hyper import Hyper
 from functional_sgd.optimizer import Optimizer, check_names
 from functional_sgd.rule import Rule
 from functional_sgd.signature import REQUIRED, RuleFunction
@@ -22,7 +23,7 @@ class Planned(Optimizer):
     """
 
     rules: tuple[Rule, ...]
-    given: Mapping[str, Any] = field(hash=False)  # hyper defaults that win over the rules' own
+    given: Mapping[str, Hyper] = field(hash=False)  # hyper defaults that win over the rules' own
     plan: Plan = field(init=False, compare=False)
 
     results: ClassVar[tuple[str, ...]] = ("param",)
@@ -32,11 +33,11 @@ class Planned(Optimizer):
         plan = make_plan(repr(self), self.rules, self.given, self.results)
         object.__setattr__(self, "plan", plan)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
         return type(self), (self.rules, self.given)  # whose plan is made anew
 
     @property
-    def hyper(self) -> dict[str, Any]:
+    def hyper(self) -> dict[str, Hyper]:
         """The hypers and their defaults; those that must be passed at the call are not in it.
 
         >>> from functional_sgd import adamw
@@ -85,7 +86,7 @@ class Front(Planned):
         params: Tree,
         grads: Tree,
         state: State,
-        hyper: Mapping[str, Any] | None = None,
+        hyper: Mapping[str, Hyper] | None = None,
         **extras: Any,
     ) -> Any:
         """One step: (new params, the update as a tree of gradients, new state)."""
@@ -105,7 +106,7 @@ class Chained(Optimizer):
     after: Optimizer
 
     def __post_init__(self) -> None:
-        known: dict[str, Any] = {}
+        known: dict[str, Hyper] = {}
         for one in self.inner:
             for name, value in one.hyper.items():
                 if known.setdefault(name, value) != value:
@@ -125,20 +126,27 @@ class Chained(Optimizer):
         return replace(self, front=front, opt=opt, after=after)
 
     @property
-    def hyper(self) -> dict[str, Any]:
+    def hyper(self) -> dict[str, Hyper]:
         """The hypers of all three and their defaults."""
-        return {name: value for one in self.inner for name, value in one.hyper.items()}
+        hyper: dict[str, Hyper] = {}
+        for one in self.inner:
+            hyper.update(one.hyper)
+        return hyper
 
     @property
     def required(self) -> tuple[str, ...]:
         """The hypers, extras and columns that none of them has a default for."""
-        every = [name for one in self.inner for name in one.required]
-        return tuple(dict.fromkeys(name for name in every if name not in self.hyper))
+        every: list[str] = []
+        for one in self.inner:
+            every.extend(one.required)
+        # What one of them requires may be the default of another.
+        hyper = self.hyper
+        return tuple(dict.fromkeys(name for name in every if name not in hyper))
 
     @property
     def names(self) -> frozenset[str]:
         """Every hyper, extra and column that is understood."""
-        return frozenset().union(*(one.names for one in self.inner))
+        return self.front.names | self.opt.names | self.after.names
 
     @property
     def donates(self) -> bool:
@@ -159,7 +167,7 @@ class Chained(Optimizer):
         params: Tree,
         grads: Tree,
         state: State,
-        hyper: Mapping[str, Any] | None = None,
+        hyper: Mapping[str, Hyper] | None = None,
         **extras: Any,
     ) -> tuple[Tree, State]:
         """One step: (new params, new state)."""
@@ -186,18 +194,17 @@ class Chained(Optimizer):
 
     def extend(self, state: State, before: Tree, params: Tree) -> State:
         """The state for more params."""
-        names = ("front", "inner", "after")
-        grown = {
-            name: one.extend(state[name], before, params)
-            for name, one in zip(names, self.inner, strict=True)
-        }
-        return {CALLS: state[CALLS], **grown}
+        grown: State = {CALLS: state[CALLS]}
+        for name, one in zip(("front", "inner", "after"), self.inner, strict=True):
+            grown[name] = one.extend(state[name], before, params)
+        return grown
 
     def perturb(
-        self, params: Tree, grads: Tree, state: State, hyper: Mapping[str, Any] | None = None
+        self, params: Tree, grads: Tree, state: State, hyper: Mapping[str, Hyper] | None = None
     ) -> Tree:
         """Where the optimizer wants the gradient."""
-        own, _ = self._split(self.opt, {} if hyper is None else hyper, {})
+        given = {} if hyper is None else hyper
+        own, _ = self._split(self.opt, given, {})
         return self.opt.perturb(params, grads, state["inner"], own)
 
     def evaluated(self, params: Tree, state: State) -> Tree:
@@ -207,40 +214,50 @@ class Chained(Optimizer):
         return self.opt.evaluated(params, state["inner"])
 
     def _split(
-        self, one: Optimizer, hyper: Mapping[str, Any], extras: Mapping[str, Any]
+        self, one: Optimizer, hyper: Mapping[str, Hyper], extras: Mapping[str, Any]
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """The hypers and extras that one of them reads; what it requires may be the default of
         another, but what it schedules may not.
         """
-        defaults = {name: value for name, value in self.hyper.items() if name in one.required}
-        given = {name: value for name, value in hyper.items() if name in one.names}
+        required, names = one.required, one.names
+        defaults = {name: value for name, value in self.hyper.items() if name in required}
+        given = {name: value for name, value in hyper.items() if name in names}
         own = {**defaults, **given}
         # A default of another part must not clash with what is given by keyword.
         for name in extras:
             own.pop(name, None)
-        return own, {name: value for name, value in extras.items() if name in one.names}
+        return own, {name: value for name, value in extras.items() if name in names}
 
     def __repr__(self) -> str:
-        sides = [_side(side) for side in (self.front, self.after)]
-        given = dict.fromkeys([*sides[0][1], *sides[1][1]])
-        return f"chain({', '.join([*sides[0][0], repr(self.opt), *sides[1][0], *given])})"
+        front, front_defaults = _side(self.front)
+        after, after_defaults = _side(self.after)
+        # `chain` takes a default once, for both sides.
+        given = dict.fromkeys([*front_defaults, *after_defaults])
+        return f"chain({', '.join([*front, repr(self.opt), *after, *given])})"
 
 
 def make_plan(
-    who: str, rules: tuple[Rule, ...], given: Mapping[str, Any], results: tuple[str, ...]
+    who: str, rules: tuple[Rule, ...], given: Mapping[str, Hyper], results: tuple[str, ...]
 ) -> Plan:
     """What an executor needs to know of these rules. Raises what `wire` raises."""
     wiring = wire(rules, given, results)
-    shaped = tuple(s for rule in rules if rule.scope == "elementwise" for s in rule.slots)
+    shaped: list[str] = []
+    for rule in rules:
+        if rule.scope == "elementwise":
+            shaped.extend(rule.slots)
     return Plan(
-        who, wiring.calls, wiring.slots, shaped, wiring.numbers, wiring.given, wiring.defaults,
-        wiring.ranges, results,
+        who, wiring.calls, wiring.slots, tuple(shaped), wiring.numbers, wiring.given,
+        wiring.defaults, wiring.ranges, results,
     )  # fmt: skip
 
 
-def in_words(rules: tuple[Rule, ...], given: Mapping[str, Any]) -> str:
+def in_words(rules: tuple[Rule, ...], given: Mapping[str, Hyper]) -> str:
     """Rules and defaults as they are written."""
-    return ", ".join([*map(repr, rules), *(f"{name}={value!r}" for name, value in given.items())])
+    return ", ".join([*map(repr, rules), *_defaults_in_words(given)])
+
+
+def _defaults_in_words(given: Mapping[str, Hyper]) -> list[str]:
+    return [f"{name}={value!r}" for name, value in given.items()]
 
 
 def _side(one: Optimizer) -> tuple[list[str], list[str]]:
@@ -248,4 +265,4 @@ def _side(one: Optimizer) -> tuple[list[str], list[str]]:
     rules, given = getattr(one, "rules", None), getattr(one, "given", {})
     if rules is None:  # it has been fused
         return [repr(one)], []
-    return list(map(repr, rules)), [f"{name}={value!r}" for name, value in given.items()]
+    return list(map(repr, rules)), _defaults_in_words(given)

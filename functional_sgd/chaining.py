@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 from functional_sgd.call import Plan
 from functional_sgd.chained import Chained, Front, Planned, in_words
+from functional_sgd.hyper import Hyper
 from functional_sgd.notebook import html_table, show
 from functional_sgd.optimizer import Optimizer
 from functional_sgd.rule import Rule
@@ -44,7 +45,7 @@ class Chain(Planned):
         params: Tree,
         grads: Tree,
         state: State,
-        hyper: Mapping[str, Any] | None = None,
+        hyper: Mapping[str, Hyper] | None = None,
         **extras: Any,
     ) -> tuple[Tree, State]:
         """One step: (new params, new state). The arguments are not touched.
@@ -87,16 +88,15 @@ class Chain(Planned):
         average_grad  elementwise  grad, grad_avg  mom=0.9  grad_avg, update  grad_avg
         sgd_step      elementwise  param, update   lr=0.1   param
         """
-        titles = ("rule", "scope", "reads", "hypers", "writes", "keeps")
         rows = [_row(self.plan, call) for call in self.plan.calls]
-        show(aligned([titles, *rows]), html_table(rows, titles))
+        show(aligned([_Row._fields, *rows]), html_table(rows, _Row._fields))
 
 
 @overload
-def chain(*parts: Rule | Part | Chain, **hyper_defaults: Any) -> Chain: ...
+def chain(*parts: Rule | Part | Chain, **hyper_defaults: Hyper) -> Chain: ...
 @overload
-def chain(*parts: Rule | Part | Optimizer, **hyper_defaults: Any) -> Chain | Chained: ...
-def chain(*parts: Rule | Part | Optimizer, **hyper_defaults: Any) -> Any:
+def chain(*parts: Rule | Part | Optimizer, **hyper_defaults: Hyper) -> Chain | Chained: ...
+def chain(*parts: Rule | Part | Optimizer, **hyper_defaults: Hyper) -> Any:
     """An optimizer that applies rules in order: `(params, grads, state, hyper) -> (params, state)`.
 
     `parts` are rules, parts (`part`) and chains, which are flattened into this one; each keyword is
@@ -124,20 +124,22 @@ def chain(*parts: Rule | Part | Optimizer, **hyper_defaults: Any) -> Any:
         )
     opt: Any = parts[places[0]]
     front, after = parts[: places[0]], parts[places[0] + 1 :]
-    known = {name for one in (*front, *after) for name in _names(one)}
+    known: set[str] = set()
+    for one in (*front, *after):
+        known |= _names(one)
     for name in hyper_defaults:
         if name not in known:
             raise ValueError(
                 f"chain: no rule in front of {opt!r}, or after it, reads {name!r}. "
                 f"Give the optimizer its defaults where it is made."
             )
-    own = [
-        {n: v for n, v in hyper_defaults.items() if n in _names(*side)} for side in (front, after)
-    ]
-    return Chained(Front(*_flat(front, own[0])), opt, Chain(*_flat(after, own[1])))
+    # A default may be for both sides; each gets those that its own rules read.
+    for_front = {name: v for name, v in hyper_defaults.items() if name in _names(*front)}
+    for_after = {name: v for name, v in hyper_defaults.items() if name in _names(*after)}
+    return Chained(Front(*_flat(front, for_front)), opt, Chain(*_flat(after, for_after)))
 
 
-def part(*rules: Rule | Part, **hyper_defaults: Any) -> Part:
+def part(*rules: Rule | Part, **hyper_defaults: Hyper) -> Part:
     """Rules in a row that are not an optimizer yet, with a name of your own.
 
     >>> from functional_sgd import average_grad, average_sqr_grad, debias, scale_by_rms, sgd_step
@@ -160,7 +162,7 @@ def identity() -> Chain:
 
 
 def _flat(
-    parts: Sequence[Any], hyper_defaults: Mapping[str, Any]
+    parts: Sequence[object], hyper_defaults: Mapping[str, Hyper]
 ) -> tuple[tuple[Rule, ...], dict[str, Any]]:
     """All rules in order, and the defaults that were given for their hypers."""
     rules: list[Rule] = []
@@ -185,32 +187,51 @@ def _flat(
     return tuple(rules), {**given, **hyper_defaults}
 
 
-def _is_other(one: Any) -> bool:
+def _is_other(one: object) -> bool:
     return isinstance(one, Optimizer) and not isinstance(one, Chain)
 
 
-def _names(*parts: Any) -> set[str]:
+def _names(*parts: object) -> set[str]:
     """The hypers that these rules read, by the chain's names."""
     rules, _ = _flat(parts, {})
-    return {rule.outer(name) for rule in rules for name in rule.scalars}
+    names: set[str] = set()
+    for rule in rules:
+        names.update(map(rule.outer, rule.scalars))
+    return names
 
 
-def _row(plan: Plan, call: Call) -> tuple[str, ...]:
+class _Row(NamedTuple):
+    """A rule in words, under the titles that a table of them has."""
+
+    rule: str
+    scope: str
+    reads: str  # columns, and numbers that the state keeps
+    hypers: str  # and reductions
+    writes: str
+    keeps: str
+
+
+def _row(plan: Plan, call: Call) -> _Row:
     hypers, kept = [], []  # numbers that the state keeps are no hypers
     for _, name in call.scalars:
         default = plan.defaults.get(name, REQUIRED)
         if name in (*plan.numbers, STEP):
             kept.append(name)
+        elif default is REQUIRED:
+            hypers.append(name)
         else:
-            hypers.append(name if default is REQUIRED else f"{name}={default!r}")
-    hypers += [f"{one.parameter}={_reduction_words(call, one)}" for one in call.reductions]
-    reads = ", ".join([*(outer for _, outer in call.reads), *kept])
+            hypers.append(f"{name}={default!r}")
+    for one in call.reductions:
+        hypers.append(f"{one.parameter}={_reduction_words(call, one)}")
+    read = [outer for _, outer in call.reads]
+    reads = ", ".join([*read, *kept])
     writes = ", ".join(outer for _, outer in (*call.writes, *call.numbers))
     keeps = ", ".join((*call.rule.slots, *call.rule.numbers))
-    return repr(call.rule), call.rule.scope, reads, ", ".join(hypers), writes, keeps
+    return _Row(repr(call.rule), call.rule.scope, reads, ", ".join(hypers), writes, keeps)
 
 
 def _reduction_words(call: Call, one: Reduced) -> str:
     columns = ", ".join(outer for _, outer in one.columns)
     kind = {"root": "norm", "mean": "mean"}.get(one.reduction.finish, one.reduction.combine)
-    return f"{kind}({columns}{', over tree' if one.reduction.over == 'tree' else ''})"
+    where = ", over tree" if one.reduction.over == "tree" else ""
+    return f"{kind}({columns}{where})"

@@ -94,7 +94,10 @@ def by_mesh(specs: Sequence[Spec | None]) -> list[Combination]:
             )
         layouts = list(placements.values())
         # Along other dimensions all processes hold the same, so nothing has to be combined.
-        dims = [d for d, own in enumerate(zip(*layouts, strict=True)) if not all_replicas(own)]
+        dims = []
+        for dim, along in enumerate(zip(*layouts, strict=True)):
+            if not all_replicas(along):
+                dims.append(dim)
         # Of pieces that several processes have alike, one counts: so one sum serves all leaves.
         silent = []
         for place, own in enumerate(layouts):

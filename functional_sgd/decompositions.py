@@ -50,7 +50,8 @@ def singular_vectors(matrix: Tensor) -> Tensor:
     fixed, rows, columns = matrix.detach(), *matrix.shape
     finite = fixed.isfinite().all()
     left, values, right = torch.linalg.svd(torch.where(finite, fixed, 0.0), full_matrices=False)
-    vectors = torch.where(finite, right.mT if rows >= columns else left, torch.nan).contiguous()
+    shorter = right.mT if rows >= columns else left
+    vectors = torch.where(finite, shorter, torch.nan).contiguous()
     if not _may_be_tracked(matrix):
         return vectors
     scale = fixed.abs().amax()

@@ -60,13 +60,18 @@ def eight_bit(rules: Rule | Part | Chain, *slots: str) -> Rule | Part | Chain:
     {'sqr_avg_codes': (torch.uint8, (1000,)), 'sqr_avg_scales': (torch.float32, (4,))}
     """
     flat = [rules] if isinstance(rules, Rule) else rules.rules
-    known = [slot for rule in flat if rule.scope == "elementwise" for slot in rule.slots]
+    known: list[str] = []
+    for rule in flat:
+        if rule.scope == "elementwise":
+            known += rule.slots
     for name in slots:
         if name not in known:
             raise ValueError(
                 f"eight_bit: no elementwise rule keeps a slot {name!r}. {did_you_mean(name, known)}"
             )
-    before = {rule.outer(name) for rule in flat for name in rule.declared.before}
+    before: set[str] = set()
+    for rule in flat:
+        before.update(map(rule.outer, rule.declared.before))
     made = [_converted(rule, slots, before) for rule in flat]
     if isinstance(rules, Rule):
         return made[0]
@@ -131,11 +136,10 @@ def _with_codes(rule: Rule, chosen: tuple[str, ...]) -> Rule:
         if rule.outer(slot) != slot:
             names[slot + CODES] = rule.outer(slot) + CODES
             names[slot + SCALES] = rule.outer(slot) + SCALES
+    positive = [slot for slot in rule.declared.positive if slot not in chosen]
+    blocks = [(slot + CODES, slot + SCALES) for slot in chosen]
     declared = replace(
-        rule.declared,
-        writes=tuple(writes),
-        positive=tuple(slot for slot in rule.declared.positive if slot not in chosen),
-        blocks=tuple((slot + CODES, slot + SCALES) for slot in chosen),
+        rule.declared, writes=tuple(writes), positive=tuple(positive), blocks=tuple(blocks)
     )
     return Rule(_EightBit(plain, chosen), "blockwise", kept, declared, names)
 
@@ -159,8 +163,11 @@ class _EightBit:
         found = inspect.signature(self.rule.function)
         parameters: list[inspect.Parameter] = []
         for name, parameter in found.parameters.items():
-            endings = (CODES, SCALES) if name in self.slots else ("",)
-            parameters += [parameter.replace(name=name + ending) for ending in endings]
+            if name not in self.slots:
+                parameters.append(parameter)
+                continue
+            for ending in (CODES, SCALES):
+                parameters.append(parameter.replace(name=name + ending))
         # Encoding rounds at random, so a key is needed even if the rule does not draw.
         if KEY not in found.parameters:
             parameters.append(inspect.Parameter(KEY, inspect.Parameter.KEYWORD_ONLY))

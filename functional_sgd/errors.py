@@ -57,7 +57,8 @@ def meant(name: str, known: Iterable[str]) -> str:
     ("Did you mean 'grad'? ", '')
     """
     names = sorted(known)
-    ours = [other for other in {**NAMES_ELSEWHERE, **_OTHER_NAMES}.get(name, ()) if other in names]
+    here = {**NAMES_ELSEWHERE, **_OTHER_NAMES}.get(name, ())
+    ours = [other for other in here if other in names]
     if ours:
         return f"{name!r} is called {' and '.join(ours)} here. "
     close = difflib.get_close_matches(name, names, n=1)

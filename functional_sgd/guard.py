@@ -4,7 +4,7 @@ checked.
 
 from collections.abc import Callable, Iterable, Sequence
 from operator import eq
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,7 +30,9 @@ class Guard:
 
     def __init__(self, spec: Spec, columns: Sequence[list[Tensor]]) -> None:
         self.spec = spec
-        self.tracked = any(tensor.requires_grad for column in columns for tensor in column)
+        self.tracked = False
+        for column in columns:
+            self.tracked = self.tracked or any(tensor.requires_grad for tensor in column)
         # None in place of the tensors, so that the guard does not keep them alive.
         self._containers = _containers(unflatten(spec, [None] * spec.num_leaves))
         # For each column. Columns that look alike share theirs, since what has been looked at just
@@ -77,24 +79,28 @@ class Guard:
         return found
 
 
-Containers: TypeAlias = tuple[type, Any, dict[Any, Any]] | None
-"""Of a dict, list or tuple: its type, its size and first and last key, and its children that are
-containers too.
-"""
+class Containers(NamedTuple):
+    """How a dict, list or tuple is built."""
+
+    kind: type
+    size: object  # of a dict with its first and last key
+    inner: dict[Any, "Containers"]  # its children that are containers too
 
 
-def _containers(tree: Any) -> Containers:
+def _containers(tree: Tree) -> Containers | None:
     """How a tree is built, as far as it is of dicts, lists and tuples."""
     children = dict(_children(tree))
     if not children:
         return None
-    inner = {
-        key: found for key, child in children.items() if (found := _containers(child)) is not None
-    }
-    return type(tree), _size(tree), inner
+    inner = {}
+    for key, child in children.items():
+        found = _containers(child)
+        if found is not None:
+            inner[key] = found
+    return Containers(type(tree), _size(tree), inner)
 
 
-def _built_alike(tree: Any, known: Containers) -> bool:
+def _built_alike(tree: Tree, known: Containers | None) -> bool:
     if known is None:
         return True
     kind: Any
@@ -104,13 +110,11 @@ def _built_alike(tree: Any, known: Containers) -> bool:
     return all(_built_alike(tree[key], child) for key, child in inner.items())
 
 
-def _size(tree: Any) -> Any:
+def _size(tree: Tree) -> object:
     """Enough to tell most trees apart; looking at all keys would take as long as flattening."""
-    return (
-        (len(tree), next(iter(tree)), next(reversed(tree)))
-        if isinstance(tree, dict) and tree
-        else len(tree)
-    )
+    if isinstance(tree, dict) and tree:
+        return len(tree), next(iter(tree)), next(reversed(tree))
+    return len(tree)
 
 
 def _children(tree: Tree) -> Iterable[tuple[Any, Tree]]:
@@ -137,7 +141,7 @@ def _alike(known: list[Tensor]) -> Callable[..., bool]:
     return lambda *tensors: len(tensors) == len(looks) and all(map(eq, map(_look, tensors), looks))
 
 
-def _look(value: Any) -> tuple[Any, ...]:
+def _look(value: object) -> tuple[object, ...]:
     """What makes a tensor like another."""
     if not isinstance(value, Tensor) or value.layout is not torch.strided:
         return (type(value), None)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from functional_sgd.autodiff import value_and_grad
+from functional_sgd.hyper import Hyper
 from functional_sgd.optimizer import Optimizer, check_names
 from functional_sgd.pairs import as_complex, as_real
 from functional_sgd.ranges import Range, check_number
@@ -50,7 +51,7 @@ class LBFGS(Optimizer):
                 raise ValueError(f"lbfgs: {name} must be at least 1, got {getattr(self, name)}.")
 
     @property
-    def hyper(self) -> dict[str, Any]:
+    def hyper(self) -> dict[str, Hyper]:
         """The rate; without a search, the length of every step but the first."""
         return {"lr": self.lr}
 
@@ -96,7 +97,7 @@ class LBFGS(Optimizer):
         params: Tree,
         grads: Tree,
         state: State,
-        hyper: Mapping[str, Any] | None = None,
+        hyper: Mapping[str, Hyper] | None = None,
         **extras: Any,
     ) -> tuple[Tree, State]:
         """One step: (new params, new state)."""

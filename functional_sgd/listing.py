@@ -4,13 +4,13 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from functional_sgd import catalogue
 from functional_sgd.fusion.explain import cost
 from functional_sgd.fusion.fused import Fused, fuse
+from functional_sgd.hyper import Hyper
 from functional_sgd.optimizer import Optimizer
 from functional_sgd.tree import flatten
 
@@ -35,7 +35,7 @@ class Recipe:
     family: str
     title: str
     source: str
-    hyper: Mapping[str, Any]
+    hyper: Mapping[str, Hyper]
     memory: float
     passes: int | None
     moved: float | None

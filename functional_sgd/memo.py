@@ -19,8 +19,10 @@ def by_identity(function: Callable[..., Any], *columns: tuple[Any, ...]) -> Any:
     True
     """
     # With the sizes, two columns are not taken for one column of the same objects.
-    sizes = map(len, columns)
-    key = (id(function), *sizes, *(id(one) for column in columns for one in column))
+    ids = [id(function), *map(len, columns)]
+    for column in columns:
+        ids += map(id, column)
+    key = tuple(ids)
     found = _known.get(key)
     if found is None:
         if len(_known) >= _ROOM:

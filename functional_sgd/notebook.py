@@ -54,7 +54,7 @@ def html_table(
     """
     columns = max(map(len, (titles, *rows)), default=0)
     count = columns if left is None else left
-    styles = [_LEFT if index < count else _RIGHT for index in range(columns)]
+    styles = [_LEFT] * count + [_RIGHT] * (columns - count)
     left_out = max(len(rows) - _MOST, 0)
     first, last = (rows[:_FIRST], rows[_FIRST + left_out :]) if left_out else (rows, [])
     body = [_line(row, "td", styles) for row in first]
@@ -62,11 +62,9 @@ def html_table(
         body.append(f'<tr><td colspan="{columns}"{_LEFT}>… {left_out} rows …</td></tr>')
     body += [_line(row, "td", styles) for row in last]
     head = f"<thead>{_line(titles, 'th', styles)}</thead>" if titles else ""
-    above = (
-        f'<caption style="caption-side: top; text-align: left">{escape(caption)}</caption>'
-        if caption
-        else ""
-    )
+    above = ""
+    if caption:
+        above = f'<caption style="caption-side: top; text-align: left">{escape(caption)}</caption>'
     return f"<table>{above}{head}<tbody>{''.join(body)}</tbody></table>"
 
 
@@ -80,7 +78,7 @@ def html_facts(facts: Mapping[str, str], caption: str = "") -> str:
 
 
 def _line(cells: Sequence[str], tag: str, styles: Sequence[str]) -> str:
-    inner = "".join(
-        f"<{tag}{style}>{escape(cell)}</{tag}>" for cell, style in zip(cells, styles, strict=False)
-    )
+    inner = ""
+    for cell, style in zip(cells, styles, strict=False):
+        inner += f"<{tag}{style}>{escape(cell)}</{tag}>"
     return f"<tr>{inner}</tr>"

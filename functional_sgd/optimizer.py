@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 from functional_sgd.errors import did_you_mean
+from functional_sgd.hyper import Hyper
 from functional_sgd.state import State, extended
 from functional_sgd.tree import Tree, keys_of
 
@@ -32,7 +33,7 @@ class Optimizer(ABC):
 
     @property
     @abstractmethod
-    def hyper(self) -> dict[str, Any]:
+    def hyper(self) -> dict[str, Hyper]:
         """The hypers and their defaults."""
 
     @abstractmethod
@@ -45,7 +46,7 @@ class Optimizer(ABC):
         params: Tree,
         grads: Tree,
         state: State,
-        hyper: Mapping[str, Any] | None = None,
+        hyper: Mapping[str, Hyper] | None = None,
         **extras: Any,
     ) -> tuple[Tree, State]:
         """One step: (new params, new state). The arguments are untouched, unless it `donates`."""
@@ -116,7 +117,7 @@ class Optimizer(ABC):
         return any(one.perturbs for one in self.inner)
 
     def perturb(
-        self, params: Tree, grads: Tree, state: State, hyper: Mapping[str, Any] | None = None
+        self, params: Tree, grads: Tree, state: State, hyper: Mapping[str, Hyper] | None = None
     ) -> Tree:
         """Where the gradient is to be taken, given the gradient at params."""
         return params
@@ -141,7 +142,7 @@ def check_optimizer(who: str, opt: Any) -> None:
 
 
 def check_names(
-    who: str, hyper: Mapping[str, Any] | None, extras: Mapping[str, Any], names: frozenset[str]
+    who: str, hyper: Mapping[str, Hyper] | None, extras: Mapping[str, Any], names: frozenset[str]
 ) -> Mapping[str, Any]:
     """The hypers of a call.
 

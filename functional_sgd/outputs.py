@@ -22,17 +22,16 @@ def map_output(function: Callable[..., Any], first: Any, *others: Any) -> Any:
         return function(first, *others)
     # Before dataclasses: a ModelOutput is both, and its values are its items.
     if isinstance(first, Mapping):
-        parts = {
-            key: map_output(function, value, *[other[key] for other in others])
-            for key, value in first.items()
-        }
+        parts = {}
+        for key, value in first.items():
+            beside = [other[key] for other in others]
+            parts[key] = map_output(function, value, *beside)
         return with_items(first, parts)
     if is_dataclass(first) and not isinstance(first, type):
         parts = {}
         for name in [field.name for field in fields(first)]:
-            parts[name] = map_output(
-                function, getattr(first, name), *[getattr(other, name) for other in others]
-            )
+            beside = [getattr(other, name) for other in others]
+            parts[name] = map_output(function, getattr(first, name), *beside)
         return with_fields(first, parts)
     if isinstance(first, (tuple, list)):
         items = [map_output(function, *each) for each in zip(first, *others, strict=True)]

@@ -43,10 +43,10 @@ class Packing:
                     f"pack: expected a leaf of {dtype}, got {leaf.dtype}. Convert it, or pack the "
                     f"tree anew: flat tensors are named after their dtypes."
                 )
-        return {
-            name: torch.cat([leaves[index].reshape(-1) for index in group])
-            for name, group in self.groups.items()
-        }
+        flat = {}
+        for name, group in self.groups.items():
+            flat[name] = torch.cat([leaves[index].reshape(-1) for index in group])
+        return flat
 
     def unpack(self, flat: dict[str, Tensor]) -> Tree:
         """The tree, whose leaves are views of the flat tensors; differentiable, so gradients arrive
@@ -110,6 +110,7 @@ def pack(params: Tree) -> tuple[dict[str, Tensor], Packing]:
         name = dtype if one_device else f"{dtype} on {leaf.device}"
         groups[name] = (*groups.get(name, ()), index)
     example = unflatten(spec, [0] * len(leaves))  # for messages; it keeps no tensor alive
-    shapes, dtypes = (tuple(leaf.shape for leaf in leaves), tuple(leaf.dtype for leaf in leaves))
-    packing = Packing(example, spec, shapes, dtypes, groups)
+    shapes = [leaf.shape for leaf in leaves]
+    dtypes = [leaf.dtype for leaf in leaves]
+    packing = Packing(example, spec, tuple(shapes), tuple(dtypes), groups)
     return packing(params), packing

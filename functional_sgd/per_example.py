@@ -39,7 +39,10 @@ def mean_of_clipped(
     check_number("mean_of_clipped", "max_norm", max_norm, Range(0, open_low=True))
     check_number("mean_of_clipped", "noise", noise, Range(0))
     leaves, spec = flatten(grads)
-    counts = {leaf.shape[0] if leaf.dim() else 0 for leaf in leaves}
+    counts: set[int] = set()
+    for leaf in leaves:
+        count = leaf.shape[0] if leaf.dim() else 0
+        counts.add(count)
     if len(counts) != 1 or 0 in counts:
         raise ValueError(
             f"mean_of_clipped: every gradient needs a first axis, of the examples, and all the "

@@ -33,7 +33,8 @@ def inside(module: nn.Module, given: Mapping[str, Tensor]) -> Inside:
         for store in (layer._parameters, buffers):
             for key, value in store.items():
                 if value is not None:
-                    name = first_name.setdefault(id(value), f"{prefix}.{key}" if prefix else key)
+                    path = f"{prefix}.{key}" if prefix else key
+                    name = first_name.setdefault(id(value), path)
                     places.append((store, key, name, store is buffers))
                     found.append(value)
     # The usual names need no second walk through the module.

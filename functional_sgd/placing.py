@@ -152,8 +152,12 @@ class Placed:
         if known is None or torch.is_inference_mode_enabled():  # which keeps no versions
             return {*self.given}.difference(self.spendable)
         # In training F.batch_norm writes to buffers, without raising their version, in every call.
-        buffers = [place[2] for place in self.places if place[3]] if self.training else []
-        return known.union(buffers).difference(self.spendable)
+        written = set(known)
+        if self.training:
+            for _, _, name, is_buffer in self.places:
+                if is_buffer:
+                    written.add(name)
+        return written.difference(self.spendable)
 
     def _begins(self) -> dict[str, int]:
         """Where tensors begin in a first call: what is put into their `.data` lies elsewhere."""

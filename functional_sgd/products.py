@@ -54,13 +54,12 @@ class _AddProduct(torch.autograd.Function):
     def vmap(
         info: Any, in_dims: Any, start: Tensor, one: Tensor, other: Tensor, *factors: float
     ) -> tuple[Tensor, int]:
-        mapped = zip((start, one, other), in_dims[:3], strict=True)
-        batches = [
-            matrix.expand(info.batch_size, *matrix.shape)
-            if axis is None
-            else matrix.movedim(axis, 0)
-            for matrix, axis in mapped
-        ]
+        batches = []
+        for matrix, axis in zip((start, one, other), in_dims[:3], strict=True):
+            if axis is None:  # the same for the whole batch
+                batches.append(matrix.expand(info.batch_size, *matrix.shape))
+            else:
+                batches.append(matrix.movedim(axis, 0))
         if start.dim() - (in_dims[0] is not None) == 2:
             return _AddProduct.apply(*batches, *factors), 0
         inner = batches[0].shape[:2]  # a batch of batches is a longer one

@@ -36,6 +36,7 @@ Rows: TypeAlias = Sequence[int | None]
 
 def any_distributed(values: Iterable[object]) -> bool:
     """Whether one of these is a DTensor."""
+    # By type, since thousands of leaves are of one or two.
     return any(map(_is_kind, set(map(type, values)) - _PLAIN))
 
 
@@ -164,17 +165,20 @@ def check_placed(
         if value is None or not (distributed(leaf) or distributed(value)):
             continue
         if not (distributed(leaf) and distributed(value)):
-            kinds = ["a DTensor" if distributed(one) else "a plain tensor" for one in (leaf, value)]
             raise TypeError(
-                f"{who}: leaf {names()[place]!r} is {kinds[0]}, but {what} is {kinds[1]}, of which "
-                f"nobody knows where it belongs. Take the gradient of this very leaf, or use "
-                f"DTensor.from_local or full_tensor()."
+                f"{who}: leaf {names()[place]!r} is {_word(leaf)}, but {what} is {_word(value)}, "
+                f"of which nobody knows where it belongs. Take the gradient of this very leaf, or "
+                f"use DTensor.from_local or full_tensor()."
             )
         if value.device_mesh != leaf.device_mesh:
             raise ValueError(
                 f"{who}: leaf {names()[place]!r} is on {leaf.device_mesh}, but {what} on "
                 f"{value.device_mesh}. Bring it to the mesh of its leaf."
             )
+
+
+def _word(value: object) -> str:
+    return "a DTensor" if distributed(value) else "a plain tensor"
 
 
 def check_whole(who: str, names: Names, place: int, leaf: object) -> None:
@@ -193,7 +197,10 @@ def settled(value: Tensor) -> Tensor:
         return value
     from torch.distributed.tensor import Replicate
 
-    kept = [Replicate() if one.is_partial() else one for one in value.placements]
+    kept = list(value.placements)
+    for dim, one in enumerate(kept):
+        if one.is_partial():
+            kept[dim] = Replicate()
     return value.redistribute(placements=kept)
 
 
@@ -241,6 +248,7 @@ def _joined(piece: Tensor, leaf: Any, shape: Sequence[int]) -> "DTensor":
 
     mesh, placements, strides = leaf.device_mesh, leaf.placements, [1]
     for size in reversed(shape[1:]):
+        # As torch counts them: an axis of length 0 is as long as one of length 1.
         strides.insert(0, strides[0] * max(size, 1))
     stride = tuple(strides[: len(shape)])
     # Without a shape, from_local assumes that all pieces are as large as this one.
@@ -285,7 +293,11 @@ class Shards:
             # A piece that is still on its way has a type of its own; `local` waits for it.
             if set(map(type, pieces)) == {Tensor}:
                 return pieces
-        return [None if value is None else self.piece(k, value) for k, value in enumerate(values)]
+        pieces = list(values)
+        for index, value in enumerate(values):
+            if value is not None:
+                pieces[index] = self.piece(index, value)
+        return pieces
 
     def piece(self, index: int, value: Tensor) -> Tensor:
         """What is worked on of a leaf's column."""
@@ -311,7 +323,8 @@ class Shards:
     def size(self, index: int) -> int:
         """How many elements a leaf has, on all processes."""
         leaf = self.leaves[index]
-        return int(leaf.numel() * (2 if leaf.is_complex() else 1))
+        count: int = leaf.numel()
+        return 2 * count if leaf.is_complex() else count  # as rules see them, pairs of reals
 
     def wrapped(self, name: str, values: Sequence[Any]) -> list[Any]:
         """Results as their arguments came: DTensors of the same placements.
@@ -352,8 +365,10 @@ class Shards:
         each number, to be combined as `kinds` says ("sum", "max", "all"). There is one collective
         for all leaves of a mesh, and one more for each further kind.
         """
-        rows = itertools.chain(*indices)
-        specs = [None if index is None else _spec(self.leaves[index]) for index in rows]
+        specs = []
+        for index in itertools.chain(*indices):
+            spec = None if index is None else _spec(self.leaves[index])
+            specs.append(spec)
         flat = tables[0] if len(tables) == 1 else torch.cat([t.to(tables[0]) for t in tables])
         combinations: list[Combination] = by_identity(by_mesh, tuple(specs))
         for combination in combinations:

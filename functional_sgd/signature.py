@@ -92,7 +92,10 @@ def read_signature(function: RuleFunction, starts: Mapping[str, Slot], scope: Sc
     numbers = tuple(name for name in starts if name in scalars)
     required = [name for name in columns if name not in optional]
     _check_reductions(who, reductions, required, scalars)
-    of_leaf = [*reductions, *(name for name in (KEY, DTYPE) if name in scalars)]
+    of_leaf = list(reductions)
+    for name in (KEY, DTYPE):
+        if name in scalars:
+            of_leaf.append(name)
     if scope == "treewise" and of_leaf:
         raise TypeError(
             f"{who}: sees whole trees, so it has no {of_leaf[0]!r}: reductions, keys and dtypes "

@@ -38,10 +38,12 @@ def init_state(rules: tuple[Rule, ...], numbers: tuple[str, ...], params: Tree) 
             state[name] = unflatten(spec, _first_values(rule, name, initializer, params))
     starts: dict[str, Any] = {}
     for rule in rules:
-        starts.update((rule.outer(name), rule.starts[name]) for name in rule.signature.numbers)
+        for name in rule.signature.numbers:
+            starts[rule.outer(name)] = rule.starts[name]
     for name in numbers:
         whole = name in (CALLS, SEED)
         device = device_of(leaves)
+        # Counts are whole; others are as precise as the device allows, since all leaves use them.
         kind = torch.int64 if whole else widest(device)
         state[name] = torch.tensor(starts.get(name, 0), dtype=kind, device=device)
     return state
@@ -72,10 +74,11 @@ def seeded(state: State, seed: int | str) -> State:
 
 def _is_of_chain(state: Mapping[str, Any]) -> bool:
     """Whether this is the state of a chain, and not a slot, whose params may have any name."""
-    return all(
-        isinstance(state.get(name), Tensor) and state[name].dtype == torch.int64
-        for name in (STEP, SEED)
-    )
+    for name in (STEP, SEED):
+        value = state.get(name)
+        if not isinstance(value, Tensor) or value.dtype != torch.int64:
+            return False
+    return True
 
 
 def extended(state: State, fresh: State, before: list[Keys], names: list[Keys]) -> State:
@@ -275,8 +278,10 @@ def _first_shape(
     # On the meta device nothing is allocated or computed, however large the leaf.
     seen = torch.empty(shape, dtype=dtype, device="meta")
     seen = torch.view_as_real(seen) if dtype.is_complex else seen
+    if dtype in HALVES:
+        seen = seen.to(torch.float32)
     try:
-        value = initializer(seen.to(torch.float32) if dtype in HALVES else seen)
+        value = initializer(seen)
     except (RuntimeError, NotImplementedError):  # of meta tensors, which have no values
         return None
     return value.shape

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from functional_sgd.call import Leaves, Plan, here, take_apart
+from functional_sgd.hyper import Hyper
 from functional_sgd.randomness import LeafKey
 from functional_sgd.sharded import distributed, full
 from functional_sgd.signature import DTYPE
-from functional_sgd.state import gradient_for, owned, stored, working
+from functional_sgd.state import State, gradient_for, owned, stored, working
 from functional_sgd.tracing import followed
 from functional_sgd.tree import Tree, unflatten
 from functional_sgd.wiring import Call, Reduced
@@ -25,8 +26,13 @@ Columns = dict[str, Tensor]
 
 
 def leaf_by_leaf(
-    plan: Plan, params: Tree, grads: Tree, state: Any, hyper: Any, extras: Mapping[str, Any]
-) -> Any:
+    plan: Plan,
+    params: Tree,
+    grads: Tree,
+    state: State,
+    hyper: Mapping[str, Hyper] | None,
+    extras: Mapping[str, Any],
+) -> tuple[Tree, ...]:
     """One step of the chain: its results, then the new state.
 
     Leaves without a gradient come back as they are.
@@ -38,10 +44,13 @@ def leaf_by_leaf(
     return run_leaves(plan, leaves)
 
 
-def run_leaves(plan: Plan, leaves: Leaves) -> Any:
+def run_leaves(plan: Plan, leaves: Leaves) -> tuple[Tree, ...]:
     """`leaf_by_leaf`, for a call that has been taken apart."""
     columns = {index: columns_of(leaves, index) for index in leaves.active}
     kept: dict[int, Columns] = {index: {} for index in columns}
+    # What is read of a leaf once its last rule has run; its gradient is the update if no rule has
+    # written one.
+    results = (*plan.results, "grad") if "update" in plan.results else plan.results
     stretches = _stretches(plan.calls, leaves.shards is not None)
     for calls in stretches:
         if calls[0].treewise:
@@ -55,7 +64,6 @@ def run_leaves(plan: Plan, leaves: Leaves) -> Any:
             for call in calls:
                 run_on_leaf(call, leaves, index, columns[index], scalars, kept[index])
             if calls is stretches[-1]:  # temporaries of this leaf go before the next makes its own
-                results = (*plan.results, "grad") if "update" in plan.results else plan.results
                 columns[index] = {n: v for n, v in columns[index].items() if n in results}
         for _, name in calls[0].numbers:
             values = [own.pop(name) for own in kept.values()]  # the same on every leaf
@@ -86,23 +94,25 @@ def columns_of(leaves: Leaves, index: int) -> Columns:
     """What one leaf has in every column before the first rule, as rules see it."""
     param, grad = leaves.params[index], leaves.grads[index]
     assert grad is not None
-    columns = {name: working(values[index]) for name, values in leaves.slots.items()}
+    columns = {"param": working(param), "grad": gradient_for(param, grad)}
+    for name, slots in leaves.slots.items():
+        columns[name] = working(slots[index])
     for name, values in leaves.given.items():
         value = values[index]
         assert value is not None
         columns[name] = gradient_for(param, value)
-    return {"param": working(param), "grad": gradient_for(param, grad), **columns}
+    return columns
 
 
 def reduce_columns(
     plan: Plan, call: Call, leaves: Leaves, columns: Mapping[int, Columns]
-) -> dict[int, dict[str, Any]]:
+) -> dict[int, dict[str, Tensor]]:
     """The reductions of a rule that must be known before it runs, for each leaf.
 
     These are the numbers of the whole tree; on pieces of leaves, those of each leaf too.
     """
     check_tree_scalars(plan, call, leaves)
-    values: dict[int, dict[str, Any]] = {index: {} for index in columns}
+    values: dict[int, dict[str, Tensor]] = {index: {} for index in columns}
     needed = [one for one in call.reductions if leaves.shards or one.reduction.over == "tree"]
     if not needed or not columns:
         return values
@@ -134,8 +144,10 @@ def _parts(
     rows: list[int | None] = []  # the leaves, None where the parts are those of all pieces
     for index, own in columns.items():
         cut = shards is not None and shards.cut[index]
-        apart = cut and any(distributed(own[o]) for one in needed for _, o in one.columns)
-        rows.append(None if apart else index)
+        # `of_leaf` combines the pieces of DTensors itself.
+        apart = cut and _reads_distributed(needed, own)
+        row = None if apart else index
+        rows.append(row)
         for parts, one in zip(found, needed, strict=True):
             read = {inner: own[outer] for inner, outer in one.columns}
             if apart and shards is not None:
@@ -154,6 +166,14 @@ def _parts(
     shards.combine([table], [rows], [one.reduction.combine for one in needed])
     together = zip(found, table.unbind(1), strict=True)
     return [own._replace(parts=list(column.unbind())) for own, column in together]
+
+
+def _reads_distributed(needed: Sequence[Reduced], columns: Columns) -> bool:
+    """Whether one of the columns that these are made of is a DTensor."""
+    names: set[str] = set()
+    for one in needed:
+        names.update(outer for _, outer in one.columns)
+    return any(distributed(columns[name]) for name in names)
 
 
 def check_tree_scalars(plan: Plan, call: Call, leaves: Leaves) -> None:
@@ -188,6 +208,7 @@ def run_on_leaf(
         if reduction.over == "leaf" and leaves.shards is None:
             own[reduced.name] = reduction.of({i: columns[o] for i, o in reduced.columns})
         else:
+            # Known already: one of the tree, or brought together for the pieces of all leaves.
             own[reduced.name] = here(own[reduced.name], leaf.device)
     if call.rule.signature.random:
         own[call.key] = leaves.key(call, index)
@@ -196,11 +217,7 @@ def run_on_leaf(
     seen: Mapping[str, Tensor] = columns
     shards = leaves.shards if leaves.shards is not None and leaves.shards.cut[index] else None
     if whole:
-        pairs = (*leaf.shape, 2)
-        seen = {
-            name: torch.view_as_complex(value) if value.shape == pairs else value
-            for name, value in columns.items()
-        }
+        seen = _as_complex(columns, leaf)
     if shards is not None:
         # What looks at other elements sees the whole leaf, as does what reads a column of another
         # shape, which is there for all pieces.
@@ -222,7 +239,17 @@ def run_on_leaf(
             kept[name] = columns[name]
 
 
-def run_on_pieces(call: Call, columns: Any, scalars: Mapping[str, Any]) -> Any:
+def _as_complex(columns: Columns, leaf: Tensor) -> Columns:
+    """The columns of a complex leaf, with pairs of reals as complex numbers."""
+    pairs = (*leaf.shape, 2)
+    seen = dict(columns)
+    for name, value in columns.items():
+        if value.shape == pairs:  # others have a shape of their own, and are no pairs
+            seen[name] = torch.view_as_complex(value)
+    return seen
+
+
+def run_on_pieces(call: Call, columns: Tree, scalars: Mapping[str, Any]) -> dict[str, Any]:
     """Call a rule. If it cannot work on columns that are DTensors, as torch has not every operator
     for them, it is called on all of each column, on every process.
 
@@ -236,15 +263,18 @@ def run_on_pieces(call: Call, columns: Any, scalars: Mapping[str, Any]) -> Any:
         except Exception:
             if not any(map(distributed, optree.tree_leaves(columns))):
                 raise
-    own = {
-        name: replace(value, leaf=None) if isinstance(value, LeafKey) else full(value)
-        for name, value in scalars.items()
-    }
+    own = {}
+    for name, value in scalars.items():
+        if isinstance(value, LeafKey):
+            # So random numbers are drawn for all elements, not for the local piece.
+            own[name] = replace(value, leaf=None)
+        else:
+            own[name] = full(value)
     whole: Any = optree.tree_map(full, columns)
     return call.run(whole, own)
 
 
-def _is_uneven(value: Any) -> bool:
+def _is_uneven(value: object) -> bool:
     """Whether this is a DTensor of which processes have pieces of other sizes."""
     if not distributed(value):
         return False
@@ -268,8 +298,9 @@ def _run_treewise(
 ) -> None:
     if not columns:
         return
-    names = {outer for _, outer in call.reads}
-    by_name = {name: {index: columns[index][name] for index in columns} for name in names}
+    by_name: dict[str, dict[int, Tensor]] = {}
+    for _, name in call.reads:
+        by_name[name] = {index: own[name] for index, own in columns.items()}
     results = run_on_tree(plan, call, leaves, by_name, leaves.scalars(next(iter(columns))))
     put_on_leaves(call, results, columns, kept)
 
@@ -298,14 +329,18 @@ def run_on_tree(
     """Call a treewise rule: column -> its value for every leaf (None where there was none)."""
     check_tree_scalars(plan, call, leaves)
     count = range(len(leaves.params))
-    lists = {name: [own.get(index) for index in count] for name, own in columns.items()}
     shards = leaves.shards if leaves.shards is not None and leaves.shards.any_cut else None
-    if shards is not None:
-        lists = {name: list(map(shards.whole, count, own)) for name, own in lists.items()}
-    trees = {name: unflatten(leaves.spec, own) for name, own in lists.items()}
-    written: Any = (
-        run_on_pieces(call, trees, scalars) if leaves.distributed else call.run(trees, scalars)
-    )
+    trees: dict[str, Tree] = {}
+    for name, own in columns.items():
+        values = [own.get(index) for index in count]
+        if shards is not None:
+            # A rule on the tree may look at any element of it.
+            values = list(map(shards.whole, count, values))
+        trees[name] = unflatten(leaves.spec, values)
+    if leaves.distributed:
+        written = run_on_pieces(call, trees, scalars)
+    else:
+        written = call.run(trees, scalars)
     for _, name in call.numbers:
         leaves.set_number(name, full(written.pop(name)))
     results = {name: leaves.spec.flatten_up_to(tree) for name, tree in written.items()}
@@ -319,7 +354,7 @@ def _results(
     leaves: Leaves,
     columns: Mapping[int, Columns],
     kept: Mapping[int, Columns],
-) -> Any:
+) -> tuple[Tree, ...]:
     results: dict[str, list[Any]] = {"param": list(leaves.params)}
     if "update" in plan.results:
         results["update"] = [None] * len(leaves.params)

@@ -48,7 +48,9 @@ def rename(rule: Rule, **names: str) -> Rule:
             raise ValueError(
                 f"rename: rule {rule.name} has no name {old!r}; it has {', '.join(sorted(known))}."
             )
-    renames = {**rule.renames, **{known[old]: new for old, new in names.items()}}
+    renames = dict(rule.renames)
+    for old, new in names.items():
+        renames[known[old]] = new
     kept = {inner: outer for inner, outer in renames.items() if inner != outer}
     # Checked separately, since a rule may read and write the same name, as it does with its slots.
     for group in (read, written):
@@ -188,7 +190,7 @@ def _check_hypers_stay(rule: Rule, columns: Columns) -> None:
 class _Copies:
     """What tensors were before a rule has run."""
 
-    def __init__(self, arguments: Mapping[str, Any]) -> None:
+    def __init__(self, arguments: Mapping[str, object]) -> None:
         self.tensors: dict[str, Tensor] = {}
         for name, value in arguments.items():
             tensor = value["leaf"] if isinstance(value, dict) else value

@@ -66,8 +66,8 @@ class Call:
         except Exception as error:
             error.add_note(f"raised by rule {self.rule!r}, which got {_shapes(arguments)}")
             raise
-        written = {outer: result[inner] for inner, outer in self.writes}
-        for inner, outer in self.numbers:
+        written = {}
+        for inner, outer in (*self.writes, *self.numbers):
             written[outer] = result[inner]
         return written
 
@@ -101,7 +101,10 @@ def wire(rules: Sequence[Rule], given: Mapping[str, Any], results: Sequence[str]
     writes a result, or a hyper's default is ambiguous or out of range.
     """
     owners = slot_owners(rules)
-    wires = _Wires(owners, {name for rule in rules for name in rule.numbers})
+    numbers: set[str] = set()
+    for rule in rules:
+        numbers.update(rule.numbers)
+    wires = _Wires(owners, numbers)
     for position, rule in enumerate(rules):
         wires.add(rule, position)
     # A part of a chain may do without a step; a whole one would silently train nothing.
@@ -110,19 +113,23 @@ def wire(rules: Sequence[Rule], given: Mapping[str, Any], results: Sequence[str]
             f"chain: no rule writes 'param', so nothing would move: "
             f"{', '.join(map(repr, rules))}. End the chain with a step, such as sgd_step."
         )
-    _check_effects(wires.calls, results)
-    _check_update(wires.calls, results)
-    defaults = scalar_defaults(rules, given, set(wires.numbers))
+    _check_effects(wires.calls, results, wires.writer)
+    _check_update(wires.calls, results, wires.writer)
+    defaults = scalar_defaults(rules, given, numbers)
     ranges = _ranges(rules)
     for name, value in defaults.items():
         check_no_params("chain", name, value, name in ranges)
-        extra = callable(value) and name not in ranges  # a function that a rule calls
+        if callable(value) and name not in ranges:  # a function that a rule calls
+            continue
         # Where no range is declared, None still lets text, booleans and NaN be refused.
-        for allowed in () if extra else ranges.get(name, (None,)):
+        for allowed in ranges.get(name, (None,)):
             check_number("chain", name, value, allowed)
+    slots: list[str] = []
+    for rule in rules:
+        slots.extend(rule.slots)
     return Wiring(
         tuple(wires.calls),
-        tuple(slot for rule in rules for slot in rule.slots),
+        tuple(slots),
         wires.all_numbers(),
         tuple(wires.given),
         defaults,
@@ -191,7 +198,8 @@ class _Wires:
     def add(self, rule: Rule, position: int) -> None:
         """Find everything that the next rule reads."""
         reads = self._reads(rule)
-        available = frozenset(inner for inner, _ in reads)
+        columns = dict(reads)
+        available = frozenset(columns)
         self._check_belonging(rule, available)
         writes: list[tuple[str, str]] = []
         numbers: list[tuple[str, str]] = []
@@ -200,7 +208,6 @@ class _Wires:
             written.append((inner, rule.outer(inner)))
         self._check_writes(rule, writes)
         self._check_hypers(rule)
-        columns = dict(reads)
         reductions = []
         for parameter, reduction in rule.signature.reductions.items():
             reductions.append(self._reduced(rule, parameter, reduction, columns))
@@ -219,10 +226,17 @@ class _Wires:
 
     def all_numbers(self) -> tuple[str, ...]:
         """The numbers of the tree that the state has, in order."""
-        own = [outer for call in self.calls for _, outer in call.numbers]
-        counted = any(outer == CALLS for call in self.calls for _, outer in call.scalars)
-        random = any(call.rule.signature.random for call in self.calls)
-        return (*own, *([CALLS] if counted else []), *([SEED] if random else []))
+        names: list[str] = []
+        counted = random = False
+        for call in self.calls:
+            names += [outer for _, outer in call.numbers]
+            counted = counted or any(outer == CALLS for _, outer in call.scalars)
+            random = random or call.rule.signature.random
+        if counted:
+            names.append(CALLS)
+        if random:
+            names.append(SEED)
+        return tuple(names)
 
     def _reads(self, rule: Rule) -> tuple[tuple[str, str], ...]:
         reads = []
@@ -318,10 +332,12 @@ class _Wires:
         return Reduced(parameter, name, reduction, columns)
 
 
-def _check_effects(calls: Sequence[Call], results: Sequence[str]) -> None:
+def _check_effects(
+    calls: Sequence[Call], results: Sequence[str], writer: Mapping[str, int]
+) -> None:
     """Raise ValueError for a rule of which nothing is ever read: it would run for nothing."""
     needed = set(results)
-    if "update" in results and not any(o == "update" for call in calls for _, o in call.writes):
+    if "update" in results and "update" not in writer:
         needed.add("grad")  # the update is the gradient until a rule writes it
     dead: list[Call] = []
     # Backwards: whether a rule has an effect is known once its readers are.
@@ -345,15 +361,18 @@ def _check_effects(calls: Sequence[Call], results: Sequence[str]) -> None:
         )
 
 
-def _check_update(calls: Sequence[Call], results: Sequence[str]) -> None:
+def _check_update(calls: Sequence[Call], results: Sequence[str], writer: Mapping[str, int]) -> None:
     """Raise ValueError for an update that is written when the step has been taken.
 
     Its rule keeps slots, so it is not without effect; but the params would go without it.
     """
-    written = {outer: call.position for call in calls for _, outer in call.writes}
-    last, step = written.get("update", -1), written.get("param", -1)
-    read = any(outer == "update" for call in calls[last + 1 :] for _, outer in call.reads)
-    if "update" not in results and 0 <= step < last and not read:
+    last, step = writer.get("update", -1), writer.get("param", -1)
+    if "update" in results or not 0 <= step < last:
+        return
+    read: set[str] = set()
+    for call in calls[last + 1 :]:
+        read.update(outer for _, outer in call.reads)
+    if "update" not in read:
         raise ValueError(
             f"chain: rule {calls[last].rule!r} writes 'update' behind {calls[step].rule!r}, which "
             f"has taken the step, and no later rule reads it. Put it before {calls[step].rule!r}."
@@ -362,8 +381,11 @@ def _check_update(calls: Sequence[Call], results: Sequence[str]) -> None:
 
 def _shapes(arguments: Mapping[str, Any]) -> str:
     """The tensors among the arguments, by their shapes."""
-    shapes = {n: value.shape for n, value in arguments.items() if isinstance(value, Tensor)}
-    return ", ".join(f"{name}: {tuple(shape)}" for name, shape in shapes.items() if shape)
+    words = []
+    for name, value in arguments.items():
+        if isinstance(value, Tensor) and value.dim() > 0:  # without hypers and other numbers
+            words.append(f"{name}: {tuple(value.shape)}")
+    return ", ".join(words)
 
 
 def _ranges(rules: Iterable[Rule]) -> dict[str, tuple[Range, ...]]:

@@ -127,7 +127,8 @@ def into_torch(
                 f"{did_you_mean(name, kind.hypers)}"
             )
     for group in packed:
-        own_hyper = _of_group(given, [order[number] for number in group["params"]])
+        members = [order[number] for number in group["params"]]
+        own_hyper = _of_group(given, members)
         group.update(written(kind.hypers, group, own_hyper))
         if kind.derived is None:
             continue

@@ -193,7 +193,8 @@ class Slots(MutableMapping[Tensor, Kept]):
         raise _fixed("what is kept of a parameter")
 
     def __iter__(self) -> Iterator[Tensor]:
-        return (param for group in self.groups for param in group["params"])
+        for group in self.groups:
+            yield from group["params"]
 
     def __len__(self) -> int:
         return sum(len(group["params"]) for group in self.groups)

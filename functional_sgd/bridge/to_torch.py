@@ -56,7 +56,7 @@ class TorchOptimizer(torch.optim.Optimizer):
             )
         defaults = with_hypers(opt.hyper, hyper)
         # torch's __init__ calls add_param_group, which needs both.
-        self._known_aliases: dict[int, dict[str, Any]] = {}
+        self._known_aliases: dict[int, dict[str, Hyper]] = {}
         self._slots = Slots(opt, [])
         super().__init__(params, {**defaults, **aliases_of(defaults)})
         # torch's __init__ has made a list of groups and a state of its own.
@@ -234,8 +234,9 @@ class TorchOptimizer(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         own = {"opt": self.opt, "stepper": self.stepper, "_known_aliases": self._known_aliases}
         # Pickling should not create a state that nobody has used.
-        begun = self._slots.tree is not None
-        state = {p: dict(kept) for p, kept in self.state.items()} if begun else {}
+        state = {}
+        if self._slots.tree is not None:
+            state = {param: dict(kept) for param, kept in self.state.items()}
         return {**super().__getstate__(), **own, "state": state}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -291,9 +292,9 @@ def to_torch(opt: Optimizer, params: Iterable[Any], **hyper: Hyper) -> TorchOpti
     return TorchOptimizer(opt, params, hyper)
 
 
-def aliases_of(hypers: Mapping[str, Any]) -> dict[str, Any]:
+def aliases_of(hypers: Mapping[str, Hyper]) -> dict[str, Hyper]:
     """Some hypers under torch's names: "betas", or "momentum"; and "weight_decay"."""
-    found: dict[str, Any] = {}
+    found: dict[str, Hyper] = {}
     for name, ours in _OURS.items():
         if name == "momentum" and "betas" in found:
             continue
@@ -331,7 +332,7 @@ def _grads(named: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
 
 
 def _grads_at(
-    there: Mapping[str, Tensor], named: Mapping[str, Tensor], closure: Callable[[], Any]
+    there: Mapping[str, Tensor], named: Mapping[str, Tensor], closure: Callable[[], object]
 ) -> dict[str, Tensor | None]:
     """The gradients that the closure makes at other values of the parameters, which are put
     back.

@@ -11,7 +11,7 @@ from torch import Tensor
 from functional_sgd.bridge.kinds import Entry, Group, Hypers, written
 from functional_sgd.call import check_like
 from functional_sgd.errors import NAMES_ELSEWHERE
-from functional_sgd.hyper import collect, per_leaf
+from functional_sgd.hyper import Hyper, collect, per_leaf
 from functional_sgd.optimizer import Optimizer
 from functional_sgd.state import State, check_params, check_state, new_calls, owned
 from functional_sgd.tracing import recorded
@@ -68,7 +68,7 @@ class TorchOptim(Optimizer):
         object.__setattr__(self, "entries", _numbers_among(made.defaults))
 
     @property
-    def hyper(self) -> dict[str, Any]:
+    def hyper(self) -> dict[str, Hyper]:
         """The hypers and their defaults: the numbers among the arguments of the class."""
         return {name: _number(entry.of(self.defaults)) for name, entry in self.entries.items()}
 
@@ -103,7 +103,7 @@ class TorchOptim(Optimizer):
         params: Tree,
         grads: Tree,
         state: State,
-        hyper: Mapping[str, Any] | None = None,
+        hyper: Mapping[str, Hyper] | None = None,
         **extras: Any,
     ) -> tuple[Tree, State]:
         """One step: (new params, new state). The arguments are not touched."""

@@ -193,7 +193,8 @@ def adamuon(
     """
     squares = rename(average_sqr_grad, grad="update")
     parts = (sign_of_average, _orthogonal(bfloat16), squares, scale_by_rms, set_rms, sgd_step)
-    hypers = dict(mom=mom**2 if nesterov else mom, slow_mom=mom, sqr_mom=sqr_mom, eps=eps)
+    sign_mom = mom**2 if nesterov else mom
+    hypers = dict(mom=sign_mom, slow_mom=mom, sqr_mom=sqr_mom, eps=eps)
     return chain(weight_decay, *parts, lr=lr, wd=wd, **hypers)
 
 

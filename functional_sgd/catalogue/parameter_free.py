@@ -113,17 +113,20 @@ def prodigy(
     )
     if growth_rate is not None:
         rules = (limit_growth, *map(_follow_slow_distance, rules))
+    slope_lr = 1.0 if safeguard_warmup else None
+    if slope_mom is None:
+        slope_mom = sqr_mom**0.5
     hypers = given(
         lr=lr,
         mom=mom,
         sqr_mom=sqr_mom,
-        slope_mom=sqr_mom**0.5 if slope_mom is None else slope_mom,
+        slope_mom=slope_mom,
         eps=eps,
         wd=wd,
         first_distance=first_distance,
         distance_coeff=distance_coeff,
         growth_rate=growth_rate,
-        slope_lr=1.0 if safeguard_warmup else None,
+        slope_lr=slope_lr,
     )
     return chain(estimate_distance, *rules, **hypers)
 

@@ -22,7 +22,7 @@ from functional_sgd.compile.traced import (
     trace,
 )
 from functional_sgd.fusion.fused import Fused
-from functional_sgd.hyper import with_hypers
+from functional_sgd.hyper import Hyper, with_hypers
 from functional_sgd.optimizer import Optimizer, check_optimizer
 from functional_sgd.state import State
 from functional_sgd.tree import Spec, Tree
@@ -74,7 +74,7 @@ def compile_step(
     gradient = value_and_grad(loss_fn, has_aux=has_aux)
 
     def update(
-        params: Tree, state: State, hyper: Mapping[str, Any], *batch: object
+        params: Tree, state: State, hyper: Mapping[str, Hyper], *batch: object
     ) -> tuple[Any, Tree, State]:
         value, grads = gradient(params, *batch)
         if plain.perturbs:
@@ -88,7 +88,7 @@ def compile_step(
     graphs: list[Traced] = []
 
     def step(
-        params: Tree, state: State, hyper: Mapping[str, Any] | None, *batch: object
+        params: Tree, state: State, hyper: Mapping[str, Hyper] | None, *batch: object
     ) -> tuple[Any, Tree, State]:
         numbers = numbers_of(with_hypers(plain.hyper, hyper or {}))
         arguments: Any = (params, state, numbers, batch)

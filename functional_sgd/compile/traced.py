@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from functional_sgd.guard import Guard
+from functional_sgd.hyper import Hyper
 from functional_sgd.tree import Spec, Tree
 
 _LEAF: Any = 0
@@ -167,7 +168,7 @@ class Packed(NamedTuple):
     rest: list[object] | None  # all leaves, with _NUMBER for each number; None if all are numbers
 
 
-def numbers_of(hyper: Mapping[str, Any]) -> Packed:
+def numbers_of(hyper: Mapping[str, Hyper]) -> Packed:
     """Hypers, with all plain numbers in one tensor."""
     tree: Any = dict(hyper)
     leaves, spec = optree.tree_flatten(tree, none_is_leaf=True)

@@ -279,8 +279,10 @@ def _pow(graph: Graph, base: object, exponent: object) -> Node:
     power = exponent.args[0] if exponent.op == "constant" else None
     if power == 2.0:
         return graph.node("mul", base, base)
-    if power in (0.5, -0.5):
-        return graph.node("sqrt" if power == 0.5 else "rsqrt", base)
+    if power == 0.5:
+        return graph.node("sqrt", base)
+    if power == -0.5:
+        return graph.node("rsqrt", base)
     return graph.node("pow", base, exponent)
 
 

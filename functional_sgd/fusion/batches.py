@@ -23,7 +23,7 @@ def run_in_batches(
     leaves: Leaves,
     group: Group,
     columns: Mapping[str, Sequence[Tensor]],
-    of_tree: Mapping[str, Any],
+    of_tree: Mapping[str, Tensor],
     unbatched: set[int],
 ) -> Written:
     """What a rule writes for every leaf of a group.
@@ -66,25 +66,14 @@ def _batch(
     leaves: Leaves,
     group: Group,
     columns: Mapping[str, Sequence[Tensor]],
-    of_tree: Mapping[str, Any],
+    of_tree: Mapping[str, Tensor],
     places: Sequence[int],
 ) -> Written:
     """One call for leaves of one shape, by torch.vmap over a stack of them."""
-    indices = [group.indices[place] for place in places]
-    stacks = {name: torch.stack([own[k] for k in places]) for name, own in columns.items()}
-    numbers: dict[str, Tensor] = {}  # those that differ by leaf
-    if any(name == STEP for _, name in call.scalars):
-        numbers[STEP] = torch.stack([leaves.scalars(index)[STEP] for index in indices])
-    for _, name in call.scalars:
-        if name in leaves.separate:
-            values = [leaves.separate[name][index] for index in indices]
-            wide = [torch.as_tensor(v, dtype=torch.float64, device=group.device) for v in values]
-            numbers[name] = torch.stack(wide)
-    if call.rule.signature.random:
-        # vmap maps over tensors and not over keys: the words go in, and the key is made inside.
-        words = [leaves.key(call, index).common for index in indices]
-        for word in (0, 1):
-            numbers[f"{call.key}_{word}"] = torch.stack([pair[word] for pair in words])
+    stacks = {}
+    for name, own in columns.items():
+        stacks[name] = torch.stack([own[place] for place in places])
+    numbers = _by_leaf(call, leaves, group, places)
     shared = {**leaves.tree_scalars(group.device), **of_tree, DTYPE: group.dtypes["param"]}
 
     def run(own: Mapping[str, Tensor], differing: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -102,12 +91,33 @@ def _batch(
     return {name: list(stack.unbind()) for name, stack in written.items()}
 
 
+def _by_leaf(call: Call, leaves: Leaves, group: Group, places: Sequence[int]) -> dict[str, Tensor]:
+    """The scalars that differ by leaf, each as a vector with an entry for each of these leaves."""
+    indices = [group.indices[place] for place in places]
+    numbers: dict[str, Tensor] = {}
+    if any(name == STEP for _, name in call.scalars):
+        numbers[STEP] = torch.stack([leaves.scalars(index)[STEP] for index in indices])
+    for _, name in call.scalars:
+        if name in leaves.separate:
+            values = []
+            for index in indices:
+                value = leaves.separate[name][index]
+                values.append(torch.as_tensor(value, dtype=torch.float64, device=group.device))
+            numbers[name] = torch.stack(values)
+    if call.rule.signature.random:
+        # vmap maps over tensors and not over keys: the words go in, and the key is made inside.
+        words = [leaves.key(call, index).common for index in indices]
+        for word in (0, 1):
+            numbers[f"{call.key}_{word}"] = torch.stack([pair[word] for pair in words])
+    return numbers
+
+
 def _one_by_one(
     call: Call,
     leaves: Leaves,
     group: Group,
     columns: Mapping[str, Sequence[Tensor]],
-    of_tree: Mapping[str, Any],
+    of_tree: Mapping[str, Tensor],
     places: Sequence[int],
 ) -> Written:
     written: Written = {name: [] for _, name in (*call.writes, *call.numbers)}

@@ -77,10 +77,10 @@ def views(buffer: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     pieces = buffer.split_with_sizes([one.numel() for one in like])
     # `.data`, because views of one base share a version counter: writing to one leaf would
     # invalidate what autograd has saved of another.
-    return [
-        piece.data.as_strided(one.shape, one.stride(), piece.storage_offset())
-        for piece, one in zip(pieces, like, strict=True)
-    ]
+    made = []
+    for piece, one in zip(pieces, like, strict=True):
+        made.append(piece.data.as_strided(one.shape, one.stride(), piece.storage_offset()))
+    return made
 
 
 def lies_alone(tensor: Tensor) -> bool:

@@ -38,8 +38,11 @@ def check(call: Call, numbers: Container[str] = ()) -> None:
     """
     graph = Graph()
     columns = _trial_columns(call)
-    symbols: dict[str, object] = {name: graph.scalar(name) for _, name in call.scalars}
-    values: dict[str, object] = {name: _trial_value(call, inner) for inner, name in call.scalars}
+    symbols: dict[str, object] = {}
+    values: dict[str, object] = {}
+    for inner, name in call.scalars:
+        symbols[name] = graph.scalar(name)
+        values[name] = _trial_value(call, inner)
     for place, reduced in enumerate(call.reductions):
         symbols[reduced.name] = graph.scalar(reduced.name)
         values[reduced.name] = torch.tensor(0.7 + place, dtype=torch.float64, device="cpu")
@@ -104,8 +107,10 @@ def _other_kinds(call: Call, of_tree: Container[str]) -> Iterator[dict[str, obje
                 yield {name: whole}
     if numbers:
         yield dict(numbers)
-        kind, device = torch.float64, "cpu"
-        yield {n: torch.tensor(v, dtype=kind, device=device) for n, v in numbers.items()}
+        tensors: dict[str, object] = {}
+        for name, number in numbers.items():
+            tensors[name] = torch.tensor(number, dtype=torch.float64, device="cpu")
+        yield tensors
 
 
 def _whole(number: float, allowed: Range | None) -> int | None:
@@ -171,7 +176,7 @@ def _trial_columns(call: Call) -> dict[str, Tensor]:
     # Both signs, no zero among them, no two alike: a rule that mixes up columns is found out.
     values = torch.linspace(-1.3, 1.7, 7, dtype=torch.float64, device="cpu")
     names = sorted({outer for _, outer in call.reads})
-    columns = {name: values.roll(k) * (1 + k) for k, name in enumerate(names)}
+    columns = {name: values.roll(place) * (1 + place) for place, name in enumerate(names)}
     for codes, scales in call.rule.blocks.items():
         columns[codes] = torch.arange(7, dtype=torch.uint8, device="cpu") * 20
         columns[scales] = torch.full((1,), 0.5, device="cpu")

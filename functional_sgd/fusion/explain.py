@@ -24,22 +24,36 @@ if TYPE_CHECKING:
     from functional_sgd.fusion.fused import Fused
 
 
+class Row(NamedTuple):
+    """A step of a program in words."""
+
+    executor: str  # a kernel, or torch
+    rules: str  # for torch, also the reason
+    columns: str  # what it reads and writes
+
+
 @dataclass(frozen=True)
 class Explanation:
     """The steps of a program, a row for each, and lines about the leaves that they run on."""
 
-    steps: Sequence[tuple[str, str, str]]
+    steps: Sequence[Row]
     lines: Sequence[str] = ()
 
     def __str__(self) -> str:
-        blocks = [aligned(self.steps)] if self.steps else []
-        blocks += ["\n".join(self.lines)] if self.lines else []
+        blocks = []
+        if self.steps:
+            blocks.append(aligned(self.steps))
+        if self.lines:
+            blocks.append("\n".join(self.lines))
         return "\n\n".join(blocks)
 
     def show(self) -> None:
         """Print it; in a notebook, show the steps as a table, and the lines below."""
-        table = html_table(self.steps, ("executor", "rules", "columns")) if self.steps else ""
-        below = "".join(f"<p>{escape(line)}</p>" for line in self.lines if line)
+        table = html_table(self.steps, Row._fields) if self.steps else ""
+        below = ""
+        for line in self.lines:
+            if line:
+                below += f"<p>{escape(line)}</p>"
         show(str(self), table + below)
 
 
@@ -109,8 +123,10 @@ def _explanation(steps: Sequence[Step], lines: Sequence[str]) -> Explanation:
     made: dict[str, str] = {}  # where torch puts a column -> the name that rules have for it
     for step in steps:
         if isinstance(step, TorchRule):
-            made.update((key, name) for name, key in step.outputs.items())
-    return Explanation([_row(step, made) for step in steps], lines)
+            for name, key in step.outputs.items():
+                made[key] = name
+    rows = [_row(step, made) for step in steps]
+    return Explanation(rows, lines)
 
 
 def _moves(fused: "Fused", steps: Sequence[Step], group: Group) -> str:
@@ -152,8 +168,10 @@ def _placed(fused: "Fused", params: Tree) -> _Placed:
     plan = fused.opt.plan
     grads = optree.tree_map(torch.zeros_like, params)
     # The values of hypers do not decide where a leaf runs; these satisfy every range.
-    hypers = [name for name, value in plan.defaults.items() if value is REQUIRED]
-    open_ones = dict.fromkeys(hypers, torch.ones(()))
+    open_ones = {}
+    for name, value in plan.defaults.items():
+        if value is REQUIRED:
+            open_ones[name] = torch.ones(())
     given = dict.fromkeys(plan.given, grads)
     leaves = take_apart(plan, params, grads, state, open_ones, given).on_pieces()
     lay_out(leaves)
@@ -162,13 +180,15 @@ def _placed(fused: "Fused", params: Tree) -> _Placed:
     return _Placed(groups, others, paths(params), leaves.shards)
 
 
-def _row(step: Step, made: Mapping[str, str]) -> tuple[str, str, str]:
+def _row(step: Step, made: Mapping[str, str]) -> Row:
     """A line, in which columns that torch has made have the names that rules know."""
     if not isinstance(step, Pass):
-        return "torch", f"{step.call.rule!r}: {step.reason}", ""
-    reads = f"reads {', '.join(made.get(name, name) for name in step.reads)}"
-    writes = f"writes {', '.join(step.outputs)}"
-    return "kernel", step.title, f"{reads}; {writes}" if step.outputs else reads
+        return Row("torch", f"{step.call.rule!r}: {step.reason}", "")
+    read = [made.get(name, name) for name in step.reads]
+    columns = f"reads {', '.join(read)}"
+    if step.outputs:
+        columns += f"; writes {', '.join(step.outputs)}"
+    return Row("kernel", step.title, columns)
 
 
 def _count(steps: Sequence[Step]) -> str:

@@ -31,6 +31,7 @@ from functional_sgd.fusion.run import Resources, Run
 from functional_sgd.fusion.spent import (
     AliasedReads,
     Donate,
+    Results,
     check_apart,
     check_donate,
     merged,
@@ -40,6 +41,7 @@ from functional_sgd.fusion.spent import (
     spend,
 )
 from functional_sgd.guard import Guard
+from functional_sgd.hyper import Hyper
 from functional_sgd.optimizer import Optimizer, check_optimizer
 from functional_sgd.precision import computed_in
 from functional_sgd.sharded import any_distributed
@@ -71,11 +73,11 @@ def fuse(
     backends: Sequence[Backend] = BACKENDS,
 ) -> Wrapped: ...
 def fuse(
-    opt: Any,
+    opt: Optimizer,
     donate: Donate = False,
     debug: bool | None = None,
     backends: Sequence[Backend] = BACKENDS,
-) -> Any:
+) -> Optimizer:
     """The optimizer with the same signature and results, in few passes over memory for all leaves.
 
     Elementwise rules become kernels: they are run on symbols, what they do is written as C and
@@ -163,14 +165,16 @@ class Fused(Optimizer):
         self._read = [*map(fingerprint, self._reading)]
         self.programs: dict[frozenset[str], Program] = {}
         self.program = self._program(frozenset())  # of params in full precision
-        passes = [step for step in self.program.steps if isinstance(step, Pass)]
-        self._scalars = {name for work in passes for name in work.scalars}
+        self._scalars: set[str] = set()
+        for step in self.program.steps:
+            if isinstance(step, Pass):
+                self._scalars.update(step.scalars)
         self._groups: dict[tuple[Signature, ...], tuple[list[Group], list[int]]] = {}
         self._guard: Guard | None = None  # of the last trees that were grouped
         self._guarded: list[Group] = []
 
     @property
-    def hyper(self) -> dict[str, Any]:
+    def hyper(self) -> dict[str, Hyper]:
         """The hypers and their defaults."""
         return self.opt.hyper
 
@@ -193,7 +197,7 @@ class Fused(Optimizer):
         """What the chain wants to be evaluated."""
         return self.opt.evaluated(params, state)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
         # For copies, which compile for themselves.
         return Fused, (self.opt, self.gives, self.debug, tuple(self.backends.every))
 
@@ -209,7 +213,7 @@ class Fused(Optimizer):
         params: Tree,
         grads: Tree,
         state: State,
-        hyper: Mapping[str, Any] | None = None,
+        hyper: Mapping[str, Hyper] | None = None,
         **extras: Any,
     ) -> Any:
         """One step: (new params, new state)."""
@@ -236,7 +240,7 @@ class Fused(Optimizer):
             return self.opt(params, grads, state, hyper, **extras)
         return spend(leaves, result, self.donate) if self.debug else result
 
-    def _on_pieces(self, leaves: Leaves, guard: Guard | None) -> Any:
+    def _on_pieces(self, leaves: Leaves, guard: Guard | None) -> Results:
         leaves = leaves.on_pieces()
         copies = lay_out(leaves)
         columns: list[list[Any]] = [leaves.params, *leaves.slots.values(), leaves.grads]
@@ -250,7 +254,7 @@ class Fused(Optimizer):
             leaves.shards.write_back()
         return result
 
-    def _step(self, leaves: Leaves, guard: Guard | None) -> Any:
+    def _step(self, leaves: Leaves, guard: Guard | None) -> Results:
         if self.donate:
             # Equal addresses rule out overlap only if shapes and strides are equal too, which the
             # guard says. Both are one attribute, because threads use it without the lock.
@@ -259,23 +263,27 @@ class Fused(Optimizer):
             written = check_apart(leaves.trees["param"], leaves, known)
             leaves.starts = {**leaves.starts, **written}
             self._apart = (guard if leaves.matches_guard else None, written)
-        shared = [leaves.shared[name] for name in self._scalars if name in leaves.shared]
-        odd = [value for value in shared if type(value) is not float and not _is_number(value)]
-        if odd:
-            result = self._leaf_by_leaf(leaves)  # an extra that is left out, or is no number
-            return put_back(leaves, result) if self.donate else result
+        for name in self._scalars & leaves.shared.keys():
+            value = leaves.shared[name]
+            if type(value) is not float and not _is_number(value):
+                # An extra that is left out, or is no number.
+                result = self._leaf_by_leaf(leaves)
+                return put_back(leaves, result) if self.donate else result
         # Groups, the buffer pool and kernel tables are reused, so calls take turns.
         with self._lock:
             # Another thread may have grouped other trees by now.
             leaves.matches_guard = leaves.matches_guard and guard is self._guard
             if self.donate:
-                self._aliased_reads.copy(leaves, written, guard if leaves.matches_guard else None)
-            groups, others = (self._guarded, ()) if leaves.matches_guard else self._grouped(leaves)
+                recognised = guard if leaves.matches_guard else None
+                self._aliased_reads.copy(leaves, written, recognised)
+            if leaves.matches_guard:
+                return self._run(leaves, self._guarded)
+            groups, others = self._grouped(leaves)
             if not others:
                 return self._run(leaves, groups)
             return self._run_mixed(leaves, groups, others)
 
-    def _run(self, leaves: Leaves, groups: list[Group]) -> Any:
+    def _run(self, leaves: Leaves, groups: list[Group]) -> Results:
         program = self.program_for(groups)
         while True:
             spends, backends = self.gives == "grads", self.backends.working()
@@ -295,7 +303,7 @@ class Fused(Optimizer):
                 self.backends.give_up(error)
         return leaves.rebuild(results, slots)
 
-    def _run_mixed(self, leaves: Leaves, groups: list[Group], others: Sequence[int]) -> Any:
+    def _run_mixed(self, leaves: Leaves, groups: list[Group], others: Sequence[int]) -> Results:
         """The step of a tree in which kernels cannot treat some leaves, which run leaf by leaf.
 
         All leaves do if a number is made of several of them, or a rule sees the whole tree.
@@ -310,7 +318,7 @@ class Fused(Optimizer):
             result = self._leaf_by_leaf(leaves)
         return put_back(leaves, result) if self.donate else result
 
-    def _leaf_by_leaf(self, leaves: Leaves) -> Any:
+    def _leaf_by_leaf(self, leaves: Leaves) -> Results:
         """The step by torch; not tracked if it is donated, as kernels are not."""
         with torch.no_grad() if self.donate else nullcontext():
             return run_leaves(self.opt.plan, leaves)
@@ -327,7 +335,8 @@ class Fused(Optimizer):
         """
         backend = treating(self.backends.every, torch.device(device))
         working = computed_in(dtype)
-        program = self._program(frozenset({"param"}) if dtype != working else frozenset())
+        rounded = frozenset[str]() if dtype == working else frozenset({"param"})
+        program = self._program(rounded)
         parts = []
         for work in program.steps:
             if isinstance(work, Pass):
@@ -364,7 +373,9 @@ class Fused(Optimizer):
     def program_for(self, groups: Sequence[Group]) -> Program:
         """What runs on these groups."""
         # All groups share one program: a reduction over the tree needs them in the same pass.
-        narrow = [name for group in groups for name in group.narrow]
+        narrow: set[str] = set()
+        for group in groups:
+            narrow.update(group.narrow)
         if not narrow:
             return self.program
         kept = {"param", *self.opt.plan.slots}
@@ -384,7 +395,9 @@ class Fused(Optimizer):
         """What the kernels need of a leaf."""
         passes = [step for step in self.program.steps if isinstance(step, Pass)]
         # Slots that no kernel touches may have any shape and dtype.
-        touched = {name for work in passes for name in (*work.reads, *work.outputs)}
+        touched: set[str] = set()
+        for work in passes:
+            touched.update(work.reads, work.outputs)
         own = (*self.opt.plan.slots, *self.opt.plan.given)
         columns = tuple(name for name in own if name in touched)
         blocks = {n: scales for n, scales in self.opt.plan.blocks.items() if n in columns}
@@ -415,5 +428,5 @@ class Fused(Optimizer):
         return groups, others
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return value.dim() == 0 if isinstance(value, Tensor) else isinstance(value, (int, float))

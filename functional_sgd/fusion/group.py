@@ -39,21 +39,23 @@ class Signature(NamedTuple):
 
 def signatures(leaves: Leaves, needs: Needs) -> tuple[Signature, ...]:
     """The signature of every leaf."""
-    columns = [leaves.slots[n] if n in leaves.slots else leaves.given[n] for n in needs.columns]
+    known: dict[str, Sequence[Any]] = {**leaves.given, **leaves.slots}
+    columns = [known[name] for name in needs.columns]
     # 8-bit slots have dtypes and shapes of their own, which `_encoded` checks.
     usual = needs.columns
     if needs.blocks:
-        usual = tuple(name for name in usual if name not in needs.in_blocks)
+        in_blocks = needs.in_blocks
+        usual = tuple(name for name in usual if name not in in_blocks)
     n_slots = sum(name in leaves.slots for name in usual)  # which come first
-    found = tuple(
-        _signature(param, grad, own, needs, n_slots)
-        for param, grad, *own in zip(leaves.params, leaves.grads, *columns, strict=True)
-    )
+    found = []
+    for param, grad, *own in zip(leaves.params, leaves.grads, *columns, strict=True):
+        found.append(_signature(param, grad, own, needs, n_slots))
     if needs.order and leaves.shards is not None and leaves.shards.any_cut:
         # Random numbers belong to the places in the whole leaf, which kernels do not know.
-        pairs = zip(found, leaves.shards.cut, strict=True)
-        return tuple(one._replace(plain=False) if cut else one for one, cut in pairs)
-    return found
+        for index, cut in enumerate(leaves.shards.cut):
+            if cut:
+                found[index] = found[index]._replace(plain=False)
+    return tuple(found)
 
 
 def _signature(
@@ -87,10 +89,13 @@ def _signature(
 def _encoded(param: Tensor, codes: Tensor, scales: Tensor) -> bool:
     """Whether kernels know these slots of 8 bits."""
     kinds = (type(codes), type(scales), codes.dtype, scales.dtype)
-    alike = kinds == (Tensor, Tensor, torch.uint8, torch.float32)
-    alike = alike and codes.device == scales.device == param.device and codes.shape == param.shape
-    alike = alike and scales.shape == (count_of(param.numel()),)
-    return alike and codes.is_contiguous() and scales.is_contiguous()
+    if kinds != (Tensor, Tensor, torch.uint8, torch.float32):
+        return False
+    if codes.device != param.device or scales.device != param.device:
+        return False
+    if codes.shape != param.shape or scales.shape != (count_of(param.numel()),):
+        return False
+    return codes.is_contiguous() and scales.is_contiguous()
 
 
 def _dense(tensor: Tensor) -> bool:
@@ -120,16 +125,15 @@ def _ordinary(
     Rules see a slot in its own dtype, and kernels in that of the arithmetic; so they must be one,
     but for half precision, which is float32 to both. Other columns come in that of the arithmetic.
     """
-    # Exact types: a subclass may give its memory another meaning.
-    known = all(
-        kind in (Tensor, torch.nn.Parameter)
-        and device == kinds[0][1]
-        and layout is torch.strided
-        and dtype in SUPPORTED_DTYPES
-        for kind, device, layout, dtype in kinds
-    )
-    param, slots = kinds[0][3], [kind[3] for kind in kinds[2 : 2 + n_slots]]
-    return known and all(computed_in(slot) == computed_in(param) for slot in slots)
+    _, place, _, param = kinds[0]
+    for kind, device, layout, dtype in kinds:
+        # Exact types: a subclass may give its memory another meaning.
+        if kind not in (Tensor, torch.nn.Parameter) or device != place:
+            return False
+        if layout is not torch.strided or dtype not in SUPPORTED_DTYPES:
+            return False
+    slots = kinds[2 : 2 + n_slots]  # after the param and its gradient
+    return all(computed_in(dtype) == computed_in(param) for _, _, _, dtype in slots)
 
 
 class Group:
@@ -148,10 +152,15 @@ class Group:
         self.device, self.dtypes = device, dtypes
         # Half precision is for keeping numbers: sums of small changes would be lost in it.
         self.working = computed_in(dtypes["param"])
-        self.narrow = [n for n, kind in dtypes.items() if kind.itemsize < self.working.itemsize]
+        self.narrow: list[str] = []  # columns
+        for name, dtype in dtypes.items():
+            if dtype.itemsize < self.working.itemsize:
+                self.narrow.append(name)
         self.everything = everything  # whether these are all leaves, in order
         self.alike: frozenset[str] = frozenset()  # of recognised trees: what lies as params do
-        self.prepared: dict[Any, Any] = {}  # what backends keep for it: how it is cut into chunks
+        self.prepared: dict[
+            object, Any
+        ] = {}  # what backends keep for it: how it is cut into chunks
 
     @staticmethod
     def split(

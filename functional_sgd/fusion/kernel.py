@@ -40,9 +40,15 @@ class Body:
 
 def body_of(work: Pass) -> Body:
     """The body of a pass. Constants are left out, since they are written where they are used."""
-    nodes = [node for node in work.nodes if node.op != "constant"]
-    elements = [node for node in nodes if node.element]
-    scalars = [node for node in nodes if not node.element]
+    elements: list[Node] = []
+    scalars: list[Node] = []
+    for node in work.nodes:
+        if node.op == "constant":
+            continue
+        if node.element:
+            elements.append(node)
+        else:
+            scalars.append(node)
     return Body(
         work.reads,
         work.outputs,
@@ -61,14 +67,18 @@ def _crossing(
     """The scalars that elements read: once in their precision, and once in double precision, as far
     as some of them need each.
     """
-    # What is written to a column as it is, is stored in the precision of the elements.
-    used = {False: {node.index for node in work.outputs.values()}, True: set[int]()}
+    used: dict[bool, set[int]] = {False: set(), True: set()}  # in double precision or not
+    for node in work.outputs.values():
+        # What is written to a column as it is, is stored in the precision of the elements.
+        used[False].add(node.index)
     for node in elements:
         if node.index not in work.sources:  # else it is loaded from memory, and not computed
             used[node.wide].update(argument.index for argument in node.inputs)
     crossing = []
     for node in scalars:
-        crossing += [(node, wide) for wide in (False, True) if node.index in used[wide]]
+        for wide in (False, True):
+            if node.index in used[wide]:
+                crossing.append((node, wide))
     return crossing
 
 
@@ -78,13 +88,18 @@ def _phases(work: Pass, elements: Sequence[Node]) -> dict[int, int]:
     """
     found: dict[int, int] = {}
     for node in elements:
-        inputs = [] if node.index in work.sources else [a for a in node.inputs if a.element]
-        found[node.index] = max((found[a.index] for a in inputs), default=0)
+        inputs: list[Node] = []  # none of what is loaded from memory
+        if node.index not in work.sources:
+            inputs = [argument for argument in node.inputs if argument.element]
+        found[node.index] = max((found[argument.index] for argument in inputs), default=0)
         if node.op == "block_scale" and inputs:
             found[node.index] += 1
     for node in elements:  # a product is cheaper than to keep it for a later round
         if node.op == "multiple":
-            users = [found[n.index] for n in elements if any(a is node for a in n.inputs)]
+            users = []
+            for user in elements:
+                if any(argument is node for argument in user.inputs):
+                    users.append(found[user.index])
             found[node.index] = min(users, default=0)
     return found
 

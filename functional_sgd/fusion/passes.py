@@ -47,8 +47,11 @@ class Pass:
     @functools.cached_property
     def reads(self) -> tuple[str, ...]:
         """The columns that it reads."""
-        found = [self.sources[n.index] for n in self.nodes if n.index in self.sources]
-        return tuple(dict.fromkeys(found))
+        found: dict[str, None] = {}  # a set that keeps its order
+        for node in self.nodes:
+            if node.index in self.sources:
+                found[self.sources[node.index]] = None
+        return tuple(found)
 
     @functools.cached_property
     def scalars(self) -> tuple[str, ...]:
@@ -68,8 +71,11 @@ class Pass:
     @functools.cached_property
     def of_blocks(self) -> frozenset[str]:
         """The columns with a number for each block."""
-        read = {self.sources[n.index] for n in self.nodes if n.block and n.index in self.sources}
-        return frozenset(read | {name for name, node in self.outputs.items() if node.block})
+        found = {name for name, node in self.outputs.items() if node.block}
+        for node in self.nodes:
+            if node.block and node.index in self.sources:
+                found.add(self.sources[node.index])
+        return frozenset(found)
 
     @functools.cached_property
     def ordered(self) -> bool:
@@ -79,7 +85,8 @@ class Pass:
     @property
     def title(self) -> str:
         """What it does, in words."""
-        return ", ".join((*self.rules, *(f"takes {take.name}" for take in self.takes)))
+        takes = [f"takes {take.name}" for take in self.takes]
+        return ", ".join((*self.rules, *takes))
 
 
 @dataclass(frozen=True)
@@ -109,6 +116,11 @@ class Program:
 
     def needed_after(self, step: Step, column: str) -> bool:
         """Whether a column is among the results, or read by a later step."""
-        later = self.steps[1 + next(n for n, one in enumerate(self.steps) if one is step) :]
-        read = [one.reads if isinstance(one, Pass) else one.inputs.values() for one in later]
-        return column in self.results.values() or any(column in names for names in read)
+        if column in self.results.values():
+            return True
+        place = next(n for n, one in enumerate(self.steps) if one is step)
+        for later in self.steps[place + 1 :]:
+            read = later.reads if isinstance(later, Pass) else later.inputs.values()
+            if column in read:
+                return True
+        return False

@@ -1,5 +1,7 @@
 """Pieces of leaves that are cut over processes, lying in memory as kernels want them."""
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -16,7 +18,7 @@ def lay_out(leaves: Leaves) -> list[tuple[Tensor, Tensor]]:
     """
     shards = leaves.shards
     columns = [leaves.params, *leaves.slots.values()]
-    if shards is None or all(map(Tensor.is_contiguous, (one for own in columns for one in own))):
+    if shards is None or all(map(Tensor.is_contiguous, itertools.chain(*columns))):
         return []
     copies = []
     for index, cut in enumerate(shards.cut):

@@ -50,17 +50,17 @@ class _Planner:
         self.chain, self.graph = chain, chain.graph
         self.ends = chain.ends()
         self.computed = self._computed()
-        # A column is written in place where that is allowed, so not before its last reader has run.
-        self.written_at = {
-            name: self._time_to_write(name, node) for name, node in self.computed.items()
-        }
-        # What is written in less precision than it was computed in is another number when it is
-        # read again, and truth values are not stored as such: neither stands for the node.
-        self.readable = {
-            node.index: _Written(name, self.written_at[name])
-            for name, node in self.computed.items()
-            if name not in rounded and node.op not in LOGICAL
-        }
+        self.written_at: dict[str, int] = {}
+        self.readable: dict[int, _Written] = {}
+        for name, node in self.computed.items():
+            # A column is written in place where that is allowed, so not before its last reader has
+            # run.
+            stage = self._time_to_write(name, node)
+            self.written_at[name] = stage
+            # What is written in less precision than it was computed in is another number when it is
+            # read again, and truth values are not stored as such: neither stands for the node.
+            if name not in rounded and node.op not in LOGICAL:
+                self.readable[node.index] = _Written(name, stage)
         self.temporaries: Sources = {}
         self.count = self._count()
         self.outputs: list[dict[str, Node]] = [{} for _ in range(self.count)]  # of each stage
@@ -82,7 +82,9 @@ class _Planner:
 
     def _computed(self) -> dict[str, Node]:
         """The results that a pass must write; the others are in a column already."""
-        made_by_torch = {column for left in self.chain.left for column in left.outputs.values()}
+        made_by_torch: set[str] = set()
+        for left in self.chain.left:
+            made_by_torch.update(left.outputs.values())
         computed = {}
         for name, node in self.ends.items():
             in_memory = node.op == "column" and node.args[0] in {name, *made_by_torch}
@@ -177,9 +179,12 @@ class _Planner:
         takes = tuple(take for take in self.chain.takes if take.node.stage == stage)
         ends = [*outputs.values(), *(take.node for take in takes)]
         sources = self._sources(ends, stage)
-        made = {n.index for n in self.graph.needed(ends, sources)} - sources.keys()
-        rules = tuple(origin.rule for origin in self.chain.origins if made & {*origin.nodes})
-        return Pass(self.graph, stage, rules, sources, outputs, takes)
+        made = {node.index for node in self.graph.needed(ends, sources)} - sources.keys()
+        rules = []
+        for origin in self.chain.origins:
+            if not made.isdisjoint(origin.nodes):
+                rules.append(origin.rule)
+        return Pass(self.graph, stage, tuple(rules), sources, outputs, takes)
 
     def _sources(self, ends: Iterable[Node], stage: int) -> Sources:
         """What a pass reads from memory: columns, and values that earlier passes write for it."""

@@ -26,7 +26,7 @@ from functional_sgd.step import as_gradient, check_tree_scalars
 class Results(NamedTuple):
     """What a call has made, leaf by leaf."""
 
-    results: dict[str, list[Any]]  # params, or updates; None where there was no gradient
+    results: dict[str, list[Tensor | None]]  # params, or updates; None without a gradient
     slots: dict[str, list[Tensor]]
 
 
@@ -104,33 +104,27 @@ class Run:
         """The columns of a group before the first step."""
         leaves, donate = self.leaves, self.resources.donate
         params = group.pick(leaves.params)
+        # Noted of the trees of the guard; of others it is not known.
         alike = group.alike if leaves.matches_guard else frozenset[str]()
         # Known addresses are those of all leaves together.
         starts = leaves.starts if group.everything else {}
-        columns = {
-            "param": Column(
-                group.dtypes["param"], params, writable=donate, addresses=starts.get("param")
-            )
-        }
+        dtype, begin = group.dtypes["param"], starts.get("param")
+        columns = {"param": Column(dtype, params, writable=donate, addresses=begin)}
+        dtype, grads = group.dtypes["grad"], group.pick(leaves.grads)
         # Where a tensor begins is of use only if its elements lie as those of its param do.
-        in_order = "grad" in alike
-        columns["grad"] = Column(
-            group.dtypes["grad"],
-            group.pick(leaves.grads),
-            like=None if in_order else params,
-            addresses=starts.get("grad") if in_order else None,
-        )
+        if "grad" in alike:
+            columns["grad"] = Column(dtype, grads, addresses=starts.get("grad"))
+        else:
+            columns["grad"] = Column(dtype, grads, like=params)
         for name, values in leaves.slots.items():
             tensors = group.pick(values)
+            dtype = group.dtypes[name] if name in group.dtypes else tensors[0].dtype
             # A donated slot lies as its param does; one of another shape is not for kernels.
-            in_order = donate or name in alike or name not in group.dtypes
-            columns[name] = Column(
-                group.dtypes[name] if name in group.dtypes else tensors[0].dtype,
-                tensors,
-                writable=donate,
-                like=None if in_order else params,
-                addresses=starts.get(name) if in_order else None,
-            )
+            if donate or name in alike or name not in group.dtypes:
+                begin = starts.get(name)
+                columns[name] = Column(dtype, tensors, writable=donate, addresses=begin)
+            else:
+                columns[name] = Column(dtype, tensors, writable=donate, like=params)
         for name, given in leaves.given.items():
             tensors = group.pick(given)
             columns[name] = Column(tensors[0].dtype, tensors, like=params)
@@ -251,8 +245,15 @@ class Run:
         # The kernel overwrites gradients: from here the step cannot be repeated.
         self.started = True
         others = [one for place, one in enumerate(like) if place not in spent]
-        fresh = iter(backend.allocate(pool, key, others, dtype) if others else ())
-        return [spent[place] if place in spent else next(fresh) for place in range(len(like))]
+        fresh = backend.allocate(pool, key, others, dtype) if others else []
+        unused = iter(fresh)
+        room = []
+        for place in range(len(like)):
+            if place in spent:
+                room.append(spent[place])
+            else:
+                room.append(next(unused))
+        return room
 
     def _spent(self, work: Pass, table: Table, dtype: torch.dtype) -> dict[int, Tensor]:
         """The gradients, by their place, whose memory the new params take."""
@@ -272,8 +273,9 @@ class Run:
     # Results.
 
     def _results(self) -> Results:
-        before: dict[str, list[Tensor]] = {"param": self.leaves.params, **self.leaves.slots}
-        after: dict[str, list[Any]] = {name: list(values) for name, values in before.items()}
+        after: dict[str, list[Any]] = {"param": list(self.leaves.params)}
+        for name, slots in self.leaves.slots.items():
+            after[name] = list(slots)
         if "update" in self.plan.results:
             after["update"] = [None] * len(self.leaves.params)
         for _, group, columns in self.tables:
@@ -301,10 +303,14 @@ class Run:
             return [as_gradient(gradient_for(p, value), p) for value, p in pairs]
         if column.kept and not again:
             return column.tensors
-        like = group.pick(self.leaves.params if name == "param" else self.leaves.slots[name])
+        before = self.leaves.params if name == "param" else self.leaves.slots[name]
+        like = group.pick(before)
         kept = [stored(value, old) for value, old in zip(column.tensors, like, strict=True)]
         if again:
             kept = [value.clone() for value in kept]
         if not self.resources.donate:
             return kept
-        return [old if new is old else old.copy_(new) for new, old in zip(kept, like, strict=True)]
+        for new, old in zip(kept, like, strict=True):
+            if new is not old:
+                old.copy_(new)
+        return list(like)

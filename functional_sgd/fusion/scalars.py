@@ -72,7 +72,10 @@ class Scalars:
         values = {}
         for name, node in nodes.items():
             needed = node.graph.needed([node])
-            named = {n.args[0]: self.tree(n.args[0]) for n in needed if n.op == "scalar"}
+            named = {}
+            for one in needed:
+                if one.op == "scalar":
+                    named[one.args[0]] = self.tree(one.args[0])
             values[name] = evaluate(needed, {}, named)[node.index]
         return values
 

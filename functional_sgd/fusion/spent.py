@@ -146,7 +146,8 @@ class AliasedReads:
             sizes = []
             for tensor in map(local, tensors):
                 somewhere = tensor.layout is torch.strided and tensor.numel() > 0
-                sizes.append(_extent(tensor) if somewhere else 0)
+                size = _extent(tensor) if somewhere else 0
+                sizes.append(size)
             known = self._sizes[name] = np.array(sizes, dtype=np.int64)
         return known
 
@@ -225,7 +226,10 @@ def spendable(
 
 def only(grads: Sequence[Tensor | None], chosen: set[int]) -> list[Tensor | None]:
     """The gradients of some leaves, None for the others."""
-    return [grad if index in chosen else None for index, grad in enumerate(grads)]
+    found: list[Tensor | None] = [None] * len(grads)
+    for index in chosen:
+        found[index] = grads[index]
+    return found
 
 
 def merged(leaves: Leaves, ours: Results, theirs: Results, others: Sequence[int]) -> Results:
@@ -253,7 +257,9 @@ def put_back(leaves: Leaves, result: Results) -> Results:
     """The results of a step that was not donated, in the memory of the arguments."""
     params, *update, state = result
     old = {"param": leaves.params, **leaves.slots}
-    new = {"param": params, **{name: state[name] for name in leaves.slots}}
+    new = {"param": params}
+    for name in leaves.slots:
+        new[name] = state[name]
     given = set(map(memory_of, itertools.chain(*old.values())))
     pairs = []
     for name, tensors in old.items():
@@ -269,8 +275,10 @@ def put_back(leaves: Leaves, result: Results) -> Results:
     # A second loop, so that all clones exist before anything is overwritten.
     for before, after in pairs:
         before.copy_(after)
-    kept = {name: leaves.trees[name] for name in leaves.slots}
-    return leaves.trees["param"], *update, {**state, **kept}
+    kept = dict(state)
+    for name in leaves.slots:
+        kept[name] = leaves.trees[name]
+    return leaves.trees["param"], *update, kept
 
 
 def _moved(leaves: Leaves, tree: Tree) -> Tree:
@@ -288,8 +296,11 @@ def _starts(tensors: Sequence[Tensor]) -> Addresses:
     try:
         return addresses_of(tensors)
     except RuntimeError:
-        places = [one.data_ptr() if one.layout is torch.strided else 0 for one in tensors]
-        return np.array(places, dtype=np.int64)
+        starts = np.zeros(len(tensors), dtype=np.int64)
+        for place, one in enumerate(tensors):
+            if one.layout is torch.strided:
+                starts[place] = one.data_ptr()
+        return starts
 
 
 def _meet(one: Tensor, other: Tensor) -> bool:
@@ -299,11 +310,11 @@ def _meet(one: Tensor, other: Tensor) -> bool:
     if other.element_size() != size:
         return True
     begin = min(one.data_ptr(), other.data_ptr())
-    places = [(tensor.data_ptr() - begin) // size for tensor in (one, other)]
-    room = max(p + _extent(t) // size for p, t in zip(places, (one, other), strict=True))
+    place, other_place = (one.data_ptr() - begin) // size, (other.data_ptr() - begin) // size
+    room = max(place + _extent(one) // size, other_place + _extent(other) // size)
     taken = torch.zeros(room, dtype=torch.bool, device="cpu")
-    taken.as_strided(one.shape, one.stride(), places[0]).fill_(True)
-    return bool(taken.as_strided(other.shape, other.stride(), places[1]).any())
+    taken.as_strided(one.shape, one.stride(), place).fill_(True)
+    return bool(taken.as_strided(other.shape, other.stride(), other_place).any())
 
 
 def _extent(tensor: Tensor) -> int:

@@ -47,9 +47,9 @@ class SymbolicChain:
         first = ("param", "grad", *plan.slots, *plan.given)
         self.taken = {*first, *plan.defaults, *plan.numbers, STEP}
         of_blocks = set(plan.blocks.values())
-        self.now = {  # what rules see under each name
-            name: self.graph.column(name, block=name in of_blocks) for name in first
-        }
+        self.now: dict[str, Node] = {}  # what rules see under each name
+        for name in first:
+            self.now[name] = self.graph.column(name, block=name in of_blocks)
         self.kept: dict[str, Node] = {}  # slots, as their owners wrote them
         self.numbers = {name: self.graph.scalar(name) for name in plan.numbers}
         self.takes: list[Take] = []
@@ -111,7 +111,9 @@ class SymbolicChain:
         for _, name in call.numbers:
             self.numbers[name] = written.pop(name)
         self.now.update(written)
-        self.kept.update({name: written[name] for name in rule.slots if name in written})
+        for name in rule.slots:
+            if name in written:
+                self.kept[name] = written[name]
         return ""
 
     def _name(self, call: Call, reduced: Reduced) -> str:
@@ -149,7 +151,8 @@ class SymbolicChain:
         time = 0
         for node in inputs.values():
             # A column is in memory when its stage begins, other values when their pass is done.
-            time = max(time, node.stage if node.op == "column" else node.stage + 1)
+            there = node.stage if node.op == "column" else node.stage + 1
+            time = max(time, there)
         for node in numbers.values():
             time = max(time, node.stage)
         outputs = {}

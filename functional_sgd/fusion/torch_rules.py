@@ -110,13 +110,16 @@ class TorchRules:
             made = self._on_pieces(call, seen, numbers)
         else:
             of_tree = {**numbers, **self._reduced_over_tree(call, seen)}
-            made = [
-                run_in_batches(call, self.leaves, table.group, own, of_tree, self.unbatched)
-                for table, own in zip(self.tables, seen, strict=True)
-            ]
+            made = []
+            for table, own in zip(self.tables, seen, strict=True):
+                made.append(
+                    run_in_batches(call, self.leaves, table.group, own, of_tree, self.unbatched)
+                )
         for _, name in call.numbers:
             # Every leaf has set it to the same value.
-            values = [value for written in made for value in written.pop(name)]
+            values: list[Tensor] = []
+            for written in made:
+                values += written.pop(name)
             if values:
                 self.leaves.set_number(name, values[0])
                 self.scalars.of_tree[step.sets[name]] = self.leaves.numbers[name]
@@ -181,7 +184,8 @@ class TorchRules:
                 value = self._like_param(value, params[place], group.indices[place])
                 value = value.to(group.working).reshape(params[place].shape)
             # A rule may return its own input, which a later kernel may overwrite in place.
-            tensors.append(owned(value, *(other[place] for other in taken)))
+            others = [column[place] for column in taken]
+            tensors.append(owned(value, *others))
         return Column(group.working, tensors, kept=False, like=params)
 
     def _like_param(self, value: Tensor, param: Tensor, index: int) -> Tensor:

@@ -170,6 +170,7 @@ def normalize(
 
 def _unit_norms(leaf: Tensor) -> Tensor:
     """The length of each output unit's weights, in a shape that spreads over the leaf."""
-    axes = tuple(range(1 if leaf.dim() > 1 else 0, leaf.dim()))
+    first = 1 if leaf.dim() > 1 else 0  # the axis of the outputs stays
+    axes = tuple(range(first, leaf.dim()))
     # abs, since a leafwise rule sees complex numbers, whose squares are no lengths.
     return root(leaf.abs().square().sum(axes, keepdim=True))

@@ -213,7 +213,8 @@ def set_rms(
 
 def row_zeros(param: Tensor) -> Tensor:
     """A zero for every row; for what is not a matrix, one that is not used."""
-    return param.new_zeros(param.shape[0] if is_matrix(param) else ())
+    shape = param.shape[:1] if is_matrix(param) else ()
+    return param.new_zeros(shape)
 
 
 @leafwise(row_avg=row_zeros)

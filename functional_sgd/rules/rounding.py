@@ -36,8 +36,8 @@ def round_stochastically(param: Tensor, *, key: Key, dtype: torch.dtype) -> dict
 
 def nothing_lost(param: Tensor) -> Tensor:
     """Zeros in bfloat16: what is lost in rounding is small, so few digits of it do."""
-    wide = param.dtype == torch.float64
-    return torch.zeros_like(param, dtype=torch.float64 if wide else torch.bfloat16)
+    dtype = torch.float64 if param.dtype == torch.float64 else torch.bfloat16
+    return torch.zeros_like(param, dtype=dtype)
 
 
 @elementwise(lost=nothing_lost)

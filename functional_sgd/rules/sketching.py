@@ -45,7 +45,8 @@ class Sketch:
         if not _is_sketched(matrix, self.rank):
             return torch.zeros_like(matrix)
         rows, columns = matrix.shape
-        return matrix.new_zeros((rows, self.rank) if rows >= columns else (self.rank, columns))
+        shape = (rows, self.rank) if rows >= columns else (self.rank, columns)
+        return matrix.new_zeros(shape)
 
 
 def _has_rows(matrix: Tensor) -> bool:

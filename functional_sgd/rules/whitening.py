@@ -146,7 +146,8 @@ def _over(factor: Tensor, rows: Tensor) -> Tensor:
 
 def _squared(factor: Tensor, rows: Tensor) -> Tensor:
     """A factor's transpose times the factor times a matrix."""
-    return _times(factor.mT if factor.dim() > 1 else factor, _times(factor, rows))
+    turned = factor.mT if factor.dim() > 1 else factor  # a vector stands for a diagonal
+    return _times(turned, _times(factor, rows))
 
 
 def _learned(factor: Tensor, a: Tensor, b: Tensor, factor_lr: float | Tensor) -> Tensor:

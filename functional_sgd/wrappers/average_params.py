@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from functional_sgd.hyper import Scalar
+from functional_sgd.hyper import Hyper, Scalar
 from functional_sgd.optimizer import Optimizer
 from functional_sgd.ranges import Range
 from functional_sgd.state import State, check_state, device_of, in_order_of, like_params, owned
@@ -60,7 +60,7 @@ class ParamAverage(Wrapper):
         params: Tree,
         grads: Tree,
         state: State,
-        hyper: Mapping[str, Any] | None = None,
+        hyper: Mapping[str, Hyper] | None = None,
         **extras: Any,
     ) -> tuple[Tree, State]:
         """One step: (new params, new state)."""

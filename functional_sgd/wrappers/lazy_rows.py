@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from functional_sgd.eight_bit import CODES, SCALES
+from functional_sgd.hyper import Hyper
 from functional_sgd.optimizer import Optimizer, check_names
 from functional_sgd.state import State, check_state
 from functional_sgd.tree import Tree, flatten, unflatten
@@ -49,7 +50,7 @@ class LazyRows(Wrapper):
         params: Tree,
         grads: Tree,
         state: State,
-        hyper: Mapping[str, Any] | None = None,
+        hyper: Mapping[str, Hyper] | None = None,
         **extras: Any,
     ) -> tuple[Tree, State]:
         """One step of the rows that have a gradient: (new params, new state)."""
@@ -136,7 +137,8 @@ def _slots_by_row(opt: Optimizer) -> dict[str, frozenset[int]]:
 
     Raises ValueError for slots that cannot be chosen from row by row.
     """
-    fresh = opt.init({name: torch.zeros(shape, device="cpu") for name, shape in PROBES.items()})
+    probes = {name: torch.zeros(shape, device="cpu") for name, shape in PROBES.items()}
+    fresh = opt.init(probes)
     slots = {name: entry for name, entry in fresh.items() if not isinstance(entry, Tensor)}
     found = {}
     for name in sorted(slots):
@@ -146,10 +148,16 @@ def _slots_by_row(opt: Optimizer) -> dict[str, frozenset[int]]:
                 f"lazy_rows: {plain!r} is kept in 8 bits, with a scale for each block; rows "
                 f"of one block may be left alone while its scale changes. Leave out eight_bit."
             )
-        shapes = {probe: slots[name][probe].shape for probe in PROBES}
-        follows = {probe: shapes[probe][:1] == shape[:1] for probe, shape in PROBES.items()}
-        # As in a factor that has a row and a column for each row of the leaf.
-        again = any(shape[0] in shapes[probe][1:] for probe, shape in PROBES.items())
+        follows = {}
+        again = False
+        axes = {0}  # a leaf without axes is a row
+        for probe, shape in PROBES.items():
+            own = slots[name][probe].shape
+            follows[probe] = own[:1] == shape[:1]
+            if follows[probe]:
+                axes.add(len(shape))
+            # As in a factor that has a row and a column for each row of the leaf.
+            again = again or shape[0] in own[1:]
         # As in a factor of the shorter side: in one of these two leaves that is not the rows' side.
         follows_one_side = follows["wide"] != follows["tall"]
         if again or follows_one_side:
@@ -157,8 +165,7 @@ def _slots_by_row(opt: Optimizer) -> dict[str, frozenset[int]]:
                 f"lazy_rows: expected rules that treat each row by itself, but {name!r} of {opt!r} "
                 f"mixes rows. Give the leaves with rows an optimizer like adamw, by partition."
             )
-        axes = {len(shape) for probe, shape in PROBES.items() if follows[probe]}
-        found[name] = frozenset({0, *axes})  # a leaf without axes is a row
+        found[name] = frozenset(axes)
     return found
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from functional_sgd.decompositions import renewed, singular_vectors
-from functional_sgd.hyper import Scalar
+from functional_sgd.hyper import Hyper, Scalar
 from functional_sgd.optimizer import Optimizer
 from functional_sgd.ranges import Range
 from functional_sgd.rules import sgd_step
@@ -63,7 +63,7 @@ class LowRank(Wrapper):
         params: Tree,
         grads: Tree,
         state: State,
-        hyper: Mapping[str, Any] | None = None,
+        hyper: Mapping[str, Hyper] | None = None,
         **extras: Any,
     ) -> tuple[Tree, State]:
         """One step: (new params, new state)."""

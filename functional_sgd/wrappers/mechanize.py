@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from functional_sgd.hyper import Scalar
+from functional_sgd.hyper import Hyper, Scalar
 from functional_sgd.optimizer import Optimizer
 from functional_sgd.ranges import Range
 from functional_sgd.reduction import global_norm, root
@@ -72,7 +72,7 @@ class Mechanize(Wrapper):
         params: Tree,
         grads: Tree,
         state: State,
-        hyper: Mapping[str, Any] | None = None,
+        hyper: Mapping[str, Hyper] | None = None,
         **extras: Any,
     ) -> tuple[Tree, State]:
         """One step: (new params, new state)."""
@@ -122,9 +122,14 @@ class Mechanize(Wrapper):
         own: Mapping[str, Scalar],
     ) -> Tensor:
         """How far the way, if it is gone at rate 1, leads against this gradient and the decay."""
-        there = [place for place, slope in enumerate(slopes) if slope is not None]
-        sizes = [leaves[place] for place in there]
-        found: list[Tensor] = [one for one in slopes if one is not None]
+        there: list[int] = []  # the leaves with a gradient
+        sizes: list[Tensor] = []
+        found: list[Tensor] = []
+        for place, slope in enumerate(slopes):
+            if slope is not None:
+                there.append(place)
+                sizes.append(leaves[place])
+                found.append(slope)
         if not there:
             return torch.zeros_like(rate)
         pull = own["mechanic_wd"] * rate * global_norm(found)

@@ -7,7 +7,7 @@ from typing import Any, Self, TypeAlias, TypeVar
 
 from torch import Tensor
 
-from functional_sgd.hyper import broadcast, is_tree, wider_names
+from functional_sgd.hyper import Hyper, broadcast, is_tree, wider_names
 from functional_sgd.optimizer import Optimizer, check_names, check_optimizer
 from functional_sgd.state import State, check_state, new_calls, seeded
 from functional_sgd.tree import Spec, Tree, flatten, flatten_like, paths, unflatten
@@ -53,7 +53,7 @@ class Partition(Optimizer):
         object.__setattr__(self, "patterns", as_patterns(self.labels))
 
     @property
-    def hyper(self) -> dict[str, Any]:
+    def hyper(self) -> dict[str, Hyper]:
         """The hypers and their defaults: `lr` if all parts that have it agree, else `label.lr` for
         each of them.
 
@@ -61,7 +61,7 @@ class Partition(Optimizer):
         would get the others'. Nor does a partition within this one whose own parts differ: its
         hypers are `label.part.lr`.
         """
-        merged: dict[str, Any] = {}
+        merged: dict[str, Hyper] = {}
         for label, opt in self.optimizers.items():
             for name, default in opt.hyper.items():
                 of_all = "." not in name
@@ -126,7 +126,7 @@ class Partition(Optimizer):
         params: Tree,
         grads: Tree,
         state: State,
-        hyper: Mapping[str, Any] | None = None,
+        hyper: Mapping[str, Hyper] | None = None,
         **extras: Any,
     ) -> tuple[Tree, State]:
         """One step of every part: (new params, new state)."""
@@ -165,7 +165,7 @@ class Partition(Optimizer):
         return {CALLS: state[CALLS], PARTS: states}
 
     def perturb(
-        self, params: Tree, grads: Tree, state: State, hyper: Mapping[str, Any] | None = None
+        self, params: Tree, grads: Tree, state: State, hyper: Mapping[str, Hyper] | None = None
     ) -> Tree:
         """Where each part wants the gradient of its leaves."""
         hyper = check_names("partition", hyper, {}, self.names)

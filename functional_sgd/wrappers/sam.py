@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from functional_sgd.hyper import Hyper
 from functional_sgd.optimizer import Optimizer
 from functional_sgd.ranges import Range
 from functional_sgd.reduction import global_norm
@@ -42,7 +43,7 @@ class Sam(Wrapper):
         params: Tree,
         grads: Tree,
         state: State | None = None,
-        hyper: Mapping[str, Any] | None = None,
+        hyper: Mapping[str, Hyper] | None = None,
     ) -> Tree:
         """Where the loss is highest at distance rho, to first order.
 
@@ -62,6 +63,7 @@ class Sam(Wrapper):
                 moved.append(leaf)
             else:
                 slope = wide(grad)
+                # A length is real, also for a complex leaf.
                 size = scale.to(leaf.device, slope.real.dtype)
                 moved.append((wide(leaf) + size * slope).to(leaf.dtype))
         return unflatten(spec, moved)
@@ -75,7 +77,7 @@ class Sam(Wrapper):
         params: Tree,
         grads: Tree,
         state: State,
-        hyper: Mapping[str, Any] | None = None,
+        hyper: Mapping[str, Hyper] | None = None,
         **extras: Any,
     ) -> tuple[Tree, State]:
         """One step from params along gradients taken at the perturbed params: (params, state)."""

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from functional_sgd.errors import did_you_mean
-from functional_sgd.hyper import is_replaced
+from functional_sgd.hyper import Hyper, is_replaced
 from functional_sgd.optimizer import Optimizer, check_names
 from functional_sgd.precision import widest
 from functional_sgd.schedules import Schedule, counts_steps, is_shape
@@ -55,7 +55,7 @@ class Scheduled(Wrapper):
                 )
 
     @property
-    def hyper(self) -> dict[str, Any]:
+    def hyper(self) -> dict[str, Hyper]:
         """The hypers and their defaults; those that are scheduled have none, and are not in it."""
         every = self.opt.hyper.items()
         return {name: value for name, value in every if not self._is_scheduled(name)}
@@ -74,7 +74,7 @@ class Scheduled(Wrapper):
         params: Tree,
         grads: Tree,
         state: State,
-        hyper: Mapping[str, Any] | None = None,
+        hyper: Mapping[str, Hyper] | None = None,
         **extras: Any,
     ) -> tuple[Tree, State]:
         """One step with the hypers of this step: (new params, new state)."""
@@ -86,7 +86,7 @@ class Scheduled(Wrapper):
         return params, {CALLS: state[CALLS] + 1, INNER: inner}
 
     def perturb(
-        self, params: Tree, grads: Tree, state: State, hyper: Mapping[str, Any] | None = None
+        self, params: Tree, grads: Tree, state: State, hyper: Mapping[str, Hyper] | None = None
     ) -> Tree:
         """Where the optimizer inside wants the gradient, with the hypers of this step."""
         check_state(self.name, state, (CALLS, INNER))

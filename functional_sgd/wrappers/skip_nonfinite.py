@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from functional_sgd.hyper import Scalar
+from functional_sgd.hyper import Hyper, Scalar
 from functional_sgd.optimizer import Optimizer
 from functional_sgd.ranges import Range
 from functional_sgd.reduction import global_norm
@@ -57,7 +57,7 @@ class Skip(Wrapper):
         params: Tree,
         grads: Tree,
         state: State,
-        hyper: Mapping[str, Any] | None = None,
+        hyper: Mapping[str, Hyper] | None = None,
         **extras: Any,
     ) -> tuple[Tree, State]:
         """One step, or none: (params, new state)."""

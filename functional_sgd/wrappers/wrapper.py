@@ -66,7 +66,7 @@ class Wrapper(Optimizer):
             check_number(self.name, name, getattr(self, name), allowed)
 
     @property
-    def hyper(self) -> dict[str, Any]:
+    def hyper(self) -> dict[str, Hyper]:
         """The hypers and their defaults: those of the optimizer inside, and the wrapper's own."""
         own = {name: getattr(self, name) for name in self.own_hypers}
         return {**self.opt.hyper, **own}
@@ -98,9 +98,10 @@ class Wrapper(Optimizer):
 
     def extend(self, state: State, before: Tree, params: Tree) -> State:
         """The state for more params."""
-        own = {name: value for name, value in state.items() if name != INNER}
-        fresh = {name: value for name, value in self.init(params).items() if name != INNER}
-        inner = self.opt.extend(state[INNER], self.inside(before), self.inside(params))
+        own, fresh = dict(state), self.init(params)
+        # The optimizer inside knows itself how its state grows.
+        fresh.pop(INNER, None)
+        inner = self.opt.extend(own.pop(INNER), self.inside(before), self.inside(params))
         return {**extended(own, fresh, keys_of(before), keys_of(params)), INNER: inner}
 
     def inside(self, params: Tree) -> Tree:
@@ -108,7 +109,7 @@ class Wrapper(Optimizer):
         return params
 
     def perturb(
-        self, params: Tree, grads: Tree, state: State, hyper: Mapping[str, Any] | None = None
+        self, params: Tree, grads: Tree, state: State, hyper: Mapping[str, Hyper] | None = None
     ) -> Tree:
         """Where the optimizer inside wants the gradient."""
         given = self.take_own(hyper, {})
@@ -119,21 +120,24 @@ class Wrapper(Optimizer):
         return self.opt.evaluated(params, state[INNER])
 
     def __repr__(self) -> str:
-        names = [own.name for own in fields(self) if own.name != "opt"]
-        numbers = [f"{name}={getattr(self, name)!r}" for name in names]
+        numbers = []
+        for own in fields(self):
+            if own.name != "opt":
+                numbers.append(f"{own.name}={getattr(self, own.name)!r}")
         return f"{self.name}({', '.join([repr(self.opt), *numbers])})"
 
-    def take_own(self, hyper: Mapping[str, Any] | None, extras: Mapping[str, Any]) -> Given:
+    def take_own(self, hyper: Mapping[str, Hyper] | None, extras: Mapping[str, Any]) -> Given:
         """The wrapper's own hypers, apart from what the optimizer inside is to get."""
         hyper = check_names(self.name, hyper, extras, self.names)
         own: dict[str, Scalar] = {}
+        others, other_extras = dict(hyper), dict(extras)
         for name, allowed in self.own_hypers.items():
             default = getattr(self, name)
             value = hyper.get(name, extras.get(name, default))
             check_number(self.name, name, value, allowed)
             own[name] = one_number(self.name, name, value)
-        others = {name: value for name, value in hyper.items() if name not in own}
-        other_extras = {name: value for name, value in extras.items() if name not in own}
+            others.pop(name, None)
+            other_extras.pop(name, None)
         return Given(own, others, other_extras)
 
 
