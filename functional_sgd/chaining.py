@@ -193,10 +193,12 @@ def _is_other(one: object) -> bool:
 
 def _names(*parts: object) -> set[str]:
     """The hypers that these rules read, by the chain's names."""
-    rules, _ = _flat(parts, {})
     names: set[str] = set()
-    for rule in rules:
-        names.update(map(rule.outer, rule.scalars))
+    # One by one: their defaults may differ, which is for `chain` to decide.
+    for one in parts:
+        rules, _ = _flat([one], {})
+        for rule in rules:
+            names.update(map(rule.outer, rule.scalars))
     return names
 
 
