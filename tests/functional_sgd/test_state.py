@@ -1,6 +1,6 @@
 """The state, and the trees that must fit together."""
 
-from collections import namedtuple
+from collections import OrderedDict, namedtuple
 from typing import Any
 
 import pytest
@@ -296,3 +296,11 @@ def test_a_first_value_that_fails_names_rule_slot_and_leaf() -> None:
         "raised for the first value of slot 'rows' of rule average_rows, of leaf 'b.0' with the "
         "shape ()"
     )
+
+
+def test_counts_of_an_ordered_dict_are_extended_by_the_names_of_their_slots() -> None:
+    params = OrderedDict(w=torch.ones(1), b=torch.ones(1))
+    state = {**adamw().init(params), "step": torch.tensor([3, 5])}  # w, b
+    plain = dict(params)
+    grown = adamw().extend(state, plain, {**plain, "z": torch.ones(1)})
+    assert grown["step"].tolist() == [5, 3, 0]  # b, w, z
