@@ -69,7 +69,7 @@ class LowRank(Wrapper):
         """One step: (new params, new state)."""
         check_state(self.name, state, (CALLS, BASIS, INNER))
         own, others, extras = self.take_own(hyper, extras)
-        leaves, given, spec = take_grads(self.name, params, grads)
+        leaves, given, spec = take_grads(self.name, params, grads).dense()
         bases = flatten_like(spec, state[BASIS], params, self.name, "state['basis']")
         taken = in_order_of(spec, state[INNER][STEP], state[BASIS])
         due = taken % own["basis_every"] == 0  # before this step

@@ -78,7 +78,7 @@ class Mechanize(Wrapper):
         """One step: (new params, new state)."""
         check_state(self.name, state, (CALLS, "start", *TUNERS, INNER))
         own, others, extras = self.take_own(hyper, extras)
-        given, grads_now, spec = take_grads(self.name, params, grads)
+        given, grads_now, spec = take_grads(self.name, params, grads).dense()
         leaves = [wide(leaf) for leaf in given]
         starts = flatten_like(spec, state["start"], params, self.name, "state['start']")
         slopes: list[Tensor | None] = []

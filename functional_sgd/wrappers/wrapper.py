@@ -35,6 +35,10 @@ class Slopes(NamedTuple):
     grads: list[Tensor | None]
     spec: Spec  # to rebuild a tree of either
 
+    def dense(self) -> "Slopes":
+        """The same for those who look at gradients, which may be sparse (of an embedding, say)."""
+        return self._replace(grads=[None if grad is None else dense(grad) for grad in self.grads])
+
 
 @dataclass(frozen=True)
 class Wrapper(Optimizer):
@@ -166,6 +170,11 @@ def take_grads(who: str, params: Tree, grads: Tree) -> Slopes:
             if grad is not None:
                 given[place] = placed(grad, leaf)
     return Slopes(leaves, given, spec)
+
+
+def dense(grad: Tensor) -> Tensor:
+    """A gradient that is sparse as the one that it stands for."""
+    return grad if grad.layout is torch.strided else grad.to_dense()
 
 
 def wide(leaf: Tensor) -> Tensor:
