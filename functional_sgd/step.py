@@ -197,10 +197,7 @@ def run_on_leaf(
     shards = leaves.shards if leaves.shards is not None and leaves.shards.cut[index] else None
     if whole:
         pairs = (*leaf.shape, 2)
-        seen = {
-            name: torch.view_as_complex(value) if value.shape == pairs else value
-            for name, value in columns.items()
-        }
+        seen = {name: _whole(value, pairs) for name, value in columns.items()}
     if shards is not None:
         # What looks at other elements sees the whole leaf, as does what reads a column of another
         # shape, which is there for all pieces.
@@ -220,6 +217,13 @@ def run_on_leaf(
         columns[name] = torch.view_as_real(value) if whole and value.is_complex() else value
         if name in call.rule.slots:
             kept[name] = columns[name]
+
+
+def _whole(value: Tensor, pairs: tuple[int, ...]) -> Tensor:
+    """A column as complex numbers if it has pairs of them; codes of 8 bits are none."""
+    if value.shape == pairs and value.is_floating_point():
+        return torch.view_as_complex(value)
+    return value
 
 
 def run_on_pieces(call: Call, columns: Any, scalars: Mapping[str, Any]) -> Any:
