@@ -191,8 +191,7 @@ def working(leaf: Tensor) -> Tensor:
     """A leaf as rules see it: half precision as float32, complex as pairs of reals, a 0-d leaf as
     one element.
     """
-    if leaf.is_complex():
-        leaf = torch.view_as_real(leaf)
+    leaf = as_real(leaf)
     if leaf.dtype in HALVES:
         leaf = leaf.to(torch.float32)
     # With a 0-d leaf, the float64 scalars would promote results to float64.

@@ -10,6 +10,7 @@ from torch import Tensor
 from functional_sgd.call import check_like
 from functional_sgd.hyper import Hyper, Scalar, scalar
 from functional_sgd.optimizer import Optimizer, check_names, check_optimizer
+from functional_sgd.pairs import as_real
 from functional_sgd.ranges import Range, check_number
 from functional_sgd.sharded import any_distributed, check_placed, placed
 from functional_sgd.state import State, extended, new_calls, working_dtype
@@ -204,8 +205,6 @@ def choose_leaf(condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:
 def towards(old: Tensor, new: Tensor, share: float | Tensor) -> Tensor:
     """old + share * (new - old): exactly `new` for share 1, exactly `old` where both are equal."""
     if old.is_complex():
-        return torch.view_as_complex(
-            towards(torch.view_as_real(old), torch.view_as_real(new), share)
-        )
+        return torch.view_as_complex(towards(as_real(old), as_real(new), share))
     weight = share.to(old.device, old.dtype) if isinstance(share, Tensor) else share
     return torch.lerp(old, new.to(old.dtype), weight)
