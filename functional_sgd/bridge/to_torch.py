@@ -68,9 +68,10 @@ class TorchOptimizer(torch.optim.Optimizer):
         """One step along the gradients in the parameters, which are overwritten; the closure's
         loss, if there is one.
 
-        A parameter without a gradient is left alone. `extras` are what some rules read besides.
-        For `sam` the closure is called twice, the second time at the perturbed params, and must
-        clear the gradients first. Raises ValueError if there is none for it.
+        A parameter without a gradient is left alone. `extras` are what some rules read besides;
+        those that read the loss (`value`: polyak_sgd, momo) get that of the closure, unless it is
+        given. For `sam` the closure is called twice, the second time at the perturbed params, and
+        must clear the gradients first. Raises ValueError if there is none for it, or no loss.
         """
         if closure is None and self.opt.perturbs:
             raise ValueError(
@@ -88,6 +89,8 @@ class TorchOptimizer(torch.optim.Optimizer):
         named = self.named_params()
         leaves = detached(named)
         before, hyper = self._slots.state_for(leaves), self.hyper()
+        if "value" in self.opt.names:
+            hyper, extras = self._with_value(hyper, extras, loss)
         grads = _grads(named)
         if closure is not None and self.opt.perturbs:
             there = self.opt.perturb(leaves, grads, before, hyper)
@@ -99,6 +102,22 @@ class TorchOptimizer(torch.optim.Optimizer):
             if not same_place(moved[name], leaves[name]):
                 param.copy_(moved[name])
         return loss
+
+    def _with_value(
+        self, hyper: dict[str, Hyper], extras: dict[str, Any], loss: Any
+    ) -> tuple[dict[str, Hyper], dict[str, Any]]:
+        """Hypers and extras, with the loss of the closure if none is given."""
+        if "value" not in extras and loss is not None:
+            extras = {**extras, "value": loss.detach() if isinstance(loss, Tensor) else loss}
+        if "value" in extras:  # it wins over a number in the groups
+            hyper = {name: value for name, value in hyper.items() if name != "value"}
+        elif "value" not in hyper and "value" in self.opt.required:
+            raise ValueError(
+                f"to_torch: {self.opt!r} reads 'value', the loss, which only its caller knows; got "
+                f"none. Pass step(value=loss), or step(closure), a function that clears the "
+                f"gradients, computes the loss, calls backward and returns the loss."
+            )
+        return hyper, extras
 
     def named_params(self) -> dict[str, Tensor]:
         """The parameters of all groups by name. Raises ValueError if two have the same."""
