@@ -35,6 +35,24 @@ class Saved:
     own: Mapping[str, object]
 
 
+class Group(dict[str, Any]):
+    """A param group without an "lr", which says so to torch's schedulers."""
+
+    def __missing__(self, name: str) -> Any:
+        parts = [repr(other) for other in self if other.endswith(f".{name}")]
+        if parts:
+            cure = (
+                f"the parts have {', '.join(parts)}. Write to these, or give all parts one: "
+                f"to_torch(opt, params, {name}=...)."
+            )
+        else:
+            cure = (
+                f"there are {', '.join(map(repr, self))}. If scheduled(opt, {name}=...) sets it, "
+                f"leave that or the other scheduler out."
+            )
+        raise KeyError(f"to_torch: expected a group with {name!r}, but {cure}")
+
+
 class TorchOptimizer(torch.optim.Optimizer):
     """A torch.optim.Optimizer that steps with an optimizer of ours; `to_torch` makes one.
 
@@ -212,6 +230,7 @@ class TorchOptimizer(torch.optim.Optimizer):
                 self._check_name(name)
         before = self.named_params() if self._slots.tree is not None else None
         super().add_param_group(param_group)
+        self.param_groups[-1] = _with_hint(self.param_groups[-1])
         number, group = len(self.param_groups) - 1, self.param_groups[-1]
         try:
             new = named_in(self.param_groups)
@@ -259,7 +278,8 @@ class TorchOptimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take what was pickled, or what torch has made of a loaded state dict."""
         given = dict(state)
-        groups, saved = given["param_groups"], given.pop("state")
+        groups, saved = list(map(_with_hint, given["param_groups"])), given.pop("state")
+        given["param_groups"] = groups
         # Missing when unpickling, present when a state dict is loaded.
         if "_slots" not in self.__dict__:
             self._slots = Slots(given["opt"], groups)
@@ -319,6 +339,11 @@ def aliases_of(hypers: Mapping[str, Any]) -> dict[str, Any]:
             values = tuple(hypers[own] for own in ours)
             found[name] = values if len(ours) > 1 else values[0]
     return found
+
+
+def _with_hint(group: dict[str, Any]) -> dict[str, Any]:
+    """The group itself, as torch.optim keeps the one that it was given; another without an lr."""
+    return group if "lr" in group else Group(group)
 
 
 def _unseen(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
