@@ -106,7 +106,7 @@ class LBFGS(Optimizer):
         given = {**hyper, **extras}
         lr = given.get("lr", self.lr)
         check_number("lbfgs", "lr", lr, Range(0))
-        leaves, slopes, spec = take_grads("lbfgs", params, grads)
+        leaves, slopes, spec = take_grads("lbfgs", params, grads).dense()
         if self.line_search and "value_fn" not in given:
             raise ValueError(
                 "lbfgs: needs the loss as a function of the params: opt(..., value_fn=loss). "

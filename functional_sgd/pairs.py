@@ -5,12 +5,14 @@ from torch import Tensor
 
 
 def as_real(leaf: Tensor) -> Tensor:
-    """A complex tensor as pairs of reals, in the same memory; a real one as it is.
+    """A complex tensor as pairs of reals, in the same memory, but for a conjugate that torch has
+    put off; a real one as it is.
 
     >>> as_real(torch.tensor([1 + 2j]))
     tensor([[1., 2.]])
     """
-    return torch.view_as_real(leaf) if leaf.is_complex() else leaf
+    # A conjugate that is put off is not in memory; others come back as they are.
+    return torch.view_as_real(leaf.resolve_conj()) if leaf.is_complex() else leaf
 
 
 def as_complex(pairs: Tensor, like: Tensor) -> Tensor:

@@ -83,4 +83,4 @@ def _draw(like: Tensor, seed: int | Tensor, step: int | Tensor, number: int) -> 
     key = key_of(words[0], words[1], leaf=number, position=0)
     if not like.is_complex():
         return normal(key, like)
-    return torch.view_as_complex(normal(key, torch.view_as_real(like)))
+    return torch.view_as_complex(normal(key, as_real(like)))

@@ -84,6 +84,7 @@ def _is_of_chain(state: Mapping[str, Any]) -> bool:
 def extended(state: State, fresh: State, before: list[Keys], names: list[Keys]) -> State:
     """A fresh state of leaves with these paths, in which those from `before` go on."""
     grown: State = {}
+    order = _order_of(state, before)
     for entry, first in fresh.items():
         old = state[entry]
         if not isinstance(first, Tensor):
@@ -100,7 +101,7 @@ def extended(state: State, fresh: State, before: list[Keys], names: list[Keys]) 
             grown[entry] = unflatten(spec, kept)
         elif first.shape == (len(names),):
             # One entry for each leaf, like the steps; other tensors belong to the whole tree.
-            places = {name: place for place, name in enumerate(before)}
+            places = {name: place for place, name in enumerate(order)}
             each = list(first.unbind())
             for index, name in enumerate(names):
                 if name in places:
@@ -109,6 +110,17 @@ def extended(state: State, fresh: State, before: list[Keys], names: list[Keys]) 
         else:
             grown[entry] = old
     return grown
+
+
+def _order_of(state: State, before: list[Keys]) -> list[Keys]:
+    """The paths of these leaves, in the order that vectors of the state have: that of its trees."""
+    known = set(before)
+    for value in state.values():
+        if not isinstance(value, Tensor):
+            order = keys_of(value)
+            if set(order) == known:
+                return order
+    return before
 
 
 def in_order_of(spec: Spec, vector: Tensor, like: Tree) -> Tensor:
@@ -182,8 +194,7 @@ def working(leaf: Tensor) -> Tensor:
     """A leaf as rules see it: half precision as float32, complex as pairs of reals, a 0-d leaf as
     one element.
     """
-    if leaf.is_complex():
-        leaf = torch.view_as_real(leaf)
+    leaf = as_real(leaf)
     if leaf.dtype in HALVES:
         leaf = leaf.to(torch.float32)
     # With a 0-d leaf, the float64 scalars would promote results to float64.

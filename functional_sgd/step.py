@@ -244,7 +244,8 @@ def _as_complex(columns: Columns, leaf: Tensor) -> Columns:
     pairs = (*leaf.shape, 2)
     seen = dict(columns)
     for name, value in columns.items():
-        if value.shape == pairs:  # others have a shape of their own, and are no pairs
+        # Others have a shape of their own, and codes of 8 bits are no pairs of numbers.
+        if value.shape == pairs and value.is_floating_point():
             seen[name] = torch.view_as_complex(value)
     return seen
 

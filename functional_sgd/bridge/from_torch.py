@@ -106,7 +106,9 @@ def into_torch(
     for slot in slots:
         _check_names(slot, state[slot], named)
     check_steps("into_torch", state[STEP], len(named))
-    counts = dict(zip(paths(named), state[STEP].tolist(), strict=True))
+    # Slots may be in a dict of another order than the names here: an OrderedDict, say.
+    in_order = paths(state[slots[0]]) if slots else paths(named)
+    counts = dict(zip(in_order, state[STEP].tolist(), strict=True))
     entries: dict[int, dict[str, Any]] = {}
     for number, (name, param) in enumerate(named.items()):
         own: dict[str, Any] = {}

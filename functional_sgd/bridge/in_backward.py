@@ -15,8 +15,11 @@ from functional_sgd.hyper import Hyper, collect
 from functional_sgd.memory import same_place
 from functional_sgd.optimizer import Optimizer
 from functional_sgd.signature import STEP
-from functional_sgd.state import State
+from functional_sgd.state import State, check_state, check_steps
 from functional_sgd.tree import paths
+
+WHO = "step_in_backward"
+"""Named in errors."""
 
 
 class InBackward:
@@ -69,13 +72,22 @@ class InBackward:
 
     @state.setter
     def state(self, state: State) -> None:
-        """Go on from the state of a run that may have been an ordinary one; it is copied."""
-        states: dict[str, State] = {}
-        for place, name in enumerate(self.params):
-            own: State = {STEP: state[STEP][place : place + 1].clone()}
-            for slot in self.opt.plan.slots:
-                own[slot] = {name: state[slot][name].clone()}
-            states[name] = own
+        """Go on from the state of a run that may have been an ordinary one; it is copied.
+
+        It may be of more parameters than step here. Raises ValueError if it does not fit.
+        """
+        check_state(WHO, state, self.opt.plan.entries)
+        slots = self.opt.plan.slots
+        states: dict[str, State] = {name: {} for name in self.params}
+        for name, own in states.items():
+            before = self._states[name]
+            for slot in slots:
+                own[slot] = {name: _kept(slot, name, state[slot], before[slot][name])}
+        # Counts are in the order of the slots: that of the params of the run, which may be more.
+        names = paths(state[slots[0]]) if slots else list(self.params)
+        check_steps(WHO, state[STEP], len(names))
+        for name, own in states.items():
+            own[STEP] = self._states[name][STEP].clone().copy_(state[STEP][names.index(name)])
         # Only when all of it was found, so that a state that does not fit changes nothing.
         self._states = states
 
@@ -114,20 +126,38 @@ def step_in_backward(opt: Optimizer, params: Mapping[str, Tensor], **hyper: Hype
     opt = opt.opt if isinstance(opt, Fused) else opt
     if not isinstance(opt, Chain):
         raise TypeError(
-            f"step_in_backward: expected a chain of rules, got {opt!r}. Give each part of a "
+            f"{WHO}: expected a chain of rules, got {opt!r}. Give each part of a "
             f"partition its own parameters, in a call of its own."
         )
     _check_alone(opt, hyper)
     for name in params:
         own = _of_param(name, hyper)
-        collect("step_in_backward", opt.plan.defaults, own, {}, opt.plan.ranges)
+        collect(WHO, opt.plan.defaults, own, {}, opt.plan.ranges)
     for name, param in params.items():
         if not (param.is_leaf and param.requires_grad):
             raise ValueError(
-                f"step_in_backward: {name!r} must be a leaf that requires a gradient. Leave it "
+                f"{WHO}: {name!r} must be a leaf that requires a gradient. Leave it "
                 f"out, or call requires_grad_() first."
             )
     return InBackward(opt, params, hyper)
+
+
+def _kept(slot: str, name: str, values: object, like: Tensor) -> Tensor:
+    """A copy of a slot of one parameter, in the dtype and on the device of `like`."""
+    cure = "Was it made for other params? opt.init(params) makes one."
+    if not isinstance(values, Mapping) or name not in values:
+        known = ", ".join(paths(values)) or "nothing"
+        raise ValueError(
+            f"{WHO}: state[{slot!r}] must have a tensor for {name!r}, got only {known}. {cure}"
+        )
+    value = values[name]
+    found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+    if found != like.shape:
+        raise ValueError(
+            f"{WHO}: state[{slot!r}] of {name!r} must have the shape {tuple(like.shape)}, got "
+            f"{found}. {cure}"
+        )
+    return like.detach().clone().copy_(value.detach())
 
 
 def _check_alone(opt: Chain, hyper: Mapping[str, Hyper]) -> None:
@@ -135,18 +165,17 @@ def _check_alone(opt: Chain, hyper: Mapping[str, Hyper]) -> None:
     together = [rule for rule in opt.rules if rule.needs_tree]
     if together:
         raise ValueError(
-            f"step_in_backward: {together[0]!r} needs all gradients together, which never exist "
+            f"{WHO}: {together[0]!r} needs all gradients together, which never exist "
             f"here. Use a rule for each leaf (clip_leaf_norm, clip_value), or step after backward."
         )
     if opt.plan.numbers:
         raise ValueError(
-            f"step_in_backward: {opt!r} keeps {opt.plan.numbers[0]!r} of the whole tree. Step "
-            f"after backward."
+            f"{WHO}: {opt!r} keeps {opt.plan.numbers[0]!r} of the whole tree. Step after backward."
         )
     missing = [name for name in (*opt.plan.given, *opt.required) if name not in hyper]
     if missing:
         raise ValueError(
-            f"step_in_backward: {opt!r} reads {missing[0]!r} at every step, which backward does "
+            f"{WHO}: {opt!r} reads {missing[0]!r} at every step, which backward does "
             f"not have. Give it as a number, or step after backward."
         )
 
@@ -157,7 +186,7 @@ def _of_param(name: str, hyper: Mapping[str, Hyper]) -> dict[str, Any]:
     for key, value in hyper.items():
         if isinstance(value, Mapping) and name not in value:
             raise ValueError(
-                f"step_in_backward: {key!r} has no value for {name!r}, only for "
+                f"{WHO}: {key!r} has no value for {name!r}, only for "
                 f"{', '.join(map(str, value)) or 'nothing'}. Give one number, or one for each "
                 f"parameter."
             )

@@ -35,6 +35,24 @@ class Saved:
     own: Mapping[str, object]
 
 
+class Group(dict[str, Any]):
+    """A param group without an "lr", which says so to torch's schedulers."""
+
+    def __missing__(self, name: str) -> Any:
+        parts = [repr(other) for other in self if other.endswith(f".{name}")]
+        if parts:
+            cure = (
+                f"the parts have {', '.join(parts)}. Write to these, or give all parts one: "
+                f"to_torch(opt, params, {name}=...)."
+            )
+        else:
+            cure = (
+                f"there are {', '.join(map(repr, self))}. If scheduled(opt, {name}=...) sets it, "
+                f"leave that or the other scheduler out."
+            )
+        raise KeyError(f"to_torch: expected a group with {name!r}, but {cure}")
+
+
 class TorchOptimizer(torch.optim.Optimizer):
     """A torch.optim.Optimizer that steps with an optimizer of ours; `to_torch` makes one.
 
@@ -68,9 +86,10 @@ class TorchOptimizer(torch.optim.Optimizer):
         """One step along the gradients in the parameters, which are overwritten; the closure's
         loss, if there is one.
 
-        A parameter without a gradient is left alone. `extras` are what some rules read besides.
-        For `sam` the closure is called twice, the second time at the perturbed params, and must
-        clear the gradients first. Raises ValueError if there is none for it.
+        A parameter without a gradient is left alone. `extras` are what some rules read besides;
+        those that read the loss (`value`: polyak_sgd, momo) get that of the closure, unless it is
+        given. For `sam` the closure is called twice, the second time at the perturbed params, and
+        must clear the gradients first. Raises ValueError if there is none for it, or no loss.
         """
         if closure is None and self.opt.perturbs:
             raise ValueError(
@@ -88,6 +107,8 @@ class TorchOptimizer(torch.optim.Optimizer):
         named = self.named_params()
         leaves = detached(named)
         before, hyper = self._slots.state_for(leaves), self.hyper()
+        if "value" in self.opt.names:
+            hyper, extras = self._with_value(hyper, extras, loss)
         grads = _grads(named)
         if closure is not None and self.opt.perturbs:
             there = self.opt.perturb(leaves, grads, before, hyper)
@@ -99,6 +120,22 @@ class TorchOptimizer(torch.optim.Optimizer):
             if not same_place(moved[name], leaves[name]):
                 param.copy_(moved[name])
         return loss
+
+    def _with_value(
+        self, hyper: dict[str, Hyper], extras: dict[str, Any], loss: Any
+    ) -> tuple[dict[str, Hyper], dict[str, Any]]:
+        """Hypers and extras, with the loss of the closure if none is given."""
+        if "value" not in extras and loss is not None:
+            extras = {**extras, "value": loss.detach() if isinstance(loss, Tensor) else loss}
+        if "value" in extras:  # it wins over a number in the groups
+            hyper = {name: value for name, value in hyper.items() if name != "value"}
+        elif "value" not in hyper and "value" in self.opt.required:
+            raise ValueError(
+                f"to_torch: {self.opt!r} reads 'value', the loss, which only its caller knows; got "
+                f"none. Pass step(value=loss), or step(closure), a function that clears the "
+                f"gradients, computes the loss, calls backward and returns the loss."
+            )
+        return hyper, extras
 
     def named_params(self) -> dict[str, Tensor]:
         """The parameters of all groups by name. Raises ValueError if two have the same."""
@@ -194,6 +231,7 @@ class TorchOptimizer(torch.optim.Optimizer):
                 self._check_name(name)
         before = self.named_params() if self._slots.tree is not None else None
         super().add_param_group(param_group)
+        self.param_groups[-1] = _with_hint(self.param_groups[-1])
         number, group = len(self.param_groups) - 1, self.param_groups[-1]
         try:
             new = named_in(self.param_groups)
@@ -242,7 +280,8 @@ class TorchOptimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take what was pickled, or what torch has made of a loaded state dict."""
         given = dict(state)
-        groups, saved = given["param_groups"], given.pop("state")
+        groups, saved = list(map(_with_hint, given["param_groups"])), given.pop("state")
+        given["param_groups"] = groups
         # Missing when unpickling, present when a state dict is loaded.
         if "_slots" not in self.__dict__:
             self._slots = Slots(given["opt"], groups)
@@ -302,6 +341,11 @@ def aliases_of(hypers: Mapping[str, Hyper]) -> dict[str, Hyper]:
             values = tuple(hypers[own] for own in ours)
             found[name] = values if len(ours) > 1 else values[0]
     return found
+
+
+def _with_hint(group: dict[str, Any]) -> dict[str, Any]:
+    """The group itself, as torch.optim keeps the one that it was given; another without an lr."""
+    return group if "lr" in group else Group(group)
 
 
 def _unseen(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:

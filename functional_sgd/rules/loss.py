@@ -55,7 +55,7 @@ def polyak_ratio(
     square = square + eps
     # At a minimum 0 would be divided by 0.
     rate = (value - lower_bound) / torch.where(square == 0, 1.0, square)
-    return dict(update=rate.clamp(0.0, max_rate) * grad)
+    return dict(update=rate.clamp(min=0.0).clamp(max=max_rate) * grad)
 
 
 @elementwise(loss_avg=0.0, dot_avg=0.0, share_sum=0.0)

@@ -67,7 +67,7 @@ def average_with_inertia(
     """
     # While all gradients are 0, no direction is steep.
     steepness = sqr_avg / torch.where(mean_sqr == 0, 1.0, mean_sqr)
-    mom = (1 - looseness * steepness).clamp(0.0, 1 - eps)
+    mom = (1 - looseness * steepness).clamp(min=0.0).clamp(max=1 - eps)
     mom_product = mom_product * mom
     grad_avg = mom * grad_avg + (1 - mom) * grad
     # 0 where mom has always been 1, as it is without a gradient if 1 - eps rounds to 1.

@@ -44,7 +44,7 @@ def project_box(param: Tensor, *, low: float = -1.0, high: float = 1.0) -> dict[
     >>> project_box(torch.tensor([-3.0, 0.5, 2.0]), low=0.0, high=1.0)
     {'param': tensor([0.0000, 0.5000, 1.0000])}
     """
-    return dict(param=param.clamp(low, high))
+    return dict(param=param.clamp(min=low).clamp(max=high))
 
 
 @elementwise

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from itertools import pairwise
 
+import torch
+
 from functional_sgd.hyper import Hyper
 from functional_sgd.schedules.joining import (
     Join,
@@ -239,13 +241,26 @@ def warm_up(length: float, then: Schedule, start: float = 0.0) -> Sequence:
 
     position < length: start + position / length * (then(0) - start);  else then(position - length)
 
+    Raises ValueError unless length > 0, and TypeError for a schedule of several values.
     Source: Goyal et al. 2017. `warm_up(100, ExponentialDecay(...))` is
     optax.warmup_exponential_decay_schedule, `warm_up(100, Constant(0.1))` a warm-up alone.
 
     >>> [warm_up(2, ExponentialDecay(1.0, factor=0.5))(step) for step in range(5)]
     [0.0, 0.5, 1.0, 0.5, 0.25]
     """
-    return Sequence((length,), (Stretch(Linear(start, float(then(0.0))), length), then))
+    if not length > 0:
+        raise ValueError(
+            f"warm_up: length must be above 0, got {length}. Without a warm-up, take "
+            f"{then!r} alone."
+        )
+    # A tensor, as `scheduled` gives it: a schedule of one's own is written with torch's operators.
+    first = then(torch.zeros((), dtype=torch.float64, device="cpu"))
+    if isinstance(first, (dict, list, tuple)):
+        raise TypeError(
+            f"warm_up: expected a schedule of one number, which a line goes to, got {first!r} from "
+            f"{then!r}. Warm up each value by itself, and return all of them from one function."
+        )
+    return Sequence((length,), (Stretch(Linear(start, float(first)), length), then))
 
 
 def inverse_sqrt(peak: float, warmup: float, start: float = 0.0) -> Sequence:
@@ -253,11 +268,17 @@ def inverse_sqrt(peak: float, warmup: float, start: float = 0.0) -> Sequence:
 
     peak * min(step / warmup, sqrt(warmup / step)), for start = 0
 
-    Source: Vaswani et al. 2017, where peak = (width * warmup)**-0.5.
+    Raises ValueError unless warmup > 0. Source: Vaswani et al. 2017, where peak =
+    (width * warmup)**-0.5.
 
     >>> [inverse_sqrt(1.0, warmup=4)(step) for step in (2, 4, 16)]
     [0.5, 1.0, 0.5]
     """
+    if not warmup > 0:
+        raise ValueError(
+            f"inverse_sqrt: warmup must be above 0, got {warmup}. It is how long the rate rises, "
+            f"and how slowly it falls: 1000, say."
+        )
     return warm_up(warmup, InverseSqrt(peak, warmup), start)
 
 
@@ -273,13 +294,19 @@ def cyclic(
 
     low + (high - low) * height * factor**cycle * gamma**position;  height goes 0, 1, 0 in a cycle
 
-    `down` is `up` if it is not given. Source: Smith 2017; torch.optim.lr_scheduler.CyclicLR, whose
+    `down` is `up` if it is not given. Raises ValueError for lengths below 0, or if both are 0.
+    Source: Smith 2017; torch.optim.lr_scheduler.CyclicLR, whose
     mode "triangular2" is factor = 0.5, and "exp_range" is gamma.
 
     >>> [cyclic(1.0, 3.0, up=2, factor=0.5)(step) for step in range(8)]
     [1.0, 2.0, 3.0, 2.0, 1.0, 1.5, 2.0, 1.5]
     """
     down = up if down is None else down
+    if not (up >= 0 and down >= 0 and up + down > 0):
+        raise ValueError(
+            f"cyclic: up and down must be 0 or above, and not both 0, got {up} and {down}. They "
+            f"are the two lengths of a cycle: 2000 and 2000, say."
+        )
     shares = (up / (up + down), down / (up + down))
     triangle = Join(shares, (Linear(0.0, high - low), Linear(high - low, 0.0)))
     cycles = Restarts(triangle, up + down, factor=factor)

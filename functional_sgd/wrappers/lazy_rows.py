@@ -13,7 +13,7 @@ from functional_sgd.optimizer import Optimizer, check_names
 from functional_sgd.state import State, check_state
 from functional_sgd.tree import Tree, flatten, unflatten
 from functional_sgd.wiring import CALLS
-from functional_sgd.wrappers.wrapper import INNER, Wrapper, choose_leaf, no_calls, take_grads
+from functional_sgd.wrappers.wrapper import INNER, Wrapper, choose_leaf, dense, no_calls, take_grads
 
 PROBES = {"vector": (7,), "wide": (7, 11), "tall": (11, 7), "block": (7, 11, 3)}
 """Shapes of leaves whose slots show by their shapes what they have an entry for."""
@@ -58,16 +58,16 @@ class LazyRows(Wrapper):
         hyper = check_names(self.name, hyper, extras, self.names)
         leaves, given, spec = take_grads(self.name, params, grads)
         touched: list[Tensor | None] = []
-        dense: list[Tensor | None] = []
+        whole: list[Tensor | None] = []
         for grad in given:
             if grad is None:
                 touched.append(None)
-                dense.append(None)
+                whole.append(None)
             else:
                 touched.append(rows_with_gradient(grad))
-                dense.append(_dense(grad))
+                whole.append(dense(grad))
         old = state[INNER]
-        moved, inner = self.opt(params, unflatten(spec, dense), old, hyper, **extras)
+        moved, inner = self.opt(params, unflatten(spec, whole), old, hyper, **extras)
         kept = {}
         for name, entry in inner.items():
             if name not in self.by_row:
@@ -124,12 +124,8 @@ def rows_with_gradient(grad: Tensor) -> Tensor:
         named = torch.zeros(axes, dtype=torch.bool, device=grad.device)
         places = tuple(grad.coalesce().indices().unbind())
         return named.index_put(places, named.new_ones(()))
-    there = _dense(grad) != 0
+    there = dense(grad) != 0
     return there.flatten(1).any(1) if there.dim() > 1 else there
-
-
-def _dense(grad: Tensor) -> Tensor:
-    return grad if grad.layout == torch.strided else grad.to_dense()
 
 
 def _slots_by_row(opt: Optimizer) -> dict[str, frozenset[int]]:

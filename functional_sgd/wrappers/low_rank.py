@@ -16,7 +16,7 @@ from functional_sgd.rules import sgd_step
 from functional_sgd.rules.matrices import as_matrix, is_matrix, projected
 from functional_sgd.sharded import full, placed
 from functional_sgd.signature import STEP
-from functional_sgd.state import State, check_state, working_dtype
+from functional_sgd.state import State, check_state, in_order_of, working_dtype
 from functional_sgd.tree import Tree, flatten, flatten_like, unflatten
 from functional_sgd.wiring import CALLS
 from functional_sgd.wrappers.wrapper import INNER, Wrapper, no_calls, take_grads, wide
@@ -69,9 +69,10 @@ class LowRank(Wrapper):
         """One step: (new params, new state)."""
         check_state(self.name, state, (CALLS, BASIS, INNER))
         own, others, extras = self.take_own(hyper, extras)
-        leaves, given, spec = take_grads(self.name, params, grads)
+        leaves, given, spec = take_grads(self.name, params, grads).dense()
         bases = flatten_like(spec, state[BASIS], params, self.name, "state['basis']")
-        due = state[INNER][STEP] % own["basis_every"] == 0  # before this step
+        taken = in_order_of(spec, state[INNER][STEP], state[BASIS])
+        due = taken % own["basis_every"] == 0  # before this step
         seen: list[Tensor | None] = []
         for place, (leaf, grad) in enumerate(zip(leaves, given, strict=True)):
             if grad is None or not self._projects(leaf):

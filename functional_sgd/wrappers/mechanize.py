@@ -9,6 +9,7 @@ from torch import Tensor
 
 from functional_sgd.hyper import Hyper, Scalar
 from functional_sgd.optimizer import Optimizer
+from functional_sgd.pairs import as_real
 from functional_sgd.ranges import Range
 from functional_sgd.reduction import global_norm, root
 from functional_sgd.sharded import full
@@ -78,7 +79,7 @@ class Mechanize(Wrapper):
         """One step: (new params, new state)."""
         check_state(self.name, state, (CALLS, "start", *TUNERS, INNER))
         own, others, extras = self.take_own(hyper, extras)
-        given, grads_now, spec = take_grads(self.name, params, grads)
+        given, grads_now, spec = take_grads(self.name, params, grads).dense()
         leaves = [wide(leaf) for leaf in given]
         starts = flatten_like(spec, state["start"], params, self.name, "state['start']")
         slopes: list[Tensor | None] = []
@@ -199,7 +200,6 @@ def _like(number: Tensor, leaf: Tensor) -> Tensor:
 
 def _dot(one: Tensor, other: Tensor) -> Tensor:
     """The sum of the products, of complex leaves as pairs of reals: 0-d, float64, plain."""
-    if one.is_complex():
-        one, other = torch.view_as_real(one), torch.view_as_real(other)
+    one, other = as_real(one), as_real(other)
     total: Tensor = full((one.double() * other.double()).sum())
     return total

@@ -52,7 +52,7 @@ class Sam(Wrapper):
         Leaves without a gradient stay as they are. The state is not read.
         """
         own, _, _ = self.take_own(hyper, {})
-        leaves, given, spec = take_grads(self.name, params, grads)
+        leaves, given, spec = take_grads(self.name, params, grads).dense()
         there = [grad for grad in given if grad is not None]
         if not there:
             return params

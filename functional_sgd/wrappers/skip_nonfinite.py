@@ -21,6 +21,7 @@ from functional_sgd.wrappers.wrapper import (
     Wrapper,
     choose,
     choose_leaf,
+    dense,
     no_calls,
     take_grads,
 )
@@ -64,8 +65,9 @@ class Skip(Wrapper):
         counts = ("skipped",) if self.limit is None else ("skipped", IN_A_ROW)
         check_state(self.name, state, (CALLS, *counts, INNER))
         own, others, extras = self.take_own(hyper, extras)
-        _, given, spec = take_grads(self.name, params, grads)
-        taken = self.good(given, own, state["skipped"])
+        slopes = take_grads(self.name, params, grads)
+        given, spec = slopes.grads, slopes.spec
+        taken = self.good(slopes.dense().grads, own, state["skipped"])
         row = {}
         if self.limit is not None:
             row[IN_A_ROW] = torch.where(taken, 0, state[IN_A_ROW] + 1)
@@ -79,7 +81,7 @@ class Skip(Wrapper):
                 if grad is None:
                     safe.append(None)
                 else:
-                    safe.append(choose_leaf(taken, grad, torch.zeros_like(grad)))
+                    safe.append(_grad_or_zeros(taken, grad))
         moved, inner = self.opt(params, unflatten(spec, safe), state[INNER], others, **extras)
         return choose(taken, moved, params), {
             CALLS: state[CALLS] + 1,
@@ -123,6 +125,19 @@ class SkipLarge(Skip):
             return torch.ones_like(like, dtype=torch.bool)
         # NaN is not shorter than anything.
         return (global_norm(present) < own["max_norm"]).to(like.device)
+
+
+def _grad_or_zeros(taken: Tensor, grad: Tensor) -> Tensor:
+    """The gradient if the step is taken, else zeros."""
+    if grad.layout is torch.sparse_coo:  # which names rows, that `lazy_rows` asks for
+        whole = grad.coalesce()
+        values = _grad_or_zeros(taken, whole.values())
+        # Invariants are those of the gradient, and a check of them would wait for the device.
+        return torch.sparse_coo_tensor(
+            whole.indices(), values, grad.shape, is_coalesced=True, check_invariants=False
+        )
+    grad = dense(grad)
+    return choose_leaf(taken, grad, torch.zeros_like(grad))
 
 
 def skip_nonfinite(opt: Optimizer, limit: int | None = None) -> SkipNonfinite:

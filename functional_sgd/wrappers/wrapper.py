@@ -10,6 +10,7 @@ from torch import Tensor
 from functional_sgd.call import check_like
 from functional_sgd.hyper import Hyper, Scalar, scalar
 from functional_sgd.optimizer import Optimizer, check_names, check_optimizer
+from functional_sgd.pairs import as_real
 from functional_sgd.ranges import Range, check_number
 from functional_sgd.sharded import any_distributed, check_placed, placed
 from functional_sgd.state import State, extended, new_calls, working_dtype
@@ -34,6 +35,10 @@ class Slopes(NamedTuple):
     leaves: list[Tensor]
     grads: list[Tensor | None]
     spec: Spec  # to rebuild a tree of either
+
+    def dense(self) -> "Slopes":
+        """The same for those who look at gradients, which may be sparse (of an embedding, say)."""
+        return self._replace(grads=[None if grad is None else dense(grad) for grad in self.grads])
 
 
 @dataclass(frozen=True)
@@ -172,6 +177,11 @@ def take_grads(who: str, params: Tree, grads: Tree) -> Slopes:
     return Slopes(leaves, given, spec)
 
 
+def dense(grad: Tensor) -> Tensor:
+    """A gradient that is sparse as the one that it stands for."""
+    return grad if grad.layout is torch.strided else grad.to_dense()
+
+
 def wide(leaf: Tensor) -> Tensor:
     """A leaf in the precision in which sums of it are kept: float32 if it is of half precision."""
     return leaf if leaf.is_complex() else leaf.to(working_dtype(leaf))
@@ -199,8 +209,6 @@ def choose_leaf(condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:
 def towards(old: Tensor, new: Tensor, share: float | Tensor) -> Tensor:
     """old + share * (new - old): exactly `new` for share 1, exactly `old` where both are equal."""
     if old.is_complex():
-        return torch.view_as_complex(
-            towards(torch.view_as_real(old), torch.view_as_real(new), share)
-        )
+        return torch.view_as_complex(towards(as_real(old), as_real(new), share))
     weight = share.to(old.device, old.dtype) if isinstance(share, Tensor) else share
     return torch.lerp(old, new.to(old.dtype), weight)

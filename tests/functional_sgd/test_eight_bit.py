@@ -350,3 +350,16 @@ def test_what_is_to_be_evaluated_stays_that() -> None:
 )
 def test_slots_that_are_never_negative_need_no_sign(rule: Any, slots: tuple[str, ...]) -> None:
     assert rule.declared.positive == slots
+
+
+@pytest.mark.parametrize("make", [fs.muon, fs.adam_mini, fs.novograd, fs.sm3, fs.kron])
+def test_leafwise_rules_of_a_chain_see_complex_leaves_and_no_codes(make: Any) -> None:
+    """Params as they are without 8 bits, in the first step: what is kept is not read yet."""
+    params, grads = draw((6, 4), torch.complex64, seed=0), draw((6, 4), torch.complex64, seed=1)
+    opt = make(lr=0.1)
+    expected, _ = opt(params, grads, opt.init(params))
+    small = eight_bit(opt)
+    after, state = small(params, grads, small.init(params))
+    assert after.dtype == params.dtype
+    assert_same(after, expected)
+    small(after, grads, state)

@@ -237,6 +237,13 @@ def test_derivatives_by_the_position_are_finite_at_the_borders(name: str) -> Non
             "the top at step 5 of 0 to 9",
         ),
         (lambda: warm_up(10, one_cycle(1.0)), "Sequence: Join"),
+        (
+            lambda: warm_up(0, Constant(1.0)),
+            r"warm_up: length must be above 0, got 0\. .* Constant",
+        ),
+        (lambda: inverse_sqrt(1.0, 0), "inverse_sqrt: warmup must be above 0, got 0"),
+        (lambda: cyclic(0.0, 1.0, up=0), "cyclic: up and down must .* not both 0, got 0 and 0"),
+        (lambda: cyclic(0.0, 1.0, up=-1, down=3), "cyclic: .* got -1 and 3"),
         (lambda: warmup_stable_decay(1.0, 0.6, 0.6), "Join: shares must be at least 0"),
         (
             lambda: scheduled(sgd(), steps=10, lr=step_decay(1.0, every=3)),
@@ -251,6 +258,17 @@ def test_derivatives_by_the_position_are_finite_at_the_borders(name: str) -> Non
 def test_schedules_that_cannot_be_are_refused(make: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_schedule_of_torchs_operators_can_be_warmed_up_to() -> None:
+    schedule = warm_up(2, lambda step: 0.5 * torch.exp2(-step))
+    positions = torch.arange(5, dtype=torch.float64)
+    assert [float(schedule(at)) for at in positions] == [0.0, 0.25, 0.5, 0.25, 0.125]
+
+
+def test_a_line_goes_to_one_number() -> None:
+    with pytest.raises(TypeError, match=r"warm_up: expected a schedule of one number.*got \{'a'"):
+        warm_up(4, lambda step: {"a": 0.1, "b": 0.2})
 
 
 def test_parts_may_be_lists() -> None:

@@ -1,6 +1,6 @@
 """The state, and the trees that must fit together."""
 
-from collections import namedtuple
+from collections import OrderedDict, namedtuple
 from typing import Any
 
 import pytest
@@ -10,11 +10,13 @@ from torch import Tensor
 from functional_sgd import (
     adam,
     adamw,
+    average_params,
     chain,
     elementwise,
     identity,
     leafwise,
     lookahead,
+    mechanize,
     momentum,
     noisy_sgd,
     partition,
@@ -296,3 +298,24 @@ def test_a_first_value_that_fails_names_rule_slot_and_leaf() -> None:
         "raised for the first value of slot 'rows' of rule average_rows, of leaf 'b.0' with the "
         "shape ()"
     )
+
+
+def test_counts_of_an_ordered_dict_are_extended_by_the_names_of_their_slots() -> None:
+    params = OrderedDict(w=torch.ones(1), b=torch.ones(1))
+    state = {**adamw().init(params), "step": torch.tensor([3, 5])}  # w, b
+    plain = dict(params)
+    grown = adamw().extend(state, plain, {**plain, "z": torch.ones(1)})
+    assert grown["step"].tolist() == [5, 3, 0]  # b, w, z
+
+
+@pytest.mark.parametrize("make", [adamw, lambda: mechanize(adamw()), lambda: average_params(sgd())])
+def test_a_conjugate_that_torch_has_put_off_is_a_gradient_and_a_param_like_others(
+    make: Any,
+) -> None:
+    opt, there = make(), torch.tensor([1 + 2j, 3 - 1j])
+    lazy = there.conj()
+    plain = lazy.resolve_conj()
+    assert lazy.is_conj()
+    assert_same(opt(there, lazy, opt.init(there)), opt(there, plain, opt.init(there)))
+    after, state = opt(lazy, there, opt.init(lazy))
+    assert_same((after.resolve_conj(), state), opt(plain, there, opt.init(plain)))

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from functional_sgd import Optimizer
-from tests.catalogue import OPTIMIZERS, RECIPES, random_like, run, small_tree
+from tests.catalogue import OPTIMIZERS, RANDOM, RECIPES, WITH_EXTRAS, random_like, run, small_tree
 from tests.comparing import assert_close, assert_finite, assert_same, member, stack
 from tests.each import for_each
 from tests.turns import LONG, of_turn
 
 MEMBERS = 3
+
+EVERY = {**OPTIMIZERS, **RANDOM, **{name: make for name, (make, _) in WITH_EXTRAS.items()}}
 
 
 @pytest.fixture(params=OPTIMIZERS)
@@ -43,6 +45,33 @@ def test_vmap_over_members_is_a_loop_over_members(opt: Optimizer) -> None:
         assert_close(
             (member(params, index), member(state, index)), (mine, own_state), rtol=1e-13, atol=1e-15
         )
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_each_hyper_alone_can_be_mapped_and_differentiated(name: str) -> None:
+    """Laws 8 and 9, with all others as numbers: to torch, a function of a number and a tensor is
+    not always one of two tensors.
+    """
+    opt, params = EVERY[name](), small_tree()
+    grads, state = random_like(params, seed=5), opt.init(params)
+    extras = WITH_EXTRAS[name][1](params) if name in WITH_EXTRAS else {}
+    for own, number in opt.hyper.items():
+
+        def moved(value: Any, own: str = own) -> Any:
+            return opt(params, grads, state, {own: value}, **extras)[0]
+
+        def total(value: Tensor) -> Tensor:
+            return sum(leaf.sum() for leaf in optree.tree_leaves(moved(value)))
+
+        value = torch.tensor(number, dtype=torch.float64)
+        try:
+            mapped = torch.func.vmap(moved)(value[None])
+            slope = torch.func.grad(total)(value)
+        except Exception as error:
+            error.add_note(f"with {own!r} as a tensor")
+            raise
+        assert_close(member(mapped, 0), moved(number), rtol=1e-12, atol=1e-13)
+        assert_finite(slope)
 
 
 def test_init_can_be_mapped(opt: Optimizer) -> None:

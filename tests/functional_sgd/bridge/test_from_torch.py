@@ -2,13 +2,14 @@
 nothing.
 """
 
+from collections import OrderedDict
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from functional_sgd import from_torch, fuse, into_torch, sgd
+from functional_sgd import adam, from_torch, fuse, into_torch, sgd
 from tests.comparing import Untouched, assert_close, assert_same
 from tests.functional_sgd.bridge.makers import GROUPED, MAKERS
 
@@ -342,3 +343,14 @@ def test_a_group_without_parameters_keeps_its_hypers() -> None:
         (0.1, 0.2),
         (0.5, 0.2),
     ]
+
+
+def test_counts_of_an_ordered_dict_go_back_by_name() -> None:
+    model = Net()
+    optimizer = O.Adam(model.parameters())
+    named = dict(model.named_parameters())
+    params = OrderedDict((name, named[name].detach()) for name in ("scale", "c", "b", "a"))
+    state = {**adam().init(params), "step": torch.tensor([1, 2, 3, 4])}
+    there = into_torch(optimizer, named, state)["state"]
+    counts = {name: there[number]["step"].item() for number, name in enumerate(named)}
+    assert counts == {"scale": 1, "c": 2, "b": 3, "a": 4}

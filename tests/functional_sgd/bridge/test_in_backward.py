@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections import OrderedDict
 from typing import Any
 
 import pytest
@@ -250,3 +251,50 @@ def test_the_gradient_of_a_step_that_failed_stays(wrong: dict[str, Any]) -> None
     with pytest.raises(ValueError, match="'lr"):
         (2 * params["b"]).sum().backward()
     assert_same(params["b"].grad, torch.tensor([2.0]))
+
+
+def test_counts_of_an_ordered_dict_go_to_the_parameters_of_their_names() -> None:
+    params, opt = two_ones(), fs.adamw()
+    running = step_in_backward(opt, params)
+    running.state = {**opt.init(OrderedDict(params)), "step": torch.tensor([3, 5])}  # w, b
+    assert running.state["step"].tolist() == [5, 3]  # b, w
+
+
+def test_the_state_of_a_whole_run_does_for_some_of_its_parameters() -> None:
+    params, opt = two_ones(), fs.adamw()
+    running = step_in_backward(opt, {"w": params["w"]})
+    running.state = {**opt.init(params), "step": torch.tensor([4, 3])}  # b, w
+    assert running.state["step"].tolist() == [3]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"grad_avg": {"b": torch.ones(1), "v": torch.ones(1)}}, "a tensor for 'w', got only b, v"),
+        ({"grad_avg": torch.ones(1)}, "must have a tensor for 'b'"),
+        ({"sqr_avg": {"b": torch.ones(2), "w": torch.ones(1)}}, "of 'b' .* shape .1,., got .2,."),
+        ({"step": torch.tensor([1])}, "one entry for each of the 2 leaves"),
+        ({"velocity": {}}, "no rule keeps 'velocity'"),
+    ],
+    ids=["names", "no dict", "shape", "counts", "slots"],
+)
+def test_a_state_that_does_not_fit_changes_nothing(change: dict[str, Any], message: str) -> None:
+    params, opt = two_ones(), fs.adamw()
+    running = step_in_backward(opt, params)
+    params["w"].sum().backward()
+    with pytest.raises(ValueError, match=f"step_in_backward: .*{message}"):
+        running.state = {**opt.init(params), **change}
+    assert running.state["step"].tolist() == [0, 1]
+
+
+def test_counts_alone_are_no_state() -> None:
+    running = step_in_backward(fs.adamw(), two_ones())
+    with pytest.raises(ValueError, match="step_in_backward: state has no 'grad_avg'"):
+        running.state = {"step": torch.tensor([0, 0])}
+
+
+def test_a_state_is_kept_in_the_dtypes_of_its_slots() -> None:
+    params, opt = two_ones(), fs.adamw()
+    running = step_in_backward(opt, params)
+    running.state = opt.init({name: leaf.detach().double() for name, leaf in params.items()})
+    assert {leaf.dtype for leaf in running.state["grad_avg"].values()} == {torch.float32}

@@ -8,9 +8,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from functional_sgd import accumulate, adamw, average_params, chain, clip_norm, scheduled, sgd
+from functional_sgd import (
+    accumulate,
+    adamw,
+    average_params,
+    chain,
+    clip_norm,
+    lbfgs,
+    momo,
+    polyak_sgd,
+    scheduled,
+    sgd,
+)
 from tests.catalogue import random_like, sample_tree, small_tree
-from tests.comparing import assert_same, stack
+from tests.comparing import assert_close, assert_same, member, stack
 
 PARAMS = sample_tree(dtype=torch.float64)
 
@@ -224,3 +235,65 @@ def test_counts_follow_their_leaves_into_a_tree_of_another_order(wrap: Any) -> N
     for name in ("average", "grad_sum"):
         if name in expected:
             assert_same(dict(found[name]), expected[name])
+
+
+@pytest.mark.parametrize("opt", [polyak_sgd(max_rate=10.0), momo()], ids=["polyak_sgd", "momo"])
+def test_the_loss_is_the_mean_of_those_of_the_window(opt: Any) -> None:
+    """Two windows, of losses 1, 2, 6 (as a hyper: it may be either) and 4, 0, 2."""
+    window = accumulate(opt, 3)
+    params, expected = PARAMS, PARAMS
+    state, inner = window.init(params), opt.init(params)
+    for losses in ([1.0, 2.0, 6.0], [4.0, 0.0, 2.0]):
+        grads = [random_like(PARAMS, int(loss)) for loss in losses]
+        params, state = window(params, grads[0], state, value=torch.tensor(losses[0]))
+        params, state = window(params, grads[1], state, value=losses[1])
+        params, state = window(params, grads[2], state, {"value": torch.tensor(losses[2])})
+        mean = torch.tensor(sum(losses) / 3, dtype=torch.float64)
+        expected, inner = opt(expected, mean_of(grads), inner, value=mean)
+    assert_same((params, state["inner"]), (expected, inner))
+    assert_same(state["value_sum"], torch.zeros((), dtype=torch.float64))
+
+
+def test_two_pieces_give_the_polyak_step_of_the_whole_batch_by_hand() -> None:
+    """Losses 1 and 3, gradients 1 and 3, from 5: 5 - 2 / 2**2 * 2."""
+    opt, params = accumulate(polyak_sgd(), 2), torch.tensor([5.0])
+    state = opt.init(params)
+    for number in (1.0, 3.0):
+        params, state = opt(params, torch.tensor([number]), state, value=torch.tensor(number))
+    assert_same(params, torch.tensor([4.0]))
+
+
+def test_a_loss_that_is_missing_in_any_call_is_an_error() -> None:
+    opt, params = accumulate(momo(), 2), torch.ones(1)
+    with pytest.raises(ValueError, match="accumulate: .*reads 'value', .*Pass that of each piece"):
+        opt(params, params, opt.init(params))
+
+
+def test_sums_of_losses_can_be_mapped_over() -> None:
+    opt, members = accumulate(polyak_sgd(max_rate=9.0), 2), [small_tree(seed) for seed in range(3)]
+    losses = torch.tensor([[1.0, 2.0, 3.0], [3.0, 3.0, 3.0]], dtype=torch.float64)
+    params, state = stack(members), stack([opt.init(tree) for tree in members])
+    for value in losses:
+        step = torch.func.vmap(lambda p, s, v: opt(p, p, s, value=v))
+        params, state = step(params, state, value)
+    for index, tree in enumerate(members):
+        alone, own = tree, opt.init(tree)
+        for value in losses[:, index]:
+            alone, own = opt(alone, alone, own, value=value)
+        assert_close(member(params, index), alone, rtol=1e-13)
+
+
+def test_a_derivative_by_the_loss_of_an_earlier_call_is_there() -> None:
+    """Of 5 - mean / 2**2 * 2 by the first of two losses."""
+    opt, params = accumulate(polyak_sgd(max_rate=9.0), 2), torch.tensor([5.0])
+
+    def end(first: Tensor) -> Tensor:
+        after, state = opt(params, torch.tensor([2.0]), opt.init(params), value=first)
+        return opt(after, torch.tensor([2.0]), state, value=torch.tensor(2.0))[0].sum()
+
+    assert_same(torch.func.grad(end)(torch.tensor(2.0)), torch.tensor(-0.25))
+
+
+def test_optimizers_that_evaluate_the_loss_are_refused() -> None:
+    with pytest.raises(ValueError, match="accumulate: .*reads 'value_fn'.*all pieces at once"):
+        accumulate(lbfgs(), 2)

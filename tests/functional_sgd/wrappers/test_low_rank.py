@@ -1,6 +1,7 @@
 """low_rank: the authors' steps by hand, and what is refused."""
 
 import math
+from collections import OrderedDict
 from typing import Any
 
 import pytest
@@ -123,3 +124,23 @@ def test_what_is_refused(make: Any, error: type[Exception], words: str) -> None:
 
 def test_it_may_have_rules_in_front() -> None:
     assert chain(clip_norm, low_rank(adam(), rank=2)).hyper["update_scale"] == 0.25
+
+
+def test_bases_are_renewed_by_the_counts_of_their_leaves_also_in_a_tree_of_another_order() -> None:
+    """A run whose params become an OrderedDict in its middle is the run of a dict."""
+    opt = low_rank(adam(lr=1.0), rank=1, basis_every=2)
+
+    def run(kind: Any) -> Any:
+        params = {"w": torch.ones(3, 2), "b": torch.ones(3, 2)}
+        state = opt.init(params)
+        for seed in range(5):
+            generator = torch.Generator().manual_seed(seed)
+            grads = {name: torch.randn(3, 2, generator=generator) for name in ("w", "b")}
+            late = {**grads, "w": None} if seed == 0 else grads
+            if seed == 3:
+                params = kind(w=params["w"], b=params["b"])
+            given = kind(w=late["w"], b=late["b"]) if seed >= 3 else late
+            params, state = opt(params, given, state)
+        return params
+
+    assert_same(dict(run(OrderedDict)), run(dict))
