@@ -235,6 +235,21 @@ def widened(values: Tensor) -> Tensor:
     return values.float() if values.dtype in HALVES else values
 
 
+def one_number(what: str, measured: object) -> float:
+    """The number that a metric has measured. Raises TypeError, naming the metric, for anything
+    else.
+    """
+    try:
+        return float(measured)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError) as error:
+        got = type(measured).__name__
+        if isinstance(measured, Tensor):
+            got = f"a tensor of shape {tuple(measured.shape)}"
+        raise TypeError(
+            f"{what} must measure one number, got {got}. Return a 0-d tensor, such as a mean."
+        ) from error
+
+
 def flat(what: str, pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Both as vectors. Raises ValueError if they have different numbers of elements."""
     if pred.numel() != target.numel():
