@@ -37,6 +37,7 @@ def begun_with(
     deciding = [one for one in without_reports(callbacks) if isinstance(one, Callback)]
     return {
         "hyper": {**state.hyper, **hyper},
+        "given": sorted(hyper),
         "optimizer": _shown(learner.opt),
         "callbacks": {one.name: _shown(one) for one in deciding},
         "data": {"train": _lengths(learner.data.train), "valid": _lengths(learner.data.valid)},
@@ -79,7 +80,8 @@ def to_go_on_from(
     if begun:
         _warn_of_differences(begun, now)
         # What it was begun with stays, however often it is resumed.
-        now = {**now, "hyper": begun["hyper"]}
+        given = begun.get("given", now["given"])
+        now = {**now, "hyper": begun["hyper"], "given": given}
     return stopped.replace(stopped="", begun_with=now)
 
 
