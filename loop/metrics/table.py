@@ -13,6 +13,7 @@ from torch import Tensor
 from functional_sgd.tree import Tree
 from loop.data.samples import one_each
 from loop.metrics.tally import Accumulator, Mergeable, Metric, metric_name, wide
+from loop.remembered import tensors_in
 from loop.state import State
 
 Sums: TypeAlias = Mapping[str, tuple[Tensor, int] | Accumulator]
@@ -90,6 +91,9 @@ def means(sums: Sums, metrics: Sequence[Metric] = ()) -> dict[str, float]:
 def sample_count(state: State) -> int:
     """How many samples the batch has: the length of its first tensor, targets first; but where
     targets are a list of dicts, such as the boxes of each image, of that list.
+
+    Tensors in dataclasses and in mappings such as a BatchEncoding are asked last. A batch in which
+    there is none is one sample.
     """
     if state.yb and isinstance(state.yb[0], list) and _is_of_samples(state.yb[0], state.xb):
         return len(state.yb[0])
@@ -97,6 +101,9 @@ def sample_count(state: State) -> int:
     for leaf in optree.tree_leaves(batch):
         if _has_axis(leaf):
             return len(leaf)
+    for inner in tensors_in(batch):
+        if inner.dim():
+            return len(inner)
     return 1
 
 

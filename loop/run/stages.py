@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
-import optree
 import torch
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from functional_sgd.autodiff import detached, gradients
 from functional_sgd.optimizer import Optimizer
 from functional_sgd.placing import Placed, look_again, written_by
 from functional_sgd.sharded import full
+from loop.data.samples import map_tensors
 from loop.learner import Learner
 from loop.remembered import tensors_in
 from loop.run.attributes import attributes_of, warn_of_attributes
@@ -360,4 +360,4 @@ def to_device(part: Any, device: torch.device) -> Any:
     if isinstance(part, Tensor):
         # From pinned memory the copy then runs beside the work; from any other torch waits anyway.
         return part if part.device == device else part.to(device, non_blocking=True)
-    return optree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, part)
+    return map_tensors(lambda leaf: leaf.to(device), part)
