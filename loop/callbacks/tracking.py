@@ -17,6 +17,13 @@ from loop.run.signals import CancelFit
 from loop.run.stages import learner_of
 from loop.state import State
 
+ERRORS = {
+    *("mse", "rmse", "mae", "msle", "rmsle", "mape", "smape", "wmape", "perplexity", "ppl"),
+    *("nll", "bce", "brier", "crps", "deviance", "divergence", "distance"),
+    *("wer", "cer", "ter", "mer", "eer", "ece", "fid", "kid", "lpips", "bpc", "bpb"),
+}
+"""Words of a column's name that say that less is better."""
+
 
 def better(value: float, best: float | None, mode: str, min_delta: float = 0.0) -> bool:
     """Whether a value is better than the best so far (None: there is none yet) by more than
@@ -36,15 +43,16 @@ def better(value: float, best: float | None, mode: str, min_delta: float = 0.0) 
 
 
 def mode_of(monitor: str, mode: str | None = None) -> str:
-    """The mode itself, if given; else "min" for a column with "loss" or "error" in its name, "max"
-    for any other.
+    """The mode itself, if given; else "min" for a column with "loss" or "error" in its name, or a
+    word that is a measure of error (rmse, mae, perplexity); "max" for any other.
 
-    >>> mode_of("valid_loss"), mode_of("accuracy"), mode_of("accuracy", "min")
-    ('min', 'max', 'min')
+    >>> mode_of("valid_loss"), mode_of("rmse"), mode_of("accuracy"), mode_of("accuracy", "min")
+    ('min', 'min', 'max', 'min')
     """
     if mode is not None:
         return mode
-    return "min" if "loss" in monitor or "error" in monitor else "max"
+    is_error = "loss" in monitor or "error" in monitor
+    return "min" if is_error or ERRORS & {*monitor.lower().split("_")} else "max"
 
 
 def check_tracking(who: str, mode: str | None, min_delta: float, patience: int = 1) -> None:
