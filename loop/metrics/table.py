@@ -12,7 +12,7 @@ from torch import Tensor
 
 from functional_sgd.tree import Tree
 from loop.data.samples import one_each
-from loop.metrics.tally import Accumulator, Mergeable, Metric, metric_name, wide
+from loop.metrics.tally import Accumulator, Mergeable, Metric, metric_name, one_number, wide
 from loop.remembered import tensors_in
 from loop.state import State
 
@@ -63,7 +63,12 @@ def add_batch(sums: Sums, state: State, metrics: Sequence[Metric], loss_name: st
                 before = added[name] if name in added else metric.start()
                 added[name] = metric.add(before, state.pred, *state.yb)
             else:
-                added[name] = _weighted(added.get(name), metric(state.pred, *state.yb), count)
+                measured = metric(state.pred, *state.yb)
+                try:
+                    added[name] = _weighted(added.get(name), measured, count)
+                except (TypeError, ValueError, RuntimeError):
+                    one_number(f"metric {name!r}", measured)  # or else says what it is
+                    raise
     return added
 
 
@@ -82,7 +87,8 @@ def means(sums: Sums, metrics: Sequence[Metric] = ()) -> dict[str, float]:
     for name, counted in sums.items():
         metric = named.get(name)
         if isinstance(counted, tuple):
-            values[name] = float(counted[0]) / counted[1] if counted[1] else nan
+            total, weight = counted
+            values[name] = one_number(f"metric {name!r}", total) / weight if weight else nan
         elif isinstance(metric, Mergeable):
             values[name] = metric.value(counted)
     return values

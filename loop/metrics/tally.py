@@ -103,7 +103,9 @@ class Tally(ABC):
 
     def value(self, accumulator: Accumulator) -> float:
         """The metric of the data counted; nan for none. Waits for the device."""
-        return float(self.read(accumulator)) if accumulator else float("nan")
+        if not accumulator:
+            return float("nan")
+        return one_number(f"metric {self.name!r}", self.read(accumulator))
 
     def __call__(self, pred: Tree, *targets: Tree) -> float:
         """The value for one batch alone."""
@@ -272,6 +274,16 @@ def one_number(what: str, measured: object) -> float:
         raise TypeError(
             f"{what} must measure one number, got {got}. Return a 0-d tensor, such as a mean."
         ) from error
+
+
+def check_classes(what: str, pred: Tensor, axis: int = -1) -> None:
+    """Raise ValueError for scores of one class only, of which the highest says nothing."""
+    if pred.dim() and pred.shape[axis] == 1:
+        raise ValueError(
+            f"{what}: expected scores of two classes or more along axis {axis}, got one class, "
+            f"shape {tuple(pred.shape)}. A score of yes or no is measured by accuracy_multi(); "
+            f"for other metrics make two of it: torch.cat([-pred, pred], {axis})."
+        )
 
 
 def flat(what: str, pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
