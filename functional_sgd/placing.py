@@ -289,6 +289,14 @@ def _hooked(placed: Placed) -> Iterator[Callable[[], object]]:
                 yield handle.remove
 
 
+def is_at_work(module: nn.Module) -> bool:
+    """Whether others have put tensors into it, or into a layer that it shares."""
+    stores: set[int] = set()
+    for layer in module.modules():
+        stores |= {id(layer._parameters), id(layer._buffers)}
+    return any(not stores.isdisjoint(store for store, _ in one.keys) for one in [*_ACTIVE])
+
+
 def later_than(placed: Placed) -> list["Placed"]:
     """Those put in place since then that are still there."""
     if _ACTIVE[-1] is placed:

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from functional_sgd.fusion.spent import SPENDER, give_up
+from functional_sgd.placing import is_at_work
 from loop.state import Tensors
 
 
@@ -57,7 +58,15 @@ def taken_from(module: nn.Module) -> tuple[Tensors, Tensors]:
 
 
 def check_filled(module: nn.Module) -> None:
-    """Raise ValueError for a model without parameters, or a copy of one."""
+    """Raise ValueError for a model without parameters, or a copy of one; and RuntimeError for one
+    in which a run has put others, which would pass for its first weights.
+    """
+    if is_at_work(module):
+        raise RuntimeError(
+            f"Learner.init: expected a {type(module).__name__} with tensors of its own, got one at "
+            f"work: a batch has put those of its state in their places. Call init before the run, "
+            f"and give the state to the callback."
+        )
     if any(_refusals(module)):
         raise ValueError(
             f"Learner.init: the parameters of this {type(module).__name__} were taken by an "

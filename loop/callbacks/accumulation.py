@@ -16,6 +16,7 @@ from loop.callbacks.precision import MixedPrecision
 from loop.disk.encoding import storable
 from loop.metrics import sample_count
 from loop.metrics.tally import widened
+from loop.remembered import tensors_in
 from loop.run.signals import CancelStep
 from loop.run.stages import Work, learner_of
 from loop.state import State
@@ -40,6 +41,8 @@ def count_targets(ignore_index: int = -100) -> Weight:
     def count(state: State) -> Tensor:
         batch: Tree = state.yb
         targets = [leaf for leaf in optree.tree_leaves(batch) if isinstance(leaf, Tensor)]
+        # optree does not look into dataclasses.
+        targets = targets or list(tensors_in(batch))
         if not targets:
             raise ValueError(
                 'GradientAccumulation: the batch has no targets to count. Use weight="samples".'

@@ -12,8 +12,7 @@ from functional_sgd.errors import did_you_mean
 from functional_sgd.reduction import global_norm
 from loop.callback import Callback, Order, Wish
 from loop.callbacks.gradient import GradientClip
-from loop.callbacks.schedule import check_unscheduled
-from loop.callbacks.tracking import check_reduction, lower_lr
+from loop.callbacks.tracking import check_lowerable, check_reduction, lower_lr
 from loop.disk.encoding import storable
 from loop.state import State
 
@@ -137,7 +136,7 @@ class AnnealOnGradRatio(Callback):
 
     def before_fit(self, state: State) -> State:
         """Check lr, and start over; of an epoch that was not finished, nothing goes on."""
-        check_unscheduled("AnnealOnGradRatio", state, "lr")
+        check_lowerable("AnnealOnGradRatio", state)
         kept = Sizes() if self.reset_on_fit else self._sizes(state)
         return state.remember(self.name, Sizes(kept.reference, kept.ratios))
 

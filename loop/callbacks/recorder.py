@@ -1,5 +1,6 @@
 """Write down what happens: losses, hypers, and a row of means for every epoch."""
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -65,11 +66,14 @@ class Recorder(Callback):
         """Start the smooth loss of this run. Raises TypeError or ValueError for metrics that cannot
         be columns.
         """
-        metrics_by_name(learner_of(state).metrics)
+        self._check_columns(state)
         return state.remember(RECORDER, Record())
 
     def before_validate(self, state: State) -> State:
-        """Start the sums of the validation phase."""
+        """Start the sums of the validation phase. Raises as `before_fit` does, which is no part of
+        `validate`.
+        """
+        self._check_columns(state)
         return self._update(state, sums={})
 
     def after_loss(self, state: State) -> State:
@@ -129,6 +133,18 @@ class Recorder(Callback):
         if learner.data.valid is not None:
             columns += ["valid_loss", *names]
         return columns
+
+    def _check_columns(self, state: State) -> None:
+        """Raise ValueError for a metric whose column is there already."""
+        counted = Counter(("epoch", "train_iter", *self.columns(state)))
+        name, times = counted.most_common(1)[0]
+        if times > 1:
+            raise ValueError(
+                f"Recorder: every column needs a name of its own, got {name!r} for a metric and "
+                f"for what is always written (or, with train_metrics, for the training half of "
+                f"another). Give the metric another name: a function's is its __name__, an "
+                f"object's its `name`."
+            )
 
     def _means(self, state: State) -> dict[str, float]:
         return means(recorded(state).sums, learner_of(state).metrics)

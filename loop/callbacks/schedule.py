@@ -8,7 +8,7 @@ from typing import Any, ClassVar, TypeAlias
 import optree
 
 from functional_sgd.errors import did_you_mean
-from functional_sgd.hyper import Hyper, is_replaced, with_hypers
+from functional_sgd.hyper import Hyper, is_replaced
 from functional_sgd.schedules import Schedule, counts_steps
 from loop.callback import Callback, Order
 from loop.callbacks.parts.attributes import ROOT, Attribute, attributes_kept, find_attribute
@@ -42,6 +42,9 @@ class ParamScheduler(Callback):
     its own: where lr is a tree (by_path), the parameters with the same lr are one group, and groups
     are in the order of params. After the run the hypers are what they were before it; those of a
     run that was stopped are put back when another one begins.
+
+    A schedule of lr is for all parts of a partition, but for those whose own (body.lr) is scheduled
+    in this run too, or given to `fit`: these go their own way.
 
     A key "model.<path>.<attribute>" stands for a number inside the model: `{"model.3.p":
     Linear(0.0, 0.5)}` schedules the p of a Dropout that is the model's layer 3. It is set in
@@ -129,7 +132,8 @@ class ParamScheduler(Callback):
         values = {}
         for key, part in self.hypers.items():
             values[key] = values_at(part, state.pct_train, groups.get(key))
-        return state.replace(hyper=with_hypers(state.hyper, values))
+        # What is there of a part is its own: `keep_hypers` has taken out what is replaced.
+        return state.replace(hyper={**state.hyper, **values})
 
     def after_fit(self, state: State) -> State | None:
         """Put the hypers back."""
@@ -169,18 +173,34 @@ def values_at(
 
 def keep_hypers(state: State, who: str, names: Iterable[str]) -> State:
     """The state that remembers these hypers, for `put_back`, before the callback `who`
-    sets them.
+    sets them; without those of parts that they replace.
+
+    A part keeps its own if that was given to this `fit`, or is scheduled by another callback.
+
+    >>> state = State({}, {}, {}, {"lr": 0.1, "body.lr": 0.2}, begun_with={"given": ["body.lr"]})
+    >>> keep_hypers(state, "me", ["lr"]).hyper
+    {'lr': 0.1, 'body.lr': 0.2}
+    >>> keep_hypers(state.replace(begun_with={}), "me", ["lr"]).hyper
+    {'lr': 0.1}
     """
     sets = tuple(names)
-    before = {}
+    stays = {*state.begun_with.get("given", ())}
+    for resource in state.resources.values():
+        if isinstance(resource, Scheduled):
+            stays.update(resource.hypers)
+    # In a training phase other resources may hide those.
+    for other in state.memory.get(KEPT, {}).values():
+        stays.update(other["sets"])
+    before, hyper = {}, {}
     for name, value in state.hyper.items():
-        # `with_hypers` drops the values of parts when one for all parts is set.
-        is_dropped = is_replaced(name, sets)
+        is_dropped = is_replaced(name, sets) and name not in stays
         if name in sets or is_dropped:
             before[name] = value
+        if not is_dropped:
+            hyper[name] = value
     # In the state, since a stopped run never reaches after_fit: the next run puts back.
     kept = {**state.memory.get(KEPT, {}), who: {"sets": sets, "before": before}}
-    return state.remember(KEPT, kept)
+    return state.replace(hyper=hyper).remember(KEPT, kept)
 
 
 def put_back(state: State, who: str) -> State:

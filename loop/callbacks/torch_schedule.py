@@ -228,7 +228,8 @@ class Driver(Scheduled):
 
 def _set_hypers(state: State, driver: Driver, kept: Taken) -> State:
     values = {name: driver.values(name) for name in kept.sets}
-    return state.replace(hyper=with_hypers(state.hyper, values))
+    # What is there of a part is its own (see keep_hypers).
+    return state.replace(hyper={**state.hyper, **values})
 
 
 def _cycles_momentum(scheduler: object) -> bool:

@@ -10,12 +10,19 @@ from functional_sgd.errors import did_you_mean
 from loop.callback import Callback, Order
 from loop.callbacks.parts.ending import ended
 from loop.callbacks.recorder import Recorder
-from loop.callbacks.schedule import check_unscheduled
+from loop.callbacks.schedule import Scheduled, check_alone
 from loop.disk.encoding import storable
 from loop.history import number_text
 from loop.run.signals import CancelFit
 from loop.run.stages import learner_of
 from loop.state import State
+
+ERRORS = {
+    *("mse", "rmse", "mae", "msle", "rmsle", "mape", "smape", "wmape", "perplexity", "ppl"),
+    *("nll", "bce", "brier", "crps", "deviance", "divergence", "distance"),
+    *("wer", "cer", "ter", "mer", "eer", "ece", "fid", "kid", "lpips", "bpc", "bpb"),
+}
+"""Words of a column's name that say that less is better."""
 
 
 def better(value: float, best: float | None, mode: str, min_delta: float = 0.0) -> bool:
@@ -36,15 +43,16 @@ def better(value: float, best: float | None, mode: str, min_delta: float = 0.0) 
 
 
 def mode_of(monitor: str, mode: str | None = None) -> str:
-    """The mode itself, if given; else "min" for a column with "loss" or "error" in its name, "max"
-    for any other.
+    """The mode itself, if given; else "min" for a column with "loss" or "error" in its name, or a
+    word that is a measure of error (rmse, mae, perplexity); "max" for any other.
 
-    >>> mode_of("valid_loss"), mode_of("accuracy"), mode_of("accuracy", "min")
-    ('min', 'max', 'min')
+    >>> mode_of("valid_loss"), mode_of("rmse"), mode_of("accuracy"), mode_of("accuracy", "min")
+    ('min', 'min', 'max', 'min')
     """
     if mode is not None:
         return mode
-    return "min" if "loss" in monitor or "error" in monitor else "max"
+    is_error = "loss" in monitor or "error" in monitor
+    return "min" if is_error or ERRORS & {*monitor.lower().split("_")} else "max"
 
 
 def check_tracking(who: str, mode: str | None, min_delta: float, patience: int = 1) -> None:
@@ -92,15 +100,39 @@ def monitored(who: str, state: State, monitor: str) -> float | None:
 
 def lower_lr(state: State, factor: float, min_lr: float = 0.0) -> State:
     """The state with lr, a number or a tree of them, divided by factor; no part falls below min_lr,
-    and none rises.
+    and none rises. So with the lr of every part of a partition.
 
     >>> state = State({}, {}, {}, {"lr": {"weight": 0.5, "bias": 0.1}})
     >>> lower_lr(state, factor=10.0, min_lr=0.03).hyper
     {'lr': {'weight': 0.05, 'bias': 0.03}}
     """
     # The smaller of both: a part that is below min_lr already must not rise to it.
-    lr = optree.tree_map(lambda leaf: min(leaf, max(leaf / factor, min_lr)), state.hyper["lr"])
-    return state.replace(hyper={**state.hyper, "lr": lr})
+    hyper = dict(state.hyper)
+    for name in filter(_is_lr, state.hyper):
+        hyper[name] = optree.tree_map(
+            lambda leaf: min(leaf, max(leaf / factor, min_lr)), state.hyper[name]
+        )
+    return state.replace(hyper=hyper)
+
+
+def check_lowerable(who: str, state: State) -> None:
+    """Raise ValueError, on behalf of `who`, if there is no lr to lower, or one is scheduled in this
+    run.
+    """
+    scheduled: list[str] = []
+    for resource in state.resources.values():
+        if isinstance(resource, Scheduled):
+            scheduled += filter(_is_lr, resource.hypers)
+    check_alone(who, state, scheduled, own="")
+    if not any(map(_is_lr, state.hyper)):
+        raise ValueError(
+            f"{who}: state.hyper has no 'lr' to change. {did_you_mean('lr', state.hyper)}"
+        )
+
+
+def _is_lr(name: str) -> bool:
+    """Whether a hyper is lr, of all parameters or of a part of them."""
+    return name.rpartition(".")[2] == "lr"
 
 
 @storable
@@ -193,7 +225,8 @@ class ReduceLROnPlateau(Tracker):
     """Divide lr by `factor` when a column of the history has not got better for `patience` epochs,
     and count again.
 
-    Options: see Tracker. lr may be a tree; no part of it falls below `min_lr`. It stays reduced in
+    Options: see Tracker. lr may be a tree; no part of it falls below `min_lr`; that of a part of a
+    partition (body.lr) is lowered too. It stays reduced in
     the state after the run: `fit(..., lr=...)` sets it again. Raises ValueError for a monitor that
     is no column (see EarlyStopping), and when the run starts if lr is scheduled in it. Source:
     fastai.
@@ -212,7 +245,7 @@ class ReduceLROnPlateau(Tracker):
 
     def before_fit(self, state: State) -> State:
         """Check lr, and start the counters."""
-        check_unscheduled("ReduceLROnPlateau", state, "lr")
+        check_lowerable("ReduceLROnPlateau", state)
         return super().before_fit(state)
 
     def worn_out(self, state: State) -> State:

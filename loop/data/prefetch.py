@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-import optree
 import torch
 from torch import Tensor
 
 from functional_sgd.tree import Tree
+from loop.data.samples import map_tensors
 
 Item = TypeVar("Item")
 Sent = TypeVar("Sent")
@@ -78,7 +78,7 @@ class _Copies:
     def send(self, batch: Tree) -> tuple[Tree, torch.cuda.Event]:
         """Begin to copy; the event says when it is done."""
         with torch.cuda.stream(self.stream):
-            copied = optree.tree_map(self._send, batch)
+            copied = map_tensors(self._send, batch)
             return copied, self.stream.record_event()
 
     def receive(self, sent: tuple[Tree, torch.cuda.Event]) -> Tree:
@@ -86,14 +86,17 @@ class _Copies:
         copied, done = sent
         present = torch.cuda.current_stream(self.device)
         present.wait_event(done)
-        for leaf in optree.tree_leaves(copied):
-            if isinstance(leaf, Tensor) and leaf.is_cuda:
+
+        def arrived(leaf: Tensor) -> Tensor:
+            if leaf.is_cuda:
                 # Or its memory could be used again before this stream has read it.
                 leaf.record_stream(present)
-        return copied
+            return leaf
 
-    def _send(self, leaf: object) -> object:
-        if not isinstance(leaf, Tensor) or leaf.device == self.device:
+        return map_tensors(arrived, copied)
+
+    def _send(self, leaf: Tensor) -> Tensor:
+        if leaf.device == self.device:
             return leaf
         if leaf.device.type == "cpu" and not leaf.is_pinned():
             # torch keeps the pinned memory until the copy is done, so nothing here has to hold it.

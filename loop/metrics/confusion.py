@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from loop.metrics.tally import Accumulator, Tally, flat, wide
+from loop.metrics.tally import Accumulator, Tally, check_classes, flat, wide
 
 
 def confusion_matrix(
@@ -136,7 +136,10 @@ class Decided(NamedTuple):
 def decided(
     what: str, pred: Tensor, target: Tensor, axis: int, ignore_index: int | None
 ) -> Decided:
-    """The classes of every sample. Raises ValueError for predictions of another shape."""
+    """The classes of every sample. Raises ValueError for predictions of another shape, or of one
+    class.
+    """
+    check_classes(what, pred, axis)
     given, wanted = flat(what, pred.argmax(dim=axis), target.long())
     if ignore_index is None:
         return Decided(given, wanted, torch.ones_like(wanted, dtype=torch.bool))

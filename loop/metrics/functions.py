@@ -7,16 +7,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from loop.metrics.tally import flat
+from loop.metrics.tally import check_classes, flat
 
 
 def accuracy(pred: Tensor, target: Tensor) -> Tensor:
     """The share of samples whose highest score is the target's: pred (N, ..., C) or scores, target
     (N, ...) of classes.
 
+    Raises ValueError for scores of one class, pred (N, 1): see accuracy_multi.
+
     >>> accuracy(torch.tensor([[2.0, 1.0], [0.0, 3.0]]), torch.tensor([0, 0]))
     tensor(0.5000)
     """
+    check_classes("accuracy", pred)
     # Without `flat`, targets (N, 1) against predictions (N,) would make a table of N x N.
     given, wanted = flat("accuracy", pred.argmax(dim=-1), target)
     return (given == wanted).float().mean()
@@ -49,6 +52,7 @@ def top_k_accuracy(k: int = 5) -> Callable[[Tensor, Tensor], Tensor]:
                 f"{measure.__name__}: expected scores of {k} classes or more, got "
                 f"{pred.shape[-1]}. Use top_k_accuracy(k) with a k below that."
             )
+        check_classes(measure.__name__, pred)
         best = pred.topk(k, dim=-1).indices
         # One of the k has the shape that the targets must have.
         _, wanted = flat(measure.__name__, best[..., 0], target)
@@ -116,4 +120,6 @@ def _numbers(what: str, pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     digits in bfloat16.
     """
     pred, target = flat(what, pred, target)
+    if target.dtype == torch.bool:  # which torch does not subtract
+        target = target.to(torch.float32)
     return pred.to(torch.promote_types(pred.dtype, torch.float32)), target

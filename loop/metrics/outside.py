@@ -1,6 +1,6 @@
 """Metrics of other libraries, as Mergeables."""
 
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping, Set
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from functional_sgd.tree import Tree
 from loop.callback import snake_case
-from loop.metrics.tally import Accumulator, Mergeable, Metric
+from loop.metrics.parts import Marks, check_parts, outside_of_states, parts, plain_changes
+from loop.metrics.tally import Accumulator, Mergeable, Metric, one_number
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,12 @@ class TorchMetric:
     called once. `name` is the column, the class's name unless given. Merging is what the metric's
     merge_state does, which some metrics refuse.
 
-    Raises TypeError if what `make` returns lacks update, compute or metric_state, or is a
-    collection.
+    A metric made of others (`1 - accuracy`, a wrapper) has the states of all of them; plain numbers
+    that it counts in besides go along too.
+
+    Raises TypeError if what `make` returns lacks update, compute or metric_state, is a collection,
+    or keeps metrics in a list; and at the first batch if update changed tensors or lists that are
+    no state, which would be forgotten.
     """
 
     make: Callable[[], Any]
@@ -47,6 +52,7 @@ class TorchMetric:
                 f"TorchMetric: expected one metric, got a collection of {', '.join(made)}. Put the "
                 f"collection itself into metrics, where it becomes all of them."
             )
+        check_parts(made)
         object.__setattr__(self, "_fresh", made)
         if not self.name:
             object.__setattr__(self, "name", snake_case(type(made).__name__))
@@ -64,25 +70,40 @@ class TorchMetric:
                 f"after_pred, or in a metric of your own: a function (pred, *targets)."
             )
         metric = self._restored(accumulator, pred.device)
+        # Once a phase: what a metric changes is alike for all batches.
+        before = {} if accumulator else outside_of_states(metric)
         with torch.no_grad():
             metric.update(pred, *targets)
-        state = _copied(metric.metric_state, _pieces(accumulator))
-        return {"state": state, "updates": accumulator.get("updates", 0) + 1}
+        if before:
+            self._check_changes(metric, before)
+        return self._taken(metric, accumulator.get("updates", 0) + 1, _pieces(accumulator))
 
     def merge(self, left: Accumulator, right: Accumulator) -> Accumulator:
         """The accumulator of the data of both."""
         if not left or not right:
             return dict(left or right)
         metric = self._restored(left)
-        metric.merge_state(_copied(right["state"]))
-        return {
-            "state": _copied(metric.metric_state),
-            "updates": left["updates"] + right["updates"],
-        }
+        mine, others = _records(left), _records(right)
+        for path, part in parts(metric).items():
+            one, other = mine[path], others[path]
+            if one.get("kept") != other.get("kept"):
+                raise RuntimeError(
+                    f"TorchMetric: {self.name} was to be merged, expected the same numbers beside "
+                    f"its states, got {one.get('kept')} and {other.get('kept')}. Count what adds "
+                    f"up in states (add_state), or measure in one process: its order matters."
+                )
+            # What is made of others may have no state of its own, and then refuses to merge it.
+            if other["state"]:
+                part.merge_state(_copied(other["state"]))
+            if path:
+                part._update_count = one["updates"] + other["updates"]
+        return self._taken(metric, left["updates"] + right["updates"])
 
     def value(self, accumulator: Accumulator) -> float:
         """The metric of the data counted; nan for none."""
-        return float(self._restored(accumulator).compute()) if accumulator else float("nan")
+        if not accumulator:
+            return float("nan")
+        return one_number(f"TorchMetric: {self.name}", self._restored(accumulator).compute())
 
     def __call__(self, pred: Tensor, *targets: Tensor) -> float:
         """The value for one batch alone."""
@@ -96,18 +117,50 @@ class TorchMetric:
         O(batches**2) in all.
         """
         metric = deepcopy(self.__dict__["_fresh"])
-        state = accumulator.get("state", {})
         if device is None:
-            leaves: list[object] = optree.tree_leaves(state)
+            counted: Tree = accumulator
+            leaves: list[object] = optree.tree_leaves(counted)
             device = next((leaf.device for leaf in leaves if isinstance(leaf, Tensor)), None)
         if device is not None and hasattr(metric, "to"):
             metric = metric.to(device)
-        for name, value in _copied(state, _pieces(accumulator)).items():
-            setattr(metric, name, value)
-        if accumulator:
+        inside, shared = parts(metric), _pieces(accumulator)
+        for path, record in _records(accumulator).items():
+            for name, value in _copied(record["state"], shared).items():
+                setattr(inside[path], name, value)
+            for name, value in record.get("kept", {}).items():
+                setattr(inside[path], name, value)
             # Or compute() warns that there was no update.
-            metric._update_count = accumulator["updates"]
+            inside[path]._update_count = record["updates"]
         return metric
+
+    def _taken(self, metric: Any, updates: int, shared: Set[int] = frozenset()) -> Accumulator:
+        """What the metric has counted, as an accumulator."""
+        fresh = parts(self.__dict__["_fresh"])
+        records: dict[str, Any] = {}
+        for path, part in parts(metric).items():
+            counted = getattr(part, "_update_count", updates)
+            records[path] = {"state": _copied(part.metric_state, shared), "updates": counted}
+            kept = plain_changes(part, fresh[path])
+            if kept:
+                records[path]["kept"] = kept
+        own = {**records.pop(""), "updates": updates}
+        return {**own, "inner": records} if records else own
+
+    def _check_changes(self, metric: Any, before: Mapping[str, Marks]) -> None:
+        """Raise TypeError if update changed what is no state."""
+        changed: list[str] = []
+        for path, marks in outside_of_states(metric).items():
+            for name, (value, count) in before[path].items():
+                now = marks.get(name, (None, 0))
+                if now[0] is not value or now[1] != count:
+                    changed.append(f"{path}.{name}".lstrip("."))
+        if changed:
+            raise TypeError(
+                f"TorchMetric: {self.name} expected update to change states only, got changes of "
+                f"{', '.join(changed)}, which would be forgotten from batch to batch. Register "
+                f"them with add_state in __init__; where the first batch decides about sizes, "
+                f"give these when you make the metric."
+            )
 
 
 def as_mergeables(metric: Any) -> list[Metric]:
@@ -158,9 +211,15 @@ def _copied(state: Tree, shared: Set[int] = frozenset()) -> Tree:
 def _pieces(accumulator: Accumulator) -> Set[int]:
     """The ids of what is in the lists of an accumulator."""
     found: set[int] = set()
-    for value in accumulator.get("state", {}).values():
-        if isinstance(value, list):
-            # By id, since == of tensors is elementwise. The accumulator keeps the pieces, and so
-            # the ids.
-            found.update(map(id, value))
+    for record in _records(accumulator).values():
+        for value in record["state"].values():
+            if isinstance(value, list):
+                # By id, since == of tensors is elementwise. The accumulator keeps the pieces, and
+                # so the ids.
+                found.update(map(id, value))
     return found
+
+
+def _records(accumulator: Accumulator) -> Mapping[str, Any]:
+    """What an accumulator has of every part, by its path."""
+    return {"": accumulator, **accumulator.get("inner", {})} if accumulator else {}

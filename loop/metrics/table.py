@@ -12,7 +12,8 @@ from torch import Tensor
 
 from functional_sgd.tree import Tree
 from loop.data.samples import one_each
-from loop.metrics.tally import Accumulator, Mergeable, Metric, metric_name, wide
+from loop.metrics.tally import Accumulator, Mergeable, Metric, metric_name, one_number, wide
+from loop.remembered import tensors_in
 from loop.state import State
 
 Sums: TypeAlias = Mapping[str, tuple[Tensor, int] | Accumulator]
@@ -62,7 +63,12 @@ def add_batch(sums: Sums, state: State, metrics: Sequence[Metric], loss_name: st
                 before = added[name] if name in added else metric.start()
                 added[name] = metric.add(before, state.pred, *state.yb)
             else:
-                added[name] = _weighted(added.get(name), metric(state.pred, *state.yb), count)
+                measured = metric(state.pred, *state.yb)
+                try:
+                    added[name] = _weighted(added.get(name), measured, count)
+                except (TypeError, ValueError, RuntimeError):
+                    one_number(f"metric {name!r}", measured)  # or else says what it is
+                    raise
     return added
 
 
@@ -81,7 +87,8 @@ def means(sums: Sums, metrics: Sequence[Metric] = ()) -> dict[str, float]:
     for name, counted in sums.items():
         metric = named.get(name)
         if isinstance(counted, tuple):
-            values[name] = float(counted[0]) / counted[1] if counted[1] else nan
+            total, weight = counted
+            values[name] = one_number(f"metric {name!r}", total) / weight if weight else nan
         elif isinstance(metric, Mergeable):
             values[name] = metric.value(counted)
     return values
@@ -90,6 +97,9 @@ def means(sums: Sums, metrics: Sequence[Metric] = ()) -> dict[str, float]:
 def sample_count(state: State) -> int:
     """How many samples the batch has: the length of its first tensor, targets first; but where
     targets are a list of dicts, such as the boxes of each image, of that list.
+
+    Tensors in dataclasses and in mappings such as a BatchEncoding are asked last. A batch in which
+    there is none is one sample.
     """
     if state.yb and isinstance(state.yb[0], list) and _is_of_samples(state.yb[0], state.xb):
         return len(state.yb[0])
@@ -97,6 +107,9 @@ def sample_count(state: State) -> int:
     for leaf in optree.tree_leaves(batch):
         if _has_axis(leaf):
             return len(leaf)
+    for inner in tensors_in(batch):
+        if inner.dim():
+            return len(inner)
     return 1
 
 

@@ -3,7 +3,7 @@ one reading.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -105,7 +105,9 @@ class Tally(ABC):
 
     def value(self, accumulator: Accumulator) -> float:
         """The metric of the data counted; nan for none. Waits for the device."""
-        return float(self.read(accumulator)) if accumulator else float("nan")
+        if not accumulator:
+            return float("nan")
+        return one_number(f"metric {self.name!r}", self.read(accumulator))
 
     def __call__(self, pred: Tree, *targets: Tree) -> float:
         """The value for one batch alone."""
@@ -165,7 +167,8 @@ class Collected(Tally):
     """A function of all samples at once, for what no sums can say: `Collected(roc_auc)`.
 
     Predictions and targets of all batches are kept until the end, joined along the first axis, so
-    this needs memory for a whole data set. The function may return a number or a 0-d tensor.
+    this needs memory for a whole data set. The function may return a number or a 0-d tensor. Raises
+    ValueError for batches that cannot be joined, as those of sequences padded to other lengths.
 
     >>> def median(pred, target):
     ...     return (pred - target).abs().median()
@@ -210,15 +213,38 @@ def collected(left: Accumulator, right: Accumulator) -> Accumulator:
 
 def columns(counted: Accumulator) -> list[Tensor]:
     """All data that was collected: a tensor for each part of a batch."""
-    return [torch.cat(counted[str(index)]) for index in range(len(counted))]
+    return [_joined(counted[str(index)]) for index in range(len(counted))]
 
 
 def _tidied(pieces: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     # As in a binary counter: of n equal batches at most log2(n) + 1 pieces are left, and no sample
     # is copied more often than that.
     while len(pieces) > 1 and len(pieces[-2]) <= len(pieces[-1]):
-        pieces = (*pieces[:-2], torch.cat(pieces[-2:]))
+        pieces = (*pieces[:-2], _joined(pieces[-2:]))
     return pieces
+
+
+def _joined(pieces: Sequence[Tensor]) -> Tensor:
+    cure = "Pad all data to one length, or write a Tally whose count keeps what can be joined."
+    return in_a_row("Collected", pieces, cure)
+
+
+def in_a_row(who: str, parts: Sequence[Tensor], cure: str) -> Tensor:
+    """Tensors one behind the other. Raises ValueError, on behalf of `who`, if they differ in more
+    than their length.
+    """
+    try:
+        return torch.cat(tuple(parts))
+    except RuntimeError as error:
+        shapes = list(dict.fromkeys(tuple(part.shape) for part in parts))
+        of_samples = {shape[1:] for shape in shapes}
+        if len(of_samples) < 2:
+            raise
+        other = next(shape for shape in shapes if shape[1:] != shapes[0][1:])
+        raise ValueError(
+            f"{who}: the batches are joined, so it expected tensors that differ in the number of "
+            f"samples only, got shapes {shapes[0]} and {other}. {cure}"
+        ) from error
 
 
 def wide(values: Tensor) -> Tensor:
@@ -235,6 +261,31 @@ def widened(values: Tensor) -> Tensor:
     [torch.float32, torch.float64]
     """
     return values.float() if values.dtype in HALVES else values
+
+
+def one_number(what: str, measured: object) -> float:
+    """The number that a metric has measured. Raises TypeError, naming the metric, for anything
+    else.
+    """
+    try:
+        return float(measured)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError) as error:
+        got = type(measured).__name__
+        if isinstance(measured, Tensor):
+            got = f"a tensor of shape {tuple(measured.shape)}"
+        raise TypeError(
+            f"{what} must measure one number, got {got}. Return a 0-d tensor, such as a mean."
+        ) from error
+
+
+def check_classes(what: str, pred: Tensor, axis: int = -1) -> None:
+    """Raise ValueError for scores of one class only, of which the highest says nothing."""
+    if pred.dim() and pred.shape[axis] == 1:
+        raise ValueError(
+            f"{what}: expected scores of two classes or more along axis {axis}, got one class, "
+            f"shape {tuple(pred.shape)}. A score of yes or no is measured by accuracy_multi(); "
+            f"for other metrics make two of it: torch.cat([-pred, pred], {axis})."
+        )
 
 
 def flat(what: str, pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -43,7 +43,7 @@ from loop.ranks.loss import (
 )
 from loop.run.stages import device_of, learner_of, to_device
 from loop.state import State
-from loop.training.fit import joined
+from loop.training.collecting import joined
 
 # These are no subclasses of Callback: they are made for the occasion, so a checkpoint does not ask
 # for them when the run is resumed on another number of ranks.
@@ -205,7 +205,8 @@ class Ranks:
         for name in self.collecting:
             mine = to_device(state.memory.get(name, ()), torch.device("cpu"))
             batches = zip(*self.group.gathered(mine), strict=True)
-            whole = tuple([map_output(joined, *parts) for parts in batches])
+            join = functools.partial(joined, "parallel")
+            whole = tuple([map_output(join, *parts) for parts in batches])
             state = state.remember(name, to_device(whole, device_of(state)))
         return state
 

@@ -1,17 +1,19 @@
 """Loaders of which every rank reads its part."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, NamedTuple
 
 import optree
 from torch import Tensor
 
+from functional_sgd.outputs import with_fields
 from functional_sgd.tree import Tree
 from loop.data.batches import WHOLE, Batches, DataLoaders, batch_slice
 from loop.data.loader import EpochLoader, EpochSampler
 from loop.data.prefetch import Prefetch
 from loop.data.samples import one_each, plain
+from loop.remembered import tensors_in
 
 
 class Cut:
@@ -146,6 +148,9 @@ def _length(batch: Tree) -> int:
     for leaf in optree.tree_leaves(plain(batch)):
         if isinstance(leaf, Tensor) and leaf.dim() > 0:
             return len(leaf)
+    for inner in tensors_in(batch):
+        if inner.dim():
+            return len(inner)
     raise ValueError(
         "parallel: the batch has no tensor, so it cannot be cut. Give it a collate function that "
         "makes tensors."
@@ -163,6 +168,9 @@ def _piece(batch: Tree, place: slice, length: int) -> Tree:
         if hasattr(batch, "_fields"):  # a namedtuple, which takes its fields one by one
             return type(batch)(*pieces)
         return type(batch)(pieces)
+    if is_dataclass(batch) and not isinstance(batch, type):
+        named = {one.name: getattr(batch, one.name) for one in fields(batch)}
+        return with_fields(batch, _piece(named, place, length))
     return batch
 
 

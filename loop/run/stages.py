@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-import optree
 import torch
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from functional_sgd.optimizer import Optimizer
 from functional_sgd.placing import Placed, look_again, written_by
 from functional_sgd.sharded import full
 from functional_sgd.tree import Tree
+from loop.data.samples import map_tensors
 from loop.learner import Learner
 from loop.remembered import tensors_in
 from loop.replaced import evaluated, to_be_trained
@@ -406,8 +406,4 @@ def to_device(part: Tree, device: torch.device) -> Tree:
     if isinstance(part, Tensor):
         # From pinned memory the copy then runs beside the work; from any other torch waits anyway.
         return part if part.device == device else part.to(device, non_blocking=True)
-
-    def moved(leaf: object) -> object:
-        return leaf.to(device) if isinstance(leaf, Tensor) else leaf
-
-    return optree.tree_map(moved, part)
+    return map_tensors(lambda leaf: leaf.to(device), part)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, NamedTuple
 
 from torch import Tensor
@@ -12,8 +13,8 @@ from loop.learner import Learner
 from loop.losses import per_sample
 from loop.run.stages import learner_of
 from loop.state import State
-from loop.training.collecting import Collector
-from loop.training.fit import evaluate, joined
+from loop.training.collecting import Collector, joined
+from loop.training.fit import evaluate
 
 
 class SampleLosses(NamedTuple):
@@ -42,8 +43,8 @@ def sample_losses(
     The samples are in the order of the data, all in memory; the model is in evaluation mode, and
     the state is not touched. What the loss of a sample is, and which losses have one, see
     `loop.losses.per_sample`; the mean of these is the valid_loss. `plot_top_losses` shows the
-    worst. Raises ValueError if there is no data, it has no targets, or a callback of the learner
-    leaves a batch out.
+    worst. Raises ValueError if there is no data, it has no targets, a callback of the learner
+    leaves a batch out, or batches cannot be joined (see `predict`).
 
     >>> from functional_sgd import sgd
     >>> from loop import DataLoaders
@@ -60,7 +61,7 @@ def sample_losses(
         raise ValueError(
             "sample_losses: the data has no targets, so there are no losses. Use predict."
         )
-    inputs, targets, preds, losses = map_output(joined, *batches)
+    inputs, targets, preds, losses = map_output(partial(joined, "sample_losses"), *batches)
     return SampleLosses(_single(inputs), _single(targets), preds, losses)
 
 

@@ -1,9 +1,13 @@
 """Callbacks that keep something of every batch of an evaluation."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
 
 from loop.callback import Callback, Order
+from loop.metrics.tally import in_a_row
 from loop.state import State
 
 
@@ -48,3 +52,16 @@ class CollectPredictions(Collector):
     def after_pred(self, state: State) -> State:
         """Keep one batch's."""
         return state.remember(self.name, (*state.memory.get(self.name, ()), state.pred))
+
+
+def joined(who: str, *parts: Any) -> Any:
+    """The same part of all batches: numbers (0-d tensors) stacked, other tensors one behind the
+    other. Raises ValueError, on behalf of `who`, for tensors that differ in more than their length.
+    """
+    first = parts[0]
+    if isinstance(first, Tensor):
+        if not first.dim():
+            return torch.stack(parts)
+        cure = f"Call {who} for one batch at a time, data=[batch], or pad all to one length."
+        return in_a_row(who, parts, cure)
+    return None if all(part is None for part in parts) else parts

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from functional_sgd import seeded
 from loop.callbacks.freezing import Freeze
 from loop.layer_groups import Groups, exactly, layer_groups, matching, spread
 from loop.learner import Learner
@@ -187,4 +188,5 @@ def _resumed(state: State, resume: bool | str | Path) -> tuple[State, bool]:
 
 def _afresh(learner: Learner, state: State, half: str) -> State:
     """The state at the beginning of a half."""
-    return state.replace(opt_state=learner.opt.init(state.params)).remember(MEMORY, half)
+    opt_state = seeded(learner.opt.init(state.params), state.seed)
+    return state.replace(opt_state=opt_state).remember(MEMORY, half)

@@ -4,11 +4,11 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import optree
-import torch
 
 from functional_sgd.errors import did_you_mean, meant
 from functional_sgd.fusion.spent import Donate, check_donate
@@ -35,7 +35,7 @@ from loop.run.machine import Run, Steps
 from loop.state import State
 from loop.training.alone import warn_if_alone
 from loop.training.checks import check_cut, check_frozen
-from loop.training.collecting import Collector, CollectPredictions
+from loop.training.collecting import Collector, CollectPredictions, joined
 from loop.training.length import Length, length_asked
 from loop.training.resume import begun_with, to_go_on_from
 
@@ -301,21 +301,13 @@ def predict(learner: Learner, state: State, data: Iterable[Tree] | None = None) 
 
     Joined are the tensors in an output that is a tuple, a dict, a dataclass or a ModelOutput; of
     what else is in there, there is a tuple with that of each batch. The model is in evaluation
-    mode. Raises ValueError if there is no data, or a callback of the learner leaves a batch out.
+    mode. Raises ValueError if there is no data, a callback of the learner leaves a batch out, or
+    outputs cannot be joined, as those of sequences that each batch pads to a length of its own:
+    then `[predict(learner, state, [batch]) for batch in data]` has them one by one.
     """
     collector = CollectPredictions()
     after = evaluate("predict", learner, state, data, collector)
-    return map_output(joined, *after.memory[collector.name])
-
-
-def joined(*parts: Tree) -> Tree:
-    """The same part of all outputs: numbers (0-d tensors) stacked, other tensors one behind the
-    other.
-    """
-    first = parts[0]
-    if isinstance(first, torch.Tensor):
-        return torch.cat(parts) if first.dim() else torch.stack(parts)
-    return None if all(part is None for part in parts) else parts
+    return map_output(partial(joined, "predict"), *after.memory[collector.name])
 
 
 def check_arguments(

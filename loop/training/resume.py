@@ -40,6 +40,7 @@ def begun_with(
             deciding[one.name] = _shown(one)
     return {
         "hyper": {**state.hyper, **hyper},
+        "given": sorted(hyper),
         "optimizer": _shown(learner.opt),
         "callbacks": deciding,
         "data": {"train": _lengths(learner.data.train), "valid": _lengths(learner.data.valid)},
@@ -82,7 +83,8 @@ def to_go_on_from(
     if begun:
         _warn_of_differences(begun, now)
         # What it was begun with stays, however often it is resumed.
-        now = {**now, "hyper": begun["hyper"]}
+        given = begun.get("given", now["given"])
+        now = {**now, "hyper": begun["hyper"], "given": given}
     return stopped.replace(stopped="", begun_with=now)
 
 

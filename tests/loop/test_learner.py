@@ -12,7 +12,7 @@ import loop.learner
 import loop.state
 from loop import Learner, State, fit, load, save
 from tests.comparing import Untouched, assert_same
-from tests.loop.helpers import learner, linear, net
+from tests.loop.helpers import learner, linear, loaders, net, on
 
 
 class Everything(nn.Module):
@@ -122,3 +122,30 @@ def test_hints_are_for_names_that_are_not_there() -> None:
     mine, state = learner(), learner().init()
     for owner, hints in ((mine, loop.learner._ELSEWHERE), (state, loop.state._ELSEWHERE)):
         assert not [name for name in hints if hasattr(owner, name)]
+
+
+@pytest.mark.parametrize("event", ["after_pred", "after_loss"])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_model_at_work_gives_no_first_weights(event: str, training: bool) -> None:
+    mine = learner(data=loaders(1, 1))
+
+    def begin(state: State) -> None:
+        if state.training is training:
+            mine.init()
+
+    with pytest.raises(RuntimeError, match=r"Learner.init: expected a Linear with tensors of its"):
+        fit(mine, mine.init(), 1, [on("begin", **{event: begin})])
+    # Afterwards it is as it was.
+    assert_same(mine.init().params, dict(mine.model.named_parameters()))
+
+
+@pytest.mark.parametrize("event", ["before_fit", "before_epoch", "after_train", "after_epoch"])
+def test_between_phases_the_model_has_its_first_weights(event: str) -> None:
+    mine = learner(data=loaders(1, 1))
+    found: list[State] = []
+
+    def begin(state: State) -> None:
+        found.append(mine.init())
+
+    fit(mine, mine.init(), 1, [on("begin", **{event: begin})])
+    assert_same(found[0].params, mine.init().params)

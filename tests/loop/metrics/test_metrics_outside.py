@@ -15,6 +15,7 @@ from torch import Tensor
 from functional_sgd import sgd
 from loop import DataLoaders, Learner, fit, validate
 from loop.metrics import RMSE, Mergeable, Spearman, TorchMetric, mse
+from loop.metrics.outside import as_mergeables
 from tests.comparing import Untouched
 from tests.loop.helpers import one_weight
 
@@ -243,3 +244,119 @@ def test_a_prediction_that_is_no_tensor_is_refused() -> None:
     metric = TorchMetric(RootMeanSquare)
     with pytest.raises(TypeError, match="TorchMetric: root_mean_square expected a tensor .* tuple"):
         metric((torch.zeros(2), None), torch.zeros(2))  # type: ignore[arg-type]
+
+
+def made_of_others() -> dict[str, Any]:
+    """Metrics of torchmetrics that have metrics in them, by what they are."""
+    mean_error = torchmetrics_metric("MeanAbsoluteError")
+    wrappers = importlib.import_module("torchmetrics.wrappers")
+    shared = mean_error()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of memory
+        correlation = torchmetrics_metric("SpearmanCorrCoef")()
+    return {
+        "composed": 1 - mean_error(),
+        "of two": mean_error() + torchmetrics_metric("MeanSquaredError")(),
+        "of one twice": shared + shared,
+        "nested": 2 * (1 - mean_error()),
+        "running": wrappers.Running(mean_error(), 2),
+        "transformed": wrappers.LambdaInputTransformer(mean_error(), lambda pred: 2 * pred),
+        "several": wrappers.MultioutputWrapper(mean_error(), 1),
+        "list": 1 - correlation,
+    }
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["composed", "of two", "of one twice", "nested", "running", "transformed", "several", "list"],
+)
+def test_a_metric_made_of_others_counts_as_it_does_by_itself(name: str) -> None:
+    own = made_of_others()[name]
+    (metric,) = as_mergeables(own)
+    data = batches()
+    if name == "several":
+        data = [(pred[:, None], target[:, None]) for pred, target in data]
+    counted = fold(metric, data)
+    for pred, target in data:
+        own.update(pred, target)
+    assert isinstance(metric, TorchMetric)
+    assert metric.value(counted) == pytest.approx(float(own.compute()), rel=1e-6)
+
+
+def test_a_metric_made_of_others_is_merged_part_by_part() -> None:
+    (metric,) = as_mergeables(made_of_others()["of two"])
+    assert isinstance(metric, TorchMetric)
+    parts = [fold(metric, [batch]) for batch in batches()]
+    kept = Untouched(parts)
+    merged = metric.merge(metric.merge(parts[0], parts[1]), parts[2])
+    assert metric.value(merged) == pytest.approx(metric.value(fold(metric, batches())))
+    kept.check()
+
+
+def test_numbers_beside_the_states_that_differ_are_not_merged() -> None:
+    (metric,) = as_mergeables(made_of_others()["running"])
+    assert isinstance(metric, TorchMetric)
+    one, two = fold(metric, batches()[:1]), fold(metric, batches()[:2])
+    with pytest.raises(RuntimeError, match=r"running was to be merged, .*_num_vals_seen': 1"):
+        metric.merge(one, two)
+
+
+class Forgetful(RootMeanSquare):
+    """With a list that is no state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
+
+    def update(self, pred: Tensor, target: Tensor) -> None:
+        """Beside the states."""
+        super().update(pred, target)
+        self.seen.append(pred)
+
+
+class Hidden(RootMeanSquare):
+    """With metrics that no one finds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.others = [RootMeanSquare()]
+
+
+class Counting(RootMeanSquare):
+    """With a number that is no state."""
+
+    batches = 0
+
+    def update(self, pred: Tensor, target: Tensor) -> None:
+        """One batch."""
+        super().update(pred, target)
+        self.batches += 1
+
+    def compute(self) -> Tensor:
+        """The number."""
+        return torch.tensor(self.batches)
+
+
+def test_a_list_that_is_no_state_is_refused_at_the_first_batch() -> None:
+    with pytest.raises(TypeError, match=r"forgetful expected .* changes of seen, .*add_state"):
+        fold(TorchMetric(Forgetful), batches()[:1])
+
+
+def test_metrics_in_a_list_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"Hidden expected .* submodules, got others of type list"):
+        TorchMetric(Hidden)
+
+
+def test_a_number_that_is_no_state_goes_along() -> None:
+    metric = TorchMetric(Counting)
+    assert metric.value(fold(metric, batches())) == 3.0
+
+
+def test_a_metric_of_several_numbers_is_refused_by_name() -> None:
+    class Pair(RootMeanSquare):
+        def compute(self) -> Tensor:
+            return torch.zeros(2)
+
+    metric = TorchMetric(Pair)
+    with pytest.raises(TypeError, match=r"TorchMetric: pair must measure one number.*\(2,\)"):
+        metric.value(fold(metric, batches()))

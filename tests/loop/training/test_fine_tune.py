@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from functional_sgd import adamw
+from functional_sgd import adamw, chain, round_stochastically, sgd
 from loop import CancelFit, Learner, State, fit
 from loop.callbacks.checkpoint import Checkpoint
 from loop.callbacks.freezing import BnFreeze
@@ -279,3 +279,15 @@ def test_a_second_half_without_a_length_is_an_error_before_the_first(lengths: An
     with pytest.raises(ValueError, match="expected epochs or steps"):
         fine_tune(mine, mine.init(), callbacks=[look], **lengths)
     assert not seen
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_both_halves_draw_by_the_seed_of_the_state(seed: int) -> None:
+    mine = learner(Two(), loaders(train=2), opt=chain(sgd(), round_stochastically))
+    seeds: list[int] = []
+
+    def note(state: State) -> None:
+        seeds.append(int(state.opt_state["seed"]))
+
+    fine_tune(mine, mine.init(seed), 1, callbacks=[on(before_train=note)])
+    assert seeds == [seed, seed]
