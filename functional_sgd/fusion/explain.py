@@ -10,11 +10,13 @@ import torch
 
 from functional_sgd.blocks import count_of
 from functional_sgd.call import take_apart
-from functional_sgd.fusion.backends.backend import treating
+from functional_sgd.fusion.backends.backend import Backend, treating
 from functional_sgd.fusion.group import Group, signatures
-from functional_sgd.fusion.passes import Pass, Step, TorchRule
+from functional_sgd.fusion.kernel import Dtypes
+from functional_sgd.fusion.passes import Pass, Program, Step, TorchRule
 from functional_sgd.fusion.pieces import lay_out
 from functional_sgd.notebook import html_table, show
+from functional_sgd.precision import computed_in
 from functional_sgd.rule import REQUIRED
 from functional_sgd.sharded import Shards
 from functional_sgd.table import aligned
@@ -55,6 +57,25 @@ class Explanation:
             if line:
                 below += f"<p>{escape(line)}</p>"
         show(str(self), table + below)
+
+
+def sources(
+    program: Program, blocks: Mapping[str, str], backend: Backend, dtype: torch.dtype
+) -> str:
+    """The code of every kernel of a program, for leaves and gradients of this dtype.
+
+    `blocks` are the slots of 8-bit codes, and those of their scales.
+    """
+    working, parts = computed_in(dtype), []
+    stored = {"param": dtype, "grad": dtype}
+    for codes, scales in blocks.items():
+        stored |= {codes: torch.uint8, scales: torch.float32}
+    for work in program.steps:
+        if isinstance(work, Pass):
+            reads = tuple([stored.get(name, working) for name in work.reads])
+            writes = tuple([stored.get(name, working) for name in work.outputs])
+            parts.append(backend.source(work, Dtypes(reads, writes, working, dtype)))
+    return "\n".join(parts)
 
 
 def explained(fused: "Fused", params: Tree) -> Explanation:

@@ -21,9 +21,8 @@ from functional_sgd.fusion.backends.foreach import ForeachBackend
 from functional_sgd.fusion.backends.triton.launch import TritonBackend
 from functional_sgd.fusion.buffers import Pool
 from functional_sgd.fusion.differentiated import Tracked, is_differentiated
-from functional_sgd.fusion.explain import explained
+from functional_sgd.fusion.explain import explained, sources
 from functional_sgd.fusion.group import Group, Needs, Signature, signatures
-from functional_sgd.fusion.kernel import Dtypes
 from functional_sgd.fusion.passes import Pass, Program
 from functional_sgd.fusion.pieces import lay_out
 from functional_sgd.fusion.planning import make_program
@@ -334,19 +333,8 @@ class Fused(Optimizer):
         C, or Triton's Python for "cuda"; a GPU's kernel is shown as it is when hypers are numbers.
         """
         backend = treating(self.backends.every, torch.device(device))
-        working = computed_in(dtype)
-        rounded = frozenset[str]() if dtype == working else frozenset({"param"})
-        program = self._program(rounded)
-        parts = []
-        for work in program.steps:
-            if isinstance(work, Pass):
-                stored = {"param": dtype, "grad": dtype}
-                for codes, scales in self.opt.plan.blocks.items():
-                    stored |= {codes: torch.uint8, scales: torch.float32}
-                reads = tuple(stored.get(name, working) for name in work.reads)
-                writes = tuple(stored.get(name, working) for name in work.outputs)
-                parts.append(backend.source(work, Dtypes(reads, writes, working, dtype)))
-        return "\n".join(parts)
+        rounded = frozenset[str]() if dtype == computed_in(dtype) else frozenset({"param"})
+        return sources(self._program(rounded), self.opt.plan.blocks, backend, dtype)
 
     def explain(self, params: Tree = None) -> None:
         """Print the passes of the chain, and the rules that torch runs between them, and why; a

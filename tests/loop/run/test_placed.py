@@ -173,11 +173,12 @@ def test_two_threads_cannot_run_one_model_at_once() -> None:
     model = net()
     own = dict(model.named_parameters())
     mine = plain(model)
+    start = mine.init()
     errors: list[BaseException] = []
 
     def elsewhere() -> None:
         try:
-            fit(mine, mine.init(), 1)
+            fit(mine, start, 1)
         except RuntimeError as error:
             errors.append(error)
 
