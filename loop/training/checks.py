@@ -1,5 +1,6 @@
 """States that do not go with a learner: found out before a run takes its first step."""
 
+from functional_sgd.placing import is_at_work
 from functional_sgd.sharded import any_distributed, distributed
 from loop.layout import processes
 from loop.learner import Learner
@@ -11,6 +12,8 @@ def check_frozen(learner: Learner, state: State) -> None:
 
     What is trained stands in the state: its params are, its buffers are not.
     """
+    if is_at_work(learner.model):
+        return  # it has the tensors of a batch, which say nothing of its own
     for name, own in learner.model.named_parameters():
         if own.requires_grad and name in state.buffers:
             happened, cure = "is False in the state, and True in the model", "unfreeze"

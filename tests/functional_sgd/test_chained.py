@@ -400,12 +400,3 @@ def test_what_a_rule_after_an_optimizer_keeps_is_evaluated() -> None:
     moved, state = opt(params, params, opt.init(params))
     assert opt.averages
     assert_same((moved, opt.evaluated(moved, state)), ({"a": torch.tensor([0.5])}, params))
-
-
-def test_a_default_decides_between_parts_in_front_of_an_optimizer() -> None:
-    """As it does in a chain of rules alone."""
-    first, second = fs.part(fs.adaptive_clip, eps=1e-3), fs.part(fs.normalize, eps=1e-6)
-    inner = fs.partition({"all": fs.sgd(lr=0.1)}, {"*": "all"})
-    assert fs.chain(first, second, inner, eps=1e-5).hyper["eps"] == 1e-5
-    with pytest.raises(ValueError, match=r"different defaults, 0.001 and 1e-06. Decide with"):
-        fs.chain(first, second, inner)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+import functional_sgd as fs
 from functional_sgd import (
     Chain,
     Optimizer,
@@ -341,3 +342,12 @@ def test_rules_around_another_optimizer_can_be_pickled() -> None:
     opt = chain(snapshot_mean, clip_rms, accumulate(adamw(lr=0.1), every=2))
     twin = pickle.loads(pickle.dumps(opt))
     assert (twin, repr(twin)) == (opt, repr(opt))
+
+
+def test_a_default_decides_between_parts_in_front_of_an_optimizer() -> None:
+    """As it does in a chain of rules alone."""
+    first, second = fs.part(fs.adaptive_clip, eps=1e-3), fs.part(fs.normalize, eps=1e-6)
+    inner = fs.partition({"all": fs.sgd(lr=0.1)}, {"*": "all"})
+    assert fs.chain(first, second, inner, eps=1e-5).hyper["eps"] == 1e-5
+    with pytest.raises(ValueError, match=r"different defaults, 0.001 and 1e-06. Decide with"):
+        fs.chain(first, second, inner)

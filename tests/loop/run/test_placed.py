@@ -169,6 +169,24 @@ def test_a_callback_may_evaluate_the_model_within_a_batch() -> None:
     assert_same(fit(mine, start, 2, [inside]).params, fit(mine, start, 2).params)
 
 
+@pytest.mark.parametrize("event", ["after_pred", "after_loss", "after_batch"])
+def test_a_callback_may_train_the_model_within_a_batch(event: str) -> None:
+    mine = plain(net())
+    start = mine.init()
+    inner = fit(mine, start, 1)
+    ends = []
+
+    def train(state: Any) -> None:
+        if state.train_iter < 5:
+            ends.append(fit(mine, start, 1))
+
+    outer = fit(mine, start, 2, [on(**{event: train})])
+    assert_same(outer.params, fit(mine, start, 2).params)
+    assert ends
+    for end in ends:
+        assert_same(end.params, inner.params)
+
+
 def test_two_threads_cannot_run_one_model_at_once() -> None:
     model = net()
     own = dict(model.named_parameters())
