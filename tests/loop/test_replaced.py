@@ -73,8 +73,10 @@ def test_the_best_weights_are_what_is_evaluated(name: str, tmp_path: Path) -> No
         assert shown(mine, state) == pytest.approx([best] * 3, rel=1e-6)
 
 
-@pytest.mark.parametrize("compile", [False, True])
-@pytest.mark.parametrize("name", OPTS)
+@pytest.mark.parametrize(
+    ("name", "compile"),
+    [*((name, False) for name in OPTS), ("average_params", True), ("schedule_free", True)],
+)
 def test_a_training_goes_on_from_them(name: str, compile: bool, tmp_path: Path) -> None:
     path = tmp_path / "good.safetensors"
     good = learner(fs.sgd(lr=0.2))

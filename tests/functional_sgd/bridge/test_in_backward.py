@@ -138,7 +138,7 @@ M_MMAP_THRESHOLD = -3
 if hasattr(ctypes.CDLL(None), "mallopt"):  # of glibc: what is freed from here on is given back
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 65536)
 torch.set_num_threads(1)
-model = torch.nn.Sequential(*(torch.nn.Linear(1024, 1024, bias=False) for _ in range(32)))
+model = torch.nn.Sequential(*(torch.nn.Linear(1024, 1024, bias=False) for _ in range(16)))
 named = dict(model.named_parameters())
 x = torch.randn(1, 1024)
 running, after = None, fs.to_torch(fs.sgd(lr=1e-6), named.items())
@@ -167,7 +167,7 @@ print((resident("VmHWM") - start) / 2**10)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_of_gradients() -> None:
-    """32 matrices of 4 MiB: 128 MiB of gradients after backward, a few of them within."""
+    """16 matrices of 4 MiB: 64 MiB of gradients after backward, a few of them within."""
     peaks = {}
     for way in ("after", "within"):
         done = subprocess.run(
@@ -178,8 +178,8 @@ def test_memory_of_gradients() -> None:
         )
         assert done.returncode == 0, done.stderr
         peaks[way] = float(done.stdout)
-    assert peaks["after"] >= 120
-    assert peaks["within"] <= 40
+    assert peaks["after"] >= 60
+    assert peaks["within"] <= 30
 
 
 @pytest.mark.parametrize(
