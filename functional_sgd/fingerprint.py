@@ -60,6 +60,8 @@ def fingerprint(value: Any, depth: int = _DEPTH) -> Any:
         return tuple([(repr(key), fingerprint(part, depth - 1)) for key, part in value.items()])
     if depth and isinstance(value, (list, tuple)):
         return type(value), tuple([fingerprint(part, depth - 1) for part in value])
+    if isinstance(value, (set, frozenset)):
+        return type(value), tuple(sorted(map(repr, value)))
     parts = [fingerprint(part, depth - 1) for part in _parts(value, depth)]
     if depth and isinstance(value, FunctionType) and not _is_of_library(value):
         for part in _globals(value):
@@ -76,20 +78,23 @@ def reads_outside(value: Any, depth: int = _DEPTH) -> bool:
     if isinstance(value, (type, ModuleType)) or not depth:
         return False
     if isinstance(value, FunctionType):
-        # Defaults stay what they are, but one may be a function, or have one: a reduction.
-        inside = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
-        inside = [one for one in inside if not isinstance(one, (*PLAIN, Tensor))]
-        cells = _cells(value)
-        if _is_of_library(value):
-            # What it was made with; a function of the user may be among that.
-            inside += [one for one in cells if not isinstance(one, PLAIN)]
-        else:
-            inside += [*cells, *_globals(value)]
-        return any(reads_outside(one, depth - 1) for one in inside)
+        return any(reads_outside(one, depth - 1) for one in _may_change(value))
     if _is_of_library(type(value)) and not isinstance(value, (*_DATA, MethodType)):
+        # A reduction, say, or a rule: what it calls may be of the user.
         attributes = getattr(value, "__dict__", {}).values()
         return any(callable(one) and reads_outside(one, depth - 1) for one in attributes)
     return True
+
+
+def _may_change(function: FunctionType) -> list[Any]:
+    """What a function reads besides its arguments, without what stays as it is: numbers that are
+    defaults, or that a library has made a function with.
+    """
+    found = [one for one in _defaults(function) if not isinstance(one, (*PLAIN, Tensor))]
+    cells = _cells(function)
+    if _is_of_library(function):
+        return [*found, *(one for one in cells if not isinstance(one, PLAIN))]
+    return [*found, *cells, *_globals(function)]
 
 
 def _parts(value: Any, depth: int) -> list[Any]:
@@ -99,10 +104,13 @@ def _parts(value: Any, depth: int) -> list[Any]:
     if isinstance(value, MethodType):
         return [value.__self__, value.__func__]
     if isinstance(value, FunctionType):
-        own = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
-        return [*_cells(value), *own]
+        return [*_cells(value), *_defaults(value)]
     attributes: dict[str, Any] = getattr(value, "__dict__", {})
     return [*attributes, *attributes.values()]
+
+
+def _defaults(function: FunctionType) -> list[Any]:
+    return [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
 
 
 def _cells(function: FunctionType) -> list[Any]:
