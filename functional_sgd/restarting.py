@@ -33,16 +33,29 @@ def restarted(opt: Optimizer, params: Tree, state: State) -> State:
         opt = opt.opt
     if isinstance(opt, Planned) and not _keeps_params(opt, params):
         return state  # as most do, which saves two states that would only be compared
-    zeros = optree.tree_map(torch.zeros_like, params)
-    ones = optree.tree_map(torch.ones_like, params)
-    columns = [flatten(opt.init(tree))[0] for tree in (params, zeros, ones)]
     leaves, spec = flatten(state)
+    fresh, _ = flatten(opt.init(params))
+    if all(map(_same, leaves, fresh)):
+        return state  # as that of a run which begins
+    depends = _depend_on_params(opt, params)
     chosen: list[Tensor] = []
-    for kept, first, zero, one in zip(leaves, *columns, strict=True):
-        # A first value that depends on the values of the params is a copy of them, or made of them.
-        chosen.append(kept if torch.equal(local(zero), local(one)) else first)
+    for kept, first, made_of_params in zip(leaves, fresh, depends, strict=True):
+        chosen.append(first if made_of_params else kept)
     result: State = unflatten(spec, chosen)
     return result
+
+
+def _depend_on_params(opt: Optimizer, params: Tree) -> list[bool]:
+    """Which leaves of a fresh state depend on the values of the params: copies, and what is made
+    of them.
+    """
+    zeros, _ = flatten(opt.init(optree.tree_map(torch.zeros_like, params)))
+    ones, _ = flatten(opt.init(optree.tree_map(torch.ones_like, params)))
+    return [not _same(zero, one) for zero, one in zip(zeros, ones, strict=True)]
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(local(one), local(other))
 
 
 def is_untouched(state: object) -> bool:
