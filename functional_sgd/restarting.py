@@ -59,12 +59,12 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 
 def is_untouched(state: object) -> bool:
-    """Whether an optimizer has taken no step with this state."""
+    """Whether an optimizer has taken no step with this state; of meta tensors nobody can tell."""
     if not isinstance(state, dict):
         return True
     for name, value in state.items():
         if name in (STEP, CALLS):
-            if bool(value.any()):
+            if value.is_meta or bool(value.any()):
                 return False
         elif not isinstance(value, Tensor) and not is_untouched(value):
             return False

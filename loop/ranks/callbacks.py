@@ -118,35 +118,43 @@ class Ranks:
         # In a bracket, since a run that is resumed does not pass before_fit again.
         data = learner_of(state).data
         if not isinstance(data, Cuts):
-            raise ValueError(
-                f"parallel: the learner has other data than parallel has cut: {data!r}. Call "
-                f"parallel on the learner that has this data."
-            )
+            raise _other_data(data)
         check_begun_alike(self.group, self.everyone, state, data)
         return nullcontext(Watch.begun(self.group, state))
 
     def before_batch(self, state: State) -> State | None:
-        """Say what share of a training batch this rank has."""
-        if not state.training:
-            return None
-        self._watch(state).params = state.params
-        loader = learner_of(state).data.train
-        assert isinstance(loader, Cut), "around_fit has checked it"
-        # `position` is that of the next batch.
-        samples = loader.length(state.position[1] - 1)
+        """Say what share of a batch this rank has."""
+        data = learner_of(state).data
+        loader: object
+        if state.training:
+            self._watch(state).params = state.params
+            # `position` is that of the next batch.
+            loader, index = data.train, state.position[1] - 1
+        else:
+            loader, index = data.valid, state.iter
+        if not isinstance(loader, Cut):
+            raise _other_data(data)
+        samples = loader.length(index)
+        part = loader.length_of_part(samples) / samples if samples else None
         if self.weight is None:
             weight: int | Tensor = samples
-            share: Share = loader.length_of_part(samples) / samples if samples else 0.0
+            share: Share = part or 0.0
         else:
             own, device = self.weight(state), device_of(state)
             mine = torch.as_tensor(own, dtype=torch.float64, device=device)
             weight = self.group.sums([mine])[0]
             share = torch.where(weight == 0, 0.0, mine / weight)
-        flags: Flags = state.resources[SHARED]
-        # The loss is summed over `group`, so a signal can travel with it only if that is everyone.
-        raised = flags.raised() if self.everyone == self.group else None
-        said = {"weight": weight, "samples": samples, "share": share, "raised": raised}
-        return state.remember(SHARED, said)
+        # Outside of `fit` nobody listens for signals. And the loss is summed over `group`, so a
+        # signal can travel with it only if that is everyone.
+        flags: Flags | None = state.resources.get(SHARED)
+        raised = None
+        if flags is not None and self.everyone == self.group:
+            raised = flags.raised()
+        # Buffers count by samples, whatever the loss does: a batch whose loss counts nothing has
+        # been seen by the model all the same, and of means the shares must add up to 1.
+        of_buffers = 1 / self.group.size if part is None else part
+        said = {"weight": weight, "samples": samples, "share": share, "of_buffers": of_buffers}
+        return state.remember(SHARED, {**said, "raised": raised})
 
     def after_backward(self, state: State) -> State | None:
         """Gradients and buffers as those of the whole batch, in one all-reduce; and its loss, if
@@ -263,17 +271,18 @@ class Ranks:
         """What this rank adds to the sums."""
         whole = state.memory.get(SHARED)
         # A batch that was cancelled before before_batch came here has no share yet.
-        share = 1 / self.group.size if whole is None else whole["share"]
+        of_buffers = 1 / self.group.size if whole is None else whole["of_buffers"]
         own = _Bucket([], [], [])
         if loss is not None:
-            own.loss.append(part_of_mean(loss, share))
+            assert whole is not None, "whoever has a loss has come by before_batch"
+            own.loss.append(part_of_mean(loss, whole["share"]))
         for name, grad in grads.items():
             if grad is None:
                 own.grads.append(torch.zeros_like(local(state.params[name])))
             else:
                 own.grads.append(local(grad))
         for buffer in buffers.values():
-            own.buffers.append(part_of_mean(local(buffer), share))
+            own.buffers.append(part_of_mean(local(buffer), of_buffers))
         return own
 
     def _averaged(self, state: State) -> dict[str, Tensor]:
@@ -311,6 +320,14 @@ class Ranks:
                 else:
                     sums[name] = named[name].merge(sums[name], value)
         return state.remember(RECORDER, replace(record, sums=sums))
+
+
+def _other_data(data: object) -> ValueError:
+    return ValueError(
+        f"parallel: the learner has other data than parallel has cut: {data!r}. Call parallel on "
+        f"the learner that has this data; a callback that lends other data replaces that of "
+        f"state.learner.data: replace(state.learner.data, train=loader)."
+    )
 
 
 class _Bucket(NamedTuple):

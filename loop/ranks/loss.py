@@ -48,10 +48,11 @@ class GlobalLoss:
         yield Flags()
 
     def after_loss(self, state: State) -> State | None:
-        """The value of all ranks, in training; in validation, tallies add up."""
-        if not state.training or self.late:
+        """The value of all ranks."""
+        if state.training and self.late:
             return None
-        assert state.loss is not None
+        if state.loss is None or state.loss.dim():
+            return None  # of a validation without targets, or of each sample
         part = part_of_mean(state.loss, state.memory[SHARED]["share"])
         value, *told = self.group.sums([part, *raised_in(state, part)])
         state = state.replace(loss=with_value(state.loss, value.to(state.loss.dtype)))
