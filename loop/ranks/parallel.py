@@ -46,6 +46,8 @@ def parallel(learner: Learner, mesh: Any = None, weight: str | Weight = "samples
       its inputs; later ones see that of the whole batch. If there are none that can see it before
       after_backward, it comes with the gradients, and `trace` shows it from there on. What a
       callback of your own counts in `state.memory` is of this rank alone.
+    - Shares are taken before callbacks change the batch. One that leaves samples out must come
+      first (`order` below -50), and `weight=loop.metrics.sample_count` count what is left.
     - The model itself goes into the learner, neither in DistributedDataParallel nor in FSDP. Where
       `parallelize_module` has cut it over another dimension of the mesh, ranks with the same part
       of a batch draw the same dropout.
