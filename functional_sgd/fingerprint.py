@@ -53,7 +53,9 @@ def fingerprint(value: Any, depth: int = _DEPTH) -> Any:
     if isinstance(value, PLAIN):
         return type(value), repr(value)
     if isinstance(value, Tensor):
-        return Identity(value), -1 if value.is_inference() else value._version
+        # A tensor of inference mode has no version.
+        version = -1 if value.is_inference() else value._version
+        return Identity(value), version
     if depth and isinstance(value, (Mapping, list, tuple)) and len(value) > _MANY:
         return Identity(value), len(value)
     if depth and isinstance(value, Mapping):
@@ -66,8 +68,10 @@ def fingerprint(value: Any, depth: int = _DEPTH) -> Any:
     if depth and isinstance(value, FunctionType) and not _is_of_library(value):
         for part in _globals(value):
             # Loggers and the like are made of what changes by itself, and matters to nobody.
-            settled = _is_of_library(type(part)) and not isinstance(part, (*_DATA, FunctionType))
-            parts.append(Identity(part) if settled else fingerprint(part, depth - 1))
+            if _is_of_library(type(part)) and not isinstance(part, (*_DATA, FunctionType)):
+                parts.append(Identity(part))
+            else:
+                parts.append(fingerprint(part, depth - 1))
     return Identity(value), tuple(parts)
 
 

@@ -294,7 +294,11 @@ def is_at_work(module: nn.Module) -> bool:
     stores: set[int] = set()
     for layer in module.modules():
         stores |= {id(layer._parameters), id(layer._buffers)}
-    return any(not stores.isdisjoint(store for store, _ in one.keys) for one in [*_ACTIVE])
+    for one in [*_ACTIVE]:  # a copy, since other threads may be at work
+        for store, _ in one.keys:
+            if store in stores:
+                return True
+    return False
 
 
 def later_than(placed: Placed) -> list["Placed"]:

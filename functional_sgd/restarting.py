@@ -38,10 +38,10 @@ def restarted(opt: Optimizer, params: Tree, state: State) -> State:
     if all(map(_same, leaves, fresh)):
         return state  # as that of a run which begins
     depends = _depend_on_params(opt, params)
-    chosen: list[Tensor] = []
-    for kept, first, made_of_params in zip(leaves, fresh, depends, strict=True):
-        chosen.append(first if made_of_params else kept)
-    result: State = unflatten(spec, chosen)
+    for place, made_of_params in enumerate(depends):
+        if made_of_params:
+            leaves[place] = fresh[place]
+    result: State = unflatten(spec, leaves)
     return result
 
 

@@ -38,7 +38,12 @@ class Slopes(NamedTuple):
 
     def dense(self) -> "Slopes":
         """The same for those who look at gradients, which may be sparse (of an embedding, say)."""
-        return self._replace(grads=[None if grad is None else dense(grad) for grad in self.grads])
+        grads: list[Tensor | None] = []
+        for grad in self.grads:
+            if grad is not None:
+                grad = dense(grad)
+            grads.append(grad)
+        return self._replace(grads=grads)
 
 
 @dataclass(frozen=True)
