@@ -91,6 +91,7 @@ class Cuts(DataLoaders):
 
     which: int = 0
     parts: int = 1
+    members: frozenset[int] = frozenset()  # the processes that have the parts, by their numbers
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -307,3 +307,18 @@ def test_what_cannot_be_done_with_pieces_is_refused(ranks: Ranks, tmp_path: Path
         assert "fit(compile=True): the params are DTensors" in graph
         assert "ranks do not have one clock" in clock
         assert "the params are cut over 2 processes, and batches over 1" in batches
+
+
+def among_others() -> str:
+    """What is said where batches are cut over as many processes as the params, but not these."""
+    mine, start = started_in_pieces(tower(), EACH, True)
+    others = replace(mine.data, members=frozenset({dist.get_rank(), 2}))  # type: ignore[call-arg]
+    with pytest.raises(ValueError, match="unshard") as caught:
+        fit(replace(mine, data=others), start, 1)
+    return str(caught.value)
+
+
+def test_batches_must_be_cut_over_the_very_processes_of_the_params(ranks: Ranks) -> None:
+    for said in ranks(among_others):
+        assert "are cut over 2 processes, and batches over 2 others" in said
+        assert "process 2 has none of 'scale'" in said
