@@ -275,6 +275,7 @@ def refused(folder: str) -> list[str]:
         lambda: fit(mine, start, 1, compile=True),
         lambda: fit(mine, start, 1, [Checkpoint(folder, seconds=1.0)]),
         lambda: fit(replace(tower(), model=gathering(tower().model, EACH)), start, 1),
+        lambda: mine.load(start),
     ):
         try:
             call()
@@ -301,12 +302,13 @@ def test_meshes_may_have_two_dimensions(ranks: Ranks) -> None:
 
 
 def test_what_cannot_be_done_with_pieces_is_refused(ranks: Ranks, tmp_path: Path) -> None:
-    for whole, graph, clock, batches in ranks(refused, str(tmp_path)):
+    for whole, graph, clock, batches, loading in ranks(refused, str(tmp_path)):
         assert "is in pieces (a DTensor)" in whole
         assert "unshard(state)" in whole
         assert "fit(compile=True): the params are DTensors" in graph
         assert "ranks do not have one clock" in clock
         assert "the params are cut over 2 processes, and batches over 1" in batches
+        assert "got 'scale' in pieces (a DTensor). Load unshard(state)" in loading
 
 
 def among_others() -> str:
