@@ -15,10 +15,15 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard
 
+from functional_sgd import sgd
 from functional_sgd.fusion import spent
 from functional_sgd.sharded import distributed
 from loop import (
+    Batches,
     Checkpoint,
+    DataLoaders,
+    Learner,
+    MixedPrecision,
     differences,
     fit,
     gathering,
@@ -324,3 +329,24 @@ def test_batches_must_be_cut_over_the_very_processes_of_the_params(ranks: Ranks)
     for said in ranks(among_others):
         assert "are cut over 2 processes, and batches over 2 others" in said
         assert "process 2 has none of 'scale'" in said
+
+
+def in_float16(bad: float) -> tuple[float, list[int]]:
+    """The loss scale after a batch whose gradient has this number in a row of rank 0, and of how
+    many elements a rank's pieces are.
+    """
+    model = torch.nn.Linear(2, 1)
+    x = torch.tensor([[1.0, bad]] * 4)
+    data = DataLoaders(Batches((x, x[:, :1]), 4))
+    half = MixedPrecision(torch.float16, init_scale=8.0)
+    mine = Learner(gathering(model), data, torch.nn.functional.mse_loss, sgd(lr=0.1), (), [half])
+    mine = parallel(mine)
+    start = shard(mine, mine.init(), init_device_mesh("cpu", (dist.get_world_size(),)))
+    end = fit(mine, start, 1)
+    sizes = [value.to_local().numel() for value in start.params.values()]
+    return end.memory["mixed_precision"]["scale"].item(), sizes
+
+
+def test_a_rank_without_a_piece_looks_for_what_is_not_finite_with_the_others(ranks: Ranks) -> None:
+    assert ranks(in_float16, 1.0) == [(8.0, [2, 1]), (8.0, [0, 0])]
+    assert ranks(in_float16, torch.inf) == [(4.0, [2, 1]), (4.0, [0, 0])]
