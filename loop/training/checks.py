@@ -1,7 +1,10 @@
 """States that do not go with a learner: found out before a run takes its first step."""
 
+from collections.abc import Sequence
+
 from functional_sgd.placing import is_at_work
 from functional_sgd.sharded import any_distributed, distributed
+from loop.callbacks.saving import SaveModel
 from loop.layout import processes
 from loop.learner import Learner
 from loop.state import State
@@ -52,3 +55,21 @@ def check_cut(learner: Learner, state: State) -> None:
             f"{len(readers) or 1}{others}. Fit parallel(learner) of all of these processes (the "
             f"mesh of shard, if it has one dimension), or unshard(state)."
         )
+
+
+def check_written(state: State, callbacks: Sequence[object]) -> None:
+    """Raise ValueError for a SaveModel that is to write params in pieces.
+
+    All ranks ask, before callbacks that only one has are left out elsewhere: what joins pieces, or
+    looks whether they are finite, needs all of them.
+    """
+    if not any_distributed(state.params.values()):
+        return
+    for callback in callbacks:
+        if isinstance(callback, SaveModel) and callback.path is not None:
+            raise ValueError(
+                f"SaveModel: expected whole params to write, got some in pieces (DTensors), of "
+                f"which this process has one; path is {str(callback.path)!r}. Use SaveModel(None), "
+                f"which ends with the best, and save(unshard(end), path) after the run; or "
+                f"Checkpoint, which writes pieces."
+            )

@@ -24,6 +24,7 @@ from loop import (
     DataLoaders,
     Learner,
     MixedPrecision,
+    SaveModel,
     differences,
     fit,
     gathering,
@@ -350,3 +351,17 @@ def in_float16(bad: float) -> tuple[float, list[int]]:
 def test_a_rank_without_a_piece_looks_for_what_is_not_finite_with_the_others(ranks: Ranks) -> None:
     assert ranks(in_float16, 1.0) == [(8.0, [2, 1]), (8.0, [0, 0])]
     assert ranks(in_float16, torch.inf) == [(4.0, [2, 1]), (4.0, [0, 0])]
+
+
+def written(folder: str) -> str:
+    """What is said of a SaveModel that is to write pieces."""
+    mine, start = started_in_pieces(tower(), EACH, True)
+    with pytest.raises(ValueError, match="SaveModel: expected whole params") as caught:
+        fit(mine, start, 1, [SaveModel(Path(folder) / "best.safetensors")])
+    return str(caught.value)
+
+
+def test_a_save_model_with_a_path_is_refused_on_all_ranks(ranks: Ranks, tmp_path: Path) -> None:
+    for said in ranks(written, str(tmp_path)):
+        assert "best.safetensors'. Use SaveModel(None)" in said
+        assert "save(unshard(end), path)" in said
