@@ -15,6 +15,7 @@ from functional_sgd.fusion.fused import donating
 from functional_sgd.fusion.spent import Donate
 from functional_sgd.notebook import html_facts
 from functional_sgd.optimizer import check_optimizer
+from functional_sgd.sharded import distributed
 from loop.callback import name_of
 from loop.data.batches import DataLoaders, loader_text
 from loop.donation import check_not_spent, taken
@@ -156,7 +157,7 @@ class Learner:
         So `torch.save(learner.load(end).state_dict(), path)` saves what was trained. Tied weights
         and buffers that are not persistent are copied too; a buffer takes the state's shape.
 
-        Raises ValueError if the state is of another model.
+        Raises ValueError if the state is of another model, TypeError if it is in pieces.
 
         >>> from functional_sgd import sgd
         >>> from loop import fit
@@ -173,6 +174,7 @@ class Learner:
         check_not_spent("Learner.load", state)
         given = {**evaluated(state, self.opt), **state.buffers}
         _check_names(own, given)
+        _check_whole(own, given)
         parameters = dict(self.model.named_parameters())
         for name, value in given.items():
             if value.shape != own[name].shape:
@@ -240,6 +242,21 @@ def _check_names(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None
             raise ValueError(
                 f"Learner.load: the state is of another model: only {where} has {name!r}. Pass "
                 f"a state of this learner."
+            )
+
+
+def _check_whole(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    """Raise TypeError for pieces that go into whole tensors, and the other way round."""
+    for name, value in given.items():
+        if distributed(value) and not distributed(own[name]):
+            raise TypeError(
+                f"Learner.load: expected whole tensors, as the model has, got {name!r} in pieces "
+                f"(a DTensor). Load unshard(state), which is called on all ranks."
+            )
+        if distributed(own[name]) and not distributed(value):
+            raise TypeError(
+                f"Learner.load: expected tensors in pieces (DTensors), as the model has, got "
+                f"{name!r} whole. Load a state that this learner's fit gave, not unshard(state)."
             )
 
 

@@ -1,7 +1,7 @@
 """Compute in half precision: autocast around the forward pass, and a loss scale for float16."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -11,7 +11,9 @@ from torch import Tensor
 
 from functional_sgd.outputs import map_output
 from functional_sgd.precision import HALVES
+from functional_sgd.sharded import distributed, full, local
 from loop.callback import Callback, Order
+from loop.layout import any_rank
 from loop.metrics.tally import widened
 from loop.run.signals import CancelStep
 from loop.run.stages import device_of
@@ -196,8 +198,26 @@ def all_finite(grads: Mapping[str, Tensor | None]) -> bool:
     >>> all_finite({"a": torch.ones(2), "b": None}), all_finite({"a": bad})
     (True, False)
     """
-    # torch raises an error for the infinity norm of an empty tensor.
-    leaves = [grad for grad in grads.values() if grad is not None and grad.numel() > 0]
+    pieces: list[Tensor] = []
+    meshes: dict[object, Tensor] = {}
+    for grad in grads.values():
+        if grad is None:
+            continue
+        # Terms of a sum may be finite where the sum is not.
+        if distributed(grad) and any(one.is_partial() for one in grad.placements):
+            grad = full(grad)
+        if distributed(grad):
+            meshes[grad.device_mesh] = grad
+        pieces.append(local(grad))
+    finite = _finite(pieces)
+    for grad in meshes.values():
+        finite = not any_rank(not finite, grad)
+    return finite
+
+
+def _finite(tensors: Sequence[Tensor]) -> bool:
+    # torch raises an error for the infinity norm of an empty tensor, as a piece may be.
+    leaves = [tensor for tensor in tensors if tensor.numel() > 0]
     if not leaves:
         return True
     # The largest absolute value of each leaf; NaN if it has one.

@@ -52,7 +52,8 @@ class SaveModel(Callback):
     are not finite are never kept or written, however good their monitor; a UserWarning says so.
 
     Raises ValueError for settings that make no sense, and for a monitor that is no column: before
-    the run if there is no validation data, else after the first epoch. Source: fastai.
+    the run if there is no validation data, else after the first epoch. So does `fit`, on all ranks,
+    for a path where params are in pieces (`shard`). Source: fastai.
     """
 
     path: str | Path | None

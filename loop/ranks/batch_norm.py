@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.parametrize import is_parametrized
 
 from loop.metrics.tally import widened
 from loop.ranks.group import Group, group_of
@@ -18,24 +19,26 @@ def global_batch_norm(model: nn.Module, mesh: Any = None) -> nn.Module:
     `mesh` is that of `parallel`. Mean and variance take an all-reduce each, forwards and backwards,
     on any device. So a part of one sample, or of none, is no error. Evaluation takes the running
     statistics, as ever; layers without (track_running_stats=False) take those of the batch of all
-    ranks then too, so all ranks must call the model. Raises what `parallel` raises for the mesh.
+    ranks then too, so all ranks must call the model.
+
+    Raises ValueError for a layer with a forward pass of its own, or with a parametrization; and
+    what `parallel` raises for the mesh.
     """
     group = group_of("global_batch_norm", mesh)
-    return _replaced(copy.deepcopy(model), group)
+    own = copy.deepcopy(model)
+    for name, layer in own.named_modules():
+        if isinstance(layer, _BatchNorm):
+            _check_forward(name, layer)
+            # Its class, and nothing else: it keeps its hooks, and all the places where it is.
+            layer.__class__ = GlobalBatchNorm
+            vars(layer)["group"] = group
+    return own
 
 
 class GlobalBatchNorm(_BatchNorm):
     """A BatchNorm layer of any number of dimensions; `global_batch_norm` makes it."""
 
-    def __init__(self, layer: _BatchNorm, group: Group) -> None:
-        super().__init__(
-            layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats
-        )
-        self.weight, self.bias = layer.weight, layer.bias
-        for name, buffer in layer.named_buffers(recurse=False):
-            setattr(self, name, buffer)
-        self.train(layer.training)
-        self.group = group
+    group: Group
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise; in training, or without running statistics, by mean and variance over all
@@ -94,9 +97,20 @@ class _Sum(torch.autograd.Function):
         return ctx.group.sums([grad.contiguous()])[0], None
 
 
-def _replaced(module: nn.Module, group: Group) -> nn.Module:
-    if isinstance(module, _BatchNorm):
-        return GlobalBatchNorm(module, group)
-    for name, child in module.named_children():
-        setattr(module, name, _replaced(child, group))
-    return module
+def _check_forward(name: str, layer: _BatchNorm) -> None:
+    """Raise ValueError for a layer that computes something else than torch's own do."""
+    forward = type(layer).forward
+    if is_parametrized(layer):
+        has = "a parametrization"
+    elif forward not in _KNOWN or "forward" in vars(layer):
+        has = "a forward pass of its own"
+    else:
+        return
+    raise ValueError(
+        f"global_batch_norm: expected layers of torch.nn, such as BatchNorm1d; {name!r} of the "
+        f"model, a {type(layer).__name__}, has {has}, which would be lost. Sum over the ranks in "
+        f"it yourself, or give the model a layer of torch.nn in its place."
+    )
+
+
+_KNOWN = (_BatchNorm.forward, nn.SyncBatchNorm.forward, GlobalBatchNorm.forward)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import optree
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from functional_sgd.outputs import with_fields
 from functional_sgd.tree import Tree
@@ -91,6 +92,7 @@ class Cuts(DataLoaders):
 
     which: int = 0
     parts: int = 1
+    members: frozenset[int] = frozenset()  # the processes that have the parts, by their numbers
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -163,6 +165,12 @@ def _piece(batch: Tree, place: slice, length: int) -> Tree:
         return batch[place] if of_samples else batch
     if isinstance(batch, Mapping):
         return {name: _part(one, place, length) for name, one in batch.items()}
+    if isinstance(batch, PackedSequence):
+        raise TypeError(
+            "parallel: expected batches of samples, got a PackedSequence, in which those of a "
+            "batch are mixed, so it cannot be cut. Let the loader pad (pad_sequence), give the "
+            "lengths as a tensor of the batch, and pack in the model's forward."
+        )
     if isinstance(batch, (tuple, list)):
         pieces = [_part(one, place, length) for one in batch]
         if hasattr(batch, "_fields"):  # a namedtuple, which takes its fields one by one

@@ -41,6 +41,8 @@ class Group:
 
         The bits are the same on every rank. It can be traced.
         """
+        # A rank may have none of a gradient, or other rows of it, where another's is sparse.
+        tensors = [_dense(tensor) for tensor in tensors]
         found = list(tensors)
         places: dict[torch.dtype, list[int]] = {}
         for place, tensor in enumerate(tensors):
@@ -99,6 +101,11 @@ class Group:
 
     def __repr__(self) -> str:
         return f"rank {self.rank} of {self.size}"
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    """A gradient that is sparse (of an embedding, say) as the dense one that it stands for."""
+    return tensor if tensor.layout is torch.strided else tensor.to_dense()
 
 
 _ANOTHER = (

@@ -73,9 +73,10 @@ def parallel(learner: Learner, mesh: Any = None, weight: str | Weight = "samples
     all_of_us = everyone("parallel", group, learner.model.parameters())
     ranks = Ranks(group, all_of_us, counted)
     ours = (ranks, GlobalLoss(group, all_of_us), LocalShare())
+    train, valid = learner.data.train, learner.data.valid
     return replace(
         learner,
-        data=Cuts(learner.data.train, learner.data.valid, group.rank, group.size),
+        data=Cuts(train, valid, group.rank, group.size, group.members),
         callbacks=(*ours, *learner.callbacks),
         salt=group.rank,
     )

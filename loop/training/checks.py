@@ -1,7 +1,10 @@
 """States that do not go with a learner: found out before a run takes its first step."""
 
+from collections.abc import Sequence
+
 from functional_sgd.placing import is_at_work
 from functional_sgd.sharded import any_distributed, distributed
+from loop.callbacks.saving import SaveModel
 from loop.layout import processes
 from loop.learner import Learner
 from loop.state import State
@@ -30,18 +33,43 @@ def check_frozen(learner: Learner, state: State) -> None:
 
 
 def check_cut(learner: Learner, state: State) -> None:
-    """Raise ValueError for params in pieces without batches in as many.
+    """Raise ValueError for params in pieces without batches that are cut over the same processes.
 
     The derivative of what gathers them is a sum over their processes. Of gradients of whole batches
-    it would be so many times too long, and of some of the parts it would be nothing.
+    it would be so many times too long, and of some of the parts it would be nothing. As many other
+    processes read the same part of a batch, and leave out the rest.
     """
-    cut = [value for value in state.params.values() if distributed(value)]
+    cut = {name: value for name, value in state.params.items() if distributed(value)}
     if not cut or any_distributed(learner.model.parameters()):  # torch has cut the layers too
         return
-    pieces = max(len(processes(value)) for value in cut)
-    parts = getattr(learner.data, "parts", 1)
-    if pieces not in (1, parts):
+    readers: frozenset[int] = getattr(learner.data, "members", frozenset())
+    for name, value in cut.items():
+        holders = processes(value)
+        if len(holders) == 1 or holders == readers:
+            continue
+        others = ""
+        if len(holders) == len(readers):
+            others = f" others: process {min(readers - holders)} has none of {name!r}"
         raise ValueError(
-            f"fit: the params are cut over {pieces} processes, and batches over {parts}. Fit "
-            f"parallel(learner) of all of these processes, or unshard(state)."
+            f"fit: the params are cut over {len(holders)} processes, and batches over "
+            f"{len(readers) or 1}{others}. Fit parallel(learner) of all of these processes (the "
+            f"mesh of shard, if it has one dimension), or unshard(state)."
         )
+
+
+def check_written(state: State, callbacks: Sequence[object]) -> None:
+    """Raise ValueError for a SaveModel that is to write params in pieces.
+
+    All ranks ask, before callbacks that only one has are left out elsewhere: what joins pieces, or
+    looks whether they are finite, needs all of them.
+    """
+    if not any_distributed(state.params.values()):
+        return
+    for callback in callbacks:
+        if isinstance(callback, SaveModel) and callback.path is not None:
+            raise ValueError(
+                f"SaveModel: expected whole params to write, got some in pieces (DTensors), of "
+                f"which this process has one; path is {str(callback.path)!r}. Use SaveModel(None), "
+                f"which ends with the best, and save(unshard(end), path) after the run; or "
+                f"Checkpoint, which writes pieces."
+            )

@@ -34,7 +34,7 @@ from loop.run.interrupt import STOPS, run_to_end
 from loop.run.machine import Run, Steps
 from loop.state import State
 from loop.training.alone import warn_if_alone
-from loop.training.checks import check_cut, check_frozen
+from loop.training.checks import check_cut, check_frozen, check_written
 from loop.training.collecting import Collector, CollectPredictions, joined
 from loop.training.length import Length, length_asked
 from loop.training.resume import begun_with, to_go_on_from
@@ -189,6 +189,7 @@ def begin(
     check_donate("fit", donate)
     check_cut(learner, state)
     check_frozen(learner, state)
+    check_written(state, [*learner.callbacks, *callbacks])
     warn_if_alone(learner, state)
     everyone = with_recorder([*learner.callbacks, *callbacks], compile)
     now = begun_with(learner, state, everyone, hyper, compile)

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pack_sequence
 from torch.utils.data import default_collate
 
 from loop.ranks.cut import Cut
@@ -50,3 +51,11 @@ def test_a_batch_of_two_dicts_is_none_of_two_samples(kind: Any) -> None:
 def test_a_pair_of_inputs_is_none_of_two_samples() -> None:
     batch = ((torch.arange(2), torch.arange(2)), torch.arange(2))
     assert parts_of(batch) == [(([0], [0]), [0]), (([1], [1]), [1])]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_packed_sequences_are_refused(first: bool) -> None:
+    packed, target = pack_sequence([torch.arange(3), torch.arange(2)]), torch.arange(2)
+    batch = (packed, target) if first else (target, packed)
+    with pytest.raises(TypeError, match=r"got a PackedSequence.* pack in the model's forward"):
+        parts_of(batch)

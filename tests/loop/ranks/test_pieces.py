@@ -15,10 +15,16 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard
 
+from functional_sgd import sgd
 from functional_sgd.fusion import spent
 from functional_sgd.sharded import distributed
 from loop import (
+    Batches,
     Checkpoint,
+    DataLoaders,
+    Learner,
+    MixedPrecision,
+    SaveModel,
     differences,
     fit,
     gathering,
@@ -275,6 +281,7 @@ def refused(folder: str) -> list[str]:
         lambda: fit(mine, start, 1, compile=True),
         lambda: fit(mine, start, 1, [Checkpoint(folder, seconds=1.0)]),
         lambda: fit(replace(tower(), model=gathering(tower().model, EACH)), start, 1),
+        lambda: mine.load(start),
     ):
         try:
             call()
@@ -301,9 +308,60 @@ def test_meshes_may_have_two_dimensions(ranks: Ranks) -> None:
 
 
 def test_what_cannot_be_done_with_pieces_is_refused(ranks: Ranks, tmp_path: Path) -> None:
-    for whole, graph, clock, batches in ranks(refused, str(tmp_path)):
+    for whole, graph, clock, batches, loading in ranks(refused, str(tmp_path)):
         assert "is in pieces (a DTensor)" in whole
         assert "unshard(state)" in whole
         assert "fit(compile=True): the params are DTensors" in graph
         assert "ranks do not have one clock" in clock
         assert "the params are cut over 2 processes, and batches over 1" in batches
+        assert "got 'scale' in pieces (a DTensor). Load unshard(state)" in loading
+
+
+def among_others() -> str:
+    """What is said where batches are cut over as many processes as the params, but not these."""
+    mine, start = started_in_pieces(tower(), EACH, True)
+    others = replace(mine.data, members=frozenset({dist.get_rank(), 2}))  # type: ignore[call-arg]
+    with pytest.raises(ValueError, match="unshard") as caught:
+        fit(replace(mine, data=others), start, 1)
+    return str(caught.value)
+
+
+def test_batches_must_be_cut_over_the_very_processes_of_the_params(ranks: Ranks) -> None:
+    for said in ranks(among_others):
+        assert "are cut over 2 processes, and batches over 2 others" in said
+        assert "process 2 has none of 'scale'" in said
+
+
+def in_float16(bad: float) -> tuple[float, list[int]]:
+    """The loss scale after a batch whose gradient has this number in a row of rank 0, and of how
+    many elements a rank's pieces are.
+    """
+    model = torch.nn.Linear(2, 1)
+    x = torch.tensor([[1.0, bad]] * 4)
+    data = DataLoaders(Batches((x, x[:, :1]), 4))
+    half = MixedPrecision(torch.float16, init_scale=8.0)
+    mine = Learner(gathering(model), data, torch.nn.functional.mse_loss, sgd(lr=0.1), (), [half])
+    mine = parallel(mine)
+    start = shard(mine, mine.init(), init_device_mesh("cpu", (dist.get_world_size(),)))
+    end = fit(mine, start, 1)
+    sizes = [value.to_local().numel() for value in start.params.values()]
+    return end.memory["mixed_precision"]["scale"].item(), sizes
+
+
+def test_a_rank_without_a_piece_looks_for_what_is_not_finite_with_the_others(ranks: Ranks) -> None:
+    assert ranks(in_float16, 1.0) == [(8.0, [2, 1]), (8.0, [0, 0])]
+    assert ranks(in_float16, torch.inf) == [(4.0, [2, 1]), (4.0, [0, 0])]
+
+
+def written(folder: str) -> str:
+    """What is said of a SaveModel that is to write pieces."""
+    mine, start = started_in_pieces(tower(), EACH, True)
+    with pytest.raises(ValueError, match="SaveModel: expected whole params") as caught:
+        fit(mine, start, 1, [SaveModel(Path(folder) / "best.safetensors")])
+    return str(caught.value)
+
+
+def test_a_save_model_with_a_path_is_refused_on_all_ranks(ranks: Ranks, tmp_path: Path) -> None:
+    for said in ranks(written, str(tmp_path)):
+        assert "best.safetensors'. Use SaveModel(None)" in said
+        assert "save(unshard(end), path)" in said
