@@ -41,6 +41,7 @@ def first_whole_batch(learner: Learner, state: State) -> tuple[Tree, ...]:
     whole = replace(learner, data=learner.data.whole())
     now = state.at_rest().replace(learner=whole, training=True)
     # No run: on one of several processes, a learner of whole batches may have none.
-    with global_generators_kept(device_of(state)), closing(batches_of_a_pass(now, 0)) as entering:
-        now = next(entering)(now)
+    with global_generators_kept(device_of(state)):
+        enter = next(iter(batches_of_a_pass(now, 0)))
+        now = enter(now)
     return (*(now.xb or ()), *(now.yb or ()))
