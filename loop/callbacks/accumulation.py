@@ -30,15 +30,14 @@ SHARED = "ranks"
 """Where a batch that is cut over several processes has its weight and its length, as a whole."""
 
 
-def count_targets(ignore_index: int = -100) -> Weight:
-    """A weight: how many targets of the batch are not `ignore_index`, as a 0-d tensor; for losses
-    that average them.
+@dataclass(frozen=True)
+class CountTargets:
+    """A weight that is equal to another of the same ignore_index."""
 
-    >>> count_targets()(State({}, {}, {}, {}, yb=(torch.tensor([[1, 2], [3, -100]]),)))
-    tensor(3)
-    """
+    ignore_index: int
 
-    def count(state: State) -> Tensor:
+    def __call__(self, state: State) -> Tensor:
+        """How many targets count."""
         batch: Tree = state.yb
         targets = [leaf for leaf in optree.tree_leaves(batch) if isinstance(leaf, Tensor)]
         # optree does not look into dataclasses.
@@ -47,9 +46,17 @@ def count_targets(ignore_index: int = -100) -> Weight:
             raise ValueError(
                 'GradientAccumulation: the batch has no targets to count. Use weight="samples".'
             )
-        return (targets[0] != ignore_index).sum()
+        return (targets[0] != self.ignore_index).sum()
 
-    return count
+
+def count_targets(ignore_index: int = -100) -> Weight:
+    """A weight: how many targets of the batch are not `ignore_index`, as a 0-d tensor; for losses
+    that average them.
+
+    >>> count_targets()(State({}, {}, {}, {}, yb=(torch.tensor([[1, 2], [3, -100]]),)))
+    tensor(3)
+    """
+    return CountTargets(ignore_index)
 
 
 WEIGHTS: Mapping[str, Weight] = {"samples": sample_count, "targets": count_targets()}
@@ -96,7 +103,8 @@ class GradientAccumulation(Callback):
     where weight must be what the loss divides by. `weight` is "samples" (the batch's length: losses
     that are means over samples), "targets" (targets that are not -100: `cross_entropy` over tokens,
     which leaves out padding; `count_targets(0)` for another ignore_index), or a function state ->
-    number or 0-d tensor, 0 or more. A batch of weight 0 counts nothing, whatever its gradient.
+    number or 0-d tensor, 0 or more. In a `parallel` learner both have the same weight. A batch of
+    weight 0 counts nothing, whatever its gradient.
     Half-precision gradients are summed, and handed on, as float32. An optimizer that reads `value`
     gets the mean loss of the window, which is state.loss from before_step to after_step.
 

@@ -54,6 +54,10 @@ class DataLoaders:
         if self.valid is not None:
             check_loader("DataLoaders: valid", self.valid)
 
+    def whole(self) -> "DataLoaders":
+        """The same data in whole batches, where `parallel` cuts them."""
+        return self
+
     def __repr__(self) -> str:
         return f"DataLoaders(train={loader_text(self.train)}, valid={loader_text(self.valid)})"
 

@@ -39,12 +39,13 @@ class GlobalBatchNorm(_BatchNorm):
     """A BatchNorm layer of any number of dimensions; `global_batch_norm` makes it."""
 
     group: Group
+    alone = False  # whether every rank has whole batches already
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise; in training, or without running statistics, by mean and variance over all
         ranks.
         """
-        if not self.training and self.running_mean is not None:
+        if self.alone or (not self.training and self.running_mean is not None):
             return super().forward(x)
         axes = [axis for axis in range(x.dim()) if axis != 1]
         shape = [1, -1, *[1] * (x.dim() - 2)]

@@ -102,6 +102,17 @@ class Cuts(DataLoaders):
             if loader is not None and not isinstance(loader, Cut):
                 object.__setattr__(self, name, Cut(loader, self.which, self.parts))
 
+    def whole(self) -> DataLoaders:
+        """The loaders that are cut."""
+        train, valid = _whole(self.train), _whole(self.valid)
+        assert train is not None, "DataLoaders has checked it"
+        return DataLoaders(train, valid)
+
+
+def _whole(loader: Iterable[Tree] | None) -> Iterable[Tree] | None:
+    whole: Iterable[Tree] | None = loader.whole if isinstance(loader, Cut) else loader
+    return whole
+
 
 def _reading_part(loader: object, which: int, parts: int) -> Iterable[Tree] | None:
     """A loader that reads no more than the part; None where there is no such."""

@@ -11,6 +11,7 @@ from loop.ranks.callbacks import Ranks
 from loop.ranks.cut import Cuts
 from loop.ranks.group import Group, everyone, group_of
 from loop.ranks.loss import GlobalLoss, LocalShare
+from loop.ranks.weights import OneWeight, check_weights
 
 
 def parallel(learner: Learner, mesh: Any = None, weight: str | Weight = "samples") -> Learner:
@@ -26,7 +27,7 @@ def parallel(learner: Learner, mesh: Any = None, weight: str | Weight = "samples
     `mesh` is a DeviceMesh of one dimension, such as `mesh["data"]`, or a process group; None is all
     processes. Start them by torchrun, and call `torch.distributed.init_process_group()` first.
     `weight` says what the loss divides by: "samples"; "targets", those that are not -100; or a
-    function state -> number or 0-d tensor (see GradientAccumulation).
+    function state -> number or 0-d tensor (see GradientAccumulation, which has the same one).
 
     What else differs from one process:
 
@@ -54,7 +55,8 @@ def parallel(learner: Learner, mesh: Any = None, weight: str | Weight = "samples
 
     Raises RuntimeError if torch.distributed has not been started; ValueError for a mesh of more
     dimensions, params that are cut over the processes of `mesh`, a loader with a
-    DistributedSampler, embeddings with max_norm, and an optimizer that takes a second gradient or
+    DistributedSampler, embeddings with max_norm, a GradientAccumulation with another weight, and an
+    optimizer that takes a second gradient or
     the loss elsewhere (sam, lbfgs), which would be of this rank's part.
     """
     group = group_of("parallel", mesh)
@@ -68,11 +70,12 @@ def parallel(learner: Learner, mesh: Any = None, weight: str | Weight = "samples
         )
     _check_embeddings(learner.model, group)
     counted: Weight | None = weight_called("parallel", weight)
+    check_weights(weight, learner.callbacks)
     if weight == "samples":
         counted = None  # every rank knows how many samples the batches of all have
     all_of_us = everyone("parallel", group, learner.model.parameters())
     ranks = Ranks(group, all_of_us, counted)
-    ours = (ranks, GlobalLoss(group, all_of_us), LocalShare())
+    ours = (ranks, GlobalLoss(group, all_of_us), LocalShare(), OneWeight(weight))
     train, valid = learner.data.train, learner.data.valid
     return replace(
         learner,

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from functional_sgd.placing import Placed
 from loop.learner import Learner
+from loop.ranks.batch_norm import GlobalBatchNorm
 from loop.run.chance import global_generators_kept
 from loop.run.entering import batches_of_a_pass
 from loop.run.forward import Unharmed, called
@@ -27,7 +28,8 @@ def refresh_buffers(learner: Learner, state: State, data: Iterable[object] | Non
     One pass over the training data (or other data) in training mode, without any callback;
     running_mean and running_var are the plain means over its batches. Other buffers that layers
     write to in training mode are written too. The state comes back as it is if the model has no
-    BatchNorm layer with such statistics.
+    BatchNorm layer with such statistics. With a `parallel` learner, call it on all ranks: each
+    reads the whole batches, so the numbers are those of one process.
 
     Raises ValueError if there is no data. Source: Izmailov et al. 2018; the numbers are those of
     torch.optim.swa_utils.update_bn.
@@ -36,8 +38,11 @@ def refresh_buffers(learner: Learner, state: State, data: Iterable[object] | Non
     layers = {name: layer for name, layer in model.named_modules() if _keeps_statistics(layer)}
     if not layers:
         return state
+    # Whole, since without callbacks nobody would make means of what ranks find in their parts.
+    loaders = learner.data.whole()
     if data is not None:
-        learner = replace(learner, data=replace(learner.data, train=data))
+        loaders = replace(loaders, train=data)
+    learner = replace(learner, data=loaders)
     calls = Unharmed("model")
     now = state.at_rest().replace(learner=learner, training=True)
     buffers = {**state.buffers, **_unmeasured(layers, state.buffers)}
@@ -46,6 +51,7 @@ def refresh_buffers(learner: Learner, state: State, data: Iterable[object] | Non
         running(model),
         global_generators_kept(device_of(state)),
         _plain_means(layers.values()),
+        _of_whole_batches(layers.values()),
         torch.no_grad(),
     ):
         model.train()
@@ -90,3 +96,16 @@ def _plain_means(layers: Iterable[_BatchNorm]) -> Iterator[None]:
     finally:
         for layer, momentum in momenta:
             layer.momentum = momentum
+
+
+@contextmanager
+def _of_whole_batches(layers: Iterable[_BatchNorm]) -> Iterator[None]:
+    """Let layers that see the batches of all ranks see those of this one, which are whole."""
+    shared = [layer for layer in layers if isinstance(layer, GlobalBatchNorm)]
+    try:
+        for layer in shared:
+            layer.alone = True
+        yield
+    finally:
+        for layer in shared:
+            layer.alone = False

@@ -11,8 +11,8 @@ from functional_sgd.tree import Tree
 from loop.callbacks import ParamScheduler
 from loop.learner import Learner
 from loop.state import State
-from loop.training.batch import first_batch
-from loop.training.fit import fit, highest_lr
+from loop.training.batch import first_whole_batch
+from loop.training.fit import check_arguments, fit, highest_lr
 
 
 def fit_flat_cos(
@@ -87,9 +87,10 @@ def overfit_one_batch(
     """Train on one batch over and over: a model that can learn at all brings this loss down.
     Nothing is validated.
 
-    The batch is that of `first_batch(learner, state)`. The run is one epoch of so many steps, so
-    schedules work as ever; the losses are in the history of the state returned. The other arguments
-    are those of `fit`. Raises ValueError if steps is below 1.
+    The batch is that of `first_batch(learner, state)`, of a `parallel` learner the whole one. The
+    run is one epoch of so many steps, so schedules work as ever; the losses are in the history of
+    the state returned. The other arguments are those of `fit`. Raises ValueError if steps is
+    below 1.
 
     >>> import torch
     >>> from functional_sgd import sgd
@@ -104,8 +105,10 @@ def overfit_one_batch(
         raise ValueError(
             f"overfit_one_batch: steps must be a whole number, 1 or more, got {steps!r}."
         )
-    xb, yb = first_batch(learner, state)
+    check_arguments("overfit_one_batch", learner, state, callbacks)
+    # Whole, since the data of a parallel learner cut what takes the place of their loader.
+    batch = first_whole_batch(learner, state)
     # The list has the same tensors `steps` times; nothing is copied.
-    data = replace(learner.data, train=[(*xb, *yb)] * steps, valid=None)
+    data = replace(learner.data, train=[batch] * steps, valid=None)
     alone = replace(learner, data=data)
     return fit(alone, state, 1, callbacks, **options)

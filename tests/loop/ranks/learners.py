@@ -131,6 +131,14 @@ CASES: dict[str, Callable[[], tuple[Learner, dict[str, Any]]]] = {
         learner(data=DataLoaders(batches().train), loss=penalized),
         {"weight": ignoring},
     ),
+    "accumulated targets": lambda: (
+        learner(
+            data=DataLoaders(batches().train),
+            loss=penalized,
+            callbacks=[GradientAccumulation(batches=3, weight=ignoring)],
+        ),
+        {"weight": ignoring},
+    ),
     "donated": lambda: (learner(), {"donate": True}),
     "steps": lambda: (learner(data=plain()), {"steps": 21, "steps_per_epoch": 5}),
 }
