@@ -6,7 +6,7 @@ from tests.faults.places import in_process, times
 
 
 def test_what_is_saved_is_whole_whenever_the_process_is_killed(tmp_path: Path) -> None:
-    found = in_process("saving", tmp_path, times(60, 1000))
+    found = in_process("saving", tmp_path, times(30, 1000))
     assert (found["wrong"], found["left"]) == ([], [])
     assert found["saved"] > 0
 
@@ -14,12 +14,12 @@ def test_what_is_saved_is_whole_whenever_the_process_is_killed(tmp_path: Path) -
 def test_the_file_of_the_best_weights_is_whole_whenever_the_process_is_killed(
     tmp_path: Path,
 ) -> None:
-    assert in_process("weights", tmp_path, times(40, 500)) == {"wrong": [], "left": []}
+    assert in_process("weights", tmp_path, times(20, 500)) == {"wrong": [], "left": []}
 
 
 def test_runs_that_are_killed_again_and_again_end_as_those_that_are_not(tmp_path: Path) -> None:
-    found = in_process("runs", tmp_path, times(25, 1000))
-    assert found["kills"] >= times(25, 1000)
+    found = in_process("runs", tmp_path, times(15, 1000))
+    assert found["kills"] >= times(15, 1000)
     assert (found["same"], found["left"]) == (True, [])
 
 
